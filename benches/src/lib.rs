@@ -1,0 +1,1 @@
+//! Benches of codewarden; see `benches/` and README.

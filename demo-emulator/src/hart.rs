@@ -1,0 +1,60 @@
+//! The state of one guest hart, as the interpreters and the compiled code see
+//! it. Compiled code uses the offsets of the fields: `repr(C)`.
+
+use std::sync::atomic::AtomicU8;
+
+/// Rounding to nearest, ties to even: the reset value of `frm`.
+pub const RNE: u8 = 0;
+
+/// Registers and execution state of one hart.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Hart {
+    /// Integer registers; `x[0]` stays 0.
+    pub x: [u64; 32],
+    /// Floating-point registers, singles NaN-boxed.
+    pub f: [u64; 32],
+    /// Address of the instruction that runs next.
+    pub pc: u64,
+    /// Accrued exception flags: NV 16, DZ 8, OF 4, UF 2, NX 1.
+    pub fflags: u8,
+    /// Rounding mode: 0 to 4, or an invalid value that traps when used.
+    pub frm: u8,
+    /// Whether a reservation of LR is held.
+    pub reserved: u8,
+    /// Asked to leave translated code; polled at every back edge.
+    pub exit_request: AtomicU8,
+    /// The reservation's guest address.
+    pub reservation_addr: u64,
+    /// What LR loaded: SC compares and exchanges with it.
+    pub reservation_value: u64,
+    /// Instructions retired, for `instret`; counted by the interpreters only.
+    pub instret: u64,
+    /// The link slot that the last exit came through, for the dispatcher.
+    pub exit_slot: u64,
+    /// Stack pointer of the entry trampoline, where a guest fault unwinds to.
+    pub host_sp: u64,
+    /// The direct-mapped front of the code cache, probed by compiled code.
+    pub front: u64,
+}
+
+impl Hart {
+    /// A hart about to run at `pc`, all registers 0.
+    pub fn new(pc: u64) -> Self {
+        Self {
+            x: [0; 32],
+            f: [0; 32],
+            pc,
+            fflags: 0,
+            frm: RNE,
+            reserved: 0,
+            exit_request: AtomicU8::new(0),
+            reservation_addr: 0,
+            reservation_value: 0,
+            instret: 0,
+            exit_slot: 0,
+            host_sp: 0,
+            front: 0,
+        }
+    }
+}

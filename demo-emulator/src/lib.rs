@@ -1,0 +1,4 @@
+//! RISC-V RV64GC Linux user mode on codewarden.
+
+pub mod hart;
+pub mod riscv;

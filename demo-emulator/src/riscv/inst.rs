@@ -1,0 +1,68 @@
+//! A decoded instruction. Compressed ones are decoded to what they expand to,
+//! with their own length.
+
+/// What an instruction does. Names are the assembler's with `_` for `.`.
+#[allow(non_camel_case_types, missing_docs)]
+#[rustfmt::skip]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Op {
+    // RV64I
+    Lui, Auipc, Jal, Jalr,
+    Beq, Bne, Blt, Bge, Bltu, Bgeu,
+    Lb, Lh, Lw, Ld, Lbu, Lhu, Lwu,
+    Sb, Sh, Sw, Sd,
+    Addi, Slti, Sltiu, Xori, Ori, Andi, Slli, Srli, Srai,
+    Add, Sub, Sll, Slt, Sltu, Xor, Srl, Sra, Or, And,
+    Addiw, Slliw, Srliw, Sraiw,
+    Addw, Subw, Sllw, Srlw, Sraw,
+    Fence, Fence_i, Ecall, Ebreak,
+    // Zicsr
+    Csrrw, Csrrs, Csrrc, Csrrwi, Csrrsi, Csrrci,
+    // M
+    Mul, Mulh, Mulhsu, Mulhu, Div, Divu, Rem, Remu,
+    Mulw, Divw, Divuw, Remw, Remuw,
+    // A
+    Lr_w, Sc_w, Amoswap_w, Amoadd_w, Amoxor_w, Amoand_w, Amoor_w,
+    Amomin_w, Amomax_w, Amominu_w, Amomaxu_w,
+    Lr_d, Sc_d, Amoswap_d, Amoadd_d, Amoxor_d, Amoand_d, Amoor_d,
+    Amomin_d, Amomax_d, Amominu_d, Amomaxu_d,
+    // F
+    Flw, Fsw, Fmadd_s, Fmsub_s, Fnmsub_s, Fnmadd_s,
+    Fadd_s, Fsub_s, Fmul_s, Fdiv_s, Fsqrt_s,
+    Fsgnj_s, Fsgnjn_s, Fsgnjx_s, Fmin_s, Fmax_s,
+    Fcvt_w_s, Fcvt_wu_s, Fcvt_l_s, Fcvt_lu_s,
+    Fcvt_s_w, Fcvt_s_wu, Fcvt_s_l, Fcvt_s_lu,
+    Fmv_x_w, Fmv_w_x, Feq_s, Flt_s, Fle_s, Fclass_s,
+    // D
+    Fld, Fsd, Fmadd_d, Fmsub_d, Fnmsub_d, Fnmadd_d,
+    Fadd_d, Fsub_d, Fmul_d, Fdiv_d, Fsqrt_d,
+    Fsgnj_d, Fsgnjn_d, Fsgnjx_d, Fmin_d, Fmax_d,
+    Fcvt_s_d, Fcvt_d_s,
+    Fcvt_w_d, Fcvt_wu_d, Fcvt_l_d, Fcvt_lu_d,
+    Fcvt_d_w, Fcvt_d_wu, Fcvt_d_l, Fcvt_d_lu,
+    Fmv_x_d, Fmv_d_x, Feq_d, Flt_d, Fle_d, Fclass_d,
+    /// No instruction of RV64GC; its bits are in `imm`.
+    Illegal,
+}
+
+/// One instruction. Fields that an operation does not have are 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Inst {
+    /// What it does.
+    pub op: Op,
+    /// Destination register, integer or floating-point as the operation says.
+    pub rd: u8,
+    /// First source; the 5-bit immediate of `csrr?i`.
+    pub rs1: u8,
+    /// Second source.
+    pub rs2: u8,
+    /// Third source of the fused operations.
+    pub rs3: u8,
+    /// Rounding mode field (7: dynamic); `aq`/`rl` bits of the atomics.
+    pub rm: u8,
+    /// Length in bytes: 2 or 4.
+    pub len: u8,
+    /// Immediate, sign-extended: the displacement of a jump, branch, load or
+    /// store; the shifted value of `lui` and `auipc`; the CSR number.
+    pub imm: i32,
+}

@@ -1,0 +1,3 @@
+//! RV64GC: instructions, their decoding and what they do.
+
+pub mod inst;

@@ -1,0 +1,1 @@
+//! The guests and the harness that runs them.

@@ -1,0 +1,6 @@
+//! codewarden keeps translated code true to the guest bytes that it came from.
+
+pub mod addr;
+pub mod error;
+pub mod protection;
+mod sync;
