@@ -1,3 +1,13 @@
 //! RV64GC: instructions, their decoding and what they do.
 
+pub mod csr;
+pub mod decode;
+pub mod encode;
+pub mod exec;
+pub mod fp;
 pub mod inst;
+pub mod oracle;
+pub mod trap;
+
+mod atomic;
+mod compressed;

@@ -1,0 +1,10 @@
+//! The guest's memory as the emulator's own code reaches it: the address
+//! window, accesses that report a fault instead of dying of it, and the host
+//! signal handler that makes this so.
+
+pub mod access;
+pub mod host_fault;
+pub mod window;
+
+pub use access::{AmoOp, Fault, FaultKind};
+pub use window::Window;

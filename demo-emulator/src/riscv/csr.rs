@@ -1,0 +1,68 @@
+//! The control and status registers of user mode.
+
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use super::inst::{Inst, Op};
+use crate::hart::Hart;
+
+/// Accrued exception flags.
+pub const FFLAGS: i32 = 0x001;
+/// Rounding mode.
+pub const FRM: i32 = 0x002;
+/// Both.
+pub const FCSR: i32 = 0x003;
+/// Cycles: nanoseconds here, as nothing better is known.
+pub const CYCLE: i32 = 0xc00;
+/// Time: nanoseconds.
+pub const TIME: i32 = 0xc01;
+/// Instructions retired by the interpreters.
+pub const INSTRET: i32 = 0xc02;
+
+/// Reads, and writes if the instruction writes; gives the value for `rd`.
+/// `None` is an illegal instruction.
+pub(super) fn exec(inst: &Inst, hart: &mut Hart) -> Option<u64> {
+    let operand = match inst.op {
+        Op::Csrrw | Op::Csrrs | Op::Csrrc => hart.x[usize::from(inst.rs1 & 31)],
+        _ => u64::from(inst.rs1),
+    };
+    let old = read(inst.imm, hart)?;
+    match inst.op {
+        Op::Csrrw | Op::Csrrwi => write(inst.imm, hart, operand)?,
+        // Setting or clearing by x0 or 0 is no write at all.
+        _ if inst.rs1 == 0 => {}
+        Op::Csrrs | Op::Csrrsi => write(inst.imm, hart, old | operand)?,
+        _ => write(inst.imm, hart, old & !operand)?,
+    }
+    Some(old)
+}
+
+fn read(csr: i32, hart: &Hart) -> Option<u64> {
+    Some(match csr {
+        FFLAGS => hart.fflags.into(),
+        FRM => hart.frm.into(),
+        FCSR => u64::from(hart.frm) << 5 | u64::from(hart.fflags),
+        CYCLE | TIME => nanoseconds(),
+        INSTRET => hart.instret,
+        _ => return None,
+    })
+}
+
+fn write(csr: i32, hart: &mut Hart, value: u64) -> Option<()> {
+    match csr {
+        FFLAGS => hart.fflags = value as u8 & 31,
+        FRM => hart.frm = value as u8 & 7,
+        FCSR => {
+            hart.fflags = value as u8 & 31;
+            hart.frm = (value >> 5) as u8 & 7;
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+/// Nanoseconds since the first call.
+fn nanoseconds() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}

@@ -1,0 +1,188 @@
+//! What each instruction does: the one definition that the oracle, tier 0 and
+//! the tests of compiled code share.
+
+use std::sync::atomic::{Ordering, fence};
+
+use super::inst::{Inst, Op};
+use super::trap::{Flow, Trap};
+use super::{atomic, csr, encode, fp};
+use crate::hart::Hart;
+use crate::memory::Window;
+
+/// Executes one instruction. `hart.pc` is the instruction's own address; it
+/// ends at the next one's, and where it was if the instruction traps.
+#[inline]
+pub fn exec(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<Flow, Trap> {
+    use Op::*;
+    let a = hart.x[usize::from(inst.rs1 & 31)];
+    let b = hart.x[usize::from(inst.rs2 & 31)];
+    let imm = inst.imm as i64 as u64;
+    let addr = a.wrapping_add(imm);
+    let (a32, b32, imm32) = (a as u32, b as u32, inst.imm as u32);
+    let word = |value: u32| value as i32 as i64 as u64;
+    let value = match inst.op {
+        Lui => imm,
+        Auipc => hart.pc.wrapping_add(imm),
+        Jal => return jump(inst, hart, hart.pc.wrapping_add(imm)),
+        Jalr => return jump(inst, hart, addr & !1),
+        Beq => return branch(inst, hart, a == b),
+        Bne => return branch(inst, hart, a != b),
+        Blt => return branch(inst, hart, (a as i64) < b as i64),
+        Bge => return branch(inst, hart, a as i64 >= b as i64),
+        Bltu => return branch(inst, hart, a < b),
+        Bgeu => return branch(inst, hart, a >= b),
+
+        Lb => mem.load_u8(addr).map_err(Trap::LoadFault)? as i8 as u64,
+        Lh => mem.load_u16(addr).map_err(Trap::LoadFault)? as i16 as u64,
+        Lw => mem.load_u32(addr).map_err(Trap::LoadFault)? as i32 as u64,
+        Ld => mem.load_u64(addr).map_err(Trap::LoadFault)?,
+        Lbu => mem.load_u8(addr).map_err(Trap::LoadFault)?.into(),
+        Lhu => mem.load_u16(addr).map_err(Trap::LoadFault)?.into(),
+        Lwu => mem.load_u32(addr).map_err(Trap::LoadFault)?.into(),
+        Sb => return stored(inst, hart, mem.store_u8(addr, b as u8)),
+        Sh => return stored(inst, hart, mem.store_u16(addr, b as u16)),
+        Sw => return stored(inst, hart, mem.store_u32(addr, b32)),
+        Sd => return stored(inst, hart, mem.store_u64(addr, b)),
+
+        Addi => addr,
+        Slti => u64::from((a as i64) < imm as i64),
+        Sltiu => u64::from(a < imm),
+        Xori => a ^ imm,
+        Ori => a | imm,
+        Andi => a & imm,
+        Slli => a.wrapping_shl(imm32),
+        Srli => a.wrapping_shr(imm32),
+        Srai => (a as i64).wrapping_shr(imm32) as u64,
+        Add => a.wrapping_add(b),
+        Sub => a.wrapping_sub(b),
+        Sll => a.wrapping_shl(b32),
+        Slt => u64::from((a as i64) < b as i64),
+        Sltu => u64::from(a < b),
+        Xor => a ^ b,
+        Srl => a.wrapping_shr(b32),
+        Sra => (a as i64).wrapping_shr(b32) as u64,
+        Or => a | b,
+        And => a & b,
+        Addiw => word(addr as u32),
+        Slliw => word(a32.wrapping_shl(imm32)),
+        Srliw => word(a32.wrapping_shr(imm32)),
+        Sraiw => (a32 as i32).wrapping_shr(imm32) as u64,
+        Addw => word(a32.wrapping_add(b32)),
+        Subw => word(a32.wrapping_sub(b32)),
+        Sllw => word(a32.wrapping_shl(b32)),
+        Srlw => word(a32.wrapping_shr(b32)),
+        Sraw => (a32 as i32).wrapping_shr(b32) as u64,
+
+        Mul => a.wrapping_mul(b),
+        Mulh => ((a as i64 as i128 * b as i64 as i128) >> 64) as u64,
+        Mulhsu => ((a as i64 as i128 * b as i128) >> 64) as u64,
+        Mulhu => ((a as u128 * b as u128) >> 64) as u64,
+        Mulw => word(a32.wrapping_mul(b32)),
+        // Division by zero gives all ones and the dividend; the overflow of
+        // the least number by -1 gives the dividend and 0.
+        Div => {
+            if b == 0 {
+                u64::MAX
+            } else {
+                (a as i64).wrapping_div(b as i64) as u64
+            }
+        }
+        Divu => a.checked_div(b).unwrap_or(u64::MAX),
+        Rem => {
+            if b == 0 {
+                a
+            } else {
+                (a as i64).wrapping_rem(b as i64) as u64
+            }
+        }
+        Remu => a.checked_rem(b).unwrap_or(a),
+        Divw => word(if b32 == 0 { u32::MAX } else { (a32 as i32).wrapping_div(b32 as i32) as u32 }),
+        Divuw => word(a32.checked_div(b32).unwrap_or(u32::MAX)),
+        Remw => word(if b32 == 0 { a32 } else { (a32 as i32).wrapping_rem(b32 as i32) as u32 }),
+        Remuw => word(a32.checked_rem(b32).unwrap_or(a32)),
+
+        Fence => {
+            fence(Ordering::SeqCst);
+            return retire(inst, hart, Flow::Next);
+        }
+        Fence_i => {
+            fence(Ordering::SeqCst);
+            return retire(inst, hart, Flow::FenceI);
+        }
+        Ecall => return Err(Trap::Ecall),
+        Ebreak => return Err(Trap::Ebreak),
+        Illegal => return Err(Trap::Illegal(imm32)),
+
+        Csrrw | Csrrs | Csrrc | Csrrwi | Csrrsi | Csrrci => {
+            csr::exec(inst, hart).ok_or_else(|| Trap::Illegal(encode::encode(inst)))?
+        }
+
+        Lr_w | Sc_w | Amoswap_w | Amoadd_w | Amoxor_w | Amoand_w | Amoor_w | Amomin_w | Amomax_w | Amominu_w
+        | Amomaxu_w => atomic::exec_word(inst, hart, mem)?,
+        Lr_d | Sc_d | Amoswap_d | Amoadd_d | Amoxor_d | Amoand_d | Amoor_d | Amomin_d | Amomax_d | Amominu_d
+        | Amomaxu_d => atomic::exec_double(inst, hart, mem)?,
+
+        Flw => {
+            let bits = mem.load_u32(addr).map_err(Trap::LoadFault)?;
+            return loaded_fp(inst, hart, fp::boxed(bits));
+        }
+        Fld => {
+            let bits = mem.load_u64(addr).map_err(Trap::LoadFault)?;
+            return loaded_fp(inst, hart, bits);
+        }
+        Fsw => return stored(inst, hart, mem.store_u32(addr, hart.f[usize::from(inst.rs2 & 31)] as u32)),
+        Fsd => return stored(inst, hart, mem.store_u64(addr, hart.f[usize::from(inst.rs2 & 31)])),
+        _ => {
+            return match fp::exec(inst, hart) {
+                true => retire(inst, hart, Flow::Next),
+                false => Err(Trap::Illegal(encode::encode(inst))),
+            };
+        }
+    };
+    set_x(hart, inst.rd, value);
+    retire(inst, hart, Flow::Next)
+}
+
+/// Writes an integer register, of which x0 stays 0.
+#[inline(always)]
+pub(super) fn set_x(hart: &mut Hart, rd: u8, value: u64) {
+    hart.x[usize::from(rd & 31)] = value;
+    hart.x[0] = 0;
+}
+
+#[inline(always)]
+fn retire(inst: &Inst, hart: &mut Hart, flow: Flow) -> Result<Flow, Trap> {
+    hart.pc = hart.pc.wrapping_add(u64::from(inst.len));
+    hart.instret = hart.instret.wrapping_add(1);
+    Ok(flow)
+}
+
+#[inline(always)]
+fn jump(inst: &Inst, hart: &mut Hart, target: u64) -> Result<Flow, Trap> {
+    set_x(hart, inst.rd, hart.pc.wrapping_add(u64::from(inst.len)));
+    hart.pc = target;
+    hart.instret = hart.instret.wrapping_add(1);
+    Ok(Flow::Jump)
+}
+
+#[inline(always)]
+fn branch(inst: &Inst, hart: &mut Hart, taken: bool) -> Result<Flow, Trap> {
+    if !taken {
+        return retire(inst, hart, Flow::Next);
+    }
+    hart.pc = hart.pc.wrapping_add(inst.imm as i64 as u64);
+    hart.instret = hart.instret.wrapping_add(1);
+    Ok(Flow::Jump)
+}
+
+#[inline(always)]
+fn stored(inst: &Inst, hart: &mut Hart, outcome: Result<(), crate::memory::Fault>) -> Result<Flow, Trap> {
+    outcome.map_err(Trap::StoreFault)?;
+    retire(inst, hart, Flow::Next)
+}
+
+#[inline(always)]
+fn loaded_fp(inst: &Inst, hart: &mut Hart, bits: u64) -> Result<Flow, Trap> {
+    hart.f[usize::from(inst.rd & 31)] = bits;
+    retire(inst, hart, Flow::Next)
+}

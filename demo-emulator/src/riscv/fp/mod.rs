@@ -1,0 +1,165 @@
+//! The operations of the F and D extensions, bit for bit, flags included.
+//!
+//! Singles live NaN-boxed in the registers: one whose upper half is not all
+//! ones reads as the canonical NaN. Results that are NaN are the canonical one
+//! unless the operation only moves bits.
+
+pub mod format;
+pub mod soft;
+
+mod compare;
+
+use self::compare::Relation;
+use self::format::{DOUBLE, Format, Rounded, Rounding, SINGLE};
+use self::soft::Int;
+use super::exec::set_x;
+use super::inst::{Inst, Op};
+use crate::hart::Hart;
+
+const BOX: u64 = 0xffff_ffff_0000_0000;
+
+/// A single as a register holds it.
+#[inline]
+pub fn boxed(bits: u32) -> u64 {
+    BOX | u64::from(bits)
+}
+
+#[inline]
+fn read(hart: &Hart, format: Format, register: u8) -> u64 {
+    let bits = hart.f[usize::from(register & 31)];
+    if format == DOUBLE {
+        bits
+    } else if bits & BOX == BOX {
+        bits & !BOX
+    } else {
+        SINGLE.canonical_nan()
+    }
+}
+
+#[inline]
+fn write(hart: &mut Hart, format: Format, register: u8, bits: u64) {
+    hart.f[usize::from(register & 31)] = if format == DOUBLE { bits } else { BOX | bits };
+}
+
+/// Executes an operation on floating-point registers, all but the loads and
+/// stores. It changes `f[rd]` or `x[rd]` and `fflags`, never `pc`. `false`: no
+/// such rounding mode, and nothing has changed.
+pub fn exec(inst: &Inst, hart: &mut Hart) -> bool {
+    let Some(rounding) = Rounding::resolve(inst.rm, hart.frm) else {
+        return false;
+    };
+    use Op::*;
+    match inst.op {
+        Fadd_s => arithmetic(inst, hart, SINGLE, |a, b| soft::add(SINGLE, a, b, rounding)),
+        Fadd_d => arithmetic(inst, hart, DOUBLE, |a, b| soft::add(DOUBLE, a, b, rounding)),
+        Fsub_s => arithmetic(inst, hart, SINGLE, |a, b| soft::sub(SINGLE, a, b, rounding)),
+        Fsub_d => arithmetic(inst, hart, DOUBLE, |a, b| soft::sub(DOUBLE, a, b, rounding)),
+        Fmul_s => arithmetic(inst, hart, SINGLE, |a, b| soft::mul(SINGLE, a, b, rounding)),
+        Fmul_d => arithmetic(inst, hart, DOUBLE, |a, b| soft::mul(DOUBLE, a, b, rounding)),
+        Fdiv_s => arithmetic(inst, hart, SINGLE, |a, b| soft::div(SINGLE, a, b, rounding)),
+        Fdiv_d => arithmetic(inst, hart, DOUBLE, |a, b| soft::div(DOUBLE, a, b, rounding)),
+        Fsqrt_s => arithmetic(inst, hart, SINGLE, |a, _| soft::sqrt(SINGLE, a, rounding)),
+        Fsqrt_d => arithmetic(inst, hart, DOUBLE, |a, _| soft::sqrt(DOUBLE, a, rounding)),
+        Fmadd_s => fused(inst, hart, SINGLE, rounding, false, false),
+        Fmadd_d => fused(inst, hart, DOUBLE, rounding, false, false),
+        Fmsub_s => fused(inst, hart, SINGLE, rounding, false, true),
+        Fmsub_d => fused(inst, hart, DOUBLE, rounding, false, true),
+        Fnmsub_s => fused(inst, hart, SINGLE, rounding, true, false),
+        Fnmsub_d => fused(inst, hart, DOUBLE, rounding, true, false),
+        Fnmadd_s => fused(inst, hart, SINGLE, rounding, true, true),
+        Fnmadd_d => fused(inst, hart, DOUBLE, rounding, true, true),
+
+        Fsgnj_s => arithmetic(inst, hart, SINGLE, |a, b| sign_inject(SINGLE, a, b)),
+        Fsgnj_d => arithmetic(inst, hart, DOUBLE, |a, b| sign_inject(DOUBLE, a, b)),
+        Fsgnjn_s => arithmetic(inst, hart, SINGLE, |a, b| sign_inject(SINGLE, a, !b)),
+        Fsgnjn_d => arithmetic(inst, hart, DOUBLE, |a, b| sign_inject(DOUBLE, a, !b)),
+        Fsgnjx_s => arithmetic(inst, hart, SINGLE, |a, b| sign_inject(SINGLE, a, a ^ b)),
+        Fsgnjx_d => arithmetic(inst, hart, DOUBLE, |a, b| sign_inject(DOUBLE, a, a ^ b)),
+        Fmin_s => arithmetic(inst, hart, SINGLE, |a, b| compare::min_max(SINGLE, false, a, b)),
+        Fmin_d => arithmetic(inst, hart, DOUBLE, |a, b| compare::min_max(DOUBLE, false, a, b)),
+        Fmax_s => arithmetic(inst, hart, SINGLE, |a, b| compare::min_max(SINGLE, true, a, b)),
+        Fmax_d => arithmetic(inst, hart, DOUBLE, |a, b| compare::min_max(DOUBLE, true, a, b)),
+
+        Fcvt_s_d => {
+            let outcome = soft::convert(DOUBLE, SINGLE, read(hart, DOUBLE, inst.rs1), rounding);
+            finish(inst, hart, SINGLE, outcome);
+        }
+        Fcvt_d_s => {
+            let outcome = soft::convert(SINGLE, DOUBLE, read(hart, SINGLE, inst.rs1), rounding);
+            finish(inst, hart, DOUBLE, outcome);
+        }
+        Fcvt_w_s => to_int(inst, hart, SINGLE, Int::W, rounding),
+        Fcvt_wu_s => to_int(inst, hart, SINGLE, Int::Wu, rounding),
+        Fcvt_l_s => to_int(inst, hart, SINGLE, Int::L, rounding),
+        Fcvt_lu_s => to_int(inst, hart, SINGLE, Int::Lu, rounding),
+        Fcvt_w_d => to_int(inst, hart, DOUBLE, Int::W, rounding),
+        Fcvt_wu_d => to_int(inst, hart, DOUBLE, Int::Wu, rounding),
+        Fcvt_l_d => to_int(inst, hart, DOUBLE, Int::L, rounding),
+        Fcvt_lu_d => to_int(inst, hart, DOUBLE, Int::Lu, rounding),
+        Fcvt_s_w => from_int(inst, hart, SINGLE, Int::W, rounding),
+        Fcvt_s_wu => from_int(inst, hart, SINGLE, Int::Wu, rounding),
+        Fcvt_s_l => from_int(inst, hart, SINGLE, Int::L, rounding),
+        Fcvt_s_lu => from_int(inst, hart, SINGLE, Int::Lu, rounding),
+        Fcvt_d_w => from_int(inst, hart, DOUBLE, Int::W, rounding),
+        Fcvt_d_wu => from_int(inst, hart, DOUBLE, Int::Wu, rounding),
+        Fcvt_d_l => from_int(inst, hart, DOUBLE, Int::L, rounding),
+        Fcvt_d_lu => from_int(inst, hart, DOUBLE, Int::Lu, rounding),
+
+        Feq_s => relation(inst, hart, SINGLE, Relation::Equal),
+        Feq_d => relation(inst, hart, DOUBLE, Relation::Equal),
+        Flt_s => relation(inst, hart, SINGLE, Relation::Less),
+        Flt_d => relation(inst, hart, DOUBLE, Relation::Less),
+        Fle_s => relation(inst, hart, SINGLE, Relation::LessOrEqual),
+        Fle_d => relation(inst, hart, DOUBLE, Relation::LessOrEqual),
+        Fclass_s => set_x(hart, inst.rd, compare::classify(SINGLE, read(hart, SINGLE, inst.rs1))),
+        Fclass_d => set_x(hart, inst.rd, compare::classify(DOUBLE, read(hart, DOUBLE, inst.rs1))),
+
+        // Moves look at no boxing.
+        Fmv_x_w => set_x(hart, inst.rd, hart.f[usize::from(inst.rs1 & 31)] as i32 as u64),
+        Fmv_x_d => set_x(hart, inst.rd, hart.f[usize::from(inst.rs1 & 31)]),
+        Fmv_w_x => write(hart, SINGLE, inst.rd, hart.x[usize::from(inst.rs1 & 31)] & !BOX),
+        Fmv_d_x => write(hart, DOUBLE, inst.rd, hart.x[usize::from(inst.rs1 & 31)]),
+        _ => return false,
+    }
+    true
+}
+
+#[inline]
+fn finish(inst: &Inst, hart: &mut Hart, format: Format, outcome: Rounded) {
+    write(hart, format, inst.rd, outcome.bits);
+    hart.fflags |= outcome.flags;
+}
+
+#[inline]
+fn arithmetic(inst: &Inst, hart: &mut Hart, format: Format, operation: impl FnOnce(u64, u64) -> Rounded) {
+    let outcome = operation(read(hart, format, inst.rs1), read(hart, format, inst.rs2));
+    finish(inst, hart, format, outcome);
+}
+
+fn fused(inst: &Inst, hart: &mut Hart, format: Format, rounding: Rounding, negate_product: bool, negate_addend: bool) {
+    let a = read(hart, format, inst.rs1) ^ if negate_product { format.sign() } else { 0 };
+    let b = read(hart, format, inst.rs2);
+    let c = read(hart, format, inst.rs3) ^ if negate_addend { format.sign() } else { 0 };
+    finish(inst, hart, format, soft::fused(format, a, b, c, rounding));
+}
+
+fn sign_inject(format: Format, magnitude: u64, sign: u64) -> Rounded {
+    Rounded::exact(magnitude & (format.sign() - 1) | sign & format.sign())
+}
+
+fn to_int(inst: &Inst, hart: &mut Hart, format: Format, int: Int, rounding: Rounding) {
+    let outcome = soft::to_int(format, read(hart, format, inst.rs1), int, rounding);
+    set_x(hart, inst.rd, outcome.bits);
+    hart.fflags |= outcome.flags;
+}
+
+fn from_int(inst: &Inst, hart: &mut Hart, format: Format, int: Int, rounding: Rounding) {
+    let outcome = soft::from_int(format, hart.x[usize::from(inst.rs1 & 31)], int, rounding);
+    finish(inst, hart, format, outcome);
+}
+
+fn relation(inst: &Inst, hart: &mut Hart, format: Format, relation: Relation) {
+    let outcome = compare::holds(format, relation, read(hart, format, inst.rs1), read(hart, format, inst.rs2));
+    set_x(hart, inst.rd, outcome.bits);
+    hart.fflags |= outcome.flags;
+}
