@@ -1,0 +1,25 @@
+// The cost of one store to data beside hot code, or with the flag `apart` to
+// data on a page without code. `line` puts it in the code's own 64 bytes:
+//   bench-data ITERATIONS [apart | line]
+
+#include "bench.h"
+
+int main(int argc, char **argv) {
+    u64 n = iterations(argc, argv, 100000);
+    char *page = map_code(2);
+    static const u32 loop[] = {
+        0x00053283, // ld   t0, 0(a0)
+        0x00128293, // addi t0, t0, 1
+        0x00553023, // sd   t0, 0(a0)
+        0xfff58593, // addi a1, a1, -1
+        0xfe0598e3, // bnez a1, -16
+        RET,
+    };
+    for (int i = 0; i < 6; i++) store32(page + 4 * i, loop[i]);
+    flush_all_harts(page, PAGE);
+    char *at = page + (has_flag(argc, argv, "apart") ? PAGE : has_flag(argc, argv, "line") ? 40 : 2048);
+    u64 started = now_ns();
+    ((void (*)(char *, u64))page)(at, n);
+    if (*(u64 *)at != n) die(EXIT_WRONG, "counter", *(u64 *)at, n);
+    return report("bench-data", n, started);
+}

@@ -1,0 +1,45 @@
+// One hart stores across a page boundary again and again while another runs
+// code of both pages, which is translated and protected again each time. A
+// translator that always protects one of the two pages first can starve the
+// store: here it must finish.
+
+#include "rt.h"
+
+enum { STORES = 3000 };
+static u32 *block;
+static u32 runner_ready, finished;
+
+static u64 pair(int first, int second) { return (u64)addi(A0, A0, second) << 32 | addi(A0, A0, first); }
+
+static int possible(u64 got) { return got == 2 || got == 11 || got == 20; }
+
+static void run(u32 index) {
+    warm("before", block, 0, 2);
+    store_release(&runner_ready, 1);
+    while (!load_acquire(&finished)) {
+        u64 got = call(block, 0);
+        // The store is not atomic: each instruction is the old or the new one.
+        if (!possible(got)) die(EXIT_WRONG, "a mix of old and new instructions", got, 2);
+    }
+    flush_this_hart();
+    u64 got = call(block, 0);
+    if (got != 20) die(EXIT_STALE, "after the last store", got, 20);
+}
+
+int main(int argc, char **argv) {
+    static hart runner;
+    char *pages = map_code(2);
+    block = (u32 *)(pages + PAGE) - 1;
+    store64(block, pair(1, 1));
+    store32(block + 2, RET);
+    flush_all_harts(pages, 2 * PAGE);
+    start_hart(&runner, 1, run);
+    wait_at_least(&runner_ready, 1, "runner");
+    for (int i = 0; i < STORES; i++) store64(block, i % 2 ? pair(1, 1) : pair(10, 10));
+    store64(block, pair(10, 10));
+    flush_all_harts(pages, 2 * PAGE);
+    store_release(&finished, 1);
+    join_hart(&runner);
+    expect("after the last store", call(block, 0), 20, 2);
+    return finish("two-page-stores-progress");
+}

@@ -1,0 +1,162 @@
+//! Which guest must do what in which class of tracking modes.
+
+use codewarden::protection::Mode;
+
+/// The exit code of a guest that saw overwritten code run.
+pub const EXIT_STALE: i32 = 10;
+
+/// How a guest tells that it changed code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Announced {
+    /// It changes no code that has run.
+    NothingChanges,
+    /// By FENCE.I on each hart that runs the code, or by `riscv_flush_icache`,
+    /// as the ISA and the ABI ask for.
+    Yes,
+    /// Not at all: it relies on what synchronous tracking adds to RISC-V.
+    No,
+}
+
+/// What the modes of a class owe a guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Expected {
+    /// The right output.
+    Pass,
+    /// Either outcome, but it ends, and a failure is stale code.
+    MayFail,
+    /// Stale code, every time.
+    MustFail,
+}
+
+/// One row: a guest with its arguments.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest {
+    /// The name of source and binary.
+    pub name: &'static str,
+    /// Its arguments.
+    pub args: &'static [&'static str],
+    /// The checksum that it prints when all results are right.
+    pub checksum: u64,
+    /// Whether changes of code are announced.
+    pub announced: Announced,
+    /// Under `none`, whose only merit is that it fails.
+    pub none: Expected,
+}
+
+impl Guest {
+    /// What `mode` owes this guest.
+    pub fn expected(&self, mode: Mode) -> Expected {
+        match mode {
+            Mode::None => self.none,
+            Mode::Deferred if self.announced == Announced::No => Expected::MayFail,
+            _ => Expected::Pass,
+        }
+    }
+
+    /// The last line that it must print; most print no other.
+    pub fn last_line(&self) -> String {
+        format!("{}: checksum {:016x}", self.name, self.checksum)
+    }
+
+    /// Name and arguments, for messages.
+    pub fn title(&self) -> String {
+        [&[self.name], self.args].concat().join(" ")
+    }
+}
+
+const fn control(name: &'static str, checksum: u64) -> Guest {
+    Guest { name, args: &[], checksum, announced: Announced::NothingChanges, none: Expected::Pass }
+}
+
+const fn announced(name: &'static str, args: &'static [&'static str], checksum: u64) -> Guest {
+    Guest { name, args, checksum, announced: Announced::Yes, none: Expected::MustFail }
+}
+
+const fn silent(name: &'static str, args: &'static [&'static str], checksum: u64) -> Guest {
+    Guest { name, args, checksum, announced: Announced::No, none: Expected::MustFail }
+}
+
+const NO_FLUSH: &[&str] = &["no-flush"];
+
+/// Every guest with each set of arguments that is a test.
+pub const GUESTS: &[Guest] = &[
+    // Nothing that has run is changed.
+    control("compute-only", 0x2e39_c1b6_c9d0_89f9),
+    control("recursion", 0x538e_24bb_c42e_c562),
+    control("indirect-calls", 0x3cb8_e619_7e41_9883),
+    control("data-beside-code", 0x4d3d_c7e6_4fc8_b8e6),
+    control("dead-division", 0x9008_ab7a_0e92_ed4b),
+    control("fp-rounding-modes", 0x859b_0171_f4df_2acf),
+    control("fp-flags-order", 0x93bd_70e5_0ab2_332c),
+    control("lr-sc-counter", 0xa46e_e64c_6dfc_1f65),
+    control("amo-counter", 0x5bc5_b29b_ff40_5931),
+    control("fault-mid-block", 0xdabc_cbba_80c1_3782),
+    control("workload-compute", 0xb15e_bcdf_63fc_8ddf),
+    // Changed inside the running block, before anything could announce it.
+    silent("store-next-insn", &[], 0x97d1_55db_aa0e_f9be),
+    silent("store-same-block", &[], 0x7fa7_9c23_fc80_cba8),
+    // Changed and announced.
+    announced("store-fence-next", &[], 0x97d1_55db_aa0e_f9be),
+    announced("patch-fence-i", &[], 0xe8ac_eb75_7aca_b654),
+    announced("patch-flush-call", &[], 0xe8ac_eb75_7aca_b654),
+    announced("patch-compressed", &[], 0xddbd_0d3e_02b7_ec3b),
+    announced("block-two-pages", &[], 0xc889_352e_19b4_d352),
+    announced("block-two-pages", &["first"], 0x6908_0ac8_5bf8_da33),
+    announced("block-two-pages", &["second"], 0x6908_0ac8_5bf8_da33),
+    announced("store-over-page-boundary", &[], 0x3d12_cc43_ad1f_0883),
+    announced("two-harts-one-page", &[], 0x44f9_debb_62dc_bfa9),
+    announced("patch-while-others-run", &[], 0x4ec9_ecba_50c8_a5ec),
+    announced("bulk-overwrite", &[], 0x5197_b0e1_f2ac_d5d3),
+    announced("read-into-code", &[], 0x58ac_bf1a_142f_168f),
+    announced("jit-many", &[], 0xd20c_c3d9_7f09_2552),
+    announced("two-page-stores-progress", &[], 0xaf63_c949_fd1f_8627),
+    announced("patch-return-path", &[], 0x6036_d9a5_13d6_d6c6),
+    announced("remap-code", &[], 0x8636_b129_512d_30f9),
+    announced("jit-wx", &[], 0x763d_6b30_32bc_4a2e),
+    announced("memfd-dual-map", &[], 0x0d8a_3825_46a8_03f2),
+    announced("fork-patches", &[], 0x6ce6_eb7d_6585_5463),
+    announced("stack-trampoline", &[], 0x2882_ad7f_21c3_42f4),
+    announced("self-patching-loop", &[], 0x13eb_71b8_628d_2190),
+    announced("patch-linked-page", &[], 0x70ac_8db0_53e9_db63),
+    announced("identical-rewrite", &[], 0x88cb_aad2_5c8c_33e7),
+    announced("workload-jit", &[], 0x94fa_7ee5_3b10_1b34),
+    announced("story", &[], 0xa12f_e0a9_3874_cb25),
+    // Changed and not announced.
+    silent("patch-fence-i", NO_FLUSH, 0xe8ac_eb75_7aca_b654),
+    silent("patch-compressed", NO_FLUSH, 0xddbd_0d3e_02b7_ec3b),
+    silent("block-two-pages", NO_FLUSH, 0xc889_352e_19b4_d352),
+    silent("block-two-pages", &["first", "no-flush"], 0x6908_0ac8_5bf8_da33),
+    silent("block-two-pages", &["second", "no-flush"], 0x6908_0ac8_5bf8_da33),
+    silent("store-over-page-boundary", NO_FLUSH, 0x3d12_cc43_ad1f_0883),
+    silent("two-harts-one-page", NO_FLUSH, 0x44f9_debb_62dc_bfa9),
+    silent("patch-while-others-run", NO_FLUSH, 0x4ec9_ecba_50c8_a5ec),
+    silent("bulk-overwrite", NO_FLUSH, 0x5197_b0e1_f2ac_d5d3),
+    silent("read-into-code", NO_FLUSH, 0x58ac_bf1a_142f_168f),
+    silent("jit-many", NO_FLUSH, 0xd20c_c3d9_7f09_2552),
+    silent("two-page-stores-progress", NO_FLUSH, 0xaf63_c949_fd1f_8627),
+    silent("patch-return-path", NO_FLUSH, 0x6036_d9a5_13d6_d6c6),
+    silent("remap-code", NO_FLUSH, 0x8636_b129_512d_30f9),
+    silent("jit-wx", NO_FLUSH, 0x763d_6b30_32bc_4a2e),
+    silent("memfd-dual-map", NO_FLUSH, 0x0d8a_3825_46a8_03f2),
+    silent("fork-patches", NO_FLUSH, 0x6ce6_eb7d_6585_5463),
+    silent("stack-trampoline", NO_FLUSH, 0x2882_ad7f_21c3_42f4),
+    silent("self-patching-loop", NO_FLUSH, 0x13eb_71b8_628d_2190),
+    silent("patch-linked-page", NO_FLUSH, 0x70ac_8db0_53e9_db63),
+    silent("identical-rewrite", NO_FLUSH, 0x88cb_aad2_5c8c_33e7),
+];
+
+/// The guests that measure: they print times, so they have no expected output.
+/// Each with arguments for a short run.
+pub const BENCHES: &[(&str, &[&str])] = &[
+    ("bench-patch", &["50"]),
+    ("bench-patch-flush", &["50"]),
+    ("bench-patch-flush", &["50", "fence-i"]),
+    ("bench-emit", &["1100"]),
+    ("bench-bulk", &["2"]),
+    ("bench-bulk", &["2", "pread"]),
+    ("bench-data", &["100"]),
+    ("bench-data", &["100", "line"]),
+    ("bench-data", &["100", "apart"]),
+    ("workload-compute", &["1", "time"]),
+    ("workload-jit", &["1", "time"]),
+];
