@@ -1,0 +1,417 @@
+//! Executable memory, never writable and executable through one mapping.
+//!
+//! One memfd is mapped twice: a writable view, through which a compiler puts
+//! code, and an executable view at other addresses, where the code runs. No
+//! mapping changes its protection, so that publishing a block costs no VMA and
+//! no TLB shootdown, and a stray write through a code address faults.
+//!
+//! The memfd has the size of the limit from the start and memory behind it only
+//! where something was written. What is freed goes to an address-ordered free
+//! list that coalesces ([`free_list`]); whole free pages are given back by hole
+//! punching, in sweeps that are bounded and far apart.
+//!
+//! # Coherence of instructions
+//!
+//! Code is written as data by one processor and fetched as instructions by
+//! others; [`Allocation::publish`] stands between, before the first pointer to
+//! the code is stored where other threads find it.
+//!
+//! - **x86-64** keeps its instruction caches coherent with stores through any
+//!   view. But a processor that has already fetched the old bytes ahead (the
+//!   memory was another block's a moment ago, and its branch predictor still
+//!   knows the address) may finish executing them: the architecture promises
+//!   the new bytes only after a serializing instruction *on that processor*.
+//!   `membarrier(PRIVATE_EXPEDITED_SYNC_CORE)` makes every processor that runs
+//!   a thread of this process execute one; threads that are not running pass
+//!   one when they are scheduled.
+//! - **aarch64** keeps nothing coherent by itself: the writer cleans its data
+//!   cache to the point of unification through the writable view, invalidates
+//!   the instruction cache by the executable one and waits for both; the
+//!   instruction caches are then clean everywhere, but each processor still
+//!   needs an `isb` of its own, which the same membarrier gives.
+//!
+//! # Fork
+//!
+//! Both views are shared mappings: without more, a child's blocks would land in
+//! its parent's code. Hold a [`ForkGuard`] over the fork and call
+//! [`ForkGuard::child`] in the child.
+//!
+//! # Safety
+//!
+//! The views are mapped in [`Views::map`], replaced in place by
+//! [`Views::remap`] and unmapped when the last of the buffer and its
+//! allocations is dropped. Bytes are written here in one place, a freed
+//! range's fill, while the free list's lock is held and before the range can
+//! be handed out again.
+#![allow(unsafe_code)]
+
+mod free_list;
+
+use std::os::fd::OwnedFd;
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{FallocateFlags, MemfdFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+use rustix::thread::{MembarrierCommand, membarrier};
+
+use self::free_list::FreeList;
+use crate::addr::{HostAddr, PageSize};
+use crate::error::Error;
+
+/// What lies in freed code, so that a stray jump there traps: `int3`, and on
+/// other processors zeros, which are undefined instructions on aarch64.
+const FREED_FILL: u8 = if cfg!(target_arch = "x86_64") { 0xcc } else { 0 };
+
+/// Free whole pages that hold memory may be this many bytes, or a quarter of
+/// what is in use, before a sweep gives some back.
+const KEPT_FREE_BYTES: usize = 1 << 20;
+
+/// Free ranges that one sweep gives back at most, largest first: the bound of
+/// what one `drop` of an allocation can cost.
+const SWEEP_RANGES: usize = 64;
+
+/// Executable memory of bounded size. Clones are the same buffer.
+#[derive(Clone, Debug)]
+pub struct CodeBuffer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    views: Views,
+    page: PageSize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    memfd: OwnedFd,
+    free: FreeList,
+    /// For each page of the memfd, whether it may have memory behind it.
+    resident: Vec<bool>,
+    resident_pages: usize,
+    allocations: usize,
+    given_back_bytes: u64,
+}
+
+/// How much of a [`CodeBuffer`] is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CodeBufferStats {
+    /// What it can hold.
+    pub limit_bytes: usize,
+    /// What is allocated now, rounded up to the allocator's unit.
+    pub used_bytes: usize,
+    /// What has memory behind it now, at most.
+    pub resident_bytes: usize,
+    /// The largest allocation that would succeed now.
+    pub largest_free_bytes: usize,
+    /// Allocations that are alive.
+    pub allocations: usize,
+    /// What was given back to the system so far.
+    pub given_back_bytes: u64,
+}
+
+impl CodeBuffer {
+    /// A buffer for `limit_bytes` of code, rounded up to whole pages. It takes
+    /// address space twice over, and memory as code is put into it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadArgument`] for a limit of 0 or one that cannot be rounded
+    /// up, [`Error::System`] where the system refuses the memory or has no
+    /// `membarrier` (Linux 4.16 has it; a seccomp filter may hide it).
+    pub fn new(limit_bytes: usize) -> Result<Self, Error> {
+        let page = PageSize::host();
+        let len = page.ceil(limit_bytes).filter(|&len| len != 0 && len <= isize::MAX as usize);
+        let len = len.ok_or(Error::BadArgument("a code buffer has one byte at least and fits the address space"))?;
+        register_sync_core()?;
+        let memfd = new_memfd(len)?;
+        let views = Views::map(&memfd, len)?;
+        let state = State {
+            memfd,
+            free: FreeList::new(len),
+            resident: vec![false; len >> page.shift()],
+            resident_pages: 0,
+            allocations: 0,
+            given_back_bytes: 0,
+        };
+        Ok(Self { shared: Arc::new(Shared { views, page, state: Mutex::new(state) }) })
+    }
+
+    /// Memory for `len_bytes` of code at a multiple of `align_bytes`, which is
+    /// a power of two up to the page size. Its contents are undefined.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadArgument`] for an alignment or a length that cannot be had,
+    /// [`Error::Full`] where no free range is large enough: drop allocations
+    /// (evict blocks) and try again.
+    pub fn alloc(&self, len_bytes: usize, align_bytes: usize) -> Result<Allocation, Error> {
+        if !align_bytes.is_power_of_two() || align_bytes > self.shared.page.bytes() {
+            return Err(Error::BadArgument("code is aligned to a power of two, the page size at most"));
+        }
+        let limit = self.shared.views.len;
+        let full = Error::Full { what: "byte of code", limit };
+        if len_bytes > limit {
+            return Err(full);
+        }
+        let mut state = self.shared.lock();
+        let range = state.free.take(len_bytes.max(1), align_bytes).ok_or(full)?;
+        state.allocations += 1;
+        state.populate(range.start, range.end, self.shared.page);
+        Ok(Allocation { shared: Arc::clone(&self.shared), start: range.start, end: range.end, len: len_bytes })
+    }
+
+    /// Whether `address` lies in the executable view.
+    pub fn contains(&self, address: HostAddr) -> bool {
+        address.0.wrapping_sub(self.shared.views.rx as usize) < self.shared.views.len
+    }
+
+    /// How much is used.
+    pub fn stats(&self) -> CodeBufferStats {
+        let state = self.shared.lock();
+        CodeBufferStats {
+            limit_bytes: self.shared.views.len,
+            used_bytes: self.shared.views.len - state.free.free_bytes(),
+            resident_bytes: state.resident_pages << self.shared.page.shift(),
+            largest_free_bytes: state.free.largest_bytes(),
+            allocations: state.allocations,
+            given_back_bytes: state.given_back_bytes,
+        }
+    }
+
+    /// Keeps every other thread from allocating and freeing until it is
+    /// dropped: to be held over a `fork`, on both sides.
+    pub fn fork_guard(&self) -> ForkGuard<'_> {
+        ForkGuard { shared: &self.shared, state: self.shared.lock() }
+    }
+}
+
+/// A buffer that stands still over a `fork`.
+#[derive(Debug)]
+pub struct ForkGuard<'a> {
+    shared: &'a Shared,
+    state: MutexGuard<'a, State>,
+}
+
+impl ForkGuard<'_> {
+    /// In the child: puts new memory, empty of code, behind the same addresses.
+    /// Allocations stay, to be dropped as usual, but what was in them is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`]: the buffer is still the parent's and must be
+    /// neither written nor run.
+    pub fn child(mut self) -> Result<(), Error> {
+        register_sync_core()?;
+        let memfd = new_memfd(self.shared.views.len)?;
+        self.shared.views.remap(&memfd)?;
+        self.state.memfd = memfd;
+        Ok(())
+    }
+}
+
+/// A piece of a [`CodeBuffer`]; its memory is free again when it is dropped.
+/// Nobody may be running in it then.
+#[derive(Debug)]
+pub struct Allocation {
+    shared: Arc<Shared>,
+    /// Offsets of what the free list gave.
+    start: usize,
+    end: usize,
+    /// What was asked for; at most `end - start`.
+    len: usize,
+}
+
+impl Allocation {
+    /// Where to write it.
+    pub fn rw(&self) -> *mut u8 {
+        self.shared.views.rw.wrapping_add(self.start)
+    }
+
+    /// Where to run it.
+    pub fn rx(&self) -> *const u8 {
+        self.shared.views.rx.wrapping_add(self.start)
+    }
+
+    /// Bytes that were asked for.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether none were.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Makes what was written here the code that every thread fetches. To be
+    /// called after the last write and before the address is given to anybody;
+    /// see the [module](self) for why.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] where `membarrier` fails: the code must not be run.
+    pub fn publish(&self) -> Result<(), Error> {
+        clean_caches(self.rw(), self.rx(), self.len);
+        membarrier(MembarrierCommand::PrivateExpeditedSyncCore)
+            .map_err(|errno| Error::system("membarrier", 0, 0, errno))
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        // SAFETY: the range was handed out to this allocation alone and lies
+        // in the writable view, which lives as long as `shared`.
+        unsafe { ptr::write_bytes(self.rw(), FREED_FILL, self.end - self.start) };
+        state.allocations -= 1;
+        state.free.give(self.start..self.end);
+        state.give_back(self.shared.page);
+    }
+}
+
+impl Shared {
+    /// A panic under the lock leaves nothing half done that matters more than
+    /// memory lost: go on.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Notes that the pages of `start..end` are about to be written.
+    fn populate(&mut self, start: usize, end: usize, page: PageSize) {
+        for resident in &mut self.resident[start >> page.shift()..=(end - 1) >> page.shift()] {
+            self.resident_pages += usize::from(!*resident);
+            *resident = true;
+        }
+    }
+
+    /// Gives memory back once much of what is resident is not in use. Each
+    /// sweep starts at the largest ranges, so that a bounded number of calls
+    /// gives back most.
+    fn give_back(&mut self, page: PageSize) {
+        let used = self.free.len_bytes() - self.free.free_bytes();
+        if (self.resident_pages << page.shift()).saturating_sub(used) <= KEPT_FREE_BYTES.max(used / 4) {
+            return;
+        }
+        for range in self.free.largest_first().take(SWEEP_RANGES) {
+            let (Some(start), end) = (page.ceil(range.start), page.floor(range.end)) else { break };
+            if start >= end {
+                // All that follow are smaller, and few of them hold a page.
+                break;
+            }
+            let pages = &mut self.resident[start >> page.shift()..end >> page.shift()];
+            let resident = pages.iter().filter(|resident| **resident).count();
+            if resident == 0 {
+                continue;
+            }
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // A refusal costs memory and nothing else.
+            if rustix::fs::fallocate(&self.memfd, flags, start as u64, (end - start) as u64).is_ok() {
+                pages.fill(false);
+                self.resident_pages -= resident;
+                self.given_back_bytes += (resident << page.shift()) as u64;
+            }
+        }
+    }
+}
+
+/// The two mappings of one memfd.
+#[derive(Debug)]
+struct Views {
+    rw: *mut u8,
+    rx: *mut u8,
+    len: usize,
+}
+
+// SAFETY: two addresses of mappings that belong to the process, not a thread.
+unsafe impl Send for Views {}
+// SAFETY: as for `Send`; nothing is reached through a shared `Views` except by
+// an allocation that owns its range.
+unsafe impl Sync for Views {}
+
+impl Views {
+    fn map(memfd: &OwnedFd, len: usize) -> Result<Self, Error> {
+        let map = |protection| {
+            // SAFETY: a new mapping at an address of the kernel's choice.
+            unsafe { rustix::mm::mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, memfd, 0) }
+                .map_err(|errno| Error::system("mmap of code", 0, len, errno))
+        };
+        let rw = map(ProtFlags::READ | ProtFlags::WRITE)?;
+        match map(ProtFlags::READ | ProtFlags::EXEC) {
+            Ok(rx) => Ok(Self { rw: rw.cast(), rx: rx.cast(), len }),
+            Err(error) => {
+                // SAFETY: mapped above, and nobody else has the address.
+                let _ = unsafe { rustix::mm::munmap(rw, len) };
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts `memfd` behind both views, at the same addresses.
+    fn remap(&self, memfd: &OwnedFd) -> Result<(), Error> {
+        let (rw, rx) = (ProtFlags::READ | ProtFlags::WRITE, ProtFlags::READ | ProtFlags::EXEC);
+        for (address, protection) in [(self.rw, rw), (self.rx, rx)] {
+            let flags = MapFlags::SHARED | MapFlags::FIXED;
+            // SAFETY: replaces a mapping of this view, of the same length and
+            // protection; no reference is ever formed to what is in it.
+            unsafe { rustix::mm::mmap(address.cast(), self.len, protection, flags, memfd, 0) }
+                .map_err(|errno| Error::system("mmap of code", address as usize, self.len, errno))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Views {
+    fn drop(&mut self) {
+        for view in [self.rw, self.rx] {
+            // SAFETY: mapped by `map` with this length; every allocation holds
+            // the `Shared` that this is part of, so that none is left.
+            let _ = unsafe { rustix::mm::munmap(view.cast(), self.len) };
+        }
+    }
+}
+
+fn new_memfd(len: usize) -> Result<OwnedFd, Error> {
+    let memfd = rustix::fs::memfd_create("codewarden-code", MemfdFlags::CLOEXEC)
+        .map_err(|errno| Error::system("memfd_create", 0, 0, errno))?;
+    rustix::fs::ftruncate(&memfd, len as u64).map_err(|errno| Error::system("ftruncate", 0, len, errno))?;
+    Ok(memfd)
+}
+
+fn register_sync_core() -> Result<(), Error> {
+    membarrier(MembarrierCommand::RegisterPrivateExpeditedSyncCore)
+        .map_err(|errno| Error::system("membarrier", 0, 0, errno))
+}
+
+/// Cleans the data cache and invalidates the instruction caches where the
+/// processor keeps them apart.
+#[cfg(target_arch = "aarch64")]
+fn clean_caches(rw: *const u8, rx: *const u8, len: usize) {
+    use core::arch::asm;
+    let cache_type: usize;
+    // SAFETY: CTR_EL0 may be read in user mode on Linux.
+    unsafe { asm!("mrs {}, ctr_el0", out(reg) cache_type, options(nomem, nostack, preserves_flags)) };
+    let data_line = 4usize << ((cache_type >> 16) & 15);
+    let inst_line = 4usize << (cache_type & 15);
+    // SAFETY: cache maintenance by address, within mappings of this process.
+    unsafe {
+        for line in ((rw as usize & !(data_line - 1))..rw as usize + len).step_by(data_line) {
+            asm!("dc cvau, {}", in(reg) line, options(nostack, preserves_flags));
+        }
+        asm!("dsb ish", options(nostack, preserves_flags));
+        for line in ((rx as usize & !(inst_line - 1))..rx as usize + len).step_by(inst_line) {
+            asm!("ic ivau, {}", in(reg) line, options(nostack, preserves_flags));
+        }
+        asm!("dsb ish", "isb", options(nostack, preserves_flags));
+    }
+}
+
+/// Nothing: the caches of x86-64 see each other's stores.
+#[cfg(target_arch = "x86_64")]
+fn clean_caches(_rw: *const u8, _rx: *const u8, _len: usize) {}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+use super::*;
+
+/// The least that a caller can tell a range by: no two live ones overlap, each
+/// keeps what was written to it, seen through the executable view.
+#[test]
+fn random_allocations_keep_to_themselves_and_leave_nothing() {
+    let buffer = CodeBuffer::new(1 << 20).unwrap();
+    let mut seed = 1u64;
+    let mut random = |below: u64| {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (seed >> 33) % below
+    };
+    let mut live: Vec<(Allocation, u8)> = Vec::new();
+    for round in 0..20_000u32 {
+        if random(5) < 3 {
+            let align = 1 << random(8);
+            match buffer.alloc(random(3000) as usize, align) {
+                Ok(allocation) => {
+                    assert!((allocation.rx() as usize).is_multiple_of(align));
+                    fill(&allocation, round as u8);
+                    live.push((allocation, round as u8));
+                }
+                Err(Error::Full { .. }) => live.truncate(live.len() / 2),
+                Err(error) => panic!("{error}"),
+            }
+        } else if !live.is_empty() {
+            let (allocation, byte) = live.swap_remove(random(live.len() as u64) as usize);
+            assert!(bytes(&allocation).iter().all(|found| *found == byte));
+        }
+    }
+    for (allocation, byte) in live.drain(..) {
+        assert!(bytes(&allocation).iter().all(|found| *found == byte));
+    }
+    let stats = buffer.stats();
+    assert_eq!((stats.used_bytes, stats.allocations), (0, 0));
+    assert_eq!(stats.largest_free_bytes, stats.limit_bytes);
+}
+
+#[test]
+fn no_mapping_is_writable_and_executable() {
+    let buffer = CodeBuffer::new(1 << 20).unwrap();
+    let allocation = buffer.alloc(100, 16).unwrap();
+    fill(&allocation, 0x90);
+    allocation.publish().unwrap();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let permissions = |address: usize| {
+        let line = maps.lines().find(|line| {
+            let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+            (usize::from_str_radix(start, 16).unwrap()..usize::from_str_radix(end, 16).unwrap()).contains(&address)
+        });
+        line.unwrap().split(' ').nth(1).unwrap().to_owned()
+    };
+    assert_eq!(permissions(allocation.rw() as usize), "rw-s");
+    assert_eq!(permissions(allocation.rx() as usize), "r-xs");
+    assert!(buffer.contains(HostAddr::of(allocation.rx())) && !buffer.contains(HostAddr::of(allocation.rw())));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn what_is_written_in_one_view_runs_in_the_other() {
+    let buffer = CodeBuffer::new(1 << 16).unwrap();
+    let first = buffer.alloc(6, 16).unwrap();
+    let address = first.rx();
+    assert_eq!(run_constant(&first, 42), 42);
+    drop(first);
+    let second = buffer.alloc(6, 16).unwrap();
+    assert_eq!(second.rx(), address, "freed code memory is used again");
+    assert_eq!(bytes(&second)[0], FREED_FILL);
+    assert_eq!(run_constant(&second, 43), 43);
+}
+
+#[test]
+fn free_pages_are_given_back_in_bounded_sweeps() {
+    let buffer = CodeBuffer::new(64 << 20).unwrap();
+    let all: Vec<_> = (0..32 * 1024)
+        .map(|_| {
+            let allocation = buffer.alloc(1024, 16).unwrap();
+            fill(&allocation, 1);
+            allocation
+        })
+        .collect();
+    let full = memory_behind(&buffer);
+    assert_eq!(full, 32 << 20);
+    assert_eq!(buffer.stats().resident_bytes, full);
+    drop(all);
+    let stats = buffer.stats();
+    assert!(stats.resident_bytes <= KEPT_FREE_BYTES, "{stats:?}");
+    assert_eq!(memory_behind(&buffer), stats.resident_bytes);
+    assert_eq!(stats.given_back_bytes as usize, full - stats.resident_bytes);
+}
+
+#[test]
+fn a_forks_child_leaves_its_parents_code_alone() {
+    let buffer = CodeBuffer::new(1 << 16).unwrap();
+    let allocation = buffer.alloc(64, 16).unwrap();
+    fill(&allocation, 7);
+    let guard = buffer.fork_guard();
+    // SAFETY: the child makes system calls and writes to its own memory only;
+    // no lock but the guard's is needed on its way to `_exit`.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let fine = guard.child().is_ok() && bytes(&allocation)[0] == 0;
+        drop(allocation);
+        // SAFETY: ends the child without running anything of the parent's.
+        unsafe { libc::_exit(i32::from(!fine)) };
+    }
+    drop(guard);
+    let mut status = 0;
+    // SAFETY: waits for the child made above.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0);
+    assert!(bytes(&allocation).iter().all(|byte| *byte == 7), "the child's free wrote to the parent's code");
+}
+
+#[test]
+fn impossible_requests_are_errors() {
+    assert!(matches!(CodeBuffer::new(0), Err(Error::BadArgument(_))));
+    assert!(matches!(CodeBuffer::new(usize::MAX), Err(Error::BadArgument(_))));
+    let buffer = CodeBuffer::new(4096).unwrap();
+    assert!(matches!(buffer.alloc(1, 3), Err(Error::BadArgument(_))));
+    assert!(matches!(buffer.alloc(1, 1 << 20), Err(Error::BadArgument(_))));
+    assert!(matches!(buffer.alloc(usize::MAX, 16), Err(Error::Full { .. })));
+    let all = buffer.alloc(4096, 16).unwrap();
+    assert!(matches!(buffer.alloc(1, 1), Err(Error::Full { limit: 4096, .. })));
+    drop(all);
+    buffer.alloc(4096, 16).unwrap();
+}
+
+fn fill(allocation: &Allocation, byte: u8) {
+    // SAFETY: the writable view of an allocation that is alive.
+    unsafe { ptr::write_bytes(allocation.rw(), byte, allocation.len()) };
+}
+
+fn bytes(allocation: &Allocation) -> Vec<u8> {
+    // SAFETY: the executable view of an allocation that is alive, copied out.
+    (0..allocation.len()).map(|index| unsafe { allocation.rx().add(index).read_volatile() }).collect()
+}
+
+/// Bytes that the file system holds for the memfd.
+fn memory_behind(buffer: &CodeBuffer) -> usize {
+    rustix::fs::fstat(&buffer.shared.lock().memfd).unwrap().st_blocks as usize * 512
+}
+
+#[cfg(target_arch = "x86_64")]
+fn run_constant(allocation: &Allocation, value: u8) -> u32 {
+    // mov eax, value; ret
+    let code = [0xb8, value, 0, 0, 0, 0xc3];
+    // SAFETY: six bytes fit the allocation; what runs is a whole function.
+    unsafe {
+        ptr::copy_nonoverlapping(code.as_ptr(), allocation.rw(), code.len());
+        allocation.publish().unwrap();
+        std::mem::transmute::<*const u8, extern "C" fn() -> u32>(allocation.rx())()
+    }
+}
