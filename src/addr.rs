@@ -136,6 +136,12 @@ impl HostRange {
         Self { start: page.floor(address.0), len: page.bytes() }
     }
 
+    /// `count` pages from `start`, both known to be good.
+    pub(crate) fn of_pages(start: HostAddr, count: usize, page: PageSize) -> Self {
+        debug_assert!(start.0 & (page.bytes() - 1) == 0 && count > 0);
+        Self { start: start.0, len: count << page.shift() }
+    }
+
     /// First byte.
     pub fn start(self) -> HostAddr {
         HostAddr(self.start)
@@ -160,6 +166,13 @@ impl HostRange {
     /// Whether all of `other` lies in it.
     pub fn contains_range(self, other: HostRange) -> bool {
         other.start >= self.start && other.start + other.len <= self.start + self.len
+    }
+
+    /// What of this range lies below and above `other`.
+    pub fn without(self, other: HostRange) -> [Option<HostRange>; 2] {
+        let (end, other_end) = (self.start + self.len, other.start + other.len);
+        let part = |start: usize, end: usize| (start < end).then(|| HostRange { start, len: end - start });
+        [part(self.start, end.min(other.start)), part(self.start.max(other_end), end)]
     }
 
     /// What both have in common.
@@ -201,5 +214,15 @@ mod tests {
         let range = |start, len| HostRange::new(HostAddr(start), len, PAGE).unwrap();
         assert_eq!(range(0x1000, 0x2000).intersection(range(0x2000, 0x4000)), Some(range(0x2000, 0x1000)));
         assert_eq!(range(0x1000, 0x1000).intersection(range(0x2000, 0x1000)), None);
+    }
+
+    #[test]
+    fn differences() {
+        let range = |start, len| HostRange::new(HostAddr(start), len, PAGE).unwrap();
+        let whole = range(0x2000, 0x4000);
+        assert_eq!(whole.without(range(0x3000, 0x1000)), [Some(range(0x2000, 0x1000)), Some(range(0x4000, 0x2000))]);
+        assert_eq!(whole.without(range(0x1000, 0x8000)), [None, None]);
+        assert_eq!(whole.without(range(0x1000, 0x1000)), [None, Some(whole)]);
+        assert_eq!(whole.without(range(0x8000, 0x1000)), [Some(whole), None]);
     }
 }

@@ -38,6 +38,14 @@ pub enum Error {
         /// What is missing, and what to change to get it.
         why: String,
     },
+    /// Another tracker, of this library or not, has the range or a part of it:
+    /// one range has one owner.
+    AlreadyTracked {
+        /// First byte of the host range.
+        start: usize,
+        /// Length in bytes.
+        len: usize,
+    },
     /// A fixed table of the library is full.
     Full {
         /// Which table.
@@ -73,6 +81,11 @@ impl fmt::Display for Error {
                 }
             }
             Self::ModeUnavailable { mode, why } => write!(f, "tracking mode {mode} cannot be had here: {why}"),
+            Self::AlreadyTracked { start, len } => write!(
+                f,
+                "{start:#x} + {len:#x} has an owner: another tracker, or another userfaultfd (EBUSY), tracks a part of \
+                 it; detach it there first"
+            ),
             Self::Full { what, limit } => write!(f, "no room for another {what}: the limit is {limit}"),
             Self::InForkChild => f.write_str("this is a fork's child: call after_fork_child first"),
             Self::TrackingLost => f.write_str("the kernel no longer tracks this region; its translations are stale"),

@@ -3,5 +3,7 @@
 pub mod addr;
 pub mod code_buffer;
 pub mod error;
+pub mod guest_memory;
 pub mod protection;
 mod sync;
+mod sys;

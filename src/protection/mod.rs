@@ -9,7 +9,7 @@
 //!
 //! - When [`Protection::protect`] has returned, no store to the range that had
 //!   not retired before can retire without being learned of.
-//! - A synchronous mechanism calls its [`FaultSink`] for each store that hits a
+//! - A synchronous mechanism calls the range's [`FaultSink`] for each store that hits a
 //!   protected page, before the store retires; the sink un-protects (or not),
 //!   and the store is tried again.
 //! - A deferred one lets the store retire and reports its page at the next
@@ -18,9 +18,29 @@
 //!   no lock, allocate nothing, use no thread-locals and keep errno.
 
 use core::fmt;
+use std::sync::Arc;
 
-use crate::addr::{HostAddr, HostRange};
+use crate::addr::HostRange;
 use crate::error::Error;
+pub use crate::sys::alt_stack::AltStack;
+pub use crate::sys::fault::{FaultSink, Handled, WriteFault, handle_fault};
+pub use crate::sys::probe::{Facility, Probe};
+pub use crate::sys::signal::{handler_is_ours, is_blocked_here};
+
+mod attachments;
+mod choice;
+mod mprotect;
+mod none;
+mod uffd_deferred;
+mod uffd_ranges;
+mod uffd_sigbus;
+mod uffd_thread;
+
+pub use choice::best_synchronous;
+pub(crate) use choice::open;
+
+#[cfg(any(test, loom, fuzzing))]
+pub(crate) mod model;
 
 /// How the writes to a region are learned of.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -71,42 +91,6 @@ impl fmt::Display for Mode {
     }
 }
 
-/// A store that hit a protected page of a synchronous region.
-#[derive(Clone, Copy, Debug)]
-pub struct WriteFault {
-    /// Where it faulted; not the extent of the store, which nobody knows here.
-    pub addr: HostAddr,
-    /// The host instruction that stored; `None` where a thread handles the
-    /// fault of another one or the kernel wrote.
-    pub pc: Option<HostAddr>,
-    /// Kernel thread id of the storing thread, 0 where it is not known.
-    pub tid: u32,
-}
-
-/// What became of a fault.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[must_use]
-pub enum Handled {
-    /// It was ours: the store may be tried again.
-    Retry,
-    /// It was not: somebody else's handler must see it.
-    NotOurs,
-}
-
-/// Who is told of write faults. Called in a signal handler or in the handler
-/// thread, by any number of threads at once.
-///
-/// # Safety
-///
-/// The implementation is async-signal-safe: no lock, no allocation, no
-/// thread-local, no panic, no access to tracked memory, errno kept.
-#[allow(unsafe_code)]
-pub unsafe trait FaultSink: Send + Sync {
-    /// Resolves one write fault: un-protects the page or says that it is not
-    /// ours.
-    fn on_write(&self, fault: &WriteFault) -> Handled;
-}
-
 /// What happens to a write by the kernel for the guest (`read`, an out
 /// parameter) into a protected page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -138,16 +122,24 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// What the kernel's own writes do.
     fn kernel_writes(&self) -> KernelWrites;
 
-    /// Makes `range` trackable: mapped, by whom it may be; writable afterwards.
-    /// Again on a range whose mapping was replaced.
-    fn attach(&self, range: HostRange) -> Result<(), Error>;
+    /// Makes `range`, which is mapped, trackable, and sends its faults to `sink`;
+    /// it is writable afterwards. Again on all or a part of it where the mapping
+    /// was replaced: the part then is as at first, and its sink stays who it was.
+    ///
+    /// Holds the sink until all of the range is detached: a sink that owns its
+    /// mechanism would never be dropped. Never called from a sink.
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error>;
 
     /// Ends the tracking of `range`: nothing in it stays protected, no writer
-    /// stays asleep. A piece that is no longer mapped is no error.
+    /// stays asleep, and when it returns the sinks of the ranges that lie wholly
+    /// in it are not and will not be called. A piece that is no longer mapped is
+    /// no error. Never called from a sink.
     fn detach(&self, range: HostRange) -> Result<(), Error>;
 
-    /// Write-protects `range`, all of it attached. In a deferred mechanism this
-    /// is a harvest that must be made by [`Protection::harvest`] instead.
+    /// Write-protects `range`, all of it attached. An unmapped piece is nothing
+    /// to protect; a piece whose mapping was replaced is an error, and the part
+    /// before it may be protected. A deferred mechanism refuses: protecting hides
+    /// what was written since the last [`Protection::harvest`], which protects.
     fn protect(&self, range: HostRange) -> Result<(), Error>;
 
     /// Lets stores to `range` through again and wakes who waits for it.
@@ -161,4 +153,14 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// Carries out the guest's own mprotect on `range`, without losing the
     /// tracking's protection of any page of it.
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error>;
+
+    /// Whether the mechanism died: everything on its ranges is stale, for ever.
+    fn is_lost(&self) -> bool;
+}
+
+/// What [`open`] is to do beside opening.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Options {
+    /// The embedder's own handler calls [`handle_fault`]: install none.
+    pub embedder_owns_signals: bool,
 }

@@ -1,0 +1,323 @@
+//! Guest memory: who made it, where it lies, and the host's own way to it.
+//!
+//! No reference to guest bytes is ever formed: guest threads store to them
+//! whenever they like, so a `&[u8]` would be a lie. Bytes go in and out by
+//! copies through raw pointers.
+//!
+//! # Views
+//!
+//! Protection belongs to a mapping, not to the page behind it. Memory on a memfd
+//! has the guest's view, which is tracked, and the host's view, which is not: a
+//! store through the host's view never faults and is never learned of, so who
+//! makes it tells the tracker. Further views that the *guest* has
+//! ([`GuestMemory::another_view`]) must each be tracked.
+//!
+//! Private guest memory is better anonymous: faults on a memfd cost more, and a
+//! fork's child shares a memfd with its parent.
+//!
+//! # Safety
+//!
+//! Each access is inside a range that this object owns or that the embedder
+//! promised to keep mapped; it is checked before the copy.
+#![allow(unsafe_code)]
+
+use core::ptr;
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::addr::{HostAddr, HostRange, PageSize};
+use crate::error::Error;
+use crate::sys::mmap::{Mapping, memfd};
+
+/// Guest memory of one contiguous range of this process.
+#[derive(Debug)]
+pub struct GuestMemory {
+    range: HostRange,
+    /// First byte of the host's view, as long as `range`.
+    host_view: Option<HostAddr>,
+    backing: Backing,
+}
+
+#[derive(Debug)]
+enum Backing {
+    Anonymous { _view: Mapping },
+    Memfd { _view: Mapping, file: Arc<File> },
+    Embedder,
+}
+
+/// A memfd with the host's view of it.
+#[derive(Debug)]
+struct File {
+    fd: OwnedFd,
+    host_view: Mapping,
+    id: BackingId,
+}
+
+/// Which memory is behind a view: two views with one id show the same bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BackingId(u64);
+
+impl BackingId {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl GuestMemory {
+    /// `len` bytes (rounded up to whole pages) of private, zeroed memory at an
+    /// address of the kernel's choice. Pages cost nothing until they are touched.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] where the address space has no room.
+    pub fn anonymous(len: usize) -> Result<Self, Error> {
+        let page = PageSize::host();
+        let view = Mapping::anonymous(whole_pages(len, page)?, page)?;
+        Ok(Self::on_anonymous(view))
+    }
+
+    /// Like [`GuestMemory::anonymous`], at `start`, a page boundary.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] with `EEXIST` where something is mapped there already.
+    pub fn anonymous_at(start: HostAddr, len: usize) -> Result<Self, Error> {
+        let page = PageSize::host();
+        let range = HostRange::new(start, whole_pages(len, page)?, page)?;
+        let view = Mapping::anonymous_at(range.start(), range.len(), page)?;
+        Ok(Self::on_anonymous(view))
+    }
+
+    fn on_anonymous(view: Mapping) -> Self {
+        Self { range: view.range(), host_view: None, backing: Backing::Anonymous { _view: view } }
+    }
+
+    /// `len` bytes (rounded up to whole pages) of a new memfd, with the guest's
+    /// view and the host's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] where descriptors or address space are short.
+    pub fn memfd(len: usize) -> Result<Self, Error> {
+        let page = PageSize::host();
+        let len = whole_pages(len, page)?;
+        let fd = memfd("codewarden-guest", len)?;
+        let host_view = Mapping::shared(&fd, len, page)?;
+        Self::on_memfd(Arc::new(File { fd, host_view, id: BackingId::next() }), page)
+    }
+
+    /// Another view of the same bytes for the guest, at another address. It must
+    /// be tracked like the first. Memory without a memfd has none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadArgument`] where this memory is on no memfd of the library.
+    pub fn another_view(&self) -> Result<Self, Error> {
+        match &self.backing {
+            Backing::Memfd { file, .. } => Self::on_memfd(file.clone(), PageSize::host()),
+            _ => Err(Error::BadArgument("only memory made by GuestMemory::memfd has further views")),
+        }
+    }
+
+    fn on_memfd(file: Arc<File>, page: PageSize) -> Result<Self, Error> {
+        let view = Mapping::shared(&file.fd, file.host_view.range().len(), page)?;
+        let host_view = Some(file.host_view.range().start());
+        Ok(Self { range: view.range(), host_view, backing: Backing::Memfd { _view: view, file } })
+    }
+
+    /// Memory that the embedder made and keeps.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadRange`] where `start` and `len` are not whole pages.
+    ///
+    /// # Safety
+    ///
+    /// While this object or a tracker of it lives:
+    ///
+    /// - `range` belongs to the guest alone: the library may change its
+    ///   protection, and no Rust reference to any byte of it exists; bytes of it
+    ///   may be unmapped or replaced only after the tracker was told;
+    /// - every byte that is read or written through this object is mapped, with
+    ///   the access that it takes, at that time;
+    /// - `host_view`, where given, is a mapping of the same bytes, as long, that is
+    ///   readable, writable and not tracked by anybody.
+    pub unsafe fn from_raw(start: HostAddr, len: usize, host_view: Option<HostAddr>) -> Result<Self, Error> {
+        let page = PageSize::host();
+        let range = HostRange::new(start, len, page)?;
+        if let Some(host) = host_view {
+            HostRange::new(host, len, page)?;
+        }
+        Ok(Self { range, host_view, backing: Backing::Embedder })
+    }
+
+    /// The guest's view: where its loads and stores go.
+    pub fn range(&self) -> HostRange {
+        self.range
+    }
+
+    /// Length in bytes.
+    #[allow(clippy::len_without_is_empty)] // never empty
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// The host's view of the same bytes, never protected, where there is one. A
+    /// store through it is learned of by nobody.
+    pub fn host_view(&self) -> Option<HostAddr> {
+        self.host_view
+    }
+
+    /// The memfd behind it, where the library made one.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        match &self.backing {
+            Backing::Memfd { file, .. } => Some(file.fd.as_fd()),
+            _ => None,
+        }
+    }
+
+    /// Which memfd of the library is behind it: equal for all views of one.
+    pub fn backing_id(&self) -> Option<BackingId> {
+        match &self.backing {
+            Backing::Memfd { file, .. } => Some(file.id),
+            _ => None,
+        }
+    }
+
+    /// Copies the bytes at `offset` out, through the host's view where there is
+    /// one. Bytes that the guest is storing to may come out old or new.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadRange`] where the bytes are not all in this memory.
+    pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), Error> {
+        let from = self.at(self.host_view.unwrap_or(self.range.start()), offset, into.len())?;
+        // SAFETY: checked to be inside the memory; `into` is no guest memory, as references to that do not exist.
+        unsafe { ptr::copy_nonoverlapping(from.cast_const(), into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
+    /// Copies bytes in through the guest's view: a store like the guest's own,
+    /// which faults where the page is protected and is learned of.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadRange`] where the bytes are not all in this memory.
+    pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), Error> {
+        let into = self.at(self.range.start(), offset, from.len())?;
+        // SAFETY: as in `read`.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };
+        Ok(())
+    }
+
+    /// Copies bytes in through the host's view: it never faults and **nobody
+    /// learns of it**; the caller tells the tracker of every view.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadArgument`] where there is no host view, [`Error::BadRange`]
+    /// where the bytes are not all in this memory.
+    pub fn write_untracked(&self, offset: usize, from: &[u8]) -> Result<(), Error> {
+        let host_view = self.host_view.ok_or(Error::BadArgument("this guest memory has no host view"))?;
+        let into = self.at(host_view, offset, from.len())?;
+        // SAFETY: as in `read`.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };
+        Ok(())
+    }
+
+    /// Moves `len` bytes from one place of this memory to another, as `memmove`
+    /// does; the store is the guest's, as in [`GuestMemory::write`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadRange`] where the bytes are not all in this memory.
+    pub fn copy_within(&self, from_offset: usize, to_offset: usize, len: usize) -> Result<(), Error> {
+        let from = self.at(self.range.start(), from_offset, len)?;
+        let into = self.at(self.range.start(), to_offset, len)?;
+        // SAFETY: both checked to be inside; `ptr::copy` lets them overlap.
+        unsafe { ptr::copy(from.cast_const(), into, len) };
+        Ok(())
+    }
+
+    /// The address `offset` bytes into the view at `base`, `len` bytes of which
+    /// are inside.
+    fn at(&self, base: HostAddr, offset: usize, len: usize) -> Result<*mut u8, Error> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.range.len() => Ok(HostAddr(base.0 + offset).as_ptr()),
+            _ => Err(Error::BadRange {
+                start: offset as u64,
+                len: len as u64,
+                why: "the bytes must lie in the guest memory",
+            }),
+        }
+    }
+}
+
+fn whole_pages(len: usize, page: PageSize) -> Result<usize, Error> {
+    match page.ceil(len) {
+        Some(len) if len > 0 => Ok(len),
+        _ => Err(Error::BadRange { start: 0, len: len as u64, why: "guest memory has one byte at least" }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(memory: &GuestMemory, offset: usize) -> [u8; 4] {
+        let mut bytes = [0; 4];
+        memory.read(offset, &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn bytes_go_in_and_out() {
+        for memory in [GuestMemory::anonymous(5000).unwrap(), GuestMemory::memfd(5000).unwrap()] {
+            assert_eq!(memory.len() % PageSize::host().bytes(), 0);
+            memory.write(4094, &[1, 2, 3, 4]).unwrap();
+            assert_eq!(bytes(&memory, 4094), [1, 2, 3, 4]);
+            memory.copy_within(4094, 4095, 4).unwrap();
+            assert_eq!(bytes(&memory, 4094), [1, 1, 2, 3]);
+        }
+    }
+
+    #[test]
+    fn bytes_outside_are_refused() {
+        let memory = GuestMemory::memfd(4096).unwrap();
+        for (offset, len) in [(memory.len(), 1), (memory.len() - 1, 2), (usize::MAX, 2)] {
+            assert!(matches!(memory.read(offset, &mut vec![0; len]), Err(Error::BadRange { .. })));
+            assert!(matches!(memory.write(offset, &vec![0; len]), Err(Error::BadRange { .. })));
+            assert!(matches!(memory.write_untracked(offset, &vec![0; len]), Err(Error::BadRange { .. })));
+            assert!(matches!(memory.copy_within(0, offset, len), Err(Error::BadRange { .. })));
+        }
+        assert!(GuestMemory::anonymous(0).is_err());
+    }
+
+    #[test]
+    fn views_of_one_memfd_show_the_same_bytes() {
+        let first = GuestMemory::memfd(4096).unwrap();
+        let second = first.another_view().unwrap();
+        assert_ne!(first.range(), second.range());
+        assert_eq!(first.backing_id(), second.backing_id());
+        first.write(8, &[9; 4]).unwrap();
+        drop(first);
+        assert_eq!(bytes(&second, 8), [9; 4]);
+        second.write_untracked(8, &[7; 4]).unwrap();
+        assert_eq!(bytes(&second, 8), [7; 4]);
+        assert_ne!(GuestMemory::memfd(4096).unwrap().backing_id(), second.backing_id());
+        assert!(GuestMemory::anonymous(4096).unwrap().another_view().is_err());
+    }
+
+    #[test]
+    fn memory_of_the_embedder() {
+        let made = GuestMemory::memfd(8192).unwrap();
+        // SAFETY: `made` outlives it and nothing tracks it.
+        let raw = unsafe { GuestMemory::from_raw(made.range().start(), made.len(), made.host_view()) }.unwrap();
+        raw.write_untracked(0, &[5; 4]).unwrap();
+        assert_eq!(bytes(&made, 0), [5; 4]);
+        // SAFETY: refused before it is used.
+        assert!(unsafe { GuestMemory::from_raw(HostAddr(1), 4096, None) }.is_err());
+    }
+}

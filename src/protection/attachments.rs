@@ -1,0 +1,70 @@
+//! The ranges of one mechanism, each with its place in the fault registry.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::addr::HostRange;
+use crate::error::Error;
+use crate::sys::fault::{Delivery, FaultSink, Registration};
+
+/// Taken by attach and detach only, never where a fault is handled.
+#[derive(Debug)]
+pub(super) struct Attachments {
+    delivery: Delivery,
+    list: Mutex<Vec<Registration>>,
+}
+
+impl Attachments {
+    pub(super) fn new(delivery: Delivery) -> Self {
+        Self { delivery, list: Mutex::new(Vec::new()) }
+    }
+
+    fn list(&self) -> MutexGuard<'_, Vec<Registration>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `attach` on `range` with its faults going to `sink`. What is attached
+    /// already is left as it is. After an error nothing was added.
+    pub(super) fn add(
+        &self,
+        range: HostRange,
+        sink: &Arc<dyn FaultSink>,
+        attach: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut list = self.list();
+        let mut missing = vec![range];
+        for known in list.iter() {
+            missing = missing.into_iter().flat_map(|part| part.without(known.range())).flatten().collect();
+        }
+        // Dropped on the way out after an error.
+        let mut added = Vec::with_capacity(missing.len());
+        for part in missing {
+            added.push(Registration::new(part, self.delivery, sink)?);
+        }
+        attach()?;
+        list.append(&mut added);
+        Ok(())
+    }
+
+    /// Runs `detach`, then gives up those that lie wholly in `range`. When it
+    /// returns no handler is in their sinks.
+    pub(super) fn remove(&self, range: HostRange, detach: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+        let mut list = self.list();
+        let result = detach();
+        list.retain(|known| !range.contains_range(known.range()));
+        result
+    }
+
+    /// Gives up everything, calling `detach` for each range first.
+    pub(super) fn clear(&self, mut detach: impl FnMut(HostRange)) {
+        let mut list = self.list();
+        list.iter().for_each(|known| detach(known.range()));
+        list.clear();
+    }
+
+    /// Tells every sink that its ranges are stale, then calls `open` for each range.
+    pub(super) fn lose(&self, mut open: impl FnMut(HostRange)) {
+        let list = self.list();
+        list.iter().for_each(|known| known.sink().on_lost());
+        list.iter().for_each(|known| open(known.range()));
+    }
+}

@@ -1,0 +1,185 @@
+//! A software mechanism without system calls, for tests and model checkers.
+//!
+//! Memory is the test's; only the protection of each page is here. A store is
+//! [`Model::store`], which calls the sink for as long as the page is protected,
+//! as the kernel tries a store again; the test changes its own cell in the
+//! closure, in the same step in which the page is seen to be writable: a store
+//! either retires before a protect or is learned of.
+
+use std::sync::Arc;
+
+use super::{Access, FaultSink, Handled, KernelWrites, Mode, Protection, WriteFault};
+use crate::addr::{HostAddr, HostRange, PageSize};
+use crate::error::Error;
+use crate::sync::{Mutex, MutexGuard};
+
+/// What a page is to the modelled kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Page {
+    attached: bool,
+    protected: bool,
+    access: Access,
+}
+
+const FRESH: Page = Page { attached: false, protected: false, access: Access::ReadWrite };
+
+/// The moments at which a test may put a pause, or another thread's turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Moment {
+    /// A store has faulted and its sink is not called yet.
+    BeforeSink,
+    /// The sink is done and the store is not tried again yet.
+    AfterSink,
+    /// A protect, an un-protect or a harvest is about to change the pages.
+    BeforeChange,
+    /// The pages were changed and the call has not returned yet.
+    AfterChange,
+}
+
+type Pause = Box<dyn Fn(Moment) + Send + Sync>;
+
+/// See the module.
+pub(crate) struct Model {
+    mode: Mode,
+    range: HostRange,
+    page: PageSize,
+    pages: Mutex<Vec<Page>>,
+    sinks: Mutex<Vec<(HostRange, Arc<dyn FaultSink>)>>,
+    pause: Option<Pause>,
+}
+
+impl core::fmt::Debug for Model {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Model").field("mode", &self.mode).field("range", &self.range).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Model {
+    /// A model of a machine whose only memory is `range`. With
+    /// [`Mode::Deferred`] stores retire at once and are found by a harvest, with
+    /// any other mode the sink is called.
+    pub(crate) fn new(mode: Mode, range: HostRange, page: PageSize) -> Self {
+        let count = range.len() >> page.shift();
+        Self { mode, range, page, pages: Mutex::new(vec![FRESH; count]), sinks: Mutex::new(Vec::new()), pause: None }
+    }
+
+    /// Calls `pause` at every [`Moment`].
+    pub(crate) fn with_pause(mut self, pause: impl Fn(Moment) + Send + Sync + 'static) -> Self {
+        self.pause = Some(Box::new(pause));
+        self
+    }
+
+    fn pause(&self, moment: Moment) {
+        if let Some(pause) = &self.pause {
+            pause(moment);
+        }
+    }
+
+    /// A store by thread `tid` to `address`: `retire` changes the memory. Says
+    /// [`Handled::NotOurs`], without storing, where a signal would go to somebody
+    /// else's handler.
+    pub(crate) fn store(&self, address: HostAddr, tid: u32, mut retire: impl FnMut()) -> Handled {
+        loop {
+            {
+                let mut pages = lock(&self.pages);
+                let page = &mut pages[(address.0 - self.range.start().0) >> self.page.shift()];
+                if page.access != Access::ReadWrite {
+                    return Handled::NotOurs;
+                }
+                if !page.protected || self.mode == Mode::Deferred {
+                    page.protected = false;
+                    retire();
+                    return Handled::Retry;
+                }
+            }
+            self.pause(Moment::BeforeSink);
+            let sink =
+                lock(&self.sinks).iter().find(|(range, _)| range.contains(address)).map(|(_, sink)| sink.clone());
+            let fault = WriteFault { addr: address, pc: None, tid };
+            if sink.is_some_and(|sink| sink.on_write(&fault) == Handled::NotOurs) {
+                return Handled::NotOurs;
+            }
+            self.pause(Moment::AfterSink);
+        }
+    }
+
+    /// Whether the page at `address` is protected.
+    pub(crate) fn is_protected(&self, address: HostAddr) -> bool {
+        lock(&self.pages)[(address.0 - self.range.start().0) >> self.page.shift()].protected
+    }
+
+    fn change(&self, range: HostRange, mut change: impl FnMut(&mut Page, HostRange)) -> Result<(), Error> {
+        if !self.range.contains_range(range) {
+            let (start, len) = (range.start().0 as u64, range.len() as u64);
+            return Err(Error::BadRange { start, len, why: "the model has no such memory" });
+        }
+        self.pause(Moment::BeforeChange);
+        let first = (range.start().0 - self.range.start().0) >> self.page.shift();
+        for index in 0..range.len() >> self.page.shift() {
+            let at = HostAddr(range.start().0 + (index << self.page.shift()));
+            // Page by page, as the kernel does it.
+            change(&mut lock(&self.pages)[first + index], HostRange::page_of(at, self.page));
+        }
+        self.pause(Moment::AfterChange);
+        Ok(())
+    }
+}
+
+impl Protection for Model {
+    fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    fn kernel_writes(&self) -> KernelWrites {
+        KernelWrites::Refused
+    }
+
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        self.change(range, |page, _| *page = Page { attached: true, ..FRESH })?;
+        let mut sinks = lock(&self.sinks);
+        if !sinks.iter().any(|(known, _)| known.contains_range(range)) {
+            sinks.push((range, sink.clone()));
+        }
+        Ok(())
+    }
+
+    fn detach(&self, range: HostRange) -> Result<(), Error> {
+        self.change(range, |page, _| *page = FRESH)?;
+        lock(&self.sinks).retain(|(known, _)| !range.contains_range(*known));
+        Ok(())
+    }
+
+    fn protect(&self, range: HostRange) -> Result<(), Error> {
+        if self.mode == Mode::Deferred {
+            return Err(Error::BadArgument("a deferred region is protected by its harvest alone"));
+        }
+        self.change(range, |page, _| page.protected = page.attached)
+    }
+
+    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
+        self.change(range, |page, _| page.protected = false)
+    }
+
+    fn harvest(&self, range: HostRange, written: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
+        if self.mode != Mode::Deferred {
+            return Ok(());
+        }
+        self.change(range, |page, at| {
+            if !core::mem::replace(&mut page.protected, page.attached) {
+                written(at);
+            }
+        })
+    }
+
+    fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
+        self.change(range, |page, _| page.access = access)
+    }
+
+    fn is_lost(&self) -> bool {
+        false
+    }
+}

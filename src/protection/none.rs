@@ -1,0 +1,49 @@
+//! No tracking: the control. Nothing is learned of, so translations go stale.
+
+use std::sync::Arc;
+
+use super::{Access, FaultSink, KernelWrites, Mode, Protection};
+use crate::addr::HostRange;
+use crate::error::Error;
+use crate::sys::mmap;
+
+#[derive(Debug)]
+pub(super) struct NoProtection;
+
+impl Protection for NoProtection {
+    fn mode(&self) -> Mode {
+        Mode::None
+    }
+
+    fn kernel_writes(&self) -> KernelWrites {
+        KernelWrites::Missed
+    }
+
+    fn attach(&self, _: HostRange, _: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn detach(&self, _: HostRange) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn protect(&self, _: HostRange) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn unprotect(&self, _: HostRange) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn harvest(&self, _: HostRange, _: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
+        mmap::set_access(range, access != Access::None, access == Access::ReadWrite)
+    }
+
+    fn is_lost(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,72 @@
+//! uffd-wp asynchronous: the kernel lets a store through and remembers it.
+//!
+//! With `UFFD_FEATURE_WP_ASYNC` a store to a protected page clears the page's
+//! protection and goes on; nobody is told. One `PAGEMAP_SCAN` finds the pages
+//! that were written and protects them again in the same step. The kernel's own
+//! writes and regular file mappings are covered like everything else.
+//!
+//! Protection is taken by the scan alone: `UFFDIO_WRITEPROTECT` on a page that
+//! was written since the last scan would hide that write from the next one. A
+//! fresh range counts as written: its first harvest reports all of it.
+
+use std::sync::Arc;
+
+use super::uffd_ranges::UffdRanges;
+use super::{Access, FaultSink, KernelWrites, Mode, Protection};
+use crate::addr::HostRange;
+use crate::error::Error;
+use crate::sys::fault::Delivery;
+use crate::sys::pagemap::Pagemap;
+use crate::sys::uffd::Uffd;
+
+#[derive(Debug)]
+pub(super) struct UffdDeferred {
+    ranges: UffdRanges,
+    pagemap: Pagemap,
+}
+
+impl UffdDeferred {
+    /// Takes a descriptor that was negotiated with `UFFD_FEATURE_WP_ASYNC`.
+    pub(super) fn new(uffd: Uffd, pagemap: Pagemap) -> Self {
+        Self { ranges: UffdRanges::new(uffd, Delivery::Never), pagemap }
+    }
+}
+
+impl Protection for UffdDeferred {
+    fn mode(&self) -> Mode {
+        Mode::Deferred
+    }
+
+    fn kernel_writes(&self) -> KernelWrites {
+        KernelWrites::Tracked
+    }
+
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        self.ranges.attach(range, sink)
+    }
+
+    fn detach(&self, range: HostRange) -> Result<(), Error> {
+        self.ranges.detach(range)
+    }
+
+    fn protect(&self, _: HostRange) -> Result<(), Error> {
+        Err(Error::BadArgument("a deferred region is protected by its harvest alone"))
+    }
+
+    /// The pages count as written at the next harvest.
+    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
+        self.ranges.uffd.unprotect(range)
+    }
+
+    fn harvest(&self, range: HostRange, written: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
+        self.pagemap.harvest(range, written)
+    }
+
+    fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
+        self.ranges.set_access(range, access)
+    }
+
+    fn is_lost(&self) -> bool {
+        !self.ranges.uffd.is_own()
+    }
+}

@@ -1,0 +1,187 @@
+//! uffd-wp with a handler thread: a fault is a message.
+//!
+//! A store to a protected page, by user code or by the kernel (`read` into the
+//! page), queues a message and sleeps. One thread for each mechanism reads the
+//! messages, calls the sink of the range, which un-protects and so wakes the
+//! writer. The descriptor is non-blocking: a message is gone when somebody
+//! un-protects before it is read, and an empty read is normal.
+//!
+//! # No writer sleeps for ever
+//!
+//! After the sink the page is woken in any case: its store is tried again and
+//! faults again if the page is protected. If the thread ends for any other reason
+//! than being told so, every sink hears [`FaultSink::on_lost`], and then all pages
+//! are opened and woken. At the end of the mechanism the thread is stopped first;
+//! writers whose messages nobody read are woken by the release of the ranges.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+
+use super::uffd_ranges::UffdRanges;
+use super::{Access, FaultSink, Handled, KernelWrites, Mode, Protection, WriteFault};
+use crate::addr::{HostRange, PageSize};
+use crate::error::Error;
+use crate::sys::fault::{Delivery, dispatch};
+use crate::sys::signal::with_all_blocked;
+use crate::sys::uffd::{KernelFaults, MessageBuffer, Uffd};
+
+#[derive(Debug)]
+pub(super) struct UffdThread {
+    shared: Arc<Shared>,
+    kernel_faults: KernelFaults,
+    /// Taken by `drop` alone.
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    ranges: UffdRanges,
+    page: PageSize,
+    /// Readable when the thread is to end.
+    stop: OwnedFd,
+    lost: AtomicBool,
+}
+
+impl UffdThread {
+    /// Takes a non-blocking descriptor and starts the thread.
+    pub(super) fn start(uffd: Uffd, kernel_faults: KernelFaults, page: PageSize) -> Result<Self, Error> {
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| Error::system("eventfd", 0, 0, errno))?;
+        let ranges = UffdRanges::new(uffd, Delivery::Thread);
+        let shared = Arc::new(Shared { ranges, page, stop, lost: AtomicBool::new(false) });
+        let own = shared.clone();
+        let builder = std::thread::Builder::new().name("codewarden-uffd".to_owned());
+        let thread = with_all_blocked(|| builder.spawn(move || own.run())).map_err(|error| {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+            Error::system("pthread_create", 0, 0, errno)
+        })?;
+        Ok(Self { shared, kernel_faults, thread: Some(thread) })
+    }
+
+    fn check_alive(&self) -> Result<(), Error> {
+        if self.shared.lost.load(Ordering::SeqCst) { Err(Error::TrackingLost) } else { Ok(()) }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let mut last_will = LastWill { shared: self, was_stopped: false };
+        let mut messages = MessageBuffer::new();
+        loop {
+            let wants = PollFlags::IN;
+            let mut fds = [PollFd::new(&self.ranges.uffd, wants), PollFd::new(&self.stop, wants)];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+            let [faults, stop] = fds.map(|fd| fd.revents());
+            if stop.contains(PollFlags::IN) {
+                last_will.was_stopped = true;
+                return;
+            }
+            if faults.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL)
+                || self.ranges.uffd.read_faults(&mut messages, |fault| self.resolve(&fault)).is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    fn resolve(&self, fault: &WriteFault) {
+        let range = HostRange::page_of(fault.addr, self.page);
+        let opened = match dispatch(Delivery::Thread, fault) {
+            Handled::Retry => Ok(()),
+            // Nobody wants the page protected.
+            Handled::NotOurs => self.ranges.uffd.unprotect(range),
+        };
+        let woken = self.ranges.uffd.wake(range);
+        debug_assert!(opened.is_ok() && woken.is_ok(), "{opened:?} {woken:?}");
+    }
+}
+
+/// What happens when the thread ends, however it ends.
+struct LastWill<'a> {
+    shared: &'a Shared,
+    was_stopped: bool,
+}
+
+impl Drop for LastWill<'_> {
+    fn drop(&mut self) {
+        if self.was_stopped {
+            return;
+        }
+        self.shared.lost.store(true, Ordering::SeqCst);
+        let ranges = &self.shared.ranges;
+        ranges.attachments.lose(|range| {
+            // With the descriptor gone the kernel has opened and woken everything.
+            let _ = ranges.uffd.unprotect(range).and(ranges.uffd.wake(range));
+        });
+    }
+}
+
+impl Protection for UffdThread {
+    fn mode(&self) -> Mode {
+        Mode::Thread
+    }
+
+    fn kernel_writes(&self) -> KernelWrites {
+        match self.kernel_faults {
+            KernelFaults::Delivered => KernelWrites::Tracked,
+            KernelFaults::Refused => KernelWrites::Refused,
+        }
+    }
+
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        self.check_alive()?;
+        self.shared.ranges.attach(range, sink)
+    }
+
+    fn detach(&self, range: HostRange) -> Result<(), Error> {
+        self.shared.ranges.detach(range)
+    }
+
+    fn protect(&self, range: HostRange) -> Result<(), Error> {
+        self.check_alive()?;
+        self.shared.ranges.uffd.protect(range)?;
+        // The thread may have died, and opened all pages, in between.
+        self.check_alive().inspect_err(|_| {
+            let _ = self.unprotect(range);
+        })
+    }
+
+    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
+        self.shared.ranges.uffd.unprotect(range)
+    }
+
+    fn harvest(&self, _: HostRange, _: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
+        Ok(()) // every write was told when it was made
+    }
+
+    fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
+        self.shared.ranges.set_access(range, access)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.shared.lost.load(Ordering::SeqCst) || !self.shared.ranges.uffd.is_own()
+    }
+}
+
+impl Drop for UffdThread {
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        if !self.shared.ranges.uffd.is_own() {
+            // A fork's child: the thread is the parent's, and so is the event.
+            core::mem::forget(thread);
+            return;
+        }
+        let told = rustix::io::write(self.shared.stop.as_fd(), &1_u64.to_ne_bytes());
+        debug_assert!(told.is_ok(), "{told:?}");
+        let ended = thread.join();
+        debug_assert!(ended.is_ok(), "a sink panicked");
+    }
+}

@@ -1,0 +1,242 @@
+//! Whose fault is it: the table of tracked ranges, and what a signal handler
+//! runs.
+//!
+//! [`handle_fault`] is all that the library does in signal context: is the
+//! signal one that write protection gives, did the instruction write, is the
+//! address in a tracked range. Then the range's [`FaultSink`] decides. Nothing
+//! here takes a lock, allocates or touches guest memory, and errno is kept.
+//!
+//! # Safety
+//!
+//! The raw pointers are those that the kernel gives to a signal handler.
+#![allow(unsafe_code)]
+
+use core::ffi::{c_int, c_void};
+use core::fmt;
+use std::sync::Arc;
+
+use crate::addr::{HostAddr, HostRange};
+use crate::error::Error;
+use crate::sys::fork::Generation;
+use crate::sys::range_table::{InsertError, Lookup, RangeTable, SlotId};
+
+/// A store that hit a protected page of a synchronous region.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteFault {
+    /// Where it faulted; not the extent of the store, which nobody knows here.
+    pub addr: HostAddr,
+    /// The host instruction that stored; `None` where a thread handles the
+    /// fault of another one or the kernel wrote.
+    pub pc: Option<HostAddr>,
+    /// Kernel thread id of the storing thread, 0 where it is not known.
+    pub tid: u32,
+}
+
+/// What became of a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Handled {
+    /// It was ours: the store may be tried again.
+    Retry,
+    /// It was not: somebody else's handler must see it.
+    NotOurs,
+}
+
+/// Who is told of write faults. Called in a signal handler or in the handler
+/// thread, by any number of threads at once.
+///
+/// # Safety
+///
+/// The implementation is async-signal-safe: no lock, no allocation, no
+/// thread-local, no panic, no access to tracked memory, errno kept.
+pub unsafe trait FaultSink: Send + Sync {
+    /// Resolves one write fault: un-protects the page or says that it is not
+    /// ours.
+    fn on_write(&self, fault: &WriteFault) -> Handled;
+
+    /// The mechanism can no longer learn of writes (its thread died, its
+    /// descriptor was lost): everything made from the sink's ranges is stale
+    /// from here on. Called before any page is opened because of it.
+    fn on_lost(&self);
+}
+
+/// How the faults of a range arrive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Delivery {
+    /// By SIGBUS with `BUS_ADRERR`, in the faulting thread.
+    Sigbus,
+    /// By SIGSEGV with `SEGV_ACCERR`, in the faulting thread.
+    Sigsegv,
+    /// As a message to the handler thread.
+    Thread,
+    /// Not at all: writes are found by a scan.
+    Never,
+}
+
+struct Entry {
+    delivery: Delivery,
+    sink: Arc<dyn FaultSink>,
+}
+
+/// Most ranges of one process.
+const MAX_RANGES: usize = 1024;
+
+static RANGES: RangeTable<Entry, MAX_RANGES> = RangeTable::new();
+
+/// A range whose faults go to a sink, until this is dropped. Dropping waits
+/// until no handler is inside the sink, so it must not happen in a sink.
+pub(crate) struct Registration {
+    range: HostRange,
+    sink: Arc<dyn FaultSink>,
+    /// Taken by `drop` alone.
+    slot: Option<SlotId>,
+    generation: Generation,
+}
+
+impl Registration {
+    /// From here on the faults in `range` go to `sink`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyTracked`] where another registration has a part of it,
+    /// [`Error::Full`] where the process has no slot left.
+    pub(crate) fn new(range: HostRange, delivery: Delivery, sink: &Arc<dyn FaultSink>) -> Result<Self, Error> {
+        let generation = Generation::of_this_process()?;
+        let slot = RANGES.insert(range, Entry { delivery, sink: sink.clone() }).map_err(|error| match error {
+            InsertError::Overlap => Error::AlreadyTracked { start: range.start().0, len: range.len() },
+            InsertError::Full => Error::Full { what: "tracked range", limit: MAX_RANGES },
+        })?;
+        Ok(Self { range, sink: sink.clone(), slot: Some(slot), generation })
+    }
+
+    /// Its range.
+    pub(crate) fn range(&self) -> HostRange {
+        self.range
+    }
+
+    /// Its sink.
+    pub(crate) fn sink(&self) -> &Arc<dyn FaultSink> {
+        &self.sink
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            RANGES.remove(slot, !self.generation.is_current());
+        }
+    }
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.range.fmt(f)
+    }
+}
+
+/// Hands a fault to the sink of its range. Async-signal-safe.
+pub(crate) fn dispatch(delivery: Delivery, fault: &WriteFault) -> Handled {
+    let on_entry = |entry: &Entry| {
+        if entry.delivery == delivery { entry.sink.on_write(fault) } else { Handled::NotOurs }
+    };
+    match RANGES.with(fault.addr, on_entry) {
+        Lookup::Found(handled) => handled,
+        // The store faulted before the range was given up: by now it goes through.
+        Lookup::Retired => Handled::Retry,
+        Lookup::Missing => Handled::NotOurs,
+    }
+}
+
+/// Decides about one SIGBUS or SIGSEGV, for an embedder who owns these signals:
+/// call it first in the handler, return from the handler on
+/// [`Handled::Retry`], go on as without this library on [`Handled::NotOurs`].
+///
+/// Async-signal-safe; errno is kept. The handler must be installed with
+/// `SA_SIGINFO`, and with `SA_ONSTACK` where the guest may own the stack
+/// pointer; no thread that stores to tracked memory may have the signal
+/// blocked: the kernel kills the process at such a store.
+///
+/// # Safety
+///
+/// The arguments are those that the kernel gave to the handler that runs now.
+pub unsafe fn handle_fault(signo: c_int, info: *mut libc::siginfo_t, context: *mut c_void) -> Handled {
+    // SAFETY: the caller's obligation: a valid siginfo.
+    let code = unsafe { (*info).si_code };
+    let delivery = match (signo, code) {
+        (libc::SIGBUS, libc::BUS_ADRERR) => Delivery::Sigbus,
+        (libc::SIGSEGV, SEGV_ACCERR) => Delivery::Sigsegv,
+        _ => return Handled::NotOurs,
+    };
+    // SAFETY: the caller's obligation: a valid ucontext of this architecture.
+    let Some(pc) = (unsafe { storing_pc(context.cast()) }) else {
+        return Handled::NotOurs;
+    };
+    let _errno = KeepErrno::new();
+    let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+    // SAFETY: both signals carry an address where the code is positive.
+    let addr = HostAddr(unsafe { (*info).si_addr() } as usize);
+    dispatch(delivery, &WriteFault { addr, pc: Some(pc), tid })
+}
+
+/// Not in the libc crate; the value is the kernel's.
+const SEGV_ACCERR: c_int = 2;
+
+/// The instruction that faulted, if it wrote: write protection never stops a
+/// read. Bit 1 of the page fault's error code says so.
+#[cfg(target_arch = "x86_64")]
+unsafe fn storing_pc(context: *const libc::ucontext_t) -> Option<HostAddr> {
+    const WROTE: i64 = 1 << 1;
+    // SAFETY: the caller's obligation.
+    let registers = unsafe { &(*context).uc_mcontext.gregs };
+    let wrote = registers[libc::REG_ERR as usize] & WROTE != 0;
+    wrote.then_some(HostAddr(registers[libc::REG_RIP as usize] as usize))
+}
+
+/// The instruction that faulted, if it wrote: write protection never stops a
+/// read. The kernel appends the exception syndrome to the register frame; bit 6
+/// of a data abort's says "write".
+#[cfg(target_arch = "aarch64")]
+unsafe fn storing_pc(context: *const libc::ucontext_t) -> Option<HostAddr> {
+    const ESR_MAGIC: u32 = 0x4553_5201;
+    const WROTE: u64 = 1 << 6;
+    const RESERVED_BYTES: usize = 4096;
+    // SAFETY: the caller's obligation.
+    let machine = unsafe { &(*context).uc_mcontext };
+    let pc = HostAddr(machine.pc as usize);
+    // `__reserved` is private to the libc crate; it is the last member.
+    let records = (&raw const *machine).cast::<u8>().wrapping_add(size_of_val(machine) - RESERVED_BYTES);
+    let mut at = 0;
+    while at + 16 <= RESERVED_BYTES {
+        let record = records.wrapping_add(at);
+        // SAFETY: within `__reserved`, where the kernel writes records of a 4-byte magic and a 4-byte size.
+        let (magic, len) = unsafe { (record.cast::<u32>().read(), record.cast::<u32>().add(1).read()) };
+        match (magic, len) {
+            (ESR_MAGIC, _) => {
+                // SAFETY: the record's body, within `__reserved` by the loop's condition.
+                let syndrome = unsafe { record.cast::<u64>().add(1).read() };
+                return (syndrome & WROTE != 0).then_some(pc);
+            }
+            (0, _) | (_, 0) => break,
+            _ => at += len as usize,
+        }
+    }
+    // No syndrome: take it for a write; the sink looks at the page's state.
+    Some(pc)
+}
+
+/// Puts errno back: the code that was interrupted may be about to look at it.
+struct KeepErrno(c_int);
+
+impl KeepErrno {
+    fn new() -> Self {
+        // SAFETY: errno of this thread.
+        Self(unsafe { *libc::__errno_location() })
+    }
+}
+
+impl Drop for KeepErrno {
+    fn drop(&mut self) {
+        // SAFETY: errno of this thread.
+        unsafe { *libc::__errno_location() = self.0 };
+    }
+}

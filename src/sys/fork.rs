@@ -1,0 +1,94 @@
+//! Am I a fork's child?
+//!
+//! A child inherits the parent's userfaultfd, and an ioctl on it acts on the
+//! *parent's* memory: an unregister or a drop in the child would end the
+//! parent's tracking. So each object that holds such a descriptor remembers the
+//! [`Generation`] of the process that made it and touches the descriptor only
+//! while that is the current one.
+//!
+//! The generation lives on a page with `MADV_WIPEONFORK`: the kernel hands it
+//! to the child as zeroes, without a fork handler and without a system call.
+//! The first object that the child makes writes a fresh number there, so what
+//! it inherited stays foreign for ever.
+//!
+//! # Safety
+//!
+//! The page is mapped once, is never unmapped and is read as an atomic only.
+#![allow(unsafe_code)]
+
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use crate::addr::PageSize;
+use crate::error::Error;
+
+static COOKIE: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
+static NEXT: AtomicU64 = AtomicU64::new(1);
+static SETUP: Mutex<()> = Mutex::new(());
+
+/// Which process, in a line of forks, made an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Generation(u64);
+
+impl Generation {
+    /// The generation of this process, for an object that is being made.
+    pub(crate) fn of_this_process() -> Result<Self, Error> {
+        let _setup = SETUP.lock().unwrap_or_else(PoisonError::into_inner);
+        if COOKIE.load(Ordering::Acquire).is_null() {
+            COOKIE.store(map_cookie()?, Ordering::Release);
+        }
+        // SAFETY: just seen to be set; it points to a page that is never unmapped.
+        let cookie = unsafe { &*COOKIE.load(Ordering::Acquire) };
+        if cookie.load(Ordering::Relaxed) == 0 {
+            cookie.store(NEXT.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        }
+        Ok(Self(cookie.load(Ordering::Relaxed)))
+    }
+
+    /// Whether the object of this generation was made by this process, not by
+    /// a parent of it. Async-signal-safe.
+    #[inline]
+    pub(crate) fn is_current(self) -> bool {
+        // SAFETY: a generation exists only after the cookie was set, and the page is never unmapped.
+        unsafe { (*COOKIE.load(Ordering::Acquire)).load(Ordering::Relaxed) == self.0 }
+    }
+}
+
+fn map_cookie() -> Result<*mut AtomicU64, Error> {
+    let len = PageSize::host().bytes();
+    // SAFETY: a new mapping at an address of the kernel's choice disturbs nobody.
+    let page = unsafe {
+        rustix::mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+    }
+    .map_err(|errno| Error::system("mmap", 0, len, errno))?;
+    // SAFETY: it is our own fresh page, still empty.
+    unsafe { rustix::mm::madvise(page, len, Advice::LinuxWipeOnFork) }
+        .map_err(|errno| Error::system("madvise(MADV_WIPEONFORK)", page as usize, len, errno))?;
+    Ok(page.cast())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_knows_that_it_is_one() {
+        let mine = Generation::of_this_process().unwrap();
+        assert!(mine.is_current());
+        // SAFETY: the child calls what is async-signal-safe, and _exit.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0);
+        if pid == 0 {
+            // SAFETY: leaves without running anything else of the parent's.
+            unsafe { libc::_exit(i32::from(mine.is_current())) };
+        }
+        let mut status = 0;
+        // SAFETY: our own child and a local to write to.
+        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+        assert_eq!(status, 0, "the child took the parent's generation for its own");
+        assert!(mine.is_current());
+    }
+}

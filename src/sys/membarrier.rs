@@ -1,0 +1,40 @@
+//! An instruction-stream barrier on every running thread of the process.
+//!
+//! x86-64 serializes a core on its return from the kernel only with
+//! `SYNC_CORE`, and aarch64 needs an ISB on each core that may run new bytes:
+//! `membarrier` does both from one thread, where the kernel has it (4.16).
+
+use rustix::thread::{MembarrierCommand, membarrier, membarrier_query};
+
+use crate::error::Error;
+
+/// Whether the kernel offers it.
+pub(crate) fn has_sync_core() -> bool {
+    membarrier_query().contains_command(MembarrierCommand::PrivateExpeditedSyncCore)
+}
+
+/// Announces that this process will use [`sync_core`]; once is enough, a fork's
+/// child inherits it.
+pub(crate) fn register_sync_core() -> Result<(), Error> {
+    membarrier(MembarrierCommand::RegisterPrivateExpeditedSyncCore)
+        .map_err(|errno| Error::system("membarrier(REGISTER_PRIVATE_EXPEDITED_SYNC_CORE)", 0, 0, errno))
+}
+
+/// When it returns, every thread of the process has passed a core-serializing
+/// instruction since the call.
+pub(crate) fn sync_core() -> Result<(), Error> {
+    membarrier(MembarrierCommand::PrivateExpeditedSyncCore)
+        .map_err(|errno| Error::system("membarrier(PRIVATE_EXPEDITED_SYNC_CORE)", 0, 0, errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn works_once_registered() {
+        assert!(has_sync_core());
+        register_sync_core().unwrap();
+        sync_core().unwrap();
+    }
+}

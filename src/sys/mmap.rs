@@ -1,0 +1,130 @@
+//! Mappings and memfds that go away by themselves.
+//!
+//! # Safety
+//!
+//! A [`Mapping`] owns its address range: it is unmapped once, on drop.
+#![allow(unsafe_code)]
+
+use core::ffi::c_void;
+use core::ptr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
+
+use crate::addr::{HostAddr, HostRange, PageSize};
+use crate::error::Error;
+
+/// A mapping of this process, unmapped on drop.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    range: HostRange,
+}
+
+impl Mapping {
+    /// `len` bytes (whole pages) of fresh private memory, readable and writable;
+    /// pages cost nothing until they are touched.
+    pub(crate) fn anonymous(len: usize, page: PageSize) -> Result<Self, Error> {
+        // SAFETY: a new mapping at an address of the kernel's choice disturbs nobody.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(ptr::null_mut(), len, READ_WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE)
+        };
+        Self::adopt(start, len, page)
+    }
+
+    /// Like [`Mapping::anonymous`], at `start` and nowhere else; what is mapped
+    /// there already stays.
+    pub(crate) fn anonymous_at(start: HostAddr, len: usize, page: PageSize) -> Result<Self, Error> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
+        // SAFETY: FIXED_NOREPLACE fails where something is mapped.
+        let mapped = unsafe { rustix::mm::mmap_anonymous(start.0 as *mut c_void, len, READ_WRITE, flags) };
+        let mapping = Self::adopt(mapped, len, page)?;
+        if mapping.range.start() != start {
+            // A kernel before 4.17 takes the address for a hint.
+            return Err(Error::system("mmap(MAP_FIXED_NOREPLACE)", start.0, len, Errno::EXIST));
+        }
+        Ok(mapping)
+    }
+
+    /// The first `len` bytes of `memfd`, shared with every other view of it.
+    pub(crate) fn shared(memfd: impl AsFd, len: usize, page: PageSize) -> Result<Self, Error> {
+        // SAFETY: as above.
+        let start = unsafe { rustix::mm::mmap(ptr::null_mut(), len, READ_WRITE, MapFlags::SHARED, memfd, 0) };
+        Self::adopt(start, len, page)
+    }
+
+    fn adopt(mapped: Result<*mut c_void, Errno>, len: usize, page: PageSize) -> Result<Self, Error> {
+        let start = mapped.map_err(|errno| Error::system("mmap", 0, len, errno))?;
+        Ok(Self { range: HostRange::new(HostAddr(start as usize), len, page)? })
+    }
+
+    /// Where it lies.
+    pub(crate) fn range(&self) -> HostRange {
+        self.range
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is this object's own.
+        let unmapped = unsafe { rustix::mm::munmap(self.range.start().0 as *mut c_void, self.range.len()) };
+        debug_assert!(unmapped.is_ok(), "munmap of an own mapping: {unmapped:?}");
+    }
+}
+
+const READ_WRITE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
+
+/// A memory file of `len` bytes.
+pub(crate) fn memfd(name: &str, len: usize) -> Result<OwnedFd, Error> {
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
+        .map_err(|errno| Error::system("memfd_create", 0, len, errno))?;
+    rustix::fs::ftruncate(&fd, len as u64).map_err(|errno| Error::system("ftruncate", 0, len, errno))?;
+    Ok(fd)
+}
+
+/// The access of `range` as the guest's own mprotect sets it.
+pub(crate) fn set_access(range: HostRange, read: bool, write: bool) -> Result<(), Error> {
+    let mut flags = MprotectFlags::empty();
+    flags.set(MprotectFlags::READ, read);
+    flags.set(MprotectFlags::WRITE, write);
+    // SAFETY: changes the access to memory that its owner gave to the tracker; no reference to guest
+    // bytes exists that could be broken by it.
+    unsafe { rustix::mm::mprotect(range.start().0 as *mut c_void, range.len(), flags) }
+        .map_err(|errno| Error::system("mprotect", range.start().0, range.len(), errno))
+}
+
+/// mprotect by the `region` crate. Async-signal-safe but for errno: the error
+/// is a plain number.
+pub(crate) fn protect_with_region(start: usize, len: usize, access: region::Protection) -> Result<(), Errno> {
+    // SAFETY: as in `set_access`.
+    unsafe { region::protect(start as *const u8, len, access) }.map_err(|error| match error {
+        region::Error::SystemCall(errno) => Errno::from_raw_os_error(errno),
+        _ => Errno::INVAL,
+    })
+}
+
+/// Whether something is mapped at the page at `page_start`. Async-signal-safe
+/// but for errno.
+pub(crate) fn is_mapped(page_start: HostAddr, page: PageSize) -> bool {
+    let mut resident = 0_u8;
+    // SAFETY: asks about one page and writes one byte; unmapped memory is an answer, not an access.
+    unsafe { libc::mincore(page_start.0 as *mut c_void, page.bytes(), &mut resident) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_lives_as_long_as_its_object() {
+        let page = PageSize::host();
+        let mapping = Mapping::anonymous(2 * page.bytes(), page).unwrap();
+        let start = mapping.range().start();
+        assert!(is_mapped(start, page));
+        let taken = Mapping::anonymous_at(start, page.bytes(), page).unwrap_err();
+        assert!(matches!(taken, Error::System { errno: libc::EEXIST, .. }), "{taken}");
+        drop(mapping);
+        assert!(!is_mapped(start, page));
+    }
+}

@@ -1,0 +1,28 @@
+//! The only place with system calls and signal plumbing.
+//!
+//! | module | what it wraps |
+//! |---|---|
+//! | [`uffd`] | userfaultfd: open, negotiate, register, write-protect, wake, read |
+//! | [`pagemap`] | `PAGEMAP_SCAN` on `/proc/self/pagemap` |
+//! | [`mmap`] | mappings and memfds that unmap themselves |
+//! | [`signal`] | the SIGBUS and SIGSEGV handler of the process, and who was there before |
+//! | [`alt_stack`] | an alternate signal stack for one thread |
+//! | [`fault`] | which sink a fault belongs to; what a signal handler runs |
+//! | [`range_table`] | the table behind it: read in handlers without a lock |
+//! | [`fork`] | whether this process is a fork's child |
+//! | [`membarrier`] | an instruction-stream barrier on every thread of the process |
+//! | [`probe`] | what this kernel and these permissions allow |
+//!
+//! Nothing here knows what a page's state or a block is.
+
+pub(crate) mod alt_stack;
+pub(crate) mod fault;
+pub(crate) mod fork;
+pub(crate) mod membarrier;
+pub(crate) mod mmap;
+pub(crate) mod pagemap;
+pub(crate) mod pieces;
+pub(crate) mod probe;
+pub(crate) mod range_table;
+pub(crate) mod signal;
+pub(crate) mod uffd;

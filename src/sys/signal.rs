@@ -1,0 +1,230 @@
+//! The process's SIGBUS and SIGSEGV handler, and who was there before.
+//!
+//! Installed once for the process and never taken away: another handler may
+//! have kept ours as its own previous one. A fault that is not ours goes to the
+//! action that was there before, as if ours did not exist:
+//!
+//! - a handler is called with its own mask, in the style that it was installed
+//!   with; what it returns to is the interrupted code;
+//! - the default action, and an ignored signal that the kernel forces, are put
+//!   back and the instruction is run again: a true crash crashes, with its own
+//!   signal and core;
+//! - the standard library's handler comes under the first case: its stack
+//!   overflow message appears.
+//!
+//! A handler that somebody installs after ours takes the signal from us; that
+//! cannot be prevented, only noticed: [`handler_is_ours`].
+//!
+//! # Safety
+//!
+//! Handlers run on whatever thread faulted. All state is in atomics, written
+//! before the handler is installed.
+#![allow(unsafe_code)]
+
+use core::ffi::{c_int, c_void};
+use core::mem::MaybeUninit;
+use core::ptr;
+use core::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::io::Errno;
+
+use crate::error::Error;
+use crate::sys::fault::{Handled, handle_fault};
+
+/// The signals that write protection can give.
+const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
+
+/// The action that a signal had before ours; only the first 64 bits of a signal
+/// set mean anything to Linux.
+struct Previous {
+    handler: AtomicUsize,
+    flags: AtomicI32,
+    mask: AtomicU64,
+}
+
+impl Previous {
+    const fn new() -> Self {
+        Self { handler: AtomicUsize::new(libc::SIG_DFL), flags: AtomicI32::new(0), mask: AtomicU64::new(0) }
+    }
+}
+
+static PREVIOUS: [Previous; 2] = [Previous::new(), Previous::new()];
+static INSTALLED: Mutex<bool> = Mutex::new(false);
+
+fn previous(signo: c_int) -> &'static Previous {
+    &PREVIOUS[usize::from(signo != libc::SIGBUS)]
+}
+
+/// Installs the handler for both signals, once for the process.
+pub(crate) fn install() -> Result<(), Error> {
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *installed {
+        return Ok(());
+    }
+    for signo in SIGNALS {
+        let old = action_of(signo)?;
+        let slot = previous(signo);
+        slot.handler.store(old.sa_sigaction, SeqCst);
+        slot.flags.store(old.sa_flags, SeqCst);
+        slot.mask.store(first_word(&old.sa_mask), SeqCst);
+        set_action(signo, &our_action())?;
+    }
+    *installed = true;
+    Ok(())
+}
+
+/// Whether the library's handler is the one that the kernel calls for `signo`
+/// (SIGBUS or SIGSEGV). False before it was installed, and where somebody
+/// installed another one after it: then write faults reach the library only if
+/// that one hands them on.
+pub fn handler_is_ours(signo: c_int) -> bool {
+    action_of(signo).is_ok_and(|action| action.sa_sigaction == on_signal as *const () as usize)
+}
+
+/// Whether this thread has `signo` blocked. The kernel kills the process at a
+/// store to protected memory by a thread that blocks the mode's signal.
+pub fn is_blocked_here(signo: c_int) -> bool {
+    let mut now = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: with no new set this only writes the present one; a zeroed set is a valid one.
+    unsafe {
+        libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), now.as_mut_ptr());
+        libc::sigismember(now.as_ptr(), signo) == 1
+    }
+}
+
+/// Runs `body` with every signal blocked in this thread, so that a thread that
+/// it starts takes none of the program's signals.
+pub(crate) fn with_all_blocked<R>(body: impl FnOnce() -> R) -> R {
+    let (mut all, mut before) = (MaybeUninit::<libc::sigset_t>::zeroed(), MaybeUninit::<libc::sigset_t>::zeroed());
+    // SAFETY: both are locals of this function; the second was written by the first call.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+    }
+    let result = body();
+    // SAFETY: as above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
+    result
+}
+
+fn our_action() -> libc::sigaction {
+    // SAFETY: all zeroes is a valid sigaction: the default action.
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    action.sa_sigaction = on_signal as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO // the address and the registers
+        | libc::SA_ONSTACK // the guest may own the stack pointer, or the stack overflowed
+        | libc::SA_NODEFER // a handler that is called from ours may fault again, and may never return
+        | libc::SA_RESTART; // has no effect on faults; a signal that somebody sent interrupts no call
+    // Whatever else arrives waits for the few microseconds: a handler that leaves ours by a jump
+    // would leave the counters raised that it holds.
+    // SAFETY: works on the set of the local above.
+    unsafe {
+        libc::sigfillset(&mut action.sa_mask);
+        for signo in [libc::SIGBUS, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGABRT] {
+            libc::sigdelset(&mut action.sa_mask, signo);
+        }
+    }
+    action
+}
+
+/// What the kernel calls.
+unsafe extern "C" fn on_signal(signo: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the arguments are the kernel's.
+    unsafe {
+        if handle_fault(signo, info, context) == Handled::NotOurs {
+            hand_on(signo, info, context);
+        }
+    }
+}
+
+/// Does what would have happened without our handler.
+///
+/// # Safety
+///
+/// The arguments are those of the handler that runs now.
+unsafe fn hand_on(signo: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    let slot = previous(signo);
+    let flags = slot.flags.load(SeqCst);
+    let handler = match flags & libc::SA_RESETHAND {
+        0 => slot.handler.load(SeqCst),
+        _ => slot.handler.swap(libc::SIG_DFL, SeqCst),
+    };
+    // SAFETY: the caller's obligation.
+    let was_sent = unsafe { (*info).si_code } <= 0;
+    match handler {
+        libc::SIG_IGN if was_sent => {}
+        libc::SIG_DFL | libc::SIG_IGN => {
+            // The kernel forces a fault through even where it is ignored.
+            // SAFETY: all zeroes is the default action; the instruction runs again after our return.
+            let default: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+            let reset = set_action(signo, &default);
+            if was_sent || reset.is_err() {
+                // Nothing will fault again: send it to this thread once more, as it came.
+                // SAFETY: plain system calls; the siginfo is the kernel's own.
+                unsafe {
+                    libc::syscall(libc::SYS_rt_tgsigqueueinfo, libc::getpid(), libc::gettid(), signo, info);
+                }
+            }
+        }
+        // SAFETY: the previous owner installed this address as a handler of this style.
+        _ => unsafe {
+            enter_mask_of_previous(signo, slot, flags, context);
+            if flags & libc::SA_SIGINFO != 0 {
+                let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = core::mem::transmute(handler);
+                handler(signo, info, context);
+            } else {
+                let handler: extern "C" fn(c_int) = core::mem::transmute(handler);
+                handler(signo);
+            }
+        },
+    }
+}
+
+/// Sets the signal mask that the previous handler would run with. The kernel
+/// puts the interrupted one back when ours returns.
+///
+/// # Safety
+///
+/// `context` is the interrupted context of this thread.
+unsafe fn enter_mask_of_previous(signo: c_int, slot: &Previous, flags: c_int, context: *mut c_void) {
+    // SAFETY: the caller's obligation; the set in it is the interrupted mask, of which the kernel
+    // writes the first word only.
+    unsafe {
+        let interrupted = &raw const (*context.cast::<libc::ucontext_t>()).uc_sigmask;
+        let own = if flags & libc::SA_NODEFER == 0 { 1_u64 << (signo - 1) } else { 0 };
+        let word = interrupted.cast::<u64>().read() | slot.mask.load(SeqCst) | own;
+        let mut mask = MaybeUninit::<libc::sigset_t>::zeroed();
+        mask.as_mut_ptr().cast::<u64>().write(word);
+        libc::pthread_sigmask(libc::SIG_SETMASK, mask.as_ptr(), ptr::null_mut());
+    }
+}
+
+fn first_word(set: &libc::sigset_t) -> u64 {
+    // SAFETY: a sigset_t has 64 bits at least, and every bit pattern is a number.
+    unsafe { (&raw const *set).cast::<u64>().read() }
+}
+
+fn action_of(signo: c_int) -> Result<libc::sigaction, Error> {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: only reads the present action, into a local; zeroed is a valid value of it.
+    unsafe {
+        match libc::sigaction(signo, ptr::null(), action.as_mut_ptr()) {
+            0 => Ok(action.assume_init()),
+            _ => Err(last_error()),
+        }
+    }
+}
+
+fn set_action(signo: c_int, action: &libc::sigaction) -> Result<(), Error> {
+    // SAFETY: the action is a valid one; who may install it is the callers' business.
+    match unsafe { libc::sigaction(signo, action, ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(last_error()),
+    }
+}
+
+fn last_error() -> Error {
+    let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+    Error::system("sigaction", 0, 0, Errno::from_raw_os_error(errno))
+}

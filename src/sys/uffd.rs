@@ -1,0 +1,302 @@
+//! userfaultfd: open, negotiate, register, write-protect, wake, read.
+//!
+//! The descriptor is opened and negotiated here and then handed to the
+//! [`userfaultfd`] crate, which registers, protects, wakes and reads. The
+//! crate's own builder is not used: it hides which features the kernel offers,
+//! and as an ordinary user it gives up where `/dev/userfaultfd` is root's alone
+//! although the system call with `UFFD_USER_MODE_ONLY` would work.
+//!
+//! Each operation looks first whether this process is a fork's child: the
+//! inherited descriptor acts on the parent's memory.
+//!
+//! Closing the last copy of the descriptor wakes all writers and clears every
+//! protection. So whoever drops a [`Uffd`] treats all of its pages as written.
+//!
+//! # Safety
+//!
+//! The ioctls here work on structures of `linux-raw-sys` with the sizes that
+//! their numbers encode; the crate's object owns a descriptor that nothing else
+//! owns.
+#![allow(unsafe_code)]
+
+use core::ffi::c_void;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use linux_raw_sys::general as raw;
+use rustix::fs::{Mode as FileMode, OFlags};
+use rustix::io::Errno;
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Updater, opcode};
+use rustix::mm::UserfaultfdFlags;
+use userfaultfd::{Event, EventBuffer, RegisterMode};
+
+use crate::addr::{HostAddr, HostRange, PageSize};
+use crate::error::Error;
+use crate::sys::fault::WriteFault;
+use crate::sys::fork::Generation;
+use crate::sys::mmap::is_mapped;
+use crate::sys::pieces::for_each_piece;
+
+/// `UFFD_FEATURE_*` bits.
+pub(crate) mod feature {
+    use linux_raw_sys::general as raw;
+
+    pub(crate) const WP: u64 = raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64;
+    pub(crate) const SIGBUS: u64 = raw::UFFD_FEATURE_SIGBUS as u64;
+    pub(crate) const THREAD_ID: u64 = raw::UFFD_FEATURE_THREAD_ID as u64;
+    pub(crate) const EXACT_ADDRESS: u64 = raw::UFFD_FEATURE_EXACT_ADDRESS as u64;
+    pub(crate) const WP_SHMEM: u64 = raw::UFFD_FEATURE_WP_HUGETLBFS_SHMEM as u64;
+    pub(crate) const WP_UNPOPULATED: u64 = raw::UFFD_FEATURE_WP_UNPOPULATED as u64;
+    pub(crate) const WP_ASYNC: u64 = raw::UFFD_FEATURE_WP_ASYNC as u64;
+}
+
+/// Whether a descriptor gets the faults of the kernel's own writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum KernelFaults {
+    /// It does.
+    Delivered,
+    /// User mode only.
+    Refused,
+}
+
+/// By which door a descriptor came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Door {
+    /// The system call.
+    Syscall,
+    /// `/dev/userfaultfd`.
+    Device,
+}
+
+/// Opens a descriptor, not negotiated yet. Kernel faults need privilege
+/// (CAP_SYS_PTRACE, `vm.unprivileged_userfaultfd`, or the device).
+pub(crate) fn open(door: Door, faults: KernelFaults) -> Result<OwnedFd, Errno> {
+    let user_mode_only = match faults {
+        KernelFaults::Delivered => 0,
+        KernelFaults::Refused => raw::UFFD_USER_MODE_ONLY,
+    };
+    let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
+    let flags = UserfaultfdFlags::from_bits_retain(flags.bits() | user_mode_only);
+    match door {
+        // SAFETY: makes a descriptor and touches no memory.
+        Door::Syscall => unsafe { rustix::mm::userfaultfd(flags) },
+        Door::Device => {
+            let device = rustix::fs::open("/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, FileMode::empty())?;
+            // SAFETY: `NewUffd` is this device's ioctl.
+            unsafe { rustix::ioctl::ioctl(device, NewUffd(flags.bits() as usize)) }
+        }
+    }
+}
+
+/// `USERFAULTFD_IOC_NEW`: its argument is the flags, its result the descriptor.
+struct NewUffd(usize);
+
+// SAFETY: `_IO(0xAA, 0)` takes an integer in place of a pointer and gives a new descriptor.
+unsafe impl Ioctl for NewUffd {
+    type Output = OwnedFd;
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        opcode::none(raw::USERFAULTFD_IOC as u8, 0)
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        self.0 as *mut c_void
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<OwnedFd> {
+        // SAFETY: the ioctl succeeded: `out` is a descriptor that nobody else has.
+        Ok(unsafe { OwnedFd::from_raw_fd(out) })
+    }
+}
+
+/// `UFFDIO_API`: asks for `features` and gives all that the kernel offers. Once
+/// per descriptor: a second one is EINVAL, so a probe has a descriptor of its own.
+pub(crate) fn negotiate(fd: BorrowedFd<'_>, features: u64) -> Result<u64, Errno> {
+    const UFFDIO_API: Opcode = opcode::read_write::<raw::uffdio_api>(raw::UFFDIO as u8, raw::_UFFDIO_API as u8);
+    let mut api = raw::uffdio_api { api: raw::UFFD_API.into(), features, ioctls: 0 };
+    // SAFETY: the number and the structure belong together.
+    unsafe { rustix::ioctl::ioctl(fd, Updater::<UFFDIO_API, _>::new(&mut api)) }?;
+    Ok(api.features)
+}
+
+/// How often an ioctl that says EAGAIN is tried again, with a yield between:
+/// memory maps change for a short while only.
+const AGAIN_LIMIT: u32 = 100_000;
+
+/// How many messages one read takes.
+const MESSAGES_PER_READ: usize = 32;
+
+/// A negotiated descriptor for write protection.
+#[derive(Debug)]
+pub(crate) struct Uffd {
+    fd: userfaultfd::Uffd,
+    page: PageSize,
+    generation: Generation,
+}
+
+impl Uffd {
+    /// Asks `fd` for `features` and takes it over.
+    pub(crate) fn new(fd: OwnedFd, features: u64, page: PageSize) -> Result<Self, Error> {
+        let generation = Generation::of_this_process()?;
+        negotiate(fd.as_fd(), features).map_err(|errno| Error::system("UFFDIO_API", 0, 0, errno))?;
+        // SAFETY: the descriptor is a userfaultfd and is given away here.
+        let fd = unsafe { userfaultfd::Uffd::from_raw_fd(fd.into_raw_fd()) };
+        Ok(Self { fd, page, generation })
+    }
+
+    /// Whether this process, not a parent of it, made the descriptor.
+    pub(crate) fn is_own(&self) -> bool {
+        self.generation.is_current()
+    }
+
+    fn check_own(&self) -> Result<(), Error> {
+        if self.is_own() { Ok(()) } else { Err(Error::InForkChild) }
+    }
+
+    /// Registers `range` for write protection; pages keep their contents and
+    /// stay writable.
+    pub(crate) fn register(&self, range: HostRange) -> Result<(), Error> {
+        self.check_own()?;
+        let (start, len) = (range.start().0, range.len());
+        match again(|| self.fd.register_with_mode(start as *mut c_void, len, RegisterMode::WRITE_PROTECT)) {
+            Ok(_) => Ok(()),
+            Err(Errno::BUSY) => Err(Error::AlreadyTracked { start, len }),
+            Err(errno) => Err(system("UFFDIO_REGISTER", range, errno)),
+        }
+    }
+
+    /// Ends the registration. Does not wake writers: see [`Uffd::wake`].
+    pub(crate) fn unregister(&self, range: HostRange) -> Result<(), Error> {
+        self.check_own()?;
+        // EINVAL and ENOMEM: a piece is unmapped, or was replaced by what cannot be registered.
+        self.by_pieces(
+            "UFFDIO_UNREGISTER",
+            range,
+            &[Errno::INVAL, Errno::NOMEM],
+            |start, len| again(|| self.fd.unregister(start as *mut c_void, len)),
+            |_, _| Ok(()),
+        )
+    }
+
+    /// Write-protects `range`. An unmapped piece is nothing to protect; a piece
+    /// that is mapped and not registered is an error, ENOENT.
+    pub(crate) fn protect(&self, range: HostRange) -> Result<(), Error> {
+        self.check_own()?;
+        self.by_pieces(
+            "UFFDIO_WRITEPROTECT",
+            range,
+            &[Errno::NOENT],
+            |start, len| again(|| self.fd.write_protect(start as *mut c_void, len)),
+            |page, errno| if is_mapped(page, self.page) { Err(errno) } else { Ok(()) },
+        )
+    }
+
+    /// Lets stores to `range` through and wakes who waits for it; a piece that is
+    /// not registered has nothing to undo. Async-signal-safe but for errno.
+    pub(crate) fn unprotect(&self, range: HostRange) -> Result<(), Error> {
+        self.check_own()?;
+        self.by_pieces(
+            "UFFDIO_WRITEPROTECT",
+            range,
+            &[Errno::NOENT],
+            |start, len| again(|| self.fd.remove_write_protection(start as *mut c_void, len, true)),
+            |_, _| Ok(()),
+        )
+    }
+
+    /// Wakes all writers that wait for `range`, registered or not.
+    pub(crate) fn wake(&self, range: HostRange) -> Result<(), Error> {
+        self.check_own()?;
+        again(|| self.fd.wake(range.start().0 as *mut c_void, range.len()))
+            .map_err(|errno| system("UFFDIO_WAKE", range, errno))
+    }
+
+    /// Un-protects, unregisters and wakes, in this order: an unregister leaves
+    /// the writers of a write-protect registration asleep.
+    pub(crate) fn release(&self, range: HostRange) -> Result<(), Error> {
+        let unprotected = self.unprotect(range);
+        let unregistered = self.unregister(range);
+        self.wake(range)?;
+        unprotected.and(unregistered)
+    }
+
+    /// Reads a batch of messages without waiting and gives each write fault to
+    /// `on_fault`. An empty batch is normal: an un-protect took the message away.
+    pub(crate) fn read_faults(
+        &self,
+        buffer: &mut MessageBuffer,
+        mut on_fault: impl FnMut(WriteFault),
+    ) -> Result<(), userfaultfd::Error> {
+        for event in self.fd.read_events(&mut buffer.0)? {
+            // No other event was asked for.
+            if let Event::Pagefault { addr, thread_id, .. } = event? {
+                let tid = u32::try_from(thread_id.as_raw()).unwrap_or(0);
+                on_fault(WriteFault { addr: HostAddr(addr as usize), pc: None, tid });
+            }
+        }
+        Ok(())
+    }
+
+    fn by_pieces(
+        &self,
+        call: &'static str,
+        range: HostRange,
+        split_on: &[Errno],
+        apply: impl FnMut(usize, usize) -> Result<(), Errno>,
+        leaf: impl FnMut(HostAddr, Errno) -> Result<(), Errno>,
+    ) -> Result<(), Error> {
+        for_each_piece(range, self.page, split_on, apply, leaf).map_err(|errno| system(call, range, errno))
+    }
+}
+
+impl AsFd for Uffd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Room for one read.
+pub(crate) struct MessageBuffer(EventBuffer);
+
+impl MessageBuffer {
+    pub(crate) fn new() -> Self {
+        Self(EventBuffer::new(MESSAGES_PER_READ))
+    }
+}
+
+fn system(call: &'static str, range: HostRange, errno: Errno) -> Error {
+    match errno {
+        // The descriptor is gone, and with it every protection.
+        Errno::BADF => Error::TrackingLost,
+        _ => Error::system(call, range.start().0, range.len(), errno),
+    }
+}
+
+/// Tries again while the kernel says EAGAIN (the memory map is changing) or
+/// EINTR. Async-signal-safe but for errno.
+fn again<T>(mut call: impl FnMut() -> userfaultfd::Result<T>) -> Result<T, Errno> {
+    for _ in 0..AGAIN_LIMIT {
+        match call() {
+            Ok(value) => return Ok(value),
+            Err(userfaultfd::Error::SystemError(errno)) => match Errno::from_raw_os_error(errno as i32) {
+                Errno::AGAIN | Errno::INTR => rustix::thread::sched_yield(),
+                errno => return Err(errno),
+            },
+            // The calls made here give no other error.
+            Err(_) => return Err(Errno::IO),
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_api_call_on_one_descriptor_is_refused() {
+        let fd = open(Door::Syscall, KernelFaults::Refused).unwrap();
+        assert_ne!(negotiate(fd.as_fd(), 0).unwrap() & feature::WP, 0);
+        assert_eq!(negotiate(fd.as_fd(), feature::WP), Err(Errno::INVAL));
+    }
+}
