@@ -16,5 +16,5 @@ mod table;
 
 pub use bundle::{Bundle, guests_dir, manifest_mismatches};
 pub use run::{Emulator, Exit, Outcome, Tier, Way};
-pub use skip::{find_program, skip};
+pub use skip::{find_program, note, skip};
 pub use table::{Announced, BENCHES, EXIT_STALE, Expected, GUESTS, Guest};

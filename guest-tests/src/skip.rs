@@ -17,8 +17,13 @@ pub fn skip(test: &str, reason: &str) {
     if std::env::var("CODEWARDEN_REQUIRE_ALL").is_ok_and(|v| v == "1") {
         panic!("{test}: skipped although CODEWARDEN_REQUIRE_ALL=1: {reason}");
     }
+    note(test, &format!("SKIPPED ({count} in this binary): {reason}"));
+}
+
+/// Says something about a test even when it passes.
+pub fn note(test: &str, text: &str) {
     // Not eprintln: the test harness would swallow it. A lost line is no harm.
-    let _ = writeln!(std::io::stderr(), "SKIPPED ({count} in this binary): {test}: {reason}");
+    let _ = writeln!(std::io::stderr(), "{test}: {text}");
 }
 
 /// The path of a program, if the system has it.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use guest_tests::{BENCHES, Bundle, GUESTS, find_program, guests_dir, manifest_mismatches, skip};
+use guest_tests::{BENCHES, Bundle, GUESTS, find_program, guests_dir, manifest_mismatches, note, skip};
 
 #[test]
 fn sources_and_binaries_belong_together() {
@@ -52,16 +52,16 @@ fn a_rebuild_gives_the_same_bytes() {
     let Some(compiler) = find_program("riscv64-linux-gnu-gcc") else {
         return skip(TEST, "no riscv64-linux-gnu-gcc (Debian: gcc-riscv64-linux-gnu)");
     };
-    let bundle = Bundle::read(&guests_dir()).unwrap();
-    let version = Command::new(compiler).arg("--version").output().unwrap();
-    let version = String::from_utf8_lossy(&version.stdout);
-    if version.lines().next() != Some(&bundle.compiler) {
-        return skip(TEST, &format!("the binaries were made by {}", bundle.compiler));
-    }
-
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rebuilt-guests");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("build-guests");
     assert!(Command::new(script).arg(&out).status().unwrap().success());
+
+    // Another compiler must build them too, but makes other bytes.
+    let bundle = Bundle::read(&guests_dir()).unwrap();
+    let version = Command::new(compiler).arg("--version").output().unwrap();
+    if String::from_utf8_lossy(&version.stdout).lines().next() != Some(&bundle.compiler) {
+        return note(TEST, &format!("built, not compared: the committed binaries are of {}", bundle.compiler));
+    }
     for guest in bundle.guests() {
         let name = format!("{guest}.elf");
         let same = fs::read(out.join(&name)).unwrap() == fs::read(guests_dir().join(&name)).unwrap();
