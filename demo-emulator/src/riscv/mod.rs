@@ -7,6 +7,7 @@ pub mod exec;
 pub mod fp;
 pub mod inst;
 pub mod oracle;
+pub mod random;
 pub mod trap;
 
 mod atomic;

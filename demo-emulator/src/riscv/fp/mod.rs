@@ -5,6 +5,7 @@
 //! unless the operation only moves bits.
 
 pub mod format;
+pub mod host;
 pub mod soft;
 
 mod compare;
@@ -50,24 +51,24 @@ pub fn exec(inst: &Inst, hart: &mut Hart) -> bool {
     };
     use Op::*;
     match inst.op {
-        Fadd_s => arithmetic(inst, hart, SINGLE, |a, b| soft::add(SINGLE, a, b, rounding)),
-        Fadd_d => arithmetic(inst, hart, DOUBLE, |a, b| soft::add(DOUBLE, a, b, rounding)),
-        Fsub_s => arithmetic(inst, hart, SINGLE, |a, b| soft::sub(SINGLE, a, b, rounding)),
-        Fsub_d => arithmetic(inst, hart, DOUBLE, |a, b| soft::sub(DOUBLE, a, b, rounding)),
-        Fmul_s => arithmetic(inst, hart, SINGLE, |a, b| soft::mul(SINGLE, a, b, rounding)),
-        Fmul_d => arithmetic(inst, hart, DOUBLE, |a, b| soft::mul(DOUBLE, a, b, rounding)),
-        Fdiv_s => arithmetic(inst, hart, SINGLE, |a, b| soft::div(SINGLE, a, b, rounding)),
-        Fdiv_d => arithmetic(inst, hart, DOUBLE, |a, b| soft::div(DOUBLE, a, b, rounding)),
-        Fsqrt_s => arithmetic(inst, hart, SINGLE, |a, _| soft::sqrt(SINGLE, a, rounding)),
-        Fsqrt_d => arithmetic(inst, hart, DOUBLE, |a, _| soft::sqrt(DOUBLE, a, rounding)),
-        Fmadd_s => fused(inst, hart, SINGLE, rounding, false, false),
-        Fmadd_d => fused(inst, hart, DOUBLE, rounding, false, false),
-        Fmsub_s => fused(inst, hart, SINGLE, rounding, false, true),
-        Fmsub_d => fused(inst, hart, DOUBLE, rounding, false, true),
-        Fnmsub_s => fused(inst, hart, SINGLE, rounding, true, false),
-        Fnmsub_d => fused(inst, hart, DOUBLE, rounding, true, false),
-        Fnmadd_s => fused(inst, hart, SINGLE, rounding, true, true),
-        Fnmadd_d => fused(inst, hart, DOUBLE, rounding, true, true),
+        Fadd_s => arithmetic(inst, hart, SINGLE, |a, b| add(SINGLE, a, b, rounding)),
+        Fadd_d => arithmetic(inst, hart, DOUBLE, |a, b| add(DOUBLE, a, b, rounding)),
+        Fsub_s => arithmetic(inst, hart, SINGLE, |a, b| sub(SINGLE, a, b, rounding)),
+        Fsub_d => arithmetic(inst, hart, DOUBLE, |a, b| sub(DOUBLE, a, b, rounding)),
+        Fmul_s => arithmetic(inst, hart, SINGLE, |a, b| mul(SINGLE, a, b, rounding)),
+        Fmul_d => arithmetic(inst, hart, DOUBLE, |a, b| mul(DOUBLE, a, b, rounding)),
+        Fdiv_s => arithmetic(inst, hart, SINGLE, |a, b| div(SINGLE, a, b, rounding)),
+        Fdiv_d => arithmetic(inst, hart, DOUBLE, |a, b| div(DOUBLE, a, b, rounding)),
+        Fsqrt_s => arithmetic(inst, hart, SINGLE, |a, _| sqrt(SINGLE, a, rounding)),
+        Fsqrt_d => arithmetic(inst, hart, DOUBLE, |a, _| sqrt(DOUBLE, a, rounding)),
+        Fmadd_s => multiply_add(inst, hart, SINGLE, rounding, false, false),
+        Fmadd_d => multiply_add(inst, hart, DOUBLE, rounding, false, false),
+        Fmsub_s => multiply_add(inst, hart, SINGLE, rounding, false, true),
+        Fmsub_d => multiply_add(inst, hart, DOUBLE, rounding, false, true),
+        Fnmsub_s => multiply_add(inst, hart, SINGLE, rounding, true, false),
+        Fnmsub_d => multiply_add(inst, hart, DOUBLE, rounding, true, false),
+        Fnmadd_s => multiply_add(inst, hart, SINGLE, rounding, true, true),
+        Fnmadd_d => multiply_add(inst, hart, DOUBLE, rounding, true, true),
 
         Fsgnj_s => arithmetic(inst, hart, SINGLE, |a, b| sign_inject(SINGLE, a, b)),
         Fsgnj_d => arithmetic(inst, hart, DOUBLE, |a, b| sign_inject(DOUBLE, a, b)),
@@ -124,6 +125,25 @@ pub fn exec(inst: &Inst, hart: &mut Hart) -> bool {
     true
 }
 
+/// Each is the host's where the host can do it.
+macro_rules! host_or_soft {
+    ($($name:ident($($operand:ident),*);)*) => {$(
+        #[inline]
+        fn $name(format: Format, $($operand: u64,)* rounding: Rounding) -> Rounded {
+            host::$name(format, $($operand,)* rounding).unwrap_or_else(|| soft::$name(format, $($operand,)* rounding))
+        }
+    )*};
+}
+
+host_or_soft! {
+    add(a, b);
+    sub(a, b);
+    mul(a, b);
+    div(a, b);
+    sqrt(a);
+    fused(a, b, c);
+}
+
 #[inline]
 fn finish(inst: &Inst, hart: &mut Hart, format: Format, outcome: Rounded) {
     write(hart, format, inst.rd, outcome.bits);
@@ -136,11 +156,18 @@ fn arithmetic(inst: &Inst, hart: &mut Hart, format: Format, operation: impl FnOn
     finish(inst, hart, format, outcome);
 }
 
-fn fused(inst: &Inst, hart: &mut Hart, format: Format, rounding: Rounding, negate_product: bool, negate_addend: bool) {
+fn multiply_add(
+    inst: &Inst,
+    hart: &mut Hart,
+    format: Format,
+    rounding: Rounding,
+    negate_product: bool,
+    negate_addend: bool,
+) {
     let a = read(hart, format, inst.rs1) ^ if negate_product { format.sign() } else { 0 };
     let b = read(hart, format, inst.rs2);
     let c = read(hart, format, inst.rs3) ^ if negate_addend { format.sign() } else { 0 };
-    finish(inst, hart, format, soft::fused(format, a, b, c, rounding));
+    finish(inst, hart, format, fused(format, a, b, c, rounding));
 }
 
 fn sign_inject(format: Format, magnitude: u64, sign: u64) -> Rounded {
