@@ -1,9 +1,22 @@
 //! codewarden keeps translated code true to the guest bytes that it came from.
 
 pub mod addr;
+mod block;
 pub mod code_buffer;
+mod code_cache;
+mod epoch;
 pub mod error;
 pub mod guest_memory;
+mod page_table;
 pub mod protection;
+mod stats;
 mod sync;
 mod sys;
+pub mod tracker;
+
+pub use block::{EntryCell, EntryStubs};
+pub use code_cache::{
+    CodeCache, CommitError, FRONT_ENTRIES, FrontEntry, Key, Killer, PageBlocks, Payload, Pin, Ticket, VCpu,
+};
+pub use page_table::Busy;
+pub use stats::Stats;

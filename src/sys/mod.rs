@@ -7,6 +7,7 @@
 //! | [`mmap`] | mappings and memfds that unmap themselves |
 //! | [`signal`] | the SIGBUS and SIGSEGV handler of the process, and who was there before |
 //! | [`alt_stack`] | an alternate signal stack for one thread |
+//! | [`clock`] | a clock that a signal handler can read |
 //! | [`fault`] | which sink a fault belongs to; what a signal handler runs |
 //! | [`range_table`] | the table behind it: read in handlers without a lock |
 //! | [`fork`] | whether this process is a fork's child |
@@ -16,6 +17,7 @@
 //! Nothing here knows what a page's state or a block is.
 
 pub(crate) mod alt_stack;
+pub(crate) mod clock;
 pub(crate) mod fault;
 pub(crate) mod fork;
 pub(crate) mod membarrier;

@@ -1,0 +1,459 @@
+//! The code cache: which translated code may run, found by key, and nothing
+//! stale ever.
+//!
+//! # The life of a block
+//!
+//! ```text
+//!   begin ──▶ claim pages ──▶ translate ──▶ commit ──▶ valid ──▶ dead ──▶ freed
+//!             (protected)                     │          │ a write  │ reaped by a
+//!                                             ▼          │ arrives  │ translator,
+//!                                          refused       ▼          │ then the epoch
+//!                                     (a write came)  unreachable   ▼ passes
+//! ```
+//!
+//! - [`CodeCache::begin`] gives a [`Ticket`]; [`Ticket::claim`] protects a page
+//!   and says where to read it; [`Ticket::commit`] makes the block reachable, or
+//!   refuses where a write came between.
+//! - A [`VCpu`] pins itself, looks blocks up by key and runs them. Links in emitted
+//!   code go through [`EntryCell`]s ([`CodeCache::entry_cell`]).
+//! - A write kills every block on its page: one store to its cell. What the block
+//!   owned (`P`, its payload) is dropped once no vCPU can be inside it.
+//!
+//! The commit lock is held for lists and tables alone: no guest memory is touched
+//! under it, no code of the embedder runs under it, no fault handler takes it.
+//!
+//! # Safety
+//!
+//! Blocks are owned by the cache from their commit on: by the lists of live and
+//! of dead blocks, then by the epoch. The contracts of [`crate::block`] are kept
+//! here: lists change under the commit lock alone, blocks are freed by the epoch.
+#![allow(unsafe_code)]
+
+mod table;
+mod ticket;
+mod vcpu;
+
+use std::fmt;
+use std::ptr::{self, NonNull};
+
+pub use ticket::Ticket;
+pub use vcpu::{FRONT_ENTRIES, FrontEntry, Pin, VCpu};
+
+use crate::addr::GuestAddr;
+use crate::block::{BlockList, DeadStack, EntryCell, EntryStubs, Life, Node, Record};
+use crate::epoch::Epoch;
+use crate::error::Error;
+use crate::stats::{Counters, Stats};
+use crate::sync::{Arc, AtomicU8, AtomicUsize, Mutex, Ordering, lock};
+use crate::tracker::{BeginError, PageClaim, PageObserver, PageWrite, Tracker};
+use table::{Cell, Slots, Table};
+
+/// What a block is found by: the guest's pc, and whatever else of the guest's
+/// state its code depends on, in one number of the embedder's making. `u64::MAX`
+/// is not a key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Key(u64);
+
+impl Key {
+    /// The key `raw`.
+    pub const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The number that it was made from.
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// Its index in a vCPU's front: `(raw >> 1) % FRONT_ENTRIES`.
+    pub const fn front_index(self) -> usize {
+        (self.0 >> 1) as usize & (FRONT_ENTRIES - 1)
+    }
+}
+
+impl From<GuestAddr> for Key {
+    fn from(pc: GuestAddr) -> Self {
+        Self(pc.0)
+    }
+}
+
+/// What a block owns: dropped when no vCPU can be inside the block any more.
+pub trait Payload: Send + Sync + 'static {}
+
+impl<T: Send + Sync + 'static> Payload for T {}
+
+/// Why a block did not become reachable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CommitError {
+    /// A write came to one of its pages since it was claimed. Begin again.
+    Written,
+    /// No page was claimed: the block was made from no bytes.
+    NoPages,
+    /// The entry is one of the two stubs, or the key is `u64::MAX`.
+    BadEntry,
+}
+
+impl fmt::Display for CommitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Written => "a write came to the block's bytes while it was translated; begin again",
+            Self::NoPages => "the block claimed no page: claim each page before reading it",
+            Self::BadEntry => "the entry must differ from both stubs and the key from u64::MAX",
+        })
+    }
+}
+
+impl std::error::Error for CommitError {}
+
+/// A translation block.
+pub(crate) struct Block<P: Payload> {
+    life: Life<Self>,
+    /// Null until a commit.
+    cell: *const EntryCell,
+    entry: usize,
+    nodes: Box<[Node<Self>]>,
+    claims: Vec<PageClaim<Killer<P>>>,
+    /// Index among the live blocks. Used under the commit lock alone.
+    live_index: AtomicUsize,
+    payload: Option<P>,
+}
+
+// SAFETY: the cell is shared between threads by design and outlives the block;
+// the payload is.
+unsafe impl<P: Payload> Send for Block<P> {}
+// SAFETY: as above.
+unsafe impl<P: Payload> Sync for Block<P> {}
+
+impl<P: Payload> Block<P> {
+    fn new() -> Self {
+        Self {
+            life: Life::new(),
+            cell: ptr::null(),
+            entry: 0,
+            nodes: Box::new([]),
+            claims: Vec::new(),
+            live_index: AtomicUsize::new(usize::MAX),
+            payload: None,
+        }
+    }
+
+    fn stale_flag(&self) -> &AtomicU8 {
+        self.life.stale_flag()
+    }
+
+    fn prepare(&mut self, entry: usize, payload: P, claims: Vec<PageClaim<Killer<P>>>) {
+        let this = NonNull::from(&mut *self);
+        self.entry = entry;
+        self.nodes = claims.iter().map(|_| Node::new(this)).collect();
+        self.claims = claims;
+        self.payload = Some(payload);
+    }
+}
+
+impl<P: Payload> Record for Block<P> {
+    fn life(&self) -> &Life<Self> {
+        &self.life
+    }
+}
+
+/// What waits for the epoch; only dropped.
+pub(crate) enum Garbage<P: Payload> {
+    Block(#[allow(dead_code)] Box<Block<P>>),
+    Slots(#[allow(dead_code)] Box<Slots<P>>),
+}
+
+/// The blocks on one page.
+#[derive(Debug)]
+pub struct PageBlocks<P: Payload>(BlockList<Block<P>>);
+
+impl<P: Payload> Default for PageBlocks<P> {
+    fn default() -> Self {
+        Self(BlockList::default())
+    }
+}
+
+/// The tracker's observer: makes blocks unreachable. It is what fault handlers
+/// reach of a cache.
+pub struct Killer<P: Payload> {
+    stubs: EntryStubs,
+    epoch: Epoch<Garbage<P>>,
+    dead: DeadStack<Block<P>>,
+    counters: Arc<Counters>,
+}
+
+impl<P: Payload> fmt::Debug for Killer<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Killer")
+    }
+}
+
+impl<P: Payload> Killer<P> {
+    fn kill(&self, block: &Block<P>) {
+        // SAFETY: a block in a list was committed: its cell is set and lives as
+        // long as the cache.
+        let cell = unsafe { &*block.cell };
+        if block.life.kill(cell, self.stubs, block.entry) {
+            self.dead.push(block);
+            self.counters.invalidated.add(1);
+        }
+    }
+}
+
+// SAFETY: `written` walks a list under a walk of the epoch and changes atomics.
+unsafe impl<P: Payload> PageObserver for Killer<P> {
+    type Data = PageBlocks<P>;
+
+    fn written(&self, PageBlocks(list): &Self::Data, _: &PageWrite) {
+        if list.is_empty() {
+            return;
+        }
+        let _walk = self.epoch.walk();
+        // SAFETY: under a walk.
+        unsafe { list.for_each(|block| self.kill(block)) };
+    }
+}
+
+/// What changes under the commit lock.
+struct Commits<P: Payload> {
+    /// Cells in the table.
+    cells: usize,
+    live: Vec<NonNull<Block<P>>>,
+}
+
+// SAFETY: the pointers own their blocks, which are Send.
+unsafe impl<P: Payload> Send for Commits<P> {}
+
+struct Shared<P: Payload> {
+    // Dropped in this order: nobody faults into the killer once the tracker's
+    // regions are gone.
+    tracker: Tracker<Killer<P>>,
+    killer: Arc<Killer<P>>,
+    table: Table<P>,
+    commits: Mutex<Commits<P>>,
+    counters: Arc<Counters>,
+}
+
+/// A cache of translated code whose blocks own payloads of type `P`: what is
+/// dropped when a block's memory may be reused. A handle: clones share the cache.
+pub struct CodeCache<P: Payload>(Arc<Shared<P>>);
+
+impl<P: Payload> Clone for CodeCache<P> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<P: Payload> fmt::Debug for CodeCache<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CodeCache").field("tracker", &self.0.tracker).finish_non_exhaustive()
+    }
+}
+
+impl<P: Payload> CodeCache<P> {
+    /// An empty cache without regions.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadArgument`] where the two stubs are equal.
+    pub fn new(stubs: EntryStubs) -> Result<Self, Error> {
+        if stubs.dead == stubs.pending {
+            return Err(Error::BadArgument("the dead and the pending stub must differ"));
+        }
+        let counters = Arc::new(Counters::default());
+        let killer =
+            Arc::new(Killer { stubs, epoch: Epoch::new(), dead: DeadStack::new(), counters: counters.clone() });
+        Ok(Self(Arc::new(Shared {
+            tracker: Tracker::with_counters(killer.clone(), counters.clone()),
+            killer,
+            table: Table::new(),
+            commits: Mutex::new(Commits { cells: 0, live: Vec::new() }),
+            counters,
+        })))
+    }
+
+    /// The tracker below: regions are added to it, writes announced to it.
+    pub fn tracker(&self) -> &Tracker<Killer<P>> {
+        &self.0.tracker
+    }
+
+    /// What went on so far.
+    pub fn stats(&self) -> Stats {
+        self.0.counters.snapshot()
+    }
+
+    fn epoch(&self) -> &Epoch<Garbage<P>> {
+        &self.0.killer.epoch
+    }
+
+    fn table(&self) -> &Table<P> {
+        &self.0.table
+    }
+
+    /// `address` unless it is a stub's.
+    fn live(&self, address: usize) -> Option<usize> {
+        let stubs = self.0.killer.stubs;
+        (address != stubs.dead && address != stubs.pending).then_some(address)
+    }
+
+    /// A new vCPU. `ask_to_leave` is called by other threads where the vCPU holds
+    /// memory back for long: it should make emitted code return to its dispatcher
+    /// soon, and the pin be renewed. It must not call into the cache.
+    pub fn attach_vcpu(&self, ask_to_leave: impl Fn() + Send + Sync + 'static) -> VCpu<P> {
+        VCpu::new(self.clone(), self.epoch().join(Box::new(ask_to_leave)))
+    }
+
+    /// Begins a translation that will be found by `key`.
+    pub fn begin(&self, key: Key) -> Ticket<P> {
+        Ticket::new(self.clone(), key)
+    }
+
+    fn claim(&self, guest: GuestAddr) -> Result<PageClaim<Killer<P>>, BeginError> {
+        self.0.tracker.begin(guest)
+    }
+
+    /// The cell that the blocks of `key` are reached through, now and later. Its
+    /// address is stable as long as the cache: a link is a jump to what it holds.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadArgument`] for the key `u64::MAX`.
+    pub fn entry_cell(&self, key: Key) -> Result<&EntryCell, Error> {
+        let mut commits = lock(&self.0.commits);
+        Ok(&self.cell(&mut commits, key)?.entry)
+    }
+
+    fn cell(&self, commits: &mut Commits<P>, key: Key) -> Result<&Cell<P>, Error> {
+        if key.0 == u64::MAX {
+            return Err(Error::BadArgument("u64::MAX is not a key"));
+        }
+        // SAFETY: under the commit lock, with its count of cells.
+        let (cell, replaced) = unsafe { self.0.table.get_or_make(key, self.0.killer.stubs, &mut commits.cells) };
+        if let Some(slots) = replaced {
+            self.epoch().retire(Garbage::Slots(slots));
+        }
+        Ok(cell)
+    }
+
+    fn commit(&self, key: Key, block: NonNull<Block<P>>) -> Result<(), CommitError> {
+        let result = {
+            let mut commits = lock(&self.0.commits);
+            self.reap(&mut commits);
+            let result = self.commit_locked(&mut commits, key, block);
+            if result == Err(CommitError::Written) {
+                self.reap(&mut commits);
+            }
+            result
+        };
+        // Payloads are dropped here, under no lock.
+        drop(self.collect_garbage());
+        result
+    }
+
+    fn commit_locked(&self, commits: &mut Commits<P>, key: Key, block: NonNull<Block<P>>) -> Result<(), CommitError> {
+        let killer = &*self.0.killer;
+        let cell = {
+            let mut block = block;
+            // SAFETY: nobody else knows of the block yet.
+            let block = unsafe { block.as_mut() };
+            let cell = match (block.claims.is_empty(), self.live(block.entry), self.cell(commits, key)) {
+                (false, Some(_), Ok(cell)) => cell,
+                (no_pages, ..) => {
+                    // SAFETY: from `Ticket::commit`'s box, entered nowhere.
+                    drop(unsafe { Box::from_raw(block) });
+                    return Err(if no_pages { CommitError::NoPages } else { CommitError::BadEntry });
+                }
+            };
+            block.cell = &raw const cell.entry;
+            cell
+        };
+        // SAFETY: the block lives until it is reaped; it is shared from here on.
+        let shared = unsafe { block.as_ref() };
+        // SAFETY: under the commit lock: not reaped, so alive, or null.
+        if let Some(old) = unsafe { cell.block.load(Ordering::Relaxed).as_ref() } {
+            killer.kill(old);
+        }
+        cell.block.store(block.as_ptr(), Ordering::Relaxed);
+        cell.entry.begin(killer.stubs);
+        for (claim, node) in shared.claims.iter().zip(&shared.nodes) {
+            // SAFETY: under the commit lock; the node is the block's, which the
+            // epoch frees after it was taken out.
+            unsafe { claim.data().0.enter(node) };
+        }
+        Self::add_live(commits, block);
+        // `is_current` fences: from here a handler sees the nodes, or we see its
+        // generation.
+        if shared.claims.iter().all(PageClaim::is_current) && cell.entry.publish(killer.stubs, shared.entry) {
+            let counters = &self.0.counters;
+            counters.committed.add(1);
+            counters.retranslated.add(cell.used.swap(1, Ordering::Relaxed));
+            return Ok(());
+        }
+        killer.kill(shared);
+        self.0.counters.refused.add(1);
+        Err(CommitError::Written)
+    }
+
+    fn add_live(commits: &mut Commits<P>, block: NonNull<Block<P>>) {
+        // SAFETY: not freed before it was reaped.
+        unsafe { block.as_ref() }.live_index.store(commits.live.len(), Ordering::Relaxed);
+        commits.live.push(block);
+    }
+
+    /// Takes the dead blocks out of their lists and hands them to the epoch.
+    fn reap(&self, commits: &mut Commits<P>) {
+        // SAFETY: under the commit lock; blocks are freed after they were taken.
+        let dead = unsafe { self.0.killer.dead.take_all() };
+        for &block in &dead {
+            // SAFETY: not retired yet.
+            let shared = unsafe { block.as_ref() };
+            for claim in &shared.claims {
+                // SAFETY: under the commit lock.
+                unsafe { claim.data().0.take_out_reaped() };
+            }
+            // SAFETY: a committed block's cell lives as long as the cache, and is
+            // the first field of its `Cell`.
+            let cell = unsafe { &*shared.cell.cast::<Cell<P>>() };
+            let _ = cell.block.compare_exchange(block.as_ptr(), ptr::null_mut(), Ordering::Relaxed, Ordering::Relaxed);
+            let index = shared.live_index.load(Ordering::Relaxed);
+            commits.live.swap_remove(index);
+            if let Some(&moved) = commits.live.get(index) {
+                // SAFETY: live blocks are not freed.
+                unsafe { moved.as_ref() }.live_index.store(index, Ordering::Relaxed);
+            }
+        }
+        for block in dead {
+            // SAFETY: from `Ticket::commit`'s box, taken out of every list, and
+            // handed over by the stack once.
+            self.epoch().retire(Garbage::Block(unsafe { Box::from_raw(block.as_ptr()) }));
+        }
+    }
+
+    fn collect_garbage(&self) -> Vec<Garbage<P>> {
+        let garbage = self.epoch().collect();
+        let blocks = garbage.iter().filter(|item| matches!(item, Garbage::Block(_))).count();
+        self.0.counters.freed.add(blocks as u64);
+        garbage
+    }
+
+    /// Frees what dead blocks own, as far as no vCPU can be inside them. Commits
+    /// do it in passing; an embedder that stops translating may call it.
+    pub fn collect(&self) {
+        self.reap(&mut lock(&self.0.commits));
+        drop(self.collect_garbage());
+    }
+}
+
+impl<P: Payload> Drop for Shared<P> {
+    fn drop(&mut self) {
+        self.tracker.clear();
+        let live = std::mem::take(&mut lock(&self.commits).live);
+        for block in live {
+            // SAFETY: what was committed and not reaped is here once; no vCPU,
+            // ticket or handler is left: each keeps the cache or was waited for.
+            drop(unsafe { Box::from_raw(block.as_ptr()) });
+        }
+        // Its blocks keep their regions, and these the killer with its epoch.
+        drop(self.killer.epoch.drain());
+    }
+}

@@ -1,0 +1,83 @@
+//! A translation in progress: from `begin` to `commit`.
+
+use std::fmt;
+use std::ptr::NonNull;
+
+use super::{Block, CodeCache, CommitError, Key, Killer, Payload};
+use crate::addr::{GuestAddr, HostRange};
+use crate::sync::AtomicU8;
+use crate::tracker::{BeginError, PageClaim};
+
+/// A translation in progress. Dropped without a commit, it leaves nothing
+/// behind; the pages stay protected.
+pub struct Ticket<P: Payload> {
+    cache: CodeCache<P>,
+    key: Key,
+    block: Box<Block<P>>,
+    claims: Vec<PageClaim<Killer<P>>>,
+}
+
+impl<P: Payload> fmt::Debug for Ticket<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket").field("key", &self.key).field("claims", &self.claims).finish_non_exhaustive()
+    }
+}
+
+impl<P: Payload> Ticket<P> {
+    pub(super) fn new(cache: CodeCache<P>, key: Key) -> Self {
+        Self { cache, key, block: Box::new(Block::new()), claims: Vec::with_capacity(2) }
+    }
+
+    /// What the block will be found by.
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
+    /// Protects the page that holds `guest`, if this ticket did not yet, and says
+    /// where it lies in this process. Its bytes may be read from now on, each of
+    /// them once: in a deferred region a second reading may differ.
+    ///
+    /// # Errors
+    ///
+    /// [`BeginError::Busy`]: interpret, and begin again later.
+    /// [`BeginError::Failed`]: no region is there, or the kernel refused.
+    pub fn claim(&mut self, guest: GuestAddr) -> Result<HostRange, BeginError> {
+        let page_bytes = self.cache.tracker().page_size().bytes() as u64;
+        if let Some(claim) = self.claims.iter().find(|claim| guest.0.wrapping_sub(claim.guest_page().0) < page_bytes) {
+            return Ok(claim.host_page());
+        }
+        let claim = self.cache.claim(guest)?;
+        let host = claim.host_page();
+        self.claims.push(claim);
+        Ok(host)
+    }
+
+    /// A byte that becomes 1 when the block is killed. Emitted code may poll it,
+    /// for instance after a store of its own; it lives as long as the block's
+    /// payload.
+    pub fn stale_flag(&self) -> *const u8 {
+        let flag: *const AtomicU8 = self.block.stale_flag();
+        flag.cast()
+    }
+
+    /// Whether a write came already: then a commit would be refused.
+    pub fn is_current(&self) -> bool {
+        self.claims.iter().all(PageClaim::is_current)
+    }
+
+    /// Makes the block reachable: lookups of its key and links to it lead to
+    /// `entry` until a write to one of its pages arrives. A block of the same key
+    /// is superseded. `payload` is dropped when no vCPU can be inside the block
+    /// any more.
+    ///
+    /// # Errors
+    ///
+    /// [`CommitError::Written`]: a write came since a page was claimed; nothing
+    /// of the block can be reached, `payload` was dropped.
+    pub fn commit(self, entry: usize, payload: P) -> Result<(), CommitError> {
+        let Self { cache, key, mut block, claims } = self;
+        block.prepare(entry, payload, claims);
+        // From here on the block belongs to the cache.
+        cache.commit(key, NonNull::from(Box::leak(block)))
+    }
+}

@@ -1,0 +1,280 @@
+//! When the memory of a block may be freed: once nobody can be inside it.
+//!
+//! As in crossbeam-epoch, with two kinds of visitors:
+//!
+//! - **Participants** (vCPUs) pin themselves while they run or look up
+//!   translated code. A pin may last long, so each has a hook that asks it to
+//!   leave.
+//! - **Walkers** (fault handlers) follow block lists for a moment, on any
+//!   thread, in a signal handler: they register nowhere and use no thread-local,
+//!   they raise a counter.
+//!
+//! # Definitions
+//!
+//! The *global epoch* `E` only grows. A participant pinned at `e` and a walker
+//! that entered at `e` are *of* epoch `e`. Garbage retired while the global epoch
+//! was `e` is *of* epoch `e`.
+//!
+//! # Invariants
+//!
+//! - `E` moves to `E + 1` only when nobody of an epoch before `E` is left: so all
+//!   visitors are of `E` or `E - 1`, and three counters, indexed by the epoch
+//!   modulo 3, tell the walkers of either from those about to enter.
+//! - What is retired was unreachable before: a visitor of a later epoch than its
+//!   garbage cannot find it. It is freed once `E` is 2 further.
+//!
+//! A walker raises the counter of the epoch that it read, then reads the epoch
+//! again and goes back if it moved: the sequentially consistent fences on both
+//! sides make sure that either it sees the new epoch or the advance sees its
+//! counter.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock};
+
+/// Garbage beyond which collection asks long pins to end.
+const ASK_TO_LEAVE_ITEMS: usize = 256;
+
+/// A participant's word: 0 while not pinned, else twice its epoch plus 1.
+#[derive(Debug)]
+struct PinWord(AtomicU64);
+
+/// Called by any thread to ask a participant to unpin soon.
+pub(crate) type AskToLeave = Box<dyn Fn() + Send + Sync>;
+
+pub(crate) struct Participant {
+    pin: PinWord,
+    ask_to_leave: AskToLeave,
+}
+
+impl fmt::Debug for Participant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Participant").field("pin", &self.pin).finish_non_exhaustive()
+    }
+}
+
+/// An epoch domain with its garbage of type `G`.
+#[derive(Debug)]
+pub(crate) struct Epoch<G> {
+    global: AtomicU64,
+    walkers: [AtomicUsize; 3],
+    participants: Mutex<Vec<Arc<Participant>>>,
+    garbage: Mutex<VecDeque<(u64, G)>>,
+}
+
+impl<G> Epoch<G> {
+    pub(crate) fn new() -> Self {
+        Self {
+            global: AtomicU64::new(2),
+            walkers: [AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0)],
+            participants: Mutex::new(Vec::new()),
+            garbage: Mutex::new(VecDeque::new()),
+        }
+    }
+
+    /// A new participant, not pinned.
+    pub(crate) fn join(&self, ask_to_leave: AskToLeave) -> Arc<Participant> {
+        let participant = Arc::new(Participant { pin: PinWord(AtomicU64::new(0)), ask_to_leave });
+        lock(&self.participants).push(participant.clone());
+        participant
+    }
+
+    /// The participant is gone.
+    pub(crate) fn leave(&self, participant: &Arc<Participant>) {
+        lock(&self.participants).retain(|other| !Arc::ptr_eq(other, participant));
+    }
+
+    /// Nothing that is reachable from now on is freed until
+    /// [`Epoch::unpin`]. Pins do not nest.
+    pub(crate) fn pin(&self, participant: &Participant) {
+        let epoch = self.global.load(Ordering::Relaxed);
+        // Release: who reads this pin also sees what the last one did.
+        participant.pin.0.store(epoch << 1 | 1, Ordering::Release);
+        // Pairs with the fence in `try_advance`: either the advance sees this
+        // pin, or what is read under the pin is what the advance left.
+        fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn unpin(&self, participant: &Participant) {
+        participant.pin.0.store(0, Ordering::Release);
+    }
+
+    /// Enters as a walker. Async-signal-safe.
+    pub(crate) fn walk(&self) -> Walk<'_> {
+        loop {
+            let epoch = self.global.load(Ordering::SeqCst);
+            let counter = &self.walkers[(epoch % 3) as usize];
+            counter.fetch_add(1, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            if self.global.load(Ordering::SeqCst) == epoch {
+                return Walk { counter };
+            }
+            counter.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Frees `item` once nobody can reach it: it must be unreachable for those
+    /// who come now.
+    pub(crate) fn retire(&self, item: G) {
+        fence(Ordering::SeqCst);
+        let mut garbage = lock(&self.garbage);
+        let epoch = self.global.load(Ordering::SeqCst);
+        garbage.push_back((epoch, item));
+    }
+
+    /// Items that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        lock(&self.garbage).len()
+    }
+
+    /// Advances if it can and hands out what nobody can reach any more; asks
+    /// long pins to end where much is waiting.
+    pub(crate) fn collect(&self) -> Vec<G> {
+        let waiting = self.waiting();
+        if waiting == 0 {
+            return Vec::new();
+        }
+        let advanced = self.try_advance() && self.try_advance();
+        if !advanced && waiting >= ASK_TO_LEAVE_ITEMS {
+            self.ask_all_to_leave();
+        }
+        let mut garbage = lock(&self.garbage);
+        let epoch = self.global.load(Ordering::SeqCst);
+        let free = garbage.iter().take_while(|(of, _)| of + 2 <= epoch).count();
+        garbage.drain(..free).map(|(_, item)| item).collect()
+    }
+
+    /// Hands out all garbage: nobody is left to reach it.
+    pub(crate) fn drain(&self) -> Vec<G> {
+        lock(&self.garbage).drain(..).map(|(_, item)| item).collect()
+    }
+
+    /// Asks every participant that is pinned in an earlier epoch to unpin.
+    pub(crate) fn ask_all_to_leave(&self) {
+        let global = self.global.load(Ordering::SeqCst);
+        for participant in lock(&self.participants).iter() {
+            let pin = participant.pin.0.load(Ordering::Relaxed);
+            if pin != 0 && pin >> 1 != global {
+                (participant.ask_to_leave)();
+            }
+        }
+    }
+
+    fn try_advance(&self) -> bool {
+        let participants = lock(&self.participants);
+        let epoch = self.global.load(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if self.walkers[((epoch + 2) % 3) as usize].load(Ordering::SeqCst) != 0 {
+            return false;
+        }
+        let behind = participants.iter().any(|participant| {
+            let pin = participant.pin.0.load(Ordering::Relaxed);
+            pin != 0 && pin >> 1 != epoch
+        });
+        if behind {
+            return false;
+        }
+        // What visitors did before they left happened before what is freed now.
+        fence(Ordering::Acquire);
+        // Under the lock of the participants: nobody else advances.
+        self.global.store(epoch + 1, Ordering::SeqCst);
+        true
+    }
+
+    /// In a fork's child only the calling thread lives: nobody else is pinned or
+    /// walks.
+    pub(crate) fn after_fork_child(&self, survivor: Option<&Arc<Participant>>) {
+        for counter in &self.walkers {
+            counter.store(0, Ordering::SeqCst);
+        }
+        lock(&self.participants).retain(|other| survivor.is_some_and(|survivor| Arc::ptr_eq(other, survivor)));
+    }
+}
+
+/// A walker inside.
+#[derive(Debug)]
+pub(crate) struct Walk<'a> {
+    counter: &'a AtomicUsize,
+}
+
+impl Drop for Walk<'_> {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn domain() -> Epoch<u32> {
+        Epoch::new()
+    }
+
+    #[test]
+    fn garbage_outlives_a_pin() {
+        let epoch = domain();
+        let vcpu = epoch.join(Box::new(|| {}));
+        epoch.pin(&vcpu);
+        epoch.retire(7);
+        for _ in 0..5 {
+            assert!(epoch.collect().is_empty());
+        }
+        epoch.unpin(&vcpu);
+        assert_eq!(epoch.collect(), [7]);
+    }
+
+    #[test]
+    fn garbage_outlives_a_walk() {
+        let epoch = domain();
+        let walk = epoch.walk();
+        epoch.retire(7);
+        for _ in 0..5 {
+            assert!(epoch.collect().is_empty());
+        }
+        drop(walk);
+        assert_eq!(epoch.collect(), [7]);
+    }
+
+    #[test]
+    fn a_pin_that_is_renewed_lets_garbage_go() {
+        let epoch = domain();
+        let vcpu = epoch.join(Box::new(|| {}));
+        epoch.pin(&vcpu);
+        epoch.retire(7);
+        let mut freed = Vec::new();
+        for _ in 0..3 {
+            epoch.unpin(&vcpu);
+            epoch.pin(&vcpu);
+            freed.extend(epoch.collect());
+        }
+        assert_eq!(freed, [7]);
+    }
+
+    #[test]
+    fn long_pins_are_asked_to_leave_when_garbage_piles_up() {
+        let asked = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let epoch = domain();
+        let hook = asked.clone();
+        let vcpu = epoch.join(Box::new(move || {
+            hook.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }));
+        epoch.pin(&vcpu);
+        for i in 0..ASK_TO_LEAVE_ITEMS as u32 {
+            epoch.retire(i);
+            epoch.collect();
+        }
+        assert!(asked.load(std::sync::atomic::Ordering::Relaxed) > 0);
+    }
+
+    #[test]
+    fn the_gone_do_not_hold_anything_back() {
+        let epoch = domain();
+        let vcpu = epoch.join(Box::new(|| {}));
+        epoch.pin(&vcpu);
+        epoch.retire(7);
+        epoch.leave(&vcpu);
+        assert_eq!(epoch.collect(), [7]);
+    }
+}

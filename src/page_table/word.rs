@@ -1,0 +1,316 @@
+//! The state of one page in one atomic word, so that whoever changes it sees
+//! all of it.
+//!
+//! | bits | what |
+//! |---|---|
+//! | 0..3 | state |
+//! | 3..16 | un-protects in flight |
+//! | 16..64 | generation |
+//!
+//! | from | to | by | generation |
+//! |---|---|---|---|
+//! | Open | Protecting | a translator that begins, only while nothing is in flight | +1 |
+//! | Protecting | Protected | the same translator, after its system call | +1 |
+//! | Protecting | Cancelled | whoever un-protects | +1 |
+//! | Cancelled | Open | the translator that was cancelled, once it has un-protected | +1 |
+//! | Protected | Open | whoever un-protects | +1 |
+//! | Protected | Protected | a harvest that found the page written | +1 |
+//!
+//! Whoever un-protects (a fault handler, an announced write) raises the count of
+//! un-protects in flight in the same step in which it leaves the protected
+//! state, *before* its system call, and lowers it after. A translator that
+//! begins needs the count to be 0: otherwise the late system call of a handler
+//! opens the page under a block that was committed in between, and nothing
+//! would ever learn of the next store.
+//!
+//! The other way round, a late *protecting* system call is why a page that was
+//! hit while Protecting becomes Cancelled and not Open: until the translator
+//! is back and has undone it, the kernel may protect the page although no block
+//! is on it. A fault on it must not be taken for somebody else's, and a write by
+//! the kernel would be refused.
+//!
+//! A generation seen while Protected names one span of protection: as long as
+//! the word still holds it, no store has retired on the page since.
+
+use core::fmt;
+
+use crate::sync::{AtomicU64, Ordering};
+
+const STATE_BITS: u32 = 3;
+const COUNT_BITS: u32 = 13;
+const STATE_MASK: u64 = (1 << STATE_BITS) - 1;
+const COUNT_ONE: u64 = 1 << STATE_BITS;
+const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
+const COUNT_MASK: u64 = COUNT_MAX << STATE_BITS;
+const GENERATION_SHIFT: u32 = STATE_BITS + COUNT_BITS;
+const GENERATION_ONE: u64 = 1 << GENERATION_SHIFT;
+
+/// What a page is in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum PageState {
+    /// Writable; no valid block lies on it.
+    Open = 0,
+    /// A translator is about to protect it.
+    Protecting = 1,
+    /// A translator was about to protect it when a write came.
+    Cancelled = 2,
+    /// Write-protected; valid blocks may lie on it.
+    Protected = 3,
+    /// Writable; its blocks compare their bytes at every entry.
+    Checked = 4,
+}
+
+/// Names one span of protection of one page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Generation(u64);
+
+/// A value of the word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Word(u64);
+
+impl Word {
+    pub(crate) fn state(self) -> PageState {
+        match self.0 & STATE_MASK {
+            0 => PageState::Open,
+            1 => PageState::Protecting,
+            2 => PageState::Cancelled,
+            3 => PageState::Protected,
+            _ => PageState::Checked,
+        }
+    }
+
+    pub(crate) fn unprotects_in_flight(self) -> u64 {
+        (self.0 & COUNT_MASK) / COUNT_ONE
+    }
+
+    pub(crate) fn generation(self) -> Generation {
+        Generation(self.0 >> GENERATION_SHIFT)
+    }
+
+    /// Whether no page protection was ever asked for.
+    pub(crate) fn is_pristine(self) -> bool {
+        self.0 & !COUNT_MASK == 0
+    }
+
+    /// What stays the same while nobody protects: state and generation.
+    pub(crate) fn without_count(self) -> u64 {
+        self.0 & !COUNT_MASK
+    }
+
+    fn to_state(self, state: PageState) -> Self {
+        // The generation wraps after 2^48 changes of one page's state.
+        Self((self.0 & !STATE_MASK | state as u64).wrapping_add(GENERATION_ONE))
+    }
+}
+
+impl fmt::Debug for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {:?}, {} in flight", self.state(), self.generation(), self.unprotects_in_flight())
+    }
+}
+
+/// Why a page cannot be translated from just now: interpret, and come back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Busy {
+    /// An un-protect is in flight, or a write is announced and not over.
+    Unprotecting,
+    /// Another translator is about to protect the page.
+    Protecting,
+    /// A write came while the page was being protected.
+    Written,
+    /// The same store keeps faulting: the page stays writable for a while, so
+    /// that the store makes progress.
+    Hot,
+}
+
+/// What a translator that begins has to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Begin {
+    /// Nothing: the page is protected, and this is its generation.
+    Protected(Generation),
+    /// Protect it, then call [`PageWord::finish_protect`] or
+    /// [`PageWord::abort_protect`].
+    Protect,
+    /// Interpret.
+    Busy(Busy),
+}
+
+/// The word.
+#[derive(Debug)]
+pub(crate) struct PageWord(AtomicU64);
+
+impl PageWord {
+    /// An open page, with `count` un-protects in flight.
+    pub(crate) fn new(count: u64) -> Self {
+        Self(AtomicU64::new(count.min(COUNT_MAX) * COUNT_ONE))
+    }
+
+    pub(crate) fn load(&self) -> Word {
+        Word(self.0.load(Ordering::SeqCst))
+    }
+
+    fn update(&self, next: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
+        let mut seen = self.0.load(Ordering::SeqCst);
+        loop {
+            let Some(word) = next(Word(seen)) else { return Err(Word(seen)) };
+            match self.0.compare_exchange_weak(seen, word.0, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => return Ok(Word(seen)),
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// A translator begins.
+    pub(crate) fn begin_protect(&self) -> Begin {
+        let claimed = self.update(|word| {
+            let idle = word.state() == PageState::Open && word.unprotects_in_flight() == 0;
+            idle.then(|| word.to_state(PageState::Protecting))
+        });
+        match claimed {
+            Ok(_) => Begin::Protect,
+            Err(word) => match word.state() {
+                PageState::Protected => Begin::Protected(word.generation()),
+                PageState::Protecting | PageState::Cancelled => Begin::Busy(Busy::Protecting),
+                PageState::Open | PageState::Checked => Begin::Busy(Busy::Unprotecting),
+            },
+        }
+    }
+
+    /// The system call protected the page: its generation, or `None` where a
+    /// write came meanwhile; then un-protect and call
+    /// [`PageWord::abort_protect`].
+    pub(crate) fn finish_protect(&self) -> Option<Generation> {
+        let before = self
+            .update(|word| (word.state() == PageState::Protecting).then(|| word.to_state(PageState::Protected)))
+            .ok()?;
+        Some(before.to_state(PageState::Protected).generation())
+    }
+
+    /// The system call failed, or was undone.
+    pub(crate) fn abort_protect(&self) {
+        let _ = self.update(|word| match word.state() {
+            PageState::Protecting | PageState::Cancelled => Some(word.to_state(PageState::Open)),
+            _ => None,
+        });
+    }
+
+    /// Somebody is about to un-protect: no generation that a translator holds
+    /// stays valid, and nobody begins until [`PageWord::leave_unprotect`].
+    /// Returns the word before.
+    ///
+    /// From Open nothing but the count changes: no generation is held by
+    /// anybody, and a fault that is not ours must find the word as it left it.
+    pub(crate) fn enter_unprotect(&self) -> Word {
+        loop {
+            let entered = self.update(|word| {
+                if word.unprotects_in_flight() == COUNT_MAX {
+                    return None;
+                }
+                let next = match word.state() {
+                    PageState::Protected => word.to_state(PageState::Open),
+                    PageState::Protecting => word.to_state(PageState::Cancelled),
+                    PageState::Open | PageState::Cancelled | PageState::Checked => word,
+                };
+                Some(Word(next.0 + COUNT_ONE))
+            });
+            match entered {
+                Ok(before) => return before,
+                // 8,191 threads un-protect this page just now: wait for one.
+                Err(_) => crate::sync::spin_loop(),
+            }
+        }
+    }
+
+    /// The un-protecting system call is over. Returns the word after.
+    pub(crate) fn leave_unprotect(&self) -> Word {
+        let before = self.0.fetch_sub(COUNT_ONE, Ordering::SeqCst);
+        debug_assert!(Word(before).unprotects_in_flight() > 0, "left more often than entered");
+        Word(before - COUNT_ONE)
+    }
+
+    /// A harvest found the page written and protected it again, or its bytes
+    /// were announced to have changed: no generation stays valid.
+    pub(crate) fn bump(&self) {
+        let _ = self.update(|word| (!word.is_pristine()).then(|| word.to_state(word.state())));
+    }
+
+    /// Whether the span of protection that `generation` names still lasts.
+    pub(crate) fn holds(&self, generation: Generation) -> bool {
+        self.load().generation() == generation
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn protected() -> (PageWord, Generation) {
+        let word = PageWord::new(0);
+        assert_eq!(word.begin_protect(), Begin::Protect);
+        let generation = word.finish_protect().unwrap();
+        (word, generation)
+    }
+
+    #[test]
+    fn a_span_of_protection_has_one_generation() {
+        let (word, generation) = protected();
+        assert_eq!(word.begin_protect(), Begin::Protected(generation));
+        assert!(word.holds(generation));
+        word.enter_unprotect();
+        assert!(!word.holds(generation));
+    }
+
+    #[test]
+    fn nobody_begins_while_an_unprotect_is_in_flight() {
+        let (word, generation) = protected();
+        word.enter_unprotect();
+        assert_eq!(word.begin_protect(), Begin::Busy(Busy::Unprotecting));
+        word.enter_unprotect();
+        word.leave_unprotect();
+        assert_eq!(word.begin_protect(), Begin::Busy(Busy::Unprotecting));
+        word.leave_unprotect();
+        assert_eq!(word.begin_protect(), Begin::Protect);
+        assert_ne!(word.finish_protect().unwrap(), generation);
+    }
+
+    #[test]
+    fn a_write_while_protecting_cancels() {
+        let word = PageWord::new(0);
+        assert_eq!(word.begin_protect(), Begin::Protect);
+        word.enter_unprotect();
+        word.leave_unprotect();
+        assert_eq!(word.load().state(), PageState::Cancelled);
+        assert_eq!(word.begin_protect(), Begin::Busy(Busy::Protecting));
+        assert_eq!(word.finish_protect(), None);
+        assert_eq!(word.load().state(), PageState::Cancelled);
+        word.abort_protect();
+        assert_eq!(word.load().state(), PageState::Open);
+    }
+
+    #[test]
+    fn entering_from_open_leaves_the_word_as_it_was() {
+        let (word, _) = protected();
+        word.enter_unprotect();
+        let open = word.leave_unprotect();
+        word.enter_unprotect();
+        assert_eq!(word.leave_unprotect(), open);
+    }
+
+    #[test]
+    fn a_failed_system_call_leaves_the_page_open() {
+        let word = PageWord::new(0);
+        assert_eq!(word.begin_protect(), Begin::Protect);
+        word.abort_protect();
+        assert_eq!(word.load().state(), PageState::Open);
+        assert_eq!(word.begin_protect(), Begin::Protect);
+    }
+
+    #[test]
+    fn a_harvest_ends_the_generation_and_keeps_the_protection() {
+        let (word, generation) = protected();
+        word.bump();
+        assert!(!word.holds(generation));
+        assert_eq!(word.load().state(), PageState::Protected);
+    }
+}

@@ -1,0 +1,357 @@
+//! One tracked region: what happens to a page of it when a translation begins
+//! and when a write arrives.
+
+use std::ops::Range;
+
+use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, PageSize};
+use crate::error::Error;
+use crate::page_table::{Begin, Busy, Generation, PageDesc, PageState, PageTable};
+use crate::protection::{FaultSink, Handled, Mode, Protection, WriteFault};
+use crate::stats::Counters;
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, fence, lock};
+use crate::sys::clock::coarse_ms;
+
+use super::harvest::HarvestSet;
+use super::repeat::Repeats;
+use super::{BeginError, Cause, PageObserver, PageWrite};
+
+pub(crate) struct Region<O: PageObserver> {
+    guest: GuestAddr,
+    host: HostRange,
+    page: PageSize,
+    mode: Mode,
+    pub(super) protection: Arc<dyn Protection>,
+    pub(super) pages: PageTable<O::Data>,
+    observer: Arc<O>,
+    counters: Arc<Counters>,
+    repeats: Repeats,
+    /// The pages that a harvest looks at. It is also the lock that makes
+    /// harvests serial: an announcement that waits for it knows that every
+    /// earlier harvest has finished invalidating.
+    harvest: Mutex<HarvestSet>,
+    /// The kernel tracks this region no more; nothing in it is translated.
+    lost: AtomicBool,
+}
+
+impl<O: PageObserver> std::fmt::Debug for Region<O> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Region")
+            .field("guest", &self.guest)
+            .field("host", &self.host)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<O: PageObserver> Region<O> {
+    pub(super) fn new(
+        guest: GuestAddr,
+        host: HostRange,
+        page: PageSize,
+        protection: Arc<dyn Protection>,
+        observer: Arc<O>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            guest,
+            host,
+            page,
+            mode: protection.mode(),
+            protection,
+            pages: PageTable::new(host.len() >> page.shift()),
+            observer,
+            counters,
+            repeats: Repeats::new(),
+            harvest: Mutex::new(HarvestSet::default()),
+            lost: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    pub(crate) fn host(&self) -> HostRange {
+        self.host
+    }
+
+    pub(crate) fn page_size(&self) -> PageSize {
+        self.page
+    }
+
+    pub(crate) fn contains(&self, guest: GuestAddr) -> bool {
+        guest.0.wrapping_sub(self.guest.0) < self.host.len() as u64
+    }
+
+    /// The page that holds `guest`, which lies in the region.
+    pub(crate) fn page_of(&self, guest: GuestAddr) -> PageIndex {
+        PageIndex(((guest.0 - self.guest.0) >> self.page.shift()) as usize)
+    }
+
+    /// First byte of `page` as the guest sees it.
+    pub(crate) fn guest_of(&self, page: PageIndex) -> GuestAddr {
+        GuestAddr(self.guest.0 + ((page.0 as u64) << self.page.shift()))
+    }
+
+    /// The host's pages of a run of pages of this region.
+    pub(super) fn host_of(&self, pages: &Range<usize>) -> Result<HostRange, Error> {
+        let start = HostAddr(self.host.start().0 + (pages.start << self.page.shift()));
+        HostRange::new(start, pages.len() << self.page.shift(), self.page)
+    }
+
+    /// The pages of this region that have a byte in `start..end`.
+    pub(super) fn pages_within(&self, start: u64, end: u64) -> Option<Range<usize>> {
+        let first = start.max(self.guest.0) - self.guest.0;
+        let last = end.min(self.guest.0.saturating_add(self.host.len() as u64)).saturating_sub(self.guest.0);
+        let pages = (first >> self.page.shift()) as usize..last.div_ceil(self.page.bytes() as u64) as usize;
+        (!pages.is_empty()).then_some(pages)
+    }
+
+    pub(super) fn pages_of_host(&self, range: HostRange) -> Range<usize> {
+        let offset = range.start().0 - self.host.start().0;
+        let first = offset >> self.page.shift();
+        first..first + (range.len() >> self.page.shift())
+    }
+
+    /// Makes the kernel tell this region of writes to `range`, which is all of it
+    /// or a part whose mapping was replaced.
+    pub(super) fn attach(self: &Arc<Self>, range: HostRange) -> Result<(), Error> {
+        let sink: Arc<dyn FaultSink> = self.clone();
+        self.protection.attach(range, &sink)
+    }
+
+    /// Ends the tracking. The claims that are left keep the descriptors.
+    pub(super) fn retire(&self) -> Result<(), Error> {
+        self.lose();
+        self.protection.detach(self.host)
+    }
+
+    /// The harvest looks at `pages` no more.
+    pub(super) fn forget(&self, pages: Range<usize>) {
+        if self.mode == Mode::Deferred {
+            lock(&self.harvest).remove(pages);
+        }
+    }
+
+    /// Protects `page` for a translator and hands out its generation. What is
+    /// read from the page afterwards is what the generation vouches for.
+    pub(crate) fn begin(&self, page: PageIndex) -> Result<(&PageDesc<O::Data>, Generation), BeginError> {
+        if self.lost.load(Ordering::Relaxed) {
+            return Err(BeginError::Failed(Error::TrackingLost));
+        }
+        let Some(desc) = self.pages.get_or_make(page) else {
+            return Err(BeginError::Failed(Error::BadRange {
+                start: self.guest_of(page).0,
+                len: self.page.bytes() as u64,
+                why: "the page lies outside its region",
+            }));
+        };
+        let word = desc.word.load();
+        if word.state() == PageState::Protected {
+            return Ok((desc, word.generation()));
+        }
+        if desc.heat.is_hot(coarse_ms) {
+            self.counters.begins_busy.add(1);
+            return Err(BeginError::Busy(Busy::Hot));
+        }
+        let begun = match self.mode {
+            Mode::Deferred => self.begin_deferred(desc, page),
+            _ => self.begin_with(desc, page, |host| self.protection.protect(host)),
+        };
+        if let Err(BeginError::Busy(_)) = begun {
+            self.counters.begins_busy.add(1);
+        }
+        Ok((desc, begun?))
+    }
+
+    fn begin_with(
+        &self,
+        desc: &PageDesc<O::Data>,
+        page: PageIndex,
+        protect: impl FnOnce(HostRange) -> Result<(), Error>,
+    ) -> Result<Generation, BeginError> {
+        match desc.word.begin_protect() {
+            Begin::Protected(generation) => return Ok(generation),
+            Begin::Busy(busy) => return Err(BeginError::Busy(busy)),
+            Begin::Protect => {}
+        }
+        let host = self.host_of(&(page.0..page.0 + 1));
+        self.count_call();
+        let protected = host.clone().and_then(protect);
+        if protected.is_ok()
+            && let Some(generation) = desc.word.finish_protect()
+        {
+            self.counters.protects.add(1);
+            return Ok(generation);
+        }
+        let undone = host.and_then(|host| self.unprotect(host));
+        desc.word.abort_protect();
+        protected.and(undone)?;
+        Err(BeginError::Busy(Busy::Written))
+    }
+
+    /// Taking the protection by a harvest of the page, under the lock: a write
+    /// that another announcement should have reported is not hidden from it.
+    fn begin_deferred(&self, desc: &PageDesc<O::Data>, page: PageIndex) -> Result<Generation, BeginError> {
+        let mut set = lock(&self.harvest);
+        self.begin_with(desc, page, |host| {
+            // In the set before it is protected: from then on every harvest
+            // looks at it. That it was written before does not matter: no block
+            // is on an open page.
+            set.insert(page.0);
+            self.protection.harvest(host, &mut |_| {})
+        })
+    }
+
+    /// Finds what was written in `pages` since the last harvest, protects it
+    /// again and invalidates it.
+    pub(super) fn sync(&self, pages: Range<usize>) -> Result<(), Error> {
+        let mut set = lock(&self.harvest);
+        let mut failed = None;
+        for run in set.within(pages) {
+            self.counters.harvests.add(1);
+            self.count_call();
+            let harvested = self.host_of(&run).and_then(|host| {
+                self.protection.harvest(host, &mut |written| {
+                    for (page, desc) in self.pages.existing(self.pages_of_host(written)) {
+                        desc.word.bump();
+                        self.counters.pages_harvested.add(1);
+                        self.invalidated(page, desc, Cause::Harvest);
+                    }
+                })
+            });
+            if let Err(error) = harvested {
+                failed = Some((run, error));
+                break;
+            }
+        }
+        let Some((run, error)) = failed else { return Ok(()) };
+        // Never run on hope: what could not be asked about is stale.
+        set.remove(run.clone());
+        drop(set);
+        self.stop_translating(run);
+        Err(error)
+    }
+
+    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
+        self.count_call();
+        self.protection.unprotect(range)
+    }
+
+    fn count_call(&self) {
+        if self.mode != Mode::None {
+            self.counters.protection_calls.add(1);
+        }
+    }
+
+    /// Tells the observer, after the word moved on.
+    fn invalidated(&self, page: PageIndex, desc: &PageDesc<O::Data>, cause: Cause) {
+        // Pairs with the fence of a commit between entering its block and
+        // looking at the generations: one of the two sees the other.
+        fence(Ordering::SeqCst);
+        self.observer.written(&desc.data, &PageWrite { page: self.guest_of(page), cause });
+    }
+
+    /// Every block on `pages` dies and they are open afterwards, whatever the
+    /// kernel holds.
+    pub(super) fn stop_translating(&self, pages: Range<usize>) {
+        for (page, desc) in self.pages.existing(pages) {
+            desc.word.enter_unprotect();
+            self.invalidated(page, desc, Cause::Lost);
+            desc.word.leave_unprotect();
+        }
+    }
+
+    /// The bytes of `pages` changed or are about to, in a way that the kernel
+    /// does not tell.
+    pub(super) fn invalidate(&self, pages: Range<usize>) {
+        for (page, desc) in self.pages.existing(pages) {
+            desc.word.bump();
+            self.invalidated(page, desc, Cause::Announced);
+        }
+    }
+
+    /// Makes `pages` writable, their blocks unreachable, and keeps translators
+    /// away until `PageTable::release`.
+    pub(super) fn hold(&self, pages: Range<usize>) -> Result<(), Error> {
+        let mut done = Ok(());
+        let mut run: Option<Range<usize>> = None;
+        let mut flush = |run: Option<Range<usize>>| {
+            if let (Some(run), true) = (run, self.mode.is_synchronous()) {
+                let opened = self.host_of(&run).and_then(|host| self.unprotect(host));
+                if opened.is_err() {
+                    done = opened;
+                }
+            }
+        };
+        self.pages.hold(pages.clone(), |page, desc, before| {
+            if before.state() == PageState::Open {
+                return;
+            }
+            self.counters.pages_announced.add(1);
+            self.invalidated(page, desc, Cause::Announced);
+            match &mut run {
+                Some(run) if run.end == page.0 => run.end += 1,
+                _ => flush(run.replace(page.0..page.0 + 1)),
+            }
+        });
+        flush(run);
+        // A translator that was about to protect one of them still may, and
+        // undoes it: the kernel's writes would be refused until then.
+        for (_, desc) in self.pages.existing(pages) {
+            while desc.word.load().state() == PageState::Cancelled {
+                std::thread::yield_now();
+            }
+        }
+        done
+    }
+
+    /// The kernel tracks nothing here any more.
+    fn lose(&self) {
+        if !self.lost.swap(true, Ordering::SeqCst) {
+            self.stop_translating(0..self.pages.pages());
+        }
+    }
+
+    /// In a fork's child: new words for a new tracking.
+    pub(super) fn after_fork_child(&self) {
+        self.lost.store(false, Ordering::SeqCst);
+        self.stop_translating(0..self.pages.pages());
+        *lock(&self.harvest) = HarvestSet::default();
+    }
+}
+
+#[allow(unsafe_code)]
+// SAFETY: `on_write` finds a descriptor, changes atomics and makes one system
+// call by `Protection::unprotect`, which the contract says is async-signal-safe,
+// as `PageObserver::written` is.
+unsafe impl<O: PageObserver> FaultSink for Region<O> {
+    fn on_write(&self, fault: &WriteFault) -> Handled {
+        let page = PageIndex((fault.addr.0 - self.host.start().0) >> self.page.shift());
+        let Some(desc) = self.pages.get(page) else { return Handled::NotOurs };
+        let seen = desc.word.load();
+        if seen.is_pristine() {
+            return Handled::NotOurs;
+        }
+        let writable = matches!(seen.state(), PageState::Open | PageState::Checked);
+        if writable && self.repeats.is_repeat(fault, seen.without_count()) {
+            return Handled::NotOurs;
+        }
+        desc.heat.record(fault.addr.0 & (self.page.bytes() - 1), coarse_ms());
+        desc.word.enter_unprotect();
+        let byte = GuestAddr(self.guest.0 + (fault.addr.0 - self.host.start().0) as u64);
+        self.invalidated(page, desc, Cause::Store { byte, pc: fault.pc, tid: fault.tid });
+        let opened = self.unprotect(HostRange::page_of(fault.addr, self.page));
+        self.counters.faults.add(1);
+        let after = desc.word.leave_unprotect();
+        self.repeats.record(fault, after.without_count());
+        if opened.is_err() {
+            self.lose();
+        }
+        Handled::Retry
+    }
+
+    fn on_lost(&self) {
+        self.lose();
+    }
+}

@@ -1,0 +1,249 @@
+//! The whole life of a block, in every mode, on the real kernel: protected,
+//! committed, found, written, unreachable, protected again.
+//!
+//! # Safety
+//!
+//! Each region's memory outlives its cache.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use codewarden::addr::GuestAddr;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::{Mode, Probe};
+use codewarden::tracker::RegionOptions;
+use codewarden::{CodeCache, CommitError, EntryStubs, Key};
+
+const GUEST: u64 = 0x10_0000;
+const PAGES: usize = 16;
+
+struct Fixture {
+    cache: CodeCache<u32>,
+    memory: GuestMemory,
+    mode: Mode,
+}
+
+fn region(guest: u64, memory: &GuestMemory, mode: Mode) -> RegionOptions {
+    RegionOptions { guest: GuestAddr(guest), host: memory.range(), mode, embedder_owns_signals: false }
+}
+
+impl Fixture {
+    fn new(mode: Mode, memory: GuestMemory) -> Self {
+        let cache = CodeCache::new(EntryStubs::NOT_CODE).unwrap();
+        // SAFETY: fields are dropped in order: the cache before the memory.
+        unsafe { cache.tracker().add_region(region(GUEST, &memory, mode)) }.unwrap();
+        Self { cache, memory, mode }
+    }
+
+    fn read(&self, guest: u64) -> u8 {
+        let mut byte = [0];
+        self.memory.read((guest - GUEST) as usize, &mut byte).unwrap();
+        byte[0]
+    }
+
+    fn store(&self, guest: u64, value: u8) {
+        self.memory.write((guest - GUEST) as usize, &[value]).unwrap();
+    }
+
+    /// "Translates" the byte at each of `bytes`: the entry is made of them.
+    fn translate(&self, key: u64, bytes: &[u64]) -> Result<usize, CommitError> {
+        let mut ticket = self.cache.begin(Key::new(key));
+        let mut entry = 0x10;
+        for &byte in bytes {
+            ticket.claim(GuestAddr(byte)).unwrap();
+            entry = entry << 8 | usize::from(self.read(byte));
+        }
+        ticket.commit(entry, 0).map(|()| entry)
+    }
+
+    fn lookup(&self, key: u64) -> Option<usize> {
+        self.cache.attach_vcpu(|| {}).pin().lookup(Key::new(key))
+    }
+
+    /// What the guest does where it needs its writes to be seen.
+    fn announce(&self) {
+        if self.mode == Mode::Deferred {
+            self.cache.tracker().sync().unwrap();
+        }
+    }
+}
+
+/// Runs `test` in every mode but `none`, over anonymous and memfd memory.
+fn in_every_mode(test: impl Fn(&Fixture)) {
+    let probe = Probe::of_this_process();
+    for mode in Mode::ALL.into_iter().filter(|&mode| mode != Mode::None) {
+        if let Err(error) = probe.check(mode) {
+            assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{error}");
+            println!("skipped: {error}");
+            continue;
+        }
+        for memory in [GuestMemory::anonymous(PAGES << 12), GuestMemory::memfd(PAGES << 12)] {
+            println!("{mode}");
+            test(&Fixture::new(mode, memory.unwrap()));
+        }
+    }
+}
+
+#[test]
+fn a_write_makes_the_block_unreachable_and_it_comes_back() {
+    in_every_mode(|guest| {
+        let page = GUEST + 0x3000;
+        for round in 0..20 {
+            // Another byte each time: a byte that keeps faulting becomes hot.
+            guest.store(page + 5, round);
+            guest.store(page + 100 + u64::from(round), round);
+            guest.announce();
+            assert_eq!(guest.lookup(page), None);
+            while guest.cache.begin(Key::new(page)).claim(GuestAddr(page)).is_err() {}
+            let entry = guest.translate(page, &[page + 5]).unwrap();
+            assert_eq!(entry, 0x1000 | usize::from(round));
+            assert_eq!(guest.lookup(page), Some(entry));
+        }
+        let stats = guest.cache.stats();
+        assert_eq!((stats.committed, stats.retranslated, stats.invalidated), (20, 19, 19));
+    });
+}
+
+#[test]
+fn a_block_over_two_pages_dies_of_either() {
+    in_every_mode(|guest| {
+        let (first, second) = (GUEST + 0x1fff, GUEST + 0x2000);
+        for written in [first, second] {
+            guest.translate(first, &[first, second]).unwrap();
+            assert!(guest.lookup(first).is_some());
+            guest.store(written, 1);
+            guest.announce();
+            assert_eq!(guest.lookup(first), None, "{written:#x}");
+        }
+    });
+}
+
+#[test]
+fn a_write_before_the_commit_refuses_it() {
+    in_every_mode(|guest| {
+        let page = GUEST + 0x4000;
+        let mut ticket = guest.cache.begin(Key::new(page));
+        ticket.claim(GuestAddr(page)).unwrap();
+        assert!(ticket.is_current());
+        guest.store(page + 9, 1);
+        guest.announce();
+        assert!(!ticket.is_current());
+        assert_eq!(ticket.commit(0x1000, 0), Err(CommitError::Written));
+        assert_eq!(guest.lookup(page), None);
+    });
+}
+
+#[test]
+fn blocks_on_other_pages_stay() {
+    in_every_mode(|guest| {
+        for page in 0..PAGES as u64 {
+            guest.translate(page, &[GUEST + page * 0x1000]).unwrap();
+        }
+        guest.store(GUEST + 0x7800, 1);
+        guest.announce();
+        for page in 0..PAGES as u64 {
+            assert_eq!(guest.lookup(page).is_none(), page == 7, "{page}");
+        }
+    });
+}
+
+#[test]
+fn cells_lead_to_the_block_of_now() {
+    in_every_mode(|guest| {
+        let page = GUEST + 0x5000;
+        let cell = guest.cache.entry_cell(Key::new(page)).unwrap();
+        assert_eq!(cell.load(), EntryStubs::NOT_CODE.dead);
+        let entry = guest.translate(page, &[page]).unwrap();
+        assert_eq!(cell.load(), entry);
+        guest.store(page, 9);
+        guest.announce();
+        assert_eq!(cell.load(), EntryStubs::NOT_CODE.dead);
+        let entry = guest.translate(page, &[page]).unwrap();
+        assert_eq!(cell.load(), entry);
+    });
+}
+
+#[test]
+fn announced_changes_keep_translators_away() {
+    in_every_mode(|guest| {
+        let page = GUEST + 0x6000;
+        guest.translate(page, &[page]).unwrap();
+        let change = guest.cache.tracker().change_mapping(GuestAddr(page), 0x1000).unwrap();
+        assert_eq!(guest.lookup(page), None);
+        let mut ticket = guest.cache.begin(Key::new(page));
+        assert!(ticket.claim(GuestAddr(page)).is_err());
+        assert!(ticket.claim(GuestAddr(page + 0x1000)).is_ok());
+        drop(change);
+        guest.translate(page, &[page]).unwrap();
+    });
+}
+
+/// The store that the tests make is not what kills: an announcement alone does.
+#[test]
+fn invalidation_by_hand_reaches_the_pages_of_the_range() {
+    in_every_mode(|guest| {
+        for page in [GUEST, GUEST + 0x1000, GUEST + 0x2000] {
+            guest.translate(page, &[page]).unwrap();
+        }
+        guest.cache.tracker().invalidate(GuestAddr(GUEST + 0x1fff), 2).unwrap();
+        assert!(guest.lookup(GUEST).is_some());
+        assert_eq!(guest.lookup(GUEST + 0x1000), None);
+        assert_eq!(guest.lookup(GUEST + 0x2000), None);
+    });
+}
+
+/// A control: without tracking the block stays, so the tests above can fail.
+#[test]
+fn without_tracking_the_block_stays() {
+    let guest = Fixture::new(Mode::None, GuestMemory::anonymous(PAGES << 12).unwrap());
+    let entry = guest.translate(GUEST, &[GUEST]).unwrap();
+    guest.store(GUEST, 1);
+    assert_eq!(guest.lookup(GUEST), Some(entry));
+}
+
+#[test]
+fn what_blocks_own_is_freed() {
+    struct Counted(Arc<AtomicUsize>);
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let freed = Arc::new(AtomicUsize::new(0));
+    let memory = GuestMemory::anonymous(0x1000).unwrap();
+    let cache = CodeCache::<Counted>::new(EntryStubs::NOT_CODE).unwrap();
+    // SAFETY: the memory outlives the cache.
+    unsafe { cache.tracker().add_region(region(0, &memory, Mode::Mprotect)) }.unwrap();
+    for i in 0..100 {
+        let mut ticket = cache.begin(Key::new(8));
+        ticket.claim(GuestAddr(0)).unwrap();
+        ticket.commit(0x1000 + i, Counted(freed.clone())).unwrap();
+    }
+    cache.collect();
+    assert_eq!(freed.load(Ordering::Relaxed), 99);
+    drop(cache);
+    assert_eq!(freed.load(Ordering::Relaxed), 100);
+}
+
+#[test]
+fn arguments_that_cannot_be_used() {
+    let memory = GuestMemory::anonymous(0x2000).unwrap();
+    let other = GuestMemory::anonymous(0x2000).unwrap();
+    assert!(CodeCache::<()>::new(EntryStubs { dead: 7, pending: 7 }).is_err());
+    let cache = CodeCache::<()>::new(EntryStubs::NOT_CODE).unwrap();
+    // SAFETY: the memory outlives the cache.
+    let add = |options| unsafe { cache.tracker().add_region(options) };
+    assert!(add(region(1, &memory, Mode::None)).is_err());
+    add(region(0x1000, &memory, Mode::None)).unwrap();
+    assert!(add(region(0x2000, &other, Mode::None)).is_err());
+    assert!(add(region(0x8000, &memory, Mode::None)).is_err());
+    assert!(cache.tracker().remove_region(GuestAddr(0x2000)).is_err());
+    assert!(cache.entry_cell(Key::new(u64::MAX)).is_err());
+    assert!(cache.tracker().change_mapping(GuestAddr(u64::MAX), 2).is_err());
+    assert!(cache.begin(Key::new(0)).claim(GuestAddr(0x3000)).is_err());
+    assert_eq!(cache.begin(Key::new(0)).commit(5, ()), Err(CommitError::NoPages));
+    let mut ticket = cache.begin(Key::new(0));
+    ticket.claim(GuestAddr(0x1000)).unwrap();
+    assert_eq!(ticket.commit(EntryStubs::NOT_CODE.pending, ()), Err(CommitError::BadEntry));
+}
