@@ -39,6 +39,8 @@ mod uffd_thread;
 pub use choice::best_synchronous;
 pub(crate) use choice::open;
 
+#[cfg(test)]
+mod conformance;
 #[cfg(any(test, loom, fuzzing))]
 pub(crate) mod model;
 

@@ -51,7 +51,8 @@ pub enum Handled {
 /// thread-local, no panic, no access to tracked memory, errno kept.
 pub unsafe trait FaultSink: Send + Sync {
     /// Resolves one write fault: un-protects the page or says that it is not
-    /// ours.
+    /// ours. With a handler thread the call may be late: somebody else opened the
+    /// page, the store went through, and the page may be protected anew.
     fn on_write(&self, fault: &WriteFault) -> Handled;
 
     /// The mechanism can no longer learn of writes (its thread died, its

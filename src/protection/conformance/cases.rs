@@ -1,0 +1,288 @@
+//! The cases of the suite. Each gets fresh memory that was never touched.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+use super::super::{Access, KernelWrites, Mode};
+use super::rig::{PAGES, Rig, gettid};
+use crate::error::Error;
+
+pub(super) fn a_store_to_a_protected_page_is_learned_of(rig: &Rig) {
+    rig.store(1, 8, 1);
+    rig.rearm();
+    assert_eq!(rig.load(1, 8), 1, "a read of a protected page");
+    assert_eq!(rig.learned(), [], "reads are not writes");
+    rig.store(1, 8, 2);
+    assert_eq!(rig.load(1, 8), 2);
+    assert_eq!(rig.learned(), [1]);
+}
+
+pub(super) fn exactly_the_written_pages_are_learned_of(rig: &Rig) {
+    for page in 0..PAGES {
+        rig.store(page, 0, 1);
+    }
+    rig.rearm();
+    for page in [1, 4, 5, 15] {
+        rig.store(page, 100, 2);
+    }
+    assert_eq!(rig.learned(), [1, 4, 5, 15]);
+    rig.arm(0, PAGES);
+    assert_eq!(rig.learned(), []);
+    rig.store(4, 0, 3);
+    rig.store(4, 1, 3);
+    assert_eq!(rig.learned(), [4]);
+}
+
+pub(super) fn pages_that_were_never_touched_are_tracked(rig: &Rig) {
+    rig.arm(2, 3);
+    rig.sink.faults.store(0, SeqCst);
+    rig.store(3, 0, 7);
+    assert!(rig.learned().contains(&3));
+    assert_eq!(rig.load(3, 0), 7);
+    assert_eq!(rig.load(2, 0), 0);
+}
+
+pub(super) fn a_store_over_two_pages_is_learned_of_on_both(rig: &Rig) {
+    rig.store(6, 0, 1);
+    rig.rearm();
+    rig.store_over_boundary(6, 0x0123_4567_89ab_cdef);
+    assert_eq!(rig.load_u64(crate::addr::HostAddr(rig.at(7, 0).0 - 4)), 0x0123_4567_89ab_cdef);
+    assert_eq!(rig.learned(), [6, 7]);
+}
+
+pub(super) fn several_writers_on_one_page_all_go_on(rig: &Rig) {
+    const WRITERS: usize = 6;
+    for round in 1..20 {
+        rig.rearm();
+        std::thread::scope(|scope| {
+            for writer in 0..WRITERS {
+                scope.spawn(move || rig.store(3, writer * 64, round));
+            }
+        });
+        assert_eq!(rig.learned(), [3]);
+        assert!((0..WRITERS).all(|writer| rig.load(3, writer * 64) == round));
+    }
+}
+
+pub(super) fn protecting_is_a_hard_barrier(rig: &Rig) {
+    let stop = AtomicBool::new(false);
+    let missed = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut value = 0_u8;
+            while !stop.load(SeqCst) {
+                value = value.wrapping_add(1);
+                rig.store(5, 0, value);
+            }
+        });
+        let mut missed = false;
+        for _ in 0..300 {
+            let faults = rig.sink.faults.load(SeqCst);
+            rig.settle();
+            rig.arm(5, 1);
+            let before = rig.load(5, 0);
+            while rig.load(5, 0) == before {
+                std::thread::yield_now();
+            }
+            missed |= rig.sink.faults.load(SeqCst) == faults && !rig.learned().contains(&5);
+        }
+        stop.store(true, SeqCst);
+        missed
+    });
+    assert!(!missed, "a store after the barrier was not learned of");
+}
+
+pub(super) fn instances_learn_of_their_own_pages(rig: &Rig) {
+    let other = rig.twin();
+    for rig in [rig, &other] {
+        rig.rearm();
+    }
+    rig.store(1, 0, 1);
+    other.store(2, 0, 1);
+    assert_eq!(rig.learned(), [1]);
+    assert_eq!(other.learned(), [2]);
+    drop(other);
+    rig.arm(0, PAGES);
+    rig.store(3, 0, 1);
+    assert_eq!(rig.learned(), [3]);
+}
+
+pub(super) fn an_open_page_is_silent(rig: &Rig) {
+    rig.rearm();
+    rig.protection.unprotect(rig.pages(4, 2)).unwrap();
+    let faults = rig.sink.faults.load(SeqCst);
+    rig.store(4, 0, 1);
+    assert_eq!(rig.sink.faults.load(SeqCst), faults);
+    rig.store(6, 0, 1);
+    let expected: &[usize] = if rig.mode() == Mode::Deferred { &[4, 5, 6] } else { &[6] };
+    assert_eq!(rig.learned(), expected);
+}
+
+pub(super) fn the_guests_own_access_changes_lose_nothing(rig: &Rig) {
+    let is_model = matches!(rig.backend, super::Backend::Model(_));
+    let writable = |page| region::query(rig.at(page, 0).as_ptr()).unwrap().is_writable();
+    rig.store(2, 0, 1);
+    rig.rearm();
+    for access in [Access::Read, Access::None] {
+        rig.protection.set_access(rig.pages(2, 1), access).unwrap();
+        assert!(is_model || !writable(2));
+        rig.protection.set_access(rig.pages(2, 1), Access::ReadWrite).unwrap();
+    }
+    rig.store(2, 0, 2);
+    assert_eq!(rig.learned(), [2], "protection survives the guest's mprotect");
+
+    rig.arm(0, PAGES);
+    rig.protection.set_access(rig.pages(3, 2), Access::Read).unwrap();
+    rig.protection.unprotect(rig.pages(2, 4)).unwrap();
+    assert!(is_model || !writable(3) && !writable(4), "un-protecting gives the guest no more than it has");
+    assert!(is_model || writable(2) && writable(5));
+    rig.protection.set_access(rig.pages(3, 2), Access::ReadWrite).unwrap();
+    assert!(is_model || writable(3));
+    rig.store(3, 0, 1);
+}
+
+pub(super) fn a_range_has_one_owner(rig: &Rig) {
+    let other = rig.twin();
+    let taken = other.protection.attach(rig.pages(15, 1), &other.as_sink()).unwrap_err();
+    assert!(matches!(taken, Error::AlreadyTracked { .. }), "{taken}");
+    rig.rearm();
+    rig.store(15, 0, 1);
+    assert_eq!(rig.learned(), [15]);
+}
+
+pub(super) fn a_replaced_mapping_is_attached_again(rig: &Rig) {
+    rig.store(3, 0, 9);
+    rig.rearm();
+    rig.replace(3);
+    if rig.mode() == Mode::Deferred {
+        let lost = rig.protection.harvest(rig.range(), &mut |_| ()).unwrap_err();
+        assert_eq!(lost, Error::TrackingLost);
+    } else if rig.mode() != Mode::Mprotect {
+        let lost = rig.protection.protect(rig.pages(3, 1)).unwrap_err();
+        assert!(matches!(lost, Error::System { errno: libc::ENOENT, .. }), "{lost}");
+    }
+    rig.protection.attach(rig.pages(3, 1), &rig.as_sink()).unwrap();
+    rig.store(3, 0, 1);
+    rig.rearm();
+    rig.store(3, 0, 2);
+    rig.store(4, 0, 2);
+    assert_eq!(rig.learned(), [3, 4]);
+}
+
+pub(super) fn a_piece_that_is_unmapped_is_nothing_to_protect(rig: &Rig) {
+    rig.rearm();
+    rig.unmap(7);
+    rig.unmap(15);
+    rig.arm(0, PAGES);
+    rig.store(6, 0, 1);
+    rig.store(8, 0, 1);
+    assert_eq!(rig.learned(), [6, 8]);
+    rig.protection.unprotect(rig.range()).unwrap();
+    rig.store(14, 0, 1);
+}
+
+pub(super) fn a_partial_detach_leaves_the_rest(rig: &Rig) {
+    rig.rearm();
+    rig.protection.detach(rig.pages(0, 4)).unwrap();
+    let faults = rig.sink.faults.load(SeqCst);
+    rig.store(3, 0, 1);
+    assert_eq!(rig.sink.faults.load(SeqCst), faults, "a detached page is not tracked");
+    rig.store(4, 0, 1);
+    if rig.mode() != Mode::Deferred {
+        assert_eq!(rig.learned(), [4]);
+    }
+}
+
+/// Stores that are under way when their range is given up go on: they neither
+/// hang nor kill the process.
+pub(super) fn writers_go_on_through_attach_and_detach(rig: &Rig) {
+    const WRITERS: usize = 3;
+    let stop = AtomicBool::new(false);
+    let turns = [const { AtomicUsize::new(0) }; WRITERS];
+    std::thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let (turns, stop) = (&turns, &stop);
+            scope.spawn(move || {
+                while !stop.load(SeqCst) {
+                    for page in 0..PAGES {
+                        rig.store(page, writer, 1);
+                    }
+                    turns[writer].fetch_add(1, SeqCst);
+                }
+            });
+        }
+        for _ in 0..200 {
+            rig.arm(0, PAGES);
+            rig.protection.detach(rig.range()).unwrap();
+            rig.protection.attach(rig.range(), &rig.as_sink()).unwrap();
+        }
+        let seen: Vec<_> = turns.iter().map(|turn| turn.load(SeqCst)).collect();
+        while turns.iter().zip(&seen).any(|(turn, seen)| turn.load(SeqCst) < seen + 2) {
+            std::thread::yield_now();
+        }
+        stop.store(true, SeqCst);
+    });
+}
+
+pub(super) fn kernel_writes_do_what_the_mechanism_says(rig: &Rig) {
+    rig.store(2, 0, 1);
+    rig.rearm();
+    match rig.protection.kernel_writes() {
+        KernelWrites::Tracked => {
+            assert_eq!(rig.kernel_store(2, 5), Ok(1));
+            assert_eq!((rig.load(2, 0), rig.learned()), (5, vec![2]));
+        }
+        KernelWrites::Refused => {
+            assert_eq!(rig.kernel_store(2, 5), Err(rustix::io::Errno::FAULT));
+            assert_eq!((rig.load(2, 0), rig.learned()), (1, vec![]));
+            rig.protection.unprotect(rig.pages(2, 1)).unwrap();
+            assert_eq!(rig.kernel_store(2, 5), Ok(1));
+        }
+        KernelWrites::Missed => unreachable!("a mechanism that tracks"),
+    }
+}
+
+pub(super) fn a_store_is_told_before_it_retires(rig: &Rig) {
+    for value in 1..50 {
+        rig.store(2, 9, value - 1);
+        rig.arm(0, PAGES);
+        rig.store(2, 9, value);
+        assert_eq!(rig.sink.last_byte.load(SeqCst), u64::from(value - 1));
+        assert_eq!(rig.sink.faults.load(SeqCst), u64::from(value));
+    }
+}
+
+pub(super) fn the_sink_is_told_who_stored_and_where(rig: &Rig) {
+    rig.store(2, 77, 1);
+    rig.arm(0, PAGES);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            rig.store(2, 77, 2);
+            gettid()
+        });
+        let tid = writer.join().unwrap();
+        assert_eq!(rig.sink.last_tid.load(SeqCst), tid);
+    });
+    assert_eq!(rig.sink.last_addr.load(SeqCst), rig.at(2, 77).0);
+    let has_pc = rig.sink.last_pc.load(SeqCst) != 0;
+    let in_faulting_thread = matches!(rig.backend, super::Backend::Kernel(Mode::Sigbus | Mode::Mprotect));
+    assert_eq!(has_pc, in_faulting_thread);
+}
+
+pub(super) fn a_sink_that_wants_nothing_leaves_no_writer_asleep(rig: &Rig) {
+    rig.arm(0, PAGES);
+    rig.sink.refuses.store(true, SeqCst);
+    rig.store(1, 0, 1);
+    assert_eq!(rig.load(1, 0), 1);
+    assert!(rig.sink.faults.load(SeqCst) > 0);
+}
+
+pub(super) fn a_fresh_range_counts_as_written(rig: &Rig) {
+    assert_eq!(rig.learned().len(), PAGES);
+    assert_eq!(rig.learned(), []);
+}
+
+pub(super) fn a_deferred_protect_is_refused(rig: &Rig) {
+    rig.arm(0, PAGES);
+    rig.store(1, 0, 1);
+    assert!(matches!(rig.protection.protect(rig.range()), Err(Error::BadArgument(_))));
+    assert!(rig.learned().contains(&1), "the write is not hidden");
+}

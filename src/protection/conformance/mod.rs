@@ -1,0 +1,134 @@
+//! One contract, one suite: every mechanism on the real kernel, and the model.
+//!
+//! A case is written once and runs on anonymous memory and on a memfd, in each
+//! mechanism that the lists at the end name. [`Mode::None`] promises nothing: a
+//! test holds it true that it fails the cases about coherence, so that a case
+//! that cannot fail is noticed.
+
+mod cases;
+mod rig;
+
+use super::{Mode, Probe};
+use cases::*;
+use rig::{Backend, Memory, Rig};
+
+/// Runs `case` on each kind of memory, or says that the kernel lacks the mode.
+fn run(backend: Backend, case: fn(&Rig)) {
+    if let Backend::Kernel(mode) = backend
+        && let Err(error) = Probe::of_this_process().check(mode)
+    {
+        assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{error}");
+        eprintln!("SKIPPED: {error}");
+        return;
+    }
+    for memory in [Memory::Anonymous, Memory::Memfd] {
+        case(&Rig::new(backend, memory));
+    }
+}
+
+macro_rules! tests {
+    ($backend:expr; $($case:ident)*) => {
+        $(#[test]
+        fn $case() {
+            super::run($backend, super::$case);
+        })*
+    };
+}
+
+/// What every mechanism that tracks anything must do.
+macro_rules! all_tracking {
+    ($backend:expr) => {
+        tests! { $backend;
+            a_store_to_a_protected_page_is_learned_of
+            exactly_the_written_pages_are_learned_of
+            pages_that_were_never_touched_are_tracked
+            a_store_over_two_pages_is_learned_of_on_both
+            several_writers_on_one_page_all_go_on
+            protecting_is_a_hard_barrier
+            instances_learn_of_their_own_pages
+            an_open_page_is_silent
+            the_guests_own_access_changes_lose_nothing
+        }
+    };
+}
+
+/// What every mechanism of the kernel must do beside.
+macro_rules! on_the_kernel {
+    ($backend:expr) => {
+        tests! { $backend;
+            a_range_has_one_owner
+            a_replaced_mapping_is_attached_again
+            a_piece_that_is_unmapped_is_nothing_to_protect
+            writers_go_on_through_attach_and_detach
+            kernel_writes_do_what_the_mechanism_says
+            a_partial_detach_leaves_the_rest
+        }
+    };
+}
+
+/// What a synchronous mechanism must do beside.
+macro_rules! synchronous {
+    ($backend:expr) => {
+        tests! { $backend;
+            a_store_is_told_before_it_retires
+            the_sink_is_told_who_stored_and_where
+        }
+    };
+}
+
+mod sigbus {
+    use super::*;
+    all_tracking! { Backend::Kernel(Mode::Sigbus) }
+    on_the_kernel! { Backend::Kernel(Mode::Sigbus) }
+    synchronous! { Backend::Kernel(Mode::Sigbus) }
+}
+
+mod thread {
+    use super::*;
+    all_tracking! { Backend::Kernel(Mode::Thread) }
+    on_the_kernel! { Backend::Kernel(Mode::Thread) }
+    synchronous! { Backend::Kernel(Mode::Thread) }
+    tests! { Backend::Kernel(Mode::Thread); a_sink_that_wants_nothing_leaves_no_writer_asleep }
+}
+
+mod mprotect {
+    use super::*;
+    all_tracking! { Backend::Kernel(Mode::Mprotect) }
+    on_the_kernel! { Backend::Kernel(Mode::Mprotect) }
+    synchronous! { Backend::Kernel(Mode::Mprotect) }
+}
+
+mod deferred {
+    use super::*;
+    all_tracking! { Backend::Kernel(Mode::Deferred) }
+    on_the_kernel! { Backend::Kernel(Mode::Deferred) }
+    tests! { Backend::Kernel(Mode::Deferred); a_fresh_range_counts_as_written a_deferred_protect_is_refused }
+}
+
+mod model_synchronous {
+    use super::*;
+    all_tracking! { Backend::Model(Mode::Sigbus) }
+    synchronous! { Backend::Model(Mode::Sigbus) }
+}
+
+mod model_deferred {
+    use super::*;
+    all_tracking! { Backend::Model(Mode::Deferred) }
+    tests! { Backend::Model(Mode::Deferred); a_fresh_range_counts_as_written a_deferred_protect_is_refused }
+}
+
+#[test]
+fn the_control_fails_what_is_about_coherence() {
+    let cases: [(&str, fn(&Rig)); 6] = [
+        ("a store", a_store_to_a_protected_page_is_learned_of),
+        ("exactly the written pages", exactly_the_written_pages_are_learned_of),
+        ("never touched", pages_that_were_never_touched_are_tracked),
+        ("two pages", a_store_over_two_pages_is_learned_of_on_both),
+        ("barrier", protecting_is_a_hard_barrier),
+        ("before it retires", a_store_is_told_before_it_retires),
+    ];
+    for (name, case) in cases {
+        let outcome = std::panic::catch_unwind(|| run(Backend::Kernel(Mode::None), case));
+        assert!(outcome.is_err(), "{name}: no tracking at all passed");
+    }
+}

@@ -1,0 +1,283 @@
+//! A mechanism, its sink and some memory, in a form that the cases share.
+//!
+//! # Safety
+//!
+//! Stores and loads go to the rig's own mapping, by raw pointers.
+#![allow(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
+
+use super::super::model::Model;
+use super::super::{FaultSink, Handled, Mode, Options, Protection, WriteFault, open};
+use crate::addr::{HostAddr, HostRange, PageSize};
+use crate::sys::mmap::{Mapping, memfd};
+
+/// Pages of a rig's memory.
+pub(super) const PAGES: usize = 16;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Backend {
+    Kernel(Mode),
+    Model(Mode),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Memory {
+    Anonymous,
+    Memfd,
+}
+
+/// A sink that opens the page of every fault and remembers what it was told.
+pub(super) struct Recorder {
+    range: HostRange,
+    page: PageSize,
+    protection: OnceLock<Arc<dyn Protection>>,
+    /// One bit for each page.
+    written: AtomicU64,
+    pub(super) faults: AtomicU64,
+    /// Calls that are not over.
+    inside: AtomicU64,
+    pub(super) last_addr: AtomicUsize,
+    pub(super) last_pc: AtomicUsize,
+    pub(super) last_tid: AtomicU32,
+    /// The byte at the address, as the sink saw it.
+    pub(super) last_byte: AtomicU64,
+    /// Says `NotOurs` to everything.
+    pub(super) refuses: AtomicBool,
+    pub(super) lost: AtomicBool,
+}
+
+// SAFETY: atomics, a load of a byte (reads never fault), and `unprotect`, which is async-signal-safe.
+unsafe impl FaultSink for Recorder {
+    fn on_write(&self, fault: &WriteFault) -> Handled {
+        self.inside.fetch_add(1, SeqCst);
+        let handled = self.record(fault);
+        self.inside.fetch_sub(1, SeqCst);
+        handled
+    }
+
+    fn on_lost(&self) {
+        self.lost.store(true, SeqCst);
+    }
+}
+
+impl Recorder {
+    fn record(&self, fault: &WriteFault) -> Handled {
+        self.faults.fetch_add(1, SeqCst);
+        self.last_addr.store(fault.addr.0, SeqCst);
+        self.last_pc.store(fault.pc.map_or(0, |pc| pc.0), SeqCst);
+        self.last_tid.store(fault.tid, SeqCst);
+        // SAFETY: the fault lies in the rig's mapping.
+        self.last_byte.store(u64::from(unsafe { fault.addr.as_ptr().read_volatile() }), SeqCst);
+        if self.refuses.load(SeqCst) {
+            return Handled::NotOurs;
+        }
+        let index = (fault.addr.0 - self.range.start().0) >> self.page.shift();
+        self.written.fetch_or(1 << index, SeqCst);
+        match self.protection.get() {
+            Some(protection) => match protection.unprotect(HostRange::page_of(fault.addr, self.page)) {
+                Ok(()) => Handled::Retry,
+                Err(_) => Handled::NotOurs,
+            },
+            None => Handled::NotOurs,
+        }
+    }
+}
+
+pub(super) struct Rig {
+    pub(super) backend: Backend,
+    pub(super) kind: Memory,
+    pub(super) page: PageSize,
+    pub(super) sink: Arc<Recorder>,
+    pub(super) protection: Arc<dyn Protection>,
+    model: Option<Arc<Model>>,
+    /// Unmapped after the rig's own drop detached it.
+    pub(super) memory: Mapping,
+    pub(super) file: Option<OwnedFd>,
+}
+
+impl Rig {
+    /// Memory that was never touched, attached and not protected.
+    pub(super) fn new(backend: Backend, kind: Memory) -> Self {
+        let page = PageSize::host();
+        let len = PAGES * page.bytes();
+        let (memory, file) = match kind {
+            Memory::Anonymous => (Mapping::anonymous(len, page).unwrap(), None),
+            Memory::Memfd => {
+                let file = memfd("conformance", len).unwrap();
+                (Mapping::shared(&file, len, page).unwrap(), Some(file))
+            }
+        };
+        let (protection, model): (Arc<dyn Protection>, _) = match backend {
+            Backend::Kernel(mode) => (open(mode, page, Options::default()).unwrap(), None),
+            Backend::Model(mode) => {
+                let model = Arc::new(Model::new(mode, memory.range(), page));
+                (model.clone(), Some(model))
+            }
+        };
+        let sink = Arc::new(Recorder {
+            range: memory.range(),
+            page,
+            protection: OnceLock::new(),
+            written: AtomicU64::new(0),
+            faults: AtomicU64::new(0),
+            inside: AtomicU64::new(0),
+            last_addr: AtomicUsize::new(0),
+            last_pc: AtomicUsize::new(0),
+            last_tid: AtomicU32::new(0),
+            last_byte: AtomicU64::new(0),
+            refuses: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+        });
+        assert!(sink.protection.set(protection.clone()).is_ok());
+        let rig = Self { backend, kind, page, sink, protection, model, memory, file };
+        rig.protection.attach(rig.range(), &rig.as_sink()).unwrap();
+        rig
+    }
+
+    /// Another rig of the same kind.
+    pub(super) fn twin(&self) -> Self {
+        Self::new(self.backend, self.kind)
+    }
+
+    pub(super) fn as_sink(&self) -> Arc<dyn FaultSink> {
+        self.sink.clone()
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        self.protection.mode()
+    }
+
+    pub(super) fn range(&self) -> HostRange {
+        self.memory.range()
+    }
+
+    pub(super) fn pages(&self, first: usize, count: usize) -> HostRange {
+        HostRange::of_pages(self.at(first, 0), count, self.page)
+    }
+
+    pub(super) fn at(&self, page: usize, offset: usize) -> HostAddr {
+        HostAddr(self.memory.range().start().0 + page * self.page.bytes() + offset)
+    }
+
+    /// From here on stores to these pages are learned of; forgets what was
+    /// learned before, as far as the mechanism lets it.
+    pub(super) fn arm(&self, first: usize, count: usize) {
+        if self.mode() == Mode::Deferred {
+            self.protection.harvest(self.pages(first, count), &mut |_| ()).unwrap();
+        } else {
+            self.protection.protect(self.pages(first, count)).unwrap();
+        }
+    }
+
+    /// Waits until no call of the sink is under way. A handler thread may still
+    /// be at a message of a store that went through long ago; it would open a page
+    /// that is protected meanwhile. The tracker's count of un-protects in flight is
+    /// for that; a case that counts faults waits instead.
+    pub(super) fn settle(&self) {
+        while self.sink.inside.load(SeqCst) != 0 {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Arms all pages, with nothing learned of yet.
+    pub(super) fn rearm(&self) {
+        self.learned();
+        self.settle();
+        self.arm(0, PAGES);
+    }
+
+    /// The written pages that were learned of since the last time, in order.
+    /// Arms the pages again in a deferred mechanism.
+    pub(super) fn learned(&self) -> Vec<usize> {
+        let mut written = self.sink.written.swap(0, SeqCst);
+        if self.mode() == Mode::Deferred {
+            let start = self.range().start().0;
+            let mut note = |part: HostRange| {
+                for index in 0..part.len() >> self.page.shift() {
+                    written |= 1 << (((part.start().0 - start) >> self.page.shift()) + index);
+                }
+            };
+            self.protection.harvest(self.range(), &mut note).unwrap();
+        }
+        (0..PAGES).filter(|page| written & 1 << page != 0).collect()
+    }
+
+    pub(super) fn store(&self, page: usize, offset: usize, value: u8) {
+        let address = self.at(page, offset);
+        // SAFETY: in the rig's mapping; a fault is resolved by the sink.
+        let retire = || unsafe { address.as_ptr().write_volatile(value) };
+        match &self.model {
+            None => retire(),
+            Some(model) => assert_eq!(model.store(address, gettid(), retire), Handled::Retry),
+        }
+    }
+
+    /// Eight bytes, half of them on page `page` and half on the next.
+    pub(super) fn store_over_boundary(&self, page: usize, value: u64) {
+        let address = HostAddr(self.at(page + 1, 0).0 - 4);
+        // SAFETY: as in `store`.
+        let retire = || unsafe { address.as_ptr().cast::<u64>().write_unaligned(value) };
+        match &self.model {
+            None => retire(),
+            Some(model) => {
+                assert_eq!(model.store(address, gettid(), || ()), Handled::Retry);
+                assert_eq!(model.store(self.at(page + 1, 0), gettid(), retire), Handled::Retry);
+            }
+        }
+    }
+
+    pub(super) fn load(&self, page: usize, offset: usize) -> u8 {
+        // SAFETY: in the rig's mapping; reads never fault.
+        unsafe { self.at(page, offset).as_ptr().read_volatile() }
+    }
+
+    pub(super) fn load_u64(&self, address: HostAddr) -> u64 {
+        // SAFETY: as in `load`.
+        unsafe { address.as_ptr().cast::<u64>().read_unaligned() }
+    }
+
+    /// Puts fresh memory of the same kind over one page, as a guest's MAP_FIXED does.
+    pub(super) fn replace(&self, page: usize) {
+        use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
+        let (start, len) = (self.at(page, 0).as_ptr().cast(), self.page.bytes());
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: replaces a page of the rig's own mapping.
+        let mapped = unsafe {
+            match &self.file {
+                None => mmap_anonymous(start, len, access, MapFlags::PRIVATE | MapFlags::FIXED),
+                Some(file) => mmap(start, len, access, MapFlags::SHARED | MapFlags::FIXED, file, 0),
+            }
+        };
+        assert_eq!(mapped.unwrap(), start);
+    }
+
+    /// Leaves a hole at one page.
+    pub(super) fn unmap(&self, page: usize) {
+        // SAFETY: a page of the rig's own mapping, which nobody touches any more.
+        unsafe { rustix::mm::munmap(self.at(page, 0).as_ptr().cast(), self.page.bytes()) }.unwrap();
+    }
+
+    /// Lets the kernel write one byte to the page, by `read` from a pipe.
+    pub(super) fn kernel_store(&self, page: usize, value: u8) -> rustix::io::Result<usize> {
+        let (from, into) = rustix::pipe::pipe().unwrap();
+        rustix::io::write(into, &[value]).unwrap();
+        // SAFETY: the kernel writes one byte to the rig's mapping, or nothing.
+        match unsafe { libc::read(std::os::fd::AsRawFd::as_raw_fd(&from), self.at(page, 0).as_ptr().cast(), 1) } {
+            -1 => Err(rustix::io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap()),
+            count => Ok(count as usize),
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.protection.detach(self.range()).unwrap();
+    }
+}
+
+pub(super) fn gettid() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get() as u32
+}
