@@ -18,21 +18,25 @@ static u64 emit(u32 *at, u64 round, u64 index) {
 }
 
 int main(int argc, char **argv) {
-    static u64 sums[FUNCTIONS];
+    static u64 sums[FUNCTIONS], before[FUNCTIONS];
     u64 rounds = iterations(argc, argv, 3), started = now_ns();
     char *code = map_code(FUNCTIONS * SLOT / PAGE);
     for (u64 round = 0; round < rounds; round++) {
-        for (u64 i = 0; i < FUNCTIONS; i++) sums[i] = emit((u32 *)(code + i * SLOT), round, i);
+        for (u64 i = 0; i < FUNCTIONS; i++) {
+            before[i] = sums[i];
+            sums[i] = emit((u32 *)(code + i * SLOT), round, i);
+        }
         flush_all_harts(code, FUNCTIONS * SLOT);
         for (u64 i = 0; i < FUNCTIONS; i++) {
-            for (u64 k = 0; k < CALLS; k++) expect("emitted", call(code + i * SLOT, k), sums[i] + k, ~0ul);
+            for (u64 k = 0; k < CALLS; k++) expect("emitted", call(code + i * SLOT, k), sums[i] + k, before[i] + k);
         }
         for (u64 i = 0; i < FUNCTIONS; i += 8) {
             u64 first = (round * 131 + i * 17) % 2000;
             store32(code + i * SLOT, addi(A0, A0, (int)(2000 - first)));
+            before[i] = sums[i];
             sums[i] += 2000 - 2 * first;
             flush_this_hart();
-            for (u64 k = 0; k < CALLS; k++) expect("patched", call(code + i * SLOT, k), sums[i] + k, ~0ul);
+            for (u64 k = 0; k < CALLS; k++) expect("patched", call(code + i * SLOT, k), sums[i] + k, before[i] + k);
         }
     }
     if (argc > 2) report("workload-jit", rounds, started);

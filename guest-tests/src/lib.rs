@@ -17,4 +17,4 @@ mod table;
 pub use bundle::{Bundle, guests_dir, manifest_mismatches};
 pub use run::{Emulator, Exit, Outcome, Tier, Way};
 pub use skip::{find_program, note, skip};
-pub use table::{Announced, BENCHES, EXIT_STALE, Expected, GUESTS, Guest};
+pub use table::{Announced, BENCHES, EXIT_STALE, EXIT_WRONG, Expected, GUESTS, Guest};

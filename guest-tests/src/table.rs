@@ -5,6 +5,10 @@ use codewarden::protection::Mode;
 /// The exit code of a guest that saw overwritten code run.
 pub const EXIT_STALE: i32 = 10;
 
+/// The exit code of a guest that got a result of neither the old nor the new
+/// code.
+pub const EXIT_WRONG: i32 = 11;
+
 /// How a guest tells that it changed code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Announced {
@@ -22,7 +26,8 @@ pub enum Announced {
 pub enum Expected {
     /// The right output.
     Pass,
-    /// Either outcome, but it ends, and a failure is stale code.
+    /// Either outcome, but it ends, and it is the guest that says what failed:
+    /// old code, or a mix of old and new.
     MayFail,
     /// Stale code, every time.
     MustFail,
