@@ -1,5 +1,7 @@
 //! RISC-V RV64GC Linux user mode on codewarden.
 
+pub mod cli;
 pub mod hart;
+pub mod linux;
 pub mod memory;
 pub mod riscv;

@@ -1,0 +1,363 @@
+//! The command line, in the style of QEMU's user mode: options, then the
+//! program, then everything that is the program's own.
+//!
+//! Long options may have one dash or two. Parsing touches neither files nor the
+//! environment.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use codewarden::protection::Mode;
+
+use crate::linux::stack::DEFAULT_STACK_BYTES;
+
+/// Exit status of a command line that is not understood.
+pub const USAGE_STATUS: u8 = 2;
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+Runs a RISC-V RV64GC Linux program.
+
+Usage: demo-emulator [OPTIONS] PROGRAM [ARGUMENTS...]
+
+How the program is run:
+  --interpret          fetch and decode every instruction, keep nothing
+  --tier TIER          auto, 0 (decoded blocks) or translated (compiled blocks)
+  --tracking MODE      auto, sigbus, thread, deferred, mprotect or none: how
+                       writes to translated code are learned of
+
+What the program sees:
+  -L DIR               look absolute paths up below DIR first
+  -E VAR=VALUE         set an environment variable
+  -U VAR               unset an environment variable
+  -0 NAME              the program's argv[0]
+  -s SIZE              stack of SIZE bytes; K, M and G may follow the number
+
+What is told:
+  -strace              print system calls
+  -d ITEM[,ITEM...]    log in_asm (guest instructions as they are translated),
+                       out_asm (the host code made from them)
+  -D FILE              write what -strace and -d print to FILE
+  --stats              counters at exit
+  --stats=json         the same for programs
+  --probe              say what this kernel and these permissions allow
+  --version            print the version
+  --help               print this
+";
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Run a program, or the bundled guest where none is named.
+    Run(Box<Cli>),
+    /// `--help`.
+    Help,
+    /// `--version`.
+    Version,
+    /// `--probe`.
+    Probe,
+}
+
+/// `--tier`.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Tier {
+    /// Cold code in tier 0, hot code compiled.
+    #[default]
+    Auto,
+    /// Decoded blocks alone.
+    Decoded,
+    /// Everything compiled.
+    Translated,
+}
+
+/// `--tracking`.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Tracking {
+    /// The best synchronous mode that can be had.
+    #[default]
+    Auto,
+    /// That mode, or an error.
+    Mode(Mode),
+}
+
+/// `--stats`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stats {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// `-d`.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Log {
+    /// Guest instructions as they are translated.
+    pub in_asm: bool,
+    /// The host code made from them.
+    pub out_asm: bool,
+}
+
+/// Options and program.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Cli {
+    /// Use the oracle.
+    pub interpret: bool,
+    /// Which tier.
+    pub tier: Tier,
+    /// Which tracking mode.
+    pub tracking: Tracking,
+    /// Counters at exit.
+    pub stats: Option<Stats>,
+    /// Print system calls.
+    pub strace: bool,
+    /// What is logged.
+    pub log: Log,
+    /// Where to.
+    pub log_file: Option<PathBuf>,
+    /// The guest's root.
+    pub sysroot: Option<PathBuf>,
+    /// Changes to the environment in order: a variable and its value, or `None`
+    /// to unset it.
+    pub environment: Vec<(OsString, Option<OsString>)>,
+    /// The program's `argv[0]`.
+    pub argv0: Option<OsString>,
+    /// The stack's size in bytes; 0 means the default.
+    pub stack_bytes: u64,
+    /// The program; `None` for the bundled guest.
+    pub program: Option<PathBuf>,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// The options that an execve of another guest program repeats: all but
+    /// those on the environment and on `argv[0]`.
+    pub inherited: Vec<Vec<u8>>,
+}
+
+impl Cli {
+    /// The stack's size in bytes.
+    pub fn stack_bytes(&self) -> u64 {
+        if self.stack_bytes == 0 { DEFAULT_STACK_BYTES } else { self.stack_bytes }
+    }
+
+    /// The guest's environment, from `inherited`.
+    pub fn environment(&self, inherited: impl Iterator<Item = (OsString, OsString)>) -> Vec<Vec<u8>> {
+        let mut variables: Vec<(OsString, OsString)> = inherited.collect();
+        for (name, value) in &self.environment {
+            variables.retain(|(other, _)| other != name);
+            variables.extend(value.clone().map(|value| (name.clone(), value)));
+        }
+        let join = |(name, value): (OsString, OsString)| [name.as_bytes(), b"=", value.as_bytes()].concat();
+        variables.into_iter().map(join).collect()
+    }
+}
+
+/// A command line that is not understood.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UsageError(String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\nTry 'demo-emulator --help'.", self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// Understands `arguments`, without the emulator's own name.
+pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, UsageError> {
+    let mut cli = Cli::default();
+    let mut arguments = arguments.peekable();
+    while let Some(argument) = arguments.next_if(|argument| is_option(argument)) {
+        if argument == "--" {
+            break;
+        }
+        let text = argument.to_string_lossy().into_owned();
+        let bare = text.strip_prefix("--").or_else(|| text.strip_prefix('-')).unwrap_or(&text);
+        let (name, joined) = match bare.split_once('=') {
+            Some((name, value)) => (name, Some(OsString::from(value))),
+            None => (bare, None),
+        };
+        match name {
+            "help" | "h" => return Ok(Command::Help),
+            "version" => return Ok(Command::Version),
+            "probe" => return Ok(Command::Probe),
+            _ => {}
+        }
+        if !takes_value(name) {
+            flag(&mut cli, name, joined.as_deref(), &text)?;
+            cli.inherited.push(argument.into_vec());
+            continue;
+        }
+        let is_joined = joined.is_some();
+        let value = joined.or_else(|| arguments.next()).ok_or_else(|| UsageError(format!("{text} needs a value")))?;
+        let inherits = valued(&mut cli, name, &value)?;
+        if inherits {
+            cli.inherited.push(argument.into_vec());
+            if !is_joined {
+                cli.inherited.push(value.into_vec());
+            }
+        }
+    }
+    cli.program = arguments.next().map(PathBuf::from);
+    cli.arguments = arguments.collect();
+    Ok(Command::Run(Box::new(cli)))
+}
+
+/// A lone dash is a program's name, if an odd one.
+fn is_option(argument: &OsStr) -> bool {
+    argument.len() > 1 && argument.as_bytes()[0] == b'-'
+}
+
+fn takes_value(name: &str) -> bool {
+    matches!(name, "tier" | "tracking" | "d" | "D" | "L" | "E" | "U" | "0" | "s")
+}
+
+fn flag(cli: &mut Cli, name: &str, value: Option<&OsStr>, text: &str) -> Result<(), UsageError> {
+    match (name, value.map(OsStr::as_bytes)) {
+        ("interpret", None) => cli.interpret = true,
+        ("strace", None) => cli.strace = true,
+        ("stats", None) => cli.stats = Some(Stats::Text),
+        ("stats", Some(b"json")) => cli.stats = Some(Stats::Json),
+        ("stats", Some(_)) => return Err(UsageError(format!("{text}: the only form with a name is --stats=json"))),
+        _ => return Err(UsageError(format!("unknown option {text}"))),
+    }
+    Ok(())
+}
+
+/// Takes an option's value; gives whether an execve repeats it.
+fn valued(cli: &mut Cli, name: &str, value: &OsStr) -> Result<bool, UsageError> {
+    let text = value.to_string_lossy();
+    match name {
+        "tier" => {
+            cli.tier = match &*text {
+                "auto" => Tier::Auto,
+                "0" => Tier::Decoded,
+                "translated" => Tier::Translated,
+                _ => return Err(UsageError(format!("--tier {text}: must be auto, 0 or translated"))),
+            }
+        }
+        "tracking" => cli.tracking = tracking(&text)?,
+        "d" => cli.log = log_items(&text)?,
+        "D" => cli.log_file = Some(value.into()),
+        "L" => cli.sysroot = Some(value.into()),
+        "s" => cli.stack_bytes = size(&text)?,
+        "0" => {
+            cli.argv0 = Some(value.into());
+            return Ok(false);
+        }
+        "U" => {
+            cli.environment.push((value.into(), None));
+            return Ok(false);
+        }
+        _ => {
+            let bytes = value.as_bytes();
+            let split = bytes.iter().position(|byte| *byte == b'=');
+            let split =
+                split.filter(|at| *at > 0).ok_or_else(|| UsageError(format!("-E {text}: must be VAR=VALUE")))?;
+            let (variable, value) = (OsStr::from_bytes(&bytes[..split]), OsStr::from_bytes(&bytes[split + 1..]));
+            cli.environment.push((variable.into(), Some(value.into())));
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn tracking(name: &str) -> Result<Tracking, UsageError> {
+    if name == "auto" {
+        return Ok(Tracking::Auto);
+    }
+    Mode::from_name(name).map(Tracking::Mode).ok_or_else(|| {
+        let names: Vec<_> = Mode::ALL.iter().map(|mode| mode.name()).collect();
+        UsageError(format!("--tracking {name}: must be auto, {}", names.join(", ")))
+    })
+}
+
+fn log_items(items: &str) -> Result<Log, UsageError> {
+    let mut log = Log::default();
+    for item in items.split(',') {
+        match item {
+            "in_asm" => log.in_asm = true,
+            "out_asm" => log.out_asm = true,
+            _ => return Err(UsageError(format!("-d {item}: must be in_asm or out_asm"))),
+        }
+    }
+    Ok(log)
+}
+
+/// A stack's size: from a page to a part of the window.
+fn size(text: &str) -> Result<u64, UsageError> {
+    const LEAST: u64 = 64 << 10;
+    const MOST: u64 = 64 << 30;
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'k' | b'K') => (&text[..text.len() - 1], 10),
+        Some(b'm' | b'M') => (&text[..text.len() - 1], 20),
+        Some(b'g' | b'G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    bytes
+        .filter(|bytes| (LEAST..=MOST).contains(bytes))
+        .ok_or_else(|| UsageError(format!("-s {text}: must be a size from 64K to 64G")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(line: &str) -> Cli {
+        match parse(line.split_whitespace().map(OsString::from)) {
+            Ok(Command::Run(cli)) => *cli,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    fn error(line: &str) -> String {
+        parse(line.split_whitespace().map(OsString::from)).expect_err(line).to_string()
+    }
+
+    #[test]
+    fn options_end_at_the_program() {
+        let cli = run("--interpret -strace prog --stats -x");
+        assert!(cli.interpret && cli.strace && cli.stats.is_none());
+        assert_eq!(cli.program, Some("prog".into()));
+        assert_eq!(cli.arguments, ["--stats", "-x"]);
+        assert_eq!(run("-- -odd arg").program, Some("-odd".into()));
+        assert_eq!(run("--interpret").program, None);
+    }
+
+    #[test]
+    fn values_are_understood() {
+        let cli = run("--tier translated --tracking=deferred -d in_asm,out_asm -s 16M -L /root --stats=json p");
+        assert_eq!((cli.tier, cli.tracking), (Tier::Translated, Tracking::Mode(Mode::Deferred)));
+        assert_eq!((cli.log, cli.stack_bytes()), (Log { in_asm: true, out_asm: true }, 16 << 20));
+        assert_eq!((cli.sysroot, cli.stats), (Some("/root".into()), Some(Stats::Json)));
+    }
+
+    #[test]
+    fn an_execve_repeats_what_concerns_the_emulator() {
+        let cli = run("--tier 0 -E A=1 -U B -0 zero --tracking=none -strace p");
+        let repeated: Vec<&[u8]> = vec![b"--tier", b"0", b"--tracking=none", b"-strace"];
+        assert_eq!(cli.inherited, repeated);
+    }
+
+    #[test]
+    fn the_environment_is_changed_in_order() {
+        let cli = run("-E A=2 -U B -E C=x=y p");
+        let inherited = [("A", "1"), ("B", "1"), ("D", "1")].map(|(n, v)| (OsString::from(n), OsString::from(v)));
+        let expected: Vec<&[u8]> = vec![b"D=1", b"A=2", b"C=x=y"];
+        assert_eq!(cli.environment(inherited.into_iter()), expected);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for line in ["--tier 7 p", "--tracking magic p", "-d op p", "-s 1 p", "-s 8X p", "-E novalue p", "-E =v p"] {
+            let option = line.split(' ').nth(1).unwrap_or_default();
+            assert!(error(line).contains(option), "{line}");
+        }
+        assert!(error("--wat p").contains("--wat"));
+        assert!(error("-L").contains("needs a value"));
+        assert!(error("--stats=xml p").contains("--stats=json"));
+    }
+}

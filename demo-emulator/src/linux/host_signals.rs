@@ -1,0 +1,319 @@
+//! Host signals on their way to the guest.
+//!
+//! The guest's dispositions and masks are mirrored on the host, so the kernel
+//! itself ignores, stops, kills, blocks, queues and picks the thread. Only for a
+//! signal that the guest handles is there a host handler. It notes the one
+//! signal in its thread's [`Mailbox`] and has the thread go on with every signal
+//! blocked, until the guest's frame is built and the guest's mask is set again:
+//! so a mailbox of one place never overflows, and later signals wait in the
+//! kernel with their order and their `siginfo`.
+//!
+//! SIGSEGV and SIGBUS stay the emulator's: its own fault handlers need them, so
+//! they are neither mirrored nor ever blocked.
+//!
+//! The handler finds its mailbox in a table by thread id, without thread-locals.
+//! A signal that reaches a thread that is no hart goes back to the process with
+//! the thread no longer eligible.
+//!
+//! # Safety
+//!
+//! The handler makes plain system calls and stores to atomics and to the
+//! mailbox's record. The record is written only while `signal` is 0 and all
+//! signals are then blocked on this thread; it is read only by the same thread
+//! once it finds `signal` set. The kernel's `sigaction` structure is passed to
+//! the raw system call because libc's wrapper refuses signals 32 and 33, which
+//! the guest's libc needs.
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, Ordering};
+
+use super::errno::Errno;
+use super::safe_syscall;
+
+/// A set of signals, bit `n - 1` for signal `n`: the kernel's `sigset_t`.
+pub type SigSet = u64;
+
+/// Bytes of the kernel's `siginfo_t`, the same on RISC-V and x86-64.
+pub const SIGINFO_BYTES: usize = 128;
+
+/// The set of `signal` alone.
+pub const fn set_of(signal: u32) -> SigSet {
+    1 << (signal - 1)
+}
+
+/// What the emulator needs for itself.
+pub const NEVER_BLOCKED: SigSet = set_of(libc::SIGSEGV as u32) | set_of(libc::SIGBUS as u32);
+
+/// A signal and its `siginfo_t`.
+#[derive(Clone, Copy, Debug)]
+pub struct Signal {
+    /// Its number.
+    pub number: u32,
+    /// What the kernel says about it.
+    pub info: [u8; SIGINFO_BYTES],
+}
+
+/// Where the handler leaves a signal for its thread.
+#[derive(Debug)]
+pub struct Mailbox {
+    /// The number of the signal that waits, or 0. What a safe system call looks at.
+    signal: AtomicU32,
+    info: UnsafeCell<[u8; SIGINFO_BYTES]>,
+    /// The hart's `exit_request`.
+    exit_request: AtomicPtr<AtomicU8>,
+}
+
+// SAFETY: the record is used by the owning thread and its handler alone, in turns
+// that `signal` decides (module head).
+unsafe impl Sync for Mailbox {}
+// SAFETY: it holds no thread's own data.
+unsafe impl Send for Mailbox {}
+
+impl Mailbox {
+    /// The word to look at before a blocking system call.
+    pub fn pending(&self) -> &AtomicU32 {
+        &self.signal
+    }
+
+    /// Takes the signal that waits. Every signal is blocked from its arrival to
+    /// the next [`set_mask`].
+    pub fn take(&self) -> Option<Signal> {
+        let number = self.signal.load(Ordering::Acquire);
+        if number == 0 {
+            return None;
+        }
+        // SAFETY: `signal` is set, so the handler does not write the record.
+        let info = unsafe { *self.info.get() };
+        self.signal.store(0, Ordering::Release);
+        Some(Signal { number, info })
+    }
+}
+
+/// More guest threads than this cannot be.
+const TABLE_LEN: usize = 8192;
+
+struct Entry {
+    /// Thread id, 0 where it is free. Written by the owner alone.
+    tid: AtomicU32,
+    mailbox: AtomicPtr<Mailbox>,
+}
+
+static TABLE: [Entry; TABLE_LEN] =
+    [const { Entry { tid: AtomicU32::new(0), mailbox: AtomicPtr::new(core::ptr::null_mut()) } }; TABLE_LEN];
+
+/// The kernel's id of the calling thread. Async-signal-safe.
+pub fn thread_id() -> u32 {
+    // SAFETY: gettid touches no memory.
+    unsafe { libc::syscall(libc::SYS_gettid) as u32 }
+}
+
+fn entry_of(tid: u32) -> Option<&'static Entry> {
+    TABLE.iter().cycle().skip(tid as usize % TABLE_LEN).take(TABLE_LEN).find(|e| e.tid.load(Ordering::Acquire) == tid)
+}
+
+/// The calling thread's place in the table, until it is dropped.
+#[derive(Debug)]
+pub struct Registration {
+    mailbox: Arc<Mailbox>,
+    tid: u32,
+}
+
+impl Registration {
+    /// Enters the calling thread; signals must be blocked. `exit_request` must
+    /// stay valid until the registration is dropped.
+    pub fn new(exit_request: *const AtomicU8) -> Result<Self, Errno> {
+        let mailbox = Arc::new(Mailbox {
+            signal: AtomicU32::new(0),
+            info: UnsafeCell::new([0; SIGINFO_BYTES]),
+            exit_request: AtomicPtr::new(exit_request.cast_mut()),
+        });
+        let mut registration = Self { mailbox, tid: 0 };
+        registration.enter()?;
+        Ok(registration)
+    }
+
+    fn enter(&mut self) -> Result<(), Errno> {
+        let tid = thread_id();
+        for entry in TABLE.iter().cycle().skip(tid as usize % TABLE_LEN).take(TABLE_LEN) {
+            // u32::MAX marks the entry as taken before its mailbox is there.
+            if entry.tid.compare_exchange(0, u32::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                entry.mailbox.store(Arc::as_ptr(&self.mailbox).cast_mut(), Ordering::Release);
+                entry.tid.store(tid, Ordering::Release);
+                self.tid = tid;
+                return Ok(());
+            }
+        }
+        Err(Errno::EAGAIN)
+    }
+
+    /// In a fork's child: the parent's threads are gone and this one has a new
+    /// id. Signals must be blocked.
+    pub fn after_fork_child(&mut self) -> Result<(), Errno> {
+        TABLE.iter().for_each(|entry| entry.tid.store(0, Ordering::Release));
+        self.enter()
+    }
+
+    /// The calling thread's mailbox.
+    pub fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
+    }
+
+    /// The thread's id.
+    pub fn tid(&self) -> u32 {
+        self.tid
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if let Some(entry) = entry_of(self.tid) {
+            entry.tid.store(0, Ordering::Release);
+        }
+    }
+}
+
+/// The kernel's `struct sigaction` of x86-64.
+#[repr(C)]
+struct KernelSigaction {
+    handler: usize,
+    flags: u64,
+    restorer: usize,
+    mask: SigSet,
+}
+
+const SA_RESTORER: u64 = 0x0400_0000;
+const SIGSET_BYTES: usize = size_of::<SigSet>();
+
+core::arch::global_asm!(
+    ".pushsection .text.demo_sigreturn,\"ax\",@progbits",
+    ".globl demo_sigreturn",
+    "demo_sigreturn:",
+    "mov eax, 15",
+    "syscall",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    fn demo_sigreturn();
+}
+
+extern "C" fn on_signal(number: i32, info: *const [u8; SIGINFO_BYTES], context: *mut libc::ucontext_t) {
+    // SAFETY: the kernel passes a valid siginfo and context, ours until return.
+    let (info, context) = unsafe { (&*info, &mut *context) };
+    let mask = (&raw mut context.uc_sigmask).cast::<SigSet>();
+    let Some(entry) = entry_of(thread_id()) else {
+        // SAFETY: as above: the kernel's set is the first word of libc's.
+        unsafe {
+            *mask |= set_of(number as u32);
+            libc::syscall(libc::SYS_kill, libc::getpid(), number);
+        }
+        return;
+    };
+    // SAFETY: an entry with this thread's id holds this thread's live mailbox, and
+    // all signals are blocked since the last one was noted (module head).
+    unsafe {
+        let mailbox = &*entry.mailbox.load(Ordering::Acquire);
+        *mailbox.info.get() = *info;
+        mailbox.signal.store(number as u32, Ordering::Release);
+        (*mailbox.exit_request.load(Ordering::Acquire)).store(1, Ordering::Release);
+        *mask = !NEVER_BLOCKED;
+    }
+    let pc = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
+    if let Some(restart) = safe_syscall::redirect(*pc as u64) {
+        *pc = restart as i64;
+    }
+}
+
+/// What the host does with a signal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Disposition {
+    /// The kernel's default.
+    Default,
+    /// Nothing.
+    Ignore,
+    /// It goes to the guest; with the guest's SA_RESTART and SA_NOCLD* flags.
+    Forward(u64),
+}
+
+/// Sets what the host does with `signal`.
+pub fn set_disposition(signal: u32, disposition: Disposition) -> Result<(), Errno> {
+    let forwarded = (libc::SA_RESTART | libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT) as u64;
+    let own = (libc::SA_SIGINFO | libc::SA_ONSTACK) as u64 | SA_RESTORER;
+    let (handler, flags) = match disposition {
+        Disposition::Default => (libc::SIG_DFL, 0),
+        Disposition::Ignore => (libc::SIG_IGN, 0),
+        Disposition::Forward(flags) => (on_signal as *const () as usize, own | flags & forwarded),
+    };
+    let restorer = demo_sigreturn as *const () as usize;
+    let action = KernelSigaction { handler, flags, restorer, mask: !NEVER_BLOCKED };
+    let none = core::ptr::null_mut::<KernelSigaction>();
+    // SAFETY: the structure is the kernel's, and the handler async-signal-safe.
+    let result = unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const action, none, SIGSET_BYTES) };
+    if result == 0 { Ok(()) } else { Err(Errno::last()) }
+}
+
+/// Whether the host ignores `signal`.
+pub fn is_ignored(signal: u32) -> bool {
+    let mut action = KernelSigaction { handler: 0, flags: 0, restorer: 0, mask: 0 };
+    let none = core::ptr::null::<KernelSigaction>();
+    // SAFETY: the kernel fills the structure in.
+    let result = unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, none, &raw mut action, SIGSET_BYTES) };
+    result == 0 && action.handler == libc::SIG_IGN
+}
+
+/// Sets the calling thread's mask to `mask`, but for what is never blocked, and
+/// gives the one before.
+pub fn set_mask(mask: SigSet) -> SigSet {
+    let (new, mut old) = (mask & !NEVER_BLOCKED, 0u64);
+    // SAFETY: two sets of the size that is passed.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const new, &raw mut old, SIGSET_BYTES);
+    }
+    old
+}
+
+/// Ends the process by `signal`, so that the parent sees what the guest died of.
+pub fn die_by(signal: u32) -> ! {
+    set_mask(SigSet::MAX);
+    let dump_nothing = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: plain system calls. The dump of a reserved window is of no use.
+    unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const dump_nothing) };
+    let _ = set_disposition(signal, Disposition::Default);
+    // SAFETY: as above; the signal is delivered when it is let through.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread_id(), signal) };
+    set_mask(0);
+    // A signal whose default is not death comes here; SIGKILL's is.
+    loop {
+        // SAFETY: as above.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    }
+}
+
+/// What SIGPIPE did before Rust's runtime ignored it: the guest inherits that.
+static SIGPIPE_WAS_IGNORED: AtomicU8 = AtomicU8::new(0);
+
+extern "C" fn note_sigpipe() {
+    SIGPIPE_WAS_IGNORED.store(is_ignored(libc::SIGPIPE as u32).into(), Ordering::Relaxed);
+}
+
+#[used]
+// SAFETY: the loader calls functions listed there before main; this one makes one
+// system call and needs nothing that is set up later.
+#[unsafe(link_section = ".init_array")]
+static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;
+
+/// Gives SIGPIPE back the disposition that this program was started with.
+pub fn restore_sigpipe() -> Result<(), Errno> {
+    if SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed) != 0 {
+        return Ok(());
+    }
+    set_disposition(libc::SIGPIPE as u32, Disposition::Default)
+}
+
+/// Stops the process as SIGSTOP does; comes back when it is continued.
+pub fn stop_process() {
+    // SAFETY: a plain system call.
+    unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
+}

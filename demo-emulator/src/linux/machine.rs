@@ -1,0 +1,77 @@
+//! What runs the guest's instructions, as the Linux side sees it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::hart::Hart;
+use crate::memory::Window;
+use crate::riscv::oracle;
+use crate::riscv::trap::Trap;
+
+use super::errno::Errno;
+use super::observer::{MemoryObserver, NoTracking};
+
+/// Why an executor came back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// The instruction at `pc` needs Linux; registers are those before it.
+    Trap(Trap),
+    /// `exit_request` was set; the hart is between two instructions.
+    Interrupted,
+}
+
+/// Runs one hart. Made, used and dropped by the hart's own thread.
+pub trait Executor {
+    /// Runs from `hart.pc` until something needs Linux. Looks at
+    /// `hart.exit_request` at its start and at least at every backward jump, and
+    /// leaves it set: whoever set it is answered by Linux.
+    fn run(&mut self, hart: &mut Hart) -> Exit;
+}
+
+/// Makes executors and hears of memory events.
+pub trait Machine: Send + Sync {
+    /// An executor for the calling thread, a new hart's. EAGAIN where there is
+    /// no room for another hart.
+    fn executor(&self) -> Result<Box<dyn Executor>, Errno>;
+
+    /// Who is told of memory events.
+    fn observer(&self) -> Arc<dyn MemoryObserver>;
+}
+
+/// `--interpret`: every instruction is fetched and decoded, nothing is kept.
+#[derive(Debug)]
+pub struct Oracle {
+    window: Window,
+}
+
+impl Oracle {
+    /// Over the memory of `window`.
+    pub fn new(window: Window) -> Self {
+        Self { window }
+    }
+}
+
+impl Machine for Oracle {
+    fn executor(&self) -> Result<Box<dyn Executor>, Errno> {
+        Ok(Box::new(OracleExecutor { window: self.window }))
+    }
+
+    fn observer(&self) -> Arc<dyn MemoryObserver> {
+        Arc::new(NoTracking)
+    }
+}
+
+struct OracleExecutor {
+    window: Window,
+}
+
+impl Executor for OracleExecutor {
+    fn run(&mut self, hart: &mut Hart) -> Exit {
+        while hart.exit_request.load(Ordering::Acquire) == 0 {
+            if let Err(trap) = oracle::step(hart, &self.window) {
+                return Exit::Trap(trap);
+            }
+        }
+        Exit::Interrupted
+    }
+}

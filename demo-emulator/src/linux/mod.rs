@@ -1,0 +1,39 @@
+//! Linux user mode for riscv64: programs, processes, threads, signals, system
+//! calls, over a [`Machine`] that runs the instructions.
+//!
+//! Guest threads are host threads, guest processes host processes, guest file
+//! descriptors, ids, masks and dispositions the host's own. What is translated
+//! is what differs: addresses, a few structures, signal frames.
+//!
+//! - [`program`] finds and loads ([`elf`], [`stack`]) into an [`address_space`]
+//!   ([`vma`] is its bookkeeping, [`host_memory`] its system calls);
+//! - [`process`] and [`thread`] run it; [`machine`] is what they run it on and
+//!   [`observer`] who hears of memory events;
+//! - [`syscalls`] is the kernel interface, over [`safe_syscall`], which signals
+//!   cannot slip past;
+//! - [`host_signals`] brings signals in, [`signal`] and [`signal_frame`] deliver
+//!   them.
+
+pub mod address_space;
+pub mod elf;
+pub mod errno;
+pub mod host_memory;
+pub mod host_signals;
+pub mod machine;
+pub mod observer;
+pub mod process;
+pub mod program;
+pub mod safe_syscall;
+pub mod signal;
+pub mod signal_frame;
+pub mod stack;
+pub mod syscalls;
+pub mod thread;
+pub mod user_memory;
+pub mod vma;
+
+mod host_fs;
+
+pub use machine::{Executor, Exit, Machine, Oracle};
+pub use observer::{Backing, MemoryObserver, NoTracking};
+pub use process::{Options, Process, Start};

@@ -1,0 +1,93 @@
+//! Who is told of what Linux does to guest memory.
+//!
+//! Bytes change without any guest store: the guest maps and unmaps, the kernel
+//! writes a `read` buffer, a fork copies everything. Whoever keeps translations
+//! of those bytes hears of each such event here, in order, on the thread that
+//! makes it. Ranges are host ranges inside the guest's window.
+//!
+//! Calls never nest: a mapping change ends before the next one begins, except
+//! that [`MemoryObserver::set_access`] may come inside one. Mapping changes are
+//! made one at a time (the address space's lock is held), kernel writes by many
+//! threads at once.
+
+use codewarden::addr::{HostAddr, HostRange};
+use codewarden::protection::Access;
+
+use super::errno::Errno;
+
+/// What lies under a range after a mapping change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backing {
+    /// The same host mapping as before: its pages, its protection and its
+    /// registrations. The contents may be gone (zero) all the same.
+    Kept,
+    /// A fresh private anonymous mapping replaced it: no registration survives.
+    Anonymous,
+    /// A shared mapping replaced it. Other ranges with the same file and the
+    /// same offsets are aliases of it.
+    Shared {
+        /// Device of the file, 0 for anonymous shared memory.
+        device: u64,
+        /// Inode of the file, a number of its own for anonymous shared memory.
+        inode: u64,
+        /// Offset in the file of the range's first byte.
+        offset: u64,
+    },
+}
+
+/// Hears of every event that changes guest memory behind the guest's stores.
+pub trait MemoryObserver: Send + Sync {
+    /// The mapping, the contents or the executable bit of `range` are about to
+    /// change. Nothing may be translated from it until the end is announced.
+    fn mapping_change_begin(&self, range: HostRange);
+
+    /// The change is done: no translation of `range` made before is true.
+    fn mapping_change_end(&self, range: HostRange, backing: Backing);
+
+    /// Carries out the guest's own protection on the host. Whoever write-protects
+    /// pages with mprotect merges both here.
+    fn set_access(&self, range: HostRange, access: Access) -> Result<(), Errno>;
+
+    /// The kernel is about to write `len_bytes` from `start` for the guest.
+    fn kernel_write_begin(&self, start: HostAddr, len_bytes: usize);
+
+    /// The system call that was announced with the same range has returned.
+    fn kernel_write_end(&self, start: HostAddr, len_bytes: usize);
+
+    /// The guest flushed its instruction cache: what it wrote to `range`, or
+    /// anywhere, must be seen by fetches from now on.
+    fn flush_icache(&self, range: Option<HostRange>);
+
+    /// This thread is about to fork; the address space does not change meanwhile.
+    fn before_fork(&self);
+
+    /// The fork is done or failed; this is the parent.
+    fn after_fork_parent(&self);
+
+    /// The fork is done; this is the child, with this thread alone.
+    fn after_fork_child(&self);
+
+    /// The process is about to end with `status`, in order and not by a signal.
+    fn before_exit(&self, status: i32);
+}
+
+/// Nothing is kept, so nothing needs to be told: the oracle's observer.
+#[derive(Debug, Default)]
+pub struct NoTracking;
+
+impl MemoryObserver for NoTracking {
+    fn mapping_change_begin(&self, _range: HostRange) {}
+    fn mapping_change_end(&self, _range: HostRange, _backing: Backing) {}
+
+    fn set_access(&self, range: HostRange, access: Access) -> Result<(), Errno> {
+        super::host_memory::protect(range, access)
+    }
+
+    fn kernel_write_begin(&self, _start: HostAddr, _len_bytes: usize) {}
+    fn kernel_write_end(&self, _start: HostAddr, _len_bytes: usize) {}
+    fn flush_icache(&self, _range: Option<HostRange>) {}
+    fn before_fork(&self) {}
+    fn after_fork_parent(&self) {}
+    fn after_fork_child(&self) {}
+    fn before_exit(&self, _status: i32) {}
+}

@@ -1,0 +1,182 @@
+//! A guest process: what its threads share, and how it starts and ends.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use codewarden::addr::HostAddr;
+
+use crate::hart::Hart;
+use crate::memory::Window;
+use crate::memory::window::{EXEC, READ, WRITE};
+
+use super::address_space::{AddressSpace, PAGE_BYTES, Place, Source};
+use super::errno::Errno;
+use super::host_memory;
+use super::machine::Machine;
+use super::observer::MemoryObserver;
+use super::program::{self, LoadError};
+use super::signal::Actions;
+use super::signal_frame::TRAMPOLINE;
+use super::stack::{self, Arguments};
+use super::thread::Thread;
+
+/// How a guest is run.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Absolute paths are looked up below this first.
+    pub sysroot: Option<PathBuf>,
+    /// Bytes of the first thread's stack.
+    pub stack_bytes: u64,
+    /// Whether system calls are printed.
+    pub trace: bool,
+    /// Where to; standard error where there is none.
+    pub log: Option<File>,
+    /// The options that an execve of another guest program passes on.
+    pub inherited: Vec<Vec<u8>>,
+}
+
+/// What the threads of a guest process share.
+pub struct Process {
+    /// Guest memory.
+    pub window: Window,
+    /// How it is run.
+    pub options: Options,
+    /// Makes executors.
+    pub machine: Arc<dyn Machine>,
+    /// Hears of memory events.
+    pub observer: Arc<dyn MemoryObserver>,
+    /// The program's path on the host, for `/proc/self/exe`.
+    pub executable: PathBuf,
+    /// Its arguments, for `/proc/self/cmdline`.
+    pub argv: Vec<Vec<u8>>,
+    /// Where signal handlers return to.
+    pub trampoline: u64,
+    /// Threads that live.
+    pub thread_count: AtomicUsize,
+    space: Mutex<AddressSpace>,
+    actions: Mutex<Actions>,
+}
+
+/// The program to start.
+#[derive(Debug)]
+pub struct Start {
+    /// Its path.
+    pub path: PathBuf,
+    /// `argv`, the program's name first.
+    pub argv: Vec<Vec<u8>>,
+    /// `envp`.
+    pub envp: Vec<Vec<u8>>,
+}
+
+impl Process {
+    /// Loads a program into the empty `window`; gives the process and its first
+    /// hart.
+    pub fn load(
+        window: Window,
+        machine: Arc<dyn Machine>,
+        options: Options,
+        start: Start,
+    ) -> Result<(Arc<Self>, Box<Hart>), LoadError> {
+        let sysroot = options.sysroot.as_deref();
+        let path = program::in_sysroot(sysroot, &start.path);
+        let (found, argv) = program::resolve(&path, start.argv, sysroot)?;
+        let memory = |errno| LoadError::Memory(path.clone(), errno);
+        let observer = machine.observer();
+        let mut space = AddressSpace::new(window, observer.clone(), options.stack_bytes);
+        let loaded = program::load(&found, &mut space, sysroot)?;
+        space.set_brk_start(loaded.end);
+        let arguments =
+            Arguments { argv: &argv, envp: &start.envp, exec_path: found.path.as_os_str().as_encoded_bytes() };
+        let stack_pointer =
+            stack::build(&window, &mut space, options.stack_bytes, &loaded, &arguments).map_err(memory)?;
+        let trampoline = map_trampoline(&window, &mut space).map_err(memory)?;
+
+        let mut hart = Box::new(Hart::new(loaded.start));
+        hart.x[2] = stack_pointer;
+        let executable = found.path.canonicalize().unwrap_or(found.path);
+        let process = Self {
+            window,
+            options,
+            machine,
+            observer,
+            executable,
+            argv,
+            trampoline,
+            thread_count: AtomicUsize::new(1),
+            space: Mutex::new(space),
+            actions: Mutex::new(Actions::inherited()),
+        };
+        Ok((Arc::new(process), hart))
+    }
+
+    /// Runs the first thread, the calling one, until the process ends.
+    pub fn run(self: Arc<Self>, hart: Box<Hart>) -> Result<std::convert::Infallible, Errno> {
+        let thread = Thread::first(self, hart)?;
+        thread.run();
+        // The first thread has ended and others go on: its exit is theirs to wait for.
+        super::thread::end_host_thread()
+    }
+
+    /// The address space, for this thread alone.
+    pub fn space(&self) -> MutexGuard<'_, AddressSpace> {
+        self.space.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The signal actions, for this thread alone.
+    pub fn actions(&self) -> MutexGuard<'_, Actions> {
+        self.actions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Announces that the kernel writes `len_bytes` at the host address `start`,
+    /// until the guard is dropped.
+    pub fn kernel_write(&self, start: u64, len_bytes: u64) -> KernelWrite<'_> {
+        let (start, len_bytes) = (HostAddr(start as usize), len_bytes as usize);
+        self.observer.kernel_write_begin(start, len_bytes);
+        KernelWrite { observer: &*self.observer, start, len_bytes }
+    }
+
+    /// Writes a line of the trace in one piece and without a lock, so that no
+    /// fork can find it held.
+    pub fn trace(&self, text: &str) {
+        // A trace that cannot be written must not change what the guest does.
+        let _ = match &self.options.log {
+            Some(file) => (&mut &*file).write_all(text.as_bytes()),
+            None => host_memory::write_stderr(text.as_bytes()),
+        };
+    }
+
+    /// Ends the process and all its threads.
+    pub fn exit(&self, status: i32) -> ! {
+        self.observer.before_exit(status);
+        super::thread::exit_process(status)
+    }
+
+    /// One thread fewer; gives how many are left.
+    pub fn thread_ended(&self) -> usize {
+        self.thread_count.fetch_sub(1, Ordering::AcqRel) - 1
+    }
+}
+
+/// The kernel writes guest memory while this lives.
+#[must_use]
+pub struct KernelWrite<'a> {
+    observer: &'a dyn MemoryObserver,
+    start: HostAddr,
+    len_bytes: usize,
+}
+
+impl Drop for KernelWrite<'_> {
+    fn drop(&mut self) {
+        self.observer.kernel_write_end(self.start, self.len_bytes);
+    }
+}
+
+fn map_trampoline(window: &Window, space: &mut AddressSpace) -> Result<u64, Errno> {
+    let page = space.map(Place::Hint(0), PAGE_BYTES, READ | WRITE, Source::Anonymous)?;
+    super::user_memory::write_bytes(window, page, &TRAMPOLINE)?;
+    space.protect(page, PAGE_BYTES, READ | EXEC)?;
+    Ok(page)
+}

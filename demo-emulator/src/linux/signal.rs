@@ -1,0 +1,195 @@
+//! Guest signals: actions, and their delivery onto the guest's stack.
+//!
+//! A signal is delivered when the hart is between two instructions and its
+//! registers are whole: after an executor came back. Until its frame stands, the
+//! host thread has every signal blocked (see `host_signals`); setting the new
+//! guest mask on the host lets the next one in.
+
+use std::sync::atomic::Ordering;
+
+use super::errno::Errno;
+use super::host_signals::{self, Disposition, NEVER_BLOCKED, SIGINFO_BYTES, SigSet, Signal, set_of};
+use super::signal_frame::{self, FRAME_BYTES};
+use super::thread::Thread;
+use super::user_memory::Fields;
+
+/// Signals are 1 to 64.
+pub const SIGNAL_MAX: u32 = 64;
+
+/// SIGKILL and SIGSTOP: neither caught nor blocked.
+pub const UNBLOCKABLE: SigSet = set_of(libc::SIGKILL as u32) | set_of(libc::SIGSTOP as u32);
+
+/// `SIG_DFL`.
+pub const DEFAULT: u64 = 0;
+/// `SIG_IGN`.
+pub const IGNORE: u64 = 1;
+
+/// What the guest wants done with a signal.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Action {
+    /// Address of the handler, [`DEFAULT`] or [`IGNORE`].
+    pub handler: u64,
+    /// `SA_*`, the same on both machines.
+    pub flags: u64,
+    /// Blocked while the handler runs.
+    pub mask: SigSet,
+}
+
+/// The action of every signal.
+#[derive(Clone, Debug)]
+pub struct Actions([Action; SIGNAL_MAX as usize + 1]);
+
+impl Actions {
+    /// Those that execve leaves: what was ignored stays so.
+    pub fn inherited() -> Self {
+        let mut actions = [Action::default(); SIGNAL_MAX as usize + 1];
+        for (number, action) in (1..).zip(&mut actions[1..]) {
+            if set_of(number) & NEVER_BLOCKED == 0 && host_signals::is_ignored(number) {
+                action.handler = IGNORE;
+            }
+        }
+        Self(actions)
+    }
+
+    /// The action of `signal`, which is 1 to 64.
+    pub fn get(&self, signal: u32) -> Action {
+        self.0.get(signal as usize).copied().unwrap_or_default()
+    }
+
+    /// Sets it, on the host too.
+    pub fn set(&mut self, signal: u32, action: Action) -> Result<(), Errno> {
+        if set_of(signal) & NEVER_BLOCKED == 0 {
+            let disposition = match action.handler {
+                DEFAULT => Disposition::Default,
+                IGNORE => Disposition::Ignore,
+                _ => Disposition::Forward(action.flags),
+            };
+            host_signals::set_disposition(signal, disposition)?;
+        }
+        self.0[signal as usize] = action;
+        Ok(())
+    }
+}
+
+/// What a signal does that nobody handles.
+#[derive(PartialEq, Eq)]
+enum DefaultAction {
+    Die,
+    Nothing,
+    Stop,
+}
+
+fn default_action(signal: u32) -> DefaultAction {
+    match signal as i32 {
+        libc::SIGCHLD | libc::SIGURG | libc::SIGWINCH | libc::SIGCONT => DefaultAction::Nothing,
+        libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU => DefaultAction::Stop,
+        _ => DefaultAction::Die,
+    }
+}
+
+/// The `siginfo_t` of a fault at `address`.
+fn fault_info(signal: u32, code: i32, address: u64) -> [u8; SIGINFO_BYTES] {
+    let mut info = [0; SIGINFO_BYTES];
+    let fields = Fields::default().u32s(&[signal, 0, code as u32, 0]).u64s(&[address]).padded_to(SIGINFO_BYTES);
+    info.copy_from_slice(&fields.0);
+    info
+}
+
+impl Thread {
+    /// Delivers what waits. Afterwards a signal that comes finds the hart in its
+    /// executor or in a safe system call, and is not missed there.
+    pub fn deliver_signals(&mut self) {
+        loop {
+            self.hart.exit_request.store(0, Ordering::Release);
+            if let Some(signal) = self.mailbox_signal() {
+                self.deliver(&signal);
+            } else if let Some(at) = self.queued.iter().position(|s| self.mask & set_of(s.number) == 0) {
+                let signal = self.queued.remove(at);
+                self.deliver(&signal);
+            } else {
+                break;
+            }
+        }
+        if let Some(mask) = self.suspended_mask.take() {
+            self.set_signal_mask(mask);
+        }
+    }
+
+    /// Sets the guest's mask, and the host's after it.
+    pub fn set_signal_mask(&mut self, mask: SigSet) {
+        self.mask = mask & !UNBLOCKABLE;
+        host_signals::set_mask(self.mask);
+    }
+
+    fn deliver(&mut self, signal: &Signal) {
+        let action = self.process.actions().get(signal.number);
+        match action.handler {
+            IGNORE => {}
+            DEFAULT => match default_action(signal.number) {
+                DefaultAction::Nothing => {}
+                DefaultAction::Stop => host_signals::stop_process(),
+                DefaultAction::Die => host_signals::die_by(signal.number),
+            },
+            _ => return self.enter_handler(signal, action),
+        }
+        self.set_signal_mask(self.mask);
+    }
+
+    /// A fault of the instruction at `pc`.
+    pub fn raise_fault(&mut self, signal: i32, code: i32, address: u64) {
+        let number = signal as u32;
+        let action = self.process.actions().get(number);
+        if self.mask & set_of(number) != 0 || matches!(action.handler, DEFAULT | IGNORE) {
+            host_signals::die_by(number);
+        }
+        self.enter_handler(&Signal { number, info: fault_info(number, code, address) }, action);
+    }
+
+    /// Builds the frame and goes to the handler.
+    fn enter_handler(&mut self, signal: &Signal, action: Action) {
+        let stack_pointer = self.hart.x[2];
+        let switches = action.flags & libc::SA_ONSTACK as u64 != 0
+            && self.alt_stack.flags & signal_frame::SS_DISABLE == 0
+            && !self.alt_stack.holds(stack_pointer);
+        let top = if switches { self.alt_stack.start.wrapping_add(self.alt_stack.len_bytes) } else { stack_pointer };
+        let frame = top.wrapping_sub(FRAME_BYTES) & !15;
+        let return_mask = self.suspended_mask.take().unwrap_or(self.mask);
+        let overflows = self.alt_stack.holds(top) && !self.alt_stack.holds(frame);
+        let window = self.process.window;
+        if overflows
+            || signal_frame::write(&window, frame, &self.hart, &signal.info, return_mask, self.alt_stack).is_err()
+        {
+            host_signals::die_by(libc::SIGSEGV as u32);
+        }
+        let hart = &mut self.hart;
+        hart.x[1] = self.process.trampoline;
+        hart.x[2] = frame;
+        hart.x[10] = u64::from(signal.number);
+        hart.x[11] = frame;
+        hart.x[12] = frame + SIGINFO_BYTES as u64;
+        hart.pc = action.handler;
+        hart.reserved = 0;
+        let own = if action.flags & libc::SA_NODEFER as u64 == 0 { set_of(signal.number) } else { 0 };
+        if action.flags & libc::SA_RESETHAND as u64 != 0 {
+            // The host refuses only what the guest could not have set either.
+            let _ = self.process.actions().set(signal.number, Action { handler: DEFAULT, ..action });
+        }
+        self.set_signal_mask(self.mask | action.mask | own);
+    }
+
+    /// rt_sigreturn.
+    pub fn return_from_handler(&mut self) {
+        let frame = self.hart.x[2];
+        let window = self.process.window;
+        match signal_frame::restore(&window, frame, &mut self.hart) {
+            Ok((mask, stack)) => {
+                if !self.alt_stack.holds(self.hart.x[2]) {
+                    let flags = stack.flags & !signal_frame::SS_ONSTACK;
+                    self.alt_stack = signal_frame::AltStack { flags, ..stack };
+                }
+                self.set_signal_mask(mask);
+            }
+            Err(_) => host_signals::die_by(libc::SIGSEGV as u32),
+        }
+    }
+}

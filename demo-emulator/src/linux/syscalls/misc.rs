@@ -1,0 +1,64 @@
+//! What the guest is told about its machine.
+
+use super::super::errno::{Errno, SysResult};
+use super::super::thread::Thread;
+use super::super::user_memory::{Fields, read_array, word_at, write_bytes};
+
+/// uname: the host's, on a riscv64 machine.
+pub(super) fn uname(thread: &mut Thread, [buffer, ..]: [u64; 6]) -> SysResult {
+    /// Each of six fields.
+    const FIELD_BYTES: usize = 65;
+    let host = rustix::system::uname();
+    let fields = [host.sysname(), host.nodename(), host.release(), host.version(), c"riscv64", host.domainname()];
+    let mut bytes = Vec::new();
+    for (index, field) in fields.into_iter().enumerate() {
+        let field = field.to_bytes();
+        bytes.extend(&field[..field.len().min(FIELD_BYTES - 1)]);
+        bytes.resize((index + 1) * FIELD_BYTES, 0);
+    }
+    write_bytes(&thread.process.window, buffer, &bytes)?;
+    Ok(0)
+}
+
+/// personality: only Linux's own; asking (0xffffffff) changes nothing.
+pub(super) fn personality(_thread: &mut Thread, [personality, ..]: [u64; 6]) -> SysResult {
+    match personality as u32 {
+        0 | u32::MAX => Ok(0),
+        _ => Err(Errno::EINVAL.into()),
+    }
+}
+
+/// riscv_hwprobe: RV64 IMAFDC, misaligned accesses fast.
+pub(super) fn hwprobe(thread: &mut Thread, [pairs, count, _cpu_count, _cpus, flags, _]: [u64; 6]) -> SysResult {
+    const VENDOR: u64 = 0;
+    const ARCHITECTURE: u64 = 1;
+    const IMPLEMENTATION: u64 = 2;
+    const BASE_BEHAVIOR: u64 = 3;
+    const IMA: u64 = 1;
+    const EXTENSIONS: u64 = 4;
+    const FD_AND_C: u64 = 3;
+    const PERFORMANCE: u64 = 5;
+    const MISALIGNED_FAST: u64 = 3;
+    /// More keys than there will be.
+    const COUNT_MAX: u64 = 1024;
+    if flags != 0 || count > COUNT_MAX {
+        return Err(Errno::EINVAL.into());
+    }
+    let window = &thread.process.window;
+    for index in 0..count {
+        let address = pairs.wrapping_add(16 * index);
+        let pair: [u8; 16] = read_array(window, address)?;
+        let key = word_at(&pair, 0);
+        let value = match key {
+            VENDOR | ARCHITECTURE | IMPLEMENTATION => Some(0),
+            BASE_BEHAVIOR => Some(IMA),
+            EXTENSIONS => Some(FD_AND_C),
+            PERFORMANCE => Some(MISALIGNED_FAST),
+            _ => None,
+        };
+        // An unknown key answers key -1 and value 0.
+        let answer = value.map_or([u64::MAX, 0], |value| [key, value]);
+        write_bytes(window, address, &Fields::default().u64s(&answer).0)?;
+    }
+    Ok(0)
+}

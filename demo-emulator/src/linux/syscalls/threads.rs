@@ -1,0 +1,80 @@
+//! clone, futex and what a thread leaves behind.
+
+use super::super::errno::{Errno, SysResult};
+use super::super::thread::{CloneRequest, Thread};
+use super::super::user_memory::write_u64;
+
+/// clone: with CLONE_VM and CLONE_THREAD a thread, otherwise a process with a
+/// copy of the memory (vfork and posix_spawn, too). RISC-V takes the thread
+/// pointer before the child's id.
+pub(super) fn clone(thread: &mut Thread, [flags, stack, parent_tid, tls, child_tid, _]: [u64; 6]) -> SysResult {
+    let request = CloneRequest { flags, stack, parent_tid, tls, child_tid };
+    let has = |flag: i32| flags & flag as u64 != 0;
+    let as_thread = libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_FS | libc::CLONE_FILES;
+    if has(libc::CLONE_THREAD) {
+        // A thread that shares less than a POSIX thread cannot be had on a host thread.
+        if flags as i32 & as_thread != as_thread {
+            return Err(Errno::EINVAL.into());
+        }
+        return Ok(thread.spawn(&request)?);
+    }
+    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::CLONE_NEWNET;
+    if flags as i32 & namespaces != 0 || has(libc::CLONE_VM) && !has(libc::CLONE_VFORK) {
+        return Err(Errno::EINVAL.into());
+    }
+    Ok(thread.fork(&request)?)
+}
+
+/// set_tid_address.
+pub(super) fn set_tid_address(thread: &mut Thread, [address, ..]: [u64; 6]) -> SysResult {
+    thread.clear_child_tid = address;
+    Ok(thread.tid().into())
+}
+
+/// Size of `struct robust_list_head`.
+const ROBUST_HEAD_BYTES: u64 = 24;
+
+/// set_robust_list. The host must not see the list: its pointers are the guest's.
+pub(super) fn set_robust_list(thread: &mut Thread, [head, len, ..]: [u64; 6]) -> SysResult {
+    if len != ROBUST_HEAD_BYTES {
+        return Err(Errno::EINVAL.into());
+    }
+    thread.robust_list = head;
+    Ok(0)
+}
+
+/// get_robust_list, of the calling thread.
+pub(super) fn get_robust_list(thread: &mut Thread, [tid, head, len, ..]: [u64; 6]) -> SysResult {
+    if tid != 0 && tid as u32 != thread.tid() {
+        return Err(Errno::EPERM.into());
+    }
+    write_u64(&thread.process.window, head, thread.robust_list)?;
+    write_u64(&thread.process.window, len, ROBUST_HEAD_BYTES)?;
+    Ok(0)
+}
+
+/// futex: on the host's addresses, so that it works between processes too.
+pub(super) fn futex(thread: &mut Thread, [address, operation, value, timeout, second, value3]: [u64; 6]) -> SysResult {
+    const TIMESPEC_BYTES: u64 = 16;
+    let command = operation as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
+    let mut arguments = [thread.pointer(address, 4)?, operation, value, timeout, second, value3];
+    let mut writes = [None, None];
+    match command {
+        libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET => arguments[3] = thread.pointer(timeout, TIMESPEC_BYTES)?,
+        libc::FUTEX_LOCK_PI | libc::FUTEX_TRYLOCK_PI | libc::FUTEX_UNLOCK_PI => {
+            arguments[3] = thread.pointer(timeout, TIMESPEC_BYTES)?;
+            writes[0] = thread.out_pointer(address, 4)?.1;
+        }
+        libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => {}
+        libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => arguments[4] = thread.pointer(second, 4)?,
+        libc::FUTEX_WAKE_OP => (arguments[4], writes[1]) = thread.out_pointer(second, 4)?,
+        libc::FUTEX_WAIT_REQUEUE_PI | libc::FUTEX_CMP_REQUEUE_PI => {
+            if command == libc::FUTEX_WAIT_REQUEUE_PI {
+                arguments[3] = thread.pointer(timeout, TIMESPEC_BYTES)?;
+            }
+            (arguments[4], writes[1]) = thread.out_pointer(second, 4)?;
+        }
+        _ => return Err(Errno::ENOSYS.into()),
+    }
+    thread.host_call(libc::SYS_futex, arguments)
+}

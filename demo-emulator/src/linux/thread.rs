@@ -1,0 +1,370 @@
+//! A guest thread: a hart on a host thread of its own, its run loop, how it is
+//! made and how it ends.
+//!
+//! Threads are made with std, so that they have the guard page and the
+//! alternate signal stack that Rust gives them; they are never joined. A fork
+//! happens with the address space and the signal actions locked, so that the
+//! child finds both whole, and with every signal blocked, so that the child has
+//! its own entry in the table of mailboxes before it can be hit.
+//!
+//! # Safety
+//!
+//! The unsafe blocks make system calls that end a thread or the process, or
+//! fork it. After the fork the child runs Rust code, which is sound with glibc's
+//! `fork` wrapper: it puts malloc and stdio into order; the locks of this crate
+//! that matter are held by the forking thread, which is the one that lives on.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+
+use crate::hart::Hart;
+use crate::memory::FaultKind;
+use crate::riscv::trap::Trap;
+
+use super::errno::Errno;
+use super::host_signals::{self, Registration, SigSet, Signal};
+use super::machine::{Executor, Exit};
+use super::process::Process;
+use super::signal_frame::AltStack;
+use super::syscalls;
+use super::user_memory::{host_pointer, read_u64, write_u32};
+
+const SEGV_MAPERR: i32 = 1;
+const SEGV_ACCERR: i32 = 2;
+const BUS_ADRALN: i32 = 1;
+const BUS_ADRERR: i32 = 2;
+const ILL_ILLOPC: i32 = 1;
+const TRAP_BRKPT: i32 = 1;
+
+/// Host stack of a guest thread: the executor's and the system calls' own.
+const HOST_STACK_BYTES: usize = 4 << 20;
+
+/// One guest thread, used by its host thread alone.
+pub struct Thread {
+    /// What it shares.
+    pub process: Arc<Process>,
+    /// Its registers.
+    pub hart: Box<Hart>,
+    executor: Box<dyn Executor>,
+    registration: Registration,
+    /// Blocked signals.
+    pub mask: SigSet,
+    /// The mask to go back to once a call that replaced it is over.
+    pub suspended_mask: Option<SigSet>,
+    /// Its alternate signal stack.
+    pub alt_stack: AltStack,
+    /// Signals that it sent itself and the host must not see.
+    pub queued: Vec<Signal>,
+    /// Zeroed and woken when it ends; 0 for none.
+    pub clear_child_tid: u64,
+    /// Head of its robust list; 0 for none.
+    pub robust_list: u64,
+}
+
+/// What a clone asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct CloneRequest {
+    /// `CLONE_*` and the signal to send at the child's end.
+    pub flags: u64,
+    /// The child's stack pointer, 0 to keep the parent's.
+    pub stack: u64,
+    /// Where the parent wants the child's id.
+    pub parent_tid: u64,
+    /// The child's thread pointer.
+    pub tls: u64,
+    /// Where the child wants its id, now or zeroed at its end.
+    pub child_tid: u64,
+}
+
+impl Thread {
+    /// The first thread of `process`, on the calling host thread.
+    pub fn first(process: Arc<Process>, hart: Box<Hart>) -> Result<Self, Errno> {
+        let mask = host_signals::set_mask(SigSet::MAX);
+        let thread = Self::on_this_thread(process, hart, mask)?;
+        host_signals::set_mask(mask);
+        Ok(thread)
+    }
+
+    /// Signals must be blocked.
+    fn on_this_thread(process: Arc<Process>, hart: Box<Hart>, mask: SigSet) -> Result<Self, Errno> {
+        let registration = Registration::new(&raw const hart.exit_request)?;
+        let executor = process.machine.executor()?;
+        Ok(Self {
+            process,
+            hart,
+            executor,
+            registration,
+            mask,
+            suspended_mask: None,
+            alt_stack: AltStack::DISABLED,
+            queued: Vec::new(),
+            clear_child_tid: 0,
+            robust_list: 0,
+        })
+    }
+
+    /// The kernel's id of this thread, which is the guest's.
+    pub fn tid(&self) -> u32 {
+        self.registration.tid()
+    }
+
+    /// The word that a safe system call looks at.
+    pub fn pending_signal(&self) -> &std::sync::atomic::AtomicU32 {
+        self.registration.mailbox().pending()
+    }
+
+    /// Takes the signal that the host's handler left.
+    pub fn mailbox_signal(&self) -> Option<Signal> {
+        self.registration.mailbox().take()
+    }
+
+    /// Runs until the thread ends; the last one's end is the process's.
+    pub fn run(mut self) {
+        let status = loop {
+            self.deliver_signals();
+            match self.executor.run(&mut self.hart) {
+                Exit::Interrupted => {}
+                Exit::Trap(Trap::Ecall) => {
+                    if let Some(status) = syscalls::run(&mut self) {
+                        break status;
+                    }
+                }
+                Exit::Trap(trap) => self.fault(trap),
+            }
+        };
+        self.end(status);
+    }
+
+    fn fault(&mut self, trap: Trap) {
+        let (signal, code, address) = match trap {
+            Trap::Ecall => return,
+            Trap::Ebreak => (libc::SIGTRAP, TRAP_BRKPT, self.hart.pc),
+            Trap::Illegal(_) => (libc::SIGILL, ILL_ILLOPC, self.hart.pc),
+            Trap::LoadMisaligned(address) | Trap::StoreMisaligned(address) => (libc::SIGBUS, BUS_ADRALN, address),
+            Trap::LoadFault(fault) | Trap::StoreFault(fault) | Trap::FetchFault(fault) => match fault.kind {
+                FaultKind::Bus => (libc::SIGBUS, BUS_ADRERR, fault.addr),
+                FaultKind::Segv if self.process.space().mappings().at(fault.addr).is_some() => {
+                    (libc::SIGSEGV, SEGV_ACCERR, fault.addr)
+                }
+                FaultKind::Segv => (libc::SIGSEGV, SEGV_MAPERR, fault.addr),
+            },
+        };
+        self.raise_fault(signal, code, address);
+    }
+
+    /// What Linux does when a thread ends.
+    fn end(self, status: i32) {
+        self.release_robust_list();
+        if self.clear_child_tid != 0 && write_u32(&self.process.window, self.clear_child_tid, 0).is_ok() {
+            self.wake(self.clear_child_tid);
+        }
+        host_signals::set_mask(SigSet::MAX);
+        if self.process.thread_ended() == 0 {
+            self.process.exit(status);
+        }
+    }
+
+    fn wake(&self, address: u64) {
+        if let Ok(host) = host_pointer(&self.process.window, address, 4) {
+            let all = i32::MAX;
+            // SAFETY: FUTEX_WAKE reads and writes no memory.
+            unsafe { libc::syscall(libc::SYS_futex, host, libc::FUTEX_WAKE, all, 0, 0, 0) };
+        }
+    }
+
+    /// Marks the mutexes that the thread dies with, as the kernel does.
+    fn release_robust_list(&self) {
+        const LIMIT: usize = 2048;
+        let window = &self.process.window;
+        let read = |address| read_u64(window, address).ok();
+        let Some((offset, pending)) =
+            Some(self.robust_list).filter(|h| *h != 0).and_then(|head| Some((read(head + 8)?, read(head + 16)?)))
+        else {
+            return;
+        };
+        let mut entry = read(self.robust_list);
+        for _ in 0..LIMIT {
+            let Some(at) = entry.map(|at| at & !1).filter(|at| *at != self.robust_list && *at != 0) else { break };
+            entry = read(at);
+            if at != pending {
+                self.mark_owner_died(at.wrapping_add(offset));
+            }
+        }
+        if pending & !1 != 0 {
+            self.mark_owner_died((pending & !1).wrapping_add(offset));
+        }
+    }
+
+    fn mark_owner_died(&self, futex: u64) {
+        let window = &self.process.window;
+        let Ok(mut word) = window.load_u32(futex) else { return };
+        while word & libc::FUTEX_TID_MASK == self.tid() {
+            let died = word & libc::FUTEX_WAITERS | libc::FUTEX_OWNER_DIED;
+            match window.compare_exchange_u32(futex, word, died) {
+                Ok(seen) if seen == word => {
+                    if word & libc::FUTEX_WAITERS != 0 {
+                        self.wake(futex);
+                    }
+                    return;
+                }
+                Ok(seen) => word = seen,
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// clone of a thread: gives its id.
+    pub fn spawn(&self, request: &CloneRequest) -> Result<u64, Errno> {
+        let hart = self.child_hart(request);
+        let (process, mask, request) = (self.process.clone(), self.mask, *request);
+        process.thread_count.fetch_add(1, Ordering::AcqRel);
+        let (sender, receiver) = mpsc::channel();
+        let old_mask = host_signals::set_mask(SigSet::MAX);
+        let child = move || {
+            let made = Self::on_this_thread(process, hart, mask).map(|mut thread| {
+                thread.store_tids(&request);
+                thread
+            });
+            match made {
+                Ok(thread) => {
+                    let _ = sender.send(Ok(u64::from(thread.tid())));
+                    host_signals::set_mask(mask);
+                    thread.run();
+                }
+                Err(errno) => drop(sender.send(Err(errno))),
+            }
+        };
+        let spawned = std::thread::Builder::new().stack_size(HOST_STACK_BYTES).spawn(child);
+        let result = match spawned {
+            Ok(_) => receiver.recv().unwrap_or(Err(Errno::EAGAIN)),
+            Err(_) => Err(Errno::EAGAIN),
+        };
+        host_signals::set_mask(old_mask);
+        if result.is_err() {
+            self.process.thread_ended();
+        }
+        result
+    }
+
+    fn child_hart(&self, request: &CloneRequest) -> Box<Hart> {
+        let mut hart = Box::new(Hart::new(self.hart.pc.wrapping_add(4)));
+        (hart.x, hart.f) = (self.hart.x, self.hart.f);
+        (hart.fflags, hart.frm) = (self.hart.fflags, self.hart.frm);
+        hart.x[10] = 0;
+        apply(request, &mut hart);
+        hart
+    }
+
+    /// What both kinds of clone do with the ids; in the child.
+    fn store_tids(&mut self, request: &CloneRequest) {
+        let (window, tid) = (self.process.window, self.tid());
+        // Linux ignores ids that cannot be stored, too.
+        if request.flags & libc::CLONE_PARENT_SETTID as u64 != 0 {
+            let _ = write_u32(&window, request.parent_tid, tid);
+        }
+        if request.flags & libc::CLONE_CHILD_SETTID as u64 != 0 {
+            let _ = write_u32(&window, request.child_tid, tid);
+        }
+        if request.flags & libc::CLONE_CHILD_CLEARTID as u64 != 0 {
+            self.clear_child_tid = request.child_tid;
+        }
+    }
+
+    /// clone of a process: gives its id to the parent and 0 to the child. With
+    /// CLONE_VFORK the parent waits until the child executes or ends; memory is
+    /// copied all the same.
+    pub fn fork(&mut self, request: &CloneRequest) -> Result<u64, Errno> {
+        let vfork = if request.flags & libc::CLONE_VFORK as u64 != 0 { Some(pipe()?) } else { None };
+        let process = self.process.clone();
+        let old_mask = host_signals::set_mask(SigSet::MAX);
+        let (space, actions) = (process.space(), process.actions());
+        process.observer.before_fork();
+        // SAFETY: see the module's head.
+        let pid = unsafe { libc::fork() };
+        let error = Errno::last();
+        if pid != 0 {
+            process.observer.after_fork_parent();
+        } else {
+            process.observer.after_fork_child();
+        }
+        drop((space, actions));
+        if pid == 0 {
+            self.enter_fork_child(request)?;
+            host_signals::set_mask(old_mask);
+            // The child's end of the pipe closes when it executes or ends.
+            if let Some((reader, writer)) = vfork {
+                drop(reader);
+                std::mem::forget(writer);
+            }
+            return Ok(0);
+        }
+        host_signals::set_mask(old_mask);
+        if pid < 0 {
+            return Err(error);
+        }
+        if let Some((reader, writer)) = vfork {
+            drop(writer);
+            wait_for_end(&reader);
+        }
+        if request.flags & libc::CLONE_PARENT_SETTID as u64 != 0 {
+            let _ = write_u32(&process.window, request.parent_tid, pid as u32);
+        }
+        Ok(pid as u64)
+    }
+
+    fn enter_fork_child(&mut self, request: &CloneRequest) -> Result<(), Errno> {
+        self.registration.after_fork_child()?;
+        self.process.thread_count.store(1, Ordering::Release);
+        (self.robust_list, self.clear_child_tid) = (0, 0);
+        self.queued.clear();
+        self.store_tids(request);
+        apply(request, &mut self.hart);
+        Ok(())
+    }
+}
+
+/// Stack and thread pointer of a clone's child.
+fn apply(request: &CloneRequest, hart: &mut Hart) {
+    if request.stack != 0 {
+        hart.x[2] = request.stack;
+    }
+    if request.flags & libc::CLONE_SETTLS as u64 != 0 {
+        hart.x[4] = request.tls;
+    }
+    hart.reserved = 0;
+}
+
+/// A pipe whose ends are closed by execve and lie above what the guest uses.
+fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
+    const LOWEST: i32 = 800;
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let raise = |fd: OwnedFd| {
+        // SAFETY: a plain system call on a descriptor that is ours.
+        let high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, LOWEST) };
+        // SAFETY: the kernel made the descriptor just now.
+        if high < 0 { fd } else { unsafe { OwnedFd::from_raw_fd(high) } }
+    };
+    Ok((raise(reader), raise(writer)))
+}
+
+fn wait_for_end(reader: &OwnedFd) {
+    let mut byte = [0; 1];
+    // A vfork's parent is not interrupted by signals; they wait.
+    while rustix::io::read(reader, &mut byte) == Err(rustix::io::Errno::INTR) {}
+}
+
+/// Ends the process with all its threads, at once.
+pub fn exit_process(status: i32) -> ! {
+    // SAFETY: nothing is left to be done after the guest's end.
+    unsafe { libc::_exit(status) }
+}
+
+/// Ends the calling host thread alone; the process goes on with the others.
+pub fn end_host_thread() -> ! {
+    loop {
+        // SAFETY: the thread's stack and locals stay mapped and unused.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    }
+}
