@@ -20,6 +20,8 @@ pub(crate) mod alt_stack;
 pub(crate) mod clock;
 pub(crate) mod fault;
 pub(crate) mod fork;
+#[cfg(test)]
+mod kernel_facts;
 pub(crate) mod membarrier;
 pub(crate) mod mmap;
 pub(crate) mod pagemap;

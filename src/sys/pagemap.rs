@@ -51,8 +51,8 @@ impl Pagemap {
     /// Whether the kernel knows the call: an empty scan is no error then.
     pub(crate) fn has_scan(&self) -> bool {
         let start = self.page.bytes();
-        let mut scan = Scan::new(0, raw::PAGE_IS_WRITTEN, 0, start, start, &mut []);
-        scan.run(&self.fd).is_ok()
+        let mut regions = [raw::page_region { start: 0, end: 0, categories: 0 }; 1];
+        self.scan_once(&What::WRITTEN_AND_PROTECT, start, start, &mut regions).is_ok()
     }
 
     /// Reports what was written in `range` since it was last protected and
@@ -60,8 +60,7 @@ impl Pagemap {
     /// no longer under asynchronous protection: all of it is to be taken for
     /// written.
     pub(crate) fn harvest(&self, range: HostRange, written: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
-        let flags = raw::PM_SCAN_WP_MATCHING | raw::PM_SCAN_CHECK_WPASYNC;
-        self.scan(flags, raw::PAGE_IS_WRITTEN, 0, range, written).map_err(|errno| match errno {
+        self.scan(&What::WRITTEN_AND_PROTECT, range, written).map_err(|errno| match errno {
             Errno::PERM => Error::TrackingLost,
             errno => Error::system("PAGEMAP_SCAN", range.start().0, range.len(), errno),
         })
@@ -69,35 +68,28 @@ impl Pagemap {
 
     /// Reports what a userfaultfd holds write-protected in `range`; changes
     /// nothing. For tests: the library's own page table is checked against it.
+    ///
+    /// That is what is present, or has a marker, and is not "written"; an empty
+    /// page-table entry is neither.
     #[cfg(test)]
     pub(crate) fn protected(&self, range: HostRange) -> Result<Vec<HostRange>, Error> {
         let mut found = Vec::new();
-        let categories = raw::PAGE_IS_WRITTEN | raw::PAGE_IS_WPALLOWED;
-        self.scan(0, categories, raw::PAGE_IS_WRITTEN, range, &mut |part| found.push(part))
+        self.scan(&What::PROTECTED, range, &mut |part| found.push(part))
             .map_err(|errno| Error::system("PAGEMAP_SCAN", range.start().0, range.len(), errno))?;
         Ok(found)
     }
 
-    fn scan(
-        &self,
-        flags: u32,
-        categories: u32,
-        inverted: u32,
-        range: HostRange,
-        found: &mut dyn FnMut(HostRange),
-    ) -> Result<(), Errno> {
+    fn scan(&self, what: &What, range: HostRange, found: &mut dyn FnMut(HostRange)) -> Result<(), Errno> {
         if !self.generation.is_current() {
             return Err(Errno::PERM);
         }
         let mut regions = [raw::page_region { start: 0, end: 0, categories: 0 }; REGIONS_PER_CALL];
         let (mut at, end) = (range.start().0, range.end().0);
         while at < end {
-            let mut scan = Scan::new(flags, categories, inverted, at, end, &mut regions);
-            let count = match scan.run(&self.fd) {
+            let (count, walked_to) = match self.scan_once(what, at, end, &mut regions) {
                 Err(Errno::INTR) => continue,
                 result => result?,
             };
-            let walked_to = scan.arg.walk_end as usize;
             for region in &regions[..count.min(REGIONS_PER_CALL)] {
                 let len = (region.end - region.start) as usize;
                 // The kernel reports whole pages within the span.
@@ -112,44 +104,58 @@ impl Pagemap {
         }
         Ok(())
     }
-}
 
-struct Scan {
-    arg: raw::pm_scan_arg,
-}
-
-impl Scan {
-    fn new(
-        flags: u32,
-        categories: u32,
-        inverted: u32,
+    /// One call: how many regions were found, and up to where it looked.
+    fn scan_once(
+        &self,
+        what: &What,
         start: usize,
         end: usize,
         regions: &mut [raw::page_region],
-    ) -> Self {
-        let arg = raw::pm_scan_arg {
+    ) -> Result<(usize, usize), Errno> {
+        let mut arg = raw::pm_scan_arg {
             size: size_of::<raw::pm_scan_arg>() as u64,
-            flags: flags.into(),
+            flags: what.flags.into(),
             start: start as u64,
             end: end as u64,
             walk_end: 0,
-            vec: if regions.is_empty() { 0 } else { regions.as_mut_ptr() as u64 },
+            vec: regions.as_mut_ptr() as u64,
             vec_len: regions.len() as u64,
             max_pages: 0,
-            category_inverted: inverted.into(),
-            category_mask: categories.into(),
-            category_anyof_mask: 0,
-            return_mask: if regions.is_empty() { 0 } else { u64::from(categories) },
+            category_inverted: what.inverted.into(),
+            category_mask: what.all_of.into(),
+            category_anyof_mask: what.any_of.into(),
+            return_mask: what.all_of.into(),
         };
-        Self { arg }
+        // SAFETY: `regions` is borrowed until the call is over and `vec_len` is its length.
+        let count = unsafe { rustix::ioctl::ioctl(&self.fd, ScanIoctl(&mut arg)) }?;
+        Ok((count, arg.walk_end as usize))
     }
+}
 
-    /// How many regions were found.
-    fn run(&mut self, fd: &OwnedFd) -> Result<usize, Errno> {
-        // SAFETY: the buffer behind `vec` outlives the call in both callers above, and nothing else
-        // refers to it until the call is over.
-        unsafe { rustix::ioctl::ioctl(fd, ScanIoctl(&mut self.arg)) }
-    }
+/// Which pages a scan looks for, and what it does to them.
+struct What {
+    flags: u32,
+    all_of: u32,
+    any_of: u32,
+    inverted: u32,
+}
+
+impl What {
+    const WRITTEN_AND_PROTECT: Self = Self {
+        flags: raw::PM_SCAN_WP_MATCHING | raw::PM_SCAN_CHECK_WPASYNC,
+        all_of: raw::PAGE_IS_WRITTEN,
+        any_of: 0,
+        inverted: 0,
+    };
+
+    #[cfg(test)]
+    const PROTECTED: Self = Self {
+        flags: 0,
+        all_of: raw::PAGE_IS_WRITTEN,
+        any_of: raw::PAGE_IS_PRESENT | raw::PAGE_IS_SWAPPED,
+        inverted: raw::PAGE_IS_WRITTEN,
+    };
 }
 
 struct ScanIoctl<'a>(&'a mut raw::pm_scan_arg);

@@ -1,0 +1,450 @@
+//! What the library takes for granted of the kernel, each fact on its own.
+//!
+//! A kernel that differs fails here first, with the fact's name, and not as a
+//! lost invalidation somewhere above. Whose faults kill the process is tested
+//! in processes of their own: `tests/host_faults.rs`. What `read` and other
+//! kernel writes do in each mode is a case of the conformance suite.
+//!
+//! # Safety
+//!
+//! Loads and stores go to the fixture's own mapping, by raw pointers.
+#![allow(unsafe_code)]
+
+use core::ffi::c_void;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
+
+use crate::addr::{HostAddr, HostRange, PageSize};
+use crate::error::Error;
+use crate::sys::mmap::{Mapping, memfd};
+use crate::sys::pagemap::Pagemap;
+use crate::sys::uffd::{Door, KernelFaults, MessageBuffer, Uffd, feature, open};
+
+const PAGES: usize = 8;
+const SYNC: u64 = feature::WP | feature::WP_UNPOPULATED | feature::WP_SHMEM | feature::EXACT_ADDRESS;
+
+/// Memory and a descriptor whose messages are read by the test alone: a store
+/// to a protected page sleeps.
+struct Fixture {
+    page: PageSize,
+    file: Option<OwnedFd>,
+    memory: Mapping,
+    pagemap: Pagemap,
+    uffd: Uffd,
+}
+
+impl Fixture {
+    fn new(features: u64, on_memfd: bool) -> Self {
+        let page = PageSize::host();
+        let len = PAGES * page.bytes();
+        let file = on_memfd.then(|| memfd("kernel-facts", len).unwrap());
+        let memory = match &file {
+            Some(file) => Mapping::shared(file, len, page).unwrap(),
+            None => Mapping::anonymous(len, page).unwrap(),
+        };
+        let uffd = descriptor(features);
+        uffd.register(memory.range()).unwrap();
+        Self { page, file, memory, pagemap: Pagemap::open(page).unwrap(), uffd }
+    }
+
+    fn sync_on_both() -> [Self; 2] {
+        [Self::new(SYNC, false), Self::new(SYNC, true)]
+    }
+
+    fn pages(&self, first: usize, count: usize) -> HostRange {
+        HostRange::of_pages(self.at(first), count, self.page)
+    }
+
+    fn at(&self, page: usize) -> HostAddr {
+        HostAddr(self.memory.range().start().0 + page * self.page.bytes())
+    }
+
+    /// A raw pointer and a length, as system calls take them.
+    fn raw(&self, first: usize, count: usize) -> (*mut c_void, usize) {
+        (self.at(first).as_ptr().cast(), count * self.page.bytes())
+    }
+
+    fn store(&self, page: usize, value: u8) {
+        // SAFETY: in the fixture's mapping.
+        unsafe { self.at(page).as_ptr().write_volatile(value) };
+    }
+
+    fn load(&self, page: usize) -> u8 {
+        // SAFETY: as above.
+        unsafe { self.at(page).as_ptr().read_volatile() }
+    }
+
+    /// Which pages the kernel holds protected.
+    fn protected(&self) -> Vec<usize> {
+        let start = self.at(0).0;
+        let parts = self.pagemap.protected(self.memory.range()).unwrap();
+        let index = |address: HostAddr| (address.0 - start) >> self.page.shift();
+        parts.into_iter().flat_map(|part| index(part.start())..index(part.end())).collect()
+    }
+
+    fn faults(&self) -> Vec<HostAddr> {
+        let mut addresses = Vec::new();
+        self.uffd.read_faults(&mut MessageBuffer::new(), |fault| addresses.push(fault.addr)).unwrap();
+        addresses
+    }
+
+    /// Runs `body` while another thread stores to `page`, once that store sleeps.
+    /// The store must have gone through when `body` is over.
+    fn with_sleeper(&self, page: usize, body: impl FnOnce()) {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                self.store(page, 77);
+                done.store(true, SeqCst);
+            });
+            while !self.faults().contains(&self.at(page)) {
+                std::thread::yield_now();
+            }
+            assert!(!done.load(SeqCst), "the store went through a protection");
+            body();
+        });
+        assert_eq!(self.load(page), 77);
+    }
+}
+
+fn descriptor(features: u64) -> Uffd {
+    let fd = open(Door::Syscall, KernelFaults::Delivered).or_else(|_| open(Door::Syscall, KernelFaults::Refused));
+    Uffd::new(fd.unwrap(), features, PageSize::host()).unwrap()
+}
+
+#[test]
+fn only_a_descriptor_with_wp_unpopulated_protects_what_was_never_touched() {
+    let with = Fixture::new(SYNC, false);
+    with.uffd.protect(with.pages(0, 2)).unwrap();
+    assert_eq!(with.protected(), [0, 1]);
+    let without = Fixture::new(SYNC & !feature::WP_UNPOPULATED, false);
+    without.uffd.protect(without.pages(0, 2)).unwrap();
+    assert_eq!(without.protected(), []);
+}
+
+#[test]
+fn dontneed_loses_protection_on_anonymous_memory_and_keeps_it_on_a_memfd() {
+    for fixture in Fixture::sync_on_both() {
+        fixture.store(1, 1);
+        fixture.uffd.protect(fixture.pages(0, 4)).unwrap();
+        let (start, len) = fixture.raw(1, 2);
+        // SAFETY: drops pages of the fixture's own mapping.
+        unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontNeed) }.unwrap();
+        let kept: &[usize] = if fixture.file.is_some() { &[0, 1, 2, 3] } else { &[0, 3] };
+        assert_eq!(fixture.protected(), kept);
+    }
+}
+
+#[test]
+fn protection_survives_the_guests_mprotect() {
+    for fixture in Fixture::sync_on_both() {
+        fixture.store(1, 1);
+        fixture.uffd.protect(fixture.pages(1, 2)).unwrap();
+        let (start, len) = fixture.raw(0, 4);
+        for access in [MprotectFlags::READ, MprotectFlags::empty(), MprotectFlags::READ | MprotectFlags::WRITE] {
+            // SAFETY: the fixture's own mapping, which nobody uses meanwhile.
+            unsafe { rustix::mm::mprotect(start, len, access) }.unwrap();
+        }
+        assert_eq!(fixture.protected(), [1, 2]);
+        fixture.with_sleeper(1, || fixture.uffd.unprotect(fixture.pages(1, 1)).unwrap());
+    }
+}
+
+#[test]
+fn map_fixed_loses_protection_and_registration() {
+    let fixture = Fixture::new(SYNC, false);
+    fixture.uffd.protect(fixture.pages(0, 4)).unwrap();
+    let (start, len) = fixture.raw(1, 1);
+    let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED);
+    // SAFETY: replaces a page of the fixture's own mapping.
+    unsafe { rustix::mm::mmap_anonymous(start, len, access, flags) }.unwrap();
+    assert_eq!(fixture.protected(), [0, 2, 3]);
+    let error = fixture.uffd.protect(fixture.pages(0, 4)).unwrap_err();
+    assert!(matches!(error, Error::System { errno: libc::ENOENT, .. }), "{error}");
+}
+
+#[test]
+fn mremap_loses_protection_and_registration() {
+    let fixture = Fixture::new(SYNC, false);
+    fixture.store(1, 1);
+    fixture.uffd.protect(fixture.pages(0, 4)).unwrap();
+    let target = Mapping::anonymous(fixture.page.bytes(), fixture.page).unwrap();
+    let to = target.range();
+    let (start, len) = fixture.raw(1, 1);
+    // SAFETY: moves a page of the fixture over a mapping that the test owns.
+    unsafe {
+        rustix::mm::mremap_fixed(start, len, len, MremapFlags::MAYMOVE, to.start().as_ptr().cast()).unwrap();
+        to.start().as_ptr().write_volatile(5); // does not sleep
+    }
+    assert_eq!(fixture.pagemap.protected(to).unwrap(), []);
+    assert!(fixture.uffd.protect(to).is_err());
+}
+
+#[test]
+fn unregistering_wakes_nobody_and_a_wake_after_it_does() {
+    let fixture = Fixture::new(SYNC, false);
+    fixture.uffd.protect(fixture.pages(3, 1)).unwrap();
+    fixture.with_sleeper(3, || {
+        fixture.uffd.unregister(fixture.memory.range()).unwrap();
+        // Long enough for a store that was woken to be seen; a slow machine makes the check weaker, not wrong.
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(fixture.load(3), 0, "the unregister woke the writer");
+        fixture.uffd.wake(fixture.memory.range()).unwrap();
+    });
+}
+
+#[test]
+fn closing_the_descriptor_wakes_all_and_opens_all() {
+    let Fixture { memory, pagemap, uffd, page, .. } = Fixture::new(SYNC, false);
+    uffd.protect(memory.range()).unwrap();
+    let start = memory.range().start();
+    std::thread::scope(|scope| {
+        // SAFETY: in the mapping, which lives until the scope's end.
+        scope.spawn(move || unsafe { start.as_ptr().write_volatile(1) });
+        let mut asleep = false;
+        while !asleep {
+            uffd.read_faults(&mut MessageBuffer::new(), |_| asleep = true).unwrap();
+        }
+        drop(uffd);
+    });
+    assert_eq!(pagemap.protected(HostRange::of_pages(start, PAGES, page)).unwrap(), []);
+}
+
+#[test]
+fn one_unprotect_wakes_several_writers_and_takes_their_messages() {
+    let fixture = Fixture::new(SYNC, false);
+    fixture.uffd.protect(fixture.pages(2, 1)).unwrap();
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let address = HostAddr(fixture.at(2).0 + writer * 64);
+            // SAFETY: in the fixture's mapping.
+            scope.spawn(move || unsafe { address.as_ptr().write_volatile(1) });
+        }
+        let mut seen = Vec::new();
+        while seen.len() < 4 {
+            seen.extend(fixture.faults());
+        }
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), 4, "each writer has a message of its own, with its exact address");
+        fixture.uffd.unprotect(fixture.pages(2, 1)).unwrap();
+    });
+    assert_eq!(fixture.faults(), []);
+}
+
+#[test]
+fn a_failing_compare_and_exchange_is_a_store() {
+    let fixture = Fixture::new(SYNC, false);
+    fixture.uffd.protect(fixture.pages(0, 1)).unwrap();
+    let address = fixture.at(0);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // SAFETY: aligned, in the fixture's mapping, used as an atomic only.
+            let word = unsafe { AtomicU64::from_ptr(address.as_ptr().cast()) };
+            assert_eq!(word.compare_exchange(1, 2, SeqCst, SeqCst), Err(0));
+        });
+        while fixture.faults().is_empty() {
+            std::thread::yield_now();
+        }
+        fixture.uffd.unprotect(fixture.pages(0, 1)).unwrap();
+    });
+}
+
+#[test]
+fn an_alias_and_pwrite_pass_by_the_protection() {
+    let fixture = Fixture::new(SYNC, true);
+    let file = fixture.file.as_ref().unwrap();
+    let alias = Mapping::shared(file, fixture.memory.range().len(), fixture.page).unwrap();
+    fixture.uffd.protect(fixture.memory.range()).unwrap();
+    // SAFETY: in the alias's own mapping.
+    unsafe { alias.range().start().as_ptr().write_volatile(3) };
+    assert_eq!(fixture.load(0), 3);
+    rustix::io::pwrite(file, &[4], fixture.page.bytes() as u64).unwrap();
+    assert_eq!(fixture.load(1), 4);
+    assert_eq!(fixture.faults(), []);
+    assert_eq!(fixture.protected().len(), PAGES);
+}
+
+#[test]
+fn a_debuggers_write_fails_without_an_event() {
+    let fixture = Fixture::new(SYNC, false);
+    fixture.uffd.protect(fixture.pages(0, 1)).unwrap();
+    let memory = File::options().write(true).open("/proc/self/mem").unwrap();
+    let error = memory.write_at(&[1], fixture.at(0).0 as u64).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    assert_eq!(fixture.faults(), []);
+}
+
+#[test]
+fn scattered_protections_stay_in_one_vma() {
+    let fixture = Fixture::new(SYNC, false);
+    for page in (0..PAGES).step_by(2) {
+        fixture.uffd.protect(fixture.pages(page, 1)).unwrap();
+    }
+    let vma = region::query(fixture.at(1).as_ptr()).unwrap().as_range();
+    assert!(vma.start <= fixture.at(0).0 && vma.end >= fixture.memory.range().end().0);
+    assert_eq!(fixture.protected(), [0, 2, 4, 6]);
+}
+
+#[test]
+fn regular_files_are_for_asynchronous_descriptors_alone() {
+    let page = PageSize::host();
+    let path = std::env::temp_dir().join(format!("codewarden-kernel-facts-{}", std::process::id()));
+    let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    file.set_len(page.bytes() as u64).unwrap();
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping that nobody stores to; it ends with the process.
+    let start =
+        unsafe { rustix::mm::mmap(core::ptr::null_mut(), page.bytes(), access, MapFlags::PRIVATE, &file, 0) }.unwrap();
+    let range = HostRange::of_pages(HostAddr(start as usize), 1, page);
+    if rustix::fs::fstatfs(&file).unwrap().f_type as u32 != libc::TMPFS_MAGIC as u32 {
+        let error = descriptor(SYNC).register(range).unwrap_err();
+        assert!(matches!(error, Error::System { errno: libc::EINVAL, .. }), "{error}");
+    }
+    descriptor(SYNC | feature::WP_ASYNC).register(range).unwrap();
+}
+
+#[test]
+fn asynchronous_writeprotect_hides_a_write_from_the_next_harvest() {
+    let fixture = Fixture::new(SYNC | feature::WP_ASYNC, false);
+    let harvest = || {
+        let mut written = 0;
+        fixture
+            .pagemap
+            .harvest(fixture.memory.range(), &mut |part| written += part.len() / fixture.page.bytes())
+            .unwrap();
+        written
+    };
+    assert_eq!(harvest(), PAGES, "a fresh range counts as written");
+    fixture.store(1, 1);
+    fixture.store(5, 1);
+    assert_eq!(harvest(), 2);
+    fixture.store(1, 2);
+    fixture.uffd.protect(fixture.pages(1, 1)).unwrap();
+    assert_eq!(harvest(), 0, "taken over by the ioctl: this is why deferred regions never use it");
+}
+
+#[test]
+fn a_harvest_of_more_regions_than_fit_in_one_call_is_whole() {
+    let page = PageSize::host();
+    let pages = 1200;
+    let memory = Mapping::anonymous(pages * page.bytes(), page).unwrap();
+    let uffd = descriptor(SYNC | feature::WP_ASYNC);
+    uffd.register(memory.range()).unwrap();
+    let pagemap = Pagemap::open(page).unwrap();
+    pagemap.harvest(memory.range(), &mut |_| ()).unwrap();
+    let written: Vec<usize> = (0..pages).step_by(3).collect();
+    for page_index in &written {
+        let address = HostAddr(memory.range().start().0 + page_index * page.bytes());
+        // SAFETY: in the test's own mapping.
+        unsafe { address.as_ptr().write_volatile(1) };
+    }
+    let mut found = Vec::new();
+    let index = |address: HostAddr| (address.0 - memory.range().start().0) / page.bytes();
+    pagemap.harvest(memory.range(), &mut |part| found.extend(index(part.start())..index(part.end()))).unwrap();
+    assert_eq!(found, written);
+}
+
+#[test]
+fn an_unregistered_piece_ends_the_ioctl_after_a_part_was_applied() {
+    let fixture = Fixture::new(SYNC, false);
+    let raw = userfaultfd_of(&fixture);
+    fixture.uffd.unregister(fixture.pages(2, 1)).unwrap();
+    let (start, len) = fixture.raw(0, 4);
+    assert!(raw.write_protect(start, len).is_err());
+    assert_eq!(fixture.protected(), [0, 1]);
+    core::mem::forget(raw);
+}
+
+/// The crate's object on the fixture's descriptor, for a call without the
+/// library's piece by piece; never dropped, as the descriptor is the fixture's.
+fn userfaultfd_of(fixture: &Fixture) -> userfaultfd::Uffd {
+    use std::os::fd::{AsFd, FromRawFd};
+    // SAFETY: the callers forget the object.
+    unsafe { userfaultfd::Uffd::from_raw_fd(fixture.uffd.as_fd().as_raw_fd()) }
+}
+
+#[test]
+fn a_read_that_reaches_a_protected_page_is_cut_short_in_user_mode_only() {
+    let page = PageSize::host();
+    let memory = Mapping::anonymous(2 * page.bytes(), page).unwrap();
+    let fd = open(Door::Syscall, KernelFaults::Refused).unwrap();
+    let uffd = Uffd::new(fd, SYNC, page).unwrap();
+    uffd.register(memory.range()).unwrap();
+    let second = HostAddr(memory.range().start().0 + page.bytes());
+    uffd.protect(HostRange::page_of(second, page)).unwrap();
+    let (from, into) = rustix::pipe::pipe().unwrap();
+    rustix::io::write(&into, &[9; 8]).unwrap();
+    let read_to = |address: usize, len| {
+        // SAFETY: the kernel writes to the test's own mapping.
+        let count = unsafe { libc::read(from.as_raw_fd(), address as *mut c_void, len) };
+        if count >= 0 { Ok(count) } else { Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap()) }
+    };
+    assert_eq!(read_to(second.0, 8), Err(Errno::FAULT), "no data is lost by it");
+    assert_eq!(read_to(second.0 - 4, 8).unwrap_or(4), 4);
+    // SAFETY: in the test's own mapping.
+    assert_eq!(unsafe { second.as_ptr().read_volatile() }, 0);
+}
+
+/// What a fork's child sees is told by its exit status, bit by bit.
+fn in_child(body: impl FnOnce() -> u8) -> i32 {
+    // SAFETY: the child runs `body`, which makes system calls and plain loads and stores, and leaves.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        let code = body();
+        // SAFETY: leaves without running anything of the parent's.
+        unsafe { libc::_exit(i32::from(code)) };
+    }
+    let mut status = 0;
+    // SAFETY: our own child and a local to write to.
+    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+    status
+}
+
+#[test]
+fn a_forks_child_is_untracked_and_the_parent_stays_tracked() {
+    let fixture = Fixture::new(SYNC, false);
+    fixture.store(1, 1);
+    fixture.uffd.protect(fixture.pages(0, 4)).unwrap();
+    let status = in_child(|| {
+        fixture.store(1, 2); // would sleep for ever if it were tracked
+        let refused = fixture.uffd.unprotect(fixture.pages(0, 4)) == Err(Error::InForkChild);
+        u8::from(!refused) | u8::from(fixture.load(1) != 2) << 1
+    });
+    assert_eq!(status, 0);
+    assert_eq!(fixture.load(1), 1);
+    assert_eq!(fixture.protected(), [0, 1, 2, 3]);
+}
+
+#[test]
+fn an_ioctl_by_a_forks_child_acts_on_the_parent() {
+    let fixture = Fixture::new(SYNC, false);
+    fixture.uffd.protect(fixture.pages(0, 4)).unwrap();
+    let raw = userfaultfd_of(&fixture);
+    let (start, len) = fixture.raw(1, 1);
+    assert_eq!(in_child(|| u8::from(raw.remove_write_protection(start, len, false).is_err())), 0);
+    assert_eq!(fixture.protected(), [0, 2, 3]);
+    core::mem::forget(raw);
+}
+
+#[test]
+fn an_ordinary_store_by_another_thread_is_seen_under_protection() {
+    // The control of this file: without a protection the helper's store does not sleep.
+    let fixture = Fixture::new(SYNC, false);
+    let stored = AtomicU8::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            fixture.store(1, 1);
+            stored.store(1, SeqCst);
+        });
+    });
+    assert_eq!((stored.load(SeqCst), fixture.faults().len()), (1, 0));
+}
