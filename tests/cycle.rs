@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{Mode, Probe};
+use codewarden::protection::{Access, Mode, Probe};
 use codewarden::tracker::RegionOptions;
 use codewarden::{CodeCache, CommitError, EntryStubs, Key};
 
@@ -25,7 +25,13 @@ struct Fixture {
 }
 
 fn region(guest: u64, memory: &GuestMemory, mode: Mode) -> RegionOptions {
-    RegionOptions { guest: GuestAddr(guest), host: memory.range(), mode, embedder_owns_signals: false }
+    RegionOptions {
+        guest: GuestAddr(guest),
+        host: memory.range(),
+        mode,
+        access: Access::ReadWrite,
+        embedder_owns_signals: false,
+    }
 }
 
 impl Fixture {

@@ -124,13 +124,15 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// What the kernel's own writes do.
     fn kernel_writes(&self) -> KernelWrites;
 
-    /// Makes `range`, which is mapped, trackable, and sends its faults to `sink`;
-    /// it is writable afterwards. Again on all or a part of it where the mapping
-    /// was replaced: the part then is as at first, and its sink stays who it was.
+    /// Makes `range`, which is mapped with `access`, trackable, and sends its
+    /// faults to `sink`; none of it is protected afterwards. Again on all or a part
+    /// of it where the mapping was replaced: then `access` counts for what is new
+    /// alone, the rest keeps what [`Protection::set_access`] said, and its sink
+    /// stays who it was.
     ///
     /// Holds the sink until all of the range is detached: a sink that owns its
     /// mechanism would never be dropped. Never called from a sink.
-    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error>;
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, access: Access) -> Result<(), Error>;
 
     /// Ends the tracking of `range`: nothing in it stays protected, no writer
     /// stays asleep, and when it returns the sinks of the ranges that lie wholly

@@ -14,6 +14,11 @@
 //! then calls the kernel with what the byte says, then looks at the byte again
 //! and starts over if it moved. So the last call to the kernel was made with the
 //! last value of the byte.
+//!
+//! # Safety
+//!
+//! The bytes are allocated as zeroes, which are valid atomics.
+#![allow(unsafe_code)]
 
 use core::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,13 +41,15 @@ const MAX_RANGES: usize = 256;
 
 /// The library holds the page read-only.
 const PROTECTED: u8 = 0x80;
-/// The low bits: what the guest may do. A fresh page is `READ_WRITE`, 0.
+/// The low bits: what the guest may do.
 const ACCESS: u8 = 0x03;
 
-/// One byte for each page of a range.
+/// One byte for each page of a range. A page that was never asked about costs
+/// no memory: the bytes differ from `fresh` in the bits that are set.
 struct PageBytes {
     start: HostAddr,
     page: PageSize,
+    fresh: u8,
     bytes: Box<[AtomicU8]>,
 }
 
@@ -78,9 +85,15 @@ fn kernel_access(byte: u8) -> RegionAccess {
 }
 
 impl PageBytes {
-    fn new(range: HostRange, page: PageSize) -> Self {
-        let bytes = (0..range.len() >> page.shift()).map(|_| AtomicU8::new(0)).collect();
-        Self { start: range.start(), page, bytes }
+    fn new(range: HostRange, page: PageSize, access: Access) -> Self {
+        let bytes = Box::<[AtomicU8]>::new_zeroed_slice(range.len() >> page.shift());
+        // SAFETY: zero is a valid atomic byte.
+        let bytes = unsafe { bytes.assume_init() };
+        Self { start: range.start(), page, fresh: encode(access), bytes }
+    }
+
+    fn access_of(&self, byte: &AtomicU8) -> RegionAccess {
+        kernel_access(byte.load(SeqCst) ^ self.fresh)
     }
 
     fn index_of(&self, address: usize) -> usize {
@@ -92,18 +105,18 @@ impl PageBytes {
     fn update(&self, range: HostRange, change: impl Fn(u8) -> u8) -> Result<(), Errno> {
         let bytes = &self.bytes[self.index_of(range.start().0)..self.index_of(range.end().0)];
         for byte in bytes {
-            let _ = byte.fetch_update(SeqCst, SeqCst, |value| Some(change(value)));
+            let _ = byte.fetch_update(SeqCst, SeqCst, |value| Some(change(value ^ self.fresh) ^ self.fresh));
         }
         let mut first = 0;
         while first < bytes.len() {
-            let access = kernel_access(bytes[first].load(SeqCst));
-            let run = bytes[first..].iter().take_while(|byte| kernel_access(byte.load(SeqCst)) == access).count();
+            let access = self.access_of(&bytes[first]);
+            let run = bytes[first..].iter().take_while(|byte| self.access_of(byte) == access).count();
             if run == 0 {
                 continue; // it moved between the two loads
             }
             let start = range.start().0 + (first << self.page.shift());
             apply(HostRange::of_pages(HostAddr(start), run, self.page), self.page, access)?;
-            if bytes[first..first + run].iter().all(|byte| kernel_access(byte.load(SeqCst)) == access) {
+            if bytes[first..first + run].iter().all(|byte| self.access_of(byte) == access) {
                 first += run;
             }
         }
@@ -160,20 +173,22 @@ impl Mprotect {
         Ok(())
     }
 
-    fn insert_missing(&self, range: HostRange) -> Result<(), Error> {
+    /// Enters what is new of `range`, mapped with `access`; gives the rest.
+    fn insert_missing(&self, range: HostRange, access: Access) -> Result<Vec<HostRange>, Error> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let mut missing = vec![range];
+        let old = known.iter().filter_map(|(part, _)| part.intersection(range)).collect();
         for (part, _) in known.iter() {
             missing = missing.into_iter().flat_map(|piece| piece.without(*part)).flatten().collect();
         }
         for part in missing {
-            let id = self.pages.insert(part, PageBytes::new(part, self.page)).map_err(|error| match error {
+            let id = self.pages.insert(part, PageBytes::new(part, self.page, access)).map_err(|error| match error {
                 InsertError::Overlap => Error::AlreadyTracked { start: part.start().0, len: part.len() },
                 InsertError::Full => Error::Full { what: "tracked range", limit: MAX_RANGES },
             })?;
             known.push((part, id));
         }
-        Ok(())
+        Ok(old)
     }
 
     /// The attached parts of `range`.
@@ -202,10 +217,10 @@ impl Protection for Mprotect {
         KernelWrites::Refused
     }
 
-    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, access: Access) -> Result<(), Error> {
         self.attachments.add(range, sink, || {
-            self.insert_missing(range)?;
-            self.update(range, |_| 0)
+            let old = self.insert_missing(range, access)?;
+            old.into_iter().try_for_each(|part| self.update(part, |byte| byte & ACCESS))
         })
     }
 

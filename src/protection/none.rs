@@ -19,7 +19,7 @@ impl Protection for NoProtection {
         KernelWrites::Missed
     }
 
-    fn attach(&self, _: HostRange, _: &Arc<dyn FaultSink>) -> Result<(), Error> {
+    fn attach(&self, _: HostRange, _: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
         Ok(())
     }
 

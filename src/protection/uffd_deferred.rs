@@ -41,7 +41,7 @@ impl Protection for UffdDeferred {
         KernelWrites::Tracked
     }
 
-    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
         self.ranges.attach(range, sink)
     }
 

@@ -37,7 +37,7 @@ impl Protection for UffdSigbus {
         KernelWrites::Refused
     }
 
-    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
         self.ranges.attach(range, sink)
     }
 

@@ -136,7 +136,7 @@ impl Protection for UffdThread {
         }
     }
 
-    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
         self.check_alive()?;
         self.shared.ranges.attach(range, sink)
     }

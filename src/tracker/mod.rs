@@ -169,6 +169,9 @@ pub struct RegionOptions {
     pub host: HostRange,
     /// How writes to it are learned of.
     pub mode: Mode,
+    /// What the guest may do with it as it is mapped now. Later changes go through
+    /// [`Tracker::set_access`].
+    pub access: Access,
     /// The embedder's own handlers of SIGBUS and SIGSEGV call
     /// [`protection::handle_fault`]: the library installs none.
     pub embedder_owns_signals: bool,
@@ -227,7 +230,7 @@ impl<O: PageObserver> Tracker<O> {
     /// cannot be had here, a mapping that the mode cannot track.
     #[allow(unsafe_code)]
     pub unsafe fn add_region(&self, options: RegionOptions) -> Result<(), Error> {
-        let RegionOptions { guest, host, mode, embedder_owns_signals } = options;
+        let RegionOptions { guest, host, mode, access, embedder_owns_signals } = options;
         let bad = |why| Error::BadRange { start: guest.0, len: host.len() as u64, why };
         if guest.0 & (self.page.bytes() as u64 - 1) != 0 || guest.checked_add(host.len() as u64).is_none() {
             return Err(bad("a region starts on a page of the guest and does not wrap"));
@@ -242,7 +245,7 @@ impl<O: PageObserver> Tracker<O> {
         let protection = protection::open(mode, self.page, protection::Options { embedder_owns_signals })?;
         let region = Region::new(guest, host, self.page, protection, self.observer.clone(), self.counters.clone());
         let region = Arc::new(region);
-        region.attach(host)?;
+        region.attach(host, access)?;
         regions.push(region);
         Ok(())
     }
@@ -449,7 +452,7 @@ impl<O: PageObserver> MappingChange<O> {
     /// translated from it then.
     pub fn finish_replaced(self) -> Result<(), Error> {
         for (region, pages) in &self.0.0 {
-            region.attach(region.host_of(pages)?)?;
+            region.attach(region.host_of(pages)?, Access::ReadWrite)?;
         }
         Ok(())
     }

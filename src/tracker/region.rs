@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, PageSize};
 use crate::error::Error;
 use crate::page_table::{Begin, Busy, Generation, PageDesc, PageState, PageTable};
-use crate::protection::{FaultSink, Handled, Mode, Protection, WriteFault};
+use crate::protection::{Access, FaultSink, Handled, Mode, Protection, WriteFault};
 use crate::stats::Counters;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, fence, lock};
 use crate::sys::clock::coarse_ms;
@@ -115,9 +115,9 @@ impl<O: PageObserver> Region<O> {
 
     /// Makes the kernel tell this region of writes to `range`, which is all of it
     /// or a part whose mapping was replaced.
-    pub(super) fn attach(self: &Arc<Self>, range: HostRange) -> Result<(), Error> {
+    pub(super) fn attach(self: &Arc<Self>, range: HostRange, access: Access) -> Result<(), Error> {
         let sink: Arc<dyn FaultSink> = self.clone();
-        self.protection.attach(range, &sink)
+        self.protection.attach(range, &sink, access)
     }
 
     /// Ends the tracking. The claims that are left keep the descriptors.

@@ -141,7 +141,7 @@ pub(super) fn the_guests_own_access_changes_lose_nothing(rig: &Rig) {
 
 pub(super) fn a_range_has_one_owner(rig: &Rig) {
     let other = rig.twin();
-    let taken = other.protection.attach(rig.pages(15, 1), &other.as_sink()).unwrap_err();
+    let taken = other.protection.attach(rig.pages(15, 1), &other.as_sink(), Access::ReadWrite).unwrap_err();
     assert!(matches!(taken, Error::AlreadyTracked { .. }), "{taken}");
     rig.rearm();
     rig.store(15, 0, 1);
@@ -159,7 +159,7 @@ pub(super) fn a_replaced_mapping_is_attached_again(rig: &Rig) {
         let lost = rig.protection.protect(rig.pages(3, 1)).unwrap_err();
         assert!(matches!(lost, Error::System { errno: libc::ENOENT, .. }), "{lost}");
     }
-    rig.protection.attach(rig.pages(3, 1), &rig.as_sink()).unwrap();
+    rig.protection.attach(rig.pages(3, 1), &rig.as_sink(), Access::ReadWrite).unwrap();
     rig.store(3, 0, 1);
     rig.rearm();
     rig.store(3, 0, 2);
@@ -212,7 +212,7 @@ pub(super) fn writers_go_on_through_attach_and_detach(rig: &Rig) {
         for _ in 0..200 {
             rig.arm(0, PAGES);
             rig.protection.detach(rig.range()).unwrap();
-            rig.protection.attach(rig.range(), &rig.as_sink()).unwrap();
+            rig.protection.attach(rig.range(), &rig.as_sink(), Access::ReadWrite).unwrap();
         }
         let seen: Vec<_> = turns.iter().map(|turn| turn.load(SeqCst)).collect();
         while turns.iter().zip(&seen).any(|(turn, seen)| turn.load(SeqCst) < seen + 2) {

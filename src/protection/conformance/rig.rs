@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering:
 use std::sync::{Arc, OnceLock};
 
 use super::super::model::Model;
-use super::super::{FaultSink, Handled, Mode, Options, Protection, WriteFault, open};
+use super::super::{Access, FaultSink, Handled, Mode, Options, Protection, WriteFault, open};
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::sys::mmap::{Mapping, memfd};
 
@@ -133,7 +133,7 @@ impl Rig {
         });
         assert!(sink.protection.set(protection.clone()).is_ok());
         let rig = Self { backend, kind, page, sink, protection, model, memory, file };
-        rig.protection.attach(rig.range(), &rig.as_sink()).unwrap();
+        rig.protection.attach(rig.range(), &rig.as_sink(), Access::ReadWrite).unwrap();
         rig
     }
 
