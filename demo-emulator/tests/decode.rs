@@ -11,7 +11,7 @@ use demo_emulator::riscv::inst::{Inst, Op};
 use demo_emulator::riscv::random::{OPS, Random};
 
 fn disassembler() -> Capstone {
-    let compressed = std::iter::once(ArchExtraMode::RiscVC.into());
+    let compressed = std::iter::once(ArchExtraMode::RiscVC);
     Capstone::new().riscv().mode(ArchMode::RiscV64).extra_mode(compressed).build().unwrap()
 }
 

@@ -44,8 +44,8 @@ fn write(hart: &mut Hart, format: Format, register: u8, bits: u64) {
 
 /// Executes an operation on floating-point registers, all but the loads and
 /// stores. It changes `f[rd]` or `x[rd]` and `fflags`, never `pc`. `false`: no
-/// such rounding mode, and nothing has changed.
-pub fn exec(inst: &Inst, hart: &mut Hart) -> bool {
+/// such rounding mode, and nothing has changed. Compiled code may call it too.
+pub extern "C" fn exec(inst: &Inst, hart: &mut Hart) -> bool {
     let Some(rounding) = Rounding::resolve(inst.rm, hart.frm) else {
         return false;
     };

@@ -1,0 +1,334 @@
+//! What instructions do, by class, at their edges.
+
+use demo_emulator::hart::Hart;
+use demo_emulator::memory::window::{EXEC, READ, WRITE};
+use demo_emulator::memory::{Fault, FaultKind, Window, host_fault};
+use demo_emulator::riscv::encode::encode;
+use demo_emulator::riscv::exec::exec;
+use demo_emulator::riscv::inst::{Inst, Op};
+use demo_emulator::riscv::oracle;
+use demo_emulator::riscv::trap::{Flow, Trap};
+
+const PAGE: u64 = 4096;
+/// A page to read, write and run.
+const OPEN: u64 = PAGE;
+/// The page behind it, to read alone.
+const READ_ONLY: u64 = 2 * PAGE;
+/// And the one behind that does not exist.
+const NOTHING: u64 = 3 * PAGE;
+
+const PC: u64 = 0x1_0000_0000;
+
+#[allow(unsafe_code)]
+fn window() -> Window {
+    host_fault::install().unwrap();
+    let window = Window::reserve().unwrap();
+    for (page, protection) in [(OPEN, libc::PROT_READ | libc::PROT_WRITE), (READ_ONLY, libc::PROT_READ)] {
+        // SAFETY: a page of the window just reserved, which nothing else uses.
+        let done = unsafe { libc::mprotect(window.host(page).unwrap().cast(), PAGE as usize, protection) };
+        assert_eq!(done, 0);
+    }
+    window.set_permissions(OPEN..READ_ONLY, READ | WRITE | EXEC);
+    window.set_permissions(READ_ONLY..NOTHING, READ);
+    window
+}
+
+fn inst(op: Op) -> Inst {
+    Inst { op, rd: 1, rs1: 2, rs2: 3, rs3: 0, rm: 0, len: 4, imm: 0 }
+}
+
+/// A hart with operands in x2 and x3.
+fn hart(a: u64, b: u64) -> Hart {
+    let mut hart = Hart::new(PC);
+    (hart.x[1], hart.x[2], hart.x[3]) = (0x1111, a, b);
+    hart
+}
+
+/// The result of an operation on registers alone.
+fn result(op: Op, a: u64, b: u64, imm: i32) -> u64 {
+    let mut hart = hart(a, b);
+    assert_eq!(exec(&Inst { imm, ..inst(op) }, &mut hart, &window_of_nothing()), Ok(Flow::Next));
+    assert_eq!((hart.pc, hart.instret), (PC + 4, 1));
+    hart.x[1]
+}
+
+/// One for all tests that touch no memory.
+fn window_of_nothing() -> Window {
+    use std::sync::OnceLock;
+    static WINDOW: OnceLock<Window> = OnceLock::new();
+    *WINDOW.get_or_init(|| Window::reserve().unwrap())
+}
+
+const MIN: u64 = i64::MIN as u64;
+const MINUS_1: u64 = u64::MAX;
+const MIN_32: u64 = i32::MIN as u64;
+
+#[test]
+fn division_at_its_edges() {
+    assert_eq!(result(Op::Div, 7, 0, 0), MINUS_1);
+    assert_eq!(result(Op::Divu, 7, 0, 0), u64::MAX);
+    assert_eq!(result(Op::Rem, -7_i64 as u64, 0, 0), -7_i64 as u64);
+    assert_eq!(result(Op::Remu, 7, 0, 0), 7);
+    assert_eq!(result(Op::Div, MIN, MINUS_1, 0), MIN);
+    assert_eq!(result(Op::Rem, MIN, MINUS_1, 0), 0);
+    assert_eq!(result(Op::Div, -7_i64 as u64, 2, 0), -3_i64 as u64);
+    assert_eq!(result(Op::Rem, -7_i64 as u64, 2, 0), MINUS_1);
+    // The words look at the low halves alone and sign-extend.
+    assert_eq!(result(Op::Divw, 7, 1 << 32, 0), MINUS_1);
+    assert_eq!(result(Op::Divuw, 7, 1 << 32, 0), MINUS_1);
+    assert_eq!(result(Op::Divuw, 0xffff_ffff, 1, 0), MINUS_1);
+    assert_eq!(result(Op::Remw, 0x1_8000_0000, 0, 0), MIN_32);
+    assert_eq!(result(Op::Remuw, 0x8000_0000, 0, 0), MIN_32);
+    assert_eq!(result(Op::Divw, MIN_32, MINUS_1, 0), MIN_32);
+    assert_eq!(result(Op::Remw, MIN_32, MINUS_1, 0), 0);
+}
+
+#[test]
+fn multiplication_high_halves() {
+    assert_eq!(result(Op::Mulh, MINUS_1, MINUS_1, 0), 0);
+    assert_eq!(result(Op::Mulhu, MINUS_1, MINUS_1, 0), MINUS_1 - 1);
+    assert_eq!(result(Op::Mulhsu, MINUS_1, MINUS_1, 0), MINUS_1);
+    assert_eq!(result(Op::Mulh, MIN, MIN, 0), 1 << 62);
+    assert_eq!(result(Op::Mul, MINUS_1, 3, 0), -3_i64 as u64);
+    assert_eq!(result(Op::Mulw, 0x4000_0000, 2, 0), MIN_32);
+}
+
+#[test]
+fn shifts_take_as_many_bits_as_their_width_needs() {
+    assert_eq!(result(Op::Sll, 1, 64 + 3, 0), 8);
+    assert_eq!(result(Op::Srl, MINUS_1, 63, 0), 1);
+    assert_eq!(result(Op::Sra, MIN, 63, 0), MINUS_1);
+    assert_eq!(result(Op::Slli, 1, 0, 63), MIN);
+    assert_eq!(result(Op::Srai, MIN, 0, 63), MINUS_1);
+    assert_eq!(result(Op::Sllw, 1, 32 + 31, 0), MIN_32);
+    assert_eq!(result(Op::Srlw, MINUS_1, 32, 0), MINUS_1);
+    assert_eq!(result(Op::Srlw, MINUS_1, 1, 0), 0x7fff_ffff);
+    assert_eq!(result(Op::Sraw, 0x8000_0000, 31, 0), MINUS_1);
+    assert_eq!(result(Op::Sraiw, 0x8000_0000, 0, 4), 0xffff_ffff_f800_0000);
+    assert_eq!(result(Op::Srliw, 0xf_8000_0000, 0, 4), 0x0800_0000);
+}
+
+#[test]
+fn words_wrap_and_sign_extend() {
+    assert_eq!(result(Op::Addw, 0x7fff_ffff, 1, 0), MIN_32);
+    assert_eq!(result(Op::Subw, MIN_32, 1, 0), 0x7fff_ffff);
+    assert_eq!(result(Op::Addiw, 0xffff_ffff, 0, 1), 0);
+    assert_eq!(result(Op::Addiw, 0x7fff_ffff, 0, 1), MIN_32);
+    assert_eq!(result(Op::Addi, u64::MAX, 0, 1), 0);
+}
+
+#[test]
+fn comparisons_with_immediates_sign_extend_first() {
+    assert_eq!(result(Op::Sltiu, 5, 0, -1), 1);
+    assert_eq!(result(Op::Slti, 5, 0, -1), 0);
+    assert_eq!(result(Op::Slt, MIN, 0, 0), 1);
+    assert_eq!(result(Op::Sltu, MIN, 0, 0), 0);
+    assert_eq!(result(Op::Xori, 5, 0, -1), !5);
+    assert_eq!(result(Op::Lui, 0, 0, i32::MIN), MIN_32);
+    assert_eq!(result(Op::Auipc, 0, 0, -4096), PC - 4096);
+}
+
+#[test]
+fn x0_stays_0() {
+    let mut hart = hart(1, 2);
+    exec(&Inst { rd: 0, ..inst(Op::Add) }, &mut hart, &window_of_nothing()).unwrap();
+    exec(&Inst { rd: 0, imm: 4, ..inst(Op::Jal) }, &mut hart, &window_of_nothing()).unwrap();
+    hart.f[2] = 1.0_f64.to_bits();
+    exec(&Inst { rd: 0, ..inst(Op::Fmv_x_d) }, &mut hart, &window_of_nothing()).unwrap();
+    assert_eq!(hart.x[0], 0);
+}
+
+#[test]
+fn jumps_and_branches() {
+    let window = window_of_nothing();
+    let mut of_jalr = hart(0x5001, 0);
+    // rd and rs1 the same; the lowest bit is dropped after the sum; the return
+    // address knows the length.
+    let jalr = Inst { rd: 2, imm: 2, len: 2, ..inst(Op::Jalr) };
+    assert_eq!(exec(&jalr, &mut of_jalr, &window), Ok(Flow::Jump));
+    assert_eq!((of_jalr.pc, of_jalr.x[2]), (0x5002, PC + 2));
+
+    let branch = |op, a, b| {
+        let mut hart = hart(a, b);
+        let flow = exec(&Inst { imm: -8, ..inst(op) }, &mut hart, &window).unwrap();
+        assert_eq!(hart.pc, if flow == Flow::Jump { PC - 8 } else { PC + 4 });
+        flow == Flow::Jump
+    };
+    assert!(branch(Op::Blt, MIN, 0) && !branch(Op::Bltu, MIN, 0));
+    assert!(branch(Op::Bgeu, MIN, 0) && !branch(Op::Bge, MIN, 0));
+    assert!(branch(Op::Beq, 4, 4) && !branch(Op::Bne, 4, 4));
+    assert!(branch(Op::Bge, 4, 4) && branch(Op::Bgeu, 4, 4) && !branch(Op::Blt, 4, 4) && !branch(Op::Bltu, 4, 4));
+}
+
+/// Runs an instruction that traps and checks that nothing else happened.
+fn trap_of(window: &Window, inst: Inst, hart: &mut Hart) -> Trap {
+    let before = format!("{hart:?}");
+    let trap = exec(&inst, hart, window).unwrap_err();
+    assert_eq!(format!("{hart:?}"), before, "{inst:?} changed the hart");
+    trap
+}
+
+#[test]
+fn faults_leave_the_hart_alone() {
+    let window = window();
+    let fault = |addr| Fault { addr, kind: FaultKind::Segv };
+    for op in [Op::Lb, Op::Lh, Op::Lw, Op::Ld, Op::Lbu, Op::Lhu, Op::Lwu, Op::Flw, Op::Fld, Op::Lr_w, Op::Lr_d] {
+        let trap = trap_of(&window, inst(op), &mut hart(NOTHING, 9));
+        assert_eq!(trap, Trap::LoadFault(fault(NOTHING)), "{op:?}");
+    }
+    for op in [Op::Sb, Op::Sh, Op::Sw, Op::Sd, Op::Fsw, Op::Fsd, Op::Amoswap_w, Op::Amoadd_d, Op::Amomin_w] {
+        for page in [READ_ONLY, NOTHING, 1 << 38, u64::MAX - 7] {
+            let trap = trap_of(&window, inst(op), &mut hart(page, 9));
+            assert_eq!(trap, Trap::StoreFault(fault(page)), "{op:?}");
+        }
+    }
+    // A reservation on what may be read, and then a store that may not be.
+    let mut holder = hart(READ_ONLY, 9);
+    exec(&inst(Op::Lr_w), &mut holder, &window).unwrap();
+    assert_eq!(trap_of(&window, inst(Op::Sc_w), &mut holder), Trap::StoreFault(fault(READ_ONLY)));
+    assert_eq!(trap_of(&window, inst(Op::Ecall), &mut hart(0, 0)), Trap::Ecall);
+    assert_eq!(trap_of(&window, inst(Op::Ebreak), &mut hart(0, 0)), Trap::Ebreak);
+}
+
+#[test]
+fn misaligned_accesses_work_and_misaligned_atomics_trap() {
+    let window = window();
+    window.store_u64(OPEN + 3, 0x8182_8384_8586_8788).unwrap();
+    let load = |op| {
+        let mut hart = hart(OPEN, 0);
+        exec(&Inst { imm: 3, ..inst(op) }, &mut hart, &window).unwrap();
+        hart.x[1]
+    };
+    assert_eq!(load(Op::Ld), 0x8182_8384_8586_8788);
+    assert_eq!(load(Op::Lw), 0xffff_ffff_8586_8788);
+    assert_eq!(load(Op::Lwu), 0x8586_8788);
+    assert_eq!(load(Op::Lh), 0xffff_ffff_ffff_8788);
+    assert_eq!(load(Op::Lhu), 0x8788);
+    assert_eq!(load(Op::Lb), 0xffff_ffff_ffff_ff88);
+    assert_eq!(load(Op::Lbu), 0x88);
+    // Also over the end of a page, when both can be read.
+    exec(&Inst { imm: -4, ..inst(Op::Ld) }, &mut hart(READ_ONLY, 0), &window).unwrap();
+
+    let misaligned = |op, addr| trap_of(&window, inst(op), &mut hart(addr, 9));
+    assert_eq!(misaligned(Op::Lr_w, OPEN + 2), Trap::LoadMisaligned(OPEN + 2));
+    assert_eq!(misaligned(Op::Lr_d, OPEN + 4), Trap::LoadMisaligned(OPEN + 4));
+    assert_eq!(misaligned(Op::Sc_d, OPEN + 4), Trap::StoreMisaligned(OPEN + 4));
+    assert_eq!(misaligned(Op::Amoadd_w, OPEN + 1), Trap::StoreMisaligned(OPEN + 1));
+    assert_eq!(misaligned(Op::Amoadd_d, OPEN + 4), Trap::StoreMisaligned(OPEN + 4));
+}
+
+#[test]
+fn atomics_of_words_sign_extend_the_old_value() {
+    let window = window();
+    window.store_u64(OPEN, 0x7777_7777_8000_0000).unwrap();
+    let mut hart = hart(OPEN, 5);
+    exec(&inst(Op::Amomax_w), &mut hart, &window).unwrap();
+    assert_eq!((hart.x[1], window.load_u64(OPEN)), (MIN_32, Ok(0x7777_7777_0000_0005)));
+    // Source and destination may be the same register.
+    exec(&Inst { rd: 3, ..inst(Op::Amoadd_d) }, &mut hart, &window).unwrap();
+    assert_eq!((hart.x[3], window.load_u64(OPEN)), (0x7777_7777_0000_0005, Ok(0x7777_7777_0000_000a)));
+}
+
+#[test]
+fn store_conditional_wants_its_reservation() {
+    let window = window();
+    let mut hart = hart(OPEN, 42);
+    let mut run = |op, window: &Window| {
+        exec(&inst(op), &mut hart, window).unwrap();
+        hart.x[1]
+    };
+    assert_eq!(run(Op::Sc_d, &window), 1, "no reservation");
+    assert_eq!(run(Op::Lr_d, &window), 0);
+    assert_eq!(run(Op::Sc_d, &window), 0);
+    assert_eq!(window.load_u64(OPEN), Ok(42));
+    assert_eq!(run(Op::Sc_d, &window), 1, "used up");
+    run(Op::Lr_d, &window);
+    window.store_u64(OPEN, 43).unwrap();
+    assert_eq!(run(Op::Sc_d, &window), 1, "somebody wrote");
+    assert_eq!(window.load_u64(OPEN), Ok(43));
+    run(Op::Lr_w, &window);
+    hart.x[2] = OPEN + 8;
+    exec(&inst(Op::Sc_w), &mut hart, &window).unwrap();
+    assert_eq!((hart.x[1], window.load_u32(OPEN + 8)), (1, Ok(0)), "another address");
+}
+
+/// x1 and the whole of fcsr after a CSR instruction, or its trap.
+fn csr(op: Op, number: i32, operand: u8, hart: &mut Hart) -> Result<u64, Trap> {
+    exec(&Inst { imm: number, rs1: operand, ..inst(op) }, hart, &window_of_nothing())?;
+    Ok(hart.x[1])
+}
+
+#[test]
+fn floating_point_registers_of_control() {
+    let mut hart = hart(0xffff_ffff_ffff_ffff, 0b10);
+    assert_eq!(csr(Op::Csrrw, 3, 2, &mut hart), Ok(0));
+    assert_eq!((hart.fflags, hart.frm), (31, 7), "bits that do not exist stay 0");
+    assert_eq!(csr(Op::Csrrc, 1, 3, &mut hart), Ok(31));
+    assert_eq!(csr(Op::Csrrsi, 2, 0, &mut hart), Ok(7));
+    assert_eq!(csr(Op::Csrrwi, 2, 3, &mut hart), Ok(7));
+    assert_eq!(csr(Op::Csrrs, 3, 0, &mut hart), Ok(3 << 5 | 0b11101));
+    assert_eq!(csr(Op::Csrrci, 3, 0b00101, &mut hart), Ok(3 << 5 | 0b11101));
+    assert_eq!((hart.fflags, hart.frm), (0b11000, 3));
+}
+
+#[test]
+fn counters_can_be_read_alone_and_the_rest_is_illegal() {
+    let mut user = hart(1, 1);
+    let before = csr(Op::Csrrs, 0xc01, 0, &mut user).unwrap();
+    assert!(csr(Op::Csrrs, 0xc01, 0, &mut user).unwrap() >= before);
+    assert_eq!(csr(Op::Csrrs, 0xc02, 0, &mut user), Ok(2));
+    let illegal = [
+        (Op::Csrrw, 0xc00, 0),
+        (Op::Csrrs, 0xc01, 2),
+        (Op::Csrrci, 0xc02, 1),
+        (Op::Csrrs, 0xc03, 0),
+        (Op::Csrrs, 0x300, 0),
+        (Op::Csrrs, 0x000, 0),
+        (Op::Csrrw, 0x340, 2),
+    ];
+    for (op, number, rs1) in illegal {
+        let inst = Inst { imm: number, rs1, rs2: 0, ..inst(op) };
+        assert_eq!(trap_of(&window_of_nothing(), inst, &mut hart(1, 1)), Trap::Illegal(encode(&inst)));
+    }
+}
+
+#[test]
+fn a_rounding_mode_that_does_not_exist_is_illegal() {
+    let mut hart = hart(0, 0);
+    hart.frm = 5;
+    let add = Inst { rm: 7, ..inst(Op::Fadd_d) };
+    assert_eq!(trap_of(&window_of_nothing(), add, &mut hart), Trap::Illegal(encode(&add)));
+    exec(&Inst { rm: 0, ..add }, &mut hart, &window_of_nothing()).unwrap();
+}
+
+#[test]
+fn the_oracle_fetches_from_memory_each_time() {
+    let window = window();
+    let add = |imm| encode(&Inst { rd: 1, rs1: 1, imm, ..inst(Op::Addi) });
+    let mut hart = Hart::new(OPEN);
+    for imm in [1, 2, 3] {
+        window.store_u32(OPEN, add(imm)).unwrap();
+        hart.pc = OPEN;
+        assert_eq!(oracle::step(&mut hart, &window), Ok(Flow::Next));
+    }
+    assert_eq!((hart.x[1], hart.pc), (6, OPEN + 4));
+
+    // FENCE.I says so.
+    window.store_u32(OPEN + 4, 0x100f).unwrap();
+    assert_eq!(oracle::step(&mut hart, &window), Ok(Flow::FenceI));
+
+    // An instruction whose second half lies on a page that may not be run,
+    // and one that is short enough to end before.
+    hart.pc = READ_ONLY - 2;
+    window.store_u16(hart.pc, add(0) as u16).unwrap();
+    let fault = Fault { addr: READ_ONLY, kind: FaultKind::Segv };
+    assert_eq!(oracle::step(&mut hart, &window), Err(Trap::FetchFault(fault)));
+    assert_eq!(hart.pc, READ_ONLY - 2);
+    window.store_u16(hart.pc, 0x0001).unwrap();
+    assert_eq!(oracle::step(&mut hart, &window), Ok(Flow::Next));
+    assert_eq!(oracle::step(&mut hart, &window), Err(Trap::FetchFault(fault)));
+
+    hart.pc = OPEN;
+    window.store_u32(OPEN, 0).unwrap();
+    assert_eq!(oracle::step(&mut hart, &window), Err(Trap::Illegal(0)));
+}
