@@ -29,7 +29,7 @@ int main(int argc, char **argv) {
             store32(pages + i * 80, addi(A0, A0, (int)constants[i]));
             flush_this_hart();
         }
-        for (int again = 0; again < (round < 0 ? WARM / 20 : 2); again++) {
+        for (int again = 0; again < (round < 0 ? WARM / 40 : 2); again++) {
             for (int c = 0; c < CALLERS; c++) {
                 u64 want = 1;
                 for (int i = c * 6; i < BLOCKS; i++) want += constants[i];

@@ -1,0 +1,101 @@
+//! Every guest in every tracking mode and tier, held to the table. The oracle
+//! keeps nothing, so what it prints is right if its semantics are; the other
+//! ways must print the same.
+
+use guest_tests::{BENCHES, EXIT_STALE, EXIT_WRONG, Emulator, Exit, Expected, GUESTS, Guest, Outcome, Tier, Way, skip};
+
+use codewarden::protection::Mode;
+
+fn emulator() -> Emulator {
+    Emulator::demo(env!("CARGO_BIN_EXE_guest-emulator"))
+}
+
+/// What is wrong with a run, if something is.
+fn judge(guest: &Guest, way: Way, outcome: &Outcome) -> Option<String> {
+    let expected = match way {
+        Way::Oracle => Expected::Pass,
+        Way::Cached(mode, _) => guest.expected(mode),
+    };
+    let stale = outcome.exit == Exit::Code(EXIT_STALE);
+    let right = match expected {
+        Expected::Pass => outcome.passes(guest),
+        Expected::MayFail => outcome.passes(guest) || stale || outcome.exit == Exit::Code(EXIT_WRONG),
+        Expected::MustFail => stale,
+    };
+    (!right).then(|| format!("{}: expected {expected:?}, got {outcome}", guest.title()))
+}
+
+/// Exit status of an emulator that cannot do what its options ask for.
+const REFUSED: Exit = Exit::Code(125);
+
+/// Whether the emulator runs guests this way on this machine; if not, that is a
+/// skip.
+fn can_run(test: &str, way: Way) -> bool {
+    let outcome = emulator().run(&GUESTS[0], way).unwrap();
+    let refused = outcome.exit == REFUSED;
+    if refused {
+        skip(test, outcome.stderr.trim());
+    }
+    !refused
+}
+
+fn hold_to_the_table(test: &str, way: Way) {
+    if !can_run(test, way) {
+        return;
+    }
+    let emulator = emulator();
+    let wrong: Vec<String> =
+        GUESTS.iter().filter_map(|guest| judge(guest, way, &emulator.run(guest, way).unwrap())).collect();
+    assert!(wrong.is_empty(), "{} of {} rows under {way:?}:\n{}", wrong.len(), GUESTS.len(), wrong.join("\n"));
+}
+
+macro_rules! ways {
+    ($($name:ident: $way:expr;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                hold_to_the_table(stringify!($name), $way);
+            }
+        )*
+    };
+}
+
+ways! {
+    oracle: Way::Oracle;
+    sigbus_tier_0: Way::Cached(Mode::Sigbus, Tier::Zero);
+    sigbus_translated: Way::Cached(Mode::Sigbus, Tier::Translated);
+    sigbus_auto: Way::Cached(Mode::Sigbus, Tier::Auto);
+    thread_tier_0: Way::Cached(Mode::Thread, Tier::Zero);
+    thread_translated: Way::Cached(Mode::Thread, Tier::Translated);
+    thread_auto: Way::Cached(Mode::Thread, Tier::Auto);
+    mprotect_tier_0: Way::Cached(Mode::Mprotect, Tier::Zero);
+    mprotect_translated: Way::Cached(Mode::Mprotect, Tier::Translated);
+    mprotect_auto: Way::Cached(Mode::Mprotect, Tier::Auto);
+    deferred_tier_0: Way::Cached(Mode::Deferred, Tier::Zero);
+    deferred_translated: Way::Cached(Mode::Deferred, Tier::Translated);
+    deferred_auto: Way::Cached(Mode::Deferred, Tier::Auto);
+    none_tier_0: Way::Cached(Mode::None, Tier::Zero);
+    none_translated: Way::Cached(Mode::None, Tier::Translated);
+    none_auto: Way::Cached(Mode::None, Tier::Auto);
+}
+
+#[test]
+fn the_guests_that_measure_run() {
+    let measured = |way: Way, skips_unflushed: bool| {
+        for (name, args) in BENCHES {
+            if skips_unflushed && *name == "bench-patch" {
+                continue;
+            }
+            let outcome = emulator().run_with_args(name, args, way).unwrap();
+            assert_eq!(outcome.exit, Exit::Code(0), "{name} {args:?} under {way:?}: {outcome}");
+        }
+    };
+    measured(Way::Oracle, false);
+    for mode in [Mode::Sigbus, Mode::Deferred] {
+        let way = Way::Cached(mode, Tier::Auto);
+        if can_run("the_guests_that_measure_run", way) {
+            // Deferred tracking owes nothing to a patch without a flush.
+            measured(way, mode == Mode::Deferred);
+        }
+    }
+}
