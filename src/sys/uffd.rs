@@ -266,8 +266,8 @@ impl MessageBuffer {
 
 fn system(call: &'static str, range: HostRange, errno: Errno) -> Error {
     match errno {
-        // The descriptor is gone, and with it every protection.
-        Errno::BADF => Error::TrackingLost,
+        // The descriptor was closed, or is another file's by now: every protection is gone.
+        Errno::BADF | Errno::NOTTY => Error::TrackingLost,
         _ => Error::system(call, range.start().0, range.len(), errno),
     }
 }
