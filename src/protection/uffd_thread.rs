@@ -233,7 +233,7 @@ mod tests {
         let memory = Mapping::anonymous(2 * page.bytes(), page).unwrap();
         let losses = Arc::new(Losses::default());
         let sink: Arc<dyn FaultSink> = losses.clone();
-        protection.attach(memory.range(), &sink).unwrap();
+        protection.attach(memory.range(), &sink, Access::ReadWrite).unwrap();
         protection.protect(memory.range()).unwrap();
         assert!(!protection.is_lost());
 
@@ -249,7 +249,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(protection.protect(memory.range()), Err(Error::TrackingLost));
-        assert_eq!(protection.attach(memory.range(), &sink), Err(Error::TrackingLost));
+        assert_eq!(protection.attach(memory.range(), &sink, Access::ReadWrite), Err(Error::TrackingLost));
         // SAFETY: in the mapping.
         unsafe { memory.range().start().as_ptr().write_volatile(2) };
     }
