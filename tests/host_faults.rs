@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use codewarden::addr::{GuestAddr, PageSize};
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{AltStack, Handled, Mode, Probe, handle_fault, handler_is_ours, is_blocked_here};
+use codewarden::protection::{Access, AltStack, Handled, Mode, Probe, handle_fault, handler_is_ours, is_blocked_here};
 use codewarden::tracker::{PageObserver, PageWrite, RegionOptions, Tracker};
 
 /// How a child must end.
@@ -129,7 +129,13 @@ impl Tracked {
     fn over(memory: GuestMemory, mode: Mode, embedder_owns_signals: bool) -> Self {
         let counter = Arc::new(Counter::default());
         let tracker = Tracker::new(counter.clone());
-        let options = RegionOptions { guest: GUEST, host: memory.range(), mode, embedder_owns_signals };
+        let options = RegionOptions {
+            guest: GUEST,
+            host: memory.range(),
+            access: Access::ReadWrite,
+            mode,
+            embedder_owns_signals,
+        };
         // SAFETY: the memory outlives the tracker.
         unsafe { tracker.add_region(options) }.unwrap();
         Self { tracker, counter, memory }
@@ -194,7 +200,7 @@ fn mprotect_read_only() {
 fn make_read_only(tracked: &Tracked) {
     let len = PageSize::host().bytes() as u64;
     tracked.protect(0);
-    tracked.tracker.set_access(GUEST, len, codewarden::protection::Access::Read).unwrap();
+    tracked.tracker.set_access(GUEST, len, Access::Read).unwrap();
 }
 
 fn sent_signal() {
