@@ -191,8 +191,9 @@ pub struct Program {
 #[derive(Debug)]
 pub struct Generator {
     random: Random,
-    /// The compressed instructions that a program may contain anywhere.
-    compressed: Vec<Inst>,
+    /// The compressed instructions that a program may contain anywhere, those
+    /// of one operation together: some have thousands, a jump has one.
+    compressed: Vec<Vec<Inst>>,
 }
 
 /// Instructions that a jump either reaches at their first or skips.
@@ -211,8 +212,14 @@ impl Item {
 impl Generator {
     /// Begins with a seed.
     pub fn new(seed: u64) -> Self {
-        let compressed = (0..=0xffff).filter(|bits| bits & 3 != 3).map(decode);
-        Self { random: Random::new(seed), compressed: compressed.filter(allowed_compressed).collect() }
+        let mut compressed: Vec<Vec<Inst>> = Vec::new();
+        for inst in (0..=0xffff).filter(|bits| bits & 3 != 3).map(decode).filter(allowed_compressed) {
+            match compressed.iter_mut().find(|group| group[0].op == inst.op) {
+                Some(group) => group.push(inst),
+                None => compressed.push(vec![inst]),
+            }
+        }
+        Self { random: Random::new(seed), compressed }
     }
 
     /// The numbers that the programs come from.
@@ -274,7 +281,8 @@ impl Generator {
     }
 
     fn compressed_item(&mut self) -> Item {
-        let inst = self.random.pick(&self.compressed);
+        let group = &self.compressed[self.random.below(self.compressed.len() as u64) as usize];
+        let inst = self.random.pick(group);
         match kind(inst.op) {
             Kind::Jalr => self.jump_item(inst),
             Kind::Branch | Kind::Jal => Item { skips: self.skips(), insts: vec![inst] },
@@ -300,7 +308,7 @@ impl Generator {
         let single = |inst: Inst| Item { insts: vec![normal(inst)], skips: None };
         match kind(op) {
             Kind::Branch | Kind::Jal => Item { skips: self.skips(), insts: vec![normal(inst)] },
-            Kind::Jalr => self.jump_item(Inst { rs1: TARGET, ..inst }),
+            Kind::Jalr => self.jump_item(normal(Inst { rs1: TARGET, ..inst })),
             Kind::Access => single(Inst { rs1: self.random.pick(&DATA_REGISTERS), ..inst }),
             Kind::Atomic => self.atomic_item(inst),
             Kind::Csr => self.csr_item(inst),
