@@ -1,7 +1,7 @@
 //! The command line, in the style of QEMU's user mode: options, then the
 //! program, then everything that is the program's own.
 //!
-//! Long options may have one dash or two. Parsing touches neither files nor the
+//! Long options may have one dash or two. Parsing opens no file and reads no
 //! environment.
 
 use std::ffi::{OsStr, OsString};
@@ -190,14 +190,15 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, Usage
             cli.inherited.push(argument.into_vec());
             continue;
         }
-        let is_joined = joined.is_some();
         let value = joined.or_else(|| arguments.next()).ok_or_else(|| UsageError(format!("{text} needs a value")))?;
         let inherits = valued(&mut cli, name, &value)?;
         if inherits {
-            cli.inherited.push(argument.into_vec());
-            if !is_joined {
-                cli.inherited.push(value.into_vec());
-            }
+            // A program may change its directory before it executes another.
+            let value = match name {
+                "D" | "L" => std::path::absolute(&value).map_or(value, PathBuf::into_os_string),
+                _ => value,
+            };
+            cli.inherited.extend([format!("-{name}").into_bytes(), value.into_vec()]);
         }
     }
     cli.program = arguments.next().map(PathBuf::from);
@@ -338,7 +339,7 @@ mod tests {
     #[test]
     fn an_execve_repeats_what_concerns_the_emulator() {
         let cli = run("--tier 0 -E A=1 -U B -0 zero --tracking=none -strace p");
-        let repeated: Vec<&[u8]> = vec![b"--tier", b"0", b"--tracking=none", b"-strace"];
+        let repeated: Vec<&[u8]> = vec![b"-tier", b"0", b"-tracking", b"none", b"-strace"];
         assert_eq!(cli.inherited, repeated);
     }
 

@@ -47,6 +47,10 @@ fn run(mut cli: Cli) -> (u8, String) {
         Ok(window) => window,
         Err(error) => return failure("no address space for the guest (is a limit set with ulimit -v?)", &error),
     };
+    // In this order: the fault handler hands on what it does not know.
+    if let Err(error) = host_signals::catch_sent_faults() {
+        return failure("the signal handler cannot be installed", &error);
+    }
     if let Err(error) = host_fault::install() {
         return failure("the fault handler cannot be installed", &error);
     }

@@ -134,7 +134,7 @@ impl AddressSpace {
 
     /// Maps `len` bytes from `source`; gives their address.
     pub fn map(&mut self, place: Place, len: u64, prot: Prot, source: Source) -> Result<u64, Errno> {
-        let len = whole_pages(len).ok_or(Errno::EINVAL)?;
+        let len = whole_pages(len).ok_or(if len == 0 { Errno::EINVAL } else { Errno::ENOMEM })?;
         let start = self.choose(place, len)?;
         let end = start + len;
         self.clear(start, end)?;

@@ -9,7 +9,9 @@
 //! kernel with their order and their `siginfo`.
 //!
 //! SIGSEGV and SIGBUS stay the emulator's: its own fault handlers need them, so
-//! they are neither mirrored nor ever blocked.
+//! they are neither mirrored nor ever blocked. One that somebody sent reaches
+//! the end of the chain of fault handlers, which is here, and is noted in a bit
+//! of its own beside the mailbox's signal, without its `siginfo`.
 //!
 //! The handler finds its mailbox in a table by thread id, without thread-locals.
 //! A signal that reaches a thread that is no hart goes back to the process with
@@ -26,8 +28,8 @@
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::errno::Errno;
 use super::safe_syscall;
@@ -43,7 +45,7 @@ pub const fn set_of(signal: u32) -> SigSet {
     1 << (signal - 1)
 }
 
-/// What the emulator needs for itself.
+/// What the emulator needs for itself: the host never blocks it.
 pub const NEVER_BLOCKED: SigSet = set_of(libc::SIGSEGV as u32) | set_of(libc::SIGBUS as u32);
 
 /// A signal and its `siginfo_t`.
@@ -55,10 +57,16 @@ pub struct Signal {
     pub info: [u8; SIGINFO_BYTES],
 }
 
+const NUMBER_BITS: u32 = 0x7f;
+const SENT_SEGV: u32 = 1 << 8;
+const SENT_BUS: u32 = 1 << 9;
+
 /// Where the handler leaves a signal for its thread.
 #[derive(Debug)]
 pub struct Mailbox {
-    /// The number of the signal that waits, or 0. What a safe system call looks at.
+    /// What waits: in the low bits the number of the signal whose record is in
+    /// `info`, above them [`SENT_SEGV`] and [`SENT_BUS`]. A safe system call
+    /// looks whether it is 0.
     signal: AtomicU32,
     info: UnsafeCell<[u8; SIGINFO_BYTES]>,
     /// The hart's `exit_request`.
@@ -77,18 +85,34 @@ impl Mailbox {
         &self.signal
     }
 
-    /// Takes the signal that waits. Every signal is blocked from its arrival to
-    /// the next [`set_mask`].
+    /// Takes a signal that waits. Every signal but those that are never blocked
+    /// is kept out from the arrival of one to the next [`set_mask`].
     pub fn take(&self) -> Option<Signal> {
-        let number = self.signal.load(Ordering::Acquire);
-        if number == 0 {
-            return None;
+        let waiting = self.signal.load(Ordering::Acquire);
+        let number = waiting & NUMBER_BITS;
+        if number != 0 {
+            // SAFETY: the number is set, so the handler does not write the record.
+            let info = unsafe { *self.info.get() };
+            self.signal.fetch_and(!NUMBER_BITS, Ordering::AcqRel);
+            return Some(Signal { number, info });
         }
-        // SAFETY: `signal` is set, so the handler does not write the record.
-        let info = unsafe { *self.info.get() };
-        self.signal.store(0, Ordering::Release);
-        Some(Signal { number, info })
+        for (bit, number) in [(SENT_SEGV, libc::SIGSEGV as u32), (SENT_BUS, libc::SIGBUS as u32)] {
+            if waiting & bit != 0 {
+                self.signal.fetch_and(!bit, Ordering::AcqRel);
+                return Some(Signal { number, info: sent_info(number, 0, 0, 0) });
+            }
+        }
+        None
     }
+}
+
+/// The `siginfo_t` of a signal that a process sent; `code` 0 is kill's.
+pub fn sent_info(number: u32, code: i32, pid: u32, uid: u32) -> [u8; SIGINFO_BYTES] {
+    let mut info = [0; SIGINFO_BYTES];
+    for (offset, value) in [(0, number), (8, code as u32), (16, pid), (20, uid)] {
+        info[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    info
 }
 
 /// More guest threads than this cannot be.
@@ -216,13 +240,72 @@ extern "C" fn on_signal(number: i32, info: *const [u8; SIGINFO_BYTES], context: 
     unsafe {
         let mailbox = &*entry.mailbox.load(Ordering::Acquire);
         *mailbox.info.get() = *info;
-        mailbox.signal.store(number as u32, Ordering::Release);
-        (*mailbox.exit_request.load(Ordering::Acquire)).store(1, Ordering::Release);
+        notify(mailbox, number as u32, context);
         *mask = !NEVER_BLOCKED;
     }
+}
+
+/// Has the thread notice `waiting` as soon as it can.
+///
+/// # Safety
+///
+/// The mailbox is the calling thread's, with its hart alive.
+unsafe fn notify(mailbox: &Mailbox, waiting: u32, context: &mut libc::ucontext_t) {
+    mailbox.signal.fetch_or(waiting, Ordering::AcqRel);
+    // SAFETY: the caller's promise.
+    unsafe { (*mailbox.exit_request.load(Ordering::Acquire)).store(1, Ordering::Release) };
     let pc = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
     if let Some(restart) = safe_syscall::redirect(*pc as u64) {
         *pc = restart as i64;
+    }
+}
+
+/// The actions of SIGSEGV and SIGBUS before [`catch_sent_faults`].
+static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [OnceLock::new(), OnceLock::new()];
+
+/// Puts this module at the end of the chain of fault handlers, where signals
+/// arrive that were sent and are no faults. Called before those are installed.
+pub fn catch_sent_faults() -> Result<(), Errno> {
+    for (signal, previous) in [libc::SIGSEGV, libc::SIGBUS].into_iter().zip(&PREVIOUS) {
+        // SAFETY: zeroed is a valid action; the previous one is kept before the
+        // handler that reads it is installed.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            if libc::sigaction(signal, core::ptr::null(), &raw mut action) != 0 {
+                return Err(Errno::last());
+            }
+            previous.get_or_init(|| action);
+            action.sa_sigaction = on_sent_fault as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            if libc::sigaction(signal, &raw const action, core::ptr::null_mut()) != 0 {
+                return Err(Errno::last());
+            }
+        }
+    }
+    Ok(())
+}
+
+extern "C" fn on_sent_fault(number: i32, info: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
+    // SAFETY: the kernel's arguments, handed on by the handlers before this one.
+    unsafe {
+        if (*info).si_code <= 0
+            && let Some(entry) = entry_of(thread_id())
+        {
+            let bit = if number == libc::SIGSEGV { SENT_SEGV } else { SENT_BUS };
+            return notify(&*entry.mailbox.load(Ordering::Acquire), bit, &mut *context);
+        }
+        let previous = &PREVIOUS[usize::from(number == libc::SIGBUS)];
+        match previous.get() {
+            Some(action) if action.sa_sigaction > libc::SIG_IGN && action.sa_flags & libc::SA_SIGINFO != 0 => {
+                let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::ucontext_t) =
+                    std::mem::transmute(action.sa_sigaction);
+                handler(number, info, context);
+            }
+            // The faulting instruction runs again and dies of it.
+            _ => {
+                libc::signal(number, libc::SIG_DFL);
+            }
+        }
     }
 }
 

@@ -92,6 +92,12 @@ pub fn in_sysroot(sysroot: Option<&Path>, path: &Path) -> PathBuf {
     below.filter(|candidate| candidate.symlink_metadata().is_ok()).unwrap_or_else(|| path.to_path_buf())
 }
 
+/// What the first line of a script says.
+struct Script {
+    interpreter: PathBuf,
+    argument: Option<Vec<u8>>,
+}
+
 /// A program or script that was found and opened.
 #[derive(Debug)]
 pub struct Found {
@@ -138,7 +144,7 @@ impl Found {
     }
 
     /// Interpreter and optional argument, if it is a script.
-    fn script(&self) -> Result<Option<(PathBuf, Option<Vec<u8>>)>, LoadError> {
+    fn script(&self) -> Result<Option<Script>, LoadError> {
         let Some(line) = self.header.strip_prefix(b"#!") else { return Ok(None) };
         let end = line.iter().position(|byte| *byte == b'\n').unwrap_or(line.len());
         let line = line[..end].trim_ascii();
@@ -148,7 +154,7 @@ impl Found {
             return Err(LoadError::Script(self.path.clone(), "a script whose first line names no interpreter"));
         }
         let argument = (!argument.is_empty()).then(|| argument.to_vec());
-        Ok(Some((PathBuf::from(OsStr::from_bytes(name)), argument)))
+        Ok(Some(Script { interpreter: PathBuf::from(OsStr::from_bytes(name)), argument }))
     }
 }
 
@@ -162,7 +168,7 @@ pub fn resolve(
     let mut found = Found::open(path)?;
     let mut script_path = path.as_os_str().as_bytes().to_vec();
     for _ in 0..=SCRIPT_DEPTH {
-        let Some((interpreter, argument)) = found.script()? else { return Ok((found, argv)) };
+        let Some(Script { interpreter, argument }) = found.script()? else { return Ok((found, argv)) };
         let name = interpreter.as_os_str().as_bytes().to_vec();
         let rest = argv.into_iter().skip(1);
         argv = std::iter::once(name.clone()).chain(argument).chain([script_path]).chain(rest).collect();

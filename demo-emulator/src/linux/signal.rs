@@ -122,6 +122,11 @@ impl Thread {
     }
 
     fn deliver(&mut self, signal: &Signal) {
+        // Only what the host cannot block arrives all the same.
+        if self.mask & set_of(signal.number) != 0 {
+            self.queued.push(*signal);
+            return;
+        }
         let action = self.process.actions().get(signal.number);
         match action.handler {
             IGNORE => {}

@@ -23,7 +23,7 @@ use crate::hart::Hart;
 use crate::memory::FaultKind;
 use crate::riscv::trap::Trap;
 
-use super::errno::Errno;
+use super::errno::{Errno, Stop, SysResult};
 use super::host_signals::{self, Registration, SigSet, Signal};
 use super::machine::{Executor, Exit};
 use super::process::Process;
@@ -113,6 +113,11 @@ impl Thread {
     /// The word that a safe system call looks at.
     pub fn pending_signal(&self) -> &std::sync::atomic::AtomicU32 {
         self.registration.mailbox().pending()
+    }
+
+    /// Whether a signal waits to be delivered.
+    pub fn has_signal(&self) -> bool {
+        self.pending_signal().load(Ordering::Acquire) != 0
     }
 
     /// Takes the signal that the host's handler left.
@@ -275,10 +280,14 @@ impl Thread {
     /// clone of a process: gives its id to the parent and 0 to the child. With
     /// CLONE_VFORK the parent waits until the child executes or ends; memory is
     /// copied all the same.
-    pub fn fork(&mut self, request: &CloneRequest) -> Result<u64, Errno> {
+    pub fn fork(&mut self, request: &CloneRequest) -> SysResult {
         let vfork = if request.flags & libc::CLONE_VFORK as u64 != 0 { Some(pipe()?) } else { None };
         let process = self.process.clone();
         let old_mask = host_signals::set_mask(SigSet::MAX);
+        if self.has_signal() {
+            // The child must not have a copy of it.
+            return Err(Stop::Restart);
+        }
         let (space, actions) = (process.space(), process.actions());
         process.observer.before_fork();
         // SAFETY: see the module's head.
@@ -302,7 +311,7 @@ impl Thread {
         }
         host_signals::set_mask(old_mask);
         if pid < 0 {
-            return Err(error);
+            return Err(error.into());
         }
         if let Some((reader, writer)) = vfork {
             drop(writer);

@@ -1,6 +1,6 @@
 //! The kernel interface: from `ecall` to `a0`.
 //!
-//! [`table`] lists the calls. Most are the host's own with the pointers
+//! `table` lists the calls. Most are the host's own with the pointers
 //! translated; the others have code in a module by what they are about.
 
 mod epoll;
@@ -34,6 +34,10 @@ use spec::{Arg, Handler, Spec};
 /// Makes the system call that the hart stands at; gives the status if it ends
 /// the thread.
 pub fn run(thread: &mut Thread) -> Option<i32> {
+    if thread.has_signal() {
+        // It came first: the same `ecall` runs again behind its handler.
+        return None;
+    }
     let number = thread.hart.x[17];
     let mut arguments = [0; 6];
     arguments.copy_from_slice(&thread.hart.x[10..16]);

@@ -65,7 +65,8 @@ fn execute_path(thread: &Thread, name: &Path, argv: u64, envp: u64) -> SysResult
         command.extend(process.options.inherited.iter().cloned());
         command.extend([b"-0".to_vec(), argv[0].clone(), b"--".to_vec(), path.as_os_str().as_bytes().to_vec()]);
         command.extend(argv.into_iter().skip(1));
-        (c"/proc/self/exe".to_owned(), command)
+        // Of the thread: the first one may have ended.
+        (c"/proc/thread-self/exe".to_owned(), command)
     } else if found.is_elf() {
         (c_path(&path)?, argv)
     } else {

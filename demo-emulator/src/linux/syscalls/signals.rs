@@ -1,7 +1,7 @@
 //! Signal calls. Masks and dispositions are set on the host as well.
 
 use super::super::errno::{Errno, Stop, SysResult};
-use super::super::host_signals::{NEVER_BLOCKED, SIGINFO_BYTES, SigSet, Signal, set_of};
+use super::super::host_signals::{self, NEVER_BLOCKED, SigSet, Signal, set_of};
 use super::super::signal::{Action, SIGNAL_MAX, UNBLOCKABLE};
 use super::super::signal_frame::{AltStack, SS_DISABLE, SS_ONSTACK};
 use super::super::thread::Thread;
@@ -52,22 +52,17 @@ pub(super) fn mask(thread: &mut Thread, [how, new, old, len, ..]: [u64; 6]) -> S
             libc::SIG_SETMASK => set,
             _ => return Err(Errno::EINVAL.into()),
         };
-        change_mask(thread, mask);
+        // With all of them kept out, none can arrive that the new mask blocks.
+        host_signals::set_mask(SigSet::MAX);
+        if thread.has_signal() {
+            return Err(Stop::Restart);
+        }
+        thread.set_signal_mask(mask);
     }
     if old != 0 {
         write_u64(&window, old, before)?;
     }
     Ok(0)
-}
-
-/// Sets the guest's mask. A signal in the mailbox keeps all others out until it
-/// is delivered, so the host's mask is then left to the delivery.
-fn change_mask(thread: &mut Thread, mask: SigSet) {
-    if thread.pending_signal().load(std::sync::atomic::Ordering::Acquire) == 0 {
-        thread.set_signal_mask(mask);
-    } else {
-        thread.mask = mask & !UNBLOCKABLE;
-    }
 }
 
 /// rt_sigpending.
@@ -125,9 +120,8 @@ fn keep_own(thread: &mut Thread, tid: u64, signal: u64) -> bool {
     if !own || tid as u32 != thread.tid() {
         return false;
     }
-    let ids = [number, 0, SI_TKILL as u32, 0, std::process::id(), rustix::process::getuid().as_raw()];
-    let mut info = [0; SIGINFO_BYTES];
-    info.copy_from_slice(&Fields::default().u32s(&ids).padded_to(SIGINFO_BYTES).0);
+    let uid = rustix::process::getuid().as_raw();
+    let info = host_signals::sent_info(number, SI_TKILL, std::process::id(), uid);
     thread.queued.push(Signal { number, info });
     true
 }

@@ -22,7 +22,7 @@ pub(super) fn clone(thread: &mut Thread, [flags, stack, parent_tid, tls, child_t
     if flags as i32 & namespaces != 0 || has(libc::CLONE_VM) && !has(libc::CLONE_VFORK) {
         return Err(Errno::EINVAL.into());
     }
-    Ok(thread.fork(&request)?)
+    thread.fork(&request)
 }
 
 /// set_tid_address.
