@@ -331,8 +331,8 @@ impl AddressSpace {
             self.clear(start + new_len, old_end)?;
             return Ok(start);
         }
-        let in_place = checked_end(start, new_len).filter(|end| self.mappings.is_free(old_end, *end));
-        if to.is_none() && mapping.kind == Kind::Private && in_place.is_some() {
+        let in_place = || checked_end(start, new_len).is_some_and(|end| self.mappings.is_free(old_end, end));
+        if to.is_none() && mapping.kind == Kind::Private && in_place() {
             self.map(Place::Fixed(old_end), new_len - old_len, mapping.prot, Source::Anonymous)?;
             return Ok(start);
         }

@@ -121,10 +121,18 @@ impl Thread {
         host_signals::set_mask(self.mask);
     }
 
+    /// Keeps a signal that the host must not see; one of each number, as Linux
+    /// keeps those that are not real-time signals.
+    pub fn queue(&mut self, signal: Signal) {
+        if self.queued.iter().all(|other| other.number != signal.number) {
+            self.queued.push(signal);
+        }
+    }
+
     fn deliver(&mut self, signal: &Signal) {
         // Only what the host cannot block arrives all the same.
         if self.mask & set_of(signal.number) != 0 {
-            self.queued.push(*signal);
+            self.queue(*signal);
             return;
         }
         let action = self.process.actions().get(signal.number);

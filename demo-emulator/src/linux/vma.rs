@@ -98,7 +98,7 @@ impl Mappings {
 
     /// Whether nothing is mapped in `start..end`.
     pub fn is_free(&self, start: u64, end: u64) -> bool {
-        self.at(start).is_none() && self.by_start.range(start..end).next().is_none()
+        start >= end || self.at(start).is_none() && self.by_start.range(start..end).next().is_none()
     }
 
     /// Whether every page of `start..end` is mapped.
@@ -115,6 +115,9 @@ impl Mappings {
 
     /// Forgets what is mapped in `start..end`, splitting what sticks out.
     pub fn remove(&mut self, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
         let mut touched: Vec<Mapping> = self.by_start.range(start..end).map(|(_, mapping)| *mapping).collect();
         touched.extend(self.at(start).filter(|mapping| mapping.start < start));
         for mapping in touched {

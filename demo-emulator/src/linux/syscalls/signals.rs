@@ -122,7 +122,7 @@ fn keep_own(thread: &mut Thread, tid: u64, signal: u64) -> bool {
     }
     let uid = rustix::process::getuid().as_raw();
     let info = host_signals::sent_info(number, SI_TKILL, std::process::id(), uid);
-    thread.queued.push(Signal { number, info });
+    thread.queue(Signal { number, info });
     true
 }
 

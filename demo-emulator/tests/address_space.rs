@@ -1,0 +1,206 @@
+//! mmap and its kin over a real window: what the guest may touch afterwards,
+//! what is in it, and what an observer is told.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex};
+
+use codewarden::addr::{HostAddr, HostRange};
+use codewarden::protection::Access;
+use demo_emulator::linux::address_space::{AddressSpace, Place, Source};
+use demo_emulator::linux::errno::Errno;
+use demo_emulator::linux::{Backing, MemoryObserver, NoTracking};
+use demo_emulator::memory::window::{EXEC, READ, WINDOW_LEN_BYTES, WRITE};
+use demo_emulator::memory::{Window, host_fault};
+
+const PAGE: u64 = 4096;
+const RW: u8 = READ | WRITE;
+const STACK_BYTES: u64 = 1 << 20;
+
+/// Does what `NoTracking` does and writes down what it is told, in pages from
+/// the first that it heard of.
+struct Recorder {
+    base: u64,
+    events: Mutex<Vec<String>>,
+}
+
+impl Recorder {
+    fn note(&self, what: &str, range: HostRange) {
+        let start = range.start().0 as u64 - self.base;
+        self.events.lock().unwrap().push(format!("{what} {start:#x} {}", range.len() as u64 / PAGE));
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.events.lock().unwrap())
+    }
+}
+
+impl MemoryObserver for Recorder {
+    fn mapping_change_begin(&self, range: HostRange) {
+        self.note("begin", range);
+    }
+    fn mapping_change_end(&self, range: HostRange, backing: Backing) {
+        let what = match backing {
+            Backing::Kept => "kept",
+            Backing::Anonymous => "anonymous",
+            Backing::Shared { .. } => "shared",
+        };
+        self.note(what, range);
+    }
+    fn set_access(&self, range: HostRange, access: Access) -> Result<(), Errno> {
+        self.note(&format!("{access:?}"), range);
+        NoTracking.set_access(range, access)
+    }
+    fn kernel_write_begin(&self, _start: HostAddr, _len_bytes: usize) {}
+    fn kernel_write_end(&self, _start: HostAddr, _len_bytes: usize) {}
+    fn flush_icache(&self, _range: Option<HostRange>) {}
+    fn before_fork(&self) {}
+    fn after_fork_parent(&self) {}
+    fn after_fork_child(&self) {}
+    fn before_exit(&self, _status: i32) {}
+}
+
+fn new_space() -> (Window, Arc<Recorder>, AddressSpace) {
+    host_fault::install().unwrap();
+    let window = Window::reserve().unwrap();
+    let recorder = Arc::new(Recorder { base: window.base() as u64, events: Mutex::default() });
+    (window, recorder.clone(), AddressSpace::new(window, recorder, STACK_BYTES))
+}
+
+const AT: u64 = 0x10_0000;
+
+#[test]
+fn what_is_unmapped_is_gone_and_comes_back_as_zero() {
+    let (window, recorder, mut space) = new_space();
+    assert_eq!(space.map(Place::Fixed(AT), 3 * PAGE, RW, Source::Anonymous), Ok(AT));
+    window.store_u64(AT + PAGE, 7).unwrap();
+    assert_eq!(recorder.take(), ["ReadWrite 0x100000 3"]);
+    space.unmap(AT + PAGE, PAGE).unwrap();
+    assert!(window.load_u64(AT + PAGE).is_err() && window.load_u64(AT + 2 * PAGE).is_ok());
+    assert_eq!(window.permissions(AT + PAGE), 0);
+    assert_eq!(recorder.take(), ["begin 0x101000 1", "None 0x101000 1", "kept 0x101000 1"]);
+    space.map(Place::FixedNoReplace(AT + PAGE), PAGE, RW, Source::Anonymous).unwrap();
+    assert_eq!(window.load_u64(AT + PAGE), Ok(0));
+    assert_eq!(space.mappings().iter().count(), 1);
+}
+
+#[test]
+fn places_are_honoured_or_found() {
+    let (_, _, mut space) = new_space();
+    let first = space.map(Place::Hint(0), PAGE, RW, Source::Anonymous).unwrap();
+    let second = space.map(Place::Hint(0), 2 * PAGE, RW, Source::Anonymous).unwrap();
+    assert_eq!(second, first - 2 * PAGE);
+    assert_eq!(space.map(Place::Hint(AT + 5), PAGE, RW, Source::Anonymous), Ok(AT));
+    assert_ne!(space.map(Place::Hint(AT), PAGE, RW, Source::Anonymous), Ok(AT));
+    assert_eq!(space.map(Place::FixedNoReplace(AT), PAGE, RW, Source::Anonymous), Err(Errno::EEXIST));
+    assert_eq!(space.map(Place::Fixed(AT + 1), PAGE, RW, Source::Anonymous), Err(Errno::EINVAL));
+    assert_eq!(space.map(Place::Fixed(WINDOW_LEN_BYTES), PAGE, RW, Source::Anonymous), Err(Errno::ENOMEM));
+    assert_eq!(space.map(Place::Fixed(0), PAGE, RW, Source::Anonymous), Err(Errno::EPERM));
+    assert_eq!(space.map(Place::Hint(0), WINDOW_LEN_BYTES, RW, Source::Anonymous), Err(Errno::ENOMEM));
+    assert_eq!(space.map(Place::Hint(0), 0, RW, Source::Anonymous), Err(Errno::EINVAL));
+}
+
+#[test]
+fn losing_the_executable_bit_is_announced_and_gaining_it_is_not() {
+    let (window, recorder, mut space) = new_space();
+    space.map(Place::Fixed(AT), 2 * PAGE, RW, Source::Anonymous).unwrap();
+    recorder.take();
+    space.protect(AT, 2 * PAGE, READ | EXEC).unwrap();
+    assert_eq!(recorder.take(), ["Read 0x100000 2"]);
+    assert!(window.store_u8(AT, 1).is_err() && window.fetch_u16(AT).is_ok());
+    space.protect(AT + PAGE, PAGE, RW).unwrap();
+    assert_eq!(recorder.take(), ["begin 0x101000 1", "ReadWrite 0x101000 1", "kept 0x101000 1"]);
+    assert!(window.fetch_u16(AT + PAGE).is_err() && window.fetch_u16(AT).is_ok());
+    space.protect(AT, PAGE, RW | EXEC).unwrap();
+    assert_eq!(recorder.take(), ["ReadWrite 0x100000 1"]);
+    assert_eq!(space.protect(AT, 3 * PAGE, READ), Err(Errno::ENOMEM));
+}
+
+#[test]
+fn a_file_is_copied_or_shared() {
+    let (window, recorder, mut space) = new_space();
+    let file = File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(2 * PAGE).unwrap();
+    let (fd, offset) = (file.as_raw_fd(), 0);
+    space.map(Place::Fixed(AT), 2 * PAGE, RW, Source::FileShared { fd, offset }).unwrap();
+    assert_eq!(recorder.take(), ["begin 0x100000 2", "shared 0x100000 2"]);
+    window.store_u64(AT + PAGE, 0x1234).unwrap();
+    let copy = space.map(Place::Hint(0), PAGE, RW, Source::File { fd, offset: PAGE }).unwrap();
+    assert_eq!(window.load_u64(copy), Ok(0x1234));
+    window.store_u64(copy, 1).unwrap();
+    assert_eq!(window.load_u64(AT + PAGE), Ok(0x1234));
+    let alias = space.map(Place::Hint(0), PAGE, RW, Source::FileShared { fd, offset: PAGE }).unwrap();
+    window.store_u64(alias, 2).unwrap();
+    assert_eq!(window.load_u64(AT + PAGE), Ok(2));
+    recorder.take();
+    space.unmap(AT, PAGE).unwrap();
+    assert_eq!(recorder.take(), ["begin 0x100000 1", "anonymous 0x100000 1"]);
+    assert!(window.load_u64(AT).is_err());
+    assert_eq!(window.load_u64(AT + PAGE), Ok(2));
+    let closed = Source::File { fd: -1, offset: 0 };
+    assert_eq!(space.map(Place::Fixed(AT), PAGE, RW, closed), Err(Errno::EBADF));
+    assert!(window.load_u64(AT).is_err() && space.mappings().is_free(AT, AT + PAGE));
+}
+
+#[test]
+fn a_mapping_grows_in_place_or_moves() {
+    let (window, _, mut space) = new_space();
+    space.map(Place::Fixed(AT), 2 * PAGE, RW, Source::Anonymous).unwrap();
+    window.store_u64(AT + PAGE, 11).unwrap();
+    assert_eq!(space.remap(AT, 2 * PAGE, 4 * PAGE, false, None), Ok(AT));
+    assert_eq!(window.load_u64(AT + 3 * PAGE), Ok(0));
+    space.map(Place::Fixed(AT + 4 * PAGE), PAGE, READ, Source::Anonymous).unwrap();
+    assert_eq!(space.remap(AT, 4 * PAGE, 8 * PAGE, false, None), Err(Errno::ENOMEM));
+    let moved = space.remap(AT, 4 * PAGE, 8 * PAGE, true, None).unwrap();
+    assert_eq!((window.load_u64(moved + PAGE), window.load_u64(moved + 7 * PAGE)), (Ok(11), Ok(0)));
+    assert!(window.load_u64(AT + PAGE).is_err());
+    assert_eq!(space.remap(moved, 8 * PAGE, 2 * PAGE, true, Some(AT)), Ok(AT));
+    assert_eq!(window.load_u64(AT + PAGE), Ok(11));
+    assert_eq!(space.remap(AT, 2 * PAGE, PAGE, false, None), Ok(AT));
+    assert!(window.load_u64(AT + PAGE).is_err());
+    assert_eq!(space.remap(AT, 4 * PAGE, 8 * PAGE, true, None), Err(Errno::EFAULT));
+}
+
+#[test]
+fn shared_memory_moves_with_its_pages() {
+    let (window, recorder, mut space) = new_space();
+    space.map(Place::Fixed(AT), 2 * PAGE, RW, Source::AnonymousShared).unwrap();
+    window.store_u64(AT + PAGE, 5).unwrap();
+    recorder.take();
+    let to = AT + 16 * PAGE;
+    assert_eq!(space.remap(AT, 2 * PAGE, 2 * PAGE, true, Some(to)), Ok(to));
+    assert_eq!(window.load_u64(to + PAGE), Ok(5));
+    assert!(window.load_u64(AT).is_err() && space.mappings().is_free(AT, AT + 2 * PAGE));
+    let events = recorder.take();
+    assert_eq!(events, ["begin 0x100000 2", "anonymous 0x100000 2", "begin 0x110000 2", "shared 0x110000 2"]);
+}
+
+#[test]
+fn the_heap_grows_and_shrinks() {
+    let (window, _, mut space) = new_space();
+    space.set_brk_start(AT);
+    assert_eq!(space.set_brk(0), AT);
+    assert_eq!(space.set_brk(AT + 100), AT + 100);
+    window.store_u64(AT + PAGE - 8, 3).unwrap();
+    assert_eq!(space.set_brk(AT + 2 * PAGE + 1), AT + 2 * PAGE + 1);
+    assert_eq!((window.load_u64(AT + PAGE - 8), window.load_u64(AT + 2 * PAGE)), (Ok(3), Ok(0)));
+    assert_eq!(space.set_brk(AT + PAGE), AT + PAGE);
+    assert!(window.load_u64(AT + PAGE).is_err());
+    space.map(Place::Fixed(AT + 2 * PAGE), PAGE, RW, Source::Anonymous).unwrap();
+    assert_eq!(space.set_brk(AT + 4 * PAGE), AT + PAGE);
+}
+
+#[test]
+fn advice_that_drops_contents_is_announced() {
+    let (window, recorder, mut space) = new_space();
+    space.map(Place::Fixed(AT), 2 * PAGE, RW, Source::Anonymous).unwrap();
+    window.store_u64(AT, 9).unwrap();
+    recorder.take();
+    space.advise(AT, PAGE, libc::MADV_DONTNEED).unwrap();
+    assert_eq!(recorder.take(), ["begin 0x100000 1", "kept 0x100000 1"]);
+    assert_eq!(window.load_u64(AT), Ok(0));
+    space.advise(AT, PAGE, libc::MADV_WILLNEED).unwrap();
+    assert_eq!(recorder.take(), [""; 0]);
+    assert_eq!(space.advise(AT, 3 * PAGE, libc::MADV_DONTNEED), Err(Errno::ENOMEM));
+    assert_eq!(space.residency(AT, 2 * PAGE).map(|pages| pages.len()), Ok(2));
+}
