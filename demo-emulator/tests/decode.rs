@@ -89,6 +89,46 @@ fn capstone_agrees_on_compressed_instructions() {
     }
 }
 
+/// Registers and the immediate of an instruction in capstone's words.
+fn operands(disassembler: &Capstone, bits: u32) -> (HashSet<String>, Option<i64>) {
+    let insts = disassembler.disasm_count(&bits.to_le_bytes(), 0x1000, 1).unwrap();
+    let inst = insts.iter().next().unwrap();
+    let number = |word: &str| {
+        let (sign, digits) = word.strip_prefix('-').map_or((1, word), |digits| (-1, digits));
+        let value = match digits.strip_prefix("0x") {
+            Some(digits) => i64::from_str_radix(digits, 16),
+            None => digits.parse(),
+        };
+        value.ok().map(|value| sign * value)
+    };
+    let words = inst.op_str().unwrap_or_default().split([',', ' ', '(', ')']).filter(|word| !word.is_empty());
+    let (numbers, registers): (Vec<_>, Vec<_>) = words.partition(|word| number(word).is_some());
+    (registers.into_iter().map(str::to_string).collect(), numbers.last().and_then(|word| number(word)))
+}
+
+#[test]
+fn compressed_instructions_have_the_operands_of_what_they_expand_to() {
+    let disassembler = disassembler();
+    let mut compared = 0;
+    for bits in (0..=0xffff_u32).filter(|bits| bits & 3 != 3) {
+        let inst = decode(bits);
+        if inst.op == Op::Illegal || mnemonic(&disassembler, bits).is_empty() {
+            continue;
+        }
+        let (registers, immediate) = operands(&disassembler, bits);
+        let (expanded_registers, expanded_immediate) = operands(&disassembler, encode(&inst));
+        // `ret` does not print what it is about.
+        let agree = registers.is_subset(&expanded_registers) || inst.op == Op::Jalr && inst.rs1 == 1;
+        assert!(agree, "{bits:#06x}: {inst:?}: {registers:?}");
+        if let Some(immediate) = immediate {
+            // An alias such as `mv` does not print a 0.
+            assert_eq!(immediate, expanded_immediate.unwrap_or(0), "{bits:#06x}: {inst:?}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 30_000, "hardly an immediate: {compared}");
+}
+
 #[test]
 fn capstone_agrees_on_random_words() {
     let disassembler = disassembler();

@@ -247,9 +247,14 @@ fn store_conditional_wants_its_reservation() {
     assert_eq!(run(Op::Sc_d, &window), 1, "somebody wrote");
     assert_eq!(window.load_u64(OPEN), Ok(43));
     run(Op::Lr_w, &window);
+    // The same value, so that nothing but the address tells.
+    window.store_u32(OPEN + 8, 43).unwrap();
     hart.x[2] = OPEN + 8;
     exec(&inst(Op::Sc_w), &mut hart, &window).unwrap();
-    assert_eq!((hart.x[1], window.load_u32(OPEN + 8)), (1, Ok(0)), "another address");
+    assert_eq!((hart.x[1], window.load_u32(OPEN + 8)), (1, Ok(43)), "another address");
+    hart.x[2] = OPEN;
+    exec(&inst(Op::Sc_w), &mut hart, &window).unwrap();
+    assert_eq!((hart.x[1], window.load_u32(OPEN)), (1, Ok(43)), "any SC ends the reservation");
 }
 
 /// x1 and the whole of fcsr after a CSR instruction, or its trap.
