@@ -71,10 +71,15 @@ pub(super) fn protecting_is_a_hard_barrier(rig: &Rig) {
             while !stop.load(SeqCst) {
                 value = value.wrapping_add(1);
                 rig.store(5, 0, value);
+                if value % 16 == 0 {
+                    std::thread::yield_now(); // more writers than processors: give way to the barrier
+                }
             }
         });
         let mut missed = false;
-        for _ in 0..300 {
+        let mut rounds = 0;
+        while rounds < 150 && !missed {
+            rounds += 1;
             let faults = rig.sink.faults.load(SeqCst);
             rig.settle();
             rig.arm(5, 1);
