@@ -59,6 +59,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "the handler before ours", run: handler_before, end: End::Exit(41) },
     Scenario { name: "an old-style handler before ours", run: old_style_handler_before, end: End::Exit(42) },
     Scenario { name: "a one-shot handler before ours", run: one_shot_handler_before, end: End::Signal(libc::SIGSEGV) },
+    Scenario { name: "a read of a tracked page", run: read_of_tracked_page, end: End::Exit(43) },
     Scenario { name: "a handler after ours", run: handler_after, end: End::Exit(0) },
     Scenario { name: "the embedder owns the signals", run: embedder_owns_signals, end: End::Exit(0) },
     Scenario { name: "SIGBUS blocked", run: sigbus_blocked, end: End::Signal(libc::SIGBUS) },
@@ -69,6 +70,9 @@ const SCENARIOS: &[Scenario] = &[
 fn main() -> ExitCode {
     let argument = std::env::args().nth(1).unwrap_or_default();
     if let Some(scenario) = SCENARIOS.iter().find(|scenario| scenario.name == argument) {
+        // A fault that comes back for ever is a failure, not a hang.
+        // SAFETY: sets a timer.
+        unsafe { libc::alarm(60) };
         (scenario.run)();
         return ExitCode::SUCCESS;
     }
@@ -107,12 +111,13 @@ fn ended_as(end: &End, output: &Output) -> bool {
 #[derive(Default)]
 struct Counter(AtomicUsize);
 
-// SAFETY: one atomic addition.
+// SAFETY: two atomic additions.
 unsafe impl PageObserver for Counter {
     type Data = ();
 
     fn written(&self, (): &(), _: &PageWrite) {
         self.0.fetch_add(1, SeqCst);
+        TOLD.fetch_add(1, SeqCst);
     }
 }
 
@@ -274,6 +279,25 @@ extern "C" fn exit_old_style(signo: c_int) {
 fn old_style_handler_before() {
     install(libc::SIGSEGV, exit_old_style as *const () as usize, libc::SA_ONSTACK, 0);
     store_to_nowhere();
+}
+
+/// What every observer of this process was told.
+static TOLD: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn exit_if_nobody_was_told(_: c_int) {
+    // SAFETY: leaves from a handler.
+    unsafe { libc::_exit(if TOLD.load(SeqCst) == 1 { 43 } else { 1 }) };
+}
+
+/// A guest page that is protected and that the guest may not read: a read of it
+/// is the guest's fault and kills no block.
+fn read_of_tracked_page() {
+    install(libc::SIGSEGV, exit_if_nobody_was_told as *const () as usize, libc::SA_ONSTACK, 0);
+    let tracked = Tracked::at_work(Mode::Mprotect);
+    tracked.protect(1);
+    let len = PageSize::host().bytes();
+    tracked.tracker.set_access(GuestAddr(GUEST.0 + len as u64), len as u64, Access::None).unwrap();
+    let _ = tracked.memory.read(len, &mut [0]);
 }
 
 extern "C" fn does_nothing(_: c_int) {}

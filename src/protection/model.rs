@@ -186,3 +186,54 @@ impl Protection for Model {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Opens {
+        model: OnceLock<Arc<Model>>,
+        calls: AtomicUsize,
+    }
+
+    #[allow(unsafe_code)]
+    // SAFETY: called by the model alone, never in a signal handler.
+    unsafe impl FaultSink for Opens {
+        fn on_write(&self, fault: &WriteFault) -> Handled {
+            self.calls.fetch_add(1, SeqCst);
+            let model = self.model.get().unwrap();
+            model.unprotect(HostRange::page_of(fault.addr, model.page)).unwrap();
+            Handled::Retry
+        }
+
+        fn on_lost(&self) {}
+    }
+
+    /// The page is protected again between the sink and the store's next try: the
+    /// store is told of once more, and goes through in the end.
+    #[test]
+    fn a_page_that_is_protected_again_under_a_store_is_told_twice() {
+        let page = PageSize::from_shift(12);
+        let range = HostRange::new(HostAddr(0x10_000), 0x4000, page).unwrap();
+        let sink = Arc::new(Opens::default());
+        let (again, seen) = (Arc::new(OnceLock::<Arc<Model>>::new()), Arc::new(AtomicUsize::new(0)));
+        let (in_pause, count) = (again.clone(), seen.clone());
+        let model = Arc::new(Model::new(Mode::Sigbus, range, page).with_pause(move |moment| {
+            if moment == Moment::AfterSink && count.fetch_add(1, SeqCst) == 0 {
+                in_pause.get().unwrap().protect(range).unwrap();
+            }
+        }));
+        assert!(again.set(model.clone()).is_ok() && sink.model.set(model.clone()).is_ok());
+        let as_sink: Arc<dyn FaultSink> = sink.clone();
+        model.attach(range, &as_sink, Access::ReadWrite).unwrap();
+        model.protect(range).unwrap();
+        let mut stores = 0;
+        assert_eq!(model.store(HostAddr(0x11_008), 1, || stores += 1), Handled::Retry);
+        assert_eq!((stores, sink.calls.load(SeqCst), seen.load(SeqCst)), (1, 2, 2));
+        assert!(!model.is_protected(HostAddr(0x11_000)) && model.is_protected(HostAddr(0x12_000)));
+    }
+}

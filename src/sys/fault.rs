@@ -241,3 +241,43 @@ impl Drop for KeepErrno {
         unsafe { *libc::__errno_location() = self.0 };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    use super::*;
+    use crate::addr::PageSize;
+
+    #[derive(Default)]
+    struct Count(AtomicU64);
+
+    // SAFETY: one atomic addition.
+    unsafe impl FaultSink for Count {
+        fn on_write(&self, _: &WriteFault) -> Handled {
+            self.0.fetch_add(1, SeqCst);
+            Handled::Retry
+        }
+
+        fn on_lost(&self) {}
+    }
+
+    /// A store faults, the range is given up by another thread, and only then
+    /// does the store's handler run: it must not kill the process.
+    #[test]
+    fn a_fault_that_comes_after_its_range_was_given_up_is_tried_again() {
+        // Nothing is mapped there and no other test is.
+        let range = HostRange::new(HostAddr(1 << 46), 4096, PageSize::from_shift(12)).unwrap();
+        let fault = WriteFault { addr: range.start(), pc: None, tid: 0 };
+        let count = Arc::new(Count::default());
+        let sink: Arc<dyn FaultSink> = count.clone();
+        assert_eq!(dispatch(Delivery::Sigbus, &fault), Handled::NotOurs);
+        let registration = Registration::new(range, Delivery::Sigbus, &sink).unwrap();
+        assert_eq!(dispatch(Delivery::Sigbus, &fault), Handled::Retry);
+        assert_eq!(dispatch(Delivery::Sigsegv, &fault), Handled::NotOurs, "not how its faults arrive");
+        drop(registration);
+        assert_eq!(Arc::strong_count(&count), 2, "the sink is let go of");
+        assert_eq!(dispatch(Delivery::Sigbus, &fault), Handled::Retry);
+        assert_eq!(count.0.load(SeqCst), 1);
+    }
+}

@@ -200,6 +200,14 @@ fn unregistering_wakes_nobody_and_a_wake_after_it_does() {
 }
 
 #[test]
+fn a_release_leaves_no_writer_asleep() {
+    for fixture in Fixture::sync_on_both() {
+        fixture.uffd.protect(fixture.pages(3, 1)).unwrap();
+        fixture.with_sleeper(3, || fixture.uffd.release(fixture.memory.range()).unwrap());
+    }
+}
+
+#[test]
 fn closing_the_descriptor_wakes_all_and_opens_all() {
     let Fixture { memory, pagemap, uffd, page, .. } = Fixture::new(SYNC, false);
     uffd.protect(memory.range()).unwrap();
