@@ -1,7 +1,7 @@
 //! The emulator's handler of SIGSEGV and SIGBUS.
 //!
 //! It knows two kinds of fault: one in the routines of
-//! [`access`](super::access), resumed at their landing pad, and one in
+//! [`access`], resumed at their landing pad, and one in
 //! compiled code, which the translator claims by a hook. Everything else goes
 //! to the handler that was there before, so that a true crash still crashes.
 //!
