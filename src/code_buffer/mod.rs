@@ -51,13 +51,14 @@ use std::os::fd::OwnedFd;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FallocateFlags, MemfdFlags};
+use rustix::fs::FallocateFlags;
 use rustix::mm::{MapFlags, ProtFlags};
-use rustix::thread::{MembarrierCommand, membarrier};
 
 use self::free_list::FreeList;
 use crate::addr::{HostAddr, PageSize};
 use crate::error::Error;
+use crate::sys::membarrier;
+use crate::sys::mmap::memfd;
 
 /// What lies in freed code, so that a stray jump there traps: `int3`, and on
 /// other processors zeros, which are undefined instructions on aarch64.
@@ -125,8 +126,8 @@ impl CodeBuffer {
         let page = PageSize::host();
         let len = page.ceil(limit_bytes).filter(|&len| len != 0 && len <= isize::MAX as usize);
         let len = len.ok_or(Error::BadArgument("a code buffer has one byte at least and fits the address space"))?;
-        register_sync_core()?;
-        let memfd = new_memfd(len)?;
+        membarrier::register_sync_core()?;
+        let memfd = memfd("codewarden-code", len)?;
         let views = Views::map(&memfd, len)?;
         let state = State {
             memfd,
@@ -204,8 +205,8 @@ impl ForkGuard<'_> {
     /// [`Error::System`]: the buffer is still the parent's and must be
     /// neither written nor run.
     pub fn child(mut self) -> Result<(), Error> {
-        register_sync_core()?;
-        let memfd = new_memfd(self.shared.views.len)?;
+        membarrier::register_sync_core()?;
+        let memfd = memfd("codewarden-code", self.shared.views.len)?;
         self.shared.views.remap(&memfd)?;
         self.state.memfd = memfd;
         Ok(())
@@ -254,8 +255,7 @@ impl Allocation {
     /// [`Error::System`] where `membarrier` fails: the code must not be run.
     pub fn publish(&self) -> Result<(), Error> {
         clean_caches(self.rw(), self.rx(), self.len);
-        membarrier(MembarrierCommand::PrivateExpeditedSyncCore)
-            .map_err(|errno| Error::system("membarrier", 0, 0, errno))
+        membarrier::sync_core()
     }
 }
 
@@ -372,18 +372,6 @@ impl Drop for Views {
             let _ = unsafe { rustix::mm::munmap(view.cast(), self.len) };
         }
     }
-}
-
-fn new_memfd(len: usize) -> Result<OwnedFd, Error> {
-    let memfd = rustix::fs::memfd_create("codewarden-code", MemfdFlags::CLOEXEC)
-        .map_err(|errno| Error::system("memfd_create", 0, 0, errno))?;
-    rustix::fs::ftruncate(&memfd, len as u64).map_err(|errno| Error::system("ftruncate", 0, len, errno))?;
-    Ok(memfd)
-}
-
-fn register_sync_core() -> Result<(), Error> {
-    membarrier(MembarrierCommand::RegisterPrivateExpeditedSyncCore)
-        .map_err(|errno| Error::system("membarrier", 0, 0, errno))
 }
 
 /// Cleans the data cache and invalidates the instruction caches where the

@@ -157,9 +157,6 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// Carries out the guest's own mprotect on `range`, without losing the
     /// tracking's protection of any page of it.
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error>;
-
-    /// Whether the mechanism died: everything on its ranges is stale, for ever.
-    fn is_lost(&self) -> bool;
 }
 
 /// What [`open`] is to do beside opening.

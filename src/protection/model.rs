@@ -181,10 +181,6 @@ impl Protection for Model {
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
         self.change(range, |page, _| page.access = access)
     }
-
-    fn is_lost(&self) -> bool {
-        false
-    }
 }
 
 #[cfg(test)]

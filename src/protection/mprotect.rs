@@ -250,10 +250,6 @@ impl Protection for Mprotect {
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
         self.update(range, move |byte| byte & PROTECTED | encode(access))
     }
-
-    fn is_lost(&self) -> bool {
-        false
-    }
 }
 
 impl Drop for Mprotect {

@@ -42,8 +42,4 @@ impl Protection for NoProtection {
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
         mmap::set_access(range, access != Access::None, access == Access::ReadWrite)
     }
-
-    fn is_lost(&self) -> bool {
-        false
-    }
 }

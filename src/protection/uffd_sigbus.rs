@@ -60,8 +60,4 @@ impl Protection for UffdSigbus {
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
         self.ranges.set_access(range, access)
     }
-
-    fn is_lost(&self) -> bool {
-        !self.ranges.uffd.is_own()
-    }
 }

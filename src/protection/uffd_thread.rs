@@ -166,10 +166,6 @@ impl Protection for UffdThread {
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
         self.shared.ranges.set_access(range, access)
     }
-
-    fn is_lost(&self) -> bool {
-        self.shared.lost.load(Ordering::SeqCst) || !self.shared.ranges.uffd.is_own()
-    }
 }
 
 impl Drop for UffdThread {
@@ -235,7 +231,7 @@ mod tests {
         let sink: Arc<dyn FaultSink> = losses.clone();
         protection.attach(memory.range(), &sink, Access::ReadWrite).unwrap();
         protection.protect(memory.range()).unwrap();
-        assert!(!protection.is_lost());
+        assert!(!protection.shared.lost.load(Ordering::SeqCst));
 
         let other = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
         // SAFETY: never dropped: only names the number for the call.
@@ -245,7 +241,7 @@ mod tests {
 
         // SAFETY: in the mapping. It sleeps until the thread notices.
         unsafe { memory.range().start().as_ptr().write_volatile(1) };
-        while !protection.is_lost() || losses.0.load(Ordering::SeqCst) == 0 {
+        while !protection.shared.lost.load(Ordering::SeqCst) || losses.0.load(Ordering::SeqCst) == 0 {
             std::thread::yield_now();
         }
         assert_eq!(protection.protect(memory.range()), Err(Error::TrackingLost));

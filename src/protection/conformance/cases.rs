@@ -71,7 +71,7 @@ pub(super) fn protecting_is_a_hard_barrier(rig: &Rig) {
             while !stop.load(SeqCst) {
                 value = value.wrapping_add(1);
                 rig.store(5, 0, value);
-                if value % 16 == 0 {
+                if value.is_multiple_of(16) {
                     std::thread::yield_now(); // more writers than processors: give way to the barrier
                 }
             }

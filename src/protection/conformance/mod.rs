@@ -12,8 +12,10 @@ use super::{Mode, Probe};
 use cases::*;
 use rig::{Backend, Memory, Rig};
 
+type Case = fn(&Rig);
+
 /// Runs `case` on each kind of memory, or says that the kernel lacks the mode.
-fn run(backend: Backend, case: fn(&Rig)) {
+fn run(backend: Backend, case: Case) {
     if let Backend::Kernel(mode) = backend
         && let Err(error) = Probe::of_this_process().check(mode)
     {
@@ -119,7 +121,7 @@ mod model_deferred {
 
 #[test]
 fn the_control_fails_what_is_about_coherence() {
-    let cases: [(&str, fn(&Rig)); 6] = [
+    let cases: [(&str, Case); 6] = [
         ("a store", a_store_to_a_protected_page_is_learned_of),
         ("exactly the written pages", exactly_the_written_pages_are_learned_of),
         ("never touched", pages_that_were_never_touched_are_tracked),
