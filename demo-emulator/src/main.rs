@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use demo_emulator::cli::{self, Cli, Command};
+use demo_emulator::linux::process::raise_descriptor;
 use demo_emulator::linux::{Machine, Options, Oracle, Process, Start, host_signals};
 use demo_emulator::memory::{Window, host_fault};
 
@@ -73,7 +74,7 @@ fn run(mut cli: Cli) -> (u8, String) {
         stack_bytes: cli.stack_bytes(),
         sysroot: cli.sysroot,
         trace: cli.strace,
-        log,
+        log: log.map(|file| raise_descriptor(file.into()).into()),
         inherited: cli.inherited,
     };
     if let Err(error) = host_signals::restore_sigpipe() {

@@ -173,6 +173,18 @@ fn a_trace_names_calls_and_results() {
 }
 
 #[test]
+fn the_log_survives_a_program_that_closes_everything() {
+    let folder = Folder::new();
+    let mut program = Program::default();
+    program.call(436, &[3, -1, 0]).expect(A0, 0, 1).call(4000, &[]).li(A0, 0).exit();
+    let path = folder.file("program", &program.elf());
+    let log = folder.path().join("log");
+    assert!(emulator().arg("-strace").arg("-D").arg(&log).arg(path).status().unwrap().success());
+    let text = std::fs::read_to_string(log).unwrap();
+    assert!(text.contains("Unknown syscall 4000"), "{text}");
+}
+
+#[test]
 fn a_handler_runs_and_returns_to_the_same_registers() {
     let mut program = Program::default();
     let handler = counting_handler(&mut program);

@@ -10,6 +10,8 @@
 //! made one at a time (the address space's lock is held), kernel writes by many
 //! threads at once.
 
+use std::os::fd::RawFd;
+
 use codewarden::addr::{HostAddr, HostRange};
 use codewarden::protection::Access;
 
@@ -66,6 +68,11 @@ pub trait MemoryObserver: Send + Sync {
 
     /// The fork is done; this is the child, with this thread alone.
     fn after_fork_child(&self);
+
+    /// The file descriptors that the guest must neither close nor replace.
+    fn own_descriptors(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
 
     /// The process is about to end with `status`, in order and not by a signal.
     fn before_exit(&self, status: i32);

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -138,6 +139,14 @@ impl Process {
         KernelWrite { observer: &*self.observer, start, len_bytes }
     }
 
+    /// The descriptors in use by the emulator itself, ascending.
+    pub fn own_descriptors(&self) -> Vec<RawFd> {
+        let mut own = self.observer.own_descriptors();
+        own.extend(self.options.log.as_ref().map(|log| log.as_raw_fd()));
+        own.sort_unstable();
+        own
+    }
+
     /// Writes a line of the trace in one piece and without a lock, so that no
     /// fork can find it held.
     pub fn trace(&self, text: &str) {
@@ -158,6 +167,14 @@ impl Process {
     pub fn thread_ended(&self) -> usize {
         self.thread_count.fetch_sub(1, Ordering::AcqRel) - 1
     }
+}
+
+/// Moves a descriptor of the emulator's above those that a guest counts on; it
+/// stays where it is if the limit on descriptors is too low. It is closed on
+/// execve.
+pub fn raise_descriptor(fd: OwnedFd) -> OwnedFd {
+    const LOWEST: RawFd = 800;
+    rustix::io::fcntl_dupfd_cloexec(&fd, LOWEST).unwrap_or(fd)
 }
 
 /// The kernel writes guest memory while this lives.

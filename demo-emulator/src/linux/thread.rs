@@ -15,7 +15,7 @@
 //! that matter are held by the forking thread, which is the one that lives on.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
@@ -26,7 +26,7 @@ use crate::riscv::trap::Trap;
 use super::errno::{Errno, Stop, SysResult};
 use super::host_signals::{self, Registration, SigSet, Signal};
 use super::machine::{Executor, Exit};
-use super::process::Process;
+use super::process::{Process, raise_descriptor};
 use super::signal_frame::AltStack;
 use super::syscalls;
 use super::user_memory::{host_pointer, read_u64, write_u32};
@@ -345,17 +345,10 @@ fn apply(request: &CloneRequest, hart: &mut Hart) {
     hart.reserved = 0;
 }
 
-/// A pipe whose ends are closed by execve and lie above what the guest uses.
+/// A pipe whose ends are closed by execve and are out of the guest's way.
 fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
-    const LOWEST: i32 = 800;
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let raise = |fd: OwnedFd| {
-        // SAFETY: a plain system call on a descriptor that is ours.
-        let high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, LOWEST) };
-        // SAFETY: the kernel made the descriptor just now.
-        if high < 0 { fd } else { unsafe { OwnedFd::from_raw_fd(high) } }
-    };
-    Ok((raise(reader), raise(writer)))
+    Ok((raise_descriptor(reader), raise_descriptor(writer)))
 }
 
 fn wait_for_end(reader: &OwnedFd) {

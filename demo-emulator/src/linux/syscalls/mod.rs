@@ -3,6 +3,7 @@
 //! `table` lists the calls. Most are the host's own with the pointers
 //! translated; the others have code in a module by what they are about.
 
+mod descriptors;
 mod epoll;
 mod file;
 mod host;

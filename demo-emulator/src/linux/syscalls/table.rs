@@ -7,7 +7,7 @@ use super::spec::Arg::{
 };
 use super::spec::Handler::{Host, Own};
 use super::spec::Spec;
-use super::{epoll, file, ids, memory, misc, net, process, signals, status, threads, time, wait};
+use super::{descriptors, epoll, file, ids, memory, misc, net, process, signals, status, threads, time, wait};
 
 macro_rules! table {
     ($($number:literal $name:ident $handler:expr, [$($arg:expr),*];)*) => {
@@ -36,7 +36,7 @@ pub(super) static TABLE: &[Spec] = table! {
     21 epoll_ctl Own(epoll::control), [I, I, I, A];
     22 epoll_pwait Own(epoll::wait), [I, A, I, I, A, I];
     23 dup Host(libc::SYS_dup), [I];
-    24 dup3 Host(libc::SYS_dup3), [I, I, X];
+    24 dup3 Own(descriptors::duplicate), [I, I, X];
     25 fcntl Own(file::control), [I, I, X];
     26 inotify_init1 Host(libc::SYS_inotify_init1), [X];
     27 inotify_add_watch Host(libc::SYS_inotify_add_watch), [I, P, X];
@@ -61,7 +61,7 @@ pub(super) static TABLE: &[Spec] = table! {
     54 fchownat Host(libc::SYS_fchownat), [D, P, I, I, X];
     55 fchown Host(libc::SYS_fchown), [I, I, I];
     56 openat Own(file::open), [D, P, X, O];
-    57 close Host(libc::SYS_close), [I];
+    57 close Own(descriptors::close), [I];
     59 pipe2 Host(libc::SYS_pipe2), [Out(8), X];
     61 getdents64 Host(libc::SYS_getdents64), [I, OutLen(2), I];
     62 lseek Host(libc::SYS_lseek), [I, I, I];
@@ -214,7 +214,7 @@ pub(super) static TABLE: &[Spec] = table! {
     291 statx Host(libc::SYS_statx), [D, P, X, X, Out(256)];
     424 pidfd_send_signal Host(libc::SYS_pidfd_send_signal), [I, I, In(128), X];
     434 pidfd_open Host(libc::SYS_pidfd_open), [I, X];
-    436 close_range Host(libc::SYS_close_range), [I, I, X];
+    436 close_range Own(descriptors::close_range), [I, I, X];
     439 faccessat2 Host(libc::SYS_faccessat2), [D, P, O, X];
 };
 
