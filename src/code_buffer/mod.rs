@@ -7,7 +7,7 @@
 //!
 //! The memfd has the size of the limit from the start and memory behind it only
 //! where something was written. What is freed goes to an address-ordered free
-//! list that coalesces ([`free_list`]); whole free pages are given back by hole
+//! list that coalesces (`free_list`); whole free pages are given back by hole
 //! punching, in sweeps that are bounded and far apart.
 //!
 //! # Coherence of instructions
@@ -38,8 +38,8 @@
 //!
 //! # Safety
 //!
-//! The views are mapped in [`Views::map`], replaced in place by
-//! [`Views::remap`] and unmapped when the last of the buffer and its
+//! The views are mapped in `Views::map`, replaced in place by
+//! `Views::remap` and unmapped when the last of the buffer and its
 //! allocations is dropped. Bytes are written here in one place, a freed
 //! range's fill, while the free list's lock is held and before the range can
 //! be handed out again.

@@ -1,20 +1,20 @@
 //! How a page becomes read-only and how a write to it is learned of.
 //!
-//! A [`Protection`] is one mechanism (uffd-wp with SIGBUS, uffd-wp with a
+//! A `Protection` is one mechanism (uffd-wp with SIGBUS, uffd-wp with a
 //! handler thread, uffd-wp asynchronous, mprotect, nothing) behind one
 //! contract. It knows ranges of host memory and nothing else: no page state, no
 //! block. What a page's state is, and when it may change, is the tracker's.
 //!
 //! # Contract
 //!
-//! - When [`Protection::protect`] has returned, no store to the range that had
+//! - When `Protection::protect` has returned, no store to the range that had
 //!   not retired before can retire without being learned of.
 //! - A synchronous mechanism calls the range's [`FaultSink`] for each store that hits a
 //!   protected page, before the store retires; the sink un-protects (or not),
 //!   and the store is tried again.
 //! - A deferred one lets the store retire and reports its page at the next
-//!   [`Protection::harvest`], which protects it again atomically.
-//! - [`Protection::unprotect`] and everything that a signal handler reaches take
+//!   `Protection::harvest`, which protects it again atomically.
+//! - `Protection::unprotect` and everything that a signal handler reaches take
 //!   no lock, allocate nothing, use no thread-locals and keep errno.
 
 use core::fmt;
@@ -39,7 +39,7 @@ mod uffd_thread;
 pub use choice::best_synchronous;
 pub(crate) use choice::open;
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod conformance;
 #[cfg(any(test, loom, fuzzing))]
 pub(crate) mod model;

@@ -183,7 +183,7 @@ impl Protection for Model {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
