@@ -5,3 +5,4 @@ pub mod hart;
 pub mod linux;
 pub mod memory;
 pub mod riscv;
+pub mod translate;

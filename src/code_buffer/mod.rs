@@ -55,7 +55,7 @@ use rustix::fs::FallocateFlags;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use self::free_list::FreeList;
-use crate::addr::{HostAddr, PageSize};
+use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::sys::membarrier;
 use crate::sys::mmap::memfd;
@@ -81,6 +81,7 @@ pub struct CodeBuffer {
 #[derive(Debug)]
 struct Shared {
     views: Views,
+    executable: HostRange,
     page: PageSize,
     state: Mutex<State>,
 }
@@ -129,6 +130,7 @@ impl CodeBuffer {
         membarrier::register_sync_core()?;
         let memfd = memfd("codewarden-code", len)?;
         let views = Views::map(&memfd, len)?;
+        let executable = HostRange::new(HostAddr::of(views.rx), len, page)?;
         let state = State {
             memfd,
             free: FreeList::new(len),
@@ -137,7 +139,7 @@ impl CodeBuffer {
             allocations: 0,
             given_back_bytes: 0,
         };
-        Ok(Self { shared: Arc::new(Shared { views, page, state: Mutex::new(state) }) })
+        Ok(Self { shared: Arc::new(Shared { views, executable, page, state: Mutex::new(state) }) })
     }
 
     /// Memory for `len_bytes` of code at a multiple of `align_bytes`, which is
@@ -164,9 +166,9 @@ impl CodeBuffer {
         Ok(Allocation { shared: Arc::clone(&self.shared), start: range.start, end: range.end, len: len_bytes })
     }
 
-    /// Whether `address` lies in the executable view.
-    pub fn contains(&self, address: HostAddr) -> bool {
-        address.0.wrapping_sub(self.shared.views.rx as usize) < self.shared.views.len
+    /// The executable view: all code lies in it.
+    pub fn executable(&self) -> HostRange {
+        self.shared.executable
     }
 
     /// How much is used.

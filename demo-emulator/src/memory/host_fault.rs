@@ -1,4 +1,4 @@
-//! The emulator's handler of SIGSEGV and SIGBUS.
+//! The emulator's handler of SIGSEGV, SIGBUS and SIGILL.
 //!
 //! It knows two kinds of fault: one in the routines of
 //! [`access`], resumed at their landing pad, and one in
@@ -48,6 +48,8 @@ unsafe impl Sync for Previous {}
 
 static PREVIOUS_SEGV: Previous = Previous(UnsafeCell::new(MaybeUninit::zeroed()));
 static PREVIOUS_BUS: Previous = Previous(UnsafeCell::new(MaybeUninit::zeroed()));
+/// Compiled code refuses an instruction by an illegal one of the host's.
+static PREVIOUS_ILL: Previous = Previous(UnsafeCell::new(MaybeUninit::zeroed()));
 
 /// Installs the handler, once in a process; later calls do nothing.
 pub fn install() -> io::Result<()> {
@@ -56,6 +58,7 @@ pub fn install() -> io::Result<()> {
     if !*installed {
         install_one(libc::SIGSEGV, &PREVIOUS_SEGV)?;
         install_one(libc::SIGBUS, &PREVIOUS_BUS)?;
+        install_one(libc::SIGILL, &PREVIOUS_ILL)?;
         *installed = true;
     }
     Ok(())
@@ -131,7 +134,11 @@ unsafe fn ask_hook(signal: c_int, info: *const siginfo_t, context: *mut ucontext
 ///
 /// `info` and `context` are those of a signal being handled.
 unsafe fn chain(signal: c_int, info: *mut siginfo_t, context: *mut ucontext_t) {
-    let previous = if signal == libc::SIGSEGV { &PREVIOUS_SEGV } else { &PREVIOUS_BUS };
+    let previous = match signal {
+        libc::SIGSEGV => &PREVIOUS_SEGV,
+        libc::SIGBUS => &PREVIOUS_BUS,
+        _ => &PREVIOUS_ILL,
+    };
     // SAFETY: written before this handler was installed; a handler's address
     // is of the type that its flags say.
     unsafe {

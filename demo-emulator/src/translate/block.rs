@@ -1,0 +1,344 @@
+//! One basic block: its exits, its compilation, its memory.
+//!
+//! # Safety
+//!
+//! The one unsafe call enters the block's fault table in the index; the table
+//! is boxed, owned by the block and taken out of the index when that is
+//! dropped.
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU8;
+use std::sync::{Arc, PoisonError};
+
+use codewarden::FRONT_ENTRIES;
+use codewarden::code_buffer::Allocation;
+use cranelift_codegen::ir::{AbiParam, Block, InstBuilder, Signature, TrapCode, Value, types};
+use cranelift_codegen::isa::CallConv;
+use cranelift_codegen::{Context, ir};
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+use cranelift_jit::{JITBuilder, JITModule};
+use cranelift_module::{Module, ModuleError, default_libcall_names};
+
+use super::code_space::{CodeSpace, OneFunction};
+use super::entry::{ExitReason, LinkSlot};
+use super::fault_index::{FaultPoint, FaultTable};
+use super::lower::{Emitter, Environment, HOST, field};
+use crate::riscv::inst::{Inst, Op};
+
+/// What an inline check refuses; the fault index says which instruction's.
+pub(super) const REFUSED: TrapCode = TrapCode::unwrap_user(1);
+
+/// How a block is to be compiled.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BlockOptions {
+    /// A byte that becomes non-zero when this block is killed. It is looked at
+    /// after each store, so that a block that overwrites itself leaves right
+    /// behind the store. It must stay where it is for as long as the block
+    /// can run. `None` where the end of the block is early enough.
+    pub stale_flag: Option<NonNull<AtomicU8>>,
+}
+
+/// Why a block could not be compiled.
+#[derive(Debug)]
+pub enum TranslateError {
+    /// Cranelift cannot generate code for this host.
+    Host(String),
+    /// The fault handler could not be installed.
+    Signal(io::Error),
+    /// The code buffer is full: drop blocks and try again.
+    NoCodeMemory(io::Error),
+    /// Other harts could not be made to see the code.
+    Publish(codewarden::error::Error),
+    /// Cranelift refused the block: a defect of the translator.
+    Compile(String),
+    /// An empty block.
+    Empty,
+}
+
+impl fmt::Display for TranslateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(why) => write!(f, "no code can be generated for this host: {why}"),
+            Self::Signal(error) => write!(f, "cannot install the fault handler: {error}"),
+            Self::NoCodeMemory(error) => write!(f, "no room for compiled code: {error}"),
+            Self::Publish(error) => write!(f, "cannot publish compiled code: {error}"),
+            Self::Compile(why) => write!(f, "the compiler refused a block: {why}"),
+            Self::Empty => f.write_str("a block has one instruction at least"),
+        }
+    }
+}
+
+impl std::error::Error for TranslateError {}
+
+impl From<ModuleError> for TranslateError {
+    fn from(error: ModuleError) -> Self {
+        match error {
+            ModuleError::Allocation { err } => Self::NoCodeMemory(err),
+            other => Self::Compile(format!("{other:?}")),
+        }
+    }
+}
+
+/// Whether a block ends with this operation; any other may stand anywhere.
+pub fn ends_block(op: Op) -> bool {
+    use Op::*;
+    matches!(op, Jal | Jalr | Beq | Bne | Blt | Bge | Bltu | Bgeu | Fence_i | Ecall | Ebreak | Illegal)
+}
+
+/// Host code of one block. Dropping it frees the code: no hart may be in it
+/// then, or find it.
+#[derive(Debug)]
+pub struct CompiledBlock {
+    space: Arc<CodeSpace>,
+    code: Allocation,
+    /// Boxed: the index has its address.
+    faults: Box<FaultTable>,
+    /// Compiled code has the addresses of both.
+    links: Box<[LinkSlot]>,
+    _insts: Box<[Inst]>,
+}
+
+impl CompiledBlock {
+    /// What an entry cell holds to lead here.
+    pub fn entry(&self) -> usize {
+        self.code.rx() as usize
+    }
+
+    /// Length of the code.
+    pub fn len_bytes(&self) -> usize {
+        self.code.len()
+    }
+
+    /// The direct exits.
+    pub fn links(&self) -> &[LinkSlot] {
+        &self.links
+    }
+
+    /// The code.
+    pub fn code(&self) -> Vec<u8> {
+        // SAFETY: the executable view of the whole allocation, which nobody
+        // writes any more.
+        unsafe { std::slice::from_raw_parts(self.code.rx(), self.code.len()) }.to_vec()
+    }
+}
+
+impl Drop for CompiledBlock {
+    fn drop(&mut self) {
+        self.space.faults.remove(self.faults.start);
+    }
+}
+
+/// Compiles blocks; one for each thread that does.
+pub struct Translator {
+    space: Arc<CodeSpace>,
+    context: Context,
+    builder_context: FunctionBuilderContext,
+}
+
+impl fmt::Debug for Translator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Translator").field("space", &self.space).finish_non_exhaustive()
+    }
+}
+
+impl Translator {
+    /// A translator into `space`.
+    pub fn new(space: Arc<CodeSpace>) -> Self {
+        Self { space, context: Context::new(), builder_context: FunctionBuilderContext::new() }
+    }
+
+    /// Compiles one block: instructions with their addresses, of which only the
+    /// last may be one that [`ends_block`]; otherwise the block goes on at the
+    /// instruction behind it.
+    ///
+    /// # Errors
+    ///
+    /// [`TranslateError::NoCodeMemory`] where the code buffer is full; the
+    /// others are not the caller's to mend.
+    pub fn compile(&mut self, insts: &[(u64, Inst)], options: &BlockOptions) -> Result<CompiledBlock, TranslateError> {
+        let &(_, last) = insts.last().ok_or(TranslateError::Empty)?;
+        let links: Box<[LinkSlot]> = (0..exit_count(last.op)).map(|_| LinkSlot::unlinked()).collect();
+        let kept: Box<[Inst]> = insts.iter().map(|&(_, inst)| inst).collect();
+        self.context.clear();
+        self.build(insts, &kept, &links, options);
+
+        let (provider, place) = OneFunction::new(&self.space);
+        let mut builder = JITBuilder::with_isa(Arc::clone(&self.space.isa.0), default_libcall_names());
+        builder.memory_provider(Box::new(provider));
+        let mut module = JITModule::new(builder);
+        let function = module.declare_anonymous_function(&self.context.func.signature)?;
+        module.define_function(function, &mut self.context)?;
+        module.finalize_definitions()?;
+        let code = place.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let code = code.ok_or_else(|| TranslateError::Compile("the module took no memory".into()))?;
+        code.publish().map_err(TranslateError::Publish)?;
+
+        let faults =
+            Box::new(FaultTable { start: code.rx() as usize, len_bytes: code.len(), points: self.fault_points(insts) });
+        // SAFETY: boxed, and removed when the block is dropped.
+        unsafe { self.space.faults.insert(&*faults) };
+        Ok(CompiledBlock { space: Arc::clone(&self.space), code, faults, links, _insts: kept })
+    }
+
+    fn build(&mut self, insts: &[(u64, Inst)], kept: &[Inst], links: &[LinkSlot], options: &BlockOptions) {
+        self.context.func.signature = signature();
+        let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder_context);
+        let environment = Environment::new(&self.space, options.stale_flag);
+        let mut emitter = Emitter::new(builder, environment);
+        for (index, (&(pc, inst), kept)) in insts.iter().zip(kept).enumerate() {
+            if ends_block(inst.op) {
+                debug_assert!(index + 1 == insts.len(), "{inst:?} stands within a block");
+                emitter.end_block(pc, &inst, links);
+                emitter.finish(self.space.isa.0.frontend_config());
+                return;
+            }
+            emitter.lower(index as u32, pc, kept);
+        }
+        let next = insts.last().map_or(0, |&(pc, inst)| pc.wrapping_add(u64::from(inst.len)));
+        emitter.flush();
+        // Straight on: never backward.
+        emitter.exit_direct(next, false, &links[0]);
+        emitter.finish(self.space.isa.0.frontend_config());
+    }
+
+    /// Host code ranges of what can fault, as the compiler placed them.
+    fn fault_points(&self, insts: &[(u64, Inst)]) -> Box<[FaultPoint]> {
+        let Some(compiled) = self.context.compiled_code() else { return Box::default() };
+        let locations = compiled.buffer.get_srclocs_sorted();
+        let located = locations.iter().filter(|location| !location.loc.is_default());
+        located
+            .map(|location| FaultPoint {
+                start: location.start,
+                end: location.end,
+                guest_pc: insts[location.loc.bits() as usize].0,
+            })
+            .collect()
+    }
+}
+
+/// The signature of every block.
+fn signature() -> Signature {
+    let mut signature = Signature::new(CallConv::Tail);
+    signature.params.extend([AbiParam::new(types::I64), AbiParam::new(types::I64)]);
+    signature.returns.push(AbiParam::new(types::I64));
+    signature
+}
+
+/// How many direct exits a block has that ends with `op`.
+fn exit_count(op: Op) -> usize {
+    match op {
+        Op::Beq | Op::Bne | Op::Blt | Op::Bge | Op::Bltu | Op::Bgeu => 2,
+        Op::Jalr | Op::Fence_i | Op::Ecall | Op::Ebreak | Op::Illegal => 0,
+        _ => 1,
+    }
+}
+
+impl Emitter<'_> {
+    /// The last instruction of a block and everything behind it.
+    fn end_block(&mut self, pc: u64, inst: &Inst, links: &[LinkSlot]) {
+        let next = pc.wrapping_add(u64::from(inst.len));
+        let target = pc.wrapping_add(inst.imm as i64 as u64);
+        match inst.op {
+            Op::Jal => {
+                let link = self.constant(next);
+                self.set_x(inst.rd, link);
+                self.flush();
+                self.exit_direct(target, target <= pc, &links[0]);
+            }
+            Op::Jalr => {
+                let base = self.x(inst.rs1);
+                let target = self.builder.ins().iadd_imm_s(base, i64::from(inst.imm));
+                let target = self.builder.ins().band_imm_s(target, !1);
+                let link = self.constant(next);
+                self.set_x(inst.rd, link);
+                self.flush();
+                self.exit_indirect(target);
+            }
+            Op::Fence_i => {
+                self.builder.ins().fence();
+                self.flush();
+                self.set_pc(next);
+                self.leave(ExitReason::FenceI);
+            }
+            Op::Ecall | Op::Ebreak | Op::Illegal => {
+                self.flush();
+                self.set_pc(pc);
+                self.leave(ExitReason::Trap);
+            }
+            _ => {
+                let taken = self.branch_condition(inst);
+                self.flush();
+                let (then, otherwise) = (self.builder.create_block(), self.builder.create_block());
+                self.builder.ins().brif(taken, then, &[], otherwise, &[]);
+                self.builder.switch_to_block(then);
+                self.exit_direct(target, target <= pc, &links[0]);
+                self.builder.switch_to_block(otherwise);
+                self.exit_direct(next, false, &links[1]);
+            }
+        }
+    }
+
+    /// Goes to a constant address through `link`. Registers are in the hart.
+    fn exit_direct(&mut self, target: u64, backward: bool, link: &LinkSlot) {
+        self.set_pc(target);
+        if backward {
+            self.poll();
+        }
+        let slot = self.constant(std::ptr::from_ref(link) as u64);
+        let cell = self.builder.ins().load(types::I64, HOST, slot, 0);
+        self.jump_through(cell, slot);
+    }
+
+    /// Goes where the front says that `target` is. Registers are in the hart.
+    fn exit_indirect(&mut self, target: Value) {
+        self.builder.ins().store(HOST, target, self.hart, field::PC);
+        self.poll();
+        let (hit, miss) = (self.builder.create_block(), self.builder.create_block());
+        self.builder.set_cold_block(miss);
+        let front = self.builder.ins().load(types::I64, HOST, self.hart, field::FRONT);
+        // `Key::front_index`; entries have 16 bytes.
+        let row = self.builder.ins().ishl_imm_u(target, 3);
+        let row = self.builder.ins().band_imm_u(row, (FRONT_ENTRIES as i64 - 1) << 4);
+        let row = self.builder.ins().iadd(front, row);
+        let pc = self.builder.ins().load(types::I64, HOST, row, 0);
+        let same = self.builder.ins().icmp(ir::condcodes::IntCC::Equal, pc, target);
+        self.builder.ins().brif(same, hit, &[], miss, &[]);
+        self.builder.switch_to_block(miss);
+        self.leave(ExitReason::IndirectMiss);
+        self.builder.switch_to_block(hit);
+        let cell = self.builder.ins().load(types::I64, HOST, row, 8);
+        let no_slot = self.constant(0);
+        self.jump_through(cell, no_slot);
+    }
+
+    fn jump_through(&mut self, cell: Value, slot: Value) {
+        let code = self.builder.ins().load(types::I64, HOST, cell, 0);
+        let signature = self.builder.import_signature(signature());
+        self.builder.ins().return_call_indirect(signature, code, &[self.hart, slot]);
+    }
+
+    /// Leaves if the hart was asked to. The pc is in the hart.
+    fn poll(&mut self) {
+        let request = self.builder.ins().load(types::I8, HOST, self.hart, field::EXIT_REQUEST);
+        let (asked, on) = (self.builder.create_block(), self.builder.create_block());
+        self.leave_if(request, asked, on, ExitReason::Interrupted);
+    }
+
+    /// Branches to `out`, which leaves, if `condition` is not 0; goes on at `on`.
+    fn leave_if(&mut self, condition: Value, out: Block, on: Block, reason: ExitReason) {
+        self.builder.set_cold_block(out);
+        self.builder.ins().brif(condition, out, &[], on, &[]);
+        self.builder.switch_to_block(out);
+        self.leave(reason);
+        self.builder.switch_to_block(on);
+    }
+
+    /// Returns from compiled code.
+    pub(super) fn leave(&mut self, reason: ExitReason) {
+        let reason = self.constant(reason as u64);
+        self.builder.ins().return_(&[reason]);
+    }
+}

@@ -1,0 +1,137 @@
+//! What all translators of a process share: the host's instruction set, the
+//! code buffer, the index of fault points and the guest's window.
+//!
+//! # Safety
+//!
+//! The memory provider hands out the writable view of one allocation, which
+//! whoever made the provider keeps until the module is gone. `enter` passes its
+//! caller's obligation on.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use codewarden::code_buffer::{Allocation, CodeBuffer};
+use cranelift_codegen::isa::OwnedTargetIsa;
+use cranelift_codegen::settings::{self, Configurable};
+use cranelift_jit::{BranchProtection, JITMemoryKind, JITMemoryProvider};
+use cranelift_module::ModuleResult;
+
+use super::block::TranslateError;
+use super::entry::{self, ExitReason};
+use super::fault_index::FaultIndex;
+use crate::hart::Hart;
+use crate::memory::{Window, host_fault};
+
+/// Blocks start at a cache line: the fault index tells them apart by it.
+const CODE_ALIGN_BYTES: usize = 64;
+
+/// The compiled code of a process and what it needs around it.
+#[derive(Debug)]
+pub struct CodeSpace {
+    pub(super) isa: OwnedIsa,
+    pub(super) faults: FaultIndex,
+    pub(super) window: Window,
+    /// Whether the host multiplies and adds with one rounding.
+    pub(super) has_fma: bool,
+    buffer: CodeBuffer,
+}
+
+/// The target, which does not print itself.
+pub(super) struct OwnedIsa(pub(super) OwnedTargetIsa);
+
+impl std::fmt::Debug for OwnedIsa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.name())
+    }
+}
+
+impl CodeSpace {
+    /// A space for code that accesses `window`, in `buffer`. Installs the
+    /// process's fault handler.
+    ///
+    /// # Errors
+    ///
+    /// [`TranslateError`] where Cranelift has no code generator for this host,
+    /// or the signal handler cannot be installed.
+    pub fn new(window: Window, buffer: CodeBuffer) -> Result<Arc<Self>, TranslateError> {
+        let isa = OwnedIsa(target()?);
+        host_fault::set_fault_hook(entry::fault_hook);
+        host_fault::install().map_err(TranslateError::Signal)?;
+        let faults = FaultIndex::new(buffer.executable());
+        Ok(Arc::new(Self { isa, faults, window, has_fma: std::is_x86_feature_detected!("fma"), buffer }))
+    }
+
+    /// The buffer that the code lies in.
+    pub fn buffer(&self) -> &CodeBuffer {
+        &self.buffer
+    }
+
+    /// Runs compiled code until it comes back.
+    ///
+    /// # Safety
+    ///
+    /// `code` is the entry of a block of this space, or a stub, and it and
+    /// everything that it links to stay alive until this returns;
+    /// `hart.front` points to a vCPU's front, whose cells are as alive, and
+    /// which no other thread uses.
+    pub unsafe fn enter(&self, hart: &mut Hart, code: usize) -> ExitReason {
+        // SAFETY: the caller's promise.
+        unsafe { entry::enter(hart, code, &self.faults) }
+    }
+}
+
+fn target() -> Result<OwnedTargetIsa, TranslateError> {
+    let unsupported = |error: &dyn std::fmt::Display| TranslateError::Host(error.to_string());
+    let mut flags = settings::builder();
+    for (name, value) in [
+        // Blocks are short and compiled while the guest waits.
+        ("opt_level", "none"),
+        ("regalloc_algorithm", "single_pass"),
+        ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
+        // Tail calls are implemented with frame pointers only.
+        ("preserve_frame_pointers", "true"),
+        ("unwind_info", "false"),
+        ("enable_probestack", "false"),
+        ("is_pic", "false"),
+    ] {
+        flags.set(name, value).map_err(|error| unsupported(&error))?;
+    }
+    let builder = cranelift_native::builder().map_err(|error| unsupported(&error))?;
+    builder.finish(settings::Flags::new(flags)).map_err(|error| unsupported(&error))
+}
+
+/// Memory for one function of a `JITModule`, taken from a code buffer. Addresses
+/// that the module sees are those of the writable view.
+pub(super) struct OneFunction {
+    buffer: CodeBuffer,
+    allocation: Arc<Mutex<Option<Allocation>>>,
+}
+
+impl OneFunction {
+    /// A provider, and where its allocation will be found.
+    pub(super) fn new(space: &CodeSpace) -> (Self, Arc<Mutex<Option<Allocation>>>) {
+        let allocation = Arc::default();
+        (Self { buffer: space.buffer.clone(), allocation: Arc::clone(&allocation) }, allocation)
+    }
+}
+
+impl JITMemoryProvider for OneFunction {
+    fn allocate(&mut self, size: usize, align: u64, kind: JITMemoryKind) -> io::Result<*mut u8> {
+        let mut place = self.allocation.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.is_some() || !matches!(kind, JITMemoryKind::Executable) {
+            return Err(io::Error::other("a block is one function and no data"));
+        }
+        let allocation = self.buffer.alloc(size, CODE_ALIGN_BYTES.max(align as usize)).map_err(io::Error::other)?;
+        Ok(place.insert(allocation).rw())
+    }
+
+    /// Nothing: the block that the code belongs to owns its memory.
+    unsafe fn free_memory(&mut self) {}
+
+    /// Nothing: no mapping changes its protection, and the block is published
+    /// when it is complete.
+    fn finalize(&mut self, _: BranchProtection) -> ModuleResult<()> {
+        Ok(())
+    }
+}

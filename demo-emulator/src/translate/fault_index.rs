@@ -1,0 +1,136 @@
+//! From a host pc to the guest instruction that faulted there, in a signal
+//! handler.
+//!
+//! One word for each cache line of the executable view; a block's first line
+//! holds the address of its table, all others 0. A lookup walks back from the
+//! line of the faulting pc to the first that is not 0: that is the block's own,
+//! since blocks do not overlap and the pc is within one. The words are touched
+//! only where code lies, so that the array costs memory in proportion to it.
+//!
+//! # Safety
+//!
+//! A table's address is in the index from before its block can be entered until
+//! the block is dropped, when nobody is in it any more. Who faults inside a
+//! block keeps it alive.
+#![allow(unsafe_code)]
+
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use codewarden::addr::{HostAddr, HostRange};
+
+const LINE_SHIFT: u32 = 6;
+
+/// Where a block can fault.
+#[derive(Debug)]
+pub(super) struct FaultTable {
+    /// Address of the block's code.
+    pub(super) start: usize,
+    /// Its length.
+    pub(super) len_bytes: usize,
+    /// By `start`; they do not overlap.
+    pub(super) points: Box<[FaultPoint]>,
+}
+
+/// Host code of one guest instruction that can fault.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FaultPoint {
+    /// Offset of the first byte.
+    pub(super) start: u32,
+    /// Offset one past the last.
+    pub(super) end: u32,
+    /// Address of the guest instruction.
+    pub(super) guest_pc: u64,
+}
+
+/// The tables of all blocks of one code buffer.
+#[derive(Debug)]
+pub(super) struct FaultIndex {
+    view: HostRange,
+    lines: Box<[AtomicPtr<FaultTable>]>,
+}
+
+impl FaultIndex {
+    pub(super) fn new(view: HostRange) -> Self {
+        let count = view.len() >> LINE_SHIFT;
+        // Zeroed by the system, page by page as they are touched.
+        let lines = Box::<[AtomicPtr<FaultTable>]>::new_zeroed_slice(count);
+        // SAFETY: zeros are a null pointer.
+        Self { view, lines: unsafe { lines.assume_init() } }
+    }
+
+    /// Enters a table. Code is aligned to lines: no two blocks share one.
+    ///
+    /// # Safety
+    ///
+    /// `table` stays where it is until [`remove`](Self::remove).
+    pub(super) unsafe fn insert(&self, table: *const FaultTable) {
+        // SAFETY: the caller's promise.
+        let line = self.line(unsafe { (*table).start });
+        debug_assert!(line.is_some(), "code lies in the view");
+        if let Some(line) = line {
+            self.lines[line].store(table.cast_mut(), Ordering::Release);
+        }
+    }
+
+    /// Takes out the table of the code at `start`.
+    pub(super) fn remove(&self, start: usize) {
+        if let Some(line) = self.line(start) {
+            self.lines[line].store(ptr::null_mut(), Ordering::Release);
+        }
+    }
+
+    /// The guest instruction whose access is at `host_pc`, or `None` where the
+    /// pc is in no block, or in one at a place that no guest access is at.
+    pub(super) fn guest_pc(&self, host_pc: usize) -> Option<u64> {
+        let line = self.line(host_pc)?;
+        let table =
+            self.lines[..=line].iter().rev().map(|line| line.load(Ordering::Acquire)).find(|at| !at.is_null())?;
+        // SAFETY: in the index, hence alive, if the pc is in its block. If it is
+        // in no block at all, the compiled code has jumped astray, and a table
+        // that goes away meanwhile is the lesser trouble.
+        let table = unsafe { &*table };
+        let offset = host_pc - table.start;
+        if offset >= table.len_bytes {
+            return None;
+        }
+        let after = table.points.partition_point(|point| point.start as usize <= offset);
+        let point = table.points[..after].last()?;
+        (offset < point.end as usize).then_some(point.guest_pc)
+    }
+
+    fn line(&self, address: usize) -> Option<usize> {
+        let inside = self.view.contains(HostAddr(address));
+        inside.then(|| (address - self.view.start().0) >> LINE_SHIFT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use codewarden::addr::PageSize;
+
+    use super::*;
+
+    #[test]
+    fn a_pc_is_found_only_in_its_own_block_and_at_its_own_points() {
+        let index = FaultIndex::new(HostRange::new(HostAddr(0x10000), 0x1000, PageSize::from_shift(12)).unwrap());
+        let points =
+            [(4, 9, 0x100), (200, 204, 0x102)].map(|(start, end, guest_pc)| FaultPoint { start, end, guest_pc });
+        let tables = [0x10040, 0x10200].map(|start| FaultTable { start, len_bytes: 300, points: Box::new(points) });
+        for table in &tables {
+            // SAFETY: the tables outlive the index's last use below.
+            unsafe { index.insert(table) };
+        }
+        assert_eq!(index.guest_pc(0x10040 + 3), None);
+        assert_eq!(index.guest_pc(0x10040 + 4), Some(0x100));
+        assert_eq!(index.guest_pc(0x10040 + 8), Some(0x100));
+        assert_eq!(index.guest_pc(0x10040 + 9), None);
+        assert_eq!(index.guest_pc(0x10040 + 203), Some(0x102), "two lines behind the block's first");
+        assert_eq!(index.guest_pc(0x10200 + 201), Some(0x102));
+        assert_eq!(index.guest_pc(0x10040 + 310), None, "between the blocks");
+        assert_eq!(index.guest_pc(0x10000), None);
+        assert_eq!(index.guest_pc(0x11000), None);
+        index.remove(0x10200);
+        assert_eq!(index.guest_pc(0x10200 + 201), None);
+    }
+}

@@ -1,0 +1,238 @@
+//! Exits, links, faults and code memory.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use codewarden::Key;
+
+use super::*;
+
+#[test]
+fn a_fault_leaves_the_hart_as_it_was_before_the_instruction() {
+    let mut bench = Bench::new(1 << 20);
+    let unmapped = DATA + DATA_PAGES * PAGE_LEN_BYTES;
+    let cases = [
+        (load(Op::Ld, 10, 5, 0), unmapped),
+        (load(Op::Lw, 10, 5, -3), unmapped),
+        (load(Op::Lbu, 0, 5, 0), unmapped),
+        (load(Op::Fld, 10, 5, 0), unmapped),
+        (load(Op::Flw, 10, 5, 0), unmapped),
+        (store(Op::Sd, 10, 5, 0), READ_ONLY),
+        (store(Op::Sb, 10, 5, 0), unmapped),
+        (load(Op::Ld, 10, 5, 0), 1 << 38),
+        (load(Op::Ld, 10, 5, 0), (1 << 38) - 1),
+        (load(Op::Ld, 10, 5, 0), u64::MAX),
+        (Inst { op: Op::Lr_d, rd: 10, rs1: 5, ..NOP }, unmapped),
+        (Inst { op: Op::Lr_w, rd: 10, rs1: 5, ..NOP }, DATA + 2),
+        (Inst { op: Op::Amoadd_d, rd: 10, rs1: 5, rs2: 10, ..NOP }, READ_ONLY),
+        (Inst { op: Op::Amomax_w, rd: 10, rs1: 5, rs2: 10, ..NOP }, DATA + 1),
+        (Inst { op: Op::Sc_w, rd: 10, rs1: 5, rs2: 10, ..NOP }, DATA + 1),
+    ];
+    for (inst, addr) in cases {
+        // Registers that change before and behind it; the result of the first
+        // load is used once, overwritten, and never stored.
+        let insts =
+            [load(Op::Ld, 7, 6, 0), addi(7, 7, 1), addi(10, 0, 77), inst, addi(7, 7, 1), addi(5, 0, 1), jal(1, 0x100)];
+        let block = bench.compile(&insts);
+        let mut hart = bench.hart();
+        (hart.x[5], hart.x[6], hart.f[10]) = (addr, DATA, 5);
+        assert_eq!(bench.enter(&mut hart, block.entry()), ExitReason::Fault, "{inst:?} at {addr:#x}");
+        assert_eq!(hart.pc, CODE + 12, "{inst:?}");
+        assert_eq!((hart.x[5], hart.x[7], hart.x[10], hart.x[1]), (addr, 1, 77, 0), "{inst:?}");
+        assert_eq!(hart.f[10], 5);
+    }
+}
+
+#[test]
+fn a_store_that_kills_its_block_is_its_last_instruction() {
+    let mut bench = Bench::new(1 << 20);
+    // The block's own store raises the flag: it lies in guest memory.
+    let flag = NonNull::new(bench.window.base().wrapping_add(DATA as usize + 64).cast::<AtomicU8>()).unwrap();
+    let options = BlockOptions { stale_flag: Some(flag) };
+    let stores = [
+        store(Op::Sb, 11, 5, 64),
+        store(Op::Fsw, 11, 5, 64),
+        Inst { op: Op::Amoswap_w, rd: 10, rs1: 6, rs2: 11, ..NOP },
+        Inst { op: Op::Sc_w, rd: 10, rs1: 6, rs2: 11, ..NOP },
+    ];
+    for inst in stores {
+        let insts = [addi(11, 0, 1), store(Op::Sd, 11, 5, 0), inst, addi(11, 0, 3), jal(0, 0x100)];
+        let block = bench.translator.compile(&placed(&insts), &options).unwrap();
+        let mut hart = bench.hart();
+        (hart.x[5], hart.x[6], hart.x[10], hart.f[11]) = (DATA, DATA + 64, 9, 1);
+        (hart.reserved, hart.reservation_addr, hart.reservation_value) = (1, DATA + 64, 0);
+        bench.set_data(&[0; 128]);
+        assert_eq!(bench.enter(&mut hart, block.entry()), ExitReason::SelfModified, "{inst:?}");
+        assert_eq!((hart.pc, hart.x[11]), (CODE + 12, 1), "{inst:?}");
+        assert_eq!(bench.data()[64], 1, "the store has retired");
+        let result = if inst.op == Op::Sb || inst.op == Op::Fsw { 9 } else { 0 };
+        assert_eq!(hart.x[10], result, "{inst:?}");
+        // With another block's bytes it goes on.
+        (hart.x[5], hart.x[6], hart.pc) = (DATA + 512, DATA + 512, CODE);
+        bench.set_data(&[0; 128]);
+        assert_eq!(bench.enter(&mut hart, block.entry()), ExitReason::Unlinked, "{inst:?}");
+    }
+}
+
+#[test]
+fn links_lead_through_cells_and_can_be_killed_and_made_again() {
+    let mut bench = Bench::new(1 << 20);
+    let first = bench.compile(&[addi(10, 10, 1), jal(0, 0x100 - 4)]);
+    let second = bench.compile(&[addi(10, 10, 16), NOP]);
+    let third = bench.compile(&[addi(10, 10, 64), NOP]);
+    let cell = AtomicUsize::new(entry_stubs().pending);
+    let slot = &first.links()[0];
+    let run = |bench: &mut Bench| {
+        let mut hart = bench.hart();
+        let reason = bench.enter(&mut hart, first.entry());
+        (reason, hart.x[10], hart.pc, hart.exit_slot)
+    };
+    let slot_address = ptr::from_ref(slot) as u64;
+    assert_eq!(run(&mut bench), (ExitReason::Unlinked, 1, CODE + 0x100, slot_address));
+    slot.link(as_cell(&cell));
+    assert_eq!(run(&mut bench), (ExitReason::Miss, 1, CODE + 0x100, 0), "pending");
+    cell.store(second.entry(), Ordering::Release);
+    let second_slot = ptr::from_ref(&second.links()[0]) as u64;
+    assert_eq!(run(&mut bench), (ExitReason::Unlinked, 17, CODE + 8, second_slot));
+    cell.store(entry_stubs().dead, Ordering::Release);
+    assert_eq!(run(&mut bench), (ExitReason::Miss, 1, CODE + 0x100, 0), "killed");
+    cell.store(third.entry(), Ordering::Release);
+    assert_eq!(run(&mut bench).1, 65, "made again in the same cell");
+    slot.unlink();
+    assert_eq!(run(&mut bench), (ExitReason::Unlinked, 1, CODE + 0x100, slot_address));
+    assert_ne!(entry_stubs().dead, entry_stubs().pending);
+}
+
+#[test]
+fn a_branch_has_a_slot_for_each_way() {
+    let mut bench = Bench::new(1 << 20);
+    let block = bench.compile(&[NOP, Inst { op: Op::Bne, rs1: 5, imm: -4, ..NOP }]);
+    assert_eq!(block.links().len(), 2);
+    for (value, taken) in [(1, true), (0, false)] {
+        let mut hart = bench.hart();
+        hart.x[5] = value;
+        assert_eq!(bench.enter(&mut hart, block.entry()), ExitReason::Unlinked);
+        assert_eq!(hart.pc, if taken { CODE } else { CODE + 8 });
+        assert_eq!(hart.exit_slot, ptr::from_ref(&block.links()[usize::from(!taken)]) as u64);
+    }
+}
+
+#[test]
+fn a_loop_of_linked_blocks_leaves_when_asked() {
+    let mut bench = Bench::new(1 << 20);
+    let block = bench.compile(&[addi(10, 10, 1), jal(0, -4)]);
+    let cell = AtomicUsize::new(block.entry());
+    block.links()[0].link(as_cell(&cell));
+    let mut hart = bench.hart();
+    let asked = ptr::from_ref(&hart.exit_request) as usize;
+    let asker = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        // SAFETY: the hart lives until this thread is joined.
+        unsafe { &*(asked as *const AtomicU8) }.store(1, Ordering::Release);
+    });
+    assert_eq!(bench.enter(&mut hart, block.entry()), ExitReason::Interrupted);
+    asker.join().unwrap();
+    assert_eq!(hart.pc, CODE);
+    assert!(hart.x[10] > 0);
+}
+
+#[test]
+fn indirect_jumps_go_by_the_front() {
+    let mut bench = Bench::new(1 << 20);
+    let jump = bench.compile(&[Inst { op: Op::Jalr, rd: 5, rs1: 5, imm: 3, ..NOP }]);
+    let target = bench.compile(&[addi(10, 0, 9), jal(0, 0x40)]);
+    let cell = AtomicUsize::new(target.entry());
+    let mut hart = bench.hart();
+    hart.x[5] = 0x9000;
+    assert_eq!(bench.enter(&mut hart, jump.entry()), ExitReason::IndirectMiss);
+    assert_eq!((hart.pc, hart.x[5]), (0x9002, CODE + 4), "target from the old value, its low bit cleared");
+
+    bench.front[Key::new(0x9002).front_index()] = FrontEntry { key: 0x9002, cell: as_cell(&cell) };
+    (hart.x[5], hart.pc) = (0x9000, CODE);
+    assert_eq!(bench.enter(&mut hart, jump.entry()), ExitReason::Unlinked);
+    assert_eq!(hart.x[10], 9);
+
+    // Another address of the same row.
+    hart.x[5] = 0x9000 + 2 * FRONT_ENTRIES as u64;
+    assert_eq!(Key::new(hart.x[5] + 2).front_index(), Key::new(0x9002).front_index());
+    assert_eq!(bench.enter(&mut hart, jump.entry()), ExitReason::IndirectMiss);
+
+    hart.x[5] = 0x9000;
+    hart.exit_request.store(1, Ordering::Relaxed);
+    assert_eq!(bench.enter(&mut hart, jump.entry()), ExitReason::Interrupted);
+    assert_eq!(hart.pc, 0x9002);
+}
+
+#[test]
+fn what_the_dispatcher_must_do_ends_a_block() {
+    let mut bench = Bench::new(1 << 20);
+    for (op, reason, pc) in [
+        (Op::Fence_i, ExitReason::FenceI, CODE + 8),
+        (Op::Ecall, ExitReason::Trap, CODE + 4),
+        (Op::Ebreak, ExitReason::Trap, CODE + 4),
+        (Op::Illegal, ExitReason::Trap, CODE + 4),
+    ] {
+        let block = bench.compile(&[addi(10, 0, 5), Inst { op, ..NOP }]);
+        let mut hart = bench.hart();
+        assert_eq!(bench.enter(&mut hart, block.entry()), reason);
+        assert_eq!((hart.pc, hart.x[10]), (pc, 5));
+    }
+}
+
+#[test]
+fn a_dead_division_by_zero_raises_its_flag() {
+    let mut bench = Bench::new(1 << 20);
+    let divide = Inst { op: Op::Fdiv_d, rd: 1, rs1: 2, rs2: 3, rm: 7, ..NOP };
+    let read_flags = Inst { op: Op::Csrrs, rd: 10, imm: 1, ..NOP };
+    let overwrite = Inst { op: Op::Fmv_d_x, rd: 1, ..NOP };
+    let block = bench.compile(&[divide, overwrite, read_flags, jal(0, 8)]);
+    for (flags, expected) in [(0, 8), (1, 9)] {
+        let mut hart = bench.hart();
+        (hart.f[2], hart.fflags) = (1f64.to_bits(), flags);
+        bench.enter(&mut hart, block.entry());
+        assert_eq!(hart.x[10], expected);
+    }
+}
+
+#[test]
+fn code_memory_is_used_again_and_never_writable_where_it_runs() {
+    let mut bench = Bench::new(64 << 10);
+    let mut entries = std::collections::HashSet::new();
+    for round in 0..500 {
+        let block = bench.compile(&[addi(10, 0, round), load(Op::Ld, 11, 0, 8), NOP]);
+        entries.insert(block.entry());
+        let mut hart = bench.hart();
+        assert_eq!(bench.enter(&mut hart, block.entry()), ExitReason::Fault, "the fault table goes with the block");
+        assert_eq!((hart.x[10], hart.pc), (round as u64, CODE + 4));
+    }
+    assert!(entries.len() < 10, "{} addresses", entries.len());
+    assert_eq!(bench.space.buffer().stats().used_bytes, 0);
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let executable: Vec<_> = maps.lines().filter(|line| line.split(' ').nth(1).unwrap().contains('x')).collect();
+    assert!(executable.iter().any(|line| line.contains("codewarden-code")));
+    assert!(executable.iter().all(|line| !line.split(' ').nth(1).unwrap().contains('w')), "{executable:?}");
+}
+
+#[test]
+fn a_full_code_buffer_is_an_error_that_can_be_mended() {
+    let mut bench = Bench::new(4096);
+    let mut blocks = Vec::new();
+    let error = loop {
+        match bench.translator.compile(&placed(&[NOP, jal(0, 8)]), &BlockOptions::default()) {
+            Ok(block) => blocks.push(block),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, TranslateError::NoCodeMemory(_)), "{error}");
+    assert!(!blocks.is_empty());
+    blocks.pop();
+    bench.compile(&[NOP, jal(0, 8)]);
+}
+
+#[test]
+fn host_code_is_listed() {
+    let mut bench = Bench::new(1 << 20);
+    let block = bench.compile(&[addi(10, 0, 1), jal(0, 8)]);
+    let listing = disasm::host_listing(&block);
+    assert!(listing.contains("jmp"), "{listing}");
+}

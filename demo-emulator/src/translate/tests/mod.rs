@@ -1,0 +1,124 @@
+//! Compiled blocks on this host, against the oracle's `exec` and against what
+//! the module's head promises.
+//!
+//! # Safety
+//!
+//! Every `enter` here runs a block, or a stub, that the test keeps; guest memory
+//! is read and written through the window's pointer where the test mapped it.
+#![allow(unsafe_code)]
+
+mod blocks;
+mod random;
+
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use codewarden::code_buffer::CodeBuffer;
+use codewarden::{EntryCell, FRONT_ENTRIES, FrontEntry};
+
+use super::*;
+use crate::hart::Hart;
+use crate::memory::Window;
+use crate::memory::window::PAGE_LEN_BYTES;
+use crate::riscv::inst::{Inst, Op};
+
+/// First of the guest's pages that can be read and written.
+const DATA: u64 = 0x10000;
+const DATA_PAGES: u64 = 2;
+/// A page that can only be read; those on both sides of it are not mapped.
+const READ_ONLY: u64 = 0x14000;
+/// Where the tests' code is said to lie; nothing is mapped there.
+const CODE: u64 = 0x4000;
+
+const NOP: Inst = Inst { op: Op::Addi, rd: 0, rs1: 0, rs2: 0, rs3: 0, rm: 0, len: 4, imm: 0 };
+
+const EMPTY: FrontEntry = FrontEntry { key: u64::MAX, cell: ptr::null() };
+
+/// A guest with some memory, and a translator for it.
+struct Bench {
+    window: Window,
+    space: Arc<CodeSpace>,
+    translator: Translator,
+    front: Box<[FrontEntry]>,
+}
+
+impl Bench {
+    fn new(code_bytes: usize) -> Self {
+        let window = Window::reserve().unwrap();
+        map(&window, DATA, DATA_PAGES, libc::PROT_READ | libc::PROT_WRITE);
+        map(&window, READ_ONLY, 1, libc::PROT_READ);
+        let space = CodeSpace::new(window, CodeBuffer::new(code_bytes).unwrap()).unwrap();
+        let translator = Translator::new(Arc::clone(&space));
+        Self { window, space, translator, front: vec![EMPTY; FRONT_ENTRIES].into() }
+    }
+
+    /// A hart at the start of the code, its front this bench's.
+    fn hart(&mut self) -> Hart {
+        let mut hart = Hart::new(CODE);
+        hart.front = self.front.as_mut_ptr() as u64;
+        hart
+    }
+
+    fn compile(&mut self, insts: &[Inst]) -> CompiledBlock {
+        self.translator.compile(&placed(insts), &BlockOptions::default()).unwrap()
+    }
+
+    fn enter(&self, hart: &mut Hart, code: usize) -> ExitReason {
+        // SAFETY: see the module's head.
+        unsafe { self.space.enter(hart, code) }
+    }
+
+    fn data(&self) -> Vec<u8> {
+        let mut bytes = vec![0; (DATA_PAGES * PAGE_LEN_BYTES) as usize];
+        // SAFETY: the pages are mapped.
+        unsafe { ptr::copy_nonoverlapping(self.window.base().add(DATA as usize), bytes.as_mut_ptr(), bytes.len()) };
+        bytes
+    }
+
+    fn set_data(&self, bytes: &[u8]) {
+        assert!(bytes.len() <= (DATA_PAGES * PAGE_LEN_BYTES) as usize);
+        // SAFETY: the pages are mapped.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.window.base().add(DATA as usize), bytes.len()) };
+    }
+}
+
+fn map(window: &Window, addr: u64, pages: u64, protection: i32) {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    let host = window.base().wrapping_add(addr as usize).cast();
+    // SAFETY: within the window that was reserved for this test.
+    let mapped = unsafe { libc::mmap(host, (pages * PAGE_LEN_BYTES) as usize, protection, flags, -1, 0) };
+    assert_eq!(mapped, host);
+}
+
+/// A test's word as the cell that it stands for.
+fn as_cell(word: &AtomicUsize) -> *const EntryCell {
+    ptr::from_ref(word).cast()
+}
+
+/// Instructions with their addresses, from `CODE` on.
+fn placed(insts: &[Inst]) -> Vec<(u64, Inst)> {
+    let mut pc = CODE;
+    let place = |&inst: &Inst| {
+        let at = pc;
+        pc += u64::from(inst.len);
+        (at, inst)
+    };
+    insts.iter().map(place).collect()
+}
+
+fn addi(rd: u8, rs1: u8, imm: i32) -> Inst {
+    Inst { rd, rs1, imm, ..NOP }
+}
+
+fn load(op: Op, rd: u8, rs1: u8, imm: i32) -> Inst {
+    Inst { op, rd, rs1, imm, ..NOP }
+}
+
+fn store(op: Op, rs2: u8, rs1: u8, imm: i32) -> Inst {
+    Inst { op, rs1, rs2, imm, ..NOP }
+}
+
+fn jal(rd: u8, imm: i32) -> Inst {
+    Inst { op: Op::Jal, rd, imm, ..NOP }
+}
