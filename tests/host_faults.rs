@@ -64,6 +64,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "the embedder owns the signals", run: embedder_owns_signals, end: End::Exit(0) },
     Scenario { name: "SIGBUS blocked", run: sigbus_blocked, end: End::Signal(libc::SIGBUS) },
     Scenario { name: "a fault with a guest stack pointer", run: alternate_stack, end: End::Exit(0) },
+    Scenario { name: "mprotect at the VMA limit", run: vma_limit, end: End::Exit(0) },
     Scenario { name: "a drop in a fork's child", run: drop_in_fork_child, end: End::Exit(0) },
 ];
 
@@ -411,4 +412,24 @@ fn drop_in_fork_child() {
         }
         assert_eq!(tracked.learned(), 1, "{mode}: the child's drop ended the parent's tracking");
     }
+}
+
+/// Each protected page between open ones is two VMAs more: the baseline ends at
+/// the kernel's limit, with an error, and what it protected before stays good.
+fn vma_limit() {
+    let limit: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
+    if limit > 100_000 {
+        println!("skipped: vm.max_map_count is {limit}");
+        return;
+    }
+    let page = PageSize::host().bytes();
+    let memory = GuestMemory::anonymous((limit + 64) * page).unwrap();
+    let tracked = Tracked::over(memory, Mode::Mprotect, false);
+    let error = (0..limit / 2 + 32)
+        .find_map(|pair| tracked.tracker.begin(GuestAddr(GUEST.0 + (2 * pair * page) as u64)).err())
+        .expect("the limit");
+    assert!(error.to_string().contains("mprotect") && error.to_string().contains("os error 12"), "{error}");
+    let before = tracked.learned();
+    tracked.memory.write(8 * page, &[1]).unwrap();
+    assert_eq!(tracked.learned(), before + 1);
 }
