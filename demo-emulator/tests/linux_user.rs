@@ -74,6 +74,14 @@ fn the_status_is_passed_on() {
 }
 
 #[test]
+fn a_position_independent_program_is_moved() {
+    let mut program = Program::default();
+    // Above where the file says: auipc is this instruction's address.
+    program.anywhere().put(Op::Auipc, S0, 0, 0, 0).put(Op::Srli, A0, S0, 0, 32).exit();
+    assert_eq!(run(&program).status.code(), Some(0x2a));
+}
+
+#[test]
 fn death_by_a_signal_is_passed_on() {
     let mut illegal = Program::default();
     illegal.raw(0);

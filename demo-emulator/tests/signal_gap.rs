@@ -44,6 +44,8 @@ extern "C" fn on_step(_signal: i32, _info: *const libc::siginfo_t, context: *mut
 fn a_signal_at_any_instruction_of_the_gap_is_noticed() {
     // SAFETY: a handler that is async-signal-safe; SIGTRAP is used by nobody else.
     unsafe {
+        // A signal that slips past makes the call sleep: SIGALRM ends that.
+        libc::alarm(60);
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_step as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO;

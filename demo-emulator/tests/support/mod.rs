@@ -29,6 +29,7 @@ const A7: u8 = 17;
 pub(crate) struct Program {
     code: Vec<u8>,
     data: Vec<u8>,
+    position_independent: bool,
 }
 
 impl Program {
@@ -92,13 +93,24 @@ impl Program {
         self
     }
 
+    fn elf_type(&self) -> u16 {
+        if self.position_independent { 3 } else { 2 }
+    }
+
+    /// Lets the loader choose the address. Only code that names no address of its
+    /// own runs then.
+    pub(crate) fn anywhere(&mut self) -> &mut Self {
+        self.position_independent = true;
+        self
+    }
+
     /// The ELF file.
     pub(crate) fn elf(&self) -> Vec<u8> {
         assert!(self.code.len() <= DATA_OFFSET - CODE_OFFSET && self.data.len() <= IMAGE_BYTES - DATA_OFFSET);
         let mut image = vec![0; IMAGE_BYTES];
         let mut word = |offset: usize, value: u64| image[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
         word(0, u64::from_le_bytes(*b"\x7fELF\x02\x01\x01\0"));
-        word(16, 2 | 243 << 16 | 1 << 32);
+        word(16, u64::from(self.elf_type()) | 243 << 16 | 1 << 32);
         word(24, BASE + CODE_OFFSET as u64);
         word(32, 64);
         word(48, 5 | 64 << 32 | 56 << 48);
