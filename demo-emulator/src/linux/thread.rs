@@ -159,15 +159,17 @@ impl Thread {
         self.raise_fault(signal, code, address);
     }
 
-    /// What Linux does when a thread ends.
+    /// What Linux does when a thread ends. The last one's status is the process's;
+    /// a thread no longer counts when those who join it are woken, or a status
+    /// given after a join could lose to that of the thread that was joined.
     fn end(self, status: i32) {
-        self.release_robust_list();
-        if self.clear_child_tid != 0 && write_u32(&self.process.window, self.clear_child_tid, 0).is_ok() {
-            self.wake(self.clear_child_tid);
-        }
         host_signals::set_mask(SigSet::MAX);
+        self.release_robust_list();
         if self.process.thread_ended() == 0 {
             self.process.exit(status);
+        }
+        if self.clear_child_tid != 0 && write_u32(&self.process.window, self.clear_child_tid, 0).is_ok() {
+            self.wake(self.clear_child_tid);
         }
     }
 

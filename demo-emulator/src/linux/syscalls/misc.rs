@@ -4,6 +4,8 @@ use super::super::errno::{Errno, SysResult};
 use super::super::thread::Thread;
 use super::super::user_memory::{Fields, read_array, word_at, write_bytes};
 
+const NOT_RANDOMIZED: u32 = libc::ADDR_NO_RANDOMIZE as u32;
+
 /// uname: the host's, on a riscv64 machine.
 pub(super) fn uname(thread: &mut Thread, [buffer, ..]: [u64; 6]) -> SysResult {
     /// Each of six fields.
@@ -20,10 +22,11 @@ pub(super) fn uname(thread: &mut Thread, [buffer, ..]: [u64; 6]) -> SysResult {
     Ok(0)
 }
 
-/// personality: only Linux's own; asking (0xffffffff) changes nothing.
+/// personality: Linux's own, with addresses that are never randomized; asking
+/// (0xffffffff) changes nothing.
 pub(super) fn personality(_thread: &mut Thread, [personality, ..]: [u64; 6]) -> SysResult {
     match personality as u32 {
-        0 | u32::MAX => Ok(0),
+        0 | NOT_RANDOMIZED | u32::MAX => Ok(NOT_RANDOMIZED.into()),
         _ => Err(Errno::EINVAL.into()),
     }
 }
