@@ -397,8 +397,11 @@ impl<O: PageObserver> Tracker<O> {
     pub fn change_mapping(&self, start: GuestAddr, len_bytes: u64) -> Result<MappingChange<O>, Error> {
         let mut held = Held(Vec::new());
         self.for_regions(start, len_bytes, |region, pages| {
-            region.forget(pages.clone());
-            held.hold(region, pages)
+            held.hold(region, pages.clone())?;
+            // Not before: until then blocks lie on them that a harvest by
+            // another thread has to find, and a begin may enter one again.
+            region.forget(pages);
+            Ok(())
         })?;
         Ok(MappingChange(held))
     }

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::page_table::{Begin, Busy, Generation, PageDesc, PageState, PageTable};
 use crate::protection::{Access, FaultSink, Handled, Mode, Protection, WriteFault};
 use crate::stats::Counters;
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering, fence, lock};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, fence, lock, yield_now};
 use crate::sys::clock::coarse_ms;
 
 use super::harvest::HarvestSet;
@@ -123,6 +123,8 @@ impl<O: PageObserver> Region<O> {
     /// Ends the tracking. The claims that are left keep the descriptors.
     pub(super) fn retire(&self) -> Result<(), Error> {
         self.lose();
+        // The memory is the embedder's alone afterwards.
+        self.await_cancelled(0..self.pages.pages());
         self.protection.detach(self.host)
     }
 
@@ -175,6 +177,12 @@ impl<O: PageObserver> Region<O> {
             Begin::Busy(busy) => return Err(BeginError::Busy(busy)),
             Begin::Protect => {}
         }
+        // Pairs with the fence in `lose`.
+        fence(Ordering::SeqCst);
+        if self.lost.load(Ordering::Acquire) {
+            desc.word.abort_protect();
+            return Err(BeginError::Failed(Error::TrackingLost));
+        }
         let host = self.host_of(&(page.0..page.0 + 1));
         self.count_call();
         let protected = host.clone().and_then(protect);
@@ -207,7 +215,8 @@ impl<O: PageObserver> Region<O> {
     /// again and invalidates it.
     pub(super) fn sync(&self, pages: Range<usize>) -> Result<(), Error> {
         let mut set = lock(&self.harvest);
-        let mut failed = None;
+        let mut failed = Vec::new();
+        let mut done = Ok(());
         for run in set.within(pages) {
             self.counters.harvests.add(1);
             self.count_call();
@@ -221,16 +230,17 @@ impl<O: PageObserver> Region<O> {
                 })
             });
             if let Err(error) = harvested {
-                failed = Some((run, error));
-                break;
+                failed.push(run);
+                done = done.and(Err(error));
             }
         }
-        let Some((run, error)) = failed else { return Ok(()) };
-        // Never run on hope: what could not be asked about is stale.
-        set.remove(run.clone());
-        drop(set);
-        self.stop_translating(run);
-        Err(error)
+        // Never run on hope: what could not be asked about is stale. Under the
+        // lock: the next announcement asks about these pages no more.
+        for run in failed {
+            set.remove(run.clone());
+            self.stop_translating(run);
+        }
+        done
     }
 
     fn unprotect(&self, range: HostRange) -> Result<(), Error> {
@@ -285,7 +295,9 @@ impl<O: PageObserver> Region<O> {
             }
         };
         self.pages.hold(pages.clone(), |page, desc, before| {
-            if before.state() == PageState::Open {
+            // Where an un-protect is in flight, whoever made it may not have
+            // killed a block or made its system call yet.
+            if before.state() == PageState::Open && before.unprotects_in_flight() == 0 {
                 return;
             }
             self.counters.pages_announced.add(1);
@@ -298,24 +310,34 @@ impl<O: PageObserver> Region<O> {
         flush(run);
         // A translator that was about to protect one of them still may, and
         // undoes it: the kernel's writes would be refused until then.
+        self.await_cancelled(pages);
+        done
+    }
+
+    /// Waits until no translator can protect one of `pages` any more that was
+    /// about to when they were un-protected.
+    fn await_cancelled(&self, pages: Range<usize>) {
         for (_, desc) in self.pages.existing(pages) {
             while desc.word.load().state() == PageState::Cancelled {
-                std::thread::yield_now();
+                yield_now();
             }
         }
-        done
     }
 
     /// The kernel tracks nothing here any more.
     fn lose(&self) {
-        if !self.lost.swap(true, Ordering::SeqCst) {
-            self.stop_translating(0..self.pages.pages());
-        }
+        self.lost.store(true, Ordering::Release);
+        // Pairs with the fence of a translator that begins: either it sees that
+        // all is lost, or we see its descriptor and cancel it.
+        fence(Ordering::SeqCst);
+        // By every caller: the first may not be through yet, and ours is about to
+        // open pages.
+        self.stop_translating(0..self.pages.pages());
     }
 
     /// In a fork's child: new words for a new tracking.
     pub(super) fn after_fork_child(&self) {
-        self.lost.store(false, Ordering::SeqCst);
+        self.lost.store(false, Ordering::Release);
         self.stop_translating(0..self.pages.pages());
         *lock(&self.harvest) = HarvestSet::default();
     }
