@@ -31,7 +31,7 @@
 use std::fmt;
 use std::ptr::{self, NonNull};
 
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering, Rule, left_out};
 
 /// The two addresses that an entry cell holds while there is nothing to run.
 ///
@@ -70,20 +70,24 @@ impl EntryCell {
 
     /// A commit begins. Under the commit lock.
     pub(crate) fn begin(&self, stubs: EntryStubs) {
-        self.0.store(stubs.pending, Ordering::SeqCst);
+        self.0.store(stubs.pending, Ordering::Relaxed);
     }
 
     /// A commit ends: whether the cell now leads to `entry`.
     pub(crate) fn publish(&self, stubs: EntryStubs, entry: usize) -> bool {
-        self.0.compare_exchange(stubs.pending, entry, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        if left_out(Rule::PublishByExchange) {
+            self.0.store(entry, Ordering::Release);
+            return true;
+        }
+        self.0.compare_exchange(stubs.pending, entry, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Makes it lead nowhere if it leads to `entry` or is about to.
     fn kill(&self, stubs: EntryStubs, entry: usize) {
         // One loop over both: between two, a commit turns one into the other.
-        let mut seen = self.0.load(Ordering::SeqCst);
+        let mut seen = self.0.load(Ordering::Relaxed);
         while seen == entry || seen == stubs.pending {
-            match self.0.compare_exchange_weak(seen, stubs.dead, Ordering::SeqCst, Ordering::SeqCst) {
+            match self.0.compare_exchange_weak(seen, stubs.dead, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => seen = now,
             }
@@ -132,8 +136,11 @@ impl<B> Life<B> {
     /// The cell comes first, and for every caller: who finds the flag set may
     /// have overtaken the one that set it, and its own store is about to retire.
     pub(crate) fn kill(&self, cell: &EntryCell, stubs: EntryStubs, entry: usize) -> bool {
+        if left_out(Rule::KillCellFirst) && self.stale.swap(1, Ordering::AcqRel) != 0 {
+            return false;
+        }
         cell.kill(stubs, entry);
-        self.stale.swap(1, Ordering::SeqCst) == 0
+        self.stale.swap(1, Ordering::AcqRel) == 0
     }
 }
 
@@ -162,7 +169,7 @@ impl<B> fmt::Debug for BlockList<B> {
 
 impl<B: Record> BlockList<B> {
     pub(crate) fn is_empty(&self) -> bool {
-        self.head.load(Ordering::SeqCst).is_null()
+        self.head.load(Ordering::Acquire).is_null()
     }
 
     /// Enters `node`.
@@ -174,7 +181,7 @@ impl<B: Record> BlockList<B> {
     pub(crate) unsafe fn enter(&self, node: &Node<B>) {
         let head = self.head.load(Ordering::Relaxed);
         node.next.store(head, Ordering::Relaxed);
-        self.head.store(ptr::from_ref(node).cast_mut(), Ordering::SeqCst);
+        self.head.store(ptr::from_ref(node).cast_mut(), Ordering::Release);
     }
 
     /// Calls `each` with every block on the page. Async-signal-safe if `each` is.
@@ -183,7 +190,7 @@ impl<B: Record> BlockList<B> {
     ///
     /// Under a walk or a pin of the cache's epoch, or under the commit lock.
     pub(crate) unsafe fn for_each(&self, mut each: impl FnMut(&B)) {
-        let mut next = self.head.load(Ordering::SeqCst);
+        let mut next = self.head.load(Ordering::Acquire);
         // SAFETY: by this function's contract every node that is reachable, and
         // its block, lives while we walk.
         while let Some(node) = unsafe { next.as_ref() } {

@@ -31,7 +31,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock};
+use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering, Rule, fence, left_out, lock};
 
 /// Garbage beyond which collection asks long pins to end.
 const ASK_TO_LEAVE_ITEMS: usize = 256;
@@ -103,14 +103,14 @@ impl<G> Epoch<G> {
     /// Enters as a walker. Async-signal-safe.
     pub(crate) fn walk(&self) -> Walk<'_> {
         loop {
-            let epoch = self.global.load(Ordering::SeqCst);
+            let epoch = self.global.load(Ordering::Acquire);
             let counter = &self.walkers[(epoch % 3) as usize];
-            counter.fetch_add(1, Ordering::SeqCst);
+            counter.fetch_add(1, Ordering::Relaxed);
             fence(Ordering::SeqCst);
-            if self.global.load(Ordering::SeqCst) == epoch {
+            if self.global.load(Ordering::Acquire) == epoch {
                 return Walk { counter };
             }
-            counter.fetch_sub(1, Ordering::SeqCst);
+            counter.fetch_sub(1, Ordering::Release);
         }
     }
 
@@ -119,7 +119,7 @@ impl<G> Epoch<G> {
     pub(crate) fn retire(&self, item: G) {
         fence(Ordering::SeqCst);
         let mut garbage = lock(&self.garbage);
-        let epoch = self.global.load(Ordering::SeqCst);
+        let epoch = self.global.load(Ordering::Acquire);
         garbage.push_back((epoch, item));
     }
 
@@ -140,7 +140,7 @@ impl<G> Epoch<G> {
             self.ask_all_to_leave();
         }
         let mut garbage = lock(&self.garbage);
-        let epoch = self.global.load(Ordering::SeqCst);
+        let epoch = self.global.load(Ordering::Acquire);
         let free = garbage.iter().take_while(|(of, _)| of + 2 <= epoch).count();
         garbage.drain(..free).map(|(_, item)| item).collect()
     }
@@ -152,7 +152,7 @@ impl<G> Epoch<G> {
 
     /// Asks every participant that is pinned in an earlier epoch to unpin.
     pub(crate) fn ask_all_to_leave(&self) {
-        let global = self.global.load(Ordering::SeqCst);
+        let global = self.global.load(Ordering::Acquire);
         for participant in lock(&self.participants).iter() {
             let pin = participant.pin.0.load(Ordering::Relaxed);
             if pin != 0 && pin >> 1 != global {
@@ -163,22 +163,23 @@ impl<G> Epoch<G> {
 
     fn try_advance(&self) -> bool {
         let participants = lock(&self.participants);
-        let epoch = self.global.load(Ordering::SeqCst);
+        let epoch = self.global.load(Ordering::Acquire);
         fence(Ordering::SeqCst);
-        if self.walkers[((epoch + 2) % 3) as usize].load(Ordering::SeqCst) != 0 {
+        let walkers = self.walkers[((epoch + 2) % 3) as usize].load(Ordering::Acquire);
+        if walkers != 0 && !left_out(Rule::WaitForWalkers) {
             return false;
         }
         let behind = participants.iter().any(|participant| {
             let pin = participant.pin.0.load(Ordering::Relaxed);
             pin != 0 && pin >> 1 != epoch
         });
-        if behind {
+        if behind && !left_out(Rule::WaitForPins) {
             return false;
         }
         // What visitors did before they left happened before what is freed now.
         fence(Ordering::Acquire);
         // Under the lock of the participants: nobody else advances.
-        self.global.store(epoch + 1, Ordering::SeqCst);
+        self.global.store(epoch + 1, Ordering::Release);
         true
     }
 
@@ -186,7 +187,7 @@ impl<G> Epoch<G> {
     /// walks.
     pub(crate) fn after_fork_child(&self, survivor: Option<&Arc<Participant>>) {
         for counter in &self.walkers {
-            counter.store(0, Ordering::SeqCst);
+            counter.store(0, Ordering::Relaxed);
         }
         lock(&self.participants).retain(|other| survivor.is_some_and(|survivor| Arc::ptr_eq(other, survivor)));
     }
@@ -200,7 +201,7 @@ pub(crate) struct Walk<'a> {
 
 impl Drop for Walk<'_> {
     fn drop(&mut self) {
-        self.counter.fetch_sub(1, Ordering::SeqCst);
+        self.counter.fetch_sub(1, Ordering::Release);
     }
 }
 

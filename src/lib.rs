@@ -7,6 +7,8 @@ mod code_cache;
 mod epoch;
 pub mod error;
 pub mod guest_memory;
+#[cfg(all(test, loom))]
+mod models;
 mod page_table;
 pub mod protection;
 mod stats;

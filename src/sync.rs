@@ -37,3 +37,42 @@ pub(crate) fn yield_now() {
     #[cfg(loom)]
     loom::thread::yield_now();
 }
+
+/// A rule of the protocol. A model leaves one out, to prove that it would notice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Rule {
+    /// Nobody begins while an un-protect is in flight.
+    CountUnprotects,
+    /// Whoever learned of a write fences before it walks the page's blocks.
+    FenceBeforeWalk,
+    /// A commit fences between entering its block and asking for generations.
+    FenceBeforeGenerations,
+    /// A commit takes its own `pending` away; it does not overwrite a kill.
+    PublishByExchange,
+    /// Every kill goes through the cell, a late one too.
+    KillCellFirst,
+    /// The epoch waits for walkers.
+    WaitForWalkers,
+    /// The epoch waits for pins.
+    WaitForPins,
+    /// A hold looks after pages that somebody else is opening just now.
+    HoldBehindHandler,
+}
+
+/// Whether a model leaves `rule` out just now; never in a build that ships.
+#[inline(always)]
+pub(crate) fn left_out(rule: Rule) -> bool {
+    #[cfg(any(test, loom))]
+    return LEFT_OUT.get() == Some(rule);
+    #[cfg(not(any(test, loom)))]
+    {
+        let _ = rule;
+        false
+    }
+}
+
+#[cfg(any(test, loom))]
+thread_local! {
+    /// Of the thread that runs the model: loom's threads all run in it.
+    pub(crate) static LEFT_OUT: core::cell::Cell<Option<Rule>> = const { core::cell::Cell::new(None) };
+}

@@ -18,7 +18,7 @@ pub use word::Busy;
 pub(crate) use word::{Begin, Generation, PageState, PageWord, Word};
 
 use crate::addr::PageIndex;
-use crate::sync::{AtomicPtr, AtomicU64, Mutex, Ordering, lock};
+use crate::sync::{AtomicPtr, Mutex, Ordering, lock};
 
 /// Descriptors of a chunk: 2 MiB of guest memory with pages of 4 KiB.
 #[cfg(not(loom))]
@@ -38,7 +38,7 @@ pub(crate) struct PageDesc<D> {
 
 /// How often the same byte of the page faulted lately.
 #[derive(Debug)]
-pub(crate) struct Heat(AtomicU64);
+pub(crate) struct Heat(core::sync::atomic::AtomicU64);
 
 /// Faults at the same byte within one window after which the page stays
 /// writable until the window is over. A store over two pages needs both to be
@@ -49,7 +49,7 @@ const WINDOW_MS: u64 = 32;
 
 impl Heat {
     fn new() -> Self {
-        Self(AtomicU64::new(0))
+        Self(core::sync::atomic::AtomicU64::new(0))
     }
 
     // bits 0..16: byte within the page, plus 1; 16..24: faults; 24..64: when the

@@ -34,7 +34,7 @@
 
 use core::fmt;
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, Rule, left_out};
 
 const STATE_BITS: u32 = 3;
 const COUNT_BITS: u32 = 13;
@@ -147,14 +147,16 @@ impl PageWord {
     }
 
     pub(crate) fn load(&self) -> Word {
-        Word(self.0.load(Ordering::SeqCst))
+        Word(self.0.load(Ordering::Acquire))
     }
 
     fn update(&self, next: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
-        let mut seen = self.0.load(Ordering::SeqCst);
+        // Acquire, where nothing is changed as well: who finds a page protected
+        // must find the bytes that its generation vouches for.
+        let mut seen = self.0.load(Ordering::Acquire);
         loop {
             let Some(word) = next(Word(seen)) else { return Err(Word(seen)) };
-            match self.0.compare_exchange_weak(seen, word.0, Ordering::SeqCst, Ordering::SeqCst) {
+            match self.0.compare_exchange_weak(seen, word.0, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Ok(Word(seen)),
                 Err(now) => seen = now,
             }
@@ -164,7 +166,8 @@ impl PageWord {
     /// A translator begins.
     pub(crate) fn begin_protect(&self) -> Begin {
         let claimed = self.update(|word| {
-            let idle = word.state() == PageState::Open && word.unprotects_in_flight() == 0;
+            let counted = word.unprotects_in_flight() == 0 || left_out(Rule::CountUnprotects);
+            let idle = word.state() == PageState::Open && counted;
             idle.then(|| word.to_state(PageState::Protecting))
         });
         match claimed {
@@ -224,7 +227,7 @@ impl PageWord {
 
     /// The un-protecting system call is over. Returns the word after.
     pub(crate) fn leave_unprotect(&self) -> Word {
-        let before = self.0.fetch_sub(COUNT_ONE, Ordering::SeqCst);
+        let before = self.0.fetch_sub(COUNT_ONE, Ordering::AcqRel);
         debug_assert!(Word(before).unprotects_in_flight() > 0, "left more often than entered");
         Word(before - COUNT_ONE)
     }

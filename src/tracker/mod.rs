@@ -34,9 +34,9 @@ pub(crate) use region::Region;
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::page_table::{Busy, Generation, PageDesc};
-use crate::protection::{self, Access, KernelWrites, Mode};
+use crate::protection::{self, Access, KernelWrites, Mode, Protection};
 use crate::stats::{Counters, Stats};
-use crate::sync::{Arc, Ordering, fence};
+use crate::sync::{Arc, Ordering, Rule, fence, left_out};
 
 /// Why a translator is told that the bytes of a page changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +155,9 @@ impl<O: PageObserver> PageClaim<O> {
     /// Whether no write came since the page was claimed. The translation must
     /// have been entered where the observer finds it before this is asked.
     pub fn is_current(&self) -> bool {
-        fence(Ordering::SeqCst);
+        if !left_out(Rule::FenceBeforeGenerations) {
+            fence(Ordering::SeqCst);
+        }
         self.desc().word.holds(self.generation)
     }
 }
@@ -231,6 +233,18 @@ impl<O: PageObserver> Tracker<O> {
     #[allow(unsafe_code)]
     pub unsafe fn add_region(&self, options: RegionOptions) -> Result<(), Error> {
         let RegionOptions { guest, host, mode, access, embedder_owns_signals } = options;
+        let open = || protection::open(mode, self.page, protection::Options { embedder_owns_signals });
+        self.add_region_on(guest, host, access, open)
+    }
+
+    /// [`Tracker::add_region`] on a mechanism of the caller's choice.
+    pub(crate) fn add_region_on(
+        &self,
+        guest: GuestAddr,
+        host: HostRange,
+        access: Access,
+        open: impl FnOnce() -> Result<Arc<dyn Protection>, Error>,
+    ) -> Result<(), Error> {
         let bad = |why| Error::BadRange { start: guest.0, len: host.len() as u64, why };
         if guest.0 & (self.page.bytes() as u64 - 1) != 0 || guest.checked_add(host.len() as u64).is_none() {
             return Err(bad("a region starts on a page of the guest and does not wrap"));
@@ -242,8 +256,7 @@ impl<O: PageObserver> Tracker<O> {
                 return Err(bad("it overlaps a region that is tracked already"));
             }
         }
-        let protection = protection::open(mode, self.page, protection::Options { embedder_owns_signals })?;
-        let region = Region::new(guest, host, self.page, protection, self.observer.clone(), self.counters.clone());
+        let region = Region::new(guest, host, self.page, open()?, self.observer.clone(), self.counters.clone());
         let region = Arc::new(region);
         region.attach(host, access)?;
         regions.push(region);

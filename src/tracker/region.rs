@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::page_table::{Begin, Busy, Generation, PageDesc, PageState, PageTable};
 use crate::protection::{Access, FaultSink, Handled, Mode, Protection, WriteFault};
 use crate::stats::Counters;
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering, fence, lock, yield_now};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, Rule, fence, left_out, lock, yield_now};
 use crate::sys::clock::coarse_ms;
 
 use super::harvest::HarvestSet;
@@ -258,7 +258,9 @@ impl<O: PageObserver> Region<O> {
     fn invalidated(&self, page: PageIndex, desc: &PageDesc<O::Data>, cause: Cause) {
         // Pairs with the fence of a commit between entering its block and
         // looking at the generations: one of the two sees the other.
-        fence(Ordering::SeqCst);
+        if !left_out(Rule::FenceBeforeWalk) {
+            fence(Ordering::SeqCst);
+        }
         self.observer.written(&desc.data, &PageWrite { page: self.guest_of(page), cause });
     }
 
@@ -297,7 +299,8 @@ impl<O: PageObserver> Region<O> {
         self.pages.hold(pages.clone(), |page, desc, before| {
             // Where an un-protect is in flight, whoever made it may not have
             // killed a block or made its system call yet.
-            if before.state() == PageState::Open && before.unprotects_in_flight() == 0 {
+            let settled = before.unprotects_in_flight() == 0 || left_out(Rule::HoldBehindHandler);
+            if before.state() == PageState::Open && settled {
                 return;
             }
             self.counters.pages_announced.add(1);

@@ -8,8 +8,9 @@
 //! state and generation are what the first one left: no protecting system call
 //! was made in between.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use crate::protection::WriteFault;
-use crate::sync::{AtomicU64, Ordering};
 
 /// Threads whose last fault is remembered; more of them overwrite each other's,
 /// which costs a needless retry.

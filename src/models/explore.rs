@@ -1,0 +1,60 @@
+//! Runs a model in loom and says what became of it.
+
+use core::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+
+use crate::sync::{LEFT_OUT, Rule};
+
+thread_local! {
+    /// The first violation of this model. All of loom's threads run on one.
+    static VIOLATION: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// The payload of the panic that ends an exploration.
+struct Enough;
+
+/// Says that the model saw what must not be. It goes on to the end of this
+/// execution, where everything is dropped as usual.
+pub(super) fn violation(what: impl Into<String>) {
+    VIOLATION.with_borrow_mut(|first| {
+        first.get_or_insert(what.into());
+    });
+}
+
+/// Explores until the end or the first violation, with `preemptions` at most or
+/// as many more as the environment asks for.
+fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) -> Option<String> {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.max(Some(preemptions));
+    builder.max_branches = 20_000;
+    let end = catch_unwind(AssertUnwindSafe(|| {
+        builder.check(move || {
+            // Between two executions nothing of the model is alive.
+            if VIOLATION.with_borrow(Option::is_some) {
+                panic_any(Enough);
+            }
+            model();
+        });
+    }));
+    let violation = VIOLATION.take();
+    match end {
+        Err(panic) if violation.is_none() => std::panic::resume_unwind(panic),
+        _ => violation,
+    }
+}
+
+/// Nothing that must not be happens in any interleaving.
+pub(super) fn holds(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    if let Some(what) = explore(preemptions, model) {
+        panic!("{what}");
+    }
+}
+
+/// The model notices that `rule` is left out.
+pub(super) fn fails_without(rule: Rule, model: impl Fn() + Send + Sync + 'static) {
+    LEFT_OUT.set(Some(rule));
+    let violation = explore(2, model);
+    LEFT_OUT.set(None);
+    let what = violation.unwrap_or_else(|| panic!("nothing was noticed without {rule:?}"));
+    println!("without {rule:?}: {what}");
+}

@@ -1,0 +1,85 @@
+//! A guest whose translator encodes the bytes that it read into the entry, so
+//! that a stale block shows by its address.
+//!
+//! # Safety
+//!
+//! Cells stay as long as the cache, which the guest keeps.
+#![allow(unsafe_code)]
+
+use super::kernel::Kernel;
+use crate::addr::GuestAddr;
+use crate::block::{EntryCell, EntryStubs};
+use crate::code_cache::{CodeCache, CommitError, Key};
+use crate::protection::{Access, Mode};
+use crate::sync::Arc;
+use crate::tracker::BeginError;
+
+/// What the tests' blocks own: nothing that is looked at.
+pub(super) type Cache = CodeCache<u8>;
+
+#[derive(Clone, Debug)]
+pub(super) struct Guest {
+    pub(super) cache: Cache,
+    pub(super) kernel: Arc<Kernel>,
+}
+
+/// What a link to a block holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Link(*const EntryCell);
+
+// SAFETY: a cell is shared between threads by design.
+unsafe impl Send for Link {}
+// SAFETY: as above.
+unsafe impl Sync for Link {}
+
+/// Why there is no block.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    Busy,
+    Written,
+}
+
+impl Guest {
+    pub(super) fn new(mode: Mode, pages: usize) -> Self {
+        let kernel = Arc::new(Kernel::new(mode, pages));
+        let cache = Cache::new(EntryStubs::NOT_CODE).unwrap();
+        cache.tracker().add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, || Ok(kernel.clone())).unwrap();
+        Self { cache, kernel }
+    }
+
+    fn page_at(&self, page: usize) -> GuestAddr {
+        GuestAddr((page << self.cache.tracker().page_size().shift()) as u64)
+    }
+
+    /// Begin, read, commit: a block of `key` made from the byte of each page.
+    pub(super) fn translate(&self, key: u64, pages: &[usize]) -> Result<(), Refusal> {
+        let mut ticket = self.cache.begin(Key::new(key));
+        let mut entry = 1;
+        for &page in pages {
+            match ticket.claim(self.page_at(page)) {
+                Ok(_) => entry = entry << 8 | usize::from(self.kernel.load(page)),
+                Err(BeginError::Busy(_)) => return Err(Refusal::Busy),
+                Err(BeginError::Failed(error)) => panic!("{error}"),
+            }
+        }
+        match ticket.commit(entry, 0) {
+            Ok(()) => Ok(()),
+            Err(CommitError::Written) => Err(Refusal::Written),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// A link to the blocks of `key`.
+    pub(super) fn link(&self, key: u64) -> Link {
+        Link(self.cache.entry_cell(Key::new(key)).unwrap())
+    }
+
+    /// The byte that the block behind `link` was made from, if there is one. Of a
+    /// block over several pages the last one's. No lock and no fence: as emitted
+    /// code goes through it.
+    pub(super) fn follow(&self, link: Link) -> Option<u8> {
+        // SAFETY: of this guest's cache.
+        let entry = unsafe { &*link.0 }.load();
+        (entry > 1).then_some(entry as u8)
+    }
+}

@@ -1,0 +1,139 @@
+//! The kernel as the models see it: a page is one atomic word, its protection
+//! and its byte together.
+//!
+//! A store is one step that either finds the page writable and changes the byte,
+//! or faults: then the range's sink runs and the store is tried again. Protecting
+//! and un-protecting are barriers for every thread, as the TLB shootdown is.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::addr::{HostAddr, HostRange, PageSize};
+use crate::error::Error;
+use crate::protection::{Access, FaultSink, Handled, KernelWrites, Mode, Protection, WriteFault};
+use crate::sync::{Arc, AtomicU64, Ordering, fence};
+
+const PROTECTED: u64 = 1;
+const BYTE_SHIFT: u32 = 8;
+
+#[derive(Debug)]
+pub(super) struct Kernel {
+    mode: Mode,
+    range: HostRange,
+    page: PageSize,
+    pages: Box<[AtomicU64]>,
+    sink: SinkOf,
+}
+
+/// Held for a clone and nothing else.
+struct SinkOf(Mutex<Option<Arc<dyn FaultSink>>>);
+
+impl core::fmt::Debug for SinkOf {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("SinkOf")
+    }
+}
+
+impl SinkOf {
+    fn set(&self, sink: Option<Arc<dyn FaultSink>>) {
+        let old = core::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), sink);
+        drop(old);
+    }
+
+    fn get(&self) -> Option<Arc<dyn FaultSink>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Kernel {
+    /// `pages` pages that hold the byte 0, at an address that nobody touches.
+    pub(super) fn new(mode: Mode, pages: usize) -> Self {
+        let page = PageSize::host();
+        let range = HostRange::of_pages(HostAddr(page.bytes() * 16), pages, page);
+        let words = (0..pages).map(|_| AtomicU64::new(0)).collect();
+        Self { mode, range, page, pages: words, sink: SinkOf(Mutex::new(None)) }
+    }
+
+    pub(super) fn range(&self) -> HostRange {
+        self.range
+    }
+
+    /// The byte of `page`.
+    pub(super) fn load(&self, page: usize) -> u8 {
+        (self.pages[page].load(Ordering::Acquire) >> BYTE_SHIFT) as u8
+    }
+
+    /// A store by thread `tid`, to its end.
+    pub(super) fn store(&self, page: usize, byte: u8, tid: u32) {
+        let word = &self.pages[page];
+        let next = u64::from(byte) << BYTE_SHIFT;
+        loop {
+            // A read-modify-write sees the newest value: no store finds an old protection.
+            let seen = word.fetch_or(0, Ordering::AcqRel);
+            if seen & PROTECTED == 0 || self.mode == Mode::Deferred {
+                if word.compare_exchange(seen, next, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                    return;
+                }
+                continue;
+            }
+            let addr = HostAddr(self.range.start().0 + (page << self.page.shift()) + usize::from(byte));
+            let handled = self.sink.get().map(|sink| sink.on_write(&WriteFault { addr, pc: None, tid }));
+            assert_ne!(handled, Some(Handled::NotOurs), "the fault is the tracker's own");
+        }
+    }
+
+    fn change(&self, range: HostRange, mut change: impl FnMut(&AtomicU64, HostRange)) -> Result<(), Error> {
+        fence(Ordering::SeqCst);
+        let first = (range.start().0 - self.range.start().0) >> self.page.shift();
+        for index in 0..range.len() >> self.page.shift() {
+            let at = HostAddr(range.start().0 + (index << self.page.shift()));
+            change(&self.pages[first + index], HostRange::page_of(at, self.page));
+        }
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+impl Protection for Kernel {
+    fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    fn kernel_writes(&self) -> KernelWrites {
+        if self.mode == Mode::Deferred { KernelWrites::Tracked } else { KernelWrites::Refused }
+    }
+
+    fn attach(&self, _: HostRange, sink: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
+        self.sink.set(Some(sink.clone()));
+        Ok(())
+    }
+
+    fn detach(&self, range: HostRange) -> Result<(), Error> {
+        self.unprotect(range)?;
+        self.sink.set(None);
+        Ok(())
+    }
+
+    fn protect(&self, range: HostRange) -> Result<(), Error> {
+        self.change(range, |word, _| {
+            word.fetch_or(PROTECTED, Ordering::AcqRel);
+        })
+    }
+
+    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
+        self.change(range, |word, _| {
+            word.fetch_and(!PROTECTED, Ordering::AcqRel);
+        })
+    }
+
+    fn harvest(&self, range: HostRange, written: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
+        self.change(range, |word, at| {
+            if word.fetch_or(PROTECTED, Ordering::AcqRel) & PROTECTED == 0 {
+                written(at);
+            }
+        })
+    }
+
+    fn set_access(&self, _: HostRange, _: Access) -> Result<(), Error> {
+        Ok(())
+    }
+}

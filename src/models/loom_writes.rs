@@ -1,0 +1,213 @@
+//! Stores in a synchronous region: once one has retired, nothing leads to a
+//! block that was made from the old byte.
+
+use loom::thread;
+
+use super::explore::{fails_without, holds, violation};
+use super::guest::{Guest, Link};
+use crate::protection::Mode;
+use crate::sync::Rule;
+
+const KEY: u64 = 0x40;
+
+/// A store by this thread, and what must hold when it has retired. The bytes of a
+/// page only grow in these models, so a smaller one is an older one.
+fn store(guest: &Guest, links: &[Link], byte: u8, tid: u32) {
+    guest.kernel.store(0, byte, tid);
+    for &link in links {
+        if let Some(stale) = guest.follow(link).filter(|&made_from| made_from < byte) {
+            violation(format!("store of {byte} retired and a block of {stale} can be reached"));
+        }
+    }
+}
+
+/// In the end each block is of the byte of now.
+fn settled(guest: &Guest, links: &[Link]) {
+    for &link in links {
+        if let Some(stale) = guest.follow(link).filter(|&made_from| made_from != guest.kernel.load(0)) {
+            violation(format!("a block of {stale} stays over {}", guest.kernel.load(0)));
+        }
+    }
+}
+
+/// One store while a page is translated from for the first time.
+fn first_translation() {
+    let guest = Guest::new(Mode::Sigbus, 1);
+    let links = [guest.link(KEY)];
+    let translator = {
+        let guest = guest.clone();
+        thread::spawn(move || drop(guest.translate(KEY, &[0])))
+    };
+    store(&guest, &links, 1, 1);
+    translator.join().unwrap();
+    settled(&guest, &links);
+}
+
+/// One store to a page with a block on it, while it is translated again.
+fn second_translation() {
+    let guest = Guest::new(Mode::Sigbus, 1);
+    let links = [guest.link(KEY)];
+    guest.translate(KEY, &[0]).unwrap();
+    let translator = {
+        let guest = guest.clone();
+        thread::spawn(move || drop(guest.translate(KEY, &[0])))
+    };
+    store(&guest, &links, 1, 1);
+    translator.join().unwrap();
+    settled(&guest, &links);
+}
+
+/// Two stores to a page with a block on it: neither handler may rely on what the
+/// other has not done yet.
+fn two_stores() {
+    let guest = Guest::new(Mode::Sigbus, 1);
+    let links = [guest.link(KEY)];
+    guest.translate(KEY, &[0]).unwrap();
+    let other = {
+        let guest = guest.clone();
+        thread::spawn(move || {
+            guest.kernel.store(0, 1, 2);
+            if guest.follow(links[0]) == Some(0) {
+                violation("the other store retired and the old block can be reached");
+            }
+        })
+    };
+    guest.kernel.store(0, 2, 1);
+    if guest.follow(links[0]) == Some(0) {
+        violation("the store retired and the old block can be reached");
+    }
+    other.join().unwrap();
+    settled(&guest, &links);
+}
+
+/// The same with a translator.
+fn two_stores_and_a_translator() {
+    let guest = Guest::new(Mode::Sigbus, 1);
+    let links = [guest.link(KEY)];
+    guest.translate(KEY, &[0]).unwrap();
+    let spawn = |run: fn(&Guest)| {
+        let guest = guest.clone();
+        thread::spawn(move || run(&guest))
+    };
+    let translator = spawn(|guest| drop(guest.translate(KEY, &[0])));
+    let other = spawn(|guest| guest.kernel.store(0, 1, 2));
+    guest.kernel.store(0, 1, 1);
+    if guest.follow(links[0]) == Some(0) {
+        violation("the store retired and the old block can be reached");
+    }
+    other.join().unwrap();
+    translator.join().unwrap();
+    settled(&guest, &links);
+}
+
+/// Two translators of one page, of one key or of two, and a store.
+fn two_translators(keys: [u64; 2]) {
+    let guest = Guest::new(Mode::Sigbus, 1);
+    let links = keys.map(|key| guest.link(key));
+    let spawn = |key| {
+        let guest = guest.clone();
+        thread::spawn(move || drop(guest.translate(key, &[0])))
+    };
+    let translators = keys.map(spawn);
+    store(&guest, &links, 1, 1);
+    translators.into_iter().for_each(|translator| translator.join().unwrap());
+    settled(&guest, &links);
+}
+
+/// A block over two pages, and a store to the second one.
+fn two_pages() {
+    let guest = Guest::new(Mode::Sigbus, 2);
+    let link = guest.link(KEY);
+    let translator = {
+        let guest = guest.clone();
+        thread::spawn(move || drop(guest.translate(KEY, &[0, 1])))
+    };
+    guest.kernel.store(1, 1, 1);
+    if guest.follow(link) == Some(0) {
+        violation("the store retired and the old block can be reached");
+    }
+    translator.join().unwrap();
+    if guest.follow(link) == Some(0) {
+        violation("an old block stays");
+    }
+}
+
+/// Who has seen the byte of a store finds no older block.
+fn a_bystander() {
+    let guest = Guest::new(Mode::Sigbus, 1);
+    let link = guest.link(KEY);
+    guest.translate(KEY, &[0]).unwrap();
+    let writer = {
+        let guest = guest.clone();
+        thread::spawn(move || guest.kernel.store(0, 1, 2))
+    };
+    if guest.kernel.load(0) == 1 && guest.follow(link) == Some(0) {
+        violation("the byte is new and the old block can be reached");
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_store_against_a_first_translation() {
+    holds(4, first_translation);
+}
+
+#[test]
+fn a_store_against_a_second_translation() {
+    holds(3, second_translation);
+}
+
+#[test]
+fn two_stores_at_once() {
+    holds(4, two_stores);
+}
+
+#[test]
+fn two_stores_against_a_translator() {
+    holds(2, two_stores_and_a_translator);
+}
+
+#[test]
+fn translators_of_one_key() {
+    holds(2, || two_translators([KEY, KEY]));
+}
+
+#[test]
+fn translators_of_one_page() {
+    holds(2, || two_translators([KEY, KEY + 2]));
+}
+
+#[test]
+fn a_store_against_a_block_over_two_pages() {
+    holds(4, two_pages);
+}
+
+#[test]
+fn who_sees_the_byte_finds_no_old_block() {
+    holds(4, a_bystander);
+}
+
+#[test]
+fn it_fails_without_the_count_of_unprotects_in_flight() {
+    fails_without(Rule::CountUnprotects, second_translation);
+}
+
+#[test]
+fn it_fails_without_the_fence_before_the_walk() {
+    fails_without(Rule::FenceBeforeWalk, first_translation);
+}
+
+#[test]
+fn it_fails_without_the_fence_before_the_generations() {
+    fails_without(Rule::FenceBeforeGenerations, first_translation);
+}
+
+#[test]
+fn it_fails_without_an_exchange_to_publish() {
+    fails_without(Rule::PublishByExchange, first_translation);
+}
+
+#[test]
+fn it_fails_where_a_late_kill_trusts_the_flag() {
+    fails_without(Rule::KillCellFirst, two_stores);
+}
