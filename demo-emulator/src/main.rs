@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use demo_emulator::cli::{self, Cli, Command};
+use demo_emulator::engine::Engine;
 use demo_emulator::linux::process::raise_descriptor;
 use demo_emulator::linux::{Machine, Options, Oracle, Process, Start, host_signals};
 use demo_emulator::memory::{Window, host_fault};
@@ -94,5 +95,6 @@ fn machine(cli: &Cli, window: Window) -> Result<Arc<dyn Machine>, String> {
     if cli.interpret {
         return Ok(Arc::new(Oracle::new(window)));
     }
-    Err("this version has the interpreter alone: say --interpret".to_owned())
+    let engine = Engine::new(window, cli.tracking, cli.tier).map_err(|error| error.to_string())?;
+    Ok(Arc::new(engine))
 }

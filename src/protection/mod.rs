@@ -126,9 +126,8 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
 
     /// Makes `range`, which is mapped with `access`, trackable, and sends its
     /// faults to `sink`; none of it is protected afterwards. Again on all or a part
-    /// of it where the mapping was replaced: then `access` counts for what is new
-    /// alone, the rest keeps what [`Protection::set_access`] said, and its sink
-    /// stays who it was.
+    /// of it where the mapping was replaced by one with `access`; its sink stays
+    /// who it was.
     ///
     /// Holds the sink until all of the range is detached: a sink that owns its
     /// mechanism would never be dropped. Never called from a sink.

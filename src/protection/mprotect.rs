@@ -220,7 +220,7 @@ impl Protection for Mprotect {
     fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, access: Access) -> Result<(), Error> {
         self.attachments.add(range, sink, || {
             let old = self.insert_missing(range, access)?;
-            old.into_iter().try_for_each(|part| self.update(part, |byte| byte & ACCESS))
+            old.into_iter().try_for_each(|part| self.update(part, |_| encode(access)))
         })
     }
 

@@ -460,15 +460,16 @@ impl<O: PageObserver> Drop for Held<O> {
 pub struct MappingChange<O: PageObserver>(Held<O>);
 
 impl<O: PageObserver> MappingChange<O> {
-    /// The mapping was replaced (`MAP_FIXED`, `mremap`): tracks the new one.
+    /// The mapping was replaced (`MAP_FIXED`, `mremap`) by one with `access`:
+    /// tracks the new one.
     ///
     /// # Errors
     ///
     /// The new mapping cannot be tracked in the region's mode. Nothing can be
     /// translated from it then.
-    pub fn finish_replaced(self) -> Result<(), Error> {
+    pub fn finish_replaced(self, access: Access) -> Result<(), Error> {
         for (region, pages) in &self.0.0 {
-            region.attach(region.host_of(pages)?, Access::ReadWrite)?;
+            region.attach(region.host_of(pages)?, access)?;
         }
         Ok(())
     }

@@ -173,7 +173,11 @@ impl AddressSpace {
         };
         self.observer.mapping_change_begin(range);
         let mapped = host_memory::map_shared(range, access_of(prot), fd, offset);
-        let backing = if mapped.is_ok() { Backing::Shared { device, inode, offset } } else { Backing::Kept };
+        let backing = if mapped.is_ok() {
+            Backing::Shared { device, inode, offset, access: access_of(prot) }
+        } else {
+            Backing::Kept
+        };
         self.observer.mapping_change_end(range, backing);
         mapped.map(|()| Kind::Shared { device, inode, offset })
     }
@@ -379,7 +383,8 @@ impl AddressSpace {
         self.observer.mapping_change_end(from, Backing::Anonymous);
         moved?;
         self.observer.mapping_change_begin(onto);
-        self.observer.mapping_change_end(onto, Backing::Shared { device, inode, offset });
+        let access = access_of(mapping.prot);
+        self.observer.mapping_change_end(onto, Backing::Shared { device, inode, offset, access });
         self.window.set_permissions(to..to + new_len, mapping.prot);
         self.mappings.insert(Mapping { start: to, end: to + new_len, ..mapping });
         Ok(())

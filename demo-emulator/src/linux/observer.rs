@@ -23,7 +23,8 @@ pub enum Backing {
     /// The same host mapping as before: its pages, its protection and its
     /// registrations. The contents may be gone (zero) all the same.
     Kept,
-    /// A fresh private anonymous mapping replaced it: no registration survives.
+    /// A fresh private anonymous mapping without access replaced it: no
+    /// registration survives.
     Anonymous,
     /// A shared mapping replaced it. Other ranges with the same file and the
     /// same offsets are aliases of it.
@@ -34,6 +35,8 @@ pub enum Backing {
         inode: u64,
         /// Offset in the file of the range's first byte.
         offset: u64,
+        /// What the guest may do with it.
+        access: Access,
     },
 }
 

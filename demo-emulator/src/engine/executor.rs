@@ -1,0 +1,273 @@
+//! The dispatcher of one hart.
+//!
+//! # Safety
+//!
+//! Entries of the cache are addresses of what their payloads own: a decoded
+//! block, or host code. They are used under the pin that they were looked up
+//! with, so that the payload lives.
+#![allow(unsafe_code)]
+
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use codewarden::protection::Mode;
+use codewarden::{CodeCache, Pin, VCpu};
+
+use super::block::{self, ReadError};
+use super::tier0::{DecodedBlock, End};
+use super::{Compiled, Engine, Payload, compiled_key, decoded_key};
+use crate::cli::Tier;
+use crate::hart::Hart;
+use crate::linux::machine::{Executor, Exit};
+use crate::memory::Window;
+use crate::riscv::inst::Inst;
+use crate::riscv::oracle;
+use crate::riscv::trap::Flow;
+use crate::translate::{BlockOptions, CodeSpace, ExitReason, LinkSlot, Translator};
+
+/// Runs of a decoded block before it is compiled: compiling costs what some
+/// hundred runs of tier 0 do.
+const HOT_RUNS: u32 = 50;
+
+/// Instructions that the oracle runs where a page is busy, before the cache is
+/// asked again.
+const ORACLE_STEPS: u32 = 32;
+
+/// What the dispatcher does next.
+enum Step {
+    /// Looks up `hart.pc`.
+    Dispatch,
+    /// Decodes the block at `hart.pc`.
+    Decode,
+    /// Compiles it.
+    Compile,
+    /// Makes the guest's writes seen, then looks up `hart.pc`.
+    Flush,
+    /// Has the oracle run one instruction: what compiled code left to it.
+    Interpret,
+    /// Goes back to Linux.
+    Exit(Exit),
+}
+
+/// The hart that the cache may ask to leave its code; null while there is none.
+struct Running(Mutex<*const AtomicU8>);
+
+// SAFETY: the pointer is used under the lock, while the hart runs.
+unsafe impl Send for Running {}
+// SAFETY: as above.
+unsafe impl Sync for Running {}
+
+impl Running {
+    fn set(&self, flag: *const AtomicU8) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = flag;
+    }
+
+    fn ask_to_leave(&self) {
+        let flag = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: set while `run` has the hart, and null before it returns.
+        if let Some(flag) = unsafe { flag.as_ref() } {
+            flag.store(1, Ordering::Release);
+        }
+    }
+}
+
+pub(super) struct EngineExecutor {
+    vcpu: VCpu<Payload>,
+    cache: CodeCache<Payload>,
+    window: Window,
+    space: Arc<CodeSpace>,
+    translator: Translator,
+    mode: Mode,
+    tier: Tier,
+    running: Arc<Running>,
+}
+
+impl EngineExecutor {
+    pub(super) fn new(engine: &Engine) -> Self {
+        let running = Arc::new(Running(Mutex::new(ptr::null())));
+        let asked = running.clone();
+        Self {
+            vcpu: engine.cache.attach_vcpu(move || asked.ask_to_leave()),
+            cache: engine.cache.clone(),
+            window: engine.window,
+            space: engine.space.clone(),
+            translator: Translator::new(engine.space.clone()),
+            mode: engine.mode,
+            tier: engine.tier,
+            running,
+        }
+    }
+
+    /// Blocks that store must look whether they killed themselves where a store
+    /// is to be seen by the very next instruction.
+    fn stale_flag(&self, ticket: &codewarden::Ticket<Payload>) -> Option<NonNull<AtomicU8>> {
+        let flag = self.mode.is_synchronous().then(|| ticket.stale_flag())?;
+        NonNull::new(flag.cast_mut().cast())
+    }
+
+    /// Reads the block at `hart.pc` under a ticket and makes a payload of it with
+    /// its entry; or runs the oracle for a while where that cannot be done now.
+    fn make(&mut self, hart: &mut Hart, compile: bool) -> Step {
+        let pc = hart.pc;
+        let key = if compile { compiled_key(pc) } else { decoded_key(pc) };
+        let mut ticket = self.cache.begin(key);
+        let insts = match block::read(&mut ticket, &self.window, pc) {
+            Ok(insts) => insts,
+            Err(ReadError::Fetch(trap)) => return Step::Exit(Exit::Trap(trap)),
+            Err(ReadError::Begin(_)) => return self.interpret(hart),
+        };
+        let stale = self.stale_flag(&ticket);
+        let made = if compile { self.compile(pc, &insts, stale) } else { Some(decoded(insts, stale)) };
+        match made.map(|(entry, payload)| ticket.commit(entry, payload)) {
+            Some(Ok(())) => Step::Dispatch,
+            // A write came meanwhile, or there is no memory for code.
+            _ => self.interpret(hart),
+        }
+    }
+
+    fn compile(&mut self, pc: u64, insts: &[Inst], stale_flag: Option<NonNull<AtomicU8>>) -> Option<(usize, Payload)> {
+        let mut at = pc;
+        let placed: Vec<(u64, Inst)> = insts
+            .iter()
+            .map(|&inst| {
+                let pc = at;
+                at += u64::from(inst.len);
+                (pc, inst)
+            })
+            .collect();
+        // Without memory for code the guest goes on, interpreted, until some is freed.
+        let block = self.translator.compile(&placed, &BlockOptions { stale_flag }).ok()?;
+        Some((block.entry(), Payload::Compiled(Box::new(Compiled { block }))))
+    }
+
+    /// Runs the oracle to the end of a block, a few instructions at most.
+    fn interpret(&self, hart: &mut Hart) -> Step {
+        for _ in 0..ORACLE_STEPS {
+            match oracle::step(hart, &self.window) {
+                Ok(Flow::Next) => {}
+                Ok(Flow::Jump) => break,
+                Ok(Flow::FenceI) => return Step::Flush,
+                Err(trap) => return Step::Exit(Exit::Trap(trap)),
+            }
+        }
+        Step::Dispatch
+    }
+
+    /// One instruction by the oracle.
+    fn step(&self, hart: &mut Hart) -> Step {
+        match oracle::step(hart, &self.window) {
+            Ok(Flow::Next | Flow::Jump) => Step::Dispatch,
+            Ok(Flow::FenceI) => Step::Flush,
+            Err(trap) => Step::Exit(Exit::Trap(trap)),
+        }
+    }
+
+    /// The guest has announced that its code may have changed.
+    fn flush(&self) {
+        if self.mode == Mode::Deferred {
+            // What could not be harvested counts as written: nothing is lost by
+            // going on.
+            let _ = self.cache.tracker().sync();
+        }
+    }
+
+    /// Looks up and runs blocks until something needs more than that.
+    fn dispatch(&mut self, hart: &mut Hart) -> Step {
+        let Self { vcpu, cache, window, space, tier, .. } = self;
+        let mut pin = vcpu.pin();
+        loop {
+            if hart.exit_request.load(Ordering::Acquire) != 0 {
+                return Step::Exit(Exit::Interrupted);
+            }
+            if let Some(step) = run_block(&mut pin, cache, window, space, *tier, hart) {
+                return step;
+            }
+        }
+    }
+}
+
+/// Runs the block at `hart.pc`, and those that it links to. `None`: look up the
+/// next.
+fn run_block(
+    pin: &mut Pin<'_, Payload>,
+    cache: &CodeCache<Payload>,
+    window: &Window,
+    space: &CodeSpace,
+    tier: Tier,
+    hart: &mut Hart,
+) -> Option<Step> {
+    if tier != Tier::Decoded {
+        match pin.lookup(compiled_key(hart.pc)) {
+            Some(entry) => return run_compiled(pin, cache, space, hart, entry),
+            None if tier == Tier::Translated => return Some(Step::Compile),
+            None => {}
+        }
+    }
+    let Some(entry) = pin.lookup_shared(decoded_key(hart.pc)) else { return Some(Step::Decode) };
+    // SAFETY: the entry of a decoded key is the address of its payload's block,
+    // which the pin keeps.
+    let decoded = unsafe { &*(entry as *const DecodedBlock) };
+    if tier == Tier::Auto && decoded.count_run() % HOT_RUNS == HOT_RUNS - 1 {
+        return Some(Step::Compile);
+    }
+    match decoded.run(hart, window) {
+        End::Next => None,
+        End::FenceI => Some(Step::Flush),
+        End::Trap(trap) => Some(Step::Exit(Exit::Trap(trap))),
+    }
+}
+
+fn run_compiled(
+    pin: &Pin<'_, Payload>,
+    cache: &CodeCache<Payload>,
+    space: &CodeSpace,
+    hart: &mut Hart,
+    entry: usize,
+) -> Option<Step> {
+    hart.front = pin.front() as u64;
+    // SAFETY: the entry of a valid block, which the pin keeps with all that it
+    // can reach; the front is the pin's, and its cells are the cache's.
+    let reason = unsafe { space.enter(hart, entry) };
+    match reason {
+        ExitReason::Unlinked => {
+            if let Ok(cell) = cache.entry_cell(compiled_key(hart.pc)) {
+                // SAFETY: the slot of a block that ran just now, under this pin.
+                let slot = unsafe { &*(hart.exit_slot as *const LinkSlot) };
+                slot.link(cell);
+            }
+            None
+        }
+        ExitReason::Miss | ExitReason::IndirectMiss | ExitReason::SelfModified => None,
+        ExitReason::Interrupted => Some(Step::Exit(Exit::Interrupted)),
+        ExitReason::FenceI => Some(Step::Flush),
+        ExitReason::Trap | ExitReason::Fault => Some(Step::Interpret),
+    }
+}
+
+fn decoded(insts: Vec<Inst>, stale: Option<NonNull<AtomicU8>>) -> (usize, Payload) {
+    let block = Box::new(DecodedBlock::new(insts, stale));
+    (ptr::from_ref(&*block) as usize, Payload::Decoded(block))
+}
+
+impl Executor for EngineExecutor {
+    fn run(&mut self, hart: &mut Hart) -> Exit {
+        self.running.set(&raw const hart.exit_request);
+        let mut step = Step::Dispatch;
+        let exit = loop {
+            step = match step {
+                Step::Dispatch => self.dispatch(hart),
+                Step::Decode => self.make(hart, false),
+                Step::Compile => self.make(hart, true),
+                Step::Interpret => self.step(hart),
+                Step::Flush => {
+                    self.flush();
+                    Step::Dispatch
+                }
+                Step::Exit(exit) => break exit,
+            };
+        };
+        self.running.set(ptr::null());
+        exit
+    }
+}

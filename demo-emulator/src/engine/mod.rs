@@ -1,0 +1,162 @@
+//! The engine: decides how each instruction runs, and keeps what it made of
+//! guest code in codewarden's cache.
+//!
+//! ```text
+//!             no block yet            ran often
+//!   oracle ──────────────▶ tier 0 ──────────────▶ translated
+//!     ▲                       │                       │
+//!     └───────────────────────┴───────────────────────┘
+//!        the page is busy: a write is going on, or the same
+//!        store keeps hitting it
+//! ```
+//!
+//! A decoded block and a compiled one of the same pc are two blocks of the cache
+//! with two keys. Both die of a write to their bytes; what runs next is decoded
+//! afresh.
+
+mod block;
+mod executor;
+mod observer;
+mod tier0;
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use codewarden::addr::{GuestAddr, HostAddr, HostRange, PageSize};
+use codewarden::code_buffer::CodeBuffer;
+use codewarden::error::Error;
+use codewarden::protection::{Access, Mode, best_synchronous};
+use codewarden::tracker::RegionOptions;
+use codewarden::{CodeCache, Key};
+
+use crate::cli::{self, Tier};
+use crate::linux::errno::Errno;
+use crate::linux::machine::{Executor, Machine};
+use crate::linux::observer::MemoryObserver;
+use crate::memory::Window;
+use crate::memory::window::WINDOW_LEN_BYTES;
+use crate::translate::{CodeSpace, CompiledBlock, TranslateError, entry_stubs};
+use executor::EngineExecutor;
+use observer::Tracking;
+use tier0::DecodedBlock;
+
+/// Executable memory at most, in bytes.
+const CODE_LIMIT_BYTES: usize = 256 << 20;
+
+/// What a block of the cache owns.
+#[derive(Debug)]
+pub enum Payload {
+    /// Tier 0's; boxed, since the block's entry is its address.
+    Decoded(Box<DecodedBlock>),
+    /// The compiler's; boxed for the same reason: links are found through it.
+    Compiled(Box<Compiled>),
+}
+
+/// A compiled block.
+#[derive(Debug)]
+pub struct Compiled {
+    /// Its host code.
+    pub block: CompiledBlock,
+}
+
+/// The key of the compiled block at `pc`.
+fn compiled_key(pc: u64) -> Key {
+    Key::new(pc)
+}
+
+/// The key of the decoded block at `pc`: instructions have even addresses.
+fn decoded_key(pc: u64) -> Key {
+    Key::new(pc | 1)
+}
+
+/// Why the engine cannot start.
+#[derive(Debug)]
+pub enum EngineError {
+    /// codewarden's reason.
+    Codewarden(Error),
+    /// The translator's.
+    Translate(TranslateError),
+}
+
+impl fmt::Display for EngineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Codewarden(error) => error.fmt(f),
+            Self::Translate(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for EngineError {}
+
+impl From<Error> for EngineError {
+    fn from(error: Error) -> Self {
+        Self::Codewarden(error)
+    }
+}
+
+impl From<TranslateError> for EngineError {
+    fn from(error: TranslateError) -> Self {
+        Self::Translate(error)
+    }
+}
+
+/// A machine with a code cache.
+pub struct Engine {
+    window: Window,
+    cache: CodeCache<Payload>,
+    space: Arc<CodeSpace>,
+    mode: Mode,
+    tier: Tier,
+    tracking: Arc<Tracking>,
+}
+
+impl Engine {
+    /// An engine over `window`, whose writes are learned of as `tracking` says.
+    /// Its fault handlers are installed in front of whoever was there.
+    ///
+    /// # Errors
+    ///
+    /// The mode cannot be had here, or there is no memory for code.
+    pub fn new(window: Window, tracking: cli::Tracking, tier: Tier) -> Result<Self, EngineError> {
+        let mode = match tracking {
+            cli::Tracking::Auto => best_synchronous().0,
+            cli::Tracking::Mode(mode) => mode,
+        };
+        let space = CodeSpace::new(window, CodeBuffer::new(CODE_LIMIT_BYTES)?)?;
+        let cache = CodeCache::new(entry_stubs())?;
+        let base = HostAddr(window.base() as usize);
+        let options = RegionOptions {
+            guest: GuestAddr(0),
+            host: HostRange::new(base, WINDOW_LEN_BYTES as usize, PageSize::host())?,
+            mode,
+            access: Access::None,
+            embedder_owns_signals: false,
+        };
+        add_region(&cache, options)?;
+        let tracking = Arc::new(Tracking { cache: cache.clone(), window, mode, change: Mutex::new(None) });
+        Ok(Self { window, cache, space, mode, tier, tracking })
+    }
+
+    /// The cache, for its counters.
+    pub fn cache(&self) -> &CodeCache<Payload> {
+        &self.cache
+    }
+}
+
+#[allow(unsafe_code)]
+fn add_region(cache: &CodeCache<Payload>, options: RegionOptions) -> Result<(), Error> {
+    // SAFETY: the window stays mapped as long as the process; Linux's side
+    // announces every change of its mappings to the observer.
+    unsafe { cache.tracker().add_region(options) }
+}
+
+impl Machine for Engine {
+    fn executor(&self) -> Result<Box<dyn Executor>, Errno> {
+        Ok(Box::new(EngineExecutor::new(self)))
+    }
+
+    fn observer(&self) -> Arc<dyn MemoryObserver> {
+        self.tracking.clone()
+    }
+}

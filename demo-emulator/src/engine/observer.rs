@@ -1,0 +1,95 @@
+//! What Linux does to guest memory, told to codewarden.
+
+use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
+
+use codewarden::addr::{GuestAddr, HostAddr, HostRange};
+use codewarden::protection::{Access, Mode};
+use codewarden::tracker::{Held, MappingChange};
+use codewarden::{CodeCache, Killer};
+
+use super::Payload;
+use crate::linux::errno::Errno;
+use crate::linux::observer::{Backing, MemoryObserver};
+use crate::memory::Window;
+
+thread_local! {
+    /// The kernel writes that this thread has announced and not ended.
+    static WRITES: RefCell<Vec<Option<Held<Killer<Payload>>>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Tells a cache.
+pub struct Tracking {
+    pub(super) cache: CodeCache<Payload>,
+    pub(super) window: Window,
+    pub(super) mode: Mode,
+    /// The mapping change that is going on; there is one at a time.
+    pub(super) change: Mutex<Option<MappingChange<Killer<Payload>>>>,
+}
+
+impl Tracking {
+    fn guest(&self, host: HostAddr) -> GuestAddr {
+        GuestAddr((host.0 - self.window.base() as usize) as u64)
+    }
+
+    fn sync(&self, range: Option<HostRange>) {
+        let tracker = self.cache.tracker();
+        // What could not be harvested counts as written: nothing is lost by going on.
+        let _ = match range {
+            Some(range) => tracker.sync_range(self.guest(range.start()), range.len() as u64),
+            None => tracker.sync(),
+        };
+    }
+}
+
+impl MemoryObserver for Tracking {
+    fn mapping_change_begin(&self, range: HostRange) {
+        let change = self.cache.tracker().change_mapping(self.guest(range.start()), range.len() as u64);
+        // A page that stayed protected makes the kernel's own writes fail, no
+        // more: its blocks are gone.
+        *self.change.lock().unwrap_or_else(PoisonError::into_inner) = change.ok();
+    }
+
+    fn mapping_change_end(&self, _: HostRange, backing: Backing) {
+        let change = self.change.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let access = match backing {
+            Backing::Kept => return,
+            Backing::Anonymous => Access::None,
+            Backing::Shared { access, .. } => access,
+        };
+        // A mapping that cannot be tracked is interpreted.
+        let _ = change.map(|change| change.finish_replaced(access));
+    }
+
+    fn set_access(&self, range: HostRange, access: Access) -> Result<(), Errno> {
+        let done = self.cache.tracker().set_access(self.guest(range.start()), range.len() as u64, access);
+        done.map_err(|error| match error {
+            codewarden::error::Error::System { errno, .. } => Errno(errno),
+            _ => Errno(libc::ENOMEM),
+        })
+    }
+
+    fn kernel_write_begin(&self, start: HostAddr, len_bytes: usize) {
+        // Where a page could not be made writable the kernel answers EFAULT.
+        let held = self.cache.tracker().announce_write(self.guest(start), len_bytes as u64).ok();
+        WRITES.with_borrow_mut(|writes| writes.push(held));
+    }
+
+    fn kernel_write_end(&self, _: HostAddr, _: usize) {
+        WRITES.with_borrow_mut(Vec::pop);
+    }
+
+    fn flush_icache(&self, range: Option<HostRange>) {
+        if self.mode == Mode::Deferred {
+            self.sync(range);
+        }
+    }
+
+    fn before_fork(&self) {}
+
+    fn after_fork_parent(&self) {}
+
+    fn after_fork_child(&self) {}
+
+    fn before_exit(&self, _: i32) {}
+}
