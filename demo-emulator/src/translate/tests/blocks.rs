@@ -2,6 +2,7 @@
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use codewarden::Key;
 
@@ -125,13 +126,22 @@ fn a_loop_of_linked_blocks_leaves_when_asked() {
     block.links()[0].link(as_cell(&cell));
     let mut hart = bench.hart();
     let asked = ptr::from_ref(&hart.exit_request) as usize;
-    let asker = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        // SAFETY: the hart lives until this thread is joined.
-        unsafe { &*(asked as *const AtomicU8) }.store(1, Ordering::Release);
+    let (done, left) = std::sync::mpsc::channel();
+    let reason = std::thread::scope(|scope| {
+        let cell = &cell;
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            // SAFETY: the hart lives until this thread is joined.
+            unsafe { &*(asked as *const AtomicU8) }.store(1, Ordering::Release);
+            if left.recv_timeout(Duration::from_secs(5)).is_err() {
+                // It does not look: let the test end.
+                cell.store(entry_stubs().dead, Ordering::Release);
+            }
+        });
+        let reason = bench.enter(&mut hart, block.entry());
+        done.send(()).map(|()| reason)
     });
-    assert_eq!(bench.enter(&mut hart, block.entry()), ExitReason::Interrupted);
-    asker.join().unwrap();
+    assert_eq!(reason, Ok(ExitReason::Interrupted));
     assert_eq!(hart.pc, CODE);
     assert!(hart.x[10] > 0);
 }
@@ -192,6 +202,41 @@ fn a_dead_division_by_zero_raises_its_flag() {
         bench.enter(&mut hart, block.entry());
         assert_eq!(hart.x[10], expected);
     }
+}
+
+/// The least normal number can be the rounding of a tiny one: rounded with an
+/// unbounded exponent, the exact product stays below it.
+#[test]
+fn an_underflow_to_the_least_normal_number_raises_its_flag() {
+    let mut bench = Bench::new(1 << 20);
+    let single = |bits: u32| 0xffff_ffff_0000_0000 | u64::from(bits);
+    for (op, almost_one, least) in [
+        (Op::Fmul_d, 0x3fef_ffff_ffff_ffff, f64::MIN_POSITIVE.to_bits()),
+        (Op::Fmul_s, single(0x3f7f_ffff), single(f32::MIN_POSITIVE.to_bits())),
+    ] {
+        let block = bench.compile(&[Inst { op, rd: 1, rs1: 2, rs2: 3, ..NOP }, jal(0, 8)]);
+        let mut hart = bench.hart();
+        (hart.f[2], hart.f[3], hart.fflags) = (almost_one, least, 1);
+        bench.enter(&mut hart, block.entry());
+        assert_eq!((hart.f[1], hart.fflags), (least, 3), "{op:?}");
+    }
+}
+
+#[test]
+fn a_freed_blocks_fault_table_is_gone() {
+    let mut bench = Bench::new(64 << 10);
+    // Small blocks side by side, then a large one over where they were.
+    let fault = load(Op::Ld, 10, 0, 0);
+    let small: Vec<_> = (0..16).map(|_| bench.compile(&[fault, jal(0, 8)])).collect();
+    let (first, last) = (small[0].entry(), small[15].entry());
+    drop(small);
+    let insts: Vec<Inst> = (0..100).map(|_| load(Op::Ld, 10, 5, 0)).chain([fault, jal(0, 8)]).collect();
+    let large = bench.compile(&insts);
+    assert!(large.entry() <= first && large.entry() + large.len_bytes() > last);
+    let mut hart = bench.hart();
+    hart.x[5] = DATA;
+    assert_eq!(bench.enter(&mut hart, large.entry()), ExitReason::Fault);
+    assert_eq!(hart.pc, CODE + 400);
 }
 
 #[test]

@@ -1,0 +1,52 @@
+//! How long the compiler takes for a block, and how large the code is:
+//! `cargo run --release -p demo-emulator --example compile_time`.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Instant;
+
+use codewarden::code_buffer::CodeBuffer;
+use demo_emulator::memory::Window;
+use demo_emulator::riscv::inst::{Inst, Op};
+use demo_emulator::translate::{BlockOptions, CodeSpace, Translator};
+
+const ROUNDS: usize = 2_000;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let space = CodeSpace::new(Window::reserve()?, CodeBuffer::new(64 << 20)?)?;
+    let mut translator = Translator::new(Arc::clone(&space));
+    println!("| block | instructions | p50, µs | p95, µs | code, bytes |");
+    println!("|---|---|---|---|---|");
+    for (name, ops) in [
+        ("arithmetic", &[Op::Addi, Op::Add, Op::Slli, Op::Xor, Op::Sltu][..]),
+        ("mixed", &[Op::Ld, Op::Addi, Op::Add, Op::Sd, Op::Slli]),
+        ("floating point", &[Op::Fld, Op::Fmul_d, Op::Fadd_d, Op::Fsd, Op::Addi]),
+    ] {
+        for count in [10, 50] {
+            let insts = block(ops, count);
+            let mut times = Vec::with_capacity(ROUNDS);
+            let mut code_bytes = 0;
+            for _ in 0..ROUNDS {
+                let start = Instant::now();
+                let compiled = translator.compile(&insts, &BlockOptions::default())?;
+                times.push(start.elapsed().as_nanos() as f64 / 1e3);
+                code_bytes = compiled.len_bytes();
+            }
+            times.sort_by(f64::total_cmp);
+            let (p50, p95) = (times[ROUNDS / 2], times[ROUNDS * 95 / 100]);
+            println!("| {name} | {count} | {p50:.1} | {p95:.1} | {code_bytes} |");
+        }
+    }
+    Ok(())
+}
+
+/// `count` instructions, the last of them a branch.
+fn block(ops: &[Op], count: u64) -> Vec<(u64, Inst)> {
+    let inst = |index: u64| {
+        let op = if index + 1 == count { Op::Bne } else { ops[index as usize % ops.len()] };
+        let register = |offset: u64| (10 + (index + offset) % 6) as u8;
+        let inst = Inst { op, rd: register(0), rs1: register(1), rs2: register(2), rs3: 0, rm: 7, len: 4, imm: 8 };
+        (0x1000 + 4 * index, inst)
+    };
+    (0..count).map(inst).collect()
+}
