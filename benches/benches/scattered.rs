@@ -1,0 +1,20 @@
+//! Scattered pages: how many can be protected, in how many VMAs. Not criterion's:
+//! each run is a process of its own, and what counts is where it ends.
+
+use codewarden_bench::scattered;
+use codewarden_bench::side::{self, Who};
+
+fn main() {
+    scattered::work_if_child();
+    let is_check = std::env::args().any(|argument| argument == "--test");
+    let pages = if is_check { 40_000 } else { 1_000_000 };
+    println!("{:10} {:8} {:>10} {:>6} {:>7} {:>8}", "mode", "side", "pages", "errno", "VMAs", "ns/page");
+    for mode in side::modes() {
+        for who in Who::ALL {
+            let outcome = scattered::run(who, mode, pages);
+            let (reached, vmas, ns) = (outcome.reached, outcome.vmas, outcome.mean_ns());
+            println!("{:10} {:8} {reached:>10} {:>6} {vmas:>7} {ns:>8.0}", mode.name(), who.name(), outcome.errno);
+            scattered::check(mode, &outcome, pages);
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! The floor: the bare system calls of each mode and the least handler that can
+//! work, on the same pages as the library.
+//!
+//! It knows one block a page: an array of words beside the pages, and what kills
+//! a block is one store to its word. It has no states, no generations, no lists,
+//! counts nothing and could not serve two translators.
+
+mod calls;
+mod handler;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use codewarden::addr::{HostRange, PageSize};
+use codewarden::protection::Mode;
+
+use crate::ground::{Ground, PAGES, Setting};
+use crate::side::{Case, Side};
+use calls::{Calls, StopSignal};
+
+/// Bare protection of single pages, for runs that take no fault.
+#[derive(Debug)]
+pub(crate) struct BareProtection(Calls);
+
+impl BareProtection {
+    /// Opens the kernel's tracking of `mode` on `range`.
+    pub(crate) fn new(mode: Mode, range: HostRange) -> Self {
+        Self(Calls::open(mode, range.start().0, range.len()))
+    }
+
+    /// Protects `range`, or says the errno.
+    pub(crate) fn protect(&self, range: HostRange) -> Result<(), i32> {
+        if self.0.protect(range.start().0, range.len()) {
+            return Ok(());
+        }
+        Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+    }
+}
+
+/// What a handler needs.
+#[derive(Debug)]
+struct Tracked {
+    calls: Calls,
+    mode: Mode,
+    start: usize,
+    len: usize,
+    page_bytes: usize,
+    /// One word for each page of the memory: its block's entry, or 0.
+    entries: Box<[AtomicUsize]>,
+}
+
+impl Tracked {
+    /// A store hit the page that holds `address`. Async-signal-safe. Whether the
+    /// address is tracked at all.
+    fn resolve(&self, address: usize) -> bool {
+        let offset = address.wrapping_sub(self.start);
+        if offset >= self.len {
+            return false;
+        }
+        self.entries[offset / self.page_bytes].store(0, Ordering::SeqCst);
+        self.calls.unprotect(address & !(self.page_bytes - 1), self.page_bytes)
+    }
+
+    /// Asks for what was written in `len` bytes from `start`, protects it again
+    /// and kills its blocks.
+    fn harvest(&self, start: usize, len: usize) {
+        self.calls.harvest(start, len, |from, to| {
+            let pages = (from - self.start) / self.page_bytes..(to - self.start) / self.page_bytes;
+            for entry in &self.entries[pages] {
+                entry.store(0, Ordering::SeqCst);
+            }
+        });
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Floor {
+    tracked: Arc<Tracked>,
+    page: PageSize,
+    ground: Ground,
+    thread: Option<(StopSignal, JoinHandle<()>)>,
+}
+
+impl Floor {
+    /// Opens the kernel's tracking of `mode` on fresh memory.
+    pub fn new(mode: Mode, setting: Setting) -> Self {
+        let ground = Ground::new(setting);
+        let (page, range) = (PageSize::host(), ground.memory().range());
+        let tracked = Arc::new(Tracked {
+            calls: Calls::open(mode, range.start().0, range.len()),
+            mode,
+            start: range.start().0,
+            len: range.len(),
+            page_bytes: page.bytes(),
+            entries: (0..range.len() / page.bytes()).map(|_| AtomicUsize::new(0)).collect(),
+        });
+        let thread = (mode == Mode::Thread).then(|| handler::start_thread(tracked.clone()));
+        Self { tracked, page, ground, thread }
+    }
+
+    fn host(&self, index: usize) -> usize {
+        self.tracked.start + self.ground.offset(index)
+    }
+
+    fn entry(&self, index: usize) -> &AtomicUsize {
+        &self.tracked.entries[self.ground.offset(index) / self.page.bytes()]
+    }
+
+    fn protect(&self, index: usize) {
+        assert!(self.tracked.calls.protect(self.host(index), self.page.bytes()), "{} protects", self.tracked.mode);
+    }
+
+    fn commit(&self, index: usize) {
+        self.protect(index);
+        self.entry(index).store(1, Ordering::SeqCst);
+    }
+
+    fn commit_all(&self) {
+        (0..PAGES).for_each(|index| self.commit(index));
+    }
+
+    fn announce(&self) {
+        if self.tracked.mode == Mode::Deferred {
+            self.tracked.harvest(self.tracked.start, self.tracked.len);
+        }
+    }
+
+    fn dead(&self) -> usize {
+        (0..PAGES).filter(|&index| self.entry(index).load(Ordering::SeqCst) == 0).count()
+    }
+
+    /// Writes to every page, which opens it, and to its neighbours.
+    fn open_all(&mut self) {
+        for offset in (0..self.tracked.len).step_by(self.page.bytes()) {
+            self.ground.memory().write(offset, &[2]).expect("inside the memory");
+        }
+        self.ground.next_round();
+    }
+
+    fn check_dead(&self) {
+        assert_eq!(self.dead(), if self.tracked.mode == Mode::None { 0 } else { PAGES }, "{}", self.tracked.mode);
+    }
+
+    fn run_commit(&mut self, commit: impl Fn(&Self, usize)) -> Duration {
+        self.open_all();
+        let start = Instant::now();
+        for index in 0..PAGES {
+            commit(self, index);
+        }
+        let time = start.elapsed();
+        for index in 0..PAGES {
+            self.entry(index).store(1, Ordering::SeqCst);
+        }
+        self.ground.store_all();
+        self.announce();
+        self.check_dead();
+        time
+    }
+
+    fn run_fault(&mut self) -> Duration {
+        self.open_all();
+        self.commit_all();
+        let time = self.ground.time_stores();
+        self.announce();
+        self.check_dead();
+        time
+    }
+
+    fn run_cycle(&mut self) -> Duration {
+        let deferred = self.tracked.mode == Mode::Deferred;
+        let mut dead = 0;
+        let start = Instant::now();
+        for index in 0..PAGES {
+            if deferred {
+                // The harvest of the last time has protected it.
+                self.entry(index).store(1, Ordering::SeqCst);
+            } else {
+                self.commit(index);
+            }
+            self.ground.store(index);
+            if deferred {
+                self.tracked.harvest(self.host(index), self.page.bytes());
+            }
+            dead += usize::from(self.entry(index).load(Ordering::SeqCst) == 0);
+        }
+        let time = start.elapsed();
+        assert_eq!(dead, if self.tracked.mode == Mode::None { 0 } else { PAGES }, "{}", self.tracked.mode);
+        time
+    }
+
+    fn run_sync(&mut self) -> Duration {
+        self.open_all();
+        self.commit_all();
+        self.ground.store_all();
+        let start = Instant::now();
+        self.announce();
+        let time = start.elapsed();
+        self.check_dead();
+        time
+    }
+}
+
+impl Side for Floor {
+    fn run(&mut self, case: Case) -> Duration {
+        self.ground.next_round();
+        let _handler = handler::install(&self.tracked);
+        match case {
+            Case::Protect => self.run_commit(Self::protect),
+            Case::Commit => self.run_commit(Self::commit),
+            Case::Fault => self.run_fault(),
+            Case::Cycle => self.run_cycle(),
+            Case::Sync => self.run_sync(),
+        }
+    }
+}
+
+impl Drop for Floor {
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.thread.take() {
+            stop.send();
+            thread.join().expect("the handler thread ends");
+        }
+    }
+}
