@@ -83,14 +83,23 @@ impl Pagemap {
         if !self.generation.is_current() {
             return Err(Errno::PERM);
         }
-        let mut regions = [raw::page_region { start: 0, end: 0, categories: 0 }; REGIONS_PER_CALL];
+        const EMPTY: raw::page_region = raw::page_region { start: 0, end: 0, categories: 0 };
+        // One page has one region: most calls are for one, and need not clear the many.
+        let (mut one, mut many);
+        let regions: &mut [raw::page_region] = if range.len() == self.page.bytes() {
+            one = [EMPTY];
+            &mut one
+        } else {
+            many = [EMPTY; REGIONS_PER_CALL];
+            &mut many
+        };
         let (mut at, end) = (range.start().0, range.end().0);
         while at < end {
-            let (count, walked_to) = match self.scan_once(what, at, end, &mut regions) {
+            let (count, walked_to) = match self.scan_once(what, at, end, regions) {
                 Err(Errno::INTR) => continue,
                 result => result?,
             };
-            for region in &regions[..count.min(REGIONS_PER_CALL)] {
+            for region in regions.iter().take(count) {
                 let len = (region.end - region.start) as usize;
                 // The kernel reports whole pages within the span.
                 if let Ok(part) = HostRange::new(HostAddr(region.start as usize), len, self.page) {
