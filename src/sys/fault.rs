@@ -28,7 +28,9 @@ pub struct WriteFault {
     /// The host instruction that stored; `None` where a thread handles the
     /// fault of another one or the kernel wrote.
     pub pc: Option<HostAddr>,
-    /// Kernel thread id of the storing thread, 0 where it is not known.
+    /// Kernel thread id of the storing thread where another thread handles its
+    /// fault; 0 in the thread itself, where asking would cost a system call in
+    /// every fault, and where it is not known.
     pub tid: u32,
 }
 
@@ -173,10 +175,9 @@ pub unsafe fn handle_fault(signo: c_int, info: *mut libc::siginfo_t, context: *m
         return Handled::NotOurs;
     };
     let _errno = KeepErrno::new();
-    let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
     // SAFETY: both signals carry an address where the code is positive.
     let addr = HostAddr(unsafe { (*info).si_addr() } as usize);
-    dispatch(delivery, &WriteFault { addr, pc: Some(pc), tid })
+    dispatch(delivery, &WriteFault { addr, pc: Some(pc), tid: 0 })
 }
 
 /// Not in the libc crate; the value is the kernel's.
@@ -223,6 +224,13 @@ unsafe fn storing_pc(context: *const libc::ucontext_t) -> Option<HostAddr> {
     }
     // No syndrome: take it for a write; the sink looks at the page's state.
     Some(pc)
+}
+
+/// Tells the calling thread from all others that live, without a system call:
+/// where its errno is. Async-signal-safe.
+pub(crate) fn this_thread() -> u64 {
+    // SAFETY: gives an address; nothing is read.
+    (unsafe { libc::__errno_location() }) as u64
 }
 
 /// Puts errno back: the code that was interrupted may be about to look at it.

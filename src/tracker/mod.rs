@@ -48,7 +48,8 @@ pub enum Cause {
         byte: GuestAddr,
         /// The host instruction that stored, where it is known.
         pc: Option<HostAddr>,
-        /// Kernel thread id of the storing thread, 0 where it is not known.
+        /// Kernel thread id of the storing thread where another thread tells of
+        /// it; 0 where the storing thread itself does, and where it is not known.
         tid: u32,
     },
     /// A harvest found the page written.

@@ -11,6 +11,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::protection::WriteFault;
+use crate::sys::fault::this_thread;
 
 /// Threads whose last fault is remembered; more of them overwrite each other's,
 /// which costs a needless retry.
@@ -29,19 +30,29 @@ impl Repeats {
     /// After the un-protect for `fault`, which left the page's state and
     /// generation as in `word`.
     pub(super) fn record(&self, fault: &WriteFault, word: u64) {
-        self.slots[fault.tid as usize % SLOTS].store(fingerprint(fault, word), Ordering::Relaxed);
+        self.slots[slot_of(fault)].store(fingerprint(fault, word), Ordering::Relaxed);
     }
 
     /// Whether `fault` is the last one of its thread again, with the same word.
     pub(super) fn is_repeat(&self, fault: &WriteFault, word: u64) -> bool {
-        self.slots[fault.tid as usize % SLOTS].load(Ordering::Relaxed) == fingerprint(fault, word)
+        self.slots[slot_of(fault)].load(Ordering::Relaxed) == fingerprint(fault, word)
     }
+}
+
+/// The storing thread: by its id, or, in that thread itself, by what it is.
+fn thread_of(fault: &WriteFault) -> u64 {
+    if fault.tid == 0 { this_thread() } else { u64::from(fault.tid) }
+}
+
+fn slot_of(fault: &WriteFault) -> usize {
+    // Addresses of threads differ in their middle bits.
+    (thread_of(fault).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % SLOTS
 }
 
 /// Mixes all that must be equal into 64 bits.
 fn fingerprint(fault: &WriteFault, word: u64) -> u64 {
     let pc = fault.pc.map_or(0, |pc| pc.0 as u64);
-    [u64::from(fault.tid), pc, fault.addr.0 as u64, word].into_iter().fold(0x9e37_79b9_7f4a_7c15, |hash: u64, part| {
+    [thread_of(fault), pc, fault.addr.0 as u64, word].into_iter().fold(0x9e37_79b9_7f4a_7c15, |hash: u64, part| {
         (hash ^ part).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(31)
     }) | 1
 }
