@@ -7,7 +7,7 @@ mod code_cache;
 mod epoch;
 pub mod error;
 pub mod guest_memory;
-#[cfg(all(test, loom))]
+#[cfg(test)]
 mod models;
 mod page_table;
 pub mod protection;

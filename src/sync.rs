@@ -1,17 +1,23 @@
 //! Atomics, locks and fences: the standard library's, or loom's under
-//! `--cfg loom`, so that the model checker runs the code that ships.
+//! `--cfg loom`, so that the model checker runs the code that ships. In a test
+//! build the standard library's can be interrupted at each operation.
 
 pub(crate) use std::sync::Arc;
 
 #[cfg(not(loom))]
-pub(crate) use std::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
-};
+pub(crate) use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
+
+#[cfg(not(any(loom, test)))]
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
+
+#[cfg(all(test, not(loom)))]
+pub(crate) mod stepped;
+#[cfg(all(test, not(loom)))]
+pub(crate) use stepped::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{
-    Mutex, MutexGuard,
+    Mutex, MutexGuard, RwLock, RwLockReadGuard,
     atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
 };
 

@@ -2,6 +2,8 @@
 
 use core::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::sync::{LEFT_OUT, Rule};
 
@@ -27,15 +29,19 @@ fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) -> Opti
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = builder.preemption_bound.max(Some(preemptions));
     builder.max_branches = 20_000;
+    let executions = Arc::new(AtomicUsize::new(0));
+    let counted = executions.clone();
     let end = catch_unwind(AssertUnwindSafe(|| {
         builder.check(move || {
             // Between two executions nothing of the model is alive.
             if VIOLATION.with_borrow(Option::is_some) {
                 panic_any(Enough);
             }
+            counted.fetch_add(1, Relaxed);
             model();
         });
     }));
+    println!("{} executions", executions.load(Relaxed));
     let violation = VIOLATION.take();
     match end {
         Err(panic) if violation.is_none() => std::panic::resume_unwind(panic),

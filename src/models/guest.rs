@@ -37,6 +37,8 @@ unsafe impl Sync for Link {}
 pub(super) enum Refusal {
     Busy,
     Written,
+    /// The region is tracked no more.
+    Lost,
 }
 
 impl Guest {
@@ -45,6 +47,12 @@ impl Guest {
         let cache = Cache::new(EntryStubs::NOT_CODE).unwrap();
         cache.tracker().add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, || Ok(kernel.clone())).unwrap();
         Self { cache, kernel }
+    }
+
+    /// The whole page, as start and length.
+    #[cfg(loom)]
+    pub(super) fn span(&self, page: usize) -> (GuestAddr, u64) {
+        (self.page_at(page), self.cache.tracker().page_size().bytes() as u64)
     }
 
     fn page_at(&self, page: usize) -> GuestAddr {
@@ -59,7 +67,7 @@ impl Guest {
             match ticket.claim(self.page_at(page)) {
                 Ok(_) => entry = entry << 8 | usize::from(self.kernel.load(page)),
                 Err(BeginError::Busy(_)) => return Err(Refusal::Busy),
-                Err(BeginError::Failed(error)) => panic!("{error}"),
+                Err(BeginError::Failed(_)) => return Err(Refusal::Lost),
             }
         }
         match ticket.commit(entry, 0) {

@@ -22,6 +22,8 @@ pub(super) struct Kernel {
     page: PageSize,
     pages: Box<[AtomicU64]>,
     sink: SinkOf,
+    /// No part of the model.
+    fails: std::sync::atomic::AtomicBool,
 }
 
 /// Held for a clone and nothing else.
@@ -50,7 +52,7 @@ impl Kernel {
         let page = PageSize::host();
         let range = HostRange::of_pages(HostAddr(page.bytes() * 16), pages, page);
         let words = (0..pages).map(|_| AtomicU64::new(0)).collect();
-        Self { mode, range, page, pages: words, sink: SinkOf(Mutex::new(None)) }
+        Self { mode, range, page, pages: words, sink: SinkOf(Mutex::new(None)), fails: false.into() }
     }
 
     pub(super) fn range(&self) -> HostRange {
@@ -79,6 +81,21 @@ impl Kernel {
             let handled = self.sink.get().map(|sink| sink.on_write(&WriteFault { addr, pc: None, tid }));
             assert_ne!(handled, Some(Handled::NotOurs), "the fault is the tracker's own");
         }
+    }
+
+    /// A store by the kernel itself: whether it went through.
+    #[cfg(loom)]
+    pub(super) fn kernel_store(&self, page: usize, byte: u8) -> bool {
+        let word = &self.pages[page];
+        let seen = word.fetch_or(0, Ordering::AcqRel);
+        let next = u64::from(byte) << BYTE_SHIFT;
+        seen & PROTECTED == 0 && word.compare_exchange(seen, next, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// The next harvest fails, after it protected the pages again.
+    #[cfg(loom)]
+    pub(super) fn fail_next_harvest(&self) {
+        self.fails.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 
     fn change(&self, range: HostRange, mut change: impl FnMut(&AtomicU64, HostRange)) -> Result<(), Error> {
@@ -126,6 +143,10 @@ impl Protection for Kernel {
     }
 
     fn harvest(&self, range: HostRange, written: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
+        if self.fails.swap(false, std::sync::atomic::Ordering::Relaxed) {
+            self.protect(range)?;
+            return Err(Error::TrackingLost);
+        }
         self.change(range, |word, at| {
             if word.fetch_or(PROTECTED, Ordering::AcqRel) & PROTECTED == 0 {
                 written(at);

@@ -149,17 +149,17 @@ fn a_bystander() {
 
 #[test]
 fn a_store_against_a_first_translation() {
-    holds(4, first_translation);
+    holds(5, first_translation);
 }
 
 #[test]
 fn a_store_against_a_second_translation() {
-    holds(3, second_translation);
+    holds(5, second_translation);
 }
 
 #[test]
 fn two_stores_at_once() {
-    holds(4, two_stores);
+    holds(5, two_stores);
 }
 
 #[test]
@@ -179,12 +179,12 @@ fn translators_of_one_page() {
 
 #[test]
 fn a_store_against_a_block_over_two_pages() {
-    holds(4, two_pages);
+    holds(5, two_pages);
 }
 
 #[test]
 fn who_sees_the_byte_finds_no_old_block() {
-    holds(4, a_bystander);
+    holds(5, a_bystander);
 }
 
 #[test]

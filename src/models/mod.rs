@@ -4,6 +4,9 @@
 //! | module | how | what |
 //! |---|---|---|
 //! | `loom_writes` | loom | a store against translators, two stores, several blocks |
+//! | `loom_announced` | loom | deferred regions, announced writes, tracking that ends |
+//! | `loom_memory` | loom | nothing is freed under a walker, a pin or a reader |
+//! | `injected` | plain | the handler on the translator's own thread, at each step |
 //!
 //! Loom explores every interleaving, and every value that a load may see, up to
 //! a number of preemptions:
@@ -21,7 +24,15 @@
 //! [`crate::sync::Rule`]s can be left out by a model: the tests `..._fails_without_...` do so
 //! and want a violation, in each run.
 
+#[cfg(loom)]
 mod explore;
 mod guest;
+#[cfg(not(loom))]
+mod injected;
 mod kernel;
+#[cfg(loom)]
+mod loom_announced;
+#[cfg(loom)]
+mod loom_memory;
+#[cfg(loom)]
 mod loom_writes;

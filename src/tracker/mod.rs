@@ -27,7 +27,6 @@ mod repeat;
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::RwLock;
 
 pub(crate) use region::Region;
 
@@ -36,7 +35,7 @@ use crate::error::Error;
 use crate::page_table::{Busy, Generation, PageDesc};
 use crate::protection::{self, Access, KernelWrites, Mode, Protection};
 use crate::stats::{Counters, Stats};
-use crate::sync::{Arc, Ordering, Rule, fence, left_out};
+use crate::sync::{Arc, Ordering, Rule, RwLock, RwLockReadGuard, fence, left_out};
 
 /// Why a translator is told that the bytes of a page changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,7 +213,7 @@ impl<O: PageObserver> Tracker<O> {
         self.page
     }
 
-    fn read_regions(&self) -> std::sync::RwLockReadGuard<'_, Vec<Arc<Region<O>>>> {
+    fn read_regions(&self) -> RwLockReadGuard<'_, Vec<Arc<Region<O>>>> {
         self.regions.read().unwrap_or_else(|poison| poison.into_inner())
     }
 

@@ -1,0 +1,159 @@
+//! The fault handler on the translator's own thread, at each step of it: as when
+//! a signal handler of the embedder stores to guest memory. And a translator
+//! between any two steps of a handler. No choice of another thread's timing is
+//! left out, but here a thread does all or nothing between two steps of another.
+
+use core::cell::Cell;
+use std::rc::Rc;
+
+use super::guest::{Guest, Link};
+use crate::protection::Mode;
+use crate::sync::stepped::{interrupt_at, was_interrupted};
+use crate::sync::{LEFT_OUT, Rule};
+
+const KEY: u64 = 0x40;
+
+/// A run of one scenario, which says what it saw.
+struct Run {
+    guest: Guest,
+    link: Link,
+    stale: Rc<Cell<Option<u8>>>,
+}
+
+impl Run {
+    fn new(pages: usize, translated: bool) -> Self {
+        let guest = Guest::new(Mode::Sigbus, pages);
+        let link = guest.link(KEY);
+        let all: Vec<usize> = (0..pages).collect();
+        if translated {
+            guest.translate(KEY, &all).unwrap();
+        }
+        Self { guest, link, stale: Rc::new(Cell::new(None)) }
+    }
+
+    /// A store to `page` that checks for stale blocks when it has retired.
+    fn store(&self, page: usize, byte: u8) -> impl FnOnce() + 'static {
+        let Self { guest, link, stale } =
+            Self { guest: self.guest.clone(), link: self.link, stale: self.stale.clone() };
+        move || {
+            guest.kernel.store(page, byte, u32::from(byte));
+            note(&guest, link, page, &stale);
+        }
+    }
+
+    fn translate(&self) -> impl FnOnce() + 'static {
+        let guest = self.guest.clone();
+        move || drop(guest.translate(KEY, &[0]))
+    }
+
+    /// What was seen stale, now or at one of the stores.
+    fn verdict(&self, page: usize) -> Option<u8> {
+        note(&self.guest, self.link, page, &self.stale);
+        self.stale.get()
+    }
+}
+
+fn note(guest: &Guest, link: Link, page: usize, stale: &Cell<Option<u8>>) {
+    if let Some(byte) = guest.follow(link).filter(|&byte| byte != guest.kernel.load(page)) {
+        stale.set(Some(byte));
+    }
+}
+
+/// Runs `main` again and again, with `interrupt` at each of its steps. Returns
+/// how many steps there were and at which something stale was seen.
+fn at_each_step(
+    new: impl Fn() -> Run,
+    page: usize,
+    main: impl Fn(&Run),
+    interrupt: impl Fn(&Run, usize),
+) -> (usize, Vec<usize>) {
+    let mut stale_at = Vec::new();
+    for step in 0.. {
+        let run = new();
+        interrupt(&run, step);
+        main(&run);
+        let interrupted = was_interrupted();
+        let mut good = run.verdict(page).is_none();
+        // Nothing was left half done: the page can be translated and written again.
+        while run.guest.translate(KEY, &[page]).is_err() {}
+        good &= run.guest.follow(run.link) == Some(run.guest.kernel.load(page));
+        run.guest.kernel.store(page, 200, 9);
+        good &= run.guest.follow(run.link).is_none();
+        if !good {
+            stale_at.push(step);
+        }
+        if !interrupted {
+            return (step, stale_at);
+        }
+    }
+    unreachable!("the steps end")
+}
+
+#[test]
+fn a_store_at_each_step_of_a_translation() {
+    for translated in [false, true] {
+        for page in [0, 1] {
+            // The link tells the byte of the last page that the block was made from.
+            let (steps, stale) = at_each_step(
+                || Run::new(2, translated),
+                page,
+                |run| drop(run.guest.translate(KEY, &[1 - page, page])),
+                |run, step| interrupt_at(step, run.store(page, 1)),
+            );
+            assert!(stale.is_empty(), "stale at {stale:?} of {steps} steps");
+            assert!(steps > 30, "{steps}");
+        }
+    }
+}
+
+#[test]
+fn two_stores_at_each_two_steps_of_a_translation() {
+    for gap in 0..60 {
+        let (_, stale) = at_each_step(
+            || Run::new(1, true),
+            0,
+            |run| drop(run.guest.translate(KEY, &[0])),
+            |run, step| {
+                let (first, second) = (run.store(0, 1), run.store(0, 2));
+                interrupt_at(step, move || {
+                    // Inside the first one's handler, or after it.
+                    interrupt_at(gap, second);
+                    first();
+                });
+            },
+        );
+        assert!(stale.is_empty(), "stale at {stale:?} with {gap} steps between");
+    }
+}
+
+fn a_translation_at_each_step_of_a_store() -> (usize, Vec<usize>) {
+    at_each_step(|| Run::new(1, true), 0, |run| run.store(0, 1)(), |run, step| interrupt_at(step, run.translate()))
+}
+
+#[test]
+fn a_translation_between_any_two_steps_of_a_handler() {
+    let (steps, stale) = a_translation_at_each_step_of_a_store();
+    assert!(stale.is_empty(), "stale at {stale:?} of {steps} steps");
+    assert!(steps > 20, "{steps}");
+}
+
+#[test]
+fn that_fails_without_the_count_of_unprotects_in_flight() {
+    LEFT_OUT.set(Some(Rule::CountUnprotects));
+    let (_, stale) = a_translation_at_each_step_of_a_store();
+    LEFT_OUT.set(None);
+    assert!(!stale.is_empty());
+}
+
+#[test]
+fn a_store_at_each_step_is_missed_without_an_exchange_to_publish() {
+    LEFT_OUT.set(Some(Rule::PublishByExchange));
+    let (_, stale) = at_each_step(
+        || Run::new(1, false),
+        0,
+        |run| drop(run.guest.translate(KEY, &[0])),
+        |run, step| interrupt_at(step, run.store(0, 1)),
+    );
+    LEFT_OUT.set(None);
+    assert!(!stale.is_empty());
+}

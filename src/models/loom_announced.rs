@@ -1,0 +1,186 @@
+//! What is announced: deferred regions, writes by the kernel, tracking that ends.
+
+use loom::thread;
+
+use super::explore::{fails_without, holds, violation};
+use super::guest::{Guest, Link};
+use crate::addr::GuestAddr;
+use crate::protection::Mode;
+use crate::sync::Rule;
+
+const KEY: u64 = 0x40;
+
+struct Model {
+    guest: Guest,
+    link: Link,
+}
+
+impl Model {
+    fn new(mode: Mode, translated: bool) -> Self {
+        let guest = Guest::new(mode, 1);
+        let link = guest.link(KEY);
+        if translated {
+            guest.translate(KEY, &[0]).unwrap();
+        }
+        Self { guest, link }
+    }
+
+    fn spawn(&self, run: impl FnOnce(&Self) + 'static) -> thread::JoinHandle<()> {
+        let model = Self { guest: self.guest.clone(), link: self.link };
+        thread::spawn(move || run(&model))
+    }
+
+    /// Nothing leads to a block of the first byte.
+    fn old_is_gone(&self, when: &str) {
+        if self.guest.follow(self.link) == Some(0) {
+            violation(format!("{when}: the old block can be reached"));
+        }
+    }
+
+    fn translate(&self) {
+        drop(self.guest.translate(KEY, &[0]));
+    }
+
+    /// An announcement by the guest: whether the kernel answered.
+    fn sync(&self) -> bool {
+        let answered = self.guest.cache.tracker().sync().is_ok();
+        self.old_is_gone("an announcement has returned");
+        answered
+    }
+}
+
+/// A store and its announcement while the page is translated.
+fn a_store_and_a_translation(translated: bool) {
+    let model = Model::new(Mode::Deferred, translated);
+    let translator = model.spawn(Model::translate);
+    model.guest.kernel.store(0, 1, 1);
+    model.sync();
+    translator.join().unwrap();
+    model.old_is_gone("all have ended");
+}
+
+/// Two announcements of one store.
+fn two_announcements() {
+    let model = Model::new(Mode::Deferred, true);
+    model.guest.kernel.store(0, 1, 1);
+    let other = model.spawn(|model| drop(model.sync()));
+    model.sync();
+    other.join().unwrap();
+}
+
+/// The harvest of the first of two announcements fails.
+fn two_announcements_and_a_failure() {
+    let model = Model::new(Mode::Deferred, true);
+    model.guest.kernel.store(0, 1, 1);
+    model.guest.kernel.fail_next_harvest();
+    let other = model.spawn(|model| drop(model.sync()));
+    model.sync();
+    other.join().unwrap();
+}
+
+/// A mapping changes while a store is announced.
+fn an_announcement_and_a_change() {
+    let model = Model::new(Mode::Deferred, true);
+    model.guest.kernel.store(0, 1, 1);
+    let other = model.spawn(|model| {
+        let (start, len) = model.guest.span(0);
+        let change = model.guest.cache.tracker().change_mapping(start, len).unwrap();
+        model.old_is_gone("the change may begin");
+        drop(change);
+    });
+    model.sync();
+    other.join().unwrap();
+}
+
+/// The kernel writes for the guest, announced, against `other`.
+fn an_announced_write(translated: bool, other: fn(&Model)) {
+    let model = Model::new(Mode::Sigbus, translated);
+    let other = model.spawn(other);
+    let (start, len) = model.guest.span(0);
+    let held = model.guest.cache.tracker().announce_write(start, len).unwrap();
+    if !model.guest.kernel.kernel_store(0, 2) {
+        // The other thread's store is one step: it may come between the two of this one.
+        if !model.guest.kernel.kernel_store(0, 2) {
+            violation("an announced write was refused");
+        }
+    }
+    model.old_is_gone("the kernel has written");
+    drop(held);
+    other.join().unwrap();
+    model.old_is_gone("all have ended");
+}
+
+/// The tracking ends while a page is translated.
+fn the_end_of_a_region() {
+    let model = Model::new(Mode::Sigbus, false);
+    let translator = model.spawn(Model::translate);
+    model.guest.cache.tracker().remove_region(GuestAddr(0)).unwrap();
+    if !model.guest.kernel.kernel_store(0, 1) {
+        violation("the memory is the embedder's and a page of it is protected");
+    }
+    model.old_is_gone("the region is tracked no more");
+    translator.join().unwrap();
+    model.old_is_gone("all have ended");
+    if !model.guest.kernel.kernel_store(0, 1) {
+        violation("a page stays protected");
+    }
+}
+
+fn store(model: &Model) {
+    model.guest.kernel.store(0, 1, 2);
+}
+
+#[test]
+fn an_announced_store_against_a_first_translation() {
+    holds(5, || a_store_and_a_translation(false));
+}
+
+#[test]
+fn an_announced_store_against_a_second_translation() {
+    holds(5, || a_store_and_a_translation(true));
+}
+
+#[test]
+fn two_announcements_at_once() {
+    holds(5, two_announcements);
+}
+
+#[test]
+fn two_announcements_at_once_where_the_first_fails() {
+    holds(5, two_announcements_and_a_failure);
+}
+
+#[test]
+fn an_announcement_against_a_change_of_mapping() {
+    holds(5, an_announcement_and_a_change);
+}
+
+#[test]
+fn an_announced_write_against_a_first_translation() {
+    holds(5, || an_announced_write(false, Model::translate));
+}
+
+#[test]
+fn an_announced_write_against_a_second_translation() {
+    holds(5, || an_announced_write(true, Model::translate));
+}
+
+#[test]
+fn an_announced_write_against_a_store() {
+    holds(5, || an_announced_write(true, store));
+}
+
+#[test]
+fn the_end_of_a_region_against_a_translation() {
+    holds(5, the_end_of_a_region);
+}
+
+#[test]
+fn it_fails_where_a_hold_overtakes_a_handler() {
+    fails_without(Rule::HoldBehindHandler, || an_announced_write(true, store));
+}
+
+#[test]
+fn it_fails_without_the_fence_before_the_walk() {
+    fails_without(Rule::FenceBeforeWalk, || an_announced_write(false, Model::translate));
+}

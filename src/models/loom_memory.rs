@@ -1,0 +1,234 @@
+//! Nothing is freed under a walker, a pin or a reader of the table.
+//!
+//! # Safety
+//!
+//! Blocks are entered, taken out and freed as the contracts of `crate::block`
+//! say; "freed" is a flag here, and the memory stays until the model's end.
+#![allow(unsafe_code)]
+
+use core::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use loom::thread;
+
+use super::explore::{fails_without, holds, violation};
+use super::guest::Guest;
+use crate::addr::GuestAddr;
+use crate::block::{BlockList, DeadStack, EntryCell, EntryStubs, Life, Node, Record};
+use crate::code_cache::{CodeCache, Key};
+use crate::epoch::Epoch;
+use crate::protection::{Access, Mode};
+use crate::sync::{Arc, Rule};
+
+const STUBS: EntryStubs = EntryStubs::NOT_CODE;
+
+/// A block with its cell.
+struct Fake {
+    life: Life<Fake>,
+    cell: EntryCell,
+    freed: AtomicBool,
+}
+
+impl Record for Fake {
+    fn life(&self) -> &Life<Self> {
+        &self.life
+    }
+}
+
+struct Free(NonNull<Fake>);
+
+// SAFETY: the block stays until the model's end.
+unsafe impl Send for Free {}
+
+impl Drop for Free {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { self.0.as_ref() }.freed.store(true, Relaxed);
+    }
+}
+
+struct Page {
+    list: BlockList<Fake>,
+    dead: DeadStack<Fake>,
+    epoch: Epoch<Free>,
+    // Last: dropped after all that points to them.
+    nodes: Vec<Node<Fake>>,
+    blocks: Vec<Box<Fake>>,
+}
+
+// SAFETY: blocks and nodes are shared between threads by design.
+unsafe impl Send for Page {}
+// SAFETY: as above.
+unsafe impl Sync for Page {}
+
+impl Page {
+    fn new(blocks: usize) -> Arc<Self> {
+        let fake = |_| Box::new(Fake { life: Life::new(), cell: EntryCell::new(STUBS), freed: AtomicBool::new(false) });
+        let blocks: Vec<_> = (0..blocks).map(fake).collect();
+        let nodes = blocks.iter().map(|block| Node::new(NonNull::from(&**block))).collect();
+        let page =
+            Arc::new(Self { list: BlockList::default(), dead: DeadStack::new(), epoch: Epoch::new(), nodes, blocks });
+        // SAFETY: the only thread; they live as long as the page.
+        page.nodes.iter().for_each(|node| unsafe { page.list.enter(node) });
+        page
+    }
+
+    fn kill(&self, block: &Fake) {
+        if block.life.kill(&block.cell, STUBS, 2) {
+            self.dead.push(block);
+        }
+    }
+
+    /// As a fault handler does.
+    fn walk_and_kill(&self) {
+        let walk = self.epoch.walk();
+        let mut visited = Vec::new();
+        // SAFETY: under a walk.
+        unsafe {
+            self.list.for_each(|block| {
+                self.kill(block);
+                visited.push(NonNull::from(block));
+            });
+        }
+        // SAFETY: the memory stays until the model's end.
+        if visited.iter().any(|block| unsafe { block.as_ref() }.freed.load(Relaxed)) {
+            violation("a block was freed under a walker");
+        }
+        drop(walk);
+    }
+
+    /// As a translator does under the commit lock.
+    fn reap(&self) {
+        // SAFETY: one thread alone reaps, and blocks stay until the model's end.
+        let dead = unsafe { self.dead.take_all() };
+        if !dead.is_empty() {
+            // SAFETY: as above.
+            unsafe { self.list.take_out_reaped() };
+        }
+        for block in dead {
+            self.epoch.retire(Free(block));
+        }
+        drop(self.epoch.collect());
+    }
+}
+
+/// A walker against a translator that reaps what is dead already and what the
+/// walker kills.
+fn a_walker_and_a_reaper() {
+    let page = Page::new(2);
+    page.kill(&page.blocks[1]);
+    let walker = {
+        let page = page.clone();
+        thread::spawn(move || page.walk_and_kill())
+    };
+    page.reap();
+    page.reap();
+    walker.join().unwrap();
+    page.reap();
+    page.reap();
+    if !page.blocks.iter().all(|block| block.freed.load(Relaxed)) {
+        violation("a dead block is never freed");
+    }
+}
+
+/// Two walkers that kill the same blocks.
+fn two_walkers_and_a_reaper() {
+    let page = Page::new(1);
+    let walkers = [0, 1].map(|_| {
+        let page = page.clone();
+        thread::spawn(move || page.walk_and_kill())
+    });
+    page.reap();
+    walkers.into_iter().for_each(|walker| walker.join().unwrap());
+}
+
+/// What a block owns.
+struct Owned(Arc<AtomicBool>);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// A vCPU runs a block that is superseded, and whose memory is collected.
+fn a_vcpu_and_a_collector() {
+    let kernel = Arc::new(super::kernel::Kernel::new(Mode::Sigbus, 1));
+    let cache = CodeCache::<Owned>::new(STUBS).unwrap();
+    cache.tracker().add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, || Ok(kernel.clone())).unwrap();
+    let freed = [0, 1].map(|_| Arc::new(AtomicBool::new(false)));
+    let commit = {
+        let (cache, freed) = (cache.clone(), freed.clone());
+        move |block: usize| {
+            let mut ticket = cache.begin(Key::new(0));
+            ticket.claim(GuestAddr(0)).unwrap();
+            ticket.commit(2 + block, Owned(freed[block].clone())).unwrap();
+        }
+    };
+    commit(0);
+    let mut vcpu = cache.attach_vcpu(|| {});
+    let runner = thread::spawn(move || {
+        for _ in 0..2 {
+            let mut pin = vcpu.pin();
+            let entry = pin.lookup_shared(Key::new(0));
+            // It runs, for a while.
+            thread::yield_now();
+            if entry.is_some_and(|entry| freed[entry - 2].load(Relaxed)) {
+                violation("a block was freed under a vCPU");
+            }
+        }
+    });
+    commit(1);
+    cache.collect();
+    runner.join().unwrap();
+}
+
+/// A lookup while the table grows.
+fn a_reader_and_a_growth() {
+    let guest = Guest::new(Mode::Sigbus, 1);
+    guest.translate(0, &[0]).unwrap();
+    guest.link(2);
+    let mut vcpu = guest.cache.attach_vcpu(|| {});
+    let reader = thread::spawn(move || {
+        for _ in 0..2 {
+            if vcpu.pin().lookup_shared(Key::new(0)).is_none() {
+                violation("a key was lost while the table grew");
+            }
+        }
+    });
+    for key in 2..6 {
+        guest.link(key << 1);
+    }
+    guest.cache.collect();
+    reader.join().unwrap();
+}
+
+#[test]
+fn no_block_is_freed_under_a_walker() {
+    holds(5, a_walker_and_a_reaper);
+}
+
+#[test]
+fn two_walkers_hand_a_block_over_once() {
+    holds(2, two_walkers_and_a_reaper);
+}
+
+#[test]
+fn no_block_is_freed_under_a_vcpu() {
+    holds(5, a_vcpu_and_a_collector);
+}
+
+#[test]
+fn no_key_is_lost_while_the_table_grows() {
+    holds(5, a_reader_and_a_growth);
+}
+
+#[test]
+fn it_fails_where_the_epoch_does_not_wait_for_walkers() {
+    fails_without(Rule::WaitForWalkers, a_walker_and_a_reaper);
+}
+
+#[test]
+fn it_fails_where_the_epoch_does_not_wait_for_pins() {
+    fails_without(Rule::WaitForPins, a_vcpu_and_a_collector);
+}
