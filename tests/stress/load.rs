@@ -1,0 +1,287 @@
+//! A load of writers, translators and vCPUs on one code cache, with an oracle.
+//!
+//! Guest memory holds words with version numbers; each word has one writer, so
+//! its versions only grow. A block is made from one word, or from two on
+//! neighbouring pages, and its code says from which versions. A writer publishes
+//! a version once its store has retired (in a deferred region: once the
+//! announcement after it has returned). Who has seen a version published and then
+//! finds a block of an older one has found stale code.
+//!
+//! # Safety
+//!
+//! A block's entry is the address of its [`Code`], which its payload owns: it is
+//! looked at under the pin that it was found under. Guest memory outlives the
+//! cache.
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use codewarden::addr::GuestAddr;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::{Access, Mode};
+use codewarden::tracker::RegionOptions;
+use codewarden::{CodeCache, EntryStubs, Key, Pin, Stats};
+
+const PAGES: usize = 8;
+const WORDS_PER_PAGE: usize = 4;
+const WORDS: usize = PAGES * WORDS_PER_PAGE;
+/// One for each word, and one for each word with the one a page further.
+const KEYS: usize = 2 * WORDS;
+const WRITERS: usize = 2;
+const TRANSLATORS: usize = 2;
+const VCPUS: usize = 2;
+/// Stores of a deferred region between two announcements.
+const STORES_PER_SYNC: usize = 8;
+
+const ALIVE: u32 = 0xa11e;
+const DEAD: u32 = 0xdead;
+
+/// What a block's entry points to.
+struct Code {
+    alive: AtomicU32,
+    key: usize,
+    versions: [u32; 2],
+}
+
+/// What a block owns.
+struct Owned(Box<Code>);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.alive.store(DEAD, Ordering::Relaxed);
+    }
+}
+
+/// What went on, and what must not have.
+pub(crate) struct Outcome {
+    pub(crate) mode: Mode,
+    pub(crate) memory: &'static str,
+    pub(crate) stores: u64,
+    pub(crate) lookups: u64,
+    pub(crate) hits: u64,
+    /// Blocks of an older version than the published one.
+    pub(crate) stale: u64,
+    /// Blocks whose memory was freed under a pin.
+    pub(crate) freed_under_pin: u64,
+    pub(crate) stats: Stats,
+}
+
+impl Outcome {
+    /// The head of the table that [`fmt::Display`] writes a line of.
+    pub(crate) const HEAD: &str = "mode      memory        stores    faults   commits   refused      busy    killed     freed   \
+                            lookups      hits     stale";
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mode, memory, stores, lookups, hits, stale, stats, .. } = self;
+        let Stats { faults, committed, refused, begins_busy, invalidated, freed, .. } = stats;
+        write!(f, "{:<9} {memory:<9} {stores:>10}{faults:>10}{committed:>10}{refused:>10}", mode.name())?;
+        write!(f, "{begins_busy:>10}{invalidated:>10}{freed:>10}{lookups:>10}{hits:>10}{stale:>10}")
+    }
+}
+
+struct Load {
+    mode: Mode,
+    cache: CodeCache<Owned>,
+    // After the cache: dropped later.
+    memory: GuestMemory,
+    page_bytes: usize,
+    published: [AtomicU32; WORDS],
+    stop: AtomicBool,
+    stores: AtomicU64,
+    lookups: AtomicU64,
+    hits: AtomicU64,
+    stale: AtomicU64,
+    freed_under_pin: AtomicU64,
+}
+
+/// Runs the load for `time`.
+pub(crate) fn run(mode: Mode, memory: &'static str, time: Duration) -> Outcome {
+    let page_bytes = codewarden::addr::PageSize::host().bytes();
+    let bytes = PAGES * page_bytes;
+    let guest = if memory == "memfd" { GuestMemory::memfd(bytes) } else { GuestMemory::anonymous(bytes) }.unwrap();
+    let cache = CodeCache::new(EntryStubs::NOT_CODE).unwrap();
+    let region = RegionOptions {
+        guest: GuestAddr(0),
+        host: guest.range(),
+        mode,
+        access: Access::ReadWrite,
+        embedder_owns_signals: false,
+    };
+    // SAFETY: the load drops its cache before its memory.
+    unsafe { cache.tracker().add_region(region) }.unwrap();
+    let load = Load {
+        mode,
+        cache,
+        memory: guest,
+        page_bytes,
+        published: [const { AtomicU32::new(0) }; WORDS],
+        stop: AtomicBool::new(false),
+        stores: AtomicU64::new(0),
+        lookups: AtomicU64::new(0),
+        hits: AtomicU64::new(0),
+        stale: AtomicU64::new(0),
+        freed_under_pin: AtomicU64::new(0),
+    };
+    std::thread::scope(|scope| {
+        let load = &load;
+        for index in 0..WRITERS {
+            scope.spawn(move || load.write(index));
+        }
+        for index in 0..TRANSLATORS {
+            scope.spawn(move || load.translate(Random(100 + index as u64)));
+        }
+        for index in 0..VCPUS {
+            scope.spawn(move || load.execute(Random(200 + index as u64)));
+        }
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        load.stop.store(true, Ordering::Relaxed);
+    });
+    load.look_at_all();
+    load.cache.collect();
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    Outcome {
+        mode,
+        memory,
+        stores: get(&load.stores),
+        lookups: get(&load.lookups),
+        hits: get(&load.hits),
+        stale: get(&load.stale),
+        freed_under_pin: get(&load.freed_under_pin),
+        stats: load.cache.stats(),
+    }
+}
+
+impl Load {
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn offset_of(&self, word: usize) -> usize {
+        word / WORDS_PER_PAGE * self.page_bytes + word % WORDS_PER_PAGE * 64
+    }
+
+    /// The words that the block of `key` is made from.
+    fn words_of(key: usize) -> [usize; 2] {
+        let word = key % WORDS;
+        [word, if key < WORDS { word } else { (word + WORDS_PER_PAGE) % WORDS }]
+    }
+
+    /// Stores to the words of one writer, now and then as an announced write.
+    fn write(&self, index: usize) {
+        let mut random = Random(1 + index as u64);
+        let mut versions = [0u32; WORDS];
+        let mut announced = Vec::new();
+        while !self.stopped() {
+            let word = random.below(WORDS / WRITERS) * WRITERS + index;
+            versions[word] += 1;
+            let bytes = versions[word].to_le_bytes();
+            let held = (random.below(16) == 0)
+                .then(|| self.cache.tracker().announce_write(GuestAddr(self.offset_of(word) as u64), 4).unwrap());
+            self.memory.write(self.offset_of(word), &bytes).unwrap();
+            drop(held);
+            self.stores.fetch_add(1, Ordering::Relaxed);
+            announced.push(word);
+            if self.mode != Mode::Deferred || announced.len() == STORES_PER_SYNC {
+                self.announce();
+                for word in announced.drain(..) {
+                    self.published[word].store(versions[word], Ordering::Release);
+                }
+            }
+            random.pause(200);
+        }
+        self.announce();
+    }
+
+    /// What the guest does after it wrote code.
+    fn announce(&self) {
+        if self.mode == Mode::Deferred {
+            self.cache.tracker().sync().unwrap();
+        }
+    }
+
+    fn translate(&self, mut random: Random) {
+        while !self.stopped() {
+            self.translate_one(random.below(KEYS));
+            random.pause(100);
+        }
+    }
+
+    fn translate_one(&self, key: usize) {
+        let mut ticket = self.cache.begin(Key::new(key as u64));
+        let mut versions = [0; 2];
+        for (version, word) in versions.iter_mut().zip(Self::words_of(key)) {
+            if ticket.claim(GuestAddr(self.offset_of(word) as u64)).is_err() {
+                return;
+            }
+            let mut bytes = [0; 4];
+            self.memory.read(self.offset_of(word), &mut bytes).unwrap();
+            *version = u32::from_le_bytes(bytes);
+        }
+        let code = Box::new(Code { alive: AtomicU32::new(ALIVE), key, versions });
+        let entry = (&raw const *code) as usize;
+        // A refusal is as good.
+        let _ = ticket.commit(entry, Owned(code));
+    }
+
+    fn execute(&self, mut random: Random) {
+        let mut vcpu = self.cache.attach_vcpu(|| {});
+        while !self.stopped() {
+            let mut pin = vcpu.pin();
+            for _ in 0..32 {
+                self.look_at(&mut pin, random.below(KEYS), &mut random);
+            }
+            drop(pin);
+            self.translate_one(random.below(KEYS));
+        }
+    }
+
+    fn look_at(&self, pin: &mut Pin<'_, Owned>, key: usize, random: &mut Random) {
+        let at_least = Self::words_of(key).map(|word| self.published[word].load(Ordering::Acquire));
+        self.lookups.fetch_add(1, Ordering::Relaxed);
+        let Some(entry) = pin.lookup(Key::new(key as u64)) else { return };
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: it was found under this pin, so its payload lives.
+        let code = unsafe { &*(entry as *const Code) };
+        random.pause(50);
+        if code.alive.load(Ordering::Relaxed) != ALIVE || code.key != key {
+            self.freed_under_pin.fetch_add(1, Ordering::Relaxed);
+        }
+        if code.versions[0] < at_least[0] || code.versions[1] < at_least[1] {
+            self.stale.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// With nobody else left, every block is of the bytes of now.
+    fn look_at_all(&self) {
+        for (word, published) in self.published.iter().enumerate() {
+            let mut bytes = [0; 4];
+            self.memory.read(self.offset_of(word), &mut bytes).unwrap();
+            published.store(u32::from_le_bytes(bytes), Ordering::Relaxed);
+        }
+        let mut vcpu = self.cache.attach_vcpu(|| {});
+        let mut pin = vcpu.pin();
+        (0..KEYS).for_each(|key| self.look_at(&mut pin, key, &mut Random(300)));
+    }
+}
+
+/// Cheap numbers that are random enough.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % bound
+    }
+
+    /// Some turns, up to `bound`.
+    fn pause(&mut self, bound: usize) {
+        (0..self.below(bound)).for_each(|_| std::hint::spin_loop());
+    }
+}
