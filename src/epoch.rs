@@ -31,7 +31,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering, Rule, fence, left_out, lock};
+use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Rule, fence, left_out, lock};
 
 /// Garbage beyond which collection asks long pins to end.
 const ASK_TO_LEAVE_ITEMS: usize = 256;
@@ -183,13 +183,30 @@ impl<G> Epoch<G> {
         true
     }
 
-    /// In a fork's child only the calling thread lives: nobody else is pinned or
-    /// walks.
-    pub(crate) fn after_fork_child(&self, survivor: Option<&Arc<Participant>>) {
-        for counter in &self.walkers {
-            counter.store(0, Ordering::Relaxed);
+    /// Waits until no thread is inside the domain's locks; nobody gets in until
+    /// the guard is dropped.
+    pub(crate) fn before_fork(&self) -> EpochForkGuard<'_, G> {
+        EpochForkGuard { walkers: &self.walkers, participants: lock(&self.participants), _garbage: lock(&self.garbage) }
+    }
+}
+
+/// A domain that stands still over a `fork`.
+pub(crate) struct EpochForkGuard<'a, G> {
+    walkers: &'a [AtomicUsize; 3],
+    participants: MutexGuard<'a, Vec<Arc<Participant>>>,
+    _garbage: MutexGuard<'a, VecDeque<(u64, G)>>,
+}
+
+impl<G> EpochForkGuard<'_, G> {
+    /// In the child only the calling thread lives, and it is not pinned: nobody
+    /// is, and nobody walks.
+    pub(crate) fn after_fork_child(self) {
+        for counter in self.walkers {
+            counter.store(0, Ordering::SeqCst);
         }
-        lock(&self.participants).retain(|other| survivor.is_some_and(|survivor| Arc::ptr_eq(other, survivor)));
+        for participant in self.participants.iter() {
+            participant.pin.0.store(0, Ordering::SeqCst);
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pub mod tracker;
 
 pub use block::{EntryCell, EntryStubs};
 pub use code_cache::{
-    CodeCache, CommitError, FRONT_ENTRIES, FrontEntry, Key, Killer, PageBlocks, Payload, Pin, Ticket, VCpu,
+    CodeCache, CommitError, FRONT_ENTRIES, ForkGuard, FrontEntry, Key, Killer, PageBlocks, Payload, Pin, Ticket, VCpu,
 };
 pub use page_table::Busy;
 pub use stats::Stats;

@@ -41,11 +41,11 @@ pub use vcpu::{FRONT_ENTRIES, FrontEntry, Pin, VCpu};
 
 use crate::addr::GuestAddr;
 use crate::block::{BlockList, DeadStack, EntryCell, EntryStubs, Life, Node, Record};
-use crate::epoch::Epoch;
+use crate::epoch::{Epoch, EpochForkGuard};
 use crate::error::Error;
 use crate::stats::{Counters, Stats};
-use crate::sync::{Arc, AtomicU8, AtomicUsize, Mutex, Ordering, lock};
-use crate::tracker::{BeginError, PageClaim, PageObserver, PageWrite, Tracker};
+use crate::sync::{Arc, AtomicU8, AtomicUsize, Mutex, MutexGuard, Ordering, lock};
+use crate::tracker::{self, BeginError, PageClaim, PageObserver, PageWrite, Tracker};
 use table::{Cell, Slots, Table};
 
 /// What a block is found by: the guest's pc, and whatever else of the guest's
@@ -441,6 +441,56 @@ impl<P: Payload> CodeCache<P> {
     pub fn collect(&self) {
         self.reap(&mut lock(&self.0.commits));
         drop(self.collect_garbage());
+    }
+}
+
+/// A cache that stands still over a `fork`: see [`CodeCache::before_fork`].
+#[must_use = "the cache stands still until this is dropped"]
+pub struct ForkGuard<'a, P: Payload> {
+    cache: &'a CodeCache<P>,
+    tracker: tracker::ForkGuard<'a, Killer<P>>,
+    commits: MutexGuard<'a, Commits<P>>,
+    epoch: EpochForkGuard<'a, Garbage<P>>,
+}
+
+impl<P: Payload> fmt::Debug for ForkGuard<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForkGuard").field("cache", &self.cache).finish_non_exhaustive()
+    }
+}
+
+impl<P: Payload> CodeCache<P> {
+    /// Called before `fork`, by a thread whose vCPU is not pinned: waits until no
+    /// other thread is inside the cache. In the parent, drop the guard or call
+    /// [`ForkGuard::after_fork_parent`]; in the child call
+    /// [`ForkGuard::after_fork_child`] before anything else.
+    pub fn before_fork(&self) -> ForkGuard<'_, P> {
+        ForkGuard {
+            cache: self,
+            tracker: self.0.tracker.before_fork(),
+            commits: lock(&self.0.commits),
+            epoch: self.epoch().before_fork(),
+        }
+    }
+}
+
+impl<P: Payload> ForkGuard<'_, P> {
+    /// In the parent: everything goes on as before.
+    pub fn after_fork_parent(self) {}
+
+    /// In the child: every block is dead, and the child's own memory is tracked
+    /// from now on. vCPUs of the parent's other threads hold nothing back.
+    ///
+    /// # Errors
+    ///
+    /// A region that cannot be tracked here: nothing can be translated from it.
+    pub fn after_fork_child(self) -> Result<(), Error> {
+        let Self { cache, tracker, commits, epoch } = self;
+        epoch.after_fork_child();
+        drop(commits);
+        let done = tracker.after_fork_child();
+        cache.collect();
+        done
     }
 }
 

@@ -20,7 +20,7 @@
 use core::fmt;
 use std::sync::Arc;
 
-use crate::addr::HostRange;
+use crate::addr::{HostRange, PageSize};
 use crate::error::Error;
 pub use crate::sys::alt_stack::AltStack;
 pub use crate::sys::fault::{FaultSink, Handled, WriteFault, handle_fault};
@@ -156,6 +156,22 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// Carries out the guest's own mprotect on `range`, without losing the
     /// tracking's protection of any page of it.
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error>;
+
+    /// In a fork's child, of a mechanism of the parent's: finds the one that goes
+    /// on for it here, has `sink` made for it, and attaches `range`, which is all
+    /// that was attached, un-protected. What the guest may do with it stays.
+    fn continue_in_child(
+        self: Arc<Self>,
+        range: HostRange,
+        page: PageSize,
+        options: Options,
+        sink: &mut dyn FnMut(Arc<dyn Protection>) -> Arc<dyn FaultSink>,
+    ) -> Result<(), Error> {
+        // The descriptor is the parent's and is left alone; its ranges are given up.
+        let _ = self.detach(range);
+        let own = open(self.mode(), page, options)?;
+        own.attach(range, &sink(own.clone()), Access::ReadWrite)
+    }
 }
 
 /// What [`open`] is to do beside opening.

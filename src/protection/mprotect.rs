@@ -250,6 +250,18 @@ impl Protection for Mprotect {
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
         self.update(range, move |byte| byte & PROTECTED | encode(access))
     }
+
+    /// The pages' bytes and what the kernel makes of them are the child's already.
+    fn continue_in_child(
+        self: Arc<Self>,
+        range: HostRange,
+        _: PageSize,
+        _: super::Options,
+        sink: &mut dyn FnMut(Arc<dyn Protection>) -> Arc<dyn FaultSink>,
+    ) -> Result<(), Error> {
+        self.attachments.remove(range, || Ok(()))?;
+        self.attachments.add(range, &sink(self.clone()), || Ok(()))
+    }
 }
 
 impl Drop for Mprotect {

@@ -27,6 +27,7 @@ mod repeat;
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::PoisonError;
 
 pub(crate) use region::Region;
 
@@ -179,17 +180,49 @@ pub struct RegionOptions {
     pub embedder_owns_signals: bool,
 }
 
+/// The regions of a tracker. It is also the gate of a fork: whoever takes a lock
+/// of the tracker or of a mechanism has this one for reading.
+struct Regions<O: PageObserver>(Arc<RwLock<Vec<Arc<Region<O>>>>>);
+
+impl<O: PageObserver> Default for Regions<O> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<O: PageObserver> Clone for Regions<O> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<O: PageObserver> fmt::Debug for Regions<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Regions")
+    }
+}
+
+impl<O: PageObserver> Regions<O> {
+    fn read(&self) -> RwLockReadGuard<'_, Vec<Arc<Region<O>>>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Vec<Arc<Region<O>>>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Protects pages and tells `O` of writes to them.
 pub struct Tracker<O: PageObserver> {
     observer: Arc<O>,
     page: PageSize,
     counters: Arc<Counters>,
-    regions: RwLock<Vec<Arc<Region<O>>>>,
+    regions: Regions<O>,
 }
 
 impl<O: PageObserver> fmt::Debug for Tracker<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tracker").field("regions", &self.read_regions().len()).finish_non_exhaustive()
+        f.debug_struct("Tracker").field("regions", &self.regions.read().len()).finish_non_exhaustive()
     }
 }
 
@@ -200,7 +233,7 @@ impl<O: PageObserver> Tracker<O> {
     }
 
     pub(crate) fn with_counters(observer: Arc<O>, counters: Arc<Counters>) -> Self {
-        Self { observer, page: PageSize::host(), counters, regions: RwLock::new(Vec::new()) }
+        Self { observer, page: PageSize::host(), counters, regions: Regions::default() }
     }
 
     /// What went on so far; the code cache's own counters are 0 here.
@@ -211,10 +244,6 @@ impl<O: PageObserver> Tracker<O> {
     /// The page size of this host.
     pub fn page_size(&self) -> PageSize {
         self.page
-    }
-
-    fn read_regions(&self) -> RwLockReadGuard<'_, Vec<Arc<Region<O>>>> {
-        self.regions.read().unwrap_or_else(|poison| poison.into_inner())
     }
 
     /// Starts to track a region. Its pages are open.
@@ -233,8 +262,8 @@ impl<O: PageObserver> Tracker<O> {
     #[allow(unsafe_code)]
     pub unsafe fn add_region(&self, options: RegionOptions) -> Result<(), Error> {
         let RegionOptions { guest, host, mode, access, embedder_owns_signals } = options;
-        let open = || protection::open(mode, self.page, protection::Options { embedder_owns_signals });
-        self.add_region_on(guest, host, access, open)
+        let options = protection::Options { embedder_owns_signals };
+        self.add_region_on(guest, host, access, options, || protection::open(mode, self.page, options))
     }
 
     /// [`Tracker::add_region`] on a mechanism of the caller's choice.
@@ -243,21 +272,22 @@ impl<O: PageObserver> Tracker<O> {
         guest: GuestAddr,
         host: HostRange,
         access: Access,
+        options: protection::Options,
         open: impl FnOnce() -> Result<Arc<dyn Protection>, Error>,
     ) -> Result<(), Error> {
         let bad = |why| Error::BadRange { start: guest.0, len: host.len() as u64, why };
         if guest.0 & (self.page.bytes() as u64 - 1) != 0 || guest.checked_add(host.len() as u64).is_none() {
             return Err(bad("a region starts on a page of the guest and does not wrap"));
         }
-        let mut regions = self.regions.write().unwrap_or_else(|poison| poison.into_inner());
+        let mut regions = self.regions.write();
         let end = guest.0 + host.len() as u64;
         for other in regions.iter() {
             if other.pages_within(guest.0, end).is_some() || other.host().intersection(host).is_some() {
                 return Err(bad("it overlaps a region that is tracked already"));
             }
         }
-        let region = Region::new(guest, host, self.page, open()?, self.observer.clone(), self.counters.clone());
-        let region = Arc::new(region);
+        let (observer, counters) = (self.observer.clone(), self.counters.clone());
+        let region = Arc::new(Region::new(guest, host, self.page, open()?, options, observer, counters));
         region.attach(host, access)?;
         regions.push(region);
         Ok(())
@@ -271,33 +301,26 @@ impl<O: PageObserver> Tracker<O> {
     ///
     /// [`Error::BadArgument`] where no region starts there.
     pub fn remove_region(&self, guest: GuestAddr) -> Result<(), Error> {
-        let mut regions = self.regions.write().unwrap_or_else(|poison| poison.into_inner());
+        let mut regions = self.regions.write();
         let at = regions
             .iter()
             .position(|region| region.guest_of(crate::addr::PageIndex(0)) == guest)
             .ok_or(Error::BadArgument("no tracked region starts at this address"))?;
-        let region = regions.swap_remove(at);
-        drop(regions);
-        region.retire()
+        regions.swap_remove(at).retire()
     }
 
     /// Stops tracking every region.
     pub(crate) fn clear(&self) {
-        let regions = std::mem::take(&mut *self.regions.write().unwrap_or_else(|poison| poison.into_inner()));
-        for region in regions {
+        for region in self.regions.write().drain(..) {
             // A mechanism that fails to detach has lost the region: nothing more
             // can be done for it, and nothing is translated from it.
             let _ = region.retire();
         }
     }
 
-    fn region_at(&self, guest: GuestAddr) -> Option<Arc<Region<O>>> {
-        self.read_regions().iter().find(|region| region.contains(guest)).cloned()
-    }
-
     /// How writes at `guest` are learned of; `None` outside every region.
     pub fn mode_at(&self, guest: GuestAddr) -> Option<Mode> {
-        self.region_at(guest).map(|region| region.mode())
+        self.regions.read().iter().find(|region| region.contains(guest)).map(|region| region.mode())
     }
 
     /// Protects the page that holds `guest` for a translator.
@@ -307,14 +330,15 @@ impl<O: PageObserver> Tracker<O> {
     /// [`BeginError::Busy`]: a write is going on; interpret and come back.
     /// [`BeginError::Failed`]: no region, or the kernel refused.
     pub fn begin(&self, guest: GuestAddr) -> Result<PageClaim<O>, BeginError> {
-        let region = self.region_at(guest).ok_or(Error::BadRange {
+        let regions = self.regions.read();
+        let region = regions.iter().find(|region| region.contains(guest)).ok_or(Error::BadRange {
             start: guest.0,
             len: 1,
             why: "no tracked region holds this address",
         })?;
         let page = region.page_of(guest);
         let (_, generation) = region.begin(page)?;
-        Ok(PageClaim { region, page, generation })
+        Ok(PageClaim { region: region.clone(), page, generation })
     }
 
     /// Calls `each` with every region that has bytes in the range and its pages.
@@ -330,7 +354,7 @@ impl<O: PageObserver> Tracker<O> {
             why: "the range wraps",
         })?;
         let mut done = Ok(());
-        for region in self.read_regions().iter() {
+        for region in self.regions.read().iter() {
             if let Some(pages) = region.pages_within(start.0, end.0) {
                 done = done.and(each(region, pages));
             }
@@ -388,7 +412,7 @@ impl<O: PageObserver> Tracker<O> {
     /// [`Error::BadRange`] where the range wraps; a page that could not be made
     /// writable.
     pub fn announce_write(&self, start: GuestAddr, len_bytes: u64) -> Result<Held<O>, Error> {
-        let mut held = Held(Vec::new());
+        let mut held = Held { gate: self.regions.clone(), holds: Vec::new() };
         self.for_regions(start, len_bytes, |region, pages| {
             if region.protection.kernel_writes() == KernelWrites::Refused {
                 held.hold(region, pages)?;
@@ -408,7 +432,7 @@ impl<O: PageObserver> Tracker<O> {
     /// [`Error::BadRange`] where the range wraps; a page that could not be made
     /// writable.
     pub fn change_mapping(&self, start: GuestAddr, len_bytes: u64) -> Result<MappingChange<O>, Error> {
-        let mut held = Held(Vec::new());
+        let mut held = Held { gate: self.regions.clone(), holds: Vec::new() };
         self.for_regions(start, len_bytes, |region, pages| {
             held.hold(region, pages.clone())?;
             // Not before: until then blocks lie on them that a harvest by
@@ -436,19 +460,23 @@ impl<O: PageObserver> Tracker<O> {
 /// Pages that are held writable and from which nothing is translated.
 #[derive(Debug)]
 #[must_use = "the pages are held until this is dropped"]
-pub struct Held<O: PageObserver>(Vec<(Arc<Region<O>>, Range<usize>)>);
+pub struct Held<O: PageObserver> {
+    gate: Regions<O>,
+    holds: Vec<(Arc<Region<O>>, Range<usize>)>,
+}
 
 impl<O: PageObserver> Held<O> {
     fn hold(&mut self, region: &Arc<Region<O>>, pages: Range<usize>) -> Result<(), Error> {
         // In the list first: what a failed hold entered is released as well.
-        self.0.push((region.clone(), pages.clone()));
+        self.holds.push((region.clone(), pages.clone()));
         region.hold(pages)
     }
 }
 
 impl<O: PageObserver> Drop for Held<O> {
     fn drop(&mut self) {
-        for (region, pages) in self.0.drain(..) {
+        let _gate = self.gate.read();
+        for (region, pages) in self.holds.drain(..) {
             region.pages.release(pages);
         }
     }
@@ -468,7 +496,8 @@ impl<O: PageObserver> MappingChange<O> {
     /// The new mapping cannot be tracked in the region's mode. Nothing can be
     /// translated from it then.
     pub fn finish_replaced(self, access: Access) -> Result<(), Error> {
-        for (region, pages) in &self.0.0 {
+        let _gate = self.0.gate.read();
+        for (region, pages) in &self.0.holds {
             region.attach(region.host_of(pages)?, access)?;
         }
         Ok(())
@@ -478,5 +507,39 @@ impl<O: PageObserver> MappingChange<O> {
 impl<O: PageObserver> Drop for Tracker<O> {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+/// A tracker that stands still over a `fork`: see [`Tracker::before_fork`].
+#[derive(Debug)]
+#[must_use = "the tracker stands still until this is dropped"]
+pub struct ForkGuard<'a, O: PageObserver>(RwLockWriteGuard<'a, Vec<Arc<Region<O>>>>);
+
+impl<O: PageObserver> Tracker<O> {
+    /// Called before `fork`: waits until no thread is inside the tracker. Until
+    /// the guard is dropped, in the parent, or [`ForkGuard::after_fork_child`] is
+    /// called, in the child, no other thread gets in; faults are handled.
+    pub fn before_fork(&self) -> ForkGuard<'_, O> {
+        ForkGuard(self.regions.write())
+    }
+}
+
+impl<O: PageObserver> ForkGuard<'_, O> {
+    /// In the child: everything that was derived from guest memory becomes
+    /// unreachable, and the child's own memory is tracked from now on. What other
+    /// threads of the parent held is released.
+    ///
+    /// # Errors
+    ///
+    /// A region that cannot be tracked here; nothing can be translated from it.
+    pub fn after_fork_child(mut self) -> Result<(), Error> {
+        let mut done = Ok(());
+        for region in self.0.iter_mut() {
+            match region.continue_in_child() {
+                Ok(child) => *region = child,
+                Err(error) => done = Err(error),
+            }
+        }
+        done
     }
 }

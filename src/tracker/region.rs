@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, PageSize};
 use crate::error::Error;
 use crate::page_table::{Begin, Busy, Generation, PageDesc, PageState, PageTable};
-use crate::protection::{Access, FaultSink, Handled, Mode, Protection, WriteFault};
+use crate::protection::{Access, FaultSink, Handled, Mode, Options, Protection, WriteFault};
 use crate::stats::Counters;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, Rule, fence, left_out, lock, yield_now};
 use crate::sys::clock::coarse_ms;
@@ -21,6 +21,7 @@ pub(crate) struct Region<O: PageObserver> {
     page: PageSize,
     mode: Mode,
     pub(super) protection: Arc<dyn Protection>,
+    options: Options,
     pub(super) pages: PageTable<O::Data>,
     observer: Arc<O>,
     counters: Arc<Counters>,
@@ -49,6 +50,7 @@ impl<O: PageObserver> Region<O> {
         host: HostRange,
         page: PageSize,
         protection: Arc<dyn Protection>,
+        options: Options,
         observer: Arc<O>,
         counters: Arc<Counters>,
     ) -> Self {
@@ -58,6 +60,7 @@ impl<O: PageObserver> Region<O> {
             page,
             mode: protection.mode(),
             protection,
+            options,
             pages: PageTable::new(host.len() >> page.shift()),
             observer,
             counters,
@@ -338,11 +341,26 @@ impl<O: PageObserver> Region<O> {
         self.stop_translating(0..self.pages.pages());
     }
 
-    /// In a fork's child: new words for a new tracking.
-    pub(super) fn after_fork_child(&self) {
-        self.lost.store(false, Ordering::Release);
+    /// In a fork's child: the region that goes on for this one. Everything that
+    /// was translated from this one is unreachable, and nothing begins in it.
+    pub(super) fn continue_in_child(&self) -> Result<Arc<Self>, Error> {
+        self.lost.store(true, Ordering::SeqCst);
+        for (page, desc) in self.pages.existing(0..self.pages.pages()) {
+            // Where the protection is the process's own, the child inherited it.
+            if desc.word.load().state() != PageState::Open
+                && let Ok(host) = self.host_of(&(page.0..page.0 + 1))
+            {
+                let _ = self.protection.unprotect(host);
+            }
+        }
         self.stop_translating(0..self.pages.pages());
-        *lock(&self.harvest) = HarvestSet::default();
+        let mut child = None;
+        self.protection.clone().continue_in_child(self.host, self.page, self.options, &mut |protection| {
+            let (observer, counters) = (self.observer.clone(), self.counters.clone());
+            let region = Region::new(self.guest, self.host, self.page, protection, self.options, observer, counters);
+            child.insert(Arc::new(region)).clone()
+        })?;
+        child.ok_or(Error::InForkChild)
     }
 }
 

@@ -1,0 +1,118 @@
+//! After a fork both sides are right: the parent's tracking is untouched, the
+//! child tracks its own memory, nothing stale is reached in either.
+//!
+//! One process forks here, so one test runs everything.
+//!
+//! # Safety
+//!
+//! The child makes no call that another thread's locks could hold, but for the
+//! cache's own, which the fork guard holds; it ends by `_exit`. Memory outlives
+//! its cache.
+#![allow(unsafe_code)]
+
+use codewarden::addr::GuestAddr;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::{Access, Mode, Probe};
+use codewarden::tracker::{BeginError, RegionOptions};
+use codewarden::{CodeCache, EntryStubs, Key};
+
+const PAGES: u64 = 4;
+
+fn translate(cache: &CodeCache<()>, page: u64, entry: usize) {
+    loop {
+        let mut ticket = cache.begin(Key::new(page));
+        match ticket.claim(GuestAddr(page)) {
+            Ok(_) => return ticket.commit(entry, ()).unwrap(),
+            Err(error) => assert!(matches!(error, BeginError::Busy(_)), "{error}"),
+        }
+    }
+}
+
+fn announce(cache: &CodeCache<()>, mode: Mode) {
+    if mode == Mode::Deferred {
+        cache.tracker().sync().unwrap();
+    }
+}
+
+/// What the child finds; the number of the first thing that is wrong.
+fn in_the_child(cache: &CodeCache<()>, memory: &GuestMemory, mode: Mode) -> i32 {
+    let mut vcpu = cache.attach_vcpu(|| {});
+    for page in 0..PAGES {
+        if vcpu.pin().lookup(Key::new(page << 12)).is_some() {
+            return 1;
+        }
+    }
+    // Writes and translations of its own.
+    memory.write(0, &[1]).unwrap();
+    translate(cache, 0, 0x2000);
+    if vcpu.pin().lookup(Key::new(0)) != Some(0x2000) {
+        return 2;
+    }
+    memory.write(8, &[1]).unwrap();
+    announce(cache, mode);
+    if vcpu.pin().lookup(Key::new(0)).is_some() {
+        return 3;
+    }
+    // The parent's protection of a page that the child never touched is gone.
+    memory.write(0x1000, &[1]).unwrap();
+    0
+}
+
+fn both_sides(mode: Mode, drops_in_child: bool) {
+    let memory = GuestMemory::anonymous((PAGES << 12) as usize).unwrap();
+    let cache = CodeCache::<()>::new(EntryStubs::NOT_CODE).unwrap();
+    let options = RegionOptions {
+        guest: GuestAddr(0),
+        host: memory.range(),
+        mode,
+        access: Access::ReadWrite,
+        embedder_owns_signals: false,
+    };
+    // SAFETY: the memory outlives the cache.
+    unsafe { cache.tracker().add_region(options) }.unwrap();
+    for page in 0..PAGES {
+        translate(&cache, page << 12, 0x1000);
+    }
+    let guard = cache.before_fork();
+    // SAFETY: see the head.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        let status = match guard.after_fork_child() {
+            Ok(()) => in_the_child(&cache, &memory, mode),
+            Err(_) => 9,
+        };
+        if drops_in_child {
+            drop(cache);
+        }
+        // SAFETY: ends the child without the parent's exit handlers.
+        unsafe { libc::_exit(status) };
+    }
+    guard.after_fork_parent();
+    let mut status = 0;
+    // SAFETY: the child is ours and not waited for yet.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    assert_eq!(status, 0, "{mode}: the child's status");
+
+    let mut vcpu = cache.attach_vcpu(|| {});
+    for page in 0..PAGES {
+        assert_eq!(vcpu.pin().lookup(Key::new(page << 12)), Some(0x1000), "{mode}: the parent lost a block");
+        memory.write((page << 12) as usize, &[2]).unwrap();
+        announce(&cache, mode);
+        assert_eq!(vcpu.pin().lookup(Key::new(page << 12)), None, "{mode}: the parent missed a write");
+    }
+}
+
+#[test]
+fn both_sides_of_a_fork_are_right() {
+    let probe = Probe::of_this_process();
+    for mode in Mode::ALL.into_iter().filter(|&mode| mode != Mode::None) {
+        if let Err(error) = probe.check(mode) {
+            assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{error}");
+            println!("skipped: {error}");
+            continue;
+        }
+        both_sides(mode, false);
+        both_sides(mode, true);
+    }
+}
