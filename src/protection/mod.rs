@@ -23,6 +23,7 @@ use std::sync::Arc;
 use crate::addr::{HostRange, PageSize};
 use crate::error::Error;
 pub use crate::sys::alt_stack::AltStack;
+pub use crate::sys::descriptor::LOWEST_OWN_DESCRIPTOR;
 pub use crate::sys::fault::{FaultSink, Handled, WriteFault, handle_fault};
 pub use crate::sys::probe::{Facility, Probe};
 pub use crate::sys::signal::{handler_is_ours, is_blocked_here};

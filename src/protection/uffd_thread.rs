@@ -26,6 +26,7 @@ use super::uffd_ranges::UffdRanges;
 use super::{Access, FaultSink, Handled, KernelWrites, Mode, Protection, WriteFault};
 use crate::addr::{HostRange, PageSize};
 use crate::error::Error;
+use crate::sys::descriptor;
 use crate::sys::fault::{Delivery, dispatch};
 use crate::sys::signal::with_all_blocked;
 use crate::sys::uffd::{KernelFaults, MessageBuffer, Uffd};
@@ -51,6 +52,7 @@ impl UffdThread {
     /// Takes a non-blocking descriptor and starts the thread.
     pub(super) fn start(uffd: Uffd, kernel_faults: KernelFaults, page: PageSize) -> Result<Self, Error> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map(descriptor::raise)
             .map_err(|errno| Error::system("eventfd", 0, 0, errno))?;
         let ranges = UffdRanges::new(uffd, Delivery::Thread);
         let shared = Arc::new(Shared { ranges, page, stop, lost: AtomicBool::new(false) });

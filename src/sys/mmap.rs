@@ -15,6 +15,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
+use crate::sys::descriptor;
 
 /// A mapping of this process, unmapped on drop.
 #[derive(Debug)]
@@ -80,7 +81,7 @@ pub(crate) fn memfd(name: &str, len: usize) -> Result<OwnedFd, Error> {
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
         .map_err(|errno| Error::system("memfd_create", 0, len, errno))?;
     rustix::fs::ftruncate(&fd, len as u64).map_err(|errno| Error::system("ftruncate", 0, len, errno))?;
-    Ok(fd)
+    Ok(descriptor::raise(fd))
 }
 
 /// The access of `range` as the guest's own mprotect sets it.

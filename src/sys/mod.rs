@@ -8,6 +8,7 @@
 //! | [`signal`] | the SIGBUS and SIGSEGV handler of the process, and who was there before |
 //! | [`alt_stack`] | an alternate signal stack for one thread |
 //! | [`clock`] | a clock that a signal handler can read |
+//! | [`descriptor`] | descriptors out of the guest's way |
 //! | [`fault`] | which sink a fault belongs to; what a signal handler runs |
 //! | [`range_table`] | the table behind it: read in handlers without a lock |
 //! | [`fork`] | whether this process is a fork's child |
@@ -18,6 +19,7 @@
 
 pub(crate) mod alt_stack;
 pub(crate) mod clock;
+pub(crate) mod descriptor;
 pub(crate) mod fault;
 pub(crate) mod fork;
 #[cfg(test)]

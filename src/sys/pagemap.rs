@@ -26,6 +26,7 @@ use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
 
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
+use crate::sys::descriptor;
 use crate::sys::fork::Generation;
 
 /// How many regions one call reports before it stops and is called again.
@@ -44,6 +45,7 @@ impl Pagemap {
     pub(crate) fn open(page: PageSize) -> Result<Self, Error> {
         let generation = Generation::of_this_process()?;
         let fd = rustix::fs::open("/proc/self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty())
+            .map(descriptor::raise)
             .map_err(|errno| Error::system("open(/proc/self/pagemap)", 0, 0, errno))?;
         Ok(Self { fd, page, generation })
     }

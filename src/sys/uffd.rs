@@ -31,6 +31,7 @@ use userfaultfd::{Event, EventBuffer, RegisterMode};
 
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
+use crate::sys::descriptor;
 use crate::sys::fault::WriteFault;
 use crate::sys::fork::Generation;
 use crate::sys::mmap::is_mapped;
@@ -76,7 +77,7 @@ pub(crate) fn open(door: Door, faults: KernelFaults) -> Result<OwnedFd, Errno> {
     };
     let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
     let flags = UserfaultfdFlags::from_bits_retain(flags.bits() | user_mode_only);
-    match door {
+    let opened = match door {
         // SAFETY: makes a descriptor and touches no memory.
         Door::Syscall => unsafe { rustix::mm::userfaultfd(flags) },
         Door::Device => {
@@ -84,7 +85,8 @@ pub(crate) fn open(door: Door, faults: KernelFaults) -> Result<OwnedFd, Errno> {
             // SAFETY: `NewUffd` is this device's ioctl.
             unsafe { rustix::ioctl::ioctl(device, NewUffd(flags.bits() as usize)) }
         }
-    }
+    };
+    opened.map(descriptor::raise)
 }
 
 /// `USERFAULTFD_IOC_NEW`: its argument is the flags, its result the descriptor.

@@ -3,7 +3,6 @@
 
 use codewarden::Ticket;
 use codewarden::addr::GuestAddr;
-use codewarden::tracker::BeginError;
 
 use super::Payload;
 use crate::memory::Window;
@@ -13,21 +12,21 @@ use crate::riscv::trap::Trap;
 use crate::translate::ends_block;
 
 /// Instructions of a block at most.
-pub const MAX_INSTS: usize = 64;
+pub(super) const MAX_INSTS: usize = 64;
 
 /// Why no block could be read.
 #[derive(Debug)]
-pub enum ReadError {
+pub(super) enum ReadError {
     /// The first instruction cannot be fetched: the guest's own fault.
     Fetch(Trap),
-    /// Its page cannot be translated from just now.
-    Begin(BeginError),
+    /// A page of it cannot be translated from, now or at all.
+    Busy,
 }
 
 /// Reads the block at `pc`: up to the first instruction that may go elsewhere,
 /// over page boundaries, [`MAX_INSTS`] instructions at most. Every byte is read
 /// once, after its page was claimed.
-pub fn read(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Result<Vec<Inst>, ReadError> {
+pub(super) fn read(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Result<Vec<Inst>, ReadError> {
     let mut insts = Vec::with_capacity(16);
     let mut at = pc;
     while insts.len() < MAX_INSTS {
@@ -61,6 +60,6 @@ fn read_one(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Result<In
 fn read_half(ticket: &mut Ticket<Payload>, window: &Window, addr: u64) -> Result<u32, ReadError> {
     let fetch = || window.fetch_u16(addr).map_err(|fault| ReadError::Fetch(Trap::FetchFault(fault)));
     fetch()?;
-    ticket.claim(GuestAddr(addr)).map_err(ReadError::Begin)?;
+    ticket.claim(GuestAddr(addr)).map_err(|_| ReadError::Busy)?;
     fetch().map(u32::from)
 }

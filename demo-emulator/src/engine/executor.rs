@@ -115,7 +115,7 @@ impl EngineExecutor {
         let insts = match block::read(&mut ticket, &self.window, pc) {
             Ok(insts) => insts,
             Err(ReadError::Fetch(trap)) => return Step::Exit(Exit::Trap(trap)),
-            Err(ReadError::Begin(_)) => return self.interpret(hart),
+            Err(ReadError::Busy) => return self.interpret(hart),
         };
         let stale = self.stale_flag(&ticket);
         let made = if compile { self.compile(pc, &insts, stale) } else { Some(decoded(insts, stale)) };

@@ -37,7 +37,7 @@ use crate::memory::Window;
 use crate::memory::window::WINDOW_LEN_BYTES;
 use crate::translate::{CodeSpace, CompiledBlock, TranslateError, entry_stubs};
 use executor::EngineExecutor;
-use observer::Tracking;
+use observer::{Descriptors, Tracking};
 use tier0::DecodedBlock;
 
 /// Executable memory at most, in bytes.
@@ -104,7 +104,7 @@ impl From<TranslateError> for EngineError {
 /// A machine with a code cache.
 pub struct Engine {
     window: Window,
-    cache: CodeCache<Payload>,
+    cache: &'static CodeCache<Payload>,
     space: Arc<CodeSpace>,
     mode: Mode,
     tier: Tier,
@@ -134,13 +134,23 @@ impl Engine {
             embedder_owns_signals: false,
         };
         add_region(&cache, options)?;
-        let tracking = Arc::new(Tracking { cache: cache.clone(), window, mode, change: Mutex::new(None) });
+        // A process has one engine as long as it lives; a fork keeps both still
+        // from one call of the observer to another.
+        let (cache, leaked) = (Box::leak(Box::new(cache)), Box::leak(Box::new(space.clone())));
+        let tracking = Arc::new(Tracking {
+            cache,
+            space: leaked,
+            descriptors: Descriptors::of_this_process(),
+            window,
+            mode,
+            change: Mutex::new(None),
+        });
         Ok(Self { window, cache, space, mode, tier, tracking })
     }
 
     /// The cache, for its counters.
     pub fn cache(&self) -> &CodeCache<Payload> {
-        &self.cache
+        self.cache
     }
 }
 

@@ -1,26 +1,62 @@
 //! What Linux does to guest memory, told to codewarden.
 
 use std::cell::RefCell;
+use std::os::fd::RawFd;
 use std::sync::{Mutex, PoisonError};
 
 use codewarden::addr::{GuestAddr, HostAddr, HostRange};
-use codewarden::protection::{Access, Mode};
+use codewarden::code_buffer;
+use codewarden::protection::{Access, LOWEST_OWN_DESCRIPTOR, Mode};
 use codewarden::tracker::{Held, MappingChange};
-use codewarden::{CodeCache, Killer};
+use codewarden::{CodeCache, ForkGuard, Killer};
 
 use super::Payload;
 use crate::linux::errno::Errno;
 use crate::linux::observer::{Backing, MemoryObserver};
 use crate::memory::Window;
+use crate::translate::CodeSpace;
 
 thread_local! {
     /// The kernel writes that this thread has announced and not ended.
     static WRITES: RefCell<Vec<Option<Held<Killer<Payload>>>>> = const { RefCell::new(Vec::new()) };
 }
 
+thread_local! {
+    /// What stands still while this thread forks.
+    static FORK: RefCell<Option<(ForkGuard<'static, Payload>, code_buffer::ForkGuard<'static>)>> =
+        const { RefCell::new(None) };
+}
+
+/// The descriptors of the emulator's own: the library moves its up, out of the
+/// guest's way.
+pub(super) struct Descriptors(Mutex<Vec<RawFd>>);
+
+impl Descriptors {
+    pub(super) fn of_this_process() -> Self {
+        let descriptors = Self(Mutex::default());
+        descriptors.refresh();
+        descriptors
+    }
+
+    fn refresh(&self) {
+        let own = std::fs::read_dir("/proc/self/fd").map(|entries| {
+            let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+            numbers.filter(|&fd: &RawFd| fd >= LOWEST_OWN_DESCRIPTOR).collect()
+        });
+        // Without /proc the guest may harm itself; it is no sandbox.
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = own.unwrap_or_default();
+    }
+
+    fn list(&self) -> Vec<RawFd> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// Tells a cache.
-pub struct Tracking {
-    pub(super) cache: CodeCache<Payload>,
+pub(super) struct Tracking {
+    pub(super) cache: &'static CodeCache<Payload>,
+    pub(super) space: &'static CodeSpace,
+    pub(super) descriptors: Descriptors,
     pub(super) window: Window,
     pub(super) mode: Mode,
     /// The mapping change that is going on; there is one at a time.
@@ -85,11 +121,33 @@ impl MemoryObserver for Tracking {
         }
     }
 
-    fn before_fork(&self) {}
+    fn before_fork(&self) {
+        let guards = (self.cache.before_fork(), self.space.buffer().fork_guard());
+        FORK.with_borrow_mut(|fork| *fork = Some(guards));
+    }
 
-    fn after_fork_parent(&self) {}
+    fn after_fork_parent(&self) {
+        FORK.with_borrow_mut(Option::take);
+    }
 
-    fn after_fork_child(&self) {}
+    fn after_fork_child(&self) {
+        let Some((cache, buffer)) = FORK.with_borrow_mut(Option::take) else { return };
+        // The code goes first: what frees it must find the child's own buffer.
+        let code = buffer.child();
+        let tracking = cache.after_fork_child();
+        self.descriptors.refresh();
+        if code.is_err() {
+            // Its memory is the parent's: nothing may be compiled or freed.
+            eprintln!("demo-emulator: no memory for code after a fork");
+            std::process::abort();
+        }
+        // A region that cannot be tracked is interpreted.
+        let _ = tracking;
+    }
+
+    fn own_descriptors(&self) -> Vec<RawFd> {
+        self.descriptors.list()
+    }
 
     fn before_exit(&self, _: i32) {}
 }

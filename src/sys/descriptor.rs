@@ -1,0 +1,30 @@
+//! Where the library's own descriptors lie: high, so that an emulator's guest
+//! finds the low numbers free, as it would in a process of its own, and does not
+//! close what it never opened.
+
+use std::os::fd::{OwnedFd, RawFd};
+
+/// The lowest number of a descriptor of the library's, where the limit on
+/// descriptors allows it.
+pub const LOWEST_OWN_DESCRIPTOR: RawFd = 800;
+
+/// Moves `fd` up; it stays where it is where the limit is too low. Closed on
+/// exec.
+pub(crate) fn raise(fd: OwnedFd) -> OwnedFd {
+    rustix::io::fcntl_dupfd_cloexec(&fd, LOWEST_OWN_DESCRIPTOR).unwrap_or(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn descriptors_are_raised() {
+        let fd = crate::sys::mmap::memfd("raised", 4096).unwrap();
+        assert!(fd.as_raw_fd() >= LOWEST_OWN_DESCRIPTOR);
+        let flags = rustix::io::fcntl_getfd(&fd).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+    }
+}
