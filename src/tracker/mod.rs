@@ -36,7 +36,7 @@ use crate::error::Error;
 use crate::page_table::{Busy, Generation, PageDesc};
 use crate::protection::{self, Access, KernelWrites, Mode, Protection};
 use crate::stats::{Counters, Stats};
-use crate::sync::{Arc, Ordering, Rule, RwLock, RwLockReadGuard, fence, left_out};
+use crate::sync::{Arc, Ordering, Rule, RwLock, RwLockReadGuard, RwLockWriteGuard, fence, left_out};
 
 /// Why a translator is told that the bytes of a page changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
