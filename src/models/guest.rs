@@ -10,7 +10,7 @@ use super::kernel::Kernel;
 use crate::addr::GuestAddr;
 use crate::block::{EntryCell, EntryStubs};
 use crate::code_cache::{CodeCache, CommitError, Key};
-use crate::protection::{Access, Mode};
+use crate::protection::{Access, Mode, Options};
 use crate::sync::Arc;
 use crate::tracker::BeginError;
 
@@ -45,7 +45,10 @@ impl Guest {
     pub(super) fn new(mode: Mode, pages: usize) -> Self {
         let kernel = Arc::new(Kernel::new(mode, pages));
         let cache = Cache::new(EntryStubs::NOT_CODE).unwrap();
-        cache.tracker().add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, || Ok(kernel.clone())).unwrap();
+        cache
+            .tracker()
+            .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), || Ok(kernel.clone()))
+            .unwrap();
         Self { cache, kernel }
     }
 
