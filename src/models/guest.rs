@@ -53,7 +53,6 @@ impl Guest {
     }
 
     /// The whole page, as start and length.
-    #[cfg(loom)]
     pub(super) fn span(&self, page: usize) -> (GuestAddr, u64) {
         (self.page_at(page), self.cache.tracker().page_size().bytes() as u64)
     }

@@ -126,6 +126,23 @@ fn two_stores_at_each_two_steps_of_a_translation() {
     }
 }
 
+#[test]
+fn a_store_at_each_step_of_an_announced_write() {
+    let (steps, stale) = at_each_step(
+        || Run::new(1, true),
+        0,
+        |run| {
+            let (start, len) = run.guest.span(0);
+            let held = run.guest.cache.tracker().announce_write(start, len).unwrap();
+            assert_eq!(run.guest.follow(run.link), None);
+            drop(held);
+        },
+        |run, step| interrupt_at(step, run.store(0, 1)),
+    );
+    assert!(stale.is_empty(), "stale at {stale:?} of {steps} steps");
+    assert!(steps > 20, "{steps}");
+}
+
 fn a_translation_at_each_step_of_a_store() -> (usize, Vec<usize>) {
     at_each_step(|| Run::new(1, true), 0, |run| run.store(0, 1)(), |run, step| interrupt_at(step, run.translate()))
 }
