@@ -346,8 +346,10 @@ impl<O: PageObserver> Region<O> {
     pub(super) fn continue_in_child(&self) -> Result<Arc<Self>, Error> {
         self.lost.store(true, Ordering::SeqCst);
         for (page, desc) in self.pages.existing(0..self.pages.pages()) {
-            // Where the protection is the process's own, the child inherited it.
-            if desc.word.load().state() != PageState::Open
+            // Where the protection is the process's own, the child inherited it; of a
+            // page as well that a thread was opening, which did not come along.
+            let word = desc.word.load();
+            if (word.state() != PageState::Open || word.unprotects_in_flight() != 0)
                 && let Ok(host) = self.host_of(&(page.0..page.0 + 1))
             {
                 let _ = self.protection.unprotect(host);
