@@ -17,7 +17,7 @@ use crate::addr::GuestAddr;
 use crate::block::{BlockList, DeadStack, EntryCell, EntryStubs, Life, Node, Record};
 use crate::code_cache::{CodeCache, Key};
 use crate::epoch::Epoch;
-use crate::protection::{Access, Mode};
+use crate::protection::{Access, Mode, Options};
 use crate::sync::{Arc, Rule};
 
 const STUBS: EntryStubs = EntryStubs::NOT_CODE;
@@ -155,7 +155,10 @@ impl Drop for Owned {
 fn a_vcpu_and_a_collector() {
     let kernel = Arc::new(super::kernel::Kernel::new(Mode::Sigbus, 1));
     let cache = CodeCache::<Owned>::new(STUBS).unwrap();
-    cache.tracker().add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, || Ok(kernel.clone())).unwrap();
+    cache
+        .tracker()
+        .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), || Ok(kernel.clone()))
+        .unwrap();
     let freed = [0, 1].map(|_| Arc::new(AtomicBool::new(false)));
     let commit = {
         let (cache, freed) = (cache.clone(), freed.clone());
