@@ -7,6 +7,7 @@ mod code_cache;
 mod epoch;
 pub mod error;
 pub mod guest_memory;
+mod journal;
 #[cfg(test)]
 mod models;
 mod page_table;
@@ -20,5 +21,6 @@ pub use block::{EntryCell, EntryStubs};
 pub use code_cache::{
     CodeCache, CommitError, FRONT_ENTRIES, ForkGuard, FrontEntry, Key, Killer, PageBlocks, Payload, Pin, Ticket, VCpu,
 };
+pub use journal::RecentWrite;
 pub use page_table::Busy;
 pub use stats::Stats;

@@ -43,9 +43,10 @@ use crate::addr::GuestAddr;
 use crate::block::{BlockList, DeadStack, EntryCell, EntryStubs, Life, Node, Record};
 use crate::epoch::{Epoch, EpochForkGuard};
 use crate::error::Error;
+use crate::journal::{Journal, RecentWrite};
 use crate::stats::{Counters, Stats};
 use crate::sync::{Arc, AtomicU8, AtomicUsize, Mutex, MutexGuard, Ordering, lock};
-use crate::tracker::{self, BeginError, PageClaim, PageObserver, PageWrite, Tracker};
+use crate::tracker::{self, BeginError, Cause, PageClaim, PageObserver, PageWrite, Tracker};
 use table::{Cell, Slots, Table};
 
 /// What a block is found by: the guest's pc, and whatever else of the guest's
@@ -180,6 +181,7 @@ pub struct Killer<P: Payload> {
     epoch: Epoch<Garbage<P>>,
     dead: DeadStack<Block<P>>,
     counters: Arc<Counters>,
+    journal: Journal,
 }
 
 impl<P: Payload> fmt::Debug for Killer<P> {
@@ -189,14 +191,17 @@ impl<P: Payload> fmt::Debug for Killer<P> {
 }
 
 impl<P: Payload> Killer<P> {
-    fn kill(&self, block: &Block<P>) {
+    /// Whether it was alive.
+    fn kill(&self, block: &Block<P>) -> bool {
         // SAFETY: a block in a list was committed: its cell is set and lives as
         // long as the cache.
         let cell = unsafe { &*block.cell };
-        if block.life.kill(cell, self.stubs, block.entry) {
+        let killed = block.life.kill(cell, self.stubs, block.entry);
+        if killed {
             self.dead.push(block);
             self.counters.invalidated.add(1);
         }
+        killed
     }
 }
 
@@ -204,13 +209,17 @@ impl<P: Payload> Killer<P> {
 unsafe impl<P: Payload> PageObserver for Killer<P> {
     type Data = PageBlocks<P>;
 
-    fn written(&self, PageBlocks(list): &Self::Data, _: &PageWrite) {
-        if list.is_empty() {
-            return;
+    fn written(&self, PageBlocks(list): &Self::Data, write: &PageWrite) {
+        let mut killed = 0;
+        if !list.is_empty() {
+            let _walk = self.epoch.walk();
+            // SAFETY: under a walk.
+            unsafe { list.for_each(|block| killed += u64::from(self.kill(block))) };
         }
-        let _walk = self.epoch.walk();
-        // SAFETY: under a walk.
-        unsafe { list.for_each(|block| self.kill(block)) };
+        // Pages are opened and mapped in bulk: what hit no block is no news.
+        if killed > 0 || matches!(write.cause, Cause::Store { .. }) {
+            self.journal.record(write, killed);
+        }
     }
 }
 
@@ -261,8 +270,13 @@ impl<P: Payload> CodeCache<P> {
             return Err(Error::BadArgument("the dead and the pending stub must differ"));
         }
         let counters = Arc::new(Counters::default());
-        let killer =
-            Arc::new(Killer { stubs, epoch: Epoch::new(), dead: DeadStack::new(), counters: counters.clone() });
+        let killer = Arc::new(Killer {
+            stubs,
+            epoch: Epoch::new(),
+            dead: DeadStack::new(),
+            counters: counters.clone(),
+            journal: Journal::new(),
+        });
         Ok(Self(Arc::new(Shared {
             tracker: Tracker::with_counters(killer.clone(), counters.clone()),
             killer,
@@ -280,6 +294,17 @@ impl<P: Payload> CodeCache<P> {
     /// What went on so far.
     pub fn stats(&self) -> Stats {
         self.0.counters.snapshot()
+    }
+
+    /// How many writes have hit pages with translated code so far.
+    pub fn writes_recorded(&self) -> u64 {
+        self.0.killer.journal.count()
+    }
+
+    /// The last writes that hit pages with translated code, from the `since`-th
+    /// on: some hundreds are kept.
+    pub fn recent_writes(&self, since: u64) -> Vec<RecentWrite> {
+        self.0.killer.journal.since(since)
     }
 
     fn epoch(&self) -> &Epoch<Garbage<P>> {

@@ -1,0 +1,217 @@
+//! The last writes that hit translated pages: who wrote where.
+//!
+//! A ring of fixed size that fault handlers fill: no lock, no allocation, the
+//! oldest entry overwritten. It tells people what goes on; nothing that must be
+//! right depends on it, and it stands outside the protocol: its atomics are the
+//! processor's under model checkers too.
+//!
+//! # An entry's sequence
+//!
+//! | value       | meaning                                |
+//! |-------------|----------------------------------------|
+//! | 0           | never written                          |
+//! | `2 * n + 1` | the `n`-th write is being entered      |
+//! | `2 * n + 2` | the `n`-th write is here               |
+//!
+//! Whoever finds an entry of an odd sequence, or of a later write, drops its own:
+//! a writer that stopped for a whole round of the ring is rarer than it is worth.
+//! A reader takes an entry if the sequence is even and the same before and after.
+
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+
+use crate::addr::{GuestAddr, HostAddr};
+use crate::tracker::{Cause, PageWrite};
+
+/// Writes that are kept.
+const ENTRIES: usize = 256;
+
+/// A write that hit a page with translated code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecentWrite {
+    /// Its number: 0 for the first since the cache was made. Numbers that are
+    /// missing were overwritten or lost.
+    pub sequence: u64,
+    /// First byte of the page.
+    pub page: GuestAddr,
+    /// How it was learned of.
+    pub cause: Cause,
+    /// Blocks that it made unreachable.
+    pub killed: u64,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    sequence: AtomicU64,
+    page: AtomicU64,
+    /// [`pack`]s of kind, thread id and number of blocks.
+    detail: AtomicU64,
+    byte: AtomicU64,
+    /// The host's pc, 0 where it is not known.
+    pc: AtomicU64,
+}
+
+/// The ring.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    next: AtomicU64,
+    entries: Box<[Entry]>,
+}
+
+impl Journal {
+    pub(crate) fn new() -> Self {
+        Self { next: AtomicU64::new(0), entries: (0..ENTRIES).map(|_| Entry::default()).collect() }
+    }
+
+    /// How many writes there were.
+    pub(crate) fn count(&self) -> u64 {
+        self.next.load(Ordering::Acquire)
+    }
+
+    /// Async-signal-safe.
+    pub(crate) fn record(&self, write: &PageWrite, killed: u64) {
+        let number = self.next.fetch_add(1, Ordering::AcqRel);
+        let Some(entry) = self.entries.get(number as usize % ENTRIES) else { return };
+        let (old, new) = (entry.sequence.load(Ordering::Relaxed), 2 * number + 1);
+        let taken = old & 1 != 0 || old > new;
+        if taken || entry.sequence.compare_exchange(old, new, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            return;
+        }
+        // A reader that sees one of the values below sees the odd sequence.
+        fence(Ordering::Release);
+        let (kind, byte, pc, tid) = match write.cause {
+            Cause::Store { byte, pc, tid } => (Kind::Store, byte.0, pc.map_or(0, |pc| pc.0 as u64), tid),
+            Cause::Harvest => (Kind::Harvest, 0, 0, 0),
+            Cause::Announced => (Kind::Announced, 0, 0, 0),
+            Cause::Lost => (Kind::Lost, 0, 0, 0),
+        };
+        entry.page.store(write.page.0, Ordering::Relaxed);
+        entry.byte.store(byte, Ordering::Relaxed);
+        entry.pc.store(pc, Ordering::Relaxed);
+        entry.detail.store(pack(kind, tid, killed), Ordering::Relaxed);
+        entry.sequence.store(new + 1, Ordering::Release);
+    }
+
+    /// The writes that are kept from the `since`-th on, in order.
+    pub(crate) fn since(&self, since: u64) -> Vec<RecentWrite> {
+        let end = self.count();
+        let start = since.max(end.saturating_sub(ENTRIES as u64));
+        (start..end).filter_map(|number| self.read(number)).collect()
+    }
+
+    fn read(&self, number: u64) -> Option<RecentWrite> {
+        let entry = self.entries.get(number as usize % ENTRIES)?;
+        let expected = 2 * number + 2;
+        if entry.sequence.load(Ordering::Acquire) != expected {
+            return None;
+        }
+        let (page, byte) = (entry.page.load(Ordering::Relaxed), entry.byte.load(Ordering::Relaxed));
+        let (pc, detail) = (entry.pc.load(Ordering::Relaxed), entry.detail.load(Ordering::Relaxed));
+        fence(Ordering::Acquire);
+        if entry.sequence.load(Ordering::Relaxed) != expected {
+            return None;
+        }
+        let cause = match Kind::of(detail) {
+            Kind::Store => {
+                let pc = (pc != 0).then_some(HostAddr(pc as usize));
+                Cause::Store { byte: GuestAddr(byte), pc, tid: (detail >> TID_SHIFT) as u32 }
+            }
+            Kind::Harvest => Cause::Harvest,
+            Kind::Announced => Cause::Announced,
+            Kind::Lost => Cause::Lost,
+        };
+        let killed = (detail >> KILLED_SHIFT) & KILLED_MAX;
+        Some(RecentWrite { sequence: number, page: GuestAddr(page), cause, killed })
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Store,
+    Harvest,
+    Announced,
+    Lost,
+}
+
+impl Kind {
+    fn of(detail: u64) -> Self {
+        match detail & 3 {
+            0 => Self::Store,
+            1 => Self::Harvest,
+            2 => Self::Announced,
+            _ => Self::Lost,
+        }
+    }
+}
+
+// bits 0..2: kind; 2..32: blocks; 32..64: thread id.
+const KILLED_SHIFT: u32 = 2;
+const KILLED_MAX: u64 = (1 << 30) - 1;
+const TID_SHIFT: u32 = 32;
+
+fn pack(kind: Kind, tid: u32, killed: u64) -> u64 {
+    kind as u64 | killed.min(KILLED_MAX) << KILLED_SHIFT | u64::from(tid) << TID_SHIFT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(byte: u64) -> PageWrite {
+        let cause = Cause::Store { byte: GuestAddr(byte), pc: Some(HostAddr(byte as usize * 3 + 1)), tid: byte as u32 };
+        PageWrite { page: GuestAddr(byte & !0xfff), cause }
+    }
+
+    #[test]
+    fn what_was_entered_is_read_in_order() {
+        let journal = Journal::new();
+        assert_eq!(journal.since(0), []);
+        let others = [Cause::Harvest, Cause::Announced, Cause::Lost];
+        let writes: Vec<_> = std::iter::once(store(0x1234))
+            .chain(others.map(|cause| PageWrite { page: GuestAddr(0x5000), cause }))
+            .collect();
+        for (killed, write) in writes.iter().enumerate() {
+            journal.record(write, killed as u64);
+        }
+        let read = journal.since(0);
+        assert_eq!(read.len(), 4);
+        for (number, (read, write)) in read.iter().zip(&writes).enumerate() {
+            let expected = (number as u64, write.page, write.cause, number as u64);
+            assert_eq!((read.sequence, read.page, read.cause, read.killed), expected);
+        }
+        assert_eq!(journal.since(3).len(), 1);
+        assert_eq!(journal.since(4), []);
+    }
+
+    #[test]
+    fn the_oldest_are_overwritten() {
+        let journal = Journal::new();
+        let count = ENTRIES as u64 + 10;
+        for byte in 0..count {
+            journal.record(&store(byte), 1);
+        }
+        let read = journal.since(0);
+        assert_eq!(read.len(), ENTRIES);
+        assert!(read.iter().map(|write| write.sequence).eq(10..count));
+    }
+
+    #[test]
+    fn entries_of_racing_writers_are_whole() {
+        const WRITES: u64 = if cfg!(miri) { 300 } else { 20_000 };
+        let journal = Journal::new();
+        std::thread::scope(|scope| {
+            for writer in 0..3 {
+                let journal = &journal;
+                scope.spawn(move || (0..WRITES).for_each(|n| journal.record(&store(n * 3 + writer), 7)));
+            }
+            for _ in 0..200 {
+                for read in journal.since(0) {
+                    let Cause::Store { byte, .. } = read.cause else { panic!("{read:?}") };
+                    let PageWrite { page, cause } = store(byte.0);
+                    assert_eq!((read.page, read.cause, read.killed), (page, cause, 7));
+                }
+            }
+        });
+        assert_eq!(journal.count(), 3 * WRITES);
+    }
+}
