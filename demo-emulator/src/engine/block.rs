@@ -14,6 +14,15 @@ use crate::translate::ends_block;
 /// Instructions of a block at most.
 pub(super) const MAX_INSTS: usize = 64;
 
+/// A block as it was read.
+#[derive(Debug)]
+pub(super) struct Source {
+    /// Its instructions.
+    pub(super) insts: Vec<Inst>,
+    /// The bytes that they were decoded from.
+    pub(super) bytes: Vec<u8>,
+}
+
 /// Why no block could be read.
 #[derive(Debug)]
 pub(super) enum ReadError {
@@ -26,13 +35,14 @@ pub(super) enum ReadError {
 /// Reads the block at `pc`: up to the first instruction that may go elsewhere,
 /// over page boundaries, [`MAX_INSTS`] instructions at most. Every byte is read
 /// once, after its page was claimed.
-pub(super) fn read(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Result<Vec<Inst>, ReadError> {
-    let mut insts = Vec::with_capacity(16);
+pub(super) fn read(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Result<Source, ReadError> {
+    let (mut insts, mut bytes) = (Vec::with_capacity(16), Vec::with_capacity(64));
     let mut at = pc;
     while insts.len() < MAX_INSTS {
         match read_one(ticket, window, at) {
-            Ok(inst) => {
+            Ok((inst, bits)) => {
                 insts.push(inst);
+                bytes.extend(&bits.to_le_bytes()[..usize::from(inst.len)]);
                 at += u64::from(inst.len);
                 if ends_block(inst.op) {
                     break;
@@ -43,16 +53,17 @@ pub(super) fn read(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Re
             Err(_) => break,
         }
     }
-    Ok(insts)
+    Ok(Source { insts, bytes })
 }
 
-fn read_one(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Result<Inst, ReadError> {
+fn read_one(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Result<(Inst, u32), ReadError> {
     let low = read_half(ticket, window, pc)?;
     if low & 3 != 3 {
-        return Ok(decode(low));
+        return Ok((decode(low), low));
     }
     let high = read_half(ticket, window, pc + 2)?;
-    Ok(decode(high << 16 | low))
+    let bits = high << 16 | low;
+    Ok((decode(bits), bits))
 }
 
 /// Reads two bytes of an instruction, after their page was claimed. Pages that

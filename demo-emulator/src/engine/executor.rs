@@ -15,6 +15,8 @@ use codewarden::protection::Mode;
 use codewarden::{CodeCache, Pin, VCpu};
 
 use super::block::{self, ReadError};
+use super::counters::{Counters, count};
+use super::listener::Recorder;
 use super::tier0::{DecodedBlock, End};
 use super::{Compiled, Engine, Payload, compiled_key, decoded_key};
 use crate::cli::Tier;
@@ -23,7 +25,7 @@ use crate::linux::machine::{Executor, Exit};
 use crate::memory::Window;
 use crate::riscv::inst::Inst;
 use crate::riscv::oracle;
-use crate::riscv::trap::Flow;
+use crate::riscv::trap::{Flow, Trap};
 use crate::translate::{BlockOptions, CodeSpace, ExitReason, LinkSlot, Translator};
 
 /// Runs of a decoded block before it is compiled: compiling costs what some
@@ -81,6 +83,8 @@ pub(super) struct EngineExecutor {
     mode: Mode,
     tier: Tier,
     running: Arc<Running>,
+    counters: Arc<Counters>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl EngineExecutor {
@@ -96,6 +100,8 @@ impl EngineExecutor {
             mode: engine.mode,
             tier: engine.tier,
             running,
+            counters: engine.counters.clone(),
+            recorder: engine.recorder.clone(),
         }
     }
 
@@ -112,18 +118,28 @@ impl EngineExecutor {
         let pc = hart.pc;
         let key = if compile { compiled_key(pc) } else { decoded_key(pc) };
         let mut ticket = self.cache.begin(key);
-        let insts = match block::read(&mut ticket, &self.window, pc) {
-            Ok(insts) => insts,
+        let source = match block::read(&mut ticket, &self.window, pc) {
+            Ok(source) => source,
             Err(ReadError::Fetch(trap)) => return Step::Exit(Exit::Trap(trap)),
             Err(ReadError::Busy) => return self.interpret(hart),
         };
         let stale = self.stale_flag(&ticket);
-        let made = if compile { self.compile(pc, &insts, stale) } else { Some(decoded(insts, stale)) };
-        match made.map(|(entry, payload)| ticket.commit(entry, payload)) {
-            Some(Ok(())) => Step::Dispatch,
-            // A write came meanwhile, or there is no memory for code.
-            _ => self.interpret(hart),
+        let made = if compile { self.compile(pc, &source.insts, stale) } else { Some(decoded(source.insts, stale)) };
+        // Without memory for code the guest goes on, interpreted.
+        let Some((entry, payload)) = made else { return self.interpret(hart) };
+        count(if compile { &self.counters.blocks_compiled } else { &self.counters.blocks_decoded });
+        if let Some(recorder) = &self.recorder {
+            let _alive = self.vcpu.pin();
+            recorder.translated(pc, &source.bytes, payload.compiled());
         }
+        if ticket.commit(entry, payload).is_ok() {
+            return Step::Dispatch;
+        }
+        // A write came meanwhile.
+        if let Some(recorder) = &self.recorder {
+            recorder.refused(pc);
+        }
+        self.interpret(hart)
     }
 
     fn compile(&mut self, pc: u64, insts: &[Inst], stale_flag: Option<NonNull<AtomicU8>>) -> Option<(usize, Payload)> {
@@ -136,15 +152,15 @@ impl EngineExecutor {
                 (pc, inst)
             })
             .collect();
-        // Without memory for code the guest goes on, interpreted, until some is freed.
         let block = self.translator.compile(&placed, &BlockOptions { stale_flag }).ok()?;
         Some((block.entry(), Payload::Compiled(Box::new(Compiled { block }))))
     }
 
     /// Runs the oracle to the end of a block, a few instructions at most.
-    fn interpret(&self, hart: &mut Hart) -> Step {
+    fn interpret(&mut self, hart: &mut Hart) -> Step {
+        count(&self.counters.oracle_runs);
         for _ in 0..ORACLE_STEPS {
-            match oracle::step(hart, &self.window) {
+            match self.oracle_step(hart) {
                 Ok(Flow::Next) => {}
                 Ok(Flow::Jump) => break,
                 Ok(Flow::FenceI) => return Step::Flush,
@@ -155,12 +171,22 @@ impl EngineExecutor {
     }
 
     /// One instruction by the oracle.
-    fn step(&self, hart: &mut Hart) -> Step {
-        match oracle::step(hart, &self.window) {
+    fn step(&mut self, hart: &mut Hart) -> Step {
+        match self.oracle_step(hart) {
             Ok(Flow::Next | Flow::Jump) => Step::Dispatch,
             Ok(Flow::FenceI) => Step::Flush,
             Err(trap) => Step::Exit(Exit::Trap(trap)),
         }
+    }
+
+    fn oracle_step(&mut self, hart: &mut Hart) -> Result<Flow, Trap> {
+        let Self { vcpu, window, recorder, .. } = self;
+        let Some(recorder) = recorder else { return oracle::step(hart, window) };
+        let store = recorder.next_store(window, hart);
+        let flow = oracle::step(hart, window);
+        let _alive = vcpu.pin();
+        store.into_iter().for_each(|store| recorder.stored(store));
+        flow
     }
 
     /// The guest has announced that its code may have changed.
@@ -174,13 +200,13 @@ impl EngineExecutor {
 
     /// Looks up and runs blocks until something needs more than that.
     fn dispatch(&mut self, hart: &mut Hart) -> Step {
-        let Self { vcpu, cache, window, space, tier, .. } = self;
+        let Self { vcpu, cache, window, space, tier, recorder, .. } = self;
         let mut pin = vcpu.pin();
         loop {
             if hart.exit_request.load(Ordering::Acquire) != 0 {
                 return Step::Exit(Exit::Interrupted);
             }
-            if let Some(step) = run_block(&mut pin, cache, window, space, *tier, hart) {
+            if let Some(step) = run_block(&mut pin, cache, window, space, *tier, hart, recorder.as_deref()) {
                 return step;
             }
         }
@@ -196,6 +222,7 @@ fn run_block(
     space: &CodeSpace,
     tier: Tier,
     hart: &mut Hart,
+    recorder: Option<&Recorder>,
 ) -> Option<Step> {
     if tier != Tier::Decoded {
         match pin.lookup(compiled_key(hart.pc)) {
@@ -211,7 +238,7 @@ fn run_block(
     if tier == Tier::Auto && decoded.count_run() % HOT_RUNS == HOT_RUNS - 1 {
         return Some(Step::Compile);
     }
-    match decoded.run(hart, window) {
+    match decoded.run(hart, window, recorder) {
         End::Next => None,
         End::FenceI => Some(Step::Flush),
         End::Trap(trap) => Some(Step::Exit(Exit::Trap(trap))),
@@ -268,6 +295,10 @@ impl Executor for EngineExecutor {
             };
         };
         self.running.set(ptr::null());
+        if let (Some(recorder), Exit::Trap(Trap::Ecall)) = (&self.recorder, exit) {
+            let _alive = self.vcpu.pin();
+            recorder.system_call();
+        }
         exit
     }
 }

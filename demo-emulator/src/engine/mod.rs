@@ -15,7 +15,9 @@
 //! afresh.
 
 mod block;
+mod counters;
 mod executor;
+mod listener;
 mod observer;
 mod tier0;
 
@@ -36,7 +38,11 @@ use crate::linux::observer::MemoryObserver;
 use crate::memory::Window;
 use crate::memory::window::WINDOW_LEN_BYTES;
 use crate::translate::{CodeSpace, CompiledBlock, TranslateError, entry_stubs};
+use counters::Counters;
+pub use counters::EngineStats;
 use executor::EngineExecutor;
+use listener::Recorder;
+pub use listener::{Event, Listener};
 use observer::{Descriptors, Tracking};
 use tier0::DecodedBlock;
 
@@ -57,6 +63,15 @@ pub enum Payload {
 pub struct Compiled {
     /// Its host code.
     pub block: CompiledBlock,
+}
+
+impl Payload {
+    fn compiled(&self) -> Option<&CompiledBlock> {
+        match self {
+            Self::Compiled(compiled) => Some(&compiled.block),
+            Self::Decoded(_) => None,
+        }
+    }
 }
 
 /// The key of the compiled block at `pc`.
@@ -107,8 +122,11 @@ pub struct Engine {
     cache: &'static CodeCache<Payload>,
     space: Arc<CodeSpace>,
     mode: Mode,
+    why: String,
     tier: Tier,
     tracking: Arc<Tracking>,
+    counters: Arc<Counters>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl Engine {
@@ -119,9 +137,9 @@ impl Engine {
     ///
     /// The mode cannot be had here, or there is no memory for code.
     pub fn new(window: Window, tracking: cli::Tracking, tier: Tier) -> Result<Self, EngineError> {
-        let mode = match tracking {
-            cli::Tracking::Auto => best_synchronous().0,
-            cli::Tracking::Mode(mode) => mode,
+        let (mode, why) = match tracking {
+            cli::Tracking::Auto => best_synchronous(),
+            cli::Tracking::Mode(mode) => (mode, "asked for by name".to_owned()),
         };
         let space = CodeSpace::new(window, CodeBuffer::new(CODE_LIMIT_BYTES)?)?;
         let cache = CodeCache::new(entry_stubs())?;
@@ -145,7 +163,27 @@ impl Engine {
             mode,
             change: Mutex::new(None),
         });
-        Ok(Self { window, cache, space, mode, tier, tracking })
+        Ok(Self { window, cache, space, mode, why, tier, tracking, counters: Arc::default(), recorder: None })
+    }
+
+    /// Tells `listener` what goes on in harts that start from now on.
+    pub fn listen(&mut self, listener: Arc<dyn Listener>) {
+        self.recorder = Some(Arc::new(Recorder::new(listener, self.cache, self.space.clone())));
+    }
+
+    /// How writes are learned of, and why so.
+    pub fn mode(&self) -> (Mode, &str) {
+        (self.mode, &self.why)
+    }
+
+    /// How guest code is run.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// What the engine counted.
+    pub fn stats(&self) -> EngineStats {
+        self.counters.snapshot()
     }
 
     /// The cache, for its counters.

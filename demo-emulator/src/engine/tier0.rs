@@ -11,6 +11,7 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
+use super::listener::Recorder;
 use crate::hart::Hart;
 use crate::memory::Window;
 use crate::riscv::exec::exec;
@@ -34,7 +35,7 @@ unsafe impl Sync for DecodedBlock {}
 
 /// How a run of a block ended. The hart is between two instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum End {
+pub(super) enum End {
     /// At its end, or behind a store that killed it.
     Next,
     /// Behind a FENCE.I.
@@ -43,7 +44,8 @@ pub enum End {
     Trap(Trap),
 }
 
-fn stores(op: Op) -> bool {
+/// Whether it may store.
+pub(super) fn stores(op: Op) -> bool {
     use Op::*;
     matches!(
         op,
@@ -90,9 +92,14 @@ impl DecodedBlock {
     }
 
     /// Runs the block on `hart`, which is at its start.
-    pub fn run(&self, hart: &mut Hart, window: &Window) -> End {
+    pub(super) fn run(&self, hart: &mut Hart, window: &Window, recorder: Option<&Recorder>) -> End {
         for inst in &self.insts {
-            match exec(inst, hart, window) {
+            let store = recorder.and_then(|recorder| recorder.store(inst, hart));
+            let flow = exec(inst, hart, window);
+            if let (Some(recorder), Some(store)) = (recorder, store) {
+                recorder.stored(store);
+            }
+            match flow {
                 Ok(Flow::Next) => {}
                 Ok(Flow::Jump) => return End::Next,
                 Ok(Flow::FenceI) => return End::FenceI,

@@ -67,6 +67,12 @@ impl CodeSpace {
         &self.buffer
     }
 
+    /// The guest instruction whose access compiled code makes at `host_pc`. The
+    /// block must be alive if it is one's.
+    pub fn guest_pc(&self, host_pc: usize) -> Option<u64> {
+        self.faults.guest_pc(host_pc)
+    }
+
     /// Runs compiled code until it comes back.
     ///
     /// # Safety

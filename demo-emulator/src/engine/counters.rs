@@ -1,0 +1,45 @@
+//! What the engine itself counts, beside the library.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Relaxed: they are read at the end.
+        #[derive(Debug, Default)]
+        pub(super) struct Counters {
+            $(pub(super) $name: AtomicU64,)+
+        }
+
+        /// What the engine counted.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct EngineStats {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl Counters {
+            pub(super) fn snapshot(&self) -> EngineStats {
+                EngineStats { $($name: self.$name.load(Ordering::Relaxed),)+ }
+            }
+        }
+
+        impl EngineStats {
+            /// Every counter with its name.
+            pub fn entries(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)+].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Blocks decoded for tier 0.
+    blocks_decoded,
+    /// Blocks compiled.
+    blocks_compiled,
+    /// Runs handed to the oracle because a page was busy or a write came.
+    oracle_runs,
+}
+
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

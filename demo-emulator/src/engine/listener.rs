@@ -1,0 +1,157 @@
+//! What the engine tells of its work where somebody listens: the logs of `-d`
+//! and the bundled guest's story. Nobody listens in an ordinary run.
+//!
+//! The library tells who wrote where by a host pc ([`codewarden::RecentWrite`]).
+//! For compiled code the fault index knows the guest's. Interpreters note each
+//! store before they run it, and a write that hit its bytes is that store's.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+
+use codewarden::tracker::Cause;
+use codewarden::{CodeCache, RecentWrite};
+
+use super::Payload;
+use super::tier0::stores;
+use crate::hart::Hart;
+use crate::memory::Window;
+use crate::riscv::inst::Inst;
+use crate::riscv::oracle;
+use crate::translate::{CodeSpace, CompiledBlock};
+
+/// Bytes of the widest guest store.
+const STORE_BYTES: u64 = 8;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A block was made of these guest bytes and is about to become reachable.
+    Translated {
+        /// The block's first instruction.
+        pc: u64,
+        /// Its bytes.
+        bytes: &'a [u8],
+        /// Its host code; `None` for a decoded block.
+        host: Option<&'a CompiledBlock>,
+    },
+    /// The block at this pc did not become reachable: a write came meanwhile.
+    Refused(u64),
+    /// A write hit a page with translated code.
+    Written {
+        /// What the library told.
+        write: &'a RecentWrite,
+        /// The guest's store, where it is known.
+        store_pc: Option<u64>,
+    },
+    /// A hart is about to ask Linux for something.
+    SystemCall,
+}
+
+/// Hears of what the engine does, on any hart's thread.
+pub trait Listener: Send + Sync {
+    /// What happened.
+    fn hear(&self, event: &Event<'_>);
+}
+
+/// A store that an interpreter is about to run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Store {
+    pc: u64,
+    address: u64,
+}
+
+/// Tells a listener of translations and of writes.
+pub(super) struct Recorder {
+    listener: Arc<dyn Listener>,
+    cache: &'static CodeCache<Payload>,
+    space: Arc<CodeSpace>,
+    /// Writes up to here were taken from the journal.
+    taken: AtomicU64,
+    /// Those of them whose store is not known yet.
+    pending: Mutex<Vec<RecentWrite>>,
+}
+
+impl Recorder {
+    pub(super) fn new(listener: Arc<dyn Listener>, cache: &'static CodeCache<Payload>, space: Arc<CodeSpace>) -> Self {
+        Self { listener, cache, space, taken: AtomicU64::new(0), pending: Mutex::default() }
+    }
+
+    /// The store that `inst`, at the hart's pc, is.
+    pub(super) fn store(&self, inst: &Inst, hart: &Hart) -> Option<Store> {
+        let address = hart.x[usize::from(inst.rs1 & 31)].wrapping_add(inst.imm as i64 as u64);
+        stores(inst.op).then_some(Store { pc: hart.pc, address })
+    }
+
+    /// The store that the instruction at the hart's pc is.
+    pub(super) fn next_store(&self, window: &Window, hart: &Hart) -> Option<Store> {
+        self.store(&oracle::fetch(window, hart.pc).ok()?, hart)
+    }
+
+    /// `store` was run by an interpreter. Under a pin, as below.
+    pub(super) fn stored(&self, store: Store) {
+        if self.cache.writes_recorded() == self.taken.load(Ordering::Relaxed) {
+            return;
+        }
+        self.tell(|write| match write.cause {
+            Cause::Store { byte, .. } if byte.0.wrapping_sub(store.address) < STORE_BYTES => Some(Some(store.pc)),
+            _ => None,
+        });
+    }
+
+    /// A block is about to become reachable. Under a pin: blocks that stored
+    /// are alive.
+    pub(super) fn translated(&self, pc: u64, bytes: &[u8], host: Option<&CompiledBlock>) {
+        // Whoever wrote to these pages is known by now, or never.
+        let pages = pc >> PAGE_SHIFT..=(pc + bytes.len() as u64 - 1) >> PAGE_SHIFT;
+        self.tell(|write| pages.contains(&(write.page.0 >> PAGE_SHIFT)).then_some(None));
+        self.listener.hear(&Event::Translated { pc, bytes, host });
+    }
+
+    pub(super) fn refused(&self, pc: u64) {
+        self.listener.hear(&Event::Refused(pc));
+    }
+
+    /// A hart leaves for Linux. Under a pin.
+    pub(super) fn system_call(&self) {
+        self.tell(|_| None);
+        self.listener.hear(&Event::SystemCall);
+    }
+
+    /// Takes what is new in the journal, and tells of what compiled code wrote
+    /// and of what `store_pc` knows: `None` for a write that stays pending.
+    fn tell(&self, store_pc: impl Fn(&RecentWrite) -> Option<Option<u64>>) {
+        let Some(mut pending) = self.lock_pending() else { return };
+        let new = self.cache.recent_writes(self.taken.load(Ordering::Relaxed));
+        if let Some(last) = new.last() {
+            self.taken.store(last.sequence + 1, Ordering::Relaxed);
+        }
+        pending.extend(new);
+        pending.retain(|write| {
+            let compiled = match write.cause {
+                Cause::Store { pc: Some(host), .. } => self.space.guest_pc(host.0),
+                _ => None,
+            };
+            let told = compiled.map(Some).or_else(|| store_pc(write));
+            if let Some(store_pc) = told {
+                self.listener.hear(&Event::Written { write, store_pc });
+            }
+            told.is_none()
+        });
+    }
+
+    /// `None` where it stays held: in a fork's child for ever, if another hart
+    /// had it. The child then tells less, and goes on.
+    fn lock_pending(&self) -> Option<MutexGuard<'_, Vec<RecentWrite>>> {
+        const TRIES: usize = 10_000;
+        for _ in 0..TRIES {
+            match self.pending.try_lock() {
+                Ok(pending) => return Some(pending),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+            }
+        }
+        None
+    }
+}
+
+const PAGE_SHIFT: u32 = 12;
