@@ -56,12 +56,25 @@ struct File {
 
 /// Which memory is behind a view: two views with one id show the same bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct BackingId(u64);
+pub struct BackingId(Id);
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Id {
+    /// A memfd of the library's.
+    Own(u64),
+    /// A file of the embedder's.
+    File { device: u64, inode: u64 },
+}
 
 impl BackingId {
     fn next() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+        Self(Id::Own(NEXT.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Of a file that the embedder mapped, by what `fstat` says of it.
+    pub fn of_file(device: u64, inode: u64) -> Self {
+        Self(Id::File { device, inode })
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Access, Mode, Probe};
-use codewarden::tracker::{BeginError, RegionOptions};
+use codewarden::tracker::{BeginError, RegionOptions, SharedMemory};
 use codewarden::{CodeCache, CommitError, EntryStubs, Key};
 
 const GUEST: u64 = 0x10_0000;
@@ -255,4 +255,40 @@ fn arguments_that_cannot_be_used() {
     let mut ticket = cache.begin(Key::new(0));
     ticket.claim(GuestAddr(0x1000)).unwrap();
     assert_eq!(ticket.commit(EntryStubs::NOT_CODE.pending, ()), Err(CommitError::BadEntry));
+}
+
+/// One memfd mapped twice, as a JIT that never has a page writable and
+/// executable does: a store through one view kills what the other holds.
+#[test]
+fn a_store_through_another_view_kills() {
+    let probe = Probe::of_this_process();
+    for mode in Mode::ALL.into_iter().filter(|&mode| mode != Mode::None && probe.check(mode).is_ok()) {
+        let first = GuestMemory::memfd(PAGES << 12).unwrap();
+        let second = first.another_view().unwrap();
+        let guest = Fixture::new(mode, first);
+        let tracker = guest.cache.tracker();
+        let other = GUEST + 0x100_0000;
+        // A block from before the second view is known.
+        guest.translate(GUEST, &[GUEST]).unwrap();
+        // SAFETY: both views live until the fixture is gone; the cache goes first.
+        unsafe { tracker.add_region(region(other, &second, mode)) }.unwrap();
+        let memory = |memory: &GuestMemory| SharedMemory { backing: memory.backing_id().unwrap(), offset: 0 };
+        tracker.declare_shared(GuestAddr(GUEST), (PAGES << 12) as u64, memory(&guest.memory)).unwrap();
+        tracker.declare_shared(GuestAddr(other), (PAGES << 12) as u64, memory(&second)).unwrap();
+        assert_eq!(guest.lookup(GUEST), None, "{mode}: made without the second view");
+
+        guest.translate(GUEST, &[GUEST]).unwrap();
+        second.write(8, &[1]).unwrap();
+        guest.announce();
+        assert_eq!(guest.lookup(GUEST), None, "{mode}: a store through the second view");
+        guest.translate(GUEST, &[GUEST]).unwrap();
+        guest.store(GUEST + 8, 2);
+        guest.announce();
+        assert_eq!(guest.lookup(GUEST), None, "{mode}: a store through the first view");
+        guest.translate(GUEST + 0x1000, &[GUEST + 0x1000]).unwrap();
+        second.write(8, &[3]).unwrap();
+        guest.announce();
+        assert!(guest.lookup(GUEST + 0x1000).is_some(), "{mode}: another page");
+        drop(guest);
+    }
 }

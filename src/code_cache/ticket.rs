@@ -33,7 +33,8 @@ impl<P: Payload> Ticket<P> {
         self.key
     }
 
-    /// Protects the page that holds `guest`, if this ticket did not yet, and says
+    /// Protects the page that holds `guest`, if this ticket did not yet, and every
+    /// page that is known to show the same bytes, and says
     /// where it lies in this process. Its bytes may be read from now on, each of
     /// them once: in a deferred region a second reading may differ.
     ///
@@ -49,6 +50,9 @@ impl<P: Payload> Ticket<P> {
         let claim = self.cache.claim(guest)?;
         let host = claim.host_page();
         self.claims.push(claim);
+        for alias in self.cache.tracker().aliases(guest) {
+            self.claims.push(self.cache.claim(alias)?);
+        }
         Ok(host)
     }
 

@@ -24,12 +24,16 @@
 mod harvest;
 mod region;
 mod repeat;
+mod views;
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::PoisonError;
 
 pub(crate) use region::Region;
+pub use views::SharedMemory;
+
+use views::Views;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
@@ -182,11 +186,18 @@ pub struct RegionOptions {
 
 /// The regions of a tracker. It is also the gate of a fork: whoever takes a lock
 /// of the tracker or of a mechanism has this one for reading.
-struct Regions<O: PageObserver>(Arc<RwLock<Vec<Arc<Region<O>>>>>);
+struct Regions<O: PageObserver>(Arc<RwLock<Space<O>>>);
+
+/// What a tracker knows of guest memory.
+#[derive(Debug)]
+struct Space<O: PageObserver> {
+    regions: Vec<Arc<Region<O>>>,
+    views: Views,
+}
 
 impl<O: PageObserver> Default for Regions<O> {
     fn default() -> Self {
-        Self(Arc::default())
+        Self(Arc::new(RwLock::new(Space { regions: Vec::new(), views: Views::default() })))
     }
 }
 
@@ -203,12 +214,26 @@ impl<O: PageObserver> fmt::Debug for Regions<O> {
 }
 
 impl<O: PageObserver> Regions<O> {
-    fn read(&self) -> RwLockReadGuard<'_, Vec<Arc<Region<O>>>> {
+    fn read(&self) -> RwLockReadGuard<'_, Space<O>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Vec<Arc<Region<O>>>> {
+    fn write(&self) -> RwLockWriteGuard<'_, Space<O>> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<O: PageObserver> Space<O> {
+    /// Writes a view down, then ends what was begun without knowing of it.
+    fn declare(&mut self, range: Range<u64>, memory: SharedMemory) {
+        self.views.insert(range.clone(), memory);
+        for other in self.views.others(range) {
+            for region in &self.regions {
+                if let Some(pages) = region.pages_within(other.start, other.end) {
+                    region.invalidate(pages);
+                }
+            }
+        }
     }
 }
 
@@ -222,7 +247,7 @@ pub struct Tracker<O: PageObserver> {
 
 impl<O: PageObserver> fmt::Debug for Tracker<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tracker").field("regions", &self.regions.read().len()).finish_non_exhaustive()
+        f.debug_struct("Tracker").field("regions", &self.regions.read().regions.len()).finish_non_exhaustive()
     }
 }
 
@@ -279,7 +304,7 @@ impl<O: PageObserver> Tracker<O> {
         if guest.0 & (self.page.bytes() as u64 - 1) != 0 || guest.checked_add(host.len() as u64).is_none() {
             return Err(bad("a region starts on a page of the guest and does not wrap"));
         }
-        let mut regions = self.regions.write();
+        let regions = &mut self.regions.write().regions;
         let end = guest.0 + host.len() as u64;
         for other in regions.iter() {
             if other.pages_within(guest.0, end).is_some() || other.host().intersection(host).is_some() {
@@ -301,17 +326,20 @@ impl<O: PageObserver> Tracker<O> {
     ///
     /// [`Error::BadArgument`] where no region starts there.
     pub fn remove_region(&self, guest: GuestAddr) -> Result<(), Error> {
-        let mut regions = self.regions.write();
-        let at = regions
+        let space = &mut *self.regions.write();
+        let at = space
+            .regions
             .iter()
             .position(|region| region.guest_of(crate::addr::PageIndex(0)) == guest)
             .ok_or(Error::BadArgument("no tracked region starts at this address"))?;
-        regions.swap_remove(at).retire()
+        let region = space.regions.swap_remove(at);
+        space.views.remove(guest.0..guest.0 + region.host().len() as u64);
+        region.retire()
     }
 
     /// Stops tracking every region.
     pub(crate) fn clear(&self) {
-        for region in self.regions.write().drain(..) {
+        for region in self.regions.write().regions.drain(..) {
             // A mechanism that fails to detach has lost the region: nothing more
             // can be done for it, and nothing is translated from it.
             let _ = region.retire();
@@ -320,7 +348,7 @@ impl<O: PageObserver> Tracker<O> {
 
     /// How writes at `guest` are learned of; `None` outside every region.
     pub fn mode_at(&self, guest: GuestAddr) -> Option<Mode> {
-        self.regions.read().iter().find(|region| region.contains(guest)).map(|region| region.mode())
+        self.regions.read().regions.iter().find(|region| region.contains(guest)).map(|region| region.mode())
     }
 
     /// Protects the page that holds `guest` for a translator.
@@ -331,7 +359,7 @@ impl<O: PageObserver> Tracker<O> {
     /// [`BeginError::Failed`]: no region, or the kernel refused.
     pub fn begin(&self, guest: GuestAddr) -> Result<PageClaim<O>, BeginError> {
         let regions = self.regions.read();
-        let region = regions.iter().find(|region| region.contains(guest)).ok_or(Error::BadRange {
+        let region = regions.regions.iter().find(|region| region.contains(guest)).ok_or(Error::BadRange {
             start: guest.0,
             len: 1,
             why: "no tracked region holds this address",
@@ -339,6 +367,32 @@ impl<O: PageObserver> Tracker<O> {
         let page = region.page_of(guest);
         let (_, generation) = region.begin(page)?;
         Ok(PageClaim { region: region.clone(), page, generation })
+    }
+
+    /// The other guest pages that show the bytes of the page that holds `guest`.
+    /// Who translates from a page begins on each of these too, *after* the page
+    /// itself: a store through any of them changes the bytes.
+    pub fn aliases(&self, guest: GuestAddr) -> Vec<GuestAddr> {
+        let page = GuestAddr(self.page.floor(guest.0 as usize) as u64);
+        self.regions.read().views.aliases(page, self.page.bytes() as u64)
+    }
+
+    /// Says that `len_bytes` from `start`, in a region and mapped already, show
+    /// `memory`, which may be mapped elsewhere too. To be said of every mapping of
+    /// memory that has several, before the guest can store to it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadRange`] where the range wraps or is not whole pages.
+    pub fn declare_shared(&self, start: GuestAddr, len_bytes: u64, memory: SharedMemory) -> Result<(), Error> {
+        let mask = self.page.bytes() as u64 - 1;
+        let end = start.checked_add(len_bytes).filter(|_| (start.0 | len_bytes | memory.offset) & mask == 0);
+        let Some(end) = end else {
+            let why = "a view of shared memory is whole pages and does not wrap";
+            return Err(Error::BadRange { start: start.0, len: len_bytes, why });
+        };
+        self.regions.write().declare(start.0..end.0, memory);
+        Ok(())
     }
 
     /// Calls `each` with every region that has bytes in the range and its pages.
@@ -354,7 +408,7 @@ impl<O: PageObserver> Tracker<O> {
             why: "the range wraps",
         })?;
         let mut done = Ok(());
-        for region in self.regions.read().iter() {
+        for region in self.regions.read().regions.iter() {
             if let Some(pages) = region.pages_within(start.0, end.0) {
                 done = done.and(each(region, pages));
             }
@@ -380,10 +434,18 @@ impl<O: PageObserver> Tracker<O> {
     ///
     /// As [`Tracker::sync`].
     pub fn sync_range(&self, start: GuestAddr, len_bytes: u64) -> Result<(), Error> {
-        self.for_regions(start, len_bytes, |region, pages| match region.mode() {
+        let sync = |region: &Arc<Region<O>>, pages| match region.mode() {
             Mode::Deferred => region.sync(pages),
             _ => Ok(()),
-        })
+        };
+        // The bytes of the range may have been written through another view.
+        let end = start.0.saturating_add(len_bytes);
+        let others = self.regions.read().views.others(start.0..end);
+        let mut done = self.for_regions(start, len_bytes, sync);
+        for other in others {
+            done = done.and(self.for_regions(GuestAddr(other.start), other.end - other.start, sync));
+        }
+        done
     }
 
     /// The bytes changed behind the tracker's back (by the host through another
@@ -412,7 +474,7 @@ impl<O: PageObserver> Tracker<O> {
     /// [`Error::BadRange`] where the range wraps; a page that could not be made
     /// writable.
     pub fn announce_write(&self, start: GuestAddr, len_bytes: u64) -> Result<Held<O>, Error> {
-        let mut held = Held { gate: self.regions.clone(), holds: Vec::new() };
+        let mut held = Held::new(&self.regions, start);
         self.for_regions(start, len_bytes, |region, pages| {
             if region.protection.kernel_writes() == KernelWrites::Refused {
                 held.hold(region, pages)?;
@@ -432,7 +494,7 @@ impl<O: PageObserver> Tracker<O> {
     /// [`Error::BadRange`] where the range wraps; a page that could not be made
     /// writable.
     pub fn change_mapping(&self, start: GuestAddr, len_bytes: u64) -> Result<MappingChange<O>, Error> {
-        let mut held = Held { gate: self.regions.clone(), holds: Vec::new() };
+        let mut held = Held::new(&self.regions, start);
         self.for_regions(start, len_bytes, |region, pages| {
             held.hold(region, pages.clone())?;
             // Not before: until then blocks lie on them that a harvest by
@@ -462,10 +524,16 @@ impl<O: PageObserver> Tracker<O> {
 #[must_use = "the pages are held until this is dropped"]
 pub struct Held<O: PageObserver> {
     gate: Regions<O>,
+    /// Where the range that was asked for begins.
+    start: GuestAddr,
     holds: Vec<(Arc<Region<O>>, Range<usize>)>,
 }
 
 impl<O: PageObserver> Held<O> {
+    fn new(gate: &Regions<O>, start: GuestAddr) -> Self {
+        Self { gate: gate.clone(), start, holds: Vec::new() }
+    }
+
     fn hold(&mut self, region: &Arc<Region<O>>, pages: Range<usize>) -> Result<(), Error> {
         // In the list first: what a failed hold entered is released as well.
         self.holds.push((region.clone(), pages.clone()));
@@ -488,19 +556,30 @@ impl<O: PageObserver> Drop for Held<O> {
 pub struct MappingChange<O: PageObserver>(Held<O>);
 
 impl<O: PageObserver> MappingChange<O> {
-    /// The mapping was replaced (`MAP_FIXED`, `mremap`) by one with `access`:
-    /// tracks the new one.
+    /// The mapping was replaced (`MAP_FIXED`, `mremap`) by one with `access`, of
+    /// `shared` memory where it is not private: tracks the new one.
     ///
     /// # Errors
     ///
     /// The new mapping cannot be tracked in the region's mode. Nothing can be
     /// translated from it then.
-    pub fn finish_replaced(self, access: Access) -> Result<(), Error> {
-        let _gate = self.0.gate.read();
+    pub fn finish_replaced(self, access: Access, shared: Option<SharedMemory>) -> Result<(), Error> {
+        let space = &mut *self.0.gate.write();
+        let mut done = Ok(());
         for (region, pages) in &self.0.holds {
-            region.attach(region.host_of(pages)?, access)?;
+            let host = region.host_of(pages)?;
+            let start = region.guest_of(crate::addr::PageIndex(pages.start)).0;
+            let range = start..start + host.len() as u64;
+            match shared {
+                Some(memory) => {
+                    let offset = memory.offset + (start - self.0.start.0);
+                    space.declare(range, SharedMemory { offset, ..memory });
+                }
+                None => space.views.remove(range),
+            }
+            done = done.and(region.attach(host, access));
         }
-        Ok(())
+        done
     }
 }
 
@@ -513,7 +592,7 @@ impl<O: PageObserver> Drop for Tracker<O> {
 /// A tracker that stands still over a `fork`: see [`Tracker::before_fork`].
 #[derive(Debug)]
 #[must_use = "the tracker stands still until this is dropped"]
-pub struct ForkGuard<'a, O: PageObserver>(RwLockWriteGuard<'a, Vec<Arc<Region<O>>>>);
+pub struct ForkGuard<'a, O: PageObserver>(RwLockWriteGuard<'a, Space<O>>);
 
 impl<O: PageObserver> Tracker<O> {
     /// Called before `fork`: waits until no thread is inside the tracker. Until
@@ -534,7 +613,7 @@ impl<O: PageObserver> ForkGuard<'_, O> {
     /// A region that cannot be tracked here; nothing can be translated from it.
     pub fn after_fork_child(mut self) -> Result<(), Error> {
         let mut done = Ok(());
-        for region in self.0.iter_mut() {
+        for region in &mut self.0.regions {
             match region.continue_in_child() {
                 Ok(child) => *region = child,
                 Err(error) => done = Err(error),

@@ -6,8 +6,9 @@ use std::sync::{Mutex, PoisonError};
 
 use codewarden::addr::{GuestAddr, HostAddr, HostRange};
 use codewarden::code_buffer;
+use codewarden::guest_memory::BackingId;
 use codewarden::protection::{Access, LOWEST_OWN_DESCRIPTOR, Mode};
-use codewarden::tracker::{Held, MappingChange};
+use codewarden::tracker::{Held, MappingChange, SharedMemory};
 use codewarden::{CodeCache, ForkGuard, Killer};
 
 use super::Payload;
@@ -88,13 +89,15 @@ impl MemoryObserver for Tracking {
 
     fn mapping_change_end(&self, _: HostRange, backing: Backing) {
         let change = self.change.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let access = match backing {
+        let (access, shared) = match backing {
             Backing::Kept => return,
-            Backing::Anonymous => Access::None,
-            Backing::Shared { access, .. } => access,
+            Backing::Anonymous => (Access::None, None),
+            Backing::Shared { device, inode, offset, access } => {
+                (access, Some(SharedMemory { backing: BackingId::of_file(device, inode), offset }))
+            }
         };
         // A mapping that cannot be tracked is interpreted.
-        let _ = change.map(|change| change.finish_replaced(access));
+        let _ = change.map(|change| change.finish_replaced(access, shared));
     }
 
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Errno> {
