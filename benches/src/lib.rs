@@ -15,7 +15,9 @@
 pub mod alternate;
 pub mod floor;
 pub mod ground;
+pub mod guest;
 pub mod library;
+pub mod lookup;
 pub mod machine;
 pub mod picture;
 pub mod rows;

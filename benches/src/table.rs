@@ -6,8 +6,11 @@ use std::fmt::Write;
 use codewarden::protection::Mode;
 
 use crate::alternate::Outcome;
+use crate::guest::{self, Workload};
+use crate::lookup::Finder;
 use crate::scattered::Scattered;
 use crate::side::Who;
+use crate::spread::Spread;
 
 /// A measured row.
 #[derive(Clone, Debug)]
@@ -75,6 +78,38 @@ pub fn scattered(runs: &[(Mode, Who, Scattered)]) -> String {
         };
         let (reached, vmas, ns) = (run.reached, run.vmas, run.mean_ns());
         let _ = writeln!(table, "| {mode} | {} | {reached} | {end} | {vmas} | {ns:.0} |", who.name());
+    }
+    table
+}
+
+/// Lookups, each with its floor behind it.
+pub fn lookups(rows: &[(Finder, Spread)]) -> String {
+    let mut table = String::from("| what | ns |\n|---|---:|\n");
+    for (finder, spread) in rows {
+        let _ = writeln!(
+            table,
+            "| {} | {:.2} ({:.2}–{:.2}) |",
+            finder.name(),
+            spread.median_ns,
+            spread.p10_ns,
+            spread.p90_ns
+        );
+    }
+    table
+}
+
+/// Guests, by the time that each took of itself.
+pub fn guests(outcomes: &[guest::Outcome]) -> String {
+    let mut table =
+        String::from("| guest | an operation | mode | ns an operation | × mprotect |\n|---|---|---|---:|---:|\n");
+    for outcome in outcomes {
+        let Workload { guest, what, .. } = outcome.workload;
+        let baseline = outcomes.iter().find(|other| other.workload.guest == guest && other.mode == Mode::Mprotect);
+        let ratio = match (baseline.map(|baseline| &baseline.end), &outcome.end) {
+            (Some(Ok(baseline)), Ok(spread)) => format!("{:.2}", baseline.median_ns / spread.median_ns),
+            _ => "–".into(),
+        };
+        let _ = writeln!(table, "| {guest} | {what} | {} | {outcome} | {ratio} |", outcome.mode);
     }
     table
 }

@@ -1,20 +1,14 @@
 //! Runs rows under criterion: each mode, the library and its floor.
 
+mod config;
+
 use std::time::Duration;
 
 use codewarden_bench::ground::PAGES;
 use codewarden_bench::rows::Row;
 use codewarden_bench::side::{self, Who};
+pub(crate) use config::criterion;
 use criterion::{BenchmarkId, Criterion};
-
-/// Short enough that all of `cargo bench` is a few minutes.
-pub(crate) fn criterion() -> Criterion {
-    Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_millis(800))
-        .configure_from_args()
-}
 
 /// One benchmark for each mode and side of each row.
 pub(crate) fn run(criterion: &mut Criterion, rows: &[Row]) {

@@ -1,0 +1,132 @@
+//! All rows with all sides by turns, as markdown on stdout, and with pictures
+//! in a directory: `cargo bench -p codewarden-bench --bench report`, with
+//! `-- --rounds N --out DIR` where wanted. With `--test` everything runs once.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use codewarden::protection::Mode;
+use codewarden_bench::machine::Machine;
+use codewarden_bench::rows::{self, Row};
+use codewarden_bench::side::{self, Who};
+use codewarden_bench::table::{self, Measured};
+use codewarden_bench::{alternate, ground, guest, lookup, picture, scattered, wanted};
+
+/// The command that a reader can repeat.
+const COMMAND: &str = "cargo bench -p codewarden-bench --bench report";
+
+struct Options {
+    rounds: usize,
+    guest_rounds: usize,
+    /// What the guests' numbers of operations are divided by.
+    guest_share: u32,
+    scattered_pages: usize,
+    out: PathBuf,
+}
+
+impl Options {
+    fn full() -> Self {
+        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("report");
+        Self { rounds: 300, guest_rounds: 5, guest_share: 1, scattered_pages: 1_000_000, out }
+    }
+
+    /// What the arguments say; `None` where they ask for other benches.
+    fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
+        let mut options = Self::full();
+        let mut arguments = arguments.filter(|argument| argument != "--bench");
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().ok_or(format!("{argument} takes a value"));
+            match argument.as_str() {
+                "--test" => {
+                    (options.rounds, options.guest_rounds, options.guest_share) = (2, 1, 50);
+                    options.scattered_pages = 40_000;
+                }
+                "--rounds" => {
+                    let value = value()?;
+                    options.rounds = value.parse().map_err(|error| format!("--rounds {value}: {error}"))?;
+                }
+                "--out" => options.out = value()?.into(),
+                // A filter for the criterion benches, or an option of theirs.
+                _ => return Ok(None),
+            }
+        }
+        if options.rounds == 0 {
+            return Err("--rounds must be 1 at least".into());
+        }
+        Ok(Some(options))
+    }
+}
+
+fn main() -> ExitCode {
+    scattered::work_if_child();
+    let done = Options::parse(std::env::args().skip(1)).map_err(Into::into).and_then(|options| match options {
+        Some(options) => run(&options),
+        None => Ok(()),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("report: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
+    let modes = side::modes();
+    let measure = |rows: Vec<Row>| -> Vec<Measured> {
+        rows.iter()
+            .map(|row| {
+                eprintln!("{}", row.name());
+                Measured { name: row.name(), outcomes: alternate::measure(row, &modes, options.rounds) }
+            })
+            .collect()
+    };
+    let plain = measure(rows::plain());
+    let others: Vec<_> = [rows::memfd(), rows::threads()].into_iter().flat_map(measure).collect();
+    let runs = scatter(&modes, options.scattered_pages);
+    eprintln!("lookups");
+    let lookups = lookup::measure(options.rounds.div_ceil(3));
+    eprintln!("guests");
+    let emulator = Path::new(env!("CARGO_BIN_EXE_bench-emulator"));
+    let guests = guest::measure(emulator, &modes, options.guest_rounds, options.guest_share);
+
+    let sections = [
+        ("Anonymous memory, one thread", table::rows(&plain)),
+        ("Memfd, and with a second thread", table::rows(&others)),
+        ("Scattered pages", table::scattered(&runs)),
+        ("Lookups", table::lookups(&lookups)),
+        ("Guests in the demo emulator", table::guests(&guests)),
+        ("Against what was wanted", wanted::lines(&plain, &runs)),
+    ];
+    let mut text = format!(
+        "# What tracking costs\n\n{}\nMade by `{COMMAND}`: {} rounds, all sides by turns; median (p10–p90) of batches \
+         of {} pages.\n",
+        Machine::here().markdown(),
+        options.rounds,
+        ground::PAGES,
+    );
+    for (title, body) in sections {
+        text += &format!("\n## {title}\n\n{body}");
+    }
+    println!("{text}");
+    std::fs::create_dir_all(&options.out)?;
+    std::fs::write(options.out.join("report.md"), &text)?;
+    picture::costs(&options.out.join("costs.svg"), &plain)?;
+    picture::scattered(&options.out.join("scattered.svg"), &runs)?;
+    eprintln!("written to {}", options.out.display());
+    Ok(())
+}
+
+fn scatter(modes: &[Mode], pages: usize) -> Vec<(Mode, Who, scattered::Scattered)> {
+    let mut runs = Vec::new();
+    for &mode in modes {
+        for who in Who::ALL {
+            eprintln!("scattered pages, {mode}, {}", who.name());
+            let run = scattered::run(who, mode, pages);
+            scattered::check(mode, &run, pages);
+            runs.push((mode, who, run));
+        }
+    }
+    runs
+}
