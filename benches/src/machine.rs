@@ -18,8 +18,6 @@ pub struct Machine {
     pub max_map_count: String,
     /// UTC, `2026-01-31`.
     pub date: String,
-    /// Of the source, where git can say it.
-    pub commit: String,
 }
 
 impl Machine {
@@ -41,16 +39,15 @@ impl Machine {
             huge_pages: huge,
             max_map_count: read("/proc/sys/vm/max_map_count"),
             date: output("date", &["-u", "+%F"]),
-            commit: output("git", &["rev-parse", "--short", "HEAD"]),
         }
     }
 
     /// As lines of a markdown list.
     pub fn markdown(&self) -> String {
-        let Self { cpu, virtual_machine, kernel, huge_pages, max_map_count, date, commit } = self;
+        let Self { cpu, virtual_machine, kernel, huge_pages, max_map_count, date } = self;
         let place = if *virtual_machine { " (virtual machine)" } else { "" };
         format!(
-            "- date: {date}\n- commit: {commit}\n- CPU: {cpu}{place}\n- kernel: {kernel}\n- transparent huge pages: \
+            "- date: {date}\n- CPU: {cpu}{place}\n- kernel: {kernel}\n- transparent huge pages: \
              {huge_pages}; vm.max_map_count: {max_map_count}\n"
         )
     }
