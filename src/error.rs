@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::protection::Mode;
+use crate::mode::Mode;
 
 /// An operation of the library that could not be done. Nothing was lost: the
 /// state is what it was before the call unless the variant says otherwise.

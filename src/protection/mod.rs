@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use crate::addr::{HostRange, PageSize};
 use crate::error::Error;
+pub use crate::mode::Mode;
 pub use crate::sys::alt_stack::AltStack;
 pub use crate::sys::descriptor::LOWEST_OWN_DESCRIPTOR;
 pub use crate::sys::fault::{FaultSink, Handled, WriteFault, handle_fault};
@@ -44,55 +45,6 @@ pub(crate) use choice::open;
 mod conformance;
 #[cfg(any(test, loom, fuzzing))]
 pub(crate) mod model;
-
-/// How the writes to a region are learned of.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[non_exhaustive]
-pub enum Mode {
-    /// uffd-wp, the fault handled by SIGBUS in the faulting thread. Synchronous.
-    Sigbus,
-    /// uffd-wp, the fault handled by a thread of the library; the kernel's own
-    /// writes are covered where the permissions allow. Synchronous.
-    Thread,
-    /// uffd-wp asynchronous: writes are found by `sync`.
-    Deferred,
-    /// mprotect and SIGSEGV: the baseline that every kernel has. Synchronous.
-    Mprotect,
-    /// No tracking at all: promises nothing.
-    None,
-}
-
-impl Mode {
-    /// All modes, best synchronous one first.
-    pub const ALL: [Mode; 5] = [Mode::Sigbus, Mode::Thread, Mode::Mprotect, Mode::Deferred, Mode::None];
-
-    /// Whether blocks are unreachable as soon as the store has retired.
-    pub fn is_synchronous(self) -> bool {
-        matches!(self, Mode::Sigbus | Mode::Thread | Mode::Mprotect)
-    }
-
-    /// The name that command lines and reports use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Mode::Sigbus => "sigbus",
-            Mode::Thread => "thread",
-            Mode::Deferred => "deferred",
-            Mode::Mprotect => "mprotect",
-            Mode::None => "none",
-        }
-    }
-
-    /// The mode of that [`Mode::name`].
-    pub fn from_name(name: &str) -> Option<Self> {
-        Mode::ALL.into_iter().find(|mode| mode.name() == name)
-    }
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// What happens to a write by the kernel for the guest (`read`, an out
 /// parameter) into a protected page.
