@@ -1,9 +1,14 @@
 //! RISC-V RV64GC Linux user mode on codewarden.
 
+pub mod asm_log;
 pub mod cli;
 pub mod engine;
 pub mod hart;
 pub mod linux;
+pub mod log;
 pub mod memory;
+pub mod probe;
 pub mod riscv;
+pub mod stats;
+pub mod symbols;
 pub mod translate;

@@ -3,67 +3,80 @@
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::fs::File;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
-use demo_emulator::cli::{self, Cli, Command};
-use demo_emulator::engine::Engine;
-use demo_emulator::linux::process::raise_descriptor;
-use demo_emulator::linux::{Machine, Options, Oracle, Process, Start, host_signals};
+use codewarden::error::Error;
+use codewarden::protection::Probe;
+use demo_emulator::asm_log::AsmLog;
+use demo_emulator::cli::{self, Cli, Command, Stats};
+use demo_emulator::engine::{Engine, EngineError, Listener};
+use demo_emulator::linux::{AtExit, Machine, Options, Oracle, Process, Start, host_signals};
+use demo_emulator::log::LogFile;
 use demo_emulator::memory::{Window, host_fault};
+use demo_emulator::probe;
+use demo_emulator::stats::Report;
+use demo_emulator::symbols::Symbols;
 
 /// Exit status of an emulator that cannot do its work, as `env` and others have it.
 const FAILURE_STATUS: u8 = 125;
+
+/// An exit status and what is said.
+type Failure = (u8, String);
 
 fn main() -> ExitCode {
     let command = match cli::parse(std::env::args_os().skip(1)) {
         Ok(command) => command,
         Err(error) => return fail(cli::USAGE_STATUS, &error),
     };
-    match command {
-        Command::Help => print!("{}", cli::HELP),
-        Command::Version => println!("demo-emulator {}", env!("CARGO_PKG_VERSION")),
-        Command::Probe => return fail(FAILURE_STATUS, &"--probe: this version has no probe"),
+    let text = match command {
+        Command::Help => cli::HELP.to_owned(),
+        Command::Version => format!("demo-emulator {}\n", env!("CARGO_PKG_VERSION")),
+        Command::Probe => probe::report(&Probe::of_this_process()),
         Command::Run(cli) => {
             let (status, error) = run(*cli);
             return fail(status, &error);
         }
+    };
+    // Unlike `print!` without a panic where nobody reads it.
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(FAILURE_STATUS),
     }
-    ExitCode::SUCCESS
 }
 
 fn fail(status: u8, error: &dyn Display) -> ExitCode {
-    eprintln!("demo-emulator: {error}");
+    // Nothing is left to be done where it cannot be said.
+    let _ = writeln!(io::stderr(), "demo-emulator: {error}");
     ExitCode::from(status)
 }
 
 /// Runs the guest, which ends the process; comes back with an error alone.
-fn run(mut cli: Cli) -> (u8, String) {
-    let failure = |what: &str, error: &dyn Display| (FAILURE_STATUS, format!("{what}: {error}"));
+fn run(cli: Cli) -> Failure {
+    match start(cli) {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    }
+}
+
+fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
     let Some(path) = cli.program.take() else {
-        return (cli::USAGE_STATUS, "name a program to run; try --help".to_owned());
+        return Err((cli::USAGE_STATUS, "name a program to run; try --help".to_owned()));
     };
-    let window = match Window::reserve() {
-        Ok(window) => window,
-        Err(error) => return failure("no address space for the guest (is a limit set with ulimit -v?)", &error),
-    };
+    let window = Window::reserve().map_err(failed(
+        "there is no address space for the guest: it needs 256 GiB of addresses, not of memory; raise the limit \
+         with ulimit -v unlimited",
+    ))?;
     // In this order: the fault handler hands on what it does not know.
-    if let Err(error) = host_signals::catch_sent_faults() {
-        return failure("the signal handler cannot be installed", &error);
-    }
-    if let Err(error) = host_fault::install() {
-        return failure("the fault handler cannot be installed", &error);
-    }
-    let machine = match machine(&cli, window) {
-        Ok(machine) => machine,
-        Err(error) => return (FAILURE_STATUS, error),
-    };
-    let log = match cli.log_file.as_ref().map(|path| File::options().create(true).append(true).open(path)).transpose() {
-        Ok(log) => log,
-        Err(error) => return failure("-D: the log cannot be opened", &error),
-    };
+    host_signals::catch_sent_faults().map_err(failed("the signal handler cannot be installed"))?;
+    host_fault::install().map_err(failed("the fault handler cannot be installed"))?;
+    let log = LogFile::open(cli.log_file.as_deref()).map_err(failed("-D: the log cannot be opened"))?;
+    let (machine, engine) = machine(&cli, window, &path, &log)?;
+    let at_exit = at_exit(&cli, engine, &log);
     let argv0 = cli.argv0.take().unwrap_or_else(|| path.clone().into_os_string());
     let arguments = std::mem::take(&mut cli.arguments);
     let start = Start {
@@ -75,26 +88,65 @@ fn run(mut cli: Cli) -> (u8, String) {
         stack_bytes: cli.stack_bytes(),
         sysroot: cli.sysroot,
         trace: cli.strace,
-        log: log.map(|file| raise_descriptor(file.into()).into()),
+        log,
+        at_exit,
         inherited: cli.inherited,
     };
-    if let Err(error) = host_signals::restore_sigpipe() {
-        return failure("SIGPIPE cannot be given its default", &error);
-    }
-    match Process::load(window, machine, options, start) {
-        Ok((process, hart)) => match process.run(hart) {
-            Ok(never) => match never {},
-            Err(error) => failure("the first hart cannot be started", &error),
-        },
-        Err(error) => (error.exit_status() as u8, error.to_string()),
-    }
+    host_signals::restore_sigpipe().map_err(failed("SIGPIPE cannot be given its default"))?;
+    let (process, hart) = Process::load(window, machine, options, start)
+        .map_err(|error| (error.exit_status() as u8, error.to_string()))?;
+    process.run(hart).map_err(failed("the first hart cannot be started"))
+}
+
+/// Says `what` cannot be done, before the reason.
+fn failed<E: Display>(what: &str) -> impl Fn(E) -> Failure {
+    move |error| (FAILURE_STATUS, format!("{what} ({error})"))
 }
 
 /// What runs the instructions.
-fn machine(cli: &Cli, window: Window) -> Result<Arc<dyn Machine>, String> {
+fn machine(
+    cli: &Cli,
+    window: Window,
+    program: &Path,
+    log: &LogFile,
+) -> Result<(Arc<dyn Machine>, Option<Arc<Engine>>), Failure> {
     if cli.interpret {
-        return Ok(Arc::new(Oracle::new(window)));
+        return Ok((Arc::new(Oracle::new(window)), None));
     }
-    let engine = Engine::new(window, cli.tracking, cli.tier).map_err(|error| error.to_string())?;
-    Ok(Arc::new(engine))
+    let mut engine = Engine::new(window, cli.tracking, cli.tier).map_err(cannot_start)?;
+    let mut listeners: Vec<Box<dyn Listener>> = Vec::new();
+    if cli.log.in_asm || cli.log.out_asm {
+        // A file that cannot be read is an error of its own, soon.
+        let symbols = std::fs::read(program).map(|elf| Symbols::of_elf(&elf)).unwrap_or_default();
+        listeners.push(Box::new(AsmLog::new(cli.log, log.clone(), symbols)));
+    }
+    if !listeners.is_empty() {
+        engine.listen(listeners);
+    }
+    let engine = Arc::new(engine);
+    Ok((engine.clone(), Some(engine)))
+}
+
+fn cannot_start(error: EngineError) -> Failure {
+    let advice = match &error {
+        EngineError::Codewarden(Error::ModeUnavailable { .. }) => "demo-emulator --probe says what can be had here",
+        EngineError::Codewarden(Error::System { errno: libc::ENOMEM, .. }) => {
+            "there is no memory for translated code: raise the limit with ulimit -v unlimited"
+        }
+        _ => "--interpret runs without a translator",
+    };
+    (FAILURE_STATUS, format!("{error}\n{advice}"))
+}
+
+/// What is told when the guest has ended.
+fn at_exit(cli: &Cli, engine: Option<Arc<Engine>>, log: &LogFile) -> AtExit {
+    let Some(stats) = cli.stats else { return AtExit::default() };
+    let (log, start) = (log.clone(), Instant::now());
+    AtExit::new(move || {
+        let report = Report::new(engine.as_deref(), start);
+        log.write(&match stats {
+            Stats::Text => report.text(),
+            Stats::Json => report.json(),
+        });
+    })
 }

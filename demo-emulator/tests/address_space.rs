@@ -57,7 +57,6 @@ impl MemoryObserver for Recorder {
     fn before_fork(&self) {}
     fn after_fork_parent(&self) {}
     fn after_fork_child(&self) {}
-    fn before_exit(&self, _status: i32) {}
 }
 
 fn new_space() -> (Window, Arc<Recorder>, AddressSpace) {

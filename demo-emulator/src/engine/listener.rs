@@ -60,9 +60,9 @@ pub(super) struct Store {
     address: u64,
 }
 
-/// Tells a listener of translations and of writes.
+/// Tells the listeners of translations and of writes.
 pub(super) struct Recorder {
-    listener: Arc<dyn Listener>,
+    listeners: Vec<Box<dyn Listener>>,
     cache: &'static CodeCache<Payload>,
     space: Arc<CodeSpace>,
     /// Writes up to here were taken from the journal.
@@ -72,8 +72,12 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    pub(super) fn new(listener: Arc<dyn Listener>, cache: &'static CodeCache<Payload>, space: Arc<CodeSpace>) -> Self {
-        Self { listener, cache, space, taken: AtomicU64::new(0), pending: Mutex::default() }
+    pub(super) fn new(
+        listeners: Vec<Box<dyn Listener>>,
+        cache: &'static CodeCache<Payload>,
+        space: Arc<CodeSpace>,
+    ) -> Self {
+        Self { listeners, cache, space, taken: AtomicU64::new(0), pending: Mutex::default() }
     }
 
     /// The store that `inst`, at the hart's pc, is.
@@ -104,17 +108,17 @@ impl Recorder {
         // Whoever wrote to these pages is known by now, or never.
         let pages = pc >> PAGE_SHIFT..=(pc + bytes.len() as u64 - 1) >> PAGE_SHIFT;
         self.tell(|write| pages.contains(&(write.page.0 >> PAGE_SHIFT)).then_some(None));
-        self.listener.hear(&Event::Translated { pc, bytes, host });
+        self.hear(&Event::Translated { pc, bytes, host });
     }
 
     pub(super) fn refused(&self, pc: u64) {
-        self.listener.hear(&Event::Refused(pc));
+        self.hear(&Event::Refused(pc));
     }
 
     /// A hart leaves for Linux. Under a pin.
     pub(super) fn system_call(&self) {
         self.tell(|_| None);
-        self.listener.hear(&Event::SystemCall);
+        self.hear(&Event::SystemCall);
     }
 
     /// Takes what is new in the journal, and tells of what compiled code wrote
@@ -133,10 +137,14 @@ impl Recorder {
             };
             let told = compiled.map(Some).or_else(|| store_pc(write));
             if let Some(store_pc) = told {
-                self.listener.hear(&Event::Written { write, store_pc });
+                self.hear(&Event::Written { write, store_pc });
             }
             told.is_none()
         });
+    }
+
+    fn hear(&self, event: &Event<'_>) {
+        self.listeners.iter().for_each(|listener| listener.hear(event));
     }
 
     /// `None` where it stays held: in a fork's child for ever, if another hart

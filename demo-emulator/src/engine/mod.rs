@@ -166,9 +166,9 @@ impl Engine {
         Ok(Self { window, cache, space, mode, why, tier, tracking, counters: Arc::default(), recorder: None })
     }
 
-    /// Tells `listener` what goes on in harts that start from now on.
-    pub fn listen(&mut self, listener: Arc<dyn Listener>) {
-        self.recorder = Some(Arc::new(Recorder::new(listener, self.cache, self.space.clone())));
+    /// Tells `listeners` what goes on in harts that start from now on.
+    pub fn listen(&mut self, listeners: Vec<Box<dyn Listener>>) {
+        self.recorder = Some(Arc::new(Recorder::new(listeners, self.cache, self.space.clone())));
     }
 
     /// How writes are learned of, and why so.

@@ -151,6 +151,4 @@ impl MemoryObserver for Tracking {
     fn own_descriptors(&self) -> Vec<RawFd> {
         self.descriptors.list()
     }
-
-    fn before_exit(&self, _: i32) {}
 }

@@ -36,4 +36,4 @@ mod host_fs;
 
 pub use machine::{Executor, Exit, Machine, Oracle};
 pub use observer::{Backing, MemoryObserver, NoTracking};
-pub use process::{Options, Process, Start};
+pub use process::{AtExit, Options, Process, Start};

@@ -76,9 +76,6 @@ pub trait MemoryObserver: Send + Sync {
     fn own_descriptors(&self) -> Vec<RawFd> {
         Vec::new()
     }
-
-    /// The process is about to end with `status`, in order and not by a signal.
-    fn before_exit(&self, status: i32);
 }
 
 /// Nothing is kept, so nothing needs to be told: the oracle's observer.
@@ -99,5 +96,4 @@ impl MemoryObserver for NoTracking {
     fn before_fork(&self) {}
     fn after_fork_parent(&self) {}
     fn after_fork_child(&self) {}
-    fn before_exit(&self, _status: i32) {}
 }

@@ -1,21 +1,20 @@
 //! A guest process: what its threads share, and how it starts and ends.
 
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::fmt;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use codewarden::addr::HostAddr;
 
 use crate::hart::Hart;
+use crate::log::LogFile;
 use crate::memory::Window;
 use crate::memory::window::{EXEC, READ, WRITE};
 
 use super::address_space::{AddressSpace, PAGE_BYTES, Place, Source};
 use super::errno::Errno;
-use super::host_memory;
 use super::machine::Machine;
 use super::observer::MemoryObserver;
 use super::program::{self, LoadError};
@@ -33,10 +32,39 @@ pub struct Options {
     pub stack_bytes: u64,
     /// Whether system calls are printed.
     pub trace: bool,
-    /// Where to; standard error where there is none.
-    pub log: Option<File>,
+    /// Where to.
+    pub log: LogFile,
+    /// What is done before the process ends.
+    pub at_exit: AtExit,
     /// The options that an execve of another guest program passes on.
     pub inherited: Vec<Vec<u8>>,
+}
+
+/// Something that is done once, before the process ends in order or by a signal
+/// that the emulator sees.
+#[derive(Default)]
+pub struct AtExit {
+    action: Option<Box<dyn Fn() + Send + Sync>>,
+    is_done: AtomicBool,
+}
+
+impl AtExit {
+    /// `action` is done.
+    pub fn new(action: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { action: Some(Box::new(action)), is_done: AtomicBool::new(false) }
+    }
+
+    fn run(&self) {
+        if let (Some(action), false) = (&self.action, self.is_done.swap(true, Ordering::AcqRel)) {
+            action();
+        }
+    }
+}
+
+impl fmt::Debug for AtExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AtExit")
+    }
 }
 
 /// What the threads of a guest process share.
@@ -142,25 +170,26 @@ impl Process {
     /// The descriptors in use by the emulator itself, ascending.
     pub fn own_descriptors(&self) -> Vec<RawFd> {
         let mut own = self.observer.own_descriptors();
-        own.extend(self.options.log.as_ref().map(|log| log.as_raw_fd()));
+        own.extend(self.options.log.descriptor());
         own.sort_unstable();
         own
     }
 
-    /// Writes a line of the trace in one piece and without a lock, so that no
-    /// fork can find it held.
+    /// Writes a line of the trace.
     pub fn trace(&self, text: &str) {
-        // A trace that cannot be written must not change what the guest does.
-        let _ = match &self.options.log {
-            Some(file) => (&mut &*file).write_all(text.as_bytes()),
-            None => host_memory::write_stderr(text.as_bytes()),
-        };
+        self.options.log.write(text);
     }
 
     /// Ends the process and all its threads.
     pub fn exit(&self, status: i32) -> ! {
-        self.observer.before_exit(status);
+        self.options.at_exit.run();
         super::thread::exit_process(status)
+    }
+
+    /// Ends the process by `signal`, as the guest's own would.
+    pub fn die_by(&self, signal: u32) -> ! {
+        self.options.at_exit.run();
+        super::host_signals::die_by(signal)
     }
 
     /// One thread fewer; gives how many are left.

@@ -141,7 +141,7 @@ impl Thread {
             DEFAULT => match default_action(signal.number) {
                 DefaultAction::Nothing => {}
                 DefaultAction::Stop => host_signals::stop_process(),
-                DefaultAction::Die => host_signals::die_by(signal.number),
+                DefaultAction::Die => self.process.die_by(signal.number),
             },
             _ => return self.enter_handler(signal, action),
         }
@@ -153,7 +153,7 @@ impl Thread {
         let number = signal as u32;
         let action = self.process.actions().get(number);
         if self.mask & set_of(number) != 0 || matches!(action.handler, DEFAULT | IGNORE) {
-            host_signals::die_by(number);
+            self.process.die_by(number);
         }
         self.enter_handler(&Signal { number, info: fault_info(number, code, address) }, action);
     }
@@ -172,7 +172,7 @@ impl Thread {
         if overflows
             || signal_frame::write(&window, frame, &self.hart, &signal.info, return_mask, self.alt_stack).is_err()
         {
-            host_signals::die_by(libc::SIGSEGV as u32);
+            self.process.die_by(libc::SIGSEGV as u32);
         }
         let hart = &mut self.hart;
         hart.x[1] = self.process.trampoline;
@@ -202,7 +202,7 @@ impl Thread {
                 }
                 self.set_signal_mask(mask);
             }
-            Err(_) => host_signals::die_by(libc::SIGSEGV as u32),
+            Err(_) => self.process.die_by(libc::SIGSEGV as u32),
         }
     }
 }
