@@ -24,7 +24,7 @@ impl Symbols {
         let Ok(file) = object::File::parse(elf) else { return Self::default() };
         // Labels of assembly may have no kind.
         let kinds = [SymbolKind::Text, SymbolKind::Data, SymbolKind::Unknown];
-        let named = file.symbols().filter(|symbol| kinds.contains(&symbol.kind()) && symbol.is_definition());
+        let named = file.symbols().filter(|symbol| kinds.contains(&symbol.kind()) && !symbol.is_undefined());
         let mut symbols: Vec<_> = named
             .filter_map(|symbol| {
                 let name = symbol.name().ok().filter(|name| !name.is_empty() && !name.starts_with('$'))?;
