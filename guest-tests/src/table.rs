@@ -46,8 +46,6 @@ pub struct Guest {
     pub announced: Announced,
     /// Under `none`, whose only merit is that it fails.
     pub none: Expected,
-    /// Under the other modes.
-    pub tracked: Expected,
 }
 
 impl Guest {
@@ -56,7 +54,7 @@ impl Guest {
         match mode {
             Mode::None => self.none,
             Mode::Deferred if self.announced == Announced::No => Expected::MayFail,
-            _ => self.tracked,
+            _ => Expected::Pass,
         }
     }
 
@@ -72,7 +70,7 @@ impl Guest {
 }
 
 const fn row(name: &'static str, args: &'static [&'static str], checksum: u64, announced: Announced) -> Guest {
-    Guest { name, args, checksum, announced, none: Expected::MustFail, tracked: Expected::Pass }
+    Guest { name, args, checksum, announced, none: Expected::MustFail }
 }
 
 const fn control(name: &'static str, checksum: u64) -> Guest {
@@ -92,12 +90,6 @@ impl Guest {
     /// of the emulator tells the cache of those by itself, under `none` too.
     const fn passes_untracked(self) -> Self {
         Self { none: Expected::Pass, ..self }
-    }
-
-    /// The store goes through another mapping of the same memory, which is not
-    /// tracked yet: a known defect, held here so that its end is noticed.
-    const fn aliased(self) -> Self {
-        Self { tracked: Expected::MustFail, ..self }
     }
 }
 
@@ -142,7 +134,7 @@ pub const GUESTS: &[Guest] = &[
     announced("move-code", &[], 0x5d2e_6e2e_7c4f_e546).passes_untracked(),
     announced("patch-by-every-store", &[], 0xd859_fa82_d384_e624),
     announced("jit-wx", &[], 0x763d_6b30_32bc_4a2e).passes_untracked(),
-    announced("memfd-dual-map", &[], 0x0d8a_3825_46a8_03f2).aliased(),
+    announced("memfd-dual-map", &[], 0x0d8a_3825_46a8_03f2),
     announced("fork-patches", &[], 0x6ce6_eb7d_6585_5463),
     announced("stack-trampoline", &[], 0x2882_ad7f_21c3_42f4),
     announced("self-patching-loop", &[], 0x13eb_71b8_628d_2190),
@@ -169,7 +161,7 @@ pub const GUESTS: &[Guest] = &[
     silent("move-code", NO_FLUSH, 0x5d2e_6e2e_7c4f_e546).passes_untracked(),
     silent("patch-by-every-store", NO_FLUSH, 0xd859_fa82_d384_e624),
     silent("jit-wx", NO_FLUSH, 0x763d_6b30_32bc_4a2e).passes_untracked(),
-    silent("memfd-dual-map", NO_FLUSH, 0x0d8a_3825_46a8_03f2).aliased(),
+    silent("memfd-dual-map", NO_FLUSH, 0x0d8a_3825_46a8_03f2),
     silent("fork-patches", NO_FLUSH, 0x6ce6_eb7d_6585_5463),
     silent("stack-trampoline", NO_FLUSH, 0x2882_ad7f_21c3_42f4),
     silent("self-patching-loop", NO_FLUSH, 0x13eb_71b8_628d_2190),
