@@ -7,7 +7,6 @@
 #![allow(unsafe_code)]
 
 use core::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use loom::thread;
 
@@ -18,7 +17,7 @@ use crate::block::{BlockList, DeadStack, EntryCell, EntryStubs, Life, Node, Reco
 use crate::code_cache::{CodeCache, Key};
 use crate::epoch::Epoch;
 use crate::protection::{Access, Mode, Options};
-use crate::sync::{Arc, Rule};
+use crate::sync::{Arc, AtomicBool, Ordering::Relaxed, Rule};
 
 const STUBS: EntryStubs = EntryStubs::NOT_CODE;
 

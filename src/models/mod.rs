@@ -17,12 +17,26 @@
 //!
 //! Each model has its bound; `LOOM_MAX_PREEMPTIONS` raises it for runs by hand.
 //! Under `--cfg loom` the protocol's atomics and mutexes are loom's; system calls,
-//! the list of regions, heat and counters stay the standard library's.
+//! heat and counters stay the standard library's.
 //!
 //! # Each model was seen to fail
 //!
-//! [`crate::sync::Rule`]s can be left out by a model: the tests `..._fails_without_...` do so
-//! and want a violation, in each run.
+//! A model can leave a [`crate::sync::Rule`] out: the tests `..._fails_without_...`
+//! do so and want a violation, in each run. Broken by hand and seen to fail:
+//!
+//! | broken | noticed by |
+//! |---|---|
+//! | a changed mapping leaves the harvest set before it is held | `an_announcement_against_a_change_of_mapping` |
+//! | a failed harvest lets go of its lock before its blocks are dead | `two_announcements_at_once_where_the_first_fails` |
+//! | a harvest does not move the generation | `an_announced_store_against_a_first_translation` |
+//! | a begin does not look whether tracking was lost meanwhile | `the_end_of_a_region_against_a_translation` |
+//! | the end of a region does not wait for cancelled begins | `the_end_of_a_region_against_a_translation` |
+//! | a write to a page that is being protected opens it at once, or is ignored | `an_announced_write_against_a_first_translation` |
+//! | a page found protected is looked at without acquire | `translators_of_one_key` |
+//! | a pin does not fence | `no_block_is_freed_under_a_vcpu` |
+//!
+//! Not noticed, because nothing goes wrong: a begin in a deferred region that takes
+//! the harvest's lock later, or enters its page in the set after the harvest.
 
 #[cfg(loom)]
 mod explore;
