@@ -67,7 +67,7 @@ impl Scattered {
 }
 
 impl fmt::Display for Scattered {
-    /// What [`Scattered::parse`] reads.
+    /// What `Scattered::parse` reads.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.reached, self.errno, self.vmas)?;
         self.steps.iter().try_for_each(|(pages, ns)| write!(f, " {pages} {ns:.1}"))

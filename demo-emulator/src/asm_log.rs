@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use crate::cli::Log;
 use crate::engine::{Event, Listener};
-use crate::log::LogFile;
+use crate::linux::log::LogFile;
 use crate::symbols::Symbols;
 use crate::translate::disasm;
 

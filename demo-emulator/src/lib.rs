@@ -5,7 +5,6 @@ pub mod cli;
 pub mod engine;
 pub mod hart;
 pub mod linux;
-pub mod log;
 pub mod memory;
 pub mod probe;
 pub mod riscv;

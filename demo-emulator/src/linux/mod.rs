@@ -19,6 +19,7 @@ pub mod elf;
 pub mod errno;
 pub mod host_memory;
 pub mod host_signals;
+pub mod log;
 pub mod machine;
 pub mod observer;
 pub mod process;

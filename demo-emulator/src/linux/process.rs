@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use codewarden::addr::HostAddr;
 
+use super::log::LogFile;
 use crate::hart::Hart;
-use crate::log::LogFile;
 use crate::memory::Window;
 use crate::memory::window::{EXEC, READ, WRITE};
 

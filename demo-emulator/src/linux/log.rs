@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::linux::host_memory;
-use crate::linux::process::raise_descriptor;
+use super::host_memory;
+use super::process::raise_descriptor;
 
 /// The log; clones share it.
 #[derive(Clone, Debug, Default)]
