@@ -103,13 +103,10 @@ fn failed<E: Display>(what: &str) -> impl Fn(E) -> Failure {
     move |error| (FAILURE_STATUS, format!("{what} ({error})"))
 }
 
-/// What runs the instructions.
-fn machine(
-    cli: &Cli,
-    window: Window,
-    program: &Path,
-    log: &LogFile,
-) -> Result<(Arc<dyn Machine>, Option<Arc<Engine>>), Failure> {
+/// What runs the instructions, and the engine that it is unless it is the oracle.
+type Runner = (Arc<dyn Machine>, Option<Arc<Engine>>);
+
+fn machine(cli: &Cli, window: Window, program: &Path, log: &LogFile) -> Result<Runner, Failure> {
     if cli.interpret {
         return Ok((Arc::new(Oracle::new(window)), None));
     }
