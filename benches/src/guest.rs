@@ -31,14 +31,14 @@ pub struct Workload {
 pub const WORKLOADS: [Workload; 6] = [
     Workload {
         guest: "bench-patch",
-        operations: 5_000,
+        operations: 50_000,
         flag: None,
         what: "one instruction patched and called, no flush",
         silent: true,
     },
     Workload {
         guest: "bench-patch-flush",
-        operations: 5_000,
+        operations: 50_000,
         flag: None,
         what: "one instruction patched, flushed and called",
         silent: false,

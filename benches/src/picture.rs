@@ -89,10 +89,16 @@ pub fn scattered(file: &Path, runs: &[(Mode, Who, Scattered)]) -> Result<(), Box
     let highest = steps().map(|&(_, ns)| ns).fold(0.0, f64::max) / 1000.0;
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
+        .margin_right(40)
         .x_label_area_size(40)
         .y_label_area_size(60)
         .build_cartesian_2d((1000.0..most).log_scale(), 0.0..highest * 1.1)?;
-    chart.configure_mesh().x_desc("scattered pages protected").y_desc("µs a page").draw()?;
+    chart
+        .configure_mesh()
+        .x_desc("scattered pages protected")
+        .x_label_formatter(&|pages| format!("{pages:.0}"))
+        .y_desc("µs a page")
+        .draw()?;
     for (mode, _, run) in runs {
         let colour = colour(*mode);
         let points = run.steps.iter().map(|&(pages, ns)| (pages as f64, ns / 1000.0)).collect::<Vec<_>>();
@@ -106,7 +112,14 @@ pub fn scattered(file: &Path, runs: &[(Mode, Who, Scattered)]) -> Result<(), Box
             chart.draw_series(last.map(|at| Cross::new(at, 6, colour.stroke_width(2))))?;
         }
     }
-    chart.configure_series_labels().background_style(WHITE).border_style(BLACK).label_font(TEXT).draw()?;
+    let corner = SeriesLabelPosition::UpperLeft;
+    chart
+        .configure_series_labels()
+        .position(corner)
+        .background_style(WHITE)
+        .border_style(BLACK)
+        .label_font(TEXT)
+        .draw()?;
     root.present()?;
     Ok(())
 }

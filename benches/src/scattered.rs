@@ -26,8 +26,8 @@ use crate::side::Who;
 /// The first argument of a process that is to be a child.
 const CHILD: &str = "--scattered-child";
 
-/// Samples of the cost along the way.
-const STEPS: usize = 64;
+/// The cost is sampled after this many pages, then each time a quarter more is reached.
+const FIRST_STEP: usize = 1000;
 
 /// What one run reached.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,8 +158,8 @@ fn walk(memory: &GuestMemory, pages: usize, mut protect: impl FnMut(HostRange) -
     let page = PageSize::host();
     // All that is needed at the limit is made before it is reached.
     let mut maps = Maps::new(pages);
-    let mut outcome = Scattered { reached: 0, errno: 0, vmas: 0, steps: Vec::with_capacity(STEPS + 1) };
-    let step = pages.div_ceil(STEPS);
+    let mut outcome = Scattered { reached: 0, errno: 0, vmas: 0, steps: Vec::with_capacity(100) };
+    let mut next_step = FIRST_STEP;
     let mut since = (0, Instant::now());
     while outcome.reached < pages && outcome.errno == 0 {
         let start = memory.range().start().0 + outcome.reached * 2 * page.bytes();
@@ -168,7 +168,8 @@ fn walk(memory: &GuestMemory, pages: usize, mut protect: impl FnMut(HostRange) -
             Err(errno) => outcome.errno = errno,
         }
         let done = outcome.reached - since.0;
-        if done > 0 && (done == step || outcome.errno != 0 || outcome.reached == pages) {
+        if done > 0 && (outcome.reached == next_step || outcome.errno != 0 || outcome.reached == pages) {
+            next_step += next_step / 4;
             outcome.steps.push((outcome.reached, since.1.elapsed().as_nanos() as f64 / done as f64));
             since = (outcome.reached, Instant::now());
         }
