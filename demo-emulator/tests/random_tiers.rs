@@ -258,7 +258,7 @@ fn every_tier_agrees_with_the_oracle() {
     while coverage.retired < wanted {
         let mut generator = Generator::new(seed);
         // Short ones show more operands, long ones more orders.
-        let mut program = generator.program(if seed % 4 == 0 { 1000 } else { 150 });
+        let mut program = generator.program(if seed.is_multiple_of(4) { 1000 } else { 150 });
         program.code.extend(encode(&Inst { op: Op::Ecall, ..decode(0x13) }).to_le_bytes());
         let pc = CODE + 2 * (seed * 7 % (PAGE_LEN_BYTES / 2));
         fill(&oracles, pc, &program.code);
