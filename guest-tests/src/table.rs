@@ -19,6 +19,8 @@ pub enum Announced {
     Yes,
     /// Not at all: it relies on what synchronous tracking adds to RISC-V.
     No,
+    /// Not at all, but it waits: a store reaches fetches in the end (Ziccid).
+    Awaited,
 }
 
 /// What the modes of a class owe a guest.
@@ -85,6 +87,10 @@ const fn silent(name: &'static str, args: &'static [&'static str], checksum: u64
     row(name, args, checksum, Announced::No)
 }
 
+const fn awaited(name: &'static str, checksum: u64) -> Guest {
+    row(name, &[], checksum, Announced::Awaited)
+}
+
 impl Guest {
     /// Each change goes with a system call that changes the mapping. Linux's side
     /// of the emulator tells the cache of those by itself, under `none` too.
@@ -142,6 +148,8 @@ pub const GUESTS: &[Guest] = &[
     announced("identical-rewrite", &[], 0x88cb_aad2_5c8c_33e7),
     announced("workload-jit", &[], 0x94fa_7ee5_3b10_1b34),
     announced("story", &[], 0xa12f_e0a9_3874_cb25),
+    // Changed and waited for.
+    awaited("patch-eventually", 0xc9d7_0f4f_3df0_0da7),
     // Changed and not announced.
     silent("patch-fence-i", NO_FLUSH, 0xe8ac_eb75_7aca_b654),
     silent("patch-compressed", NO_FLUSH, 0xddbd_0d3e_02b7_ec3b),

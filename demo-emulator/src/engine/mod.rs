@@ -16,6 +16,7 @@
 
 mod block;
 mod counters;
+mod eventual;
 mod executor;
 mod listener;
 mod observer;
@@ -40,6 +41,7 @@ use crate::memory::window::WINDOW_LEN_BYTES;
 use crate::translate::{CodeSpace, CompiledBlock, TranslateError, entry_stubs};
 use counters::Counters;
 pub use counters::EngineStats;
+use eventual::harvest_now_and_then;
 use executor::EngineExecutor;
 use listener::Recorder;
 pub use listener::{Event, Listener};
@@ -154,7 +156,10 @@ impl Engine {
         add_region(&cache, options)?;
         // A process has one engine as long as it lives; a fork keeps both still
         // from one call of the observer to another.
-        let (cache, leaked) = (Box::leak(Box::new(cache)), Box::leak(Box::new(space.clone())));
+        let (cache, leaked) = (&*Box::leak(Box::new(cache)), Box::leak(Box::new(space.clone())));
+        if mode == Mode::Deferred {
+            harvest_now_and_then(cache);
+        }
         let tracking = Arc::new(Tracking {
             cache,
             space: leaked,

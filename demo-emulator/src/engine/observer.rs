@@ -12,6 +12,7 @@ use codewarden::tracker::{Held, MappingChange, SharedMemory};
 use codewarden::{CodeCache, ForkGuard, Killer};
 
 use super::Payload;
+use super::eventual::harvest_now_and_then;
 use crate::linux::errno::Errno;
 use crate::linux::observer::{Backing, MemoryObserver};
 use crate::memory::Window;
@@ -146,6 +147,9 @@ impl MemoryObserver for Tracking {
         }
         // A region that cannot be tracked is interpreted.
         let _ = tracking;
+        if self.mode == Mode::Deferred {
+            harvest_now_and_then(self.cache);
+        }
     }
 
     fn own_descriptors(&self) -> Vec<RawFd> {
