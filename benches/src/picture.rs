@@ -112,7 +112,7 @@ pub fn scattered(file: &Path, runs: &[(Mode, Who, Scattered)]) -> Result<(), Box
             chart.draw_series(last.map(|at| Cross::new(at, 6, colour.stroke_width(2))))?;
         }
     }
-    let corner = SeriesLabelPosition::UpperLeft;
+    let corner = SeriesLabelPosition::UpperRight;
     chart
         .configure_series_labels()
         .position(corner)
