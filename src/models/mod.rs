@@ -34,9 +34,13 @@
 //! | a write to a page that is being protected opens it at once, or is ignored | `an_announced_write_against_a_first_translation` |
 //! | a page found protected is looked at without acquire | `translators_of_one_key` |
 //! | a pin does not fence | `no_block_is_freed_under_a_vcpu` |
+//! | a walker does not look at the epoch again, or an advance does not fence | `no_block_is_freed_under_a_walker` |
+//! | dead blocks are freed and not taken out of their lists | a crash in `loom_memory` |
+//! | a table that grew is published without release | `no_key_is_lost_while_the_table_grows` |
 //!
 //! Not noticed, because nothing goes wrong: a begin in a deferred region that takes
-//! the harvest's lock later, or enters its page in the set after the harvest.
+//! the harvest's lock later, or enters its page in the set after the harvest; a
+//! retirement without a fence of its own.
 
 #[cfg(loom)]
 mod explore;
