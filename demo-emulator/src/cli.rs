@@ -18,9 +18,10 @@ pub const USAGE_STATUS: u8 = 2;
 
 /// What `--help` prints.
 pub const HELP: &str = "\
-Runs a RISC-V RV64GC Linux program.
+Runs a RISC-V RV64GC Linux program. Without one, runs a guest of its own that
+rewrites its code, and tells what becomes of the translations.
 
-Usage: demo-emulator [OPTIONS] PROGRAM [ARGUMENTS...]
+Usage: demo-emulator [OPTIONS] [PROGRAM [ARGUMENTS...]]
 
 How the program is run:
   --interpret          fetch and decode every instruction, keep nothing
@@ -70,6 +71,17 @@ pub enum Tier {
     Decoded,
     /// Everything compiled.
     Translated,
+}
+
+impl Tier {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Decoded => "0",
+            Self::Translated => "translated",
+        }
+    }
 }
 
 /// `--tracking`.

@@ -9,5 +9,6 @@ pub mod memory;
 pub mod probe;
 pub mod riscv;
 pub mod stats;
+pub mod story;
 pub mod symbols;
 pub mod translate;

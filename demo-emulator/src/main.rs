@@ -20,6 +20,8 @@ use demo_emulator::linux::{AtExit, Machine, Options, Oracle, Process, Start, hos
 use demo_emulator::memory::{Window, host_fault};
 use demo_emulator::probe;
 use demo_emulator::stats::Report;
+use demo_emulator::story::bundle::Bundle;
+use demo_emulator::story::{Story, Style, summary};
 use demo_emulator::symbols::Symbols;
 
 /// Exit status of an emulator that cannot do its work, as `env` and others have it.
@@ -64,8 +66,12 @@ fn run(cli: Cli) -> Failure {
 }
 
 fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
-    let Some(path) = cli.program.take() else {
-        return Err((cli::USAGE_STATUS, "name a program to run; try --help".to_owned()));
+    let (path, bundle) = match cli.program.take() {
+        Some(path) => (path, None),
+        None => {
+            let bundle = Bundle::new().map_err(failed("the bundled guest cannot be put into memory"))?;
+            (bundle.path(), Some(bundle))
+        }
     };
     let window = Window::reserve().map_err(failed(
         "there is no address space for the guest: it needs 256 GiB of addresses, not of memory; raise the limit \
@@ -75,8 +81,8 @@ fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
     host_signals::catch_sent_faults().map_err(failed("the signal handler cannot be installed"))?;
     host_fault::install().map_err(failed("the fault handler cannot be installed"))?;
     let log = LogFile::open(cli.log_file.as_deref()).map_err(failed("-D: the log cannot be opened"))?;
-    let (machine, engine) = machine(&cli, window, &path, &log)?;
-    let at_exit = at_exit(&cli, engine, &log);
+    let (machine, engine) = machine(&cli, window, &path, bundle.is_some(), &log)?;
+    let at_exit = at_exit(&cli, engine, bundle, &log);
     let argv0 = cli.argv0.take().unwrap_or_else(|| path.clone().into_os_string());
     let arguments = std::mem::take(&mut cli.arguments);
     let start = Start {
@@ -106,7 +112,7 @@ fn failed<E: Display>(what: &str) -> impl Fn(E) -> Failure {
 /// What runs the instructions, and the engine that it is unless it is the oracle.
 type Runner = (Arc<dyn Machine>, Option<Arc<Engine>>);
 
-fn machine(cli: &Cli, window: Window, program: &Path, log: &LogFile) -> Result<Runner, Failure> {
+fn machine(cli: &Cli, window: Window, program: &Path, tells_story: bool, log: &LogFile) -> Result<Runner, Failure> {
     if cli.interpret {
         return Ok((Arc::new(Oracle::new(window)), None));
     }
@@ -116,6 +122,12 @@ fn machine(cli: &Cli, window: Window, program: &Path, log: &LogFile) -> Result<R
         // A file that cannot be read is an error of its own, soon.
         let symbols = std::fs::read(program).map(|elf| Symbols::of_elf(&elf)).unwrap_or_default();
         listeners.push(Box::new(AsmLog::new(cli.log, log.clone(), symbols)));
+    }
+    if tells_story {
+        let (mode, why) = engine.mode();
+        let story = Story::new(Bundle::symbols(), window, mode, Style::of_stdout());
+        story.open(why);
+        listeners.push(Box::new(story));
     }
     if !listeners.is_empty() {
         engine.listen(listeners);
@@ -136,14 +148,18 @@ fn cannot_start(error: EngineError) -> Failure {
 }
 
 /// What is told when the guest has ended.
-fn at_exit(cli: &Cli, engine: Option<Arc<Engine>>, log: &LogFile) -> AtExit {
-    let Some(stats) = cli.stats else { return AtExit::default() };
+fn at_exit(cli: &Cli, engine: Option<Arc<Engine>>, bundle: Option<Bundle>, log: &LogFile) -> AtExit {
+    let (stats, tier) = (cli.stats, cli.tier.name());
     let (log, start) = (log.clone(), Instant::now());
     AtExit::new(move || {
         let report = Report::new(engine.as_deref(), start);
-        log.write(&match stats {
-            Stats::Text => report.text(),
-            Stats::Json => report.json(),
-        });
+        if let (Some(engine), Some(bundle)) = (&engine, &bundle) {
+            summary::tell(&bundle.path(), engine.mode().0.name(), &["--tier", tier], Style::of_stdout());
+        }
+        match stats {
+            Some(Stats::Text) => log.write(&report.text()),
+            Some(Stats::Json) => log.write(&report.json()),
+            None => {}
+        }
     })
 }

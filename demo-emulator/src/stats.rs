@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use crate::cli::Tier;
 use crate::engine::Engine;
 
 /// What is told of a run.
@@ -32,14 +31,9 @@ impl Report {
         let Some(engine) = engine else {
             return Self { tier: "oracle", mode: None, counters: Vec::new(), vmas, run_time };
         };
-        let tier = match engine.tier() {
-            Tier::Auto => "auto",
-            Tier::Decoded => "0",
-            Tier::Translated => "translated",
-        };
         let (mode, why) = engine.mode();
         let counters = engine.cache().stats().entries().chain(engine.stats().entries()).collect();
-        Self { tier, mode: Some((mode.name(), why.to_owned())), counters, vmas, run_time }
+        Self { tier: engine.tier().name(), mode: Some((mode.name(), why.to_owned())), counters, vmas, run_time }
     }
 
     /// For people.

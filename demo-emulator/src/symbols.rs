@@ -22,9 +22,9 @@ impl Symbols {
     /// broken, for names only help the reader.
     pub fn of_elf(elf: &[u8]) -> Self {
         let Ok(file) = object::File::parse(elf) else { return Self::default() };
-        // Labels of assembly may have no kind.
-        let kinds = [SymbolKind::Text, SymbolKind::Data, SymbolKind::Unknown];
-        let named = file.symbols().filter(|symbol| kinds.contains(&symbol.kind()) && !symbol.is_undefined());
+        let named = file.symbols().filter(|symbol| {
+            !matches!(symbol.kind(), SymbolKind::Section | SymbolKind::File) && !symbol.is_undefined()
+        });
         let mut symbols: Vec<_> = named
             .filter_map(|symbol| {
                 let name = symbol.name().ok().filter(|name| !name.is_empty() && !name.starts_with('$'))?;
@@ -34,6 +34,11 @@ impl Symbols {
         // Of several names for one address the one with a length tells most.
         symbols.sort_by_key(|symbol| (symbol.address, symbol.len_bytes));
         Self(symbols)
+    }
+
+    /// Where the symbol of that name is.
+    pub fn address_of(&self, name: &str) -> Option<u64> {
+        self.0.iter().find(|symbol| symbol.name == name).map(|symbol| symbol.address)
     }
 
     /// The symbol that `address` lies in.

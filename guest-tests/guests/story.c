@@ -64,10 +64,19 @@ static void patch_a_constant(void) {
     report("answer(), one instruction patched", call_often(answer, 0), 42);
 }
 
+// A page that was stored to again and again stays writable for a while. The
+// next step begins when that is over.
+static void let_the_page_cool(void) {
+    enum { SYS_nanosleep = 101, COOL_NS = 60000000 };
+    u64 time[2] = {0, COOL_NS};
+    SYSCALL(SYS_nanosleep, time, 0);
+}
+
 static void count_beside_code(void) {
     say("step 2: data beside hot code");
     tally(&tally_counter, 1000);
     report("a counter in the code's own page", tally_counter, 1000);
+    let_the_page_cool();
 }
 
 static void rewrite_a_function(void) {
@@ -83,7 +92,7 @@ static void rewrite_a_function(void) {
     report("formula(5), seven times its square and three", call_often(formula, 5), 178);
 }
 
-enum { VERSIONS = 8 };
+enum { VERSIONS = 3 };
 static u32 published, observed;
 static u64 sum_of_versions;
 
@@ -109,7 +118,7 @@ static void patch_under_another_hart(void) {
         wait_at_least(&observed, v + 1, "the other hart");
     }
     join_hart(&other);
-    report("the sum of eight versions, each seen once", sum_of_versions, 360);
+    report("the sum of three versions, each seen once", sum_of_versions, 60);
 }
 
 int main(int argc, char **argv) {

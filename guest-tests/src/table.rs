@@ -147,7 +147,7 @@ pub const GUESTS: &[Guest] = &[
     announced("patch-linked-page", &[], 0xae65_a804_3042_6c43),
     announced("identical-rewrite", &[], 0x88cb_aad2_5c8c_33e7),
     announced("workload-jit", &[], 0x94fa_7ee5_3b10_1b34),
-    announced("story", &[], 0xa12f_e0a9_3874_cb25),
+    announced("story", &[], 0xa131_2ca9_3887_6709),
     // Changed and waited for.
     awaited("patch-eventually", 0xc9d7_0f4f_3df0_0da7),
     // Changed and not announced.

@@ -42,6 +42,9 @@ pub enum Event<'a> {
         write: &'a RecentWrite,
         /// The guest's store, where it is known.
         store_pc: Option<u64>,
+        /// Whether the hart that tells is the one that stored; it may be all the same
+        /// where this is false.
+        by_this_hart: bool,
     },
     /// A hart is about to ask Linux for something.
     SystemCall,
@@ -137,7 +140,8 @@ impl Recorder {
             };
             let told = compiled.map(Some).or_else(|| store_pc(write));
             if let Some(store_pc) = told {
-                self.hear(&Event::Written { write, store_pc });
+                let by_this_hart = compiled.is_none() && store_pc.is_some();
+                self.hear(&Event::Written { write, store_pc, by_this_hart });
             }
             told.is_none()
         });

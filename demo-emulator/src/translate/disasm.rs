@@ -2,40 +2,65 @@
 
 use std::fmt::Write;
 
-use capstone::Capstone;
 use capstone::arch::{self, BuildsCapstone, BuildsCapstoneExtraMode};
+use capstone::{Capstone, CsResult};
 
 use super::CompiledBlock;
 
+/// An instruction as people read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Where it is.
+    pub address: u64,
+    /// Its bytes in hexadecimal digits, the first byte first.
+    pub bytes: String,
+    /// Mnemonic and operands.
+    pub text: String,
+}
+
 /// Guest instructions, one a line: address, bytes, text.
 pub fn guest_listing(pc: u64, bytes: &[u8]) -> String {
-    let modes = [arch::riscv::ArchExtraMode::RiscVC];
-    let disassembler =
-        Capstone::new().riscv().mode(arch::riscv::ArchMode::RiscV64).extra_mode(modes.into_iter()).build();
-    listing(disassembler, pc, bytes)
+    listing(lines(riscv(), pc, bytes), pc)
+}
+
+/// Guest instructions; none where they cannot be shown.
+pub fn guest_instructions(pc: u64, bytes: &[u8]) -> Vec<Line> {
+    lines(riscv(), pc, bytes).unwrap_or_default()
 }
 
 /// The host code of a block.
 pub fn host_listing(block: &CompiledBlock) -> String {
-    listing(Capstone::new().x86().mode(arch::x86::ArchMode::Mode64).build(), block.entry() as u64, &block.code())
+    let disassembler = Capstone::new().x86().mode(arch::x86::ArchMode::Mode64).build();
+    let start = block.entry() as u64;
+    listing(lines(disassembler, start, &block.code()), start)
 }
 
-fn listing(disassembler: capstone::CsResult<Capstone>, start: u64, bytes: &[u8]) -> String {
+fn riscv() -> CsResult<Capstone> {
+    let modes = [arch::riscv::ArchExtraMode::RiscVC];
+    Capstone::new().riscv().mode(arch::riscv::ArchMode::RiscV64).extra_mode(modes.into_iter()).build()
+}
+
+fn lines(disassembler: CsResult<Capstone>, start: u64, bytes: &[u8]) -> CsResult<Vec<Line>> {
+    let mut disassembler = disassembler?;
+    // What is no instruction is shown as data and stepped over.
+    disassembler.set_skipdata(true)?;
+    let line = |inst: &capstone::Insn<'_>| {
+        let bytes = inst.bytes().iter().fold(String::new(), |bytes, byte| bytes + &format!("{byte:02x}"));
+        let text = [inst.mnemonic().unwrap_or("?"), inst.op_str().unwrap_or("")].join(" ");
+        Line { address: inst.address(), bytes, text: text.trim_end().to_owned() }
+    };
+    Ok(disassembler.disasm_all(bytes, start)?.iter().map(line).collect())
+}
+
+fn listing(lines: CsResult<Vec<Line>>, start: u64) -> String {
     let mut text = String::new();
-    let decoded = disassembler.and_then(|mut disassembler| {
-        // What is no instruction is shown as data and stepped over.
-        disassembler.set_skipdata(true)?;
-        disassembler.disasm_all(bytes, start)?.iter().try_for_each(|inst| {
-            let bytes: String = inst.bytes().iter().fold(String::new(), |bytes, byte| bytes + &format!("{byte:02x}"));
-            let (mnemonic, operands) = (inst.mnemonic().unwrap_or("?"), inst.op_str().unwrap_or(""));
-            // Writing to a string does not fail.
-            let _ = writeln!(text, "{:#014x}:  {bytes:<20}  {mnemonic} {operands}", inst.address());
-            Ok(())
-        })
-    });
-    if let Err(error) = decoded {
-        let _ = writeln!(text, "{start:#x}: not disassembled: {error}");
-    }
+    // Writing to a string does not fail.
+    let _ = match lines {
+        Ok(lines) => lines.iter().try_for_each(|Line { address, bytes, text: inst }| {
+            writeln!(text, "{address:#014x}:  {bytes:<20}  {inst}")
+        }),
+        Err(error) => writeln!(text, "{start:#x}: not disassembled: {error}"),
+    };
     text
 }
 
