@@ -10,7 +10,8 @@
 //! has the guest's view, which is tracked, and the host's view, which is not: a
 //! store through the host's view never faults and is never learned of, so who
 //! makes it tells the tracker. Further views that the *guest* has
-//! ([`GuestMemory::another_view`]) must each be tracked.
+//! ([`GuestMemory::another_view`]) must each lie in a region, and all be declared
+//! to the tracker ([`declare_shared`](crate::tracker::Tracker::declare_shared)).
 //!
 //! Private guest memory is better anonymous: faults on a memfd cost more, and a
 //! fork's child shares a memfd with its parent.
@@ -122,7 +123,8 @@ impl GuestMemory {
     }
 
     /// Another view of the same bytes for the guest, at another address. It must
-    /// be tracked like the first. Memory without a memfd has none.
+    /// be tracked like the first, and both be declared as the module's head says.
+    /// Memory without a memfd has none.
     ///
     /// # Errors
     ///

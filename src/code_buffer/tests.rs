@@ -1,3 +1,5 @@
+//! Allocation, publishing, giving back and forking of a code buffer.
+
 use super::*;
 
 /// The least that a caller can tell a range by: no two live ones overlap, each

@@ -13,6 +13,7 @@
 //! | [`range_table`] | the table behind it: read in handlers without a lock |
 //! | [`fork`] | whether this process is a fork's child |
 //! | [`membarrier`] | an instruction-stream barrier on every thread of the process |
+//! | [`pieces`] | one operation over a range with holes and several VMAs |
 //! | [`probe`] | what this kernel and these permissions allow |
 //!
 //! Nothing here knows what a page's state or a block is.
