@@ -329,3 +329,14 @@ fn bad_pointers_are_refused_and_not_followed() {
     program.li(A0, 9).exit();
     assert_eq!(run(&program).status.code(), Some(9));
 }
+
+#[test]
+fn a_death_by_the_guests_own_fault_has_its_stats_too() {
+    let folder = Folder::new();
+    let mut program = Program::default();
+    program.li(A0, 0x100).put(Op::Ld, A0, A0, 0, 0);
+    let path = folder.file("faults", &program.elf());
+    let output = emulator().arg("--stats").arg(path).output().unwrap();
+    assert_eq!(output.status.signal(), Some(libc::SIGSEGV));
+    assert!(stderr(&output).starts_with("tier oracle, no translation\n"), "{}", stderr(&output));
+}

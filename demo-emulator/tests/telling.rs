@@ -1,0 +1,255 @@
+//! What a person is told: the story, `--stats`, `--probe`, `-d`, and errors with
+//! their exit statuses, through the real binary.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use codewarden::protection::Mode;
+use serde_json::Value;
+
+fn emulator() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_demo-emulator"));
+    command.env_remove("CODEWARDEN_HIDE");
+    command
+}
+
+/// A folder of the test's own.
+fn folder(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("telling-{name}-{}", std::process::id()));
+    fs::create_dir_all(&path).unwrap();
+    path
+}
+
+fn guest() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-tests/guests/story.elf")
+}
+
+fn output(command: &mut Command) -> Output {
+    command.output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Removes a folder; what a failed test left may be looked at.
+fn done(folder: &Path) {
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// Fails unless `text` has all of `parts`, one behind the other.
+fn assert_in_order(text: &str, parts: &[&str]) {
+    let mut rest = text;
+    for part in parts {
+        let at = rest.find(part).unwrap_or_else(|| panic!("no {part:?}, or not in its place, in:\n{text}"));
+        rest = &rest[at + part.len()..];
+    }
+}
+
+const STORY: &[&str] = &[
+    "Tracking ",
+    "step 1",
+    "protect     page 0x",
+    "translate   answer at ",
+    "answer() = 41",
+    "write       main+",
+    " stored to answer (",
+    "was 02900513, is 02a00513",
+    "invalidate  answer",
+    "protect     page 0x",
+    "translate answer at ",
+    "* 0x",
+    "addi a0, zero, 0x29",
+    "addi a0, zero, 0x2a",
+    "  0x",
+    "ret",
+    "patched = 42",
+    "step 2",
+    "write       tally+0x8 ",
+    " stored to tally_counter (",
+    "data beside the code",
+    "invalidate  ",
+    "again       ",
+    "own page = 1000",
+    "step 3",
+    "write       main+",
+    " stored to formula (",
+    "translate formula at ",
+    "5 instructions",
+    "slli a0, a0, 1",
+    "mul a0, a0, t0",
+    "three = 178",
+    "step 4",
+    "on hart 1",
+    " stored to version (",
+    "invalidate  ",
+    "translate version at ",
+    "on hart 1",
+    "seen once = 60",
+    "mprotect",
+    "write faults",
+    "mappings of the process",
+    "ms from start to end",
+];
+
+#[test]
+fn the_story_is_told_in_its_order_in_every_synchronous_mode_and_tier() {
+    let folder = folder("story");
+    for tracking in ["auto", "mprotect"] {
+        for tier in ["auto", "0", "translated"] {
+            // From any directory.
+            let options = ["--tracking", tracking, "--tier", tier];
+            let told = output(emulator().args(options).current_dir(&folder));
+            let (stdout, stderr) = (text(&told.stdout), text(&told.stderr));
+            assert_eq!(told.status.code(), Some(0), "{tracking} {tier}: {stdout}{stderr}");
+            assert_eq!(stderr, "");
+            // "translate" ends "retranslate": tier by tier either is said.
+            assert_in_order(&stdout, STORY);
+            assert!(!stdout.contains('\x1b'), "colours without a terminal");
+            let long: Vec<_> = stdout.lines().filter(|line| line.chars().count() > 100).collect();
+            assert!(long.is_empty(), "{long:?}");
+        }
+    }
+    done(&folder);
+}
+
+#[test]
+fn the_story_of_stale_code_is_told_too() {
+    let told = output(emulator().args(["--tracking", "none"]));
+    let stdout = text(&told.stdout);
+    assert_eq!(told.status.code(), Some(10), "{stdout}");
+    assert_in_order(&stdout, &["expect stale code", "translate   answer", "and should be 42: stale code"]);
+    assert!(!stdout.contains("    write ") && !stdout.contains("    protect "), "{stdout}");
+}
+
+fn stats(options: &[&str]) -> Value {
+    let told = output(emulator().args(["--stats=json"]).args(options).arg(guest()));
+    assert_eq!(told.status.code(), Some(0), "{}", text(&told.stderr));
+    serde_json::from_slice(&told.stderr).unwrap()
+}
+
+fn count(stats: &Value, name: &str) -> u64 {
+    stats[name].as_u64().unwrap_or_else(|| panic!("no {name} in {stats}"))
+}
+
+#[test]
+fn the_counters_of_a_run_make_sense() {
+    for (tracking, tier) in [("auto", "auto"), ("mprotect", "0"), ("mprotect", "translated")] {
+        let stats = stats(&["--tracking", tracking, "--tier", tier]);
+        let count = |name| count(&stats, name);
+        let mode = stats["mode"].as_str().unwrap();
+        assert!(Mode::from_name(mode).is_some_and(Mode::is_synchronous), "{stats}");
+        assert!(tracking == "auto" || mode == tracking, "{stats}");
+        assert_eq!(stats["tier"], tier);
+        assert!(!stats["why"].as_str().unwrap().is_empty(), "{stats}");
+        // One at least in each of four steps, three versions in the last.
+        assert!(count("faults") >= 6, "{stats}");
+        assert!(count("protects") > count("faults") / 2, "{stats}");
+        assert!(count("protection_calls") >= count("protects") + count("faults"), "{stats}");
+        assert!(count("invalidated") >= count("retranslated") && count("retranslated") >= 6, "{stats}");
+        assert!(count("committed") > count("retranslated"), "{stats}");
+        assert_eq!(count("blocks_compiled") > 0, tier != "0", "{stats}");
+        assert_eq!(count("blocks_decoded") > 0, tier != "translated", "{stats}");
+        let made = count("blocks_decoded") + count("blocks_compiled");
+        assert_eq!(made, count("committed") + count("refused"), "{stats}");
+        assert!(count("vmas") > 5 && count("run_time_us") > 0, "{stats}");
+    }
+}
+
+#[test]
+fn the_oracle_has_no_counters_of_translations() {
+    let stats = stats(&["--interpret"]);
+    assert_eq!((&stats["tier"], &stats["mode"]), (&Value::from("oracle"), &Value::Null));
+    assert!(stats.get("faults").is_none() && count(&stats, "vmas") > 5, "{stats}");
+}
+
+#[test]
+fn stats_for_people_name_their_units() {
+    let folder = folder("stats");
+    let log = folder.join("log");
+    let told = output(emulator().args(["--stats", "--tracking", "mprotect", "-D"]).arg(&log).arg(guest()));
+    assert_eq!((told.status.code(), text(&told.stderr)), (Some(0), String::new()));
+    let text = fs::read_to_string(log).unwrap();
+    assert_in_order(&text, &["tier auto, tracking mprotect: asked for", "write faults", "(VMAs)", "ms from start"]);
+    done(&folder);
+}
+
+#[test]
+fn guest_and_host_code_are_logged_as_it_is_translated() {
+    let folder = folder("asm");
+    let log = folder.join("log");
+    let options = ["-d", "in_asm,out_asm", "--tier", "translated", "--tracking", "mprotect", "-D"];
+    let told = output(emulator().args(options).arg(&log).arg(guest()));
+    assert_eq!((told.status.code(), text(&told.stderr)), (Some(0), String::new()));
+    let text = fs::read_to_string(&log).unwrap();
+    let before =
+        ["IN: _start\n", "IN: answer\n", "addi a0, zero, 0x29", "ret", "OUT: [size=", "-- guest addr 0x", "push rbp"];
+    assert_in_order(&text, &before);
+    assert_in_order(&text, &["IN: answer\n", "0x29", "IN: answer\n", "addi a0, zero, 0x2a", "IN: formula\n"]);
+
+    let told = output(emulator().args(["-d", "in_asm", "--tier", "0", "--tracking", "mprotect"]).arg(guest()));
+    let text = self::text(&told.stderr);
+    assert_in_order(&text, &["IN: answer  (tier 0)\n", "addi a0, zero, 0x29"]);
+    assert!(!text.contains("OUT:"), "{text}");
+    done(&folder);
+}
+
+#[test]
+fn the_probe_says_what_there_is_and_what_is_hidden() {
+    let told = output(emulator().arg("--probe"));
+    assert_eq!(told.status.code(), Some(0));
+    let all = text(&told.stdout);
+    assert_in_order(&all, &["kernel    Linux ", "userfaultfd", "tracking modes", "mprotect  yes", "auto takes "]);
+    let told = output(emulator().arg("--probe").env("CODEWARDEN_HIDE", "uffd,no_such_thing"));
+    let hidden = text(&told.stdout);
+    let parts = [
+        "uffd ",
+        "hidden by CODEWARDEN_HIDE",
+        "nothing is called: no_such_thing",
+        "sigbus    no",
+        "auto takes mprotect",
+    ];
+    assert_in_order(&hidden, &parts);
+    assert_in_order(&hidden, &["what to change", "for sigbus: ", "for thread: ", "for deferred: "]);
+}
+
+/// Exit status and what is said of a command line.
+fn failure(command: &mut Command) -> (i32, String) {
+    let told = output(command);
+    assert_eq!(text(&told.stdout), "", "{}", text(&told.stderr));
+    (told.status.code().unwrap(), text(&told.stderr))
+}
+
+#[test]
+fn errors_say_what_to_do_and_end_with_a_shells_statuses() {
+    let folder = folder("errors");
+    let broken = folder.join("broken");
+    fs::write(&broken, b"\x7fELF\x02\x01\x01\0 and no more").unwrap();
+    fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
+    let other = std::env::current_exe().unwrap();
+    let limited = format!("ulimit -v 1000000; exec {} {}", env!("CARGO_BIN_EXE_demo-emulator"), guest().display());
+    let sigbus = ["--tracking", "sigbus"];
+    for (command, status, parts) in [
+        (emulator().arg(folder.join("missing")), 127, &["missing: no such file"][..]),
+        (emulator().arg(&broken), 126, &["broken: "]),
+        (emulator().arg(other), 126, &["an ELF file for machine ", "not for RISC-V"]),
+        (emulator().args(["--frobnicate", "x"]), 2, &["--frobnicate", "--help"]),
+        (emulator().args(["--tracking", "hope", "x"]), 2, &["sigbus", "mprotect", "--help"]),
+        (emulator().args(["-d", "everything", "x"]), 2, &["in_asm"]),
+        (emulator().args(["-D", "/no/such/folder/log"]).arg(guest()), 125, &["-D: ", "No such file"]),
+        (
+            emulator().args(sigbus).arg(guest()).env("CODEWARDEN_HIDE", "uffd"),
+            125,
+            &["sigbus cannot be had here", "CODEWARDEN_HIDE", "--probe"],
+        ),
+        (Command::new("sh").args(["-c", &limited]), 125, &["address space", "ulimit -v unlimited"]),
+    ] {
+        let (code, said) = failure(command);
+        assert_eq!(code, status, "{said}");
+        assert!(said.starts_with("demo-emulator: "), "{said}");
+        assert_in_order(&said, parts);
+    }
+    done(&folder);
+}
