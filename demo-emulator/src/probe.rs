@@ -7,6 +7,8 @@ use std::fs;
 use codewarden::error::Error;
 use codewarden::protection::{Facility, Mode, Probe};
 
+use crate::story::style::wrapped;
+
 /// What a person is told.
 pub fn report(probe: &Probe) -> String {
     let mut text = String::new();
@@ -26,6 +28,9 @@ fn describe(probe: &Probe, text: &mut String) -> std::fmt::Result {
         let state = match (probe.has(facility), probe.is_hidden(facility)) {
             (true, _) => "yes".to_owned(),
             (_, true) => "hidden by CODEWARDEN_HIDE".to_owned(),
+            _ if !probe.has(Facility::Uffd) && is_of_userfaultfd(facility) => {
+                "no, for there is no userfaultfd".to_owned()
+            }
             _ => format!("no (Linux {since} or newer has it)"),
         };
         writeln!(text, "  {name:<22}{state}")?;
@@ -34,7 +39,7 @@ fn describe(probe: &Probe, text: &mut String) -> std::fmt::Result {
         let names: Vec<_> = Facility::NAMES.iter().map(|(_, name, _)| *name).collect();
         let unknown = probe.unknown_names.join(", ");
         writeln!(text, "\nCODEWARDEN_HIDE names what nothing is called: {unknown}")?;
-        writeln!(text, "  known names: {}", names.join(", "))?;
+        text.push_str(&wrapped(&format!("Known names: {}", names.join(", "))));
     }
     writeln!(text, "\ntracking modes")?;
     for mode in Mode::ALL {
@@ -42,15 +47,20 @@ fn describe(probe: &Probe, text: &mut String) -> std::fmt::Result {
         writeln!(text, "  {:<10}{state:<5}{}", mode.name(), about(mode))?;
     }
     let (mode, why) = probe.best_synchronous();
-    writeln!(text, "\nauto takes {mode}: {why}")?;
+    write!(text, "\n{}", wrapped(&format!("auto takes {mode}: {why}")))?;
     let missing: Vec<_> = Mode::ALL.into_iter().filter_map(|mode| Some((mode, advice(probe, mode)?))).collect();
     if !missing.is_empty() {
         writeln!(text, "\nwhat to change")?;
     }
     for (mode, advice) in missing {
-        writeln!(text, "  for {mode}: {advice}")?;
+        text.push_str(&wrapped(&format!("for {mode}: {advice}")));
     }
     Ok(())
+}
+
+/// Whether it is known only where a userfaultfd can be opened.
+fn is_of_userfaultfd(facility: Facility) -> bool {
+    !matches!(facility, Facility::PagemapScan | Facility::MembarrierSyncCore)
 }
 
 /// What decides who may open a userfaultfd, and how far the baseline goes.
@@ -87,6 +97,7 @@ mod tests {
         let text = report(&Probe::with_hidden("sigbus,bogus"));
         assert!(text.contains("sigbus                hidden by CODEWARDEN_HIDE"), "{text}");
         assert!(text.contains("names what nothing is called: bogus"), "{text}");
+        assert!(text.lines().all(|line| line.len() <= 100), "{text}");
         assert!(text.contains("for sigbus: sigbus is hidden by CODEWARDEN_HIDE; remove it from the list"), "{text}");
         assert!(!text.contains("auto takes sigbus"), "{text}");
     }

@@ -107,6 +107,8 @@ fn the_story_is_told_in_its_order_in_every_synchronous_mode_and_tier() {
             assert_eq!(stderr, "");
             // "translate" ends "retranslate": tier by tier either is said.
             assert_in_order(&stdout, STORY);
+            let by_interpreters = if tier == "translated" { 0 } else { 3 };
+            assert_eq!(stdout.matches(" on hart 0 stored to version (").count(), by_interpreters, "{stdout}");
             assert!(!stdout.contains('\x1b'), "colours without a terminal");
             let long: Vec<_> = stdout.lines().filter(|line| line.chars().count() > 100).collect();
             assert!(long.is_empty(), "{long:?}");

@@ -5,7 +5,7 @@
 //! For compiled code the fault index knows the guest's. Interpreters note each
 //! store before they run it, and a write that hit its bytes is that store's.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use codewarden::tracker::Cause;
@@ -70,6 +70,8 @@ pub(super) struct Recorder {
     space: Arc<CodeSpace>,
     /// Writes up to here were taken from the journal.
     taken: AtomicU64,
+    /// Whether some of them may be pending.
+    has_pending: AtomicBool,
     /// Those of them whose store is not known yet.
     pending: Mutex<Vec<RecentWrite>>,
 }
@@ -80,7 +82,14 @@ impl Recorder {
         cache: &'static CodeCache<Payload>,
         space: Arc<CodeSpace>,
     ) -> Self {
-        Self { listeners, cache, space, taken: AtomicU64::new(0), pending: Mutex::default() }
+        Self {
+            listeners,
+            cache,
+            space,
+            taken: AtomicU64::new(0),
+            has_pending: AtomicBool::new(false),
+            pending: Mutex::default(),
+        }
     }
 
     /// The store that `inst`, at the hart's pc, is.
@@ -96,7 +105,9 @@ impl Recorder {
 
     /// `store` was run by an interpreter. Under a pin, as below.
     pub(super) fn stored(&self, store: Store) {
-        if self.cache.writes_recorded() == self.taken.load(Ordering::Relaxed) {
+        // Another hart may have taken the write of this one from the journal.
+        let all_taken = self.cache.writes_recorded() == self.taken.load(Ordering::Acquire);
+        if all_taken && !self.has_pending.load(Ordering::Relaxed) {
             return;
         }
         self.tell(|write| match write.cause {
@@ -130,7 +141,8 @@ impl Recorder {
         let Some(mut pending) = self.lock_pending() else { return };
         let new = self.cache.recent_writes(self.taken.load(Ordering::Relaxed));
         if let Some(last) = new.last() {
-            self.taken.store(last.sequence + 1, Ordering::Relaxed);
+            self.has_pending.store(true, Ordering::Relaxed);
+            self.taken.store(last.sequence + 1, Ordering::Release);
         }
         pending.extend(new);
         pending.retain(|write| {
@@ -145,6 +157,12 @@ impl Recorder {
             }
             told.is_none()
         });
+        // Of pages that nothing is translated from again.
+        let overdue = pending.len().saturating_sub(PENDING_MAX);
+        for write in pending.drain(..overdue) {
+            self.hear(&Event::Written { write: &write, store_pc: None, by_this_hart: false });
+        }
+        self.has_pending.store(!pending.is_empty(), Ordering::Relaxed);
     }
 
     fn hear(&self, event: &Event<'_>) {
@@ -167,3 +185,5 @@ impl Recorder {
 }
 
 const PAGE_SHIFT: u32 = 12;
+/// Writes that wait for their store at most.
+const PENDING_MAX: usize = 64;

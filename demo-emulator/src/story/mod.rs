@@ -6,7 +6,7 @@
 
 pub mod bundle;
 mod listing;
-mod style;
+pub(crate) mod style;
 pub mod summary;
 
 use std::collections::{BTreeMap, BTreeSet};

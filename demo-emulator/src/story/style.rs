@@ -50,7 +50,7 @@ pub(super) fn say(text: &str) {
 }
 
 /// `text` in lines of the story's width.
-pub(super) fn wrapped(text: &str) -> String {
+pub(crate) fn wrapped(text: &str) -> String {
     let mut lines = String::new();
     let mut column = 0;
     for word in text.split_whitespace() {
