@@ -21,26 +21,31 @@
 //! [`Tracker::change_mapping`] for mmap, munmap and the like, and
 //! [`Tracker::invalidate`] for bytes that changed behind the tracker's back.
 
+mod claim;
+mod fork;
 mod harvest;
+mod held;
 mod region;
 mod repeat;
+mod space;
 mod views;
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::PoisonError;
 
+pub use claim::{BeginError, PageClaim};
+pub use fork::ForkGuard;
+pub use held::{Held, MappingChange};
 pub(crate) use region::Region;
 pub use views::SharedMemory;
 
-use views::Views;
+use space::Gate;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
-use crate::page_table::{Busy, Generation, PageDesc};
 use crate::protection::{self, Access, KernelWrites, Mode, Protection};
 use crate::stats::{Counters, Stats};
-use crate::sync::{Arc, Ordering, Rule, RwLock, RwLockReadGuard, RwLockWriteGuard, fence, left_out};
+use crate::sync::Arc;
 
 /// Why a translator is told that the bytes of a page changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,83 +95,6 @@ pub unsafe trait PageObserver: Send + Sync + 'static {
     fn written(&self, data: &Self::Data, write: &PageWrite);
 }
 
-/// Why a page cannot be translated from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BeginError {
-    /// Not just now: interpret the instruction, and come back.
-    Busy(Busy),
-    /// Not at all.
-    Failed(Error),
-}
-
-impl fmt::Display for BeginError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Busy(busy) => write!(f, "the page is busy: {busy:?}"),
-            Self::Failed(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for BeginError {}
-
-impl From<Error> for BeginError {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
-/// A page that was protected for a translator.
-pub struct PageClaim<O: PageObserver> {
-    region: Arc<Region<O>>,
-    /// Points into the table of `region`, which the claim keeps.
-    page: crate::addr::PageIndex,
-    generation: Generation,
-}
-
-impl<O: PageObserver> fmt::Debug for PageClaim<O> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PageClaim").field("page", &self.guest_page()).field("generation", &self.generation).finish()
-    }
-}
-
-impl<O: PageObserver> PageClaim<O> {
-    /// First byte of the page as the guest sees it.
-    pub fn guest_page(&self) -> GuestAddr {
-        self.region.guest_of(self.page)
-    }
-
-    /// The page in this process.
-    pub fn host_page(&self) -> HostRange {
-        let start = self.region.host().start().0 + (self.page.0 << self.region.page_size().shift());
-        HostRange::page_of(HostAddr(start), self.region.page_size())
-    }
-
-    /// How writes to it are learned of.
-    pub fn mode(&self) -> Mode {
-        self.region.mode()
-    }
-
-    /// What the observer keeps for the page.
-    pub fn data(&self) -> &O::Data {
-        &self.desc().data
-    }
-
-    fn desc(&self) -> &PageDesc<O::Data> {
-        // Claims are made from descriptors, which stay as long as their region.
-        self.region.pages.get(self.page).unwrap_or_else(|| unreachable!("a claimed page has a descriptor"))
-    }
-
-    /// Whether no write came since the page was claimed. The translation must
-    /// have been entered where the observer finds it before this is asked.
-    pub fn is_current(&self) -> bool {
-        if !left_out(Rule::FenceBeforeGenerations) {
-            fence(Ordering::SeqCst);
-        }
-        self.desc().word.holds(self.generation)
-    }
-}
-
 /// What a region is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct RegionOptions {
@@ -184,70 +112,17 @@ pub struct RegionOptions {
     pub embedder_owns_signals: bool,
 }
 
-/// The regions of a tracker. It is also the gate of a fork: whoever takes a lock
-/// of the tracker or of a mechanism has this one for reading.
-struct Regions<O: PageObserver>(Arc<RwLock<Space<O>>>);
-
-/// What a tracker knows of guest memory.
-#[derive(Debug)]
-struct Space<O: PageObserver> {
-    regions: Vec<Arc<Region<O>>>,
-    views: Views,
-}
-
-impl<O: PageObserver> Default for Regions<O> {
-    fn default() -> Self {
-        Self(Arc::new(RwLock::new(Space { regions: Vec::new(), views: Views::default() })))
-    }
-}
-
-impl<O: PageObserver> Clone for Regions<O> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<O: PageObserver> fmt::Debug for Regions<O> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Regions")
-    }
-}
-
-impl<O: PageObserver> Regions<O> {
-    fn read(&self) -> RwLockReadGuard<'_, Space<O>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Space<O>> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<O: PageObserver> Space<O> {
-    /// Writes a view down, then ends what was begun without knowing of it.
-    fn declare(&mut self, range: Range<u64>, memory: SharedMemory) {
-        self.views.insert(range.clone(), memory);
-        for other in self.views.others(range) {
-            for region in &self.regions {
-                if let Some(pages) = region.pages_within(other.start, other.end) {
-                    region.invalidate(pages);
-                }
-            }
-        }
-    }
-}
-
 /// Protects pages and tells `O` of writes to them.
 pub struct Tracker<O: PageObserver> {
     observer: Arc<O>,
     page: PageSize,
     counters: Arc<Counters>,
-    regions: Regions<O>,
+    gate: Gate<O>,
 }
 
 impl<O: PageObserver> fmt::Debug for Tracker<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tracker").field("regions", &self.regions.read().regions.len()).finish_non_exhaustive()
+        f.debug_struct("Tracker").field("regions", &self.gate.read().regions.len()).finish_non_exhaustive()
     }
 }
 
@@ -258,7 +133,7 @@ impl<O: PageObserver> Tracker<O> {
     }
 
     pub(crate) fn with_counters(observer: Arc<O>, counters: Arc<Counters>) -> Self {
-        Self { observer, page: PageSize::host(), counters, regions: Regions::default() }
+        Self { observer, page: PageSize::host(), counters, gate: Gate::default() }
     }
 
     /// What went on so far; the code cache's own counters are 0 here.
@@ -304,7 +179,7 @@ impl<O: PageObserver> Tracker<O> {
         if guest.0 & (self.page.bytes() as u64 - 1) != 0 || guest.checked_add(host.len() as u64).is_none() {
             return Err(bad("a region starts on a page of the guest and does not wrap"));
         }
-        let regions = &mut self.regions.write().regions;
+        let regions = &mut self.gate.write().regions;
         let end = guest.0 + host.len() as u64;
         for other in regions.iter() {
             if other.pages_within(guest.0, end).is_some() || other.host().intersection(host).is_some() {
@@ -326,7 +201,7 @@ impl<O: PageObserver> Tracker<O> {
     ///
     /// [`Error::BadArgument`] where no region starts there.
     pub fn remove_region(&self, guest: GuestAddr) -> Result<(), Error> {
-        let space = &mut *self.regions.write();
+        let space = &mut *self.gate.write();
         let at = space
             .regions
             .iter()
@@ -339,7 +214,7 @@ impl<O: PageObserver> Tracker<O> {
 
     /// Stops tracking every region.
     pub(crate) fn clear(&self) {
-        for region in self.regions.write().regions.drain(..) {
+        for region in self.gate.write().regions.drain(..) {
             // A mechanism that fails to detach has lost the region: nothing more
             // can be done for it, and nothing is translated from it.
             let _ = region.retire();
@@ -348,7 +223,7 @@ impl<O: PageObserver> Tracker<O> {
 
     /// How writes at `guest` are learned of; `None` outside every region.
     pub fn mode_at(&self, guest: GuestAddr) -> Option<Mode> {
-        self.regions.read().regions.iter().find(|region| region.contains(guest)).map(|region| region.mode())
+        self.gate.read().regions.iter().find(|region| region.contains(guest)).map(|region| region.mode())
     }
 
     /// Protects the page that holds `guest` for a translator.
@@ -358,8 +233,8 @@ impl<O: PageObserver> Tracker<O> {
     /// [`BeginError::Busy`]: a write is going on; interpret and come back.
     /// [`BeginError::Failed`]: no region, or the kernel refused.
     pub fn begin(&self, guest: GuestAddr) -> Result<PageClaim<O>, BeginError> {
-        let regions = self.regions.read();
-        let region = regions.regions.iter().find(|region| region.contains(guest)).ok_or(Error::BadRange {
+        let space = self.gate.read();
+        let region = space.regions.iter().find(|region| region.contains(guest)).ok_or(Error::BadRange {
             start: guest.0,
             len: 1,
             why: "no tracked region holds this address",
@@ -374,7 +249,7 @@ impl<O: PageObserver> Tracker<O> {
     /// itself: a store through any of them changes the bytes.
     pub fn aliases(&self, guest: GuestAddr) -> Vec<GuestAddr> {
         let page = GuestAddr(self.page.floor(guest.0 as usize) as u64);
-        self.regions.read().views.aliases(page, self.page.bytes() as u64)
+        self.gate.aliases(page, self.page.bytes() as u64)
     }
 
     /// Says that `len_bytes` from `start`, in a region and mapped already, show
@@ -391,7 +266,7 @@ impl<O: PageObserver> Tracker<O> {
             let why = "a view of shared memory is whole pages and does not wrap";
             return Err(Error::BadRange { start: start.0, len: len_bytes, why });
         };
-        self.regions.write().declare(start.0..end.0, memory);
+        self.gate.declare(&mut self.gate.write(), start.0..end.0, memory);
         Ok(())
     }
 
@@ -408,7 +283,7 @@ impl<O: PageObserver> Tracker<O> {
             why: "the range wraps",
         })?;
         let mut done = Ok(());
-        for region in self.regions.read().regions.iter() {
+        for region in self.gate.read().regions.iter() {
             if let Some(pages) = region.pages_within(start.0, end.0) {
                 done = done.and(each(region, pages));
             }
@@ -440,7 +315,7 @@ impl<O: PageObserver> Tracker<O> {
         };
         // The bytes of the range may have been written through another view.
         let end = start.0.saturating_add(len_bytes);
-        let others = self.regions.read().views.others(start.0..end);
+        let others = self.gate.read().views.others(start.0..end);
         let mut done = self.for_regions(start, len_bytes, sync);
         for other in others {
             done = done.and(self.for_regions(GuestAddr(other.start), other.end - other.start, sync));
@@ -474,7 +349,7 @@ impl<O: PageObserver> Tracker<O> {
     /// [`Error::BadRange`] where the range wraps; a page that could not be made
     /// writable.
     pub fn announce_write(&self, start: GuestAddr, len_bytes: u64) -> Result<Held<O>, Error> {
-        let mut held = Held::new(&self.regions, start);
+        let mut held = Held::new(&self.gate, start);
         self.for_regions(start, len_bytes, |region, pages| {
             if region.protection.kernel_writes() == KernelWrites::Refused {
                 held.hold(region, pages)?;
@@ -494,7 +369,7 @@ impl<O: PageObserver> Tracker<O> {
     /// [`Error::BadRange`] where the range wraps; a page that could not be made
     /// writable.
     pub fn change_mapping(&self, start: GuestAddr, len_bytes: u64) -> Result<MappingChange<O>, Error> {
-        let mut held = Held::new(&self.regions, start);
+        let mut held = Held::new(&self.gate, start);
         self.for_regions(start, len_bytes, |region, pages| {
             held.hold(region, pages.clone())?;
             // Not before: until then blocks lie on them that a harvest by
@@ -502,7 +377,7 @@ impl<O: PageObserver> Tracker<O> {
             region.forget(pages);
             Ok(())
         })?;
-        Ok(MappingChange(held))
+        Ok(MappingChange::new(held))
     }
 
     /// Carries out the guest's own mprotect: what the guest may do with the
@@ -517,108 +392,17 @@ impl<O: PageObserver> Tracker<O> {
             region.protection.set_access(region.host_of(&pages)?, access)
         })
     }
-}
 
-/// Pages that are held writable and from which nothing is translated.
-#[derive(Debug)]
-#[must_use = "the pages are held until this is dropped"]
-pub struct Held<O: PageObserver> {
-    gate: Regions<O>,
-    /// Where the range that was asked for begins.
-    start: GuestAddr,
-    holds: Vec<(Arc<Region<O>>, Range<usize>)>,
-}
-
-impl<O: PageObserver> Held<O> {
-    fn new(gate: &Regions<O>, start: GuestAddr) -> Self {
-        Self { gate: gate.clone(), start, holds: Vec::new() }
-    }
-
-    fn hold(&mut self, region: &Arc<Region<O>>, pages: Range<usize>) -> Result<(), Error> {
-        // In the list first: what a failed hold entered is released as well.
-        self.holds.push((region.clone(), pages.clone()));
-        region.hold(pages)
-    }
-}
-
-impl<O: PageObserver> Drop for Held<O> {
-    fn drop(&mut self) {
-        let _gate = self.gate.read();
-        for (region, pages) in self.holds.drain(..) {
-            region.pages.release(pages);
-        }
-    }
-}
-
-/// A change of mappings that is going on: see [`Tracker::change_mapping`].
-#[derive(Debug)]
-#[must_use = "nothing is translated from the range until this is finished or dropped"]
-pub struct MappingChange<O: PageObserver>(Held<O>);
-
-impl<O: PageObserver> MappingChange<O> {
-    /// The mapping was replaced (`MAP_FIXED`, `mremap`) by one with `access`, of
-    /// `shared` memory where it is not private: tracks the new one.
-    ///
-    /// # Errors
-    ///
-    /// The new mapping cannot be tracked in the region's mode. Nothing can be
-    /// translated from it then.
-    pub fn finish_replaced(self, access: Access, shared: Option<SharedMemory>) -> Result<(), Error> {
-        let space = &mut *self.0.gate.write();
-        let mut done = Ok(());
-        for (region, pages) in &self.0.holds {
-            let host = region.host_of(pages)?;
-            let start = region.guest_of(crate::addr::PageIndex(pages.start)).0;
-            let range = start..start + host.len() as u64;
-            match shared {
-                Some(memory) => {
-                    let offset = memory.offset + (start - self.0.start.0);
-                    space.declare(range, SharedMemory { offset, ..memory });
-                }
-                None => space.views.remove(range),
-            }
-            done = done.and(region.attach(host, access));
-        }
-        done
+    /// Called before `fork`: waits until no thread is inside the tracker. Until
+    /// the guard is dropped, in the parent, or [`ForkGuard::after_fork_child`] is
+    /// called, in the child, no other thread gets in; faults are handled.
+    pub fn before_fork(&self) -> ForkGuard<'_, O> {
+        ForkGuard { space: self.gate.write() }
     }
 }
 
 impl<O: PageObserver> Drop for Tracker<O> {
     fn drop(&mut self) {
         self.clear();
-    }
-}
-
-/// A tracker that stands still over a `fork`: see [`Tracker::before_fork`].
-#[derive(Debug)]
-#[must_use = "the tracker stands still until this is dropped"]
-pub struct ForkGuard<'a, O: PageObserver>(RwLockWriteGuard<'a, Space<O>>);
-
-impl<O: PageObserver> Tracker<O> {
-    /// Called before `fork`: waits until no thread is inside the tracker. Until
-    /// the guard is dropped, in the parent, or [`ForkGuard::after_fork_child`] is
-    /// called, in the child, no other thread gets in; faults are handled.
-    pub fn before_fork(&self) -> ForkGuard<'_, O> {
-        ForkGuard(self.regions.write())
-    }
-}
-
-impl<O: PageObserver> ForkGuard<'_, O> {
-    /// In the child: everything that was derived from guest memory becomes
-    /// unreachable, and the child's own memory is tracked from now on. What other
-    /// threads of the parent held is released.
-    ///
-    /// # Errors
-    ///
-    /// A region that cannot be tracked here; nothing can be translated from it.
-    pub fn after_fork_child(mut self) -> Result<(), Error> {
-        let mut done = Ok(());
-        for region in &mut self.0.regions {
-            match region.continue_in_child() {
-                Ok(child) => *region = child,
-                Err(error) => done = Err(error),
-            }
-        }
-        done
     }
 }

@@ -1,0 +1,89 @@
+//! A page that a translator has claimed, or why it could not.
+
+use std::fmt;
+
+use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex};
+use crate::error::Error;
+use crate::page_table::{Busy, Generation, PageDesc};
+use crate::protection::Mode;
+use crate::sync::{Arc, Ordering, Rule, fence, left_out};
+
+use super::PageObserver;
+use super::region::Region;
+
+/// Why a page cannot be translated from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BeginError {
+    /// Not just now: interpret the instruction, and come back.
+    Busy(Busy),
+    /// Not at all.
+    Failed(Error),
+}
+
+impl fmt::Display for BeginError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy(busy) => write!(f, "the page is busy: {busy:?}"),
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for BeginError {}
+
+impl From<Error> for BeginError {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// A page that was protected for a translator.
+pub struct PageClaim<O: PageObserver> {
+    pub(super) region: Arc<Region<O>>,
+    /// Points into the table of `region`, which the claim keeps.
+    pub(super) page: PageIndex,
+    pub(super) generation: Generation,
+}
+
+impl<O: PageObserver> fmt::Debug for PageClaim<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PageClaim").field("page", &self.guest_page()).field("generation", &self.generation).finish()
+    }
+}
+
+impl<O: PageObserver> PageClaim<O> {
+    /// First byte of the page as the guest sees it.
+    pub fn guest_page(&self) -> GuestAddr {
+        self.region.guest_of(self.page)
+    }
+
+    /// The page in this process.
+    pub fn host_page(&self) -> HostRange {
+        let start = self.region.host().start().0 + (self.page.0 << self.region.page_size().shift());
+        HostRange::page_of(HostAddr(start), self.region.page_size())
+    }
+
+    /// How writes to it are learned of.
+    pub fn mode(&self) -> Mode {
+        self.region.mode()
+    }
+
+    /// What the observer keeps for the page.
+    pub fn data(&self) -> &O::Data {
+        &self.desc().data
+    }
+
+    fn desc(&self) -> &PageDesc<O::Data> {
+        // Claims are made from descriptors, which stay as long as their region.
+        self.region.pages.get(self.page).unwrap_or_else(|| unreachable!("a claimed page has a descriptor"))
+    }
+
+    /// Whether no write came since the page was claimed. The translation must
+    /// have been entered where the observer finds it before this is asked.
+    pub fn is_current(&self) -> bool {
+        if !left_out(Rule::FenceBeforeGenerations) {
+            fence(Ordering::SeqCst);
+        }
+        self.desc().word.holds(self.generation)
+    }
+}

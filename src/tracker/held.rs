@@ -1,0 +1,84 @@
+//! Pages that are kept open for somebody who writes where the kernel cannot tell.
+
+use std::ops::Range;
+
+use crate::addr::{GuestAddr, PageIndex};
+use crate::error::Error;
+use crate::protection::Access;
+use crate::sync::Arc;
+
+use super::PageObserver;
+use super::region::Region;
+use super::space::Gate;
+use super::views::SharedMemory;
+
+/// Pages that are held writable and from which nothing is translated.
+#[derive(Debug)]
+#[must_use = "the pages are held until this is dropped"]
+pub struct Held<O: PageObserver> {
+    gate: Gate<O>,
+    /// Where the range that was asked for begins.
+    start: GuestAddr,
+    holds: Vec<(Arc<Region<O>>, Range<usize>)>,
+}
+
+impl<O: PageObserver> Held<O> {
+    pub(super) fn new(gate: &Gate<O>, start: GuestAddr) -> Self {
+        Self { gate: gate.clone(), start, holds: Vec::new() }
+    }
+
+    pub(super) fn hold(&mut self, region: &Arc<Region<O>>, pages: Range<usize>) -> Result<(), Error> {
+        // In the list first: what a failed hold entered is released as well.
+        self.holds.push((region.clone(), pages.clone()));
+        region.hold(pages)
+    }
+}
+
+impl<O: PageObserver> Drop for Held<O> {
+    fn drop(&mut self) {
+        let _gate = self.gate.read();
+        for (region, pages) in self.holds.drain(..) {
+            region.pages.release(pages);
+        }
+    }
+}
+
+/// A change of mappings that is going on: see [`Tracker::change_mapping`].
+#[derive(Debug)]
+#[must_use = "nothing is translated from the range until this is finished or dropped"]
+pub struct MappingChange<O: PageObserver> {
+    held: Held<O>,
+}
+
+impl<O: PageObserver> MappingChange<O> {
+    pub(super) fn new(held: Held<O>) -> Self {
+        Self { held }
+    }
+
+    /// The mapping was replaced (`MAP_FIXED`, `mremap`) by one with `access`, of
+    /// `shared` memory where it is not private: tracks the new one.
+    ///
+    /// # Errors
+    ///
+    /// The new mapping cannot be tracked in the region's mode. Nothing can be
+    /// translated from it then.
+    pub fn finish_replaced(self, access: Access, shared: Option<SharedMemory>) -> Result<(), Error> {
+        let Held { gate, start: asked, holds } = &self.held;
+        let space = &mut *gate.write();
+        let mut done = Ok(());
+        for (region, pages) in holds {
+            let host = region.host_of(pages)?;
+            let start = region.guest_of(PageIndex(pages.start)).0;
+            let range = start..start + host.len() as u64;
+            match shared {
+                Some(memory) => {
+                    let offset = memory.offset + (start - asked.0);
+                    gate.declare(space, range, SharedMemory { offset, ..memory });
+                }
+                None => space.views.remove(range),
+            }
+            done = done.and(region.attach(host, access));
+        }
+        done
+    }
+}
