@@ -12,7 +12,6 @@ use codewarden::tracker::Cause;
 use codewarden::{CodeCache, RecentWrite};
 
 use super::Payload;
-use super::tier0::stores;
 use crate::hart::Hart;
 use crate::memory::Window;
 use crate::riscv::inst::Inst;
@@ -95,7 +94,7 @@ impl Recorder {
     /// The store that `inst`, at the hart's pc, is.
     pub(super) fn store(&self, inst: &Inst, hart: &Hart) -> Option<Store> {
         let address = hart.x[usize::from(inst.rs1 & 31)].wrapping_add(inst.imm as i64 as u64);
-        stores(inst.op).then_some(Store { pc: hart.pc, address })
+        inst.op.stores().then_some(Store { pc: hart.pc, address })
     }
 
     /// The store that the instruction at the hart's pc is.

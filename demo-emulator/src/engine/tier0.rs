@@ -15,7 +15,7 @@ use super::listener::Recorder;
 use crate::hart::Hart;
 use crate::memory::Window;
 use crate::riscv::exec::exec;
-use crate::riscv::inst::{Inst, Op};
+use crate::riscv::inst::Inst;
 use crate::riscv::trap::{Flow, Trap};
 
 /// A decoded block.
@@ -42,39 +42,6 @@ pub(super) enum End {
     FenceI,
     /// At an instruction that did not retire.
     Trap(Trap),
-}
-
-/// Whether it may store.
-pub(super) fn stores(op: Op) -> bool {
-    use Op::*;
-    matches!(
-        op,
-        Sb | Sh
-            | Sw
-            | Sd
-            | Fsw
-            | Fsd
-            | Sc_w
-            | Sc_d
-            | Amoswap_w
-            | Amoadd_w
-            | Amoxor_w
-            | Amoand_w
-            | Amoor_w
-            | Amomin_w
-            | Amomax_w
-            | Amominu_w
-            | Amomaxu_w
-            | Amoswap_d
-            | Amoadd_d
-            | Amoxor_d
-            | Amoand_d
-            | Amoor_d
-            | Amomin_d
-            | Amomax_d
-            | Amominu_d
-            | Amomaxu_d
-    )
 }
 
 impl DecodedBlock {
@@ -106,7 +73,7 @@ impl DecodedBlock {
                 Err(trap) => return End::Trap(trap),
             }
             // A store into the block itself: what follows is not true any more.
-            if stores(inst.op) && self.is_stale() {
+            if inst.op.stores() && self.is_stale() {
                 return End::Next;
             }
         }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use codewarden::addr::HostAddr;
+use codewarden::protection::LOWEST_OWN_DESCRIPTOR;
 
 use super::log::LogFile;
 use crate::hart::Hart;
@@ -202,8 +203,7 @@ impl Process {
 /// stays where it is if the limit on descriptors is too low. It is closed on
 /// execve.
 pub fn raise_descriptor(fd: OwnedFd) -> OwnedFd {
-    const LOWEST: RawFd = 800;
-    rustix::io::fcntl_dupfd_cloexec(&fd, LOWEST).unwrap_or(fd)
+    rustix::io::fcntl_dupfd_cloexec(&fd, LOWEST_OWN_DESCRIPTOR).unwrap_or(fd)
 }
 
 /// The kernel writes guest memory while this lives.

@@ -45,6 +45,20 @@ pub enum Op {
     Illegal,
 }
 
+impl Op {
+    /// Whether it may write memory.
+    #[rustfmt::skip]
+    pub fn stores(self) -> bool {
+        use Op::*;
+        matches!(
+            self,
+            Sb | Sh | Sw | Sd | Fsw | Fsd | Sc_w | Sc_d
+                | Amoswap_w | Amoadd_w | Amoxor_w | Amoand_w | Amoor_w | Amomin_w | Amomax_w | Amominu_w | Amomaxu_w
+                | Amoswap_d | Amoadd_d | Amoxor_d | Amoand_d | Amoor_d | Amomin_d | Amomax_d | Amominu_d | Amomaxu_d
+        )
+    }
+}
+
 /// One instruction. Fields that an operation does not have are 0.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Inst {
