@@ -72,7 +72,7 @@ const SETTINGS: [(&str, &str); 2] = [
 fn about(mode: Mode) -> &'static str {
     match mode {
         Mode::Sigbus => "synchronous: a fault in the storing thread, by userfaultfd",
-        Mode::Thread => "synchronous: a fault that a thread answers, by userfaultfd; sees the kernel's writes",
+        Mode::Thread => "synchronous: a thread answers the fault, by userfaultfd; sees kernel writes",
         Mode::Mprotect => "synchronous: mprotect and SIGSEGV; the baseline, it splits mappings",
         Mode::Deferred => "writes are found when the guest flushes its instruction cache",
         _ => "nothing is tracked: stale code runs",
