@@ -42,7 +42,7 @@ const DATA_START: u64 = DATA - DATA_REACH_BYTES;
 const DATA_LEN_BYTES: u64 = 2 * DATA_REACH_BYTES;
 
 /// Instructions of the bounded run.
-const INSTRUCTIONS: u64 = 150_000;
+const INSTRUCTIONS: u64 = 300_000;
 /// Starts of a program that is to become hot.
 const HOT_STARTS: u32 = 64;
 const STARTS: u32 = 4;
