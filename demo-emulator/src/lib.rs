@@ -10,5 +10,6 @@ pub mod probe;
 pub mod riscv;
 pub mod stats;
 pub mod story;
+pub mod style;
 pub mod symbols;
 pub mod translate;

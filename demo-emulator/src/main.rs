@@ -21,7 +21,8 @@ use demo_emulator::memory::{Window, host_fault};
 use demo_emulator::probe;
 use demo_emulator::stats::Report;
 use demo_emulator::story::bundle::Bundle;
-use demo_emulator::story::{Story, Style, summary};
+use demo_emulator::story::{Story, summary};
+use demo_emulator::style::Style;
 use demo_emulator::symbols::Symbols;
 
 /// Exit status of an emulator that cannot do its work, as `env` and others have it.

@@ -7,7 +7,7 @@ use std::fs;
 use codewarden::error::Error;
 use codewarden::protection::{Facility, Mode, Probe};
 
-use crate::story::style::wrapped;
+use crate::style::wrapped;
 
 /// What a person is told.
 pub fn report(probe: &Probe) -> String {

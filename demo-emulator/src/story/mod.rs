@@ -6,7 +6,7 @@
 
 pub mod bundle;
 mod listing;
-pub(crate) mod style;
+
 pub mod summary;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,10 +20,9 @@ use codewarden::tracker::Cause;
 
 use crate::engine::{Event, Listener};
 use crate::memory::Window;
+use crate::style::{self, Style, say};
 use crate::symbols::Symbols;
 use crate::translate::CompiledBlock;
-pub use style::Style;
-use style::say;
 
 /// The guest's page of code that changes lies between these two.
 const CODE_SYMBOLS: [&str; 2] = ["story_code", "story_code_end"];

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use super::Style;
-use super::style::say;
+use crate::style::say;
 
 /// What is compared: the name of a counter, and what people call it.
 const ROWS: [(&str, &str); 7] = [

@@ -1,4 +1,4 @@
-//! How the story looks: colours on a terminal alone, 100 columns at most.
+//! How text for people looks: colours on a terminal alone, 100 columns at most.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -25,12 +25,12 @@ impl Style {
         if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    pub(super) fn strong(self, text: &str) -> String {
+    pub fn strong(self, text: &str) -> String {
         self.coloured("1", text)
     }
 
     /// A verb in its column.
-    pub(super) fn verb(self, verb: &str) -> String {
+    pub fn verb(self, verb: &str) -> String {
         let code = match verb {
             "protect" => "32",
             "translate" | "retranslate" => "36",
@@ -43,7 +43,7 @@ impl Style {
 }
 
 /// Writes to standard output at once: the guest's own writes come between.
-pub(super) fn say(text: &str) {
+pub fn say(text: &str) {
     let mut out = io::stdout().lock();
     // A reader that went away is the guest's to notice.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -70,7 +70,7 @@ pub(crate) fn wrapped(text: &str) -> String {
 }
 
 /// `names` behind `head`, which fills the margin.
-pub(super) fn listed(head: &str, names: &[String]) -> String {
+pub fn listed(head: &str, names: &[String]) -> String {
     let mut text = head.to_owned();
     let mut column = MARGIN;
     for (index, name) in names.iter().enumerate() {
