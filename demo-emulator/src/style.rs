@@ -25,6 +25,7 @@ impl Style {
         if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
+    /// A heading.
     pub fn strong(self, text: &str) -> String {
         self.coloured("1", text)
     }
