@@ -102,6 +102,16 @@ pub(crate) struct Node<B> {
 }
 
 impl<B> Node<B> {
+    /// Of a block that has no place yet: [`Node::bind`] it before it is entered.
+    pub(crate) fn unbound() -> Self {
+        Self::new(NonNull::dangling())
+    }
+
+    /// Says which block it is of.
+    pub(crate) fn bind(&mut self, block: NonNull<B>) {
+        self.block = block;
+    }
+
     pub(crate) fn new(block: NonNull<B>) -> Self {
         Self { next: AtomicPtr::new(ptr::null_mut()), block }
     }

@@ -107,14 +107,19 @@ impl fmt::Display for CommitError {
 
 impl std::error::Error for CommitError {}
 
+/// A page that a block lies on, and the block's node in its list.
+struct BlockPage<P: Payload> {
+    claim: PageClaim<Killer<P>>,
+    node: Node<Block<P>>,
+}
+
 /// A translation block.
 pub(crate) struct Block<P: Payload> {
     life: Life<Self>,
     /// Null until a commit.
     cell: *const EntryCell,
     entry: usize,
-    nodes: Box<[Node<Self>]>,
-    claims: Vec<PageClaim<Killer<P>>>,
+    pages: Vec<BlockPage<P>>,
     /// Index among the live blocks. Used under the commit lock alone.
     live_index: AtomicUsize,
     payload: Option<P>,
@@ -132,8 +137,8 @@ impl<P: Payload> Block<P> {
             life: Life::new(),
             cell: ptr::null(),
             entry: 0,
-            nodes: Box::new([]),
-            claims: Vec::new(),
+            // Most blocks lie on one page.
+            pages: Vec::with_capacity(1),
             live_index: AtomicUsize::new(usize::MAX),
             payload: None,
         }
@@ -143,12 +148,22 @@ impl<P: Payload> Block<P> {
         self.life.stale_flag()
     }
 
-    fn prepare(&mut self, entry: usize, payload: P, claims: Vec<PageClaim<Killer<P>>>) {
+    /// The block has its place and its cell.
+    fn bind(&mut self, cell: &EntryCell) {
         let this = NonNull::from(&mut *self);
-        self.entry = entry;
-        self.nodes = claims.iter().map(|_| Node::new(this)).collect();
-        self.claims = claims;
-        self.payload = Some(payload);
+        self.cell = cell;
+        for page in &mut self.pages {
+            page.node.bind(this);
+        }
+    }
+
+    fn add_page(&mut self, claim: PageClaim<Killer<P>>) {
+        self.pages.push(BlockPage { claim, node: Node::unbound() });
+    }
+
+    /// Whether no write came to any of its pages since they were claimed.
+    fn is_current(&self) -> bool {
+        self.pages.iter().all(|page| page.claim.is_current())
     }
 }
 
@@ -344,20 +359,20 @@ impl<P: Payload> CodeCache<P> {
     ///
     /// [`Error::BadArgument`] for the key `u64::MAX`.
     pub fn entry_cell(&self, key: Key) -> Result<&EntryCell, Error> {
-        let mut commits = lock(&self.0.commits);
-        Ok(&self.cell(&mut commits, key)?.entry)
-    }
-
-    fn cell(&self, commits: &mut Commits<P>, key: Key) -> Result<&Cell<P>, Error> {
         if key.0 == u64::MAX {
             return Err(Error::BadArgument("u64::MAX is not a key"));
         }
+        Ok(&self.cell(&mut lock(&self.0.commits), key).entry)
+    }
+
+    /// The cell of `key`, which is not `u64::MAX`.
+    fn cell(&self, commits: &mut Commits<P>, key: Key) -> &Cell<P> {
         // SAFETY: under the commit lock, with its count of cells.
         let (cell, replaced) = unsafe { self.0.table.get_or_make(key, self.0.killer.stubs, &mut commits.cells) };
         if let Some(slots) = replaced {
             self.epoch().retire(Garbage::Slots(slots));
         }
-        Ok(cell)
+        cell
     }
 
     fn commit(&self, key: Key, block: NonNull<Block<P>>) -> Result<(), CommitError> {
@@ -375,23 +390,16 @@ impl<P: Payload> CodeCache<P> {
         result
     }
 
-    fn commit_locked(&self, commits: &mut Commits<P>, key: Key, block: NonNull<Block<P>>) -> Result<(), CommitError> {
+    fn commit_locked(
+        &self,
+        commits: &mut Commits<P>,
+        key: Key,
+        mut block: NonNull<Block<P>>,
+    ) -> Result<(), CommitError> {
         let killer = &*self.0.killer;
-        let cell = {
-            let mut block = block;
-            // SAFETY: nobody else knows of the block yet.
-            let block = unsafe { block.as_mut() };
-            let cell = match (block.claims.is_empty(), self.live(block.entry), self.cell(commits, key)) {
-                (false, Some(_), Ok(cell)) => cell,
-                (no_pages, ..) => {
-                    // SAFETY: from `Ticket::commit`'s box, entered nowhere.
-                    drop(unsafe { Box::from_raw(block) });
-                    return Err(if no_pages { CommitError::NoPages } else { CommitError::BadEntry });
-                }
-            };
-            block.cell = &raw const cell.entry;
-            cell
-        };
+        let cell = self.cell(commits, key);
+        // SAFETY: from `Ticket::commit`'s box; nobody else knows of it yet.
+        unsafe { block.as_mut() }.bind(&cell.entry);
         // SAFETY: the block lives until it is reaped; it is shared from here on.
         let shared = unsafe { block.as_ref() };
         // SAFETY: under the commit lock: not reaped, so alive, or null.
@@ -400,7 +408,7 @@ impl<P: Payload> CodeCache<P> {
         }
         cell.block.store(block.as_ptr(), Ordering::Relaxed);
         cell.entry.begin(killer.stubs);
-        for (claim, node) in shared.claims.iter().zip(&shared.nodes) {
+        for BlockPage { claim, node } in &shared.pages {
             // SAFETY: under the commit lock; the node is the block's, which the
             // epoch frees after it was taken out.
             unsafe { claim.data().0.enter(node) };
@@ -408,7 +416,7 @@ impl<P: Payload> CodeCache<P> {
         Self::add_live(commits, block);
         // `is_current` fences: from here a handler sees the nodes, or we see its
         // generation.
-        if shared.claims.iter().all(PageClaim::is_current) && cell.entry.publish(killer.stubs, shared.entry) {
+        if shared.is_current() && cell.entry.publish(killer.stubs, shared.entry) {
             let counters = &self.0.counters;
             counters.committed.add(1);
             counters.retranslated.add(cell.used.swap(1, Ordering::Relaxed));
@@ -432,7 +440,7 @@ impl<P: Payload> CodeCache<P> {
         for &block in &dead {
             // SAFETY: not retired yet.
             let shared = unsafe { block.as_ref() };
-            for claim in &shared.claims {
+            for BlockPage { claim, .. } in &shared.pages {
                 // SAFETY: under the commit lock.
                 unsafe { claim.data().0.take_out_reaped() };
             }

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::ptr::NonNull;
 
-use super::{Block, CodeCache, CommitError, Key, Killer, Payload};
+use super::{Block, CodeCache, CommitError, Key, Payload};
 use crate::addr::{GuestAddr, HostRange};
 use crate::sync::AtomicU8;
-use crate::tracker::{BeginError, PageClaim};
+use crate::tracker::BeginError;
 
 /// A translation in progress. Dropped without a commit, it leaves nothing
 /// behind; the pages stay protected.
@@ -14,18 +14,17 @@ pub struct Ticket<P: Payload> {
     cache: CodeCache<P>,
     key: Key,
     block: Box<Block<P>>,
-    claims: Vec<PageClaim<Killer<P>>>,
 }
 
 impl<P: Payload> fmt::Debug for Ticket<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ticket").field("key", &self.key).field("claims", &self.claims).finish_non_exhaustive()
+        f.debug_struct("Ticket").field("key", &self.key).finish_non_exhaustive()
     }
 }
 
 impl<P: Payload> Ticket<P> {
     pub(super) fn new(cache: CodeCache<P>, key: Key) -> Self {
-        Self { cache, key, block: Box::new(Block::new()), claims: Vec::with_capacity(2) }
+        Self { cache, key, block: Box::new(Block::new()) }
     }
 
     /// What the block will be found by.
@@ -44,14 +43,16 @@ impl<P: Payload> Ticket<P> {
     /// [`BeginError::Failed`]: no region is there, or the kernel refused.
     pub fn claim(&mut self, guest: GuestAddr) -> Result<HostRange, BeginError> {
         let page_bytes = self.cache.tracker().page_size().bytes() as u64;
-        if let Some(claim) = self.claims.iter().find(|claim| guest.0.wrapping_sub(claim.guest_page().0) < page_bytes) {
+        let mut claims = self.block.pages.iter().map(|page| &page.claim);
+        if let Some(claim) = claims.find(|claim| guest.0.wrapping_sub(claim.guest_page().0) < page_bytes) {
             return Ok(claim.host_page());
         }
         let claim = self.cache.claim(guest)?;
         let host = claim.host_page();
-        self.claims.push(claim);
+        self.block.add_page(claim);
         for alias in self.cache.tracker().aliases(guest) {
-            self.claims.push(self.cache.claim(alias)?);
+            let claim = self.cache.claim(alias)?;
+            self.block.add_page(claim);
         }
         Ok(host)
     }
@@ -66,7 +67,7 @@ impl<P: Payload> Ticket<P> {
 
     /// Whether a write came already: then a commit would be refused.
     pub fn is_current(&self) -> bool {
-        self.claims.iter().all(PageClaim::is_current)
+        self.block.is_current()
     }
 
     /// Makes the block reachable: lookups of its key and links to it lead to
@@ -79,8 +80,15 @@ impl<P: Payload> Ticket<P> {
     /// [`CommitError::Written`]: a write came since a page was claimed; nothing
     /// of the block can be reached, `payload` was dropped.
     pub fn commit(self, entry: usize, payload: P) -> Result<(), CommitError> {
-        let Self { cache, key, mut block, claims } = self;
-        block.prepare(entry, payload, claims);
+        let Self { cache, key, mut block } = self;
+        if block.pages.is_empty() {
+            return Err(CommitError::NoPages);
+        }
+        if cache.live(entry).is_none() || key.raw() == u64::MAX {
+            return Err(CommitError::BadEntry);
+        }
+        block.entry = entry;
+        block.payload = Some(payload);
         // From here on the block belongs to the cache.
         cache.commit(key, NonNull::from(Box::leak(block)))
     }
