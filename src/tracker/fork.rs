@@ -6,7 +6,7 @@ use crate::sync::RwLockWriteGuard;
 use super::PageObserver;
 use super::space::Space;
 
-/// A tracker that stands still over a `fork`: see [`Tracker::before_fork`].
+/// A tracker that stands still over a `fork`: see [`Tracker::before_fork`](super::Tracker::before_fork).
 #[derive(Debug)]
 #[must_use = "the tracker stands still until this is dropped"]
 pub struct ForkGuard<'a, O: PageObserver> {

@@ -43,7 +43,7 @@ impl<O: PageObserver> Drop for Held<O> {
     }
 }
 
-/// A change of mappings that is going on: see [`Tracker::change_mapping`].
+/// A change of mappings that is going on: see [`Tracker::change_mapping`](super::Tracker::change_mapping).
 #[derive(Debug)]
 #[must_use = "nothing is translated from the range until this is finished or dropped"]
 pub struct MappingChange<O: PageObserver> {
