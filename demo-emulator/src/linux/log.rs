@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::host_memory;
-use super::process::raise_descriptor;
+use super::own_descriptor::raise_descriptor;
 
 /// The log; clones share it.
 #[derive(Clone, Debug, Default)]

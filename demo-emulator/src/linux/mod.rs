@@ -22,6 +22,7 @@ pub mod host_signals;
 pub mod log;
 pub mod machine;
 pub mod observer;
+pub mod own_descriptor;
 pub mod process;
 pub mod program;
 pub mod safe_syscall;

@@ -1,13 +1,12 @@
 //! A guest process: what its threads share, and how it starts and ends.
 
 use std::fmt;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use codewarden::addr::HostAddr;
-use codewarden::protection::LOWEST_OWN_DESCRIPTOR;
 
 use super::log::LogFile;
 use crate::hart::Hart;
@@ -197,13 +196,6 @@ impl Process {
     pub fn thread_ended(&self) -> usize {
         self.thread_count.fetch_sub(1, Ordering::AcqRel) - 1
     }
-}
-
-/// Moves a descriptor of the emulator's above those that a guest counts on; it
-/// stays where it is if the limit on descriptors is too low. It is closed on
-/// execve.
-pub fn raise_descriptor(fd: OwnedFd) -> OwnedFd {
-    rustix::io::fcntl_dupfd_cloexec(&fd, LOWEST_OWN_DESCRIPTOR).unwrap_or(fd)
 }
 
 /// The kernel writes guest memory while this lives.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use crate::linux::process::raise_descriptor;
+use crate::linux::own_descriptor::raise_descriptor;
 use crate::symbols::Symbols;
 
 const ELF: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../guest-tests/guests/story.elf"));
