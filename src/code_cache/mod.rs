@@ -173,10 +173,10 @@ impl<P: Payload> Record for Block<P> {
     }
 }
 
-/// What waits for the epoch; only dropped.
+/// What waits for the epoch.
 pub(crate) enum Garbage<P: Payload> {
-    Block(#[allow(dead_code)] Box<Block<P>>),
-    Slots(#[allow(dead_code)] Box<Slots<P>>),
+    Block(Box<Block<P>>),
+    Slots(Box<Slots<P>>),
 }
 
 /// The blocks on one page.
@@ -385,8 +385,7 @@ impl<P: Payload> CodeCache<P> {
             }
             result
         };
-        // Payloads are dropped here, under no lock.
-        drop(self.collect_garbage());
+        self.collect_garbage();
         result
     }
 
@@ -462,18 +461,25 @@ impl<P: Payload> CodeCache<P> {
         }
     }
 
-    fn collect_garbage(&self) -> Vec<Garbage<P>> {
-        let garbage = self.epoch().collect();
-        let blocks = garbage.iter().filter(|item| matches!(item, Garbage::Block(_))).count();
-        self.0.counters.freed.add(blocks as u64);
-        garbage
+    /// Frees what nobody can reach any more. Payloads are the embedder's and are
+    /// dropped here: to be called under no lock.
+    fn collect_garbage(&self) {
+        for garbage in self.epoch().collect() {
+            match garbage {
+                Garbage::Block(block) => {
+                    self.0.counters.freed.add(1);
+                    drop(block);
+                }
+                Garbage::Slots(slots) => drop(slots),
+            }
+        }
     }
 
     /// Frees what dead blocks own, as far as no vCPU can be inside them. Commits
     /// do it in passing; an embedder that stops translating may call it.
     pub fn collect(&self) {
         self.reap(&mut lock(&self.0.commits));
-        drop(self.collect_garbage());
+        self.collect_garbage();
     }
 }
 
