@@ -43,7 +43,7 @@ pub(crate) use choice::open;
 
 #[cfg(all(test, not(loom)))]
 mod conformance;
-#[cfg(any(test, loom, fuzzing))]
+#[cfg(any(test, loom))]
 pub(crate) mod model;
 
 /// What happens to a write by the kernel for the guest (`read`, an out
