@@ -292,3 +292,33 @@ fn a_store_through_another_view_kills() {
         drop(guest);
     }
 }
+
+/// The fuzzer held a page through its second view and claimed it through the
+/// first: that was refused, yet the ticket kept half of the claim, and the next
+/// call found the page claimed. A store through the second view, not protected,
+/// left the block reachable.
+#[test]
+fn a_claim_that_another_view_refuses_leaves_nothing_claimed() {
+    let first = GuestMemory::memfd(PAGES << 12).unwrap();
+    let second = first.another_view().unwrap();
+    let other = GUEST + 0x100_0000;
+    let guest = Fixture::new(Mode::Mprotect, first);
+    let tracker = guest.cache.tracker();
+    // SAFETY: both views live until the fixture is gone; the cache goes first.
+    unsafe { tracker.add_region(region(other, &second, Mode::Mprotect)) }.unwrap();
+    for (start, memory) in [(GUEST, &guest.memory), (other, &second)] {
+        let shared = SharedMemory { backing: memory.backing_id().unwrap(), offset: 0 };
+        tracker.declare_shared(GuestAddr(start), (PAGES << 12) as u64, shared).unwrap();
+    }
+    let mut ticket = guest.cache.begin(Key::new(GUEST));
+    let held = tracker.announce_write(GuestAddr(other), 1).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(ticket.claim(GuestAddr(GUEST)), Err(BeginError::Busy(_))));
+    }
+    drop(held);
+    ticket.claim(GuestAddr(GUEST)).unwrap();
+    ticket.commit(0x1000, 0).unwrap();
+    second.write(0, &[1]).unwrap();
+    assert_eq!(guest.lookup(GUEST), None);
+    drop(guest);
+}

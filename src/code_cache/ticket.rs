@@ -49,10 +49,18 @@ impl<P: Payload> Ticket<P> {
         }
         let claim = self.cache.claim(guest)?;
         let host = claim.host_page();
+        let before = self.block.pages.len();
         self.block.add_page(claim);
         for alias in self.cache.tracker().aliases(guest) {
-            let claim = self.cache.claim(alias)?;
-            self.block.add_page(claim);
+            match self.cache.claim(alias) {
+                Ok(claim) => self.block.add_page(claim),
+                Err(error) => {
+                    // All of the page's views or none: the caller may ask again,
+                    // and a page that is found here is not claimed again.
+                    self.block.pages.truncate(before);
+                    return Err(error);
+                }
+            }
         }
         Ok(host)
     }
