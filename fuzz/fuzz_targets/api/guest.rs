@@ -1,0 +1,280 @@
+//! Three areas of guest memory, two of which show the same bytes, a cache over
+//! them, and the oracle beside it.
+//!
+//! # Safety
+//!
+//! The memory is dropped last; a mapping is replaced by one of the same memory, or
+//! of fresh anonymous memory, under `change_mapping`.
+#![allow(unsafe_code)]
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use codewarden::addr::GuestAddr;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::{Access, Mode};
+use codewarden::tracker::{BeginError, Held, RegionOptions, SharedMemory};
+use codewarden::{CodeCache, CommitError, EntryStubs, Key, Killer, Ticket, VCpu};
+
+use crate::oracle::{AREA_BYTES, KEYS, Oracle, PAGE_BYTES, PAGES, Source, place};
+
+/// Faults at one byte that may make a page hot: translated from later.
+const HOT_FAULTS: usize = 8;
+
+type Payload = Arc<()>;
+
+/// Pages of memory that are held through an area, as of one time that it was tracked.
+struct Hold {
+    area: usize,
+    tracked_as: u64,
+    pages: std::ops::Range<usize>,
+    _held: Held<Killer<Payload>>,
+}
+
+pub struct Guest {
+    oracle: Oracle,
+    tickets: Vec<(usize, Ticket<Payload>, Source)>,
+    holds: Vec<Hold>,
+    vcpu: VCpu<Payload>,
+    pub cache: CodeCache<Payload>,
+    payload: Payload,
+    mode: Mode,
+    /// A number for each time that an area was tracked.
+    tracked: [Option<u64>; 3],
+    stores: usize,
+    next: u64,
+    memory: [GuestMemory; 3],
+    /// What the kernel copies from.
+    source: GuestMemory,
+}
+
+fn guest(area: usize, offset: usize) -> GuestAddr {
+    GuestAddr((0x10_0000 * (area + 1) + offset) as u64)
+}
+
+impl Guest {
+    pub fn new(mode: Mode) -> Self {
+        let first = GuestMemory::memfd(AREA_BYTES).expect("a memfd");
+        let second = first.another_view().expect("another view");
+        let cache = CodeCache::new(EntryStubs::NOT_CODE).expect("two stubs");
+        Self {
+            oracle: Oracle::new(mode.is_synchronous()),
+            tickets: Vec::new(),
+            holds: Vec::new(),
+            vcpu: cache.attach_vcpu(|| {}),
+            cache,
+            payload: Arc::new(()),
+            mode,
+            tracked: [None; 3],
+            stores: 0,
+            next: 2,
+            memory: [first, second, GuestMemory::anonymous(AREA_BYTES).expect("memory")],
+            source: GuestMemory::memfd(PAGE_BYTES).expect("a memfd"),
+        }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn shared(&self, area: usize) -> Option<SharedMemory> {
+        self.memory[area].backing_id().map(|backing| SharedMemory { backing, offset: 0 })
+    }
+
+    pub fn add_region(&mut self, area: usize) {
+        let host = self.memory[area].range();
+        let (mode, access) = (self.mode, Access::ReadWrite);
+        let options = RegionOptions { guest: guest(area, 0), host, mode, access, embedder_owns_signals: false };
+        // SAFETY: the memory is dropped after the cache.
+        let added = unsafe { self.cache.tracker().add_region(options) };
+        assert_eq!(added.is_ok(), self.tracked[area].is_none(), "{added:?}");
+        if added.is_ok() {
+            self.tracked[area] = Some(self.next());
+            self.declare(area);
+        }
+    }
+
+    pub fn remove_region(&mut self, area: usize) {
+        let removed = self.cache.tracker().remove_region(guest(area, 0));
+        assert_eq!(removed.is_ok(), self.tracked[area].take().is_some(), "{removed:?}");
+        if removed.is_ok() {
+            self.oracle.must_kill(place(area, 0)..place(area, AREA_BYTES));
+        }
+    }
+
+    /// Says that an area shows shared memory, where it does.
+    pub fn declare(&mut self, area: usize) {
+        if let (Some(memory), Some(_)) = (self.shared(area), self.tracked[area]) {
+            self.cache.tracker().declare_shared(guest(area, 0), AREA_BYTES as u64, memory).expect("whole pages");
+            self.oracle.may_kill(place(area, 0)..place(area, AREA_BYTES));
+        }
+    }
+
+    pub fn store(&mut self, area: usize, offset: usize, len: usize, value: u8) {
+        if self.tracked[area].is_some() {
+            let bytes = vec![value; len];
+            self.memory[area].write(offset, &bytes).expect("inside");
+            self.oracle.store(place(area, offset), &bytes);
+            self.stores += 1;
+        }
+    }
+
+    pub fn host_store(&mut self, area: usize, offset: usize, value: u8) {
+        if self.memory[area].write_untracked(offset, &[value]).is_ok() {
+            self.oracle.set(place(area, offset), &[value]);
+            (0..2).for_each(|view| self.invalidate(view, offset, 1));
+        }
+    }
+
+    pub fn kernel_write(&mut self, area: usize, offset: usize, len: usize, value: u8) {
+        let Some(tracked_as) = self.tracked[area] else { return };
+        let held = self.cache.tracker().announce_write(guest(area, offset), len as u64).expect("a hold");
+        let bytes = vec![value; len];
+        self.source.write_untracked(0, &bytes).expect("inside");
+        let from = self.source.file().expect("a memfd").as_raw_fd();
+        let to = self.memory[area].range().start().0 + offset;
+        // SAFETY: the bytes are the guest's, and mapped.
+        let done = unsafe { libc::pread(from, to as *mut libc::c_void, len, 0) };
+        assert_eq!(done, len as isize, "a write that was announced");
+        self.oracle.store(place(area, offset), &bytes);
+        if self.mode.is_synchronous() {
+            let (start, end) = (place(area, offset), place(area, offset + len));
+            self.oracle.must_kill(start..end);
+            let pages = start / PAGE_BYTES..end.div_ceil(PAGE_BYTES);
+            self.holds.push(Hold { area, tracked_as, pages, _held: held });
+        }
+    }
+
+    pub fn release(&mut self, which: usize) {
+        if which < self.holds.len() {
+            self.holds.swap_remove(which);
+        }
+    }
+
+    /// Replaces the mapping of `pages` from `page` on, or throws their contents away.
+    fn change(&mut self, area: usize, page: usize, pages: usize, is_replaced: bool) {
+        if self.tracked[area].is_none() {
+            return;
+        }
+        let (offset, len) = (page * PAGE_BYTES, pages.min(PAGES - page) * PAGE_BYTES);
+        let change = self.cache.tracker().change_mapping(guest(area, offset), len as u64).expect("a change");
+        self.oracle.must_kill(place(area, offset)..place(area, offset + len));
+        self.check();
+        let host = (self.memory[area].range().start().0 + offset) as *mut libc::c_void;
+        let (protection, fixed) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_FIXED);
+        let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let shared = self.shared(area).map(|memory| SharedMemory { offset: offset as u64, ..memory });
+        // SAFETY: the pages are the guest's, whole, and the tracker knows of it.
+        let done = unsafe {
+            match self.memory[area].file() {
+                _ if !is_replaced => libc::madvise(host, len, libc::MADV_DONTNEED) == 0,
+                None => libc::mmap(host, len, protection, private | fixed, -1, 0) == host,
+                Some(file) => {
+                    let file = file.as_raw_fd();
+                    libc::mmap(host, len, protection, libc::MAP_SHARED | fixed, file, offset as i64) == host
+                }
+            }
+        };
+        assert!(done, "{}", std::io::Error::last_os_error());
+        if is_replaced {
+            change.finish_replaced(Access::ReadWrite, shared).expect("it can be tracked again");
+        } else {
+            drop(change);
+        }
+        if shared.is_none() {
+            self.oracle.set(place(area, offset), &vec![0; len]);
+        }
+    }
+
+    pub fn replace(&mut self, area: usize, page: usize, pages: usize) {
+        self.change(area, page, pages, true);
+    }
+
+    pub fn discard(&mut self, page: usize, pages: usize) {
+        self.change(2, page, pages, false);
+    }
+
+    pub fn sync(&mut self) {
+        self.cache.tracker().sync().expect("a harvest");
+        self.oracle.sync(0..2 * AREA_BYTES);
+    }
+
+    pub fn sync_range(&mut self, area: usize, offset: usize, len: usize) {
+        self.cache.tracker().sync_range(guest(area, offset), len as u64).expect("a harvest");
+        if self.tracked[area].is_some() {
+            self.oracle.sync(place(area, offset)..place(area, offset + len));
+        }
+    }
+
+    pub fn invalidate(&mut self, area: usize, offset: usize, len: usize) {
+        self.cache.tracker().invalidate(guest(area, offset), len as u64).expect("no wrap");
+        if self.tracked[area].is_some() {
+            self.oracle.must_kill(place(area, offset)..place(area, offset + len));
+        }
+    }
+
+    pub fn begin(&mut self, key: usize) {
+        if self.tickets.len() < 3 {
+            self.tickets.push((key, self.cache.begin(Key::new(key as u64)), Source::default()));
+        }
+    }
+
+    /// Claims a page and "translates" a byte of it.
+    pub fn claim(&mut self, which: usize, area: usize, offset: usize) {
+        let is_held = self.is_held(place(area, offset) / PAGE_BYTES);
+        let Some((_, ticket, source)) = self.tickets.get_mut(which) else { return };
+        match ticket.claim(guest(area, offset)) {
+            Ok(host) => {
+                assert_eq!(host.start().0, self.memory[area].range().start().0 + offset / PAGE_BYTES * PAGE_BYTES);
+                let mut byte = [0];
+                self.memory[area].read(offset, &mut byte).expect("inside");
+                self.oracle.claimed(source, place(area, offset), &byte);
+            }
+            Err(BeginError::Busy(busy)) => assert!(is_held || self.stores >= HOT_FAULTS, "{busy:?}"),
+            Err(BeginError::Failed(error)) => assert!(self.tracked[area].is_none(), "{error}"),
+        }
+    }
+
+    pub fn commit(&mut self, which: usize) {
+        if which < self.tickets.len() {
+            let entry = self.next() as usize;
+            let (key, ticket, source) = self.tickets.swap_remove(which);
+            match ticket.commit(entry, self.payload.clone()) {
+                Err(CommitError::NoPages) => {}
+                done => self.oracle.committed(key, entry, source, done.is_ok()),
+            }
+        }
+    }
+
+    pub fn translate(&mut self, key: usize, area: usize, offset: usize) {
+        self.begin(key);
+        let newest = self.tickets.len() - 1;
+        self.claim(newest, area, offset);
+        self.commit(newest);
+    }
+
+    /// Whether nothing may be translated from a page of memory.
+    fn is_held(&self, page: usize) -> bool {
+        self.holds.iter().any(|hold| self.tracked[hold.area] == Some(hold.tracked_as) && hold.pages.contains(&page))
+    }
+
+    /// Looks every key up.
+    pub fn check(&mut self) {
+        for key in 0..KEYS {
+            let mut pin = self.vcpu.pin();
+            let found = pin.lookup(Key::new(key as u64));
+            assert_eq!(found, pin.lookup_shared(Key::new(key as u64)));
+            drop(pin);
+            self.oracle.check(key, found, |page| self.is_held(page));
+        }
+    }
+
+    /// At the end every payload was dropped, once.
+    pub fn finish(self) {
+        let Self { tickets, holds, vcpu, cache, payload, memory, .. } = self;
+        drop((tickets, holds, vcpu, cache));
+        assert_eq!(Arc::strong_count(&payload), 1, "payloads that nobody dropped");
+        drop(memory);
+    }
+}

@@ -1,0 +1,139 @@
+//! What is known of memory and of each block without asking the library: the
+//! bytes, and what happened to each page when.
+
+use std::ops::Range;
+
+pub const PAGE_BYTES: usize = 4096;
+/// Pages of an area.
+pub const PAGES: usize = 4;
+pub const AREA_BYTES: usize = PAGES * PAGE_BYTES;
+pub const KEYS: usize = 4;
+
+/// A page of memory, whichever areas show it.
+#[derive(Clone, Copy, Default)]
+struct Page {
+    /// When something last happened that blocks on it need not outlive.
+    touched: u64,
+    /// When something last happened that no block on it outlives.
+    killed: u64,
+    /// Deferred: written since the last announcement.
+    is_pending: bool,
+}
+
+/// What a block is made from.
+#[derive(Clone, Default)]
+pub struct Source {
+    /// Pages of memory, and when each was claimed.
+    pages: Vec<(usize, u64)>,
+    /// Places in memory, and the byte that was there.
+    bytes: Vec<(usize, u8)>,
+}
+
+struct Block {
+    entry: usize,
+    source: Source,
+}
+
+pub struct Oracle {
+    is_synchronous: bool,
+    now: u64,
+    memory: Vec<u8>,
+    pages: [Page; 2 * PAGES],
+    blocks: [Option<Block>; KEYS],
+}
+
+/// Where an area's bytes lie in memory: two areas show the same.
+pub fn place(area: usize, offset: usize) -> usize {
+    offset + if area == 2 { AREA_BYTES } else { 0 }
+}
+
+fn pages_of(range: Range<usize>) -> Range<usize> {
+    range.start / PAGE_BYTES..range.end.div_ceil(PAGE_BYTES)
+}
+
+impl Oracle {
+    pub fn new(is_synchronous: bool) -> Self {
+        let memory = vec![0; 2 * AREA_BYTES];
+        Self { is_synchronous, now: 0, memory, pages: Default::default(), blocks: Default::default() }
+    }
+
+    fn touch(&mut self, range: Range<usize>) -> &mut [Page] {
+        self.now += 1;
+        let pages = &mut self.pages[pages_of(range)];
+        pages.iter_mut().for_each(|page| page.touched = self.now);
+        pages
+    }
+
+    /// Something happened that may end the blocks on `range`.
+    pub fn may_kill(&mut self, range: Range<usize>) {
+        self.touch(range);
+    }
+
+    /// Nothing that was made from `range` before may be reached.
+    pub fn must_kill(&mut self, range: Range<usize>) {
+        self.touch(range).iter_mut().for_each(|page| page.killed = page.touched);
+    }
+
+    /// A store that the tracking must learn of.
+    pub fn store(&mut self, at: usize, bytes: &[u8]) {
+        let is_pending = !self.is_synchronous;
+        self.touch(at..at + bytes.len()).iter_mut().for_each(|page| page.is_pending |= is_pending);
+        self.set(at, bytes);
+    }
+
+    /// Memory changed; the tracking is told apart from that.
+    pub fn set(&mut self, at: usize, bytes: &[u8]) {
+        self.memory[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// The writes to `range` were announced.
+    pub fn sync(&mut self, range: Range<usize>) {
+        self.now += 1;
+        for page in &mut self.pages[pages_of(range)] {
+            if std::mem::take(&mut page.is_pending) {
+                page.touched = self.now;
+            }
+        }
+    }
+
+    /// The bytes at `at` were read under a claim.
+    pub fn claimed(&mut self, source: &mut Source, at: usize, bytes: &[u8]) {
+        assert_eq!(bytes, &self.memory[at..at + bytes.len()], "memory is not what was stored");
+        self.now += 1;
+        let page = at / PAGE_BYTES;
+        if source.pages.iter().all(|&(known, _)| known != page) {
+            source.pages.push((page, self.now));
+        }
+        source.bytes.extend((at..).zip(bytes.iter().copied()));
+    }
+
+    /// A block was committed, or not.
+    pub fn committed(&mut self, key: usize, entry: usize, source: Source, is_reachable: bool) {
+        assert!(is_reachable || !self.must_be_found(&source), "a commit was refused and no page was touched");
+        // The block that it supersedes is gone either way.
+        self.blocks[key] = is_reachable.then_some(Block { entry, source });
+    }
+
+    fn must_be_found(&self, source: &Source) -> bool {
+        source.pages.iter().all(|&(page, claimed)| self.pages[page].touched < claimed)
+    }
+
+    /// Whether `found` may be what a lookup of `key` gives. `is_held` says
+    /// from which pages nothing may be translated.
+    pub fn check(&self, key: usize, found: Option<usize>, is_held: impl Fn(usize) -> bool) {
+        let Some(entry) = found else {
+            let lost = self.blocks[key].as_ref().filter(|block| self.must_be_found(&block.source));
+            return assert!(lost.is_none(), "key {key}: a block was lost and no page of it was touched");
+        };
+        let block = self.blocks[key].as_ref().expect("a block that was committed");
+        assert_eq!(entry, block.entry, "key {key}: an older block");
+        for &(page, claimed) in &block.source.pages {
+            assert!(self.pages[page].killed < claimed, "key {key}: outlived what ends every block on page {page}");
+            assert!(!is_held(page), "key {key}: a block on page {page}, which is held");
+        }
+        for &(at, byte) in &block.source.bytes {
+            let is_announced = !self.pages[at / PAGE_BYTES].is_pending;
+            assert!(byte == self.memory[at] || !is_announced, "key {key}: stale at {at:#x}");
+        }
+    }
+}
