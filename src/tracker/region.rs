@@ -54,18 +54,20 @@ impl<O: PageObserver> Region<O> {
         observer: Arc<O>,
         counters: Arc<Counters>,
     ) -> Self {
+        let (mode, pages) = (protection.mode(), host.len() >> page.shift());
+        let harvested = if mode == Mode::Deferred { pages } else { 0 };
         Self {
             guest,
             host,
             page,
-            mode: protection.mode(),
+            mode,
             protection,
             options,
-            pages: PageTable::new(host.len() >> page.shift()),
+            pages: PageTable::new(pages),
             observer,
             counters,
             repeats: Repeats::new(),
-            harvest: Mutex::new(HarvestSet::default()),
+            harvest: Mutex::new(HarvestSet::new(harvested)),
             lost: AtomicBool::new(false),
         }
     }
