@@ -83,6 +83,8 @@ impl Journal {
             Cause::Store { byte, pc, tid } => (Kind::Store, byte.0, pc.map_or(0, |pc| pc.0 as u64), tid),
             Cause::Harvest => (Kind::Harvest, 0, 0, 0),
             Cause::Announced => (Kind::Announced, 0, 0, 0),
+            Cause::Ahead => (Kind::Ahead, 0, 0, 0),
+            Cause::Cooled => (Kind::Cooled, 0, 0, 0),
             Cause::Lost => (Kind::Lost, 0, 0, 0),
         };
         entry.page.store(write.page.0, Ordering::Relaxed);
@@ -118,6 +120,8 @@ impl Journal {
             }
             Kind::Harvest => Cause::Harvest,
             Kind::Announced => Cause::Announced,
+            Kind::Ahead => Cause::Ahead,
+            Kind::Cooled => Cause::Cooled,
             Kind::Lost => Cause::Lost,
         };
         let killed = (detail >> KILLED_SHIFT) & KILLED_MAX;
@@ -131,22 +135,26 @@ enum Kind {
     Harvest,
     Announced,
     Lost,
+    Ahead,
+    Cooled,
 }
 
 impl Kind {
     fn of(detail: u64) -> Self {
-        match detail & 3 {
+        match detail & 7 {
             0 => Self::Store,
             1 => Self::Harvest,
             2 => Self::Announced,
+            4 => Self::Ahead,
+            5 => Self::Cooled,
             _ => Self::Lost,
         }
     }
 }
 
-// bits 0..2: kind; 2..32: blocks; 32..64: thread id.
-const KILLED_SHIFT: u32 = 2;
-const KILLED_MAX: u64 = (1 << 30) - 1;
+// bits 0..3: kind; 3..32: blocks; 32..64: thread id.
+const KILLED_SHIFT: u32 = 3;
+const KILLED_MAX: u64 = (1 << 29) - 1;
 const TID_SHIFT: u32 = 32;
 
 fn pack(kind: Kind, tid: u32, killed: u64) -> u64 {
@@ -166,7 +174,7 @@ mod tests {
     fn what_was_entered_is_read_in_order() {
         let journal = Journal::new();
         assert_eq!(journal.since(0), []);
-        let others = [Cause::Harvest, Cause::Announced, Cause::Lost];
+        let others = [Cause::Harvest, Cause::Announced, Cause::Lost, Cause::Ahead, Cause::Cooled];
         let writes: Vec<_> = std::iter::once(store(0x1234))
             .chain(others.map(|cause| PageWrite { page: GuestAddr(0x5000), cause }))
             .collect();
@@ -174,13 +182,13 @@ mod tests {
             journal.record(write, killed as u64);
         }
         let read = journal.since(0);
-        assert_eq!(read.len(), 4);
+        assert_eq!(read.len(), writes.len());
         for (number, (read, write)) in read.iter().zip(&writes).enumerate() {
             let expected = (number as u64, write.page, write.cause, number as u64);
             assert_eq!((read.sequence, read.page, read.cause, read.killed), expected);
         }
-        assert_eq!(journal.since(3).len(), 1);
-        assert_eq!(journal.since(4), []);
+        assert_eq!(journal.since(5).len(), 1);
+        assert_eq!(journal.since(6), []);
     }
 
     #[test]

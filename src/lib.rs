@@ -40,7 +40,7 @@
 //! 3. [`Ticket::commit`]: the block is reachable, or refused because a write came.
 //! 4. Look up and run under a [`Pin`]; let go of it around whatever may last.
 //! 5. Tell the tracker of what the kernel cannot tell:
-//!    [`tracker::Tracker::announce_write`], [`tracker::Tracker::change_mapping`],
+//!    [`tracker::Tracker::prepare_kernel_write`], [`tracker::Tracker::change_mapping`],
 //!    [`tracker::Tracker::invalidate`].
 //!
 //! # Promises
@@ -72,6 +72,7 @@ mod mode;
 #[cfg(test)]
 mod models;
 mod page_table;
+pub mod policy;
 pub mod protection;
 mod stats;
 mod sync;

@@ -49,6 +49,14 @@ macro_rules! counters {
 counters! {
     /// Write faults that were resolved.
     faults,
+    /// Those of them that hit no line with code.
+    faults_beside,
+    /// Pages that a fault opened ahead of a stream of writes, beside its own.
+    opened_ahead,
+    /// Pages that became checked.
+    checked,
+    /// Checked pages that cooled.
+    cooled,
     /// Pages that a harvest found written.
     pages_harvested,
     /// Harvests: one for each run of pages that a `sync` asked about.

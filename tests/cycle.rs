@@ -311,7 +311,7 @@ fn a_claim_that_another_view_refuses_leaves_nothing_claimed() {
         tracker.declare_shared(GuestAddr(start), (PAGES << 12) as u64, shared).unwrap();
     }
     let mut ticket = guest.cache.begin(Key::new(GUEST));
-    let held = tracker.announce_write(GuestAddr(other), 1).unwrap();
+    let held = tracker.prepare_kernel_write(GuestAddr(other), 1).unwrap();
     for _ in 0..2 {
         assert!(matches!(ticket.claim(GuestAddr(GUEST)), Err(BeginError::Busy(_))));
     }

@@ -97,6 +97,8 @@ fn both_sides(mode: Mode, drops_in_child: bool) {
     let mut vcpu = cache.attach_vcpu(|| {});
     for page in 0..PAGES {
         assert_eq!(vcpu.pin().lookup(Key::new(page << 12)), Some(0x1000), "{mode}: the parent lost a block");
+    }
+    for page in 0..PAGES {
         memory.write((page << 12) as usize, &[2]).unwrap();
         announce(&cache, mode);
         assert_eq!(vcpu.pin().lookup(Key::new(page << 12)), None, "{mode}: the parent missed a write");

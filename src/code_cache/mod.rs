@@ -44,6 +44,7 @@ use crate::block::{BlockList, DeadStack, EntryCell, EntryStubs, Life, Node, Reco
 use crate::epoch::{Epoch, EpochForkGuard};
 use crate::error::Error;
 use crate::journal::{Journal, RecentWrite};
+use crate::policy::Adaptive;
 use crate::stats::{Counters, Stats};
 use crate::sync::{Arc, AtomicU8, AtomicUsize, Mutex, MutexGuard, Ordering, lock};
 use crate::tracker::{self, BeginError, Cause, PageClaim, PageObserver, PageWrite, Tracker};
@@ -293,7 +294,7 @@ impl<P: Payload> CodeCache<P> {
             journal: Journal::new(),
         });
         Ok(Self(Arc::new(Shared {
-            tracker: Tracker::with_counters(killer.clone(), counters.clone()),
+            tracker: Tracker::with_counters(killer.clone(), Arc::new(Adaptive::new()), counters.clone()),
             killer,
             table: Table::new(),
             commits: Mutex::new(Commits { cells: 0, live: Vec::new() }),

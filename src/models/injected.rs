@@ -133,7 +133,7 @@ fn a_store_at_each_step_of_an_announced_write() {
         0,
         |run| {
             let (start, len) = run.guest.span(0);
-            let held = run.guest.cache.tracker().announce_write(start, len).unwrap();
+            let held = run.guest.cache.tracker().prepare_kernel_write(start, len).unwrap();
             assert_eq!(run.guest.follow(run.link), None);
             drop(held);
         },

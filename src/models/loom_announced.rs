@@ -97,7 +97,7 @@ fn an_announced_write(translated: bool, other: fn(&Model)) {
     let model = Model::new(Mode::Sigbus, translated);
     let other = model.spawn(other);
     let (start, len) = model.guest.span(0);
-    let held = model.guest.cache.tracker().announce_write(start, len).unwrap();
+    let held = model.guest.cache.tracker().prepare_kernel_write(start, len).unwrap();
     if !model.guest.kernel.kernel_store(0, 2) {
         // The other thread's store is one step: it may come between the two of this one.
         if !model.guest.kernel.kernel_store(0, 2) {

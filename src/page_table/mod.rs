@@ -10,12 +10,15 @@
 //! the table is dropped; a reference to a descriptor lives as long as the table.
 #![allow(unsafe_code)]
 
+mod history;
 mod word;
 
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use core::{fmt, ops::Range};
 
+pub(crate) use history::{History, Hit};
 pub use word::Busy;
-pub(crate) use word::{Begin, Generation, PageState, PageWord, Word};
+pub(crate) use word::{Begin, Generation, PageState, PageWord, Unprotect, Word};
 
 use crate::addr::PageIndex;
 use crate::sync::{AtomicPtr, Mutex, Ordering, lock};
@@ -26,61 +29,67 @@ const CHUNK_PAGES: usize = 512;
 #[cfg(loom)]
 const CHUNK_PAGES: usize = 2;
 
+/// A page's lines, one for each bit of a word: 64 bytes each in a page of 4 KiB.
+const CODE_LINES: usize = 64;
+
 /// One page.
 #[derive(Debug)]
 pub(crate) struct PageDesc<D> {
     pub(crate) word: PageWord,
-    /// Recent faults, for the decision to leave the page writable a while.
-    pub(crate) heat: Heat,
+    /// What happened on it lately.
+    pub(crate) history: History,
+    /// Which of its [`CODE_LINES`] lines may hold bytes that something was made
+    /// from. It decides what is worth while and never what is right: a write
+    /// that is taken for one beside code makes blocks compare themselves.
+    code_lines: AtomicU64,
     /// What lies on it, for whoever stands on the tracker.
     pub(crate) data: D,
 }
 
-/// How often the same byte of the page faulted lately.
-#[derive(Debug)]
-pub(crate) struct Heat(core::sync::atomic::AtomicU64);
-
-/// Faults at the same byte within one window after which the page stays
-/// writable until the window is over. A store over two pages needs both to be
-/// writable at once; against an eager translator that took 1,790 faults.
-const HOT_FAULTS: u64 = 8;
-/// Length of the window.
-const WINDOW_MS: u64 = 32;
-
-impl Heat {
-    fn new() -> Self {
-        Self(core::sync::atomic::AtomicU64::new(0))
+impl<D> PageDesc<D> {
+    /// The translator that protects the page finds no code on it. Before anybody
+    /// can have its generation.
+    pub(crate) fn clear_code(&self) {
+        self.code_lines.store(0, Relaxed);
     }
 
-    // bits 0..16: byte within the page, plus 1; 16..24: faults; 24..64: when the
-    // window began, in ms.
-    fn unpack(word: u64) -> (u64, u64, u64) {
-        (word & 0xffff, (word >> 16) & 0xff, word >> 24)
+    /// Something is made from `bytes` of the page, of `page_bytes`.
+    pub(crate) fn add_code(&self, bytes: Range<usize>, page_bytes: usize) {
+        self.code_lines.fetch_or(lines_of(bytes, page_bytes), Relaxed);
     }
 
-    /// A fault at byte `offset` of the page, `now_ms` on a monotonic clock.
-    pub(crate) fn record(&self, offset: usize, now_ms: u64) {
-        let (byte, faults, since_ms) = Self::unpack(self.0.load(Ordering::Relaxed));
-        let this = (offset as u64 + 1) & 0xffff;
-        let same = byte == this && now_ms.wrapping_sub(since_ms) < WINDOW_MS;
-        let (faults, since_ms) = if same { ((faults + 1).min(0xff), since_ms) } else { (1, now_ms) };
-        self.0.store(this | faults << 16 | since_ms << 24, Ordering::Relaxed);
+    /// Whether a line that holds one of `bytes` may hold code.
+    pub(crate) fn has_code(&self, bytes: Range<usize>, page_bytes: usize) -> bool {
+        self.code_lines.load(Relaxed) & lines_of(bytes, page_bytes) != 0
     }
+}
 
-    /// Whether the page should stay writable just now.
-    pub(crate) fn is_hot(&self, now_ms: impl FnOnce() -> u64) -> bool {
-        let (_, faults, since_ms) = Self::unpack(self.0.load(Ordering::Relaxed));
-        faults >= HOT_FAULTS && now_ms().wrapping_sub(since_ms) < WINDOW_MS
+/// The lines that hold `bytes` of a page, as bits.
+fn lines_of(bytes: Range<usize>, page_bytes: usize) -> u64 {
+    let line_bytes = page_bytes / CODE_LINES;
+    let (first, last) = (bytes.start / line_bytes, (bytes.end.max(1) - 1) / line_bytes);
+    if bytes.is_empty() || first >= CODE_LINES {
+        return 0;
     }
+    let last = last.min(CODE_LINES - 1);
+    (u64::MAX >> (CODE_LINES - 1 - last)) & (u64::MAX << first)
 }
 
 /// The table of a region.
 pub(crate) struct PageTable<D> {
     pages: usize,
     chunks: Box<[AtomicPtr<PageDesc<D>>]>,
-    /// Ranges that are held open. It is also the lock under which chunks are
-    /// made, so that a hold and a new chunk agree on the counts.
-    held: Mutex<Vec<Range<usize>>>,
+    /// Also the lock under which chunks are made, so that a hold and a new chunk
+    /// agree on the counts.
+    book: Mutex<Book>,
+}
+
+#[derive(Default)]
+struct Book {
+    /// Ranges that are held open.
+    held: Vec<Range<usize>>,
+    /// The numbers of the chunks that there are.
+    made: Vec<usize>,
 }
 
 impl<D> fmt::Debug for PageTable<D> {
@@ -92,7 +101,7 @@ impl<D> fmt::Debug for PageTable<D> {
 impl<D: Default> PageTable<D> {
     pub(crate) fn new(pages: usize) -> Self {
         let chunks = (0..pages.div_ceil(CHUNK_PAGES)).map(|_| AtomicPtr::new(core::ptr::null_mut())).collect();
-        Self { pages, chunks, held: Mutex::new(Vec::new()) }
+        Self { pages, chunks, book: Mutex::default() }
     }
 
     pub(crate) fn pages(&self) -> usize {
@@ -123,12 +132,13 @@ impl<D: Default> PageTable<D> {
         if let Some(desc) = self.get(page) {
             return Some(desc);
         }
-        let held = lock(&self.held);
+        let mut book = lock(&self.book);
         let number = page.0 / CHUNK_PAGES;
         if self.chunk(number).is_none() {
-            self.make_chunk(number, &held);
+            self.make_chunk(number, &book.held);
+            book.made.push(number);
         }
-        drop(held);
+        drop(book);
         self.get(page)
     }
 
@@ -137,7 +147,12 @@ impl<D: Default> PageTable<D> {
             .map(|i| {
                 let page = number * CHUNK_PAGES + i;
                 let count = held.iter().filter(|range| range.contains(&page)).count();
-                PageDesc { word: PageWord::new(count as u64), heat: Heat::new(), data: D::default() }
+                PageDesc {
+                    word: PageWord::new(count as u64),
+                    history: History::default(),
+                    code_lines: AtomicU64::new(0),
+                    data: D::default(),
+                }
             })
             .collect();
         let first = Box::into_raw(descs).cast::<PageDesc<D>>();
@@ -161,23 +176,37 @@ impl<D: Default> PageTable<D> {
         })
     }
 
-    /// Enters an un-protect on every page of `pages`, those that have no
-    /// descriptor yet included; `entered` is told of each that has one, with its
-    /// word before. Until [`PageTable::release`] nobody begins there.
-    pub(crate) fn hold(&self, pages: Range<usize>, mut entered: impl FnMut(PageIndex, &PageDesc<D>, Word)) {
-        let mut held = lock(&self.held);
-        for (page, desc) in self.existing(pages.clone()) {
-            let before = desc.word.enter_unprotect();
-            entered(page, desc, before);
+    /// Calls `each` with every descriptor there is: what it costs follows how many
+    /// there are, not how large the region is.
+    pub(crate) fn for_each_made(&self, mut each: impl FnMut(PageIndex, &PageDesc<D>)) {
+        let made = lock(&self.book).made.clone();
+        for number in made {
+            let pages = number * CHUNK_PAGES..(number + 1) * CHUNK_PAGES;
+            self.existing(pages).for_each(|(page, desc)| each(page, desc));
         }
-        held.push(pages);
+    }
+
+    /// Enters an un-protect on every page of `pages`, those that have no
+    /// descriptor yet included: `enter` does it for each that has one. Until
+    /// [`PageTable::release`] nobody protects one of them.
+    pub(crate) fn hold(&self, pages: Range<usize>, mut enter: impl FnMut(PageIndex, &PageDesc<D>)) {
+        let mut book = lock(&self.book);
+        for (page, desc) in self.existing(pages.clone()) {
+            enter(page, desc);
+        }
+        book.held.push(pages);
+    }
+
+    /// Whether `page` is held now.
+    pub(crate) fn is_held(&self, page: PageIndex) -> bool {
+        lock(&self.book).held.iter().any(|range| range.contains(&page.0))
     }
 
     /// Ends one hold of the same pages.
     pub(crate) fn release(&self, pages: Range<usize>) {
-        let mut held = lock(&self.held);
-        if let Some(at) = held.iter().position(|range| *range == pages) {
-            held.swap_remove(at);
+        let mut book = lock(&self.book);
+        if let Some(at) = book.held.iter().position(|range| *range == pages) {
+            book.held.swap_remove(at);
             for (_, desc) in self.existing(pages) {
                 desc.word.leave_unprotect();
             }
@@ -219,7 +248,9 @@ mod tests {
         let table = PageTable::<()>::new(2 * CHUNK_PAGES);
         let early = table.get_or_make(PageIndex(1)).unwrap();
         let pages = 0..CHUNK_PAGES + 4;
-        table.hold(pages.clone(), |_, _, _| {});
+        table.hold(pages.clone(), |_, desc| {
+            desc.word.enter_unprotect(Unprotect::Write);
+        });
         let late = table.get_or_make(PageIndex(CHUNK_PAGES)).unwrap();
         let beyond = table.get(PageIndex(CHUNK_PAGES + 4)).unwrap();
         assert_eq!(early.word.begin_protect(), Begin::Busy(Busy::Unprotecting));
@@ -231,15 +262,20 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_that_keeps_faulting_makes_its_page_hot() {
-        let heat = Heat::new();
-        for _ in 0..HOT_FAULTS {
-            assert!(!heat.is_hot(|| 1_000));
-            heat.record(4095, 1_000);
-        }
-        assert!(heat.is_hot(|| 1_000 + WINDOW_MS - 1));
-        assert!(!heat.is_hot(|| 1_000 + WINDOW_MS));
-        heat.record(0, 1_001);
-        assert!(!heat.is_hot(|| 1_001));
+    fn lines_hold_code_where_bytes_of_it_lie() {
+        let page_bytes = 64 * CODE_LINES;
+        let desc =
+            PageDesc { word: PageWord::new(0), history: History::default(), code_lines: AtomicU64::new(0), data: () };
+        desc.add_code(100..130, page_bytes);
+        desc.add_code(page_bytes - 2..page_bytes, page_bytes);
+        let code: Vec<usize> =
+            (0..CODE_LINES).filter(|line| desc.has_code(line * 64..line * 64 + 1, page_bytes)).collect();
+        assert_eq!(code, [1, 2, CODE_LINES - 1]);
+        assert!(desc.has_code(0..65, page_bytes) && !desc.has_code(0..64, page_bytes));
+        assert!(!desc.has_code(64..64, page_bytes));
+        desc.clear_code();
+        assert!(!desc.has_code(0..page_bytes, page_bytes));
+        desc.add_code(0..page_bytes, page_bytes);
+        assert_eq!(desc.code_lines.load(Relaxed), u64::MAX);
     }
 }

@@ -13,8 +13,11 @@
 //! | Protecting | Protected | the same translator, after its system call | +1 |
 //! | Protecting | Cancelled | whoever un-protects | +1 |
 //! | Cancelled | Open | the translator that was cancelled, once it has un-protected | +1 |
-//! | Protected | Open | whoever un-protects | +1 |
+//! | Protected | Open | whoever un-protects to write code | +1 |
+//! | Protected | Checked | whoever un-protects to write beside code; a harvest, by policy | +1 |
 //! | Protected | Protected | a harvest that found the page written | +1 |
+//! | Open | Checked | a translator that begins, by policy | +1 |
+//! | Checked | Open | policy, once the page has cooled; a change of the mapping | +1 |
 //!
 //! Whoever un-protects (a fault handler, an announced write) raises the count of
 //! un-protects in flight in the same step in which it leaves the protected
@@ -129,11 +132,25 @@ pub enum Busy {
 pub(crate) enum Begin {
     /// Nothing: the page is protected, and this is its generation.
     Protected(Generation),
+    /// Nothing: the page is checked, and this is its generation.
+    Checked(Generation),
     /// Protect it, then call [`PageWord::finish_protect`] or
     /// [`PageWord::abort_protect`].
     Protect,
     /// Interpret.
     Busy(Busy),
+}
+
+/// Why somebody un-protects a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unprotect {
+    /// What lies on it is about to be written: its blocks are killed.
+    Write,
+    /// Bytes beside what lies on it are about to be written: its blocks compare
+    /// themselves from now on.
+    Beside,
+    /// Its mapping or its contents go away.
+    Change,
 }
 
 /// The word.
@@ -174,10 +191,38 @@ impl PageWord {
             Ok(_) => Begin::Protect,
             Err(word) => match word.state() {
                 PageState::Protected => Begin::Protected(word.generation()),
+                PageState::Checked => Begin::Checked(word.generation()),
                 PageState::Protecting | PageState::Cancelled => Begin::Busy(Busy::Protecting),
-                PageState::Open | PageState::Checked => Begin::Busy(Busy::Unprotecting),
+                PageState::Open => Begin::Busy(Busy::Unprotecting),
             },
         }
+    }
+
+    /// A translator begins whose blocks compare themselves: the page stays
+    /// writable, whatever is in flight. What it is instead, where it is not open.
+    pub(crate) fn begin_check(&self) -> Result<Generation, Begin> {
+        let claimed = self.update(|word| (word.state() == PageState::Open).then(|| word.to_state(PageState::Checked)));
+        match claimed {
+            Ok(before) => Ok(before.to_state(PageState::Checked).generation()),
+            Err(word) => Err(match word.state() {
+                PageState::Protected => Begin::Protected(word.generation()),
+                PageState::Checked => Begin::Checked(word.generation()),
+                _ => Begin::Busy(Busy::Protecting),
+            }),
+        }
+    }
+
+    /// A harvest found the page written, and it becomes checked. Whether it was
+    /// protected until now.
+    pub(crate) fn check_harvested(&self) -> bool {
+        let next = |word: Word| (word.state() == PageState::Protected).then(|| word.to_state(PageState::Checked));
+        self.update(next).is_ok()
+    }
+
+    /// A checked page has cooled and is open: what lies on it is to be killed.
+    /// Whether it was checked until now.
+    pub(crate) fn cool(&self) -> bool {
+        self.update(|word| (word.state() == PageState::Checked).then(|| word.to_state(PageState::Open))).is_ok()
     }
 
     /// The system call protected the page: its generation, or `None` where a
@@ -204,15 +249,19 @@ impl PageWord {
     ///
     /// From Open nothing but the count changes: no generation is held by
     /// anybody, and a fault that is not ours must find the word as it left it.
-    pub(crate) fn enter_unprotect(&self) -> Word {
+    /// From Checked neither, unless the mapping changes: blocks compare
+    /// themselves.
+    pub(crate) fn enter_unprotect(&self, why: Unprotect) -> Word {
         loop {
             let entered = self.update(|word| {
                 if word.unprotects_in_flight() == COUNT_MAX {
                     return None;
                 }
                 let next = match word.state() {
+                    PageState::Protected if why == Unprotect::Beside => word.to_state(PageState::Checked),
                     PageState::Protected => word.to_state(PageState::Open),
                     PageState::Protecting => word.to_state(PageState::Cancelled),
+                    PageState::Checked if why == Unprotect::Change => word.to_state(PageState::Open),
                     PageState::Open | PageState::Cancelled | PageState::Checked => word,
                 };
                 Some(Word(next.0 + COUNT_ONE))
@@ -260,16 +309,16 @@ mod tests {
         let (word, generation) = protected();
         assert_eq!(word.begin_protect(), Begin::Protected(generation));
         assert!(word.holds(generation));
-        word.enter_unprotect();
+        word.enter_unprotect(Unprotect::Write);
         assert!(!word.holds(generation));
     }
 
     #[test]
     fn nobody_begins_while_an_unprotect_is_in_flight() {
         let (word, generation) = protected();
-        word.enter_unprotect();
+        word.enter_unprotect(Unprotect::Write);
         assert_eq!(word.begin_protect(), Begin::Busy(Busy::Unprotecting));
-        word.enter_unprotect();
+        word.enter_unprotect(Unprotect::Write);
         word.leave_unprotect();
         assert_eq!(word.begin_protect(), Begin::Busy(Busy::Unprotecting));
         word.leave_unprotect();
@@ -281,7 +330,7 @@ mod tests {
     fn a_write_while_protecting_cancels() {
         let word = PageWord::new(0);
         assert_eq!(word.begin_protect(), Begin::Protect);
-        word.enter_unprotect();
+        word.enter_unprotect(Unprotect::Write);
         word.leave_unprotect();
         assert_eq!(word.load().state(), PageState::Cancelled);
         assert_eq!(word.begin_protect(), Begin::Busy(Busy::Protecting));
@@ -294,10 +343,41 @@ mod tests {
     #[test]
     fn entering_from_open_leaves_the_word_as_it_was() {
         let (word, _) = protected();
-        word.enter_unprotect();
+        word.enter_unprotect(Unprotect::Write);
         let open = word.leave_unprotect();
-        word.enter_unprotect();
+        word.enter_unprotect(Unprotect::Write);
         assert_eq!(word.leave_unprotect(), open);
+    }
+
+    #[test]
+    fn a_write_beside_code_makes_a_page_checked() {
+        let (word, generation) = protected();
+        word.enter_unprotect(Unprotect::Beside);
+        assert!(!word.holds(generation));
+        let Begin::Checked(checked) = word.begin_protect() else { panic!("{word:?}") };
+        assert_eq!(word.begin_check(), Err(Begin::Checked(checked)));
+        word.leave_unprotect();
+        // Writes are nothing to it; a change of the mapping is.
+        word.enter_unprotect(Unprotect::Write);
+        assert!(word.holds(checked));
+        word.enter_unprotect(Unprotect::Change);
+        assert!(!word.holds(checked));
+        assert_eq!(word.load().state(), PageState::Open);
+        assert_eq!(word.begin_protect(), Begin::Busy(Busy::Unprotecting));
+    }
+
+    #[test]
+    fn a_checked_page_goes_through_open() {
+        let word = PageWord::new(1);
+        let checked = word.begin_check().unwrap();
+        assert!(!word.check_harvested());
+        assert!(word.cool() && !word.cool());
+        assert!(!word.holds(checked));
+        word.leave_unprotect();
+        assert_eq!(word.begin_protect(), Begin::Protect);
+        word.finish_protect().unwrap();
+        assert!(word.check_harvested());
+        assert_eq!(word.load().state(), PageState::Checked);
     }
 
     #[test]

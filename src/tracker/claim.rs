@@ -1,15 +1,16 @@
 //! A page that a translator has claimed, or why it could not.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex};
 use crate::error::Error;
-use crate::page_table::{Busy, Generation, PageDesc};
+use crate::page_table::{Busy, PageDesc};
 use crate::protection::Mode;
 use crate::sync::{Arc, Ordering, Rule, fence, left_out};
 
 use super::PageObserver;
-use super::region::Region;
+use super::region::{Begun, Region};
 
 /// Why a page cannot be translated from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,12 +43,12 @@ pub struct PageClaim<O: PageObserver> {
     pub(super) region: Arc<Region<O>>,
     /// Points into the table of `region`, which the claim keeps.
     pub(super) page: PageIndex,
-    pub(super) generation: Generation,
+    pub(super) begun: Begun,
 }
 
 impl<O: PageObserver> fmt::Debug for PageClaim<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PageClaim").field("page", &self.guest_page()).field("generation", &self.generation).finish()
+        f.debug_struct("PageClaim").field("page", &self.guest_page()).field("begun", &self.begun).finish()
     }
 }
 
@@ -68,6 +69,21 @@ impl<O: PageObserver> PageClaim<O> {
         self.region.mode()
     }
 
+    /// Whether the page is checked: it stays writable, and what is made from it
+    /// must compare the bytes that it was made from before each use.
+    pub fn is_checked(&self) -> bool {
+        self.begun.checked
+    }
+
+    /// Something is made from `bytes` of the page, by offset. To be said before
+    /// the observer can find it: a write that hits none of the page's lines (64 of
+    /// them, 64 bytes each in a page of 4 KiB) where something lies makes it
+    /// checked, if the policy has checked pages, and a write to one makes it
+    /// unreachable.
+    pub fn add_code(&self, bytes: Range<usize>) {
+        self.desc().add_code(bytes, self.region.page_size().bytes());
+    }
+
     /// What the observer keeps for the page.
     pub fn data(&self) -> &O::Data {
         &self.desc().data
@@ -84,6 +100,6 @@ impl<O: PageObserver> PageClaim<O> {
         if !left_out(Rule::FenceBeforeGenerations) {
             fence(Ordering::SeqCst);
         }
-        self.desc().word.holds(self.generation)
+        self.desc().word.holds(self.begun.generation)
     }
 }

@@ -11,8 +11,10 @@ use super::PageObserver;
 use super::region::Region;
 use super::space::Gate;
 use super::views::SharedMemory;
+use super::writes::Hold;
 
-/// Pages that are held writable and from which nothing is translated.
+/// Pages that are held writable: nothing is translated from them but blocks that
+/// compare themselves.
 #[derive(Debug)]
 #[must_use = "the pages are held until this is dropped"]
 pub struct Held<O: PageObserver> {
@@ -27,10 +29,10 @@ impl<O: PageObserver> Held<O> {
         Self { gate: gate.clone(), start, holds: Vec::new() }
     }
 
-    pub(super) fn hold(&mut self, region: &Arc<Region<O>>, pages: Range<usize>) -> Result<(), Error> {
+    pub(super) fn hold(&mut self, region: &Arc<Region<O>>, pages: Range<usize>, why: Hold) -> Result<(), Error> {
         // In the list first: what a failed hold entered is released as well.
         self.holds.push((region.clone(), pages.clone()));
-        region.hold(pages)
+        region.hold(pages, why)
     }
 }
 

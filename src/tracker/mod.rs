@@ -17,10 +17,11 @@
 //!
 //! # Writes that the kernel cannot tell of
 //!
-//! [`Tracker::announce_write`] for writes that the kernel makes for the guest,
+//! [`Tracker::prepare_kernel_write`] for writes that the kernel makes for the guest,
 //! [`Tracker::change_mapping`] for mmap, munmap and the like, and
 //! [`Tracker::invalidate`] for bytes that changed behind the tracker's back.
 
+mod census;
 mod claim;
 mod fork;
 mod harvest;
@@ -28,11 +29,14 @@ mod held;
 mod region;
 mod repeat;
 mod space;
+mod streams;
 mod views;
+mod writes;
 
 use std::fmt;
 use std::ops::Range;
 
+pub use census::{HotPage, PagesByState};
 pub use claim::{BeginError, PageClaim};
 pub use fork::ForkGuard;
 pub use held::{Held, MappingChange};
@@ -40,9 +44,11 @@ pub(crate) use region::Region;
 pub use views::SharedMemory;
 
 use space::Gate;
+use writes::Hold;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
+use crate::policy::{Adaptive, Policy};
 use crate::protection::{self, Access, KernelWrites, Mode, Protection};
 use crate::stats::{Counters, Stats};
 use crate::sync::Arc;
@@ -65,6 +71,11 @@ pub enum Cause {
     Harvest,
     /// It was announced: a write by the kernel, a change of the mapping.
     Announced,
+    /// A stream of stores is about to reach the page: it was opened ahead.
+    Ahead,
+    /// Nothing was written: the page was checked and has cooled, and what is made
+    /// from it from now on need not compare itself.
+    Cooled,
     /// The page is tracked no more.
     Lost,
 }
@@ -82,8 +93,8 @@ pub struct PageWrite {
 ///
 /// # Safety
 ///
-/// `written` runs in signal handlers, by any number of threads at once: it is
-/// async-signal-safe (no lock, no allocation, no thread-local, no panic, no
+/// `written` and `beside` run in signal handlers, by any number of threads at once:
+/// they are async-signal-safe (no lock, no allocation, no thread-local, no panic, no
 /// access to tracked memory, errno kept).
 #[allow(unsafe_code)]
 pub unsafe trait PageObserver: Send + Sync + 'static {
@@ -93,6 +104,13 @@ pub unsafe trait PageObserver: Send + Sync + 'static {
     /// The bytes of a page are about to change or have changed: when this
     /// returns, nothing that was derived from them can be reached.
     fn written(&self, data: &Self::Data, write: &PageWrite);
+
+    /// The page is checked from now on: it stays writable, and its bytes change
+    /// without further notice. When this returns, whatever was derived from it
+    /// compares the bytes before each use, or cannot be reached.
+    fn beside(&self, data: &Self::Data, write: &PageWrite) {
+        self.written(data, write);
+    }
 }
 
 /// What a region is made of.
@@ -112,11 +130,24 @@ pub struct RegionOptions {
     pub embedder_owns_signals: bool,
 }
 
+/// What a tracker's regions have in common.
+pub(crate) struct Wiring<O: PageObserver> {
+    observer: Arc<O>,
+    counters: Arc<Counters>,
+    policy: Arc<dyn Policy>,
+}
+
+impl<O: PageObserver> Clone for Wiring<O> {
+    fn clone(&self) -> Self {
+        let Self { observer, counters, policy } = self;
+        Self { observer: observer.clone(), counters: counters.clone(), policy: policy.clone() }
+    }
+}
+
 /// Protects pages and tells `O` of writes to them.
 pub struct Tracker<O: PageObserver> {
-    observer: Arc<O>,
+    wiring: Wiring<O>,
     page: PageSize,
-    counters: Arc<Counters>,
     gate: Gate<O>,
 }
 
@@ -127,18 +158,23 @@ impl<O: PageObserver> fmt::Debug for Tracker<O> {
 }
 
 impl<O: PageObserver> Tracker<O> {
-    /// A tracker without regions that tells `observer`.
+    /// A tracker without regions that tells `observer`; no page becomes checked.
     pub fn new(observer: Arc<O>) -> Self {
-        Self::with_counters(observer, Arc::default())
+        Self::with_policy(observer, Arc::new(Adaptive::new()))
     }
 
-    pub(crate) fn with_counters(observer: Arc<O>, counters: Arc<Counters>) -> Self {
-        Self { observer, page: PageSize::host(), counters, gate: Gate::default() }
+    /// A tracker whose pages are kept as `policy` says.
+    pub fn with_policy(observer: Arc<O>, policy: Arc<dyn Policy>) -> Self {
+        Self::with_counters(observer, policy, Arc::default())
+    }
+
+    pub(crate) fn with_counters(observer: Arc<O>, policy: Arc<dyn Policy>, counters: Arc<Counters>) -> Self {
+        Self { wiring: Wiring { observer, counters, policy }, page: PageSize::host(), gate: Gate::default() }
     }
 
     /// What went on so far; the code cache's own counters are 0 here.
     pub fn stats(&self) -> Stats {
-        self.counters.snapshot()
+        self.wiring.counters.snapshot()
     }
 
     /// The page size of this host.
@@ -186,8 +222,7 @@ impl<O: PageObserver> Tracker<O> {
                 return Err(bad("it overlaps a region that is tracked already"));
             }
         }
-        let (observer, counters) = (self.observer.clone(), self.counters.clone());
-        let region = Arc::new(Region::new(guest, host, self.page, open()?, options, observer, counters));
+        let region = Arc::new(Region::new(guest, host, self.page, open()?, options, self.wiring.clone()));
         region.attach(host, access)?;
         regions.push(region);
         Ok(())
@@ -240,8 +275,8 @@ impl<O: PageObserver> Tracker<O> {
             why: "no tracked region holds this address",
         })?;
         let page = region.page_of(guest);
-        let (_, generation) = region.begin(page)?;
-        Ok(PageClaim { region: region.clone(), page, generation })
+        let begun = region.begin(page)?;
+        Ok(PageClaim { region: region.clone(), page, begun })
     }
 
     /// The other guest pages that show the bytes of the page that holds `guest`.
@@ -339,8 +374,10 @@ impl<O: PageObserver> Tracker<O> {
 
     /// The kernel is about to write `len_bytes` from `start` for the guest
     /// (`read`, an out parameter). Until the result is dropped the pages are
-    /// writable and nothing is translated from them. Costs nothing where the
-    /// kernel's writes are tracked like the guest's.
+    /// writable, and nothing is translated from them but blocks that compare
+    /// themselves, where the policy has such. Costs nothing where the kernel's
+    /// writes are tracked like the guest's, and next to nothing on pages that are
+    /// open or checked already.
     ///
     /// Not to be called in a signal handler.
     ///
@@ -348,11 +385,11 @@ impl<O: PageObserver> Tracker<O> {
     ///
     /// [`Error::BadRange`] where the range wraps; a page that could not be made
     /// writable.
-    pub fn announce_write(&self, start: GuestAddr, len_bytes: u64) -> Result<Held<O>, Error> {
+    pub fn prepare_kernel_write(&self, start: GuestAddr, len_bytes: u64) -> Result<Held<O>, Error> {
         let mut held = Held::new(&self.gate, start);
         self.for_regions(start, len_bytes, |region, pages| {
             if region.protection.kernel_writes() == KernelWrites::Refused {
-                held.hold(region, pages)?;
+                held.hold(region, pages, Hold::Write { start: start.0, end: start.0 + len_bytes })?;
             }
             Ok(())
         })?;
@@ -371,7 +408,7 @@ impl<O: PageObserver> Tracker<O> {
     pub fn change_mapping(&self, start: GuestAddr, len_bytes: u64) -> Result<MappingChange<O>, Error> {
         let mut held = Held::new(&self.gate, start);
         self.for_regions(start, len_bytes, |region, pages| {
-            held.hold(region, pages.clone())?;
+            held.hold(region, pages.clone(), Hold::Change)?;
             // Not before: until then blocks lie on them that a harvest by
             // another thread has to find, and a begin may enter one again.
             region.forget(pages);
@@ -391,6 +428,13 @@ impl<O: PageObserver> Tracker<O> {
         self.for_regions(start, len_bytes, |region, pages| {
             region.protection.set_access(region.host_of(&pages)?, access)
         })
+    }
+
+    /// Lets checked pages be protected again that have cooled, as the policy says.
+    /// To be called now and then, some times a second, by whoever has a timer. It
+    /// costs next to nothing where no page is checked.
+    pub fn tend(&self) {
+        self.gate.read().regions.iter().for_each(|region| region.tend());
     }
 
     /// Called before `fork`: waits until no thread is inside the tracker. Until

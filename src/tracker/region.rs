@@ -1,37 +1,45 @@
-//! One tracked region: what happens to a page of it when a translation begins
-//! and when a write arrives.
+//! One tracked region: its pages, and what happens to one of them when a
+//! translation begins. [`writes`](super::writes) has what happens when a write
+//! arrives.
 
 use std::ops::Range;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, PageSize};
 use crate::error::Error;
 use crate::page_table::{Begin, Busy, Generation, PageDesc, PageState, PageTable};
-use crate::protection::{Access, FaultSink, Handled, Mode, Options, Protection, WriteFault};
+use crate::policy::{Decision, Limits, Policy};
+use crate::protection::{Access, FaultSink, Mode, Options, Protection};
 use crate::stats::Counters;
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering, Rule, fence, left_out, lock, yield_now};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, fence, lock};
 use crate::sys::clock::coarse_ms;
 
 use super::harvest::HarvestSet;
 use super::repeat::Repeats;
-use super::{BeginError, Cause, PageObserver, PageWrite};
+use super::streams::Streams;
+use super::{BeginError, Cause, PageObserver, Wiring};
 
 pub(crate) struct Region<O: PageObserver> {
-    guest: GuestAddr,
-    host: HostRange,
-    page: PageSize,
-    mode: Mode,
+    pub(super) guest: GuestAddr,
+    pub(super) host: HostRange,
+    pub(super) page: PageSize,
+    pub(super) mode: Mode,
     pub(super) protection: Arc<dyn Protection>,
     options: Options,
     pub(super) pages: PageTable<O::Data>,
-    observer: Arc<O>,
-    counters: Arc<Counters>,
-    repeats: Repeats,
+    pub(super) observer: Arc<O>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) repeats: Repeats,
     /// The pages that a harvest looks at. It is also the lock that makes
     /// harvests serial: an announcement that waits for it knows that every
     /// earlier harvest has finished invalidating.
-    harvest: Mutex<HarvestSet>,
+    pub(super) harvest: Mutex<HarvestSet>,
     /// The kernel tracks this region no more; nothing in it is translated.
-    lost: AtomicBool,
+    pub(super) lost: AtomicBool,
+    pub(super) policy: Arc<dyn Policy>,
+    pub(super) limits: Limits,
+    pub(super) streams: Streams,
+    /// Whether a page may be checked.
+    has_checked: AtomicBool,
 }
 
 impl<O: PageObserver> std::fmt::Debug for Region<O> {
@@ -51,9 +59,10 @@ impl<O: PageObserver> Region<O> {
         page: PageSize,
         protection: Arc<dyn Protection>,
         options: Options,
-        observer: Arc<O>,
-        counters: Arc<Counters>,
+        wiring: Wiring<O>,
     ) -> Self {
+        let Wiring { observer, counters, policy } = wiring;
+        let limits = policy.limits();
         let (mode, pages) = (protection.mode(), host.len() >> page.shift());
         let harvested = if mode == Mode::Deferred { pages } else { 0 };
         Self {
@@ -69,6 +78,10 @@ impl<O: PageObserver> Region<O> {
             repeats: Repeats::new(),
             harvest: Mutex::new(HarvestSet::new(harvested)),
             lost: AtomicBool::new(false),
+            policy,
+            limits,
+            streams: Streams::new(),
+            has_checked: AtomicBool::new(false),
         }
     }
 
@@ -140,9 +153,9 @@ impl<O: PageObserver> Region<O> {
         }
     }
 
-    /// Protects `page` for a translator and hands out its generation. What is
-    /// read from the page afterwards is what the generation vouches for.
-    pub(crate) fn begin(&self, page: PageIndex) -> Result<(&PageDesc<O::Data>, Generation), BeginError> {
+    /// Makes `page` ready for a translator. What is read from it afterwards is what
+    /// the generation vouches for.
+    pub(crate) fn begin(&self, page: PageIndex) -> Result<Begun, BeginError> {
         if self.lost.load(Ordering::Relaxed) {
             return Err(BeginError::Failed(Error::TrackingLost));
         }
@@ -154,193 +167,142 @@ impl<O: PageObserver> Region<O> {
             }));
         };
         let word = desc.word.load();
-        if word.state() == PageState::Protected {
-            return Ok((desc, word.generation()));
+        match word.state() {
+            PageState::Protected => return Ok(Begun { generation: word.generation(), checked: false }),
+            PageState::Checked => return Ok(Begun { generation: word.generation(), checked: true }),
+            _ => {}
         }
-        if desc.heat.is_hot(coarse_ms) {
-            self.counters.begins_busy.add(1);
-            return Err(BeginError::Busy(Busy::Hot));
-        }
-        let begun = match self.mode {
-            Mode::Deferred => self.begin_deferred(desc, page),
-            _ => self.begin_with(desc, page, |host| self.protection.protect(host)),
+        let held = word.unprotects_in_flight() > 0 && self.pages.is_held(page);
+        let begun = match self.policy.on_begin(&desc.history.read(coarse_ms(), held)) {
+            Decision::Interpret => Err(BeginError::Busy(if held { Busy::Unprotecting } else { Busy::Hot })),
+            Decision::Check => self.begin_checked(desc, page),
+            Decision::Protect if self.mode == Mode::Deferred => self.begin_deferred(desc, page),
+            Decision::Protect => self.begin_protected(desc, page),
         };
         if let Err(BeginError::Busy(_)) = begun {
             self.counters.begins_busy.add(1);
         }
-        Ok((desc, begun?))
+        begun
     }
 
-    fn begin_with(
-        &self,
-        desc: &PageDesc<O::Data>,
-        page: PageIndex,
-        protect: impl FnOnce(HostRange) -> Result<(), Error>,
-    ) -> Result<Generation, BeginError> {
-        match desc.word.begin_protect() {
-            Begin::Protected(generation) => return Ok(generation),
-            Begin::Busy(busy) => return Err(BeginError::Busy(busy)),
-            Begin::Protect => {}
+    fn begin_checked(&self, desc: &PageDesc<O::Data>, page: PageIndex) -> Result<Begun, BeginError> {
+        if self.mode == Mode::Deferred {
+            // A harvest would protect it again, for nothing.
+            lock(&self.harvest).remove(page.0..page.0 + 1);
         }
+        let generation = match desc.word.begin_check() {
+            Ok(generation) => generation,
+            Err(other) => return already(other),
+        };
+        self.became_checked(desc);
+        self.not_lost()?;
+        Ok(Begun { generation, checked: true })
+    }
+
+    /// After the page's word was claimed: either the region is not lost, or who
+    /// lost it sees the claim.
+    fn not_lost(&self) -> Result<(), Error> {
         // Pairs with the fence in `lose`.
         fence(Ordering::SeqCst);
-        if self.lost.load(Ordering::Acquire) {
-            desc.word.abort_protect();
-            return Err(BeginError::Failed(Error::TrackingLost));
+        if self.lost.load(Ordering::Acquire) { Err(Error::TrackingLost) } else { Ok(()) }
+    }
+
+    fn begin_protected(&self, desc: &PageDesc<O::Data>, page: PageIndex) -> Result<Begun, BeginError> {
+        match desc.word.begin_protect() {
+            Begin::Protect => {}
+            other => return already(other),
         }
-        let host = self.host_of(&(page.0..page.0 + 1));
+        let mut claimed = Claimed { region: self, pages: page.0..page.0 + 1 };
+        if self.limits.protect_batch_pages > 1 {
+            claimed.extend(self.limits.protect_batch_pages);
+        }
+        self.not_lost()?;
+        let host = self.host_of(&claimed.pages)?;
         self.count_call();
-        let protected = host.clone().and_then(protect);
-        if protected.is_ok()
-            && let Some(generation) = desc.word.finish_protect()
-        {
-            self.counters.protects.add(1);
-            return Ok(generation);
+        let mut protected = self.protection.protect(host);
+        if protected.is_err() && claimed.pages.len() > 1 {
+            // A neighbour whose mapping is gone, perhaps.
+            claimed.give_up_neighbours(page);
+            self.count_call();
+            protected = self.host_of(&claimed.pages).and_then(|host| self.protection.protect(host));
         }
-        let undone = host.and_then(|host| self.unprotect(host));
-        desc.word.abort_protect();
-        protected.and(undone)?;
-        Err(BeginError::Busy(Busy::Written))
+        protected?;
+        claimed.finish(page)
     }
 
     /// Taking the protection by a harvest of the page, under the lock: a write
     /// that another announcement should have reported is not hidden from it.
-    fn begin_deferred(&self, desc: &PageDesc<O::Data>, page: PageIndex) -> Result<Generation, BeginError> {
+    fn begin_deferred(&self, desc: &PageDesc<O::Data>, page: PageIndex) -> Result<Begun, BeginError> {
         let mut set = lock(&self.harvest);
-        self.begin_with(desc, page, |host| {
-            // In the set before it is protected: from then on every harvest
-            // looks at it. That it was written before does not matter: no block
-            // is on an open page.
-            set.insert(page.0);
-            self.protection.harvest(host, &mut |_| {})
-        })
+        match desc.word.begin_protect() {
+            Begin::Protect => {}
+            other => return already(other),
+        }
+        let claimed = Claimed { region: self, pages: page.0..page.0 + 1 };
+        self.not_lost()?;
+        // In the set before it is protected: from then on every harvest
+        // looks at it. That it was written before does not matter: no block
+        // is on an open page.
+        set.insert(page.0);
+        self.count_call();
+        self.protection.harvest(self.host_of(&claimed.pages)?, &mut |_| {})?;
+        claimed.finish(page)
     }
 
-    /// Finds what was written in `pages` since the last harvest, protects it
-    /// again and invalidates it.
-    pub(super) fn sync(&self, pages: Range<usize>) -> Result<(), Error> {
-        let mut set = lock(&self.harvest);
-        let mut failed = Vec::new();
-        let mut done = Ok(());
-        for run in set.within(pages) {
-            self.counters.harvests.add(1);
-            self.count_call();
-            let harvested = self.host_of(&run).and_then(|host| {
-                self.protection.harvest(host, &mut |written| {
-                    for (page, desc) in self.pages.existing(self.pages_of_host(written)) {
-                        desc.word.bump();
-                        self.counters.pages_harvested.add(1);
-                        self.invalidated(page, desc, Cause::Harvest);
-                    }
-                })
-            });
-            if let Err(error) = harvested {
-                failed.push(run);
-                done = done.and(Err(error));
-            }
+    /// The page's blocks compare themselves from now on.
+    pub(super) fn became_checked(&self, desc: &PageDesc<O::Data>) {
+        desc.history.enter_checked(coarse_ms());
+        self.counters.checked.add(1);
+        self.has_checked.store(true, Ordering::Release);
+    }
+
+    /// Lets checked pages that have cooled be protected again.
+    pub(super) fn tend(&self) {
+        if !self.has_checked.load(Ordering::Relaxed) || !self.has_checked.swap(false, Ordering::AcqRel) {
+            return;
         }
-        // Never run on hope: what could not be asked about is stale. Under the
-        // lock: the next announcement asks about these pages no more.
-        for run in failed {
-            set.remove(run.clone());
-            self.stop_translating(run);
+        let now_ms = coarse_ms();
+        let mut left = false;
+        self.pages.for_each_made(|page, desc| {
+            if desc.word.load().state() != PageState::Checked {
+                return;
+            }
+            let held = self.pages.is_held(page);
+            if self.policy.has_cooled(&desc.history.read(now_ms, held)) && desc.word.cool() {
+                desc.history.leave_checked(now_ms);
+                self.counters.cooled.add(1);
+                self.invalidated(page, desc, Cause::Cooled);
+            } else {
+                left = true;
+            }
+        });
+        if left {
+            self.has_checked.store(true, Ordering::Release);
+        }
+    }
+
+    /// Makes `pages` writable. Async-signal-safe.
+    pub(super) fn unprotect_pages(&self, pages: Range<usize>) -> Result<(), Error> {
+        let unprotect = |pages: &Range<usize>| {
+            self.count_call();
+            self.protection.unprotect(self.host_of(pages)?)
+        };
+        let done = unprotect(&pages);
+        if done.is_ok() || pages.len() == 1 {
+            return done;
+        }
+        // A piece of it may be gone, and what lies behind that is protected still.
+        let mut done = Ok(());
+        for page in pages {
+            done = done.and(unprotect(&(page..page + 1)));
         }
         done
     }
 
-    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
-        self.count_call();
-        self.protection.unprotect(range)
-    }
-
-    fn count_call(&self) {
+    pub(super) fn count_call(&self) {
         if self.mode != Mode::None {
             self.counters.protection_calls.add(1);
         }
-    }
-
-    /// Tells the observer, after the word moved on.
-    fn invalidated(&self, page: PageIndex, desc: &PageDesc<O::Data>, cause: Cause) {
-        // Pairs with the fence of a commit between entering its block and
-        // looking at the generations: one of the two sees the other.
-        if !left_out(Rule::FenceBeforeWalk) {
-            fence(Ordering::SeqCst);
-        }
-        self.observer.written(&desc.data, &PageWrite { page: self.guest_of(page), cause });
-    }
-
-    /// Every block on `pages` dies and they are open afterwards, whatever the
-    /// kernel holds.
-    pub(super) fn stop_translating(&self, pages: Range<usize>) {
-        for (page, desc) in self.pages.existing(pages) {
-            desc.word.enter_unprotect();
-            self.invalidated(page, desc, Cause::Lost);
-            desc.word.leave_unprotect();
-        }
-    }
-
-    /// The bytes of `pages` changed or are about to, in a way that the kernel
-    /// does not tell.
-    pub(super) fn invalidate(&self, pages: Range<usize>) {
-        for (page, desc) in self.pages.existing(pages) {
-            desc.word.bump();
-            self.invalidated(page, desc, Cause::Announced);
-        }
-    }
-
-    /// Makes `pages` writable, their blocks unreachable, and keeps translators
-    /// away until `PageTable::release`.
-    pub(super) fn hold(&self, pages: Range<usize>) -> Result<(), Error> {
-        let mut done = Ok(());
-        let mut run: Option<Range<usize>> = None;
-        let mut flush = |run: Option<Range<usize>>| {
-            if let (Some(run), true) = (run, self.mode.is_synchronous()) {
-                let opened = self.host_of(&run).and_then(|host| self.unprotect(host));
-                if opened.is_err() {
-                    done = opened;
-                }
-            }
-        };
-        self.pages.hold(pages.clone(), |page, desc, before| {
-            // Where an un-protect is in flight, whoever made it may not have
-            // killed a block or made its system call yet.
-            let settled = before.unprotects_in_flight() == 0 || left_out(Rule::HoldBehindHandler);
-            if before.state() == PageState::Open && settled {
-                return;
-            }
-            self.counters.pages_announced.add(1);
-            self.invalidated(page, desc, Cause::Announced);
-            match &mut run {
-                Some(run) if run.end == page.0 => run.end += 1,
-                _ => flush(run.replace(page.0..page.0 + 1)),
-            }
-        });
-        flush(run);
-        // A translator that was about to protect one of them still may, and
-        // undoes it: the kernel's writes would be refused until then.
-        self.await_cancelled(pages);
-        done
-    }
-
-    /// Waits until no translator can protect one of `pages` any more that was
-    /// about to when they were un-protected.
-    fn await_cancelled(&self, pages: Range<usize>) {
-        for (_, desc) in self.pages.existing(pages) {
-            while desc.word.load().state() == PageState::Cancelled {
-                yield_now();
-            }
-        }
-    }
-
-    /// The kernel tracks nothing here any more.
-    fn lose(&self) {
-        self.lost.store(true, Ordering::Release);
-        // Pairs with the fence of a translator that begins: either it sees that
-        // all is lost, or we see its descriptor and cancel it.
-        fence(Ordering::SeqCst);
-        // By every caller: the first may not be through yet, and ours is about to
-        // open pages.
-        self.stop_translating(0..self.pages.pages());
     }
 
     /// In a fork's child: the region that goes on for this one. Everything that
@@ -361,44 +323,91 @@ impl<O: PageObserver> Region<O> {
         let mut child = None;
         self.protection.clone().continue_in_child(self.host, self.page, self.options, &mut |protection| {
             let (observer, counters) = (self.observer.clone(), self.counters.clone());
-            let region = Region::new(self.guest, self.host, self.page, protection, self.options, observer, counters);
+            let wiring = Wiring { observer, counters, policy: self.policy.clone() };
+            let region = Region::new(self.guest, self.host, self.page, protection, self.options, wiring);
             child.insert(Arc::new(region)).clone()
         })?;
         child.ok_or(Error::InForkChild)
     }
 }
 
-#[allow(unsafe_code)]
-// SAFETY: `on_write` finds a descriptor, changes atomics and makes one system
-// call by `Protection::unprotect`, which the contract says is async-signal-safe,
-// as `PageObserver::written` is.
-unsafe impl<O: PageObserver> FaultSink for Region<O> {
-    fn on_write(&self, fault: &WriteFault) -> Handled {
-        let page = PageIndex((fault.addr.0 - self.host.start().0) >> self.page.shift());
-        let Some(desc) = self.pages.get(page) else { return Handled::NotOurs };
-        let seen = desc.word.load();
-        if seen.is_pristine() {
-            return Handled::NotOurs;
+/// What a translator that begins gets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begun {
+    pub(super) generation: Generation,
+    /// What is made from the page compares itself.
+    pub(super) checked: bool,
+}
+
+/// The page is ready already, or busy.
+fn already(begin: Begin) -> Result<Begun, BeginError> {
+    match begin {
+        Begin::Protected(generation) => Ok(Begun { generation, checked: false }),
+        Begin::Checked(generation) => Ok(Begun { generation, checked: true }),
+        Begin::Busy(busy) => Err(BeginError::Busy(busy)),
+        Begin::Protect => Err(BeginError::Busy(Busy::Protecting)),
+    }
+}
+
+/// Pages that this translator is about to protect: dropped, their words are as
+/// they were before, and so is the kernel.
+struct Claimed<'a, O: PageObserver> {
+    region: &'a Region<O>,
+    pages: Range<usize>,
+}
+
+impl<O: PageObserver> Claimed<'_, O> {
+    /// Takes neighbours along that were opened in bulk, or that the guest cannot
+    /// write: one system call protects them all.
+    fn extend(&mut self, most: usize) {
+        while self.pages.len() < most && self.take(self.pages.end) {
+            self.pages.end += 1;
         }
-        let writable = matches!(seen.state(), PageState::Open | PageState::Checked);
-        if writable && self.repeats.is_repeat(fault, seen.without_count()) {
-            return Handled::NotOurs;
+        while self.pages.len() < most && self.pages.start > 0 && self.take(self.pages.start - 1) {
+            self.pages.start -= 1;
         }
-        desc.heat.record(fault.addr.0 & (self.page.bytes() - 1), coarse_ms());
-        desc.word.enter_unprotect();
-        let byte = GuestAddr(self.guest.0 + (fault.addr.0 - self.host.start().0) as u64);
-        self.invalidated(page, desc, Cause::Store { byte, pc: fault.pc, tid: fault.tid });
-        let opened = self.unprotect(HostRange::page_of(fault.addr, self.page));
-        self.counters.faults.add(1);
-        let after = desc.word.leave_unprotect();
-        self.repeats.record(fault, after.without_count());
-        if opened.is_err() {
-            self.lose();
-        }
-        Handled::Retry
     }
 
-    fn on_lost(&self) {
-        self.lose();
+    fn take(&self, page: usize) -> bool {
+        let Some(desc) = self.region.pages.get(PageIndex(page)) else { return false };
+        desc.history.take_opened_in_bulk() && desc.word.begin_protect() == Begin::Protect
+    }
+
+    fn give_up_neighbours(&mut self, page: PageIndex) {
+        let all = core::mem::replace(&mut self.pages, page.0..page.0 + 1);
+        drop(Claimed { region: self.region, pages: all.start..page.0 });
+        drop(Claimed { region: self.region, pages: page.0 + 1..all.end });
+    }
+
+    /// The system call protected them all: what `page` got.
+    fn finish(mut self, page: PageIndex) -> Result<Begun, BeginError> {
+        let pages = core::mem::replace(&mut self.pages, 0..0);
+        let mut begun = Err(BeginError::Busy(Busy::Written));
+        for (at, desc) in self.region.pages.existing(pages) {
+            desc.clear_code();
+            match desc.word.finish_protect() {
+                Some(generation) => {
+                    self.region.counters.protects.add(1);
+                    if at == page {
+                        begun = Ok(Begun { generation, checked: false });
+                    }
+                }
+                None => drop(Claimed { region: self.region, pages: at.0..at.0 + 1 }),
+            }
+        }
+        begun
+    }
+}
+
+impl<O: PageObserver> Drop for Claimed<'_, O> {
+    fn drop(&mut self) {
+        if self.pages.is_empty() {
+            return;
+        }
+        // A page that stays protected costs a fault.
+        let _ = self.region.unprotect_pages(self.pages.clone());
+        for (_, desc) in self.region.pages.existing(self.pages.clone()) {
+            desc.word.abort_protect();
+        }
     }
 }

@@ -183,7 +183,7 @@ impl Load {
             versions[word] += 1;
             let bytes = versions[word].to_le_bytes();
             let held = (random.below(16) == 0)
-                .then(|| self.cache.tracker().announce_write(GuestAddr(self.offset_of(word) as u64), 4).unwrap());
+                .then(|| self.cache.tracker().prepare_kernel_write(GuestAddr(self.offset_of(word) as u64), 4).unwrap());
             self.memory.write(self.offset_of(word), &bytes).unwrap();
             drop(held);
             self.stores.fetch_add(1, Ordering::Relaxed);

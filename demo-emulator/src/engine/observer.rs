@@ -111,7 +111,7 @@ impl MemoryObserver for Tracking {
 
     fn kernel_write_begin(&self, start: HostAddr, len_bytes: usize) {
         // Where a page could not be made writable the kernel answers EFAULT.
-        let held = self.cache.tracker().announce_write(self.guest(start), len_bytes as u64).ok();
+        let held = self.cache.tracker().prepare_kernel_write(self.guest(start), len_bytes as u64).ok();
         WRITES.with_borrow_mut(|writes| writes.push(held));
     }
 

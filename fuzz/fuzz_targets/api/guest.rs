@@ -129,7 +129,7 @@ impl Guest {
 
     pub fn kernel_write(&mut self, area: usize, offset: usize, len: usize, value: u8) {
         let Some(tracked_as) = self.tracked[area] else { return };
-        let held = self.cache.tracker().announce_write(guest(area, offset), len as u64).expect("a hold");
+        let held = self.cache.tracker().prepare_kernel_write(guest(area, offset), len as u64).expect("a hold");
         let bytes = vec![value; len];
         self.source.write_untracked(0, &bytes).expect("inside");
         let from = self.source.file().expect("a memfd").as_raw_fd();

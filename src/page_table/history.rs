@@ -1,0 +1,168 @@
+//! What happened on a page lately, written down by fault handlers for the policy
+//! to read.
+//!
+//! Plain atomics of the standard library, each a record of its own: an entry that
+//! two threads write at once costs a wrong guess and nothing else, since every
+//! decision of the policy is a sound one.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use crate::policy::{PageHistory, WINDOW_MS};
+
+/// How a write was learned of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Hit {
+    /// A fault in a line that holds code.
+    Code,
+    /// A fault in another line.
+    Beside,
+    /// Found by a harvest.
+    Harvested,
+    /// The kernel's, announced.
+    Kernel,
+}
+
+/// What [`History::totals`] reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) code_hits: u32,
+    pub(crate) beside_hits: u32,
+    pub(crate) harvested: u32,
+    pub(crate) kernel_hits: u32,
+    /// Within the page.
+    pub(crate) last_byte: Option<usize>,
+    /// Of the host; 0: not known.
+    pub(crate) last_pc: usize,
+}
+
+/// The record of one page.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    /// Bits 0..16: the byte that was hit last, plus 1; 16..24: hits of it in a
+    /// row; 24..32: hits; 32..64: when the window began, in ms.
+    window: AtomicU64,
+    /// Bits 0..8: relapses; 8..64: when it became checked or stopped being so.
+    checked: AtomicU64,
+    hits: [AtomicU32; 4],
+    last_pc: AtomicUsize,
+    opened_in_bulk: AtomicBool,
+}
+
+/// A page that becomes checked within this time after it stopped being so has
+/// relapsed.
+const RELAPSE_MS: u64 = 4_000;
+
+fn unpack(window: u64) -> (u64, u64, u64, u64) {
+    (window & 0xffff, window >> 16 & 0xff, window >> 24 & 0xff, window >> 32)
+}
+
+impl History {
+    /// A write at `byte` of the page, where it is known, by the host instruction at
+    /// `pc`. Async-signal-safe.
+    pub(crate) fn record(&self, hit: Hit, byte: Option<usize>, pc: usize, now_ms: u64) {
+        let (last, same, hits, since_ms) = unpack(self.window.load(Relaxed));
+        let this = byte.map_or(0, |byte| (byte as u64 + 1) & 0xffff);
+        let age_ms = now_ms.wrapping_sub(since_ms) & 0xffff_ffff;
+        let goes_on = hits > 0 && age_ms < WINDOW_MS;
+        let same = if goes_on && last == this { (same + 1).min(0xff) } else { 1 };
+        let (hits, since_ms) = if goes_on { ((hits + 1).min(0xff), since_ms) } else { (1, now_ms & 0xffff_ffff) };
+        self.window.store(this | same << 16 | hits << 24 | since_ms << 32, Relaxed);
+        self.hits[hit as usize].fetch_add(1, Relaxed);
+        self.last_pc.store(pc, Relaxed);
+    }
+
+    /// The page became checked.
+    pub(crate) fn enter_checked(&self, now_ms: u64) {
+        let seen = self.checked.load(Relaxed);
+        let (relapses, since_ms) = (seen & 0xff, seen >> 8);
+        let relapsed = seen != 0 && now_ms.saturating_sub(since_ms) < RELAPSE_MS;
+        let relapses = if relapsed { (relapses + 1).min(0xff) } else { 0 };
+        self.checked.store(relapses | now_ms << 8, Relaxed);
+    }
+
+    /// It stopped being checked.
+    pub(crate) fn leave_checked(&self, now_ms: u64) {
+        let relapses = self.checked.load(Relaxed) & 0xff;
+        self.checked.store(relapses | now_ms << 8, Relaxed);
+    }
+
+    /// Says that the page held blocks when it was opened together with others.
+    /// Async-signal-safe.
+    pub(crate) fn set_opened_in_bulk(&self) {
+        self.opened_in_bulk.store(true, Relaxed);
+    }
+
+    /// Whether it was, since the last time of asking.
+    pub(crate) fn take_opened_in_bulk(&self) -> bool {
+        self.opened_in_bulk.load(Relaxed) && self.opened_in_bulk.swap(false, Relaxed)
+    }
+
+    /// What a policy is asked with.
+    pub(crate) fn read(&self, now_ms: u64, held: bool) -> PageHistory {
+        let (_, same_byte_hits, hits, since_ms) = unpack(self.window.load(Relaxed));
+        let checked = self.checked.load(Relaxed);
+        // The window's beginning has 32 bits of the clock.
+        let age_ms = now_ms.wrapping_sub(since_ms) & 0xffff_ffff;
+        PageHistory {
+            now_ms,
+            hits: hits as u32,
+            same_byte_hits: same_byte_hits as u32,
+            window_ms: now_ms.saturating_sub(age_ms),
+            checked_ms: checked >> 8,
+            relapses: (checked & 0xff) as u32,
+            held,
+        }
+    }
+
+    /// All that hit it since its descriptor was made.
+    pub(crate) fn totals(&self) -> Totals {
+        let of = |hit: Hit| self.hits[hit as usize].load(Relaxed);
+        Totals {
+            code_hits: of(Hit::Code),
+            beside_hits: of(Hit::Beside),
+            harvested: of(Hit::Harvested),
+            kernel_hits: of(Hit::Kernel),
+            last_byte: (unpack(self.window.load(Relaxed)).0 as usize).checked_sub(1),
+            last_pc: self.last_pc.load(Relaxed),
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hits_are_counted_in_windows() {
+        let history = History::default();
+        // The clock's upper half does not matter.
+        let start_ms = (7 << 32) - 10;
+        for n in 0..20 {
+            history.record(Hit::Code, Some(4095), 0x1000, start_ms + n);
+        }
+        history.record(Hit::Beside, Some(8), 0x2000, start_ms + 20);
+        let read = history.read(start_ms + 21, false);
+        assert_eq!((read.hits, read.same_byte_hits, read.window_ms), (21, 1, start_ms));
+        history.record(Hit::Kernel, None, 0, start_ms + WINDOW_MS);
+        let read = history.read(start_ms + WINDOW_MS + 5, true);
+        assert_eq!((read.hits, read.same_byte_hits, read.window_ms), (1, 1, start_ms + WINDOW_MS));
+        let totals = history.totals();
+        assert_eq!((totals.code_hits, totals.beside_hits, totals.kernel_hits), (20, 1, 1));
+        assert_eq!((totals.last_byte, totals.last_pc), (None, 0));
+    }
+
+    #[test]
+    fn a_page_relapses_when_it_is_checked_again_soon() {
+        let history = History::default();
+        let relapses = |now_ms| history.read(now_ms, false).relapses;
+        history.enter_checked(10_000);
+        assert_eq!(relapses(10_000), 0);
+        history.leave_checked(11_000);
+        history.enter_checked(11_000 + RELAPSE_MS - 1);
+        assert_eq!(relapses(20_000), 1);
+        history.leave_checked(20_000);
+        history.enter_checked(20_000 + RELAPSE_MS);
+        assert_eq!(relapses(30_000), 0);
+        assert_eq!(history.read(30_000, false).checked_ms, 20_000 + RELAPSE_MS);
+    }
+}

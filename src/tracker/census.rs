@@ -1,0 +1,110 @@
+//! What the pages are in, and which of them are written to most: for people.
+
+use crate::addr::{GuestAddr, HostAddr};
+use crate::page_table::PageState;
+use crate::sys::clock::coarse_ms;
+
+use super::region::Region;
+use super::{PageObserver, Tracker};
+
+/// Pages that a translator ever looked at, by their state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct PagesByState {
+    /// Writable; nothing that was made from them can be reached.
+    pub open: u64,
+    /// Write-protected, or about to be.
+    pub protected: u64,
+    /// Writable; what was made from them compares itself.
+    pub checked: u64,
+}
+
+/// How often a page was written to while something was made from it, and by whom
+/// last. Racing writes may be missed: these are numbers for people.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct HotPage {
+    /// First byte of the page.
+    pub page: GuestAddr,
+    /// Whether it is checked now.
+    pub is_checked: bool,
+    /// Faults at lines that hold code.
+    pub code_hits: u32,
+    /// Faults at other lines.
+    pub beside_hits: u32,
+    /// Harvests that found it written.
+    pub harvested: u32,
+    /// Announced writes of the kernel.
+    pub kernel_hits: u32,
+    /// How often it became checked again soon after it had cooled.
+    pub relapses: u32,
+    /// The byte that was hit last, where a fault told it.
+    pub last_byte: Option<GuestAddr>,
+    /// The host instruction that stored last, where a fault told it. An embedder
+    /// that knows which guest instruction its code is made from finds the guest's
+    /// pc by it.
+    pub last_pc: Option<HostAddr>,
+}
+
+impl HotPage {
+    /// All writes.
+    pub fn hits(&self) -> u64 {
+        [self.code_hits, self.beside_hits, self.harvested, self.kernel_hits].into_iter().map(u64::from).sum()
+    }
+}
+
+impl<O: PageObserver> Region<O> {
+    fn count_states(&self, pages: &mut PagesByState) {
+        self.pages.for_each_made(|_, desc| {
+            let word = desc.word.load();
+            match word.state() {
+                PageState::Protected | PageState::Protecting => pages.protected += 1,
+                PageState::Checked => pages.checked += 1,
+                _ if word.is_pristine() => {}
+                _ => pages.open += 1,
+            }
+        });
+    }
+
+    fn list_hot(&self, hot: &mut Vec<HotPage>) {
+        let now_ms = coarse_ms();
+        self.pages.for_each_made(|page, desc| {
+            let totals = desc.history.totals();
+            let first = self.guest_of(page);
+            let found = HotPage {
+                page: first,
+                is_checked: desc.word.load().state() == PageState::Checked,
+                code_hits: totals.code_hits,
+                beside_hits: totals.beside_hits,
+                harvested: totals.harvested,
+                kernel_hits: totals.kernel_hits,
+                relapses: desc.history.read(now_ms, false).relapses,
+                last_byte: totals.last_byte.map(|byte| GuestAddr(first.0 + byte as u64)),
+                last_pc: (totals.last_pc != 0).then_some(HostAddr(totals.last_pc)),
+            };
+            if found.hits() > 0 {
+                hot.push(found);
+            }
+        });
+    }
+}
+
+impl<O: PageObserver> Tracker<O> {
+    /// How many pages are in which state. It looks at every page that a
+    /// translator ever looked at.
+    pub fn pages_by_state(&self) -> PagesByState {
+        let mut pages = PagesByState::default();
+        self.gate.read().regions.iter().for_each(|region| region.count_states(&mut pages));
+        pages
+    }
+
+    /// The pages that were written to most, `most` of them at most, the hottest
+    /// first. It looks at every page that a translator ever looked at.
+    pub fn hottest_pages(&self, most: usize) -> Vec<HotPage> {
+        let mut hot = Vec::new();
+        self.gate.read().regions.iter().for_each(|region| region.list_hot(&mut hot));
+        hot.sort_by_key(|page| (core::cmp::Reverse(page.hits()), page.page.0));
+        hot.truncate(most);
+        hot
+    }
+}

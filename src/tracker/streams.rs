@@ -1,0 +1,93 @@
+//! Streams of writes: a copy that goes through code pages from the first to the
+//! last faults at each of them, unless pages are opened ahead of it, as a kernel
+//! reads ahead in a file.
+//!
+//! A fault at the page where the last opened run ended opens twice as many pages
+//! as the last one did. A wrong guess costs translations and never the truth:
+//! what is opened ahead is opened like any page that is written.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Streams at a time; more of them forget each other, which costs faults.
+const STREAMS: usize = 8;
+
+/// Bits of a run's length; the page that is expected next is above them.
+const RUN_BITS: u32 = 16;
+
+/// Async-signal-safe. Two threads that change one stream at once make a wrong
+/// guess, no more.
+#[derive(Debug)]
+pub(super) struct Streams([AtomicU64; STREAMS]);
+
+/// Where a fault stands in its stream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    slot: usize,
+    /// Pages to open, this one included.
+    pub(super) run: usize,
+}
+
+impl Streams {
+    pub(super) fn new() -> Self {
+        Self(core::array::from_fn(|_| AtomicU64::new(u64::MAX)))
+    }
+
+    /// A fault at `page`, which may open `most` pages.
+    pub(super) fn arrive(&self, page: usize, most: usize) -> Place {
+        for (slot, stream) in self.0.iter().enumerate() {
+            let seen = stream.load(Relaxed);
+            if seen >> RUN_BITS == page as u64 {
+                let run = (seen & ((1 << RUN_BITS) - 1)) as usize;
+                return Place { slot, run: (run * 2).clamp(1, most) };
+            }
+        }
+        // Streams that begin far from each other take different places.
+        Place { slot: (page >> 6) % STREAMS, run: 1 }
+    }
+
+    /// `opened` pages from `page` on were opened.
+    pub(super) fn opened(&self, place: Place, page: usize, opened: usize) {
+        let next = (page + opened) as u64;
+        self.0[place.slot].store(next << RUN_BITS | opened as u64 & ((1 << RUN_BITS) - 1), Relaxed);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn fault(streams: &Streams, page: usize, most: usize) -> usize {
+        let place = streams.arrive(page, most);
+        streams.opened(place, page, place.run);
+        place.run
+    }
+
+    #[test]
+    fn runs_double_up_to_the_limit() {
+        let streams = Streams::new();
+        let (mut page, mut runs) = (100, Vec::new());
+        for _ in 0..6 {
+            let run = fault(&streams, page, 8);
+            runs.push(run);
+            page += run;
+        }
+        assert_eq!(runs, [1, 2, 4, 8, 8, 8]);
+        assert_eq!(fault(&streams, page + 1, 8), 1);
+    }
+
+    #[test]
+    fn two_streams_go_on_beside_each_other() {
+        let streams = Streams::new();
+        for (step, run) in [(0, 1), (1, 2), (3, 4)] {
+            for base in [0, 1 << 20 | 64] {
+                assert_eq!(fault(&streams, base + step, 64), run);
+            }
+        }
+    }
+
+    #[test]
+    fn the_limit_of_one_never_opens_ahead() {
+        let streams = Streams::new();
+        assert!((5..50).all(|page| fault(&streams, page, 1) == 1));
+    }
+}

@@ -1,0 +1,286 @@
+//! What happens when a write arrives: by a fault, by a harvest, by an
+//! announcement; and when the tracking is lost.
+//!
+//! Every way has one order: the page's word moves on, so that no generation that
+//! a translator holds stays valid; then the observer makes what was derived from
+//! the page unreachable, or, where the write is beside it and the region's
+//! policy has checked pages, has it compare itself from now on; then the page is
+//! opened. Whoever opens a page does all three, also where somebody else has
+//! moved the word already: that one may not have come to the end.
+
+use std::ops::Range;
+
+use crate::addr::{GuestAddr, PageIndex};
+use crate::error::Error;
+use crate::page_table::{Hit, PageDesc, PageState, Unprotect, Word};
+use crate::protection::{FaultSink, Handled, WriteFault};
+use crate::sync::{Ordering, Rule, fence, left_out, lock, yield_now};
+use crate::sys::clock::coarse_ms;
+
+use super::region::Region;
+use super::{Cause, PageObserver, PageWrite};
+
+/// Why pages are held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Hold {
+    /// The kernel writes guest bytes `start..end`.
+    Write { start: u64, end: u64 },
+    /// Mapping or contents go away.
+    Change,
+}
+
+impl<O: PageObserver> Region<O> {
+    /// Tells the observer, after the word moved on.
+    pub(super) fn invalidated(&self, page: PageIndex, desc: &PageDesc<O::Data>, cause: Cause) {
+        self.fence_before_walk();
+        self.observer.written(&desc.data, &PageWrite { page: self.guest_of(page), cause });
+    }
+
+    /// As [`Region::invalidated`], where the page's word says checked.
+    fn compared(&self, page: PageIndex, desc: &PageDesc<O::Data>, cause: Cause) {
+        self.fence_before_walk();
+        self.observer.beside(&desc.data, &PageWrite { page: self.guest_of(page), cause });
+    }
+
+    fn fence_before_walk(&self) {
+        // Pairs with the fence of a commit between entering its block and
+        // looking at the generations: one of the two sees the other.
+        if !left_out(Rule::FenceBeforeWalk) {
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// After an un-protect of the page was entered, which found `before`.
+    fn tell(&self, page: PageIndex, desc: &PageDesc<O::Data>, before: Word, why: Unprotect, cause: Cause) {
+        match before.state() {
+            PageState::Protected if why == Unprotect::Beside => {
+                self.compared(page, desc, cause);
+                self.became_checked(desc);
+            }
+            // Whoever made it so may not have told the observer yet.
+            PageState::Checked if why != Unprotect::Change => self.compared(page, desc, cause),
+            _ => self.invalidated(page, desc, cause),
+        }
+    }
+
+    /// Finds what was written in `pages` since the last harvest, protects it
+    /// again and invalidates it.
+    pub(super) fn sync(&self, pages: Range<usize>) -> Result<(), Error> {
+        let mut set = lock(&self.harvest);
+        let (mut failed, mut checked) = (Vec::new(), Vec::new());
+        let mut done = Ok(());
+        for run in set.within(pages) {
+            self.counters.harvests.add(1);
+            self.count_call();
+            let harvested = self.host_of(&run).and_then(|host| {
+                let now_ms = coarse_ms();
+                self.protection.harvest(host, &mut |written| {
+                    for (page, desc) in self.pages.existing(self.pages_of_host(written)) {
+                        if self.harvested(page, desc, now_ms) {
+                            checked.push(page.0);
+                        }
+                    }
+                })
+            });
+            if let Err(error) = harvested {
+                failed.push(run);
+                done = done.and(Err(error));
+            }
+        }
+        // Checked pages are written to as their guest likes: a harvest need not
+        // know.
+        for page in checked {
+            set.remove(page..page + 1);
+        }
+        // Never run on hope: what could not be asked about is stale. Under the
+        // lock: the next announcement asks about these pages no more.
+        for run in failed {
+            set.remove(run.clone());
+            self.stop_translating(run);
+        }
+        done
+    }
+
+    /// A harvest found the page written. Whether it is checked from now on.
+    fn harvested(&self, page: PageIndex, desc: &PageDesc<O::Data>, now_ms: u64) -> bool {
+        self.counters.pages_harvested.add(1);
+        desc.history.record(Hit::Harvested, None, 0, now_ms);
+        if self.policy.on_harvest(&desc.history.read(now_ms, false)) && desc.word.check_harvested() {
+            self.compared(page, desc, Cause::Harvest);
+            self.became_checked(desc);
+            return true;
+        }
+        desc.word.bump();
+        self.invalidated(page, desc, Cause::Harvest);
+        false
+    }
+
+    /// Every block on `pages` dies and they are open afterwards, whatever the
+    /// kernel holds.
+    pub(super) fn stop_translating(&self, pages: Range<usize>) {
+        for (page, desc) in self.pages.existing(pages) {
+            desc.word.enter_unprotect(Unprotect::Change);
+            self.invalidated(page, desc, Cause::Lost);
+            desc.word.leave_unprotect();
+        }
+    }
+
+    /// The bytes of `pages` changed or are about to, in a way that the kernel
+    /// does not tell.
+    pub(super) fn invalidate(&self, pages: Range<usize>) {
+        for (page, desc) in self.pages.existing(pages) {
+            desc.word.bump();
+            self.invalidated(page, desc, Cause::Announced);
+        }
+    }
+
+    /// Makes `pages` writable, their blocks unreachable or checked, and keeps
+    /// whoever would protect one of them away until `PageTable::release`.
+    pub(super) fn hold(&self, pages: Range<usize>, hold: Hold) -> Result<(), Error> {
+        let mut done = Ok(());
+        let mut run: Option<Range<usize>> = None;
+        let mut flush = |run: Option<Range<usize>>| {
+            if let (Some(run), true) = (run, self.mode.is_synchronous())
+                && let Err(error) = self.unprotect_pages(run)
+            {
+                done = Err(error);
+            }
+        };
+        let now_ms = coarse_ms();
+        self.pages.hold(pages.clone(), |page, desc| {
+            let why = self.why_held(page, desc, hold);
+            let before = desc.word.enter_unprotect(why);
+            // Where an un-protect is in flight, whoever made it may not have
+            // told the observer or made its system call yet.
+            let settled = before.unprotects_in_flight() == 0 || left_out(Rule::HoldBehindHandler);
+            let open = match before.state() {
+                PageState::Open => true,
+                PageState::Checked => why != Unprotect::Change,
+                _ => false,
+            };
+            if open && settled {
+                return;
+            }
+            self.counters.pages_announced.add(1);
+            if hold != Hold::Change {
+                desc.history.record(Hit::Kernel, None, 0, now_ms);
+            }
+            self.tell(page, desc, before, why, Cause::Announced);
+            if before.state() == PageState::Protected && why == Unprotect::Write {
+                desc.history.set_opened_in_bulk();
+            }
+            match &mut run {
+                Some(run) if run.end == page.0 => run.end += 1,
+                _ => flush(run.replace(page.0..page.0 + 1)),
+            }
+        });
+        flush(run);
+        // A translator that was about to protect one of them still may, and
+        // undoes it: the kernel's writes would be refused until then.
+        self.await_cancelled(pages);
+        done
+    }
+
+    fn why_held(&self, page: PageIndex, desc: &PageDesc<O::Data>, hold: Hold) -> Unprotect {
+        let Hold::Write { start, end } = hold else { return Unprotect::Change };
+        let first = self.guest_of(page).0;
+        let page_bytes = self.page.bytes() as u64;
+        let bytes = start.saturating_sub(first) as usize..end.saturating_sub(first).min(page_bytes) as usize;
+        let beside = self.limits.checks_beside && !desc.has_code(bytes, self.page.bytes());
+        if beside { Unprotect::Beside } else { Unprotect::Write }
+    }
+
+    /// Waits until no translator can protect one of `pages` any more that was
+    /// about to when they were un-protected.
+    pub(super) fn await_cancelled(&self, pages: Range<usize>) {
+        for (_, desc) in self.pages.existing(pages) {
+            while desc.word.load().state() == PageState::Cancelled {
+                yield_now();
+            }
+        }
+    }
+
+    /// The kernel tracks nothing here any more.
+    pub(super) fn lose(&self) {
+        self.lost.store(true, Ordering::Release);
+        // Pairs with the fence of a translator that begins: either it sees that
+        // all is lost, or we see its descriptor and cancel it.
+        fence(Ordering::SeqCst);
+        // By every caller: the first may not be through yet, and ours is about to
+        // open pages.
+        self.stop_translating(0..self.pages.pages());
+    }
+
+    /// Enters an un-protect on the pages behind `page` that are protected, `most`
+    /// pages at most with it. Where it ends.
+    fn enter_ahead(&self, page: PageIndex, most: usize) -> usize {
+        let mut end = page.0 + 1;
+        while end < page.0 + most {
+            let Some(desc) = self.pages.get(PageIndex(end)) else { break };
+            if desc.word.load().state() != PageState::Protected {
+                break;
+            }
+            let before = desc.word.enter_unprotect(Unprotect::Write);
+            self.tell(PageIndex(end), desc, before, Unprotect::Write, Cause::Ahead);
+            desc.history.set_opened_in_bulk();
+            end += 1;
+        }
+        self.counters.opened_ahead.add((end - page.0 - 1) as u64);
+        end
+    }
+}
+
+#[allow(unsafe_code)]
+// SAFETY: `on_write` finds descriptors, changes atomics and makes system calls by
+// `Protection::unprotect`, which the contract says is async-signal-safe, as
+// `PageObserver::written` and `PageObserver::beside` are.
+unsafe impl<O: PageObserver> FaultSink for Region<O> {
+    fn on_write(&self, fault: &WriteFault) -> Handled {
+        let page = PageIndex((fault.addr.0 - self.host.start().0) >> self.page.shift());
+        let Some(desc) = self.pages.get(page) else { return Handled::NotOurs };
+        let seen = desc.word.load();
+        if seen.is_pristine() {
+            return Handled::NotOurs;
+        }
+        let writable = matches!(seen.state(), PageState::Open | PageState::Checked);
+        if writable && self.repeats.is_repeat(fault, seen.without_count()) {
+            return Handled::NotOurs;
+        }
+        let place = self.streams.arrive(page.0, self.limits.open_ahead_pages);
+        let offset = fault.addr.0 & (self.page.bytes() - 1);
+        let hits_code = desc.has_code(offset..offset + 1, self.page.bytes());
+        // A stream is about to write all of the page.
+        let beside = self.limits.checks_beside && !hits_code && place.run == 1;
+        let why = if beside { Unprotect::Beside } else { Unprotect::Write };
+        let hit = if hits_code { Hit::Code } else { Hit::Beside };
+        desc.history.record(hit, Some(offset), fault.pc.map_or(0, |pc| pc.0), coarse_ms());
+
+        let before = desc.word.enter_unprotect(why);
+        let byte = GuestAddr(self.guest.0 + (fault.addr.0 - self.host.start().0) as u64);
+        self.tell(page, desc, before, why, Cause::Store { byte, pc: fault.pc, tid: fault.tid });
+        let mut end = page.0 + 1;
+        if place.run > 1 {
+            desc.history.set_opened_in_bulk();
+            end = self.enter_ahead(page, place.run);
+        }
+        let opened = self.unprotect_pages(page.0..end);
+        self.streams.opened(place, page.0, end - page.0);
+        self.counters.faults.add(1);
+        if !hits_code {
+            self.counters.faults_beside.add(1);
+        }
+        for (_, ahead) in self.pages.existing(page.0 + 1..end) {
+            ahead.word.leave_unprotect();
+        }
+        let after = desc.word.leave_unprotect();
+        self.repeats.record(fault, after.without_count());
+        if opened.is_err() {
+            self.lose();
+        }
+        Handled::Retry
+    }
+
+    fn on_lost(&self) {
+        self.lose();
+    }
+}
