@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use codewarden::protection::Mode;
 use codewarden_bench::machine::Machine;
+use codewarden_bench::peers::{self, Setup};
 use codewarden_bench::rows::{self, Row};
 use codewarden_bench::side::{self, Who};
 use codewarden_bench::table::{self, Measured};
@@ -90,6 +91,8 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     eprintln!("guests");
     let emulator = Path::new(env!("CARGO_BIN_EXE_bench-emulator"));
     let guests = guest::measure(emulator, &modes, options.guest_rounds, options.guest_share);
+    let setup = Setup { emulator: emulator.into(), rounds: options.guest_rounds, share: options.guest_share };
+    let peers = peers::measure(&setup);
 
     let sections = [
         ("Anonymous memory, one thread", table::rows(&plain)),
@@ -97,7 +100,8 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         ("Scattered pages", table::scattered(&runs)),
         ("Lookups", table::lookups(&lookups)),
         ("Guests in the demo emulator", table::guests(&guests)),
-        ("Against what was wanted", wanted::lines(&plain, &runs)),
+        ("Beside a peer", peers.to_string()),
+        ("Against what was wanted", wanted::lines(&plain, &runs) + &peers.against_wanted()),
     ];
     let mut text = format!(
         "# What tracking costs\n\n{}\nMade by `{COMMAND}`: {} rounds, all sides by turns; median (p10–p90) of batches \

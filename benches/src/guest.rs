@@ -109,9 +109,14 @@ impl fmt::Display for Outcome {
 /// Runs a workload once. `share` divides its operations.
 pub fn run(emulator: &Path, mode: Mode, workload: &Workload, share: u32) -> End {
     let mut command = Command::new(emulator);
-    command.args(["--tracking", mode.name()]).arg(guests_dir().join(format!("{}.elf", workload.guest)));
-    command.arg((workload.operations / share).max(1).to_string()).args(workload.flag).stdin(Stdio::null());
-    let output = match command.output() {
+    command.args(["--tracking", mode.name()]);
+    run_guest(command, workload.guest, (workload.operations / share).max(1), workload.flag.as_slice())
+}
+
+/// Runs a guest once under `emulator`, which has its own options already.
+pub fn run_guest(mut emulator: Command, guest: &str, operations: u32, flags: &[&str]) -> End {
+    emulator.arg(guests_dir().join(format!("{guest}.elf"))).arg(operations.to_string()).args(flags);
+    let output = match emulator.stdin(Stdio::null()).output() {
         Ok(output) => output,
         Err(error) => return End::Failed(format!("the emulator does not start: {error}")),
     };

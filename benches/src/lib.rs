@@ -19,6 +19,7 @@ pub mod guest;
 pub mod library;
 pub mod lookup;
 pub mod machine;
+pub mod peers;
 pub mod picture;
 pub mod rows;
 pub mod scattered;

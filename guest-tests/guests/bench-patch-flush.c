@@ -1,27 +1,30 @@
 // The cost of patching one instruction, announcing it by riscv_flush_icache
-// (or FENCE.I with the flag `fence-i`) and calling it:
-//   bench-patch-flush ITERATIONS [fence-i]
+// (or FENCE.I with the flag `fence-i`) and calling it; with the flag `empty`
+// the word is stored to data and nothing is announced:
+//   bench-patch-flush ITERATIONS [fence-i] [empty]
 
 #include "bench.h"
 
 int main(int argc, char **argv) {
     u64 n = iterations(argc, argv, 10000);
-    int fence_i = has_flag(argc, argv, "fence-i");
-    u32 *code = map_code(1);
+    int fence_i = has_flag(argc, argv, "fence-i"), empty = has_flag(argc, argv, "empty");
+    u32 *code = map_code(1), *to = empty ? (u32 *)map(PAGE, PROT_RW) : code;
     write_constant(code, 0);
     flush_all_harts(code, 8);
     warm("before", code, 0, 0);
     u64 started = now_ns();
     for (u64 i = 1; i <= n; i++) {
-        int value = (int)(i % 2047);
-        store32(code, li_a0(value));
-        if (fence_i) {
-            flush_this_hart();
-        } else {
-            flush_all_harts(code, 4);
+        u64 value = i % 2047, want = empty ? 0 : value;
+        store32(to, li_a0((int)value));
+        if (!empty) {
+            if (fence_i) {
+                flush_this_hart();
+            } else {
+                flush_all_harts(code, 4);
+            }
         }
         u64 got = call(code, 0);
-        if (got != (u64)value) die(EXIT_STALE, "patched", got, (u64)value);
+        if (got != want) die(EXIT_STALE, "patched", got, want);
     }
     return report("bench-patch-flush", n, started);
 }
