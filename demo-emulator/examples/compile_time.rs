@@ -2,21 +2,25 @@
 //! `cargo run --release -p demo-emulator --example compile_time`.
 
 use std::error::Error;
+use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 use std::time::Instant;
 
 use codewarden::code_buffer::CodeBuffer;
 use demo_emulator::memory::Window;
 use demo_emulator::riscv::inst::{Inst, Op};
-use demo_emulator::translate::{BlockOptions, CodeSpace, Translator};
+use demo_emulator::translate::{BlockOptions, CodeSpace, OwnStores, Translator};
 
 const ROUNDS: usize = 2_000;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let space = CodeSpace::new(Window::reserve()?, CodeBuffer::new(64 << 20)?)?;
     let mut translator = Translator::new(Arc::clone(&space));
-    println!("| block | instructions | p50, µs | p95, µs | code, bytes |");
-    println!("|---|---|---|---|---|");
+    let flag = AtomicU8::new(0);
+    let bytes = [0; 4 * 50];
+    println!("| block | instructions | own stores | p50, µs | p95, µs | code, bytes |");
+    println!("|---|---|---|---|---|---|");
     for (name, ops) in [
         ("arithmetic", &[Op::Addi, Op::Add, Op::Slli, Op::Xor, Op::Sltu][..]),
         ("mixed", &[Op::Ld, Op::Addi, Op::Add, Op::Sd, Op::Slli]),
@@ -24,17 +28,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     ] {
         for count in [10, 50] {
             let insts = block(ops, count);
-            let mut times = Vec::with_capacity(ROUNDS);
-            let mut code_bytes = 0;
-            for _ in 0..ROUNDS {
-                let start = Instant::now();
-                let compiled = translator.compile(&insts, &BlockOptions::default())?;
-                times.push(start.elapsed().as_nanos() as f64 / 1e3);
-                code_bytes = compiled.len_bytes();
+            let source = Some(&bytes[..4 * insts.len()]);
+            let polls = OwnStores::Poll(NonNull::from(&flag));
+            for (stores, own_stores, source) in [
+                ("ignored", OwnStores::Ignore, None),
+                ("polled", polls, None),
+                ("compared", OwnStores::Compare, None),
+                ("compared, two entries", OwnStores::Compare, source),
+            ] {
+                let mut times = Vec::with_capacity(ROUNDS);
+                let mut code_bytes = 0;
+                for _ in 0..ROUNDS {
+                    let start = Instant::now();
+                    let compiled = translator.compile(&insts, &BlockOptions { own_stores, source })?;
+                    times.push(start.elapsed().as_nanos() as f64 / 1e3);
+                    code_bytes = compiled.len_bytes();
+                }
+                times.sort_by(f64::total_cmp);
+                let (p50, p95) = (times[ROUNDS / 2], times[ROUNDS * 95 / 100]);
+                println!("| {name} | {count} | {stores} | {p50:.1} | {p95:.1} | {code_bytes} |");
             }
-            times.sort_by(f64::total_cmp);
-            let (p50, p95) = (times[ROUNDS / 2], times[ROUNDS * 95 / 100]);
-            println!("| {name} | {count} | {p50:.1} | {p95:.1} | {code_bytes} |");
         }
     }
     Ok(())

@@ -26,7 +26,7 @@ use crate::memory::Window;
 use crate::riscv::inst::Inst;
 use crate::riscv::oracle;
 use crate::riscv::trap::{Flow, Trap};
-use crate::translate::{BlockOptions, CodeSpace, ExitReason, LinkSlot, Translator};
+use crate::translate::{BlockOptions, CodeSpace, ExitReason, LinkSlot, OwnStores, Translator};
 
 /// Runs of a decoded block before it is compiled: compiling costs what some
 /// hundred runs of tier 0 do.
@@ -152,7 +152,13 @@ impl EngineExecutor {
                 (pc, inst)
             })
             .collect();
-        let block = self.translator.compile(&placed, &BlockOptions { stale_flag }).ok()?;
+        let block = self
+            .translator
+            .compile(
+                &placed,
+                &BlockOptions { own_stores: stale_flag.map_or(OwnStores::Ignore, OwnStores::Poll), source: None },
+            )
+            .ok()?;
         Some((block.entry(), Payload::Compiled(Box::new(Compiled { block }))))
     }
 
@@ -265,7 +271,7 @@ fn run_compiled(
             }
             None
         }
-        ExitReason::Miss | ExitReason::IndirectMiss | ExitReason::SelfModified => None,
+        ExitReason::Miss | ExitReason::IndirectMiss | ExitReason::SelfModified | ExitReason::CheckFailed => None,
         ExitReason::Interrupted => Some(Step::Exit(Exit::Interrupted)),
         ExitReason::FenceI => Some(Step::Flush),
         ExitReason::Trap | ExitReason::Fault => Some(Step::Interpret),

@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, PoisonError};
@@ -22,7 +23,8 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{Module, ModuleError, default_libcall_names};
 
-use super::code_space::{CodeSpace, OneFunction};
+use super::check::Check;
+use super::code_space::{CodeSpace, OneFunction, Place};
 use super::entry::{ExitReason, LinkSlot};
 use super::fault_index::{FaultPoint, FaultTable};
 use super::lower::{Emitter, Environment, HOST, field};
@@ -31,14 +33,28 @@ use crate::riscv::inst::{Inst, Op};
 /// What an inline check refuses; the fault index says which instruction's.
 pub(super) const REFUSED: TrapCode = TrapCode::unwrap_user(1);
 
+/// What a block does about stores of its own that hit the block itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OwnStores {
+    /// Nothing: the guest announces them by an instruction that ends a block.
+    #[default]
+    Ignore,
+    /// Leaves behind a store that overlaps its bytes.
+    Compare,
+    /// Leaves behind a store that finds this byte, the block's
+    /// [`codewarden::Ticket::stale_flag`], not 0: the block's bytes have other
+    /// addresses too. It must stay where it is for as long as the block can run.
+    Poll(NonNull<AtomicU8>),
+}
+
 /// How a block is to be compiled.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct BlockOptions {
-    /// A byte that becomes non-zero when this block is killed. It is looked at
-    /// after each store, so that a block that overwrites itself leaves right
-    /// behind the store. It must stay where it is for as long as the block
-    /// can run. `None` where the end of the block is early enough.
-    pub stale_flag: Option<NonNull<AtomicU8>>,
+pub struct BlockOptions<'a> {
+    /// What follows a store.
+    pub own_stores: OwnStores,
+    /// The guest bytes that the instructions were decoded from, at the first
+    /// one's address: the block gets a checked entry.
+    pub source: Option<&'a [u8]>,
 }
 
 /// Why a block could not be compiled.
@@ -94,6 +110,10 @@ pub fn ends_block(op: Op) -> bool {
 pub struct CompiledBlock {
     space: Arc<CodeSpace>,
     code: Allocation,
+    /// What of it the compiler made.
+    function_bytes: usize,
+    /// The instructions of the checked entry.
+    check: Option<Range<usize>>,
     /// Boxed: the index has its address.
     faults: Box<FaultTable>,
     /// Compiled code has the addresses of both.
@@ -107,7 +127,12 @@ impl CompiledBlock {
         self.code.rx() as usize
     }
 
-    /// Length of the code.
+    /// What it holds while a page of the block is checked.
+    pub fn checked_entry(&self) -> Option<usize> {
+        self.check.as_ref().map(|check| self.entry() + check.start)
+    }
+
+    /// Length of the code, with the checked entry.
     pub fn len_bytes(&self) -> usize {
         self.code.len()
     }
@@ -117,11 +142,20 @@ impl CompiledBlock {
         &self.links
     }
 
-    /// The code.
-    pub fn code(&self) -> Vec<u8> {
+    /// The instructions at the plain entry, and those at the checked one; each
+    /// with its address.
+    pub fn code(&self) -> impl Iterator<Item = (usize, Vec<u8>)> {
+        let bytes = self.bytes();
+        [Some(0..self.function_bytes), self.check.clone()]
+            .into_iter()
+            .flatten()
+            .map(move |range| (self.entry() + range.start, bytes[range].to_vec()))
+    }
+
+    fn bytes(&self) -> &[u8] {
         // SAFETY: the executable view of the whole allocation, which nobody
         // writes any more.
-        unsafe { std::slice::from_raw_parts(self.code.rx(), self.code.len()) }.to_vec()
+        unsafe { std::slice::from_raw_parts(self.code.rx(), self.code.len()) }
     }
 }
 
@@ -165,28 +199,39 @@ impl Translator {
         self.context.clear();
         self.build(insts, &kept, &links, options);
 
-        let (provider, place) = OneFunction::new(&self.space);
+        let start = insts[0].0;
+        let check = options.source.map(|source| Check::new(self.space.host_address(start), source));
+        let (provider, place) = OneFunction::new(&self.space, check.as_ref().map_or(0, Check::len_bytes));
         let mut builder = JITBuilder::with_isa(Arc::clone(&self.space.isa.0), default_libcall_names());
         builder.memory_provider(Box::new(provider));
         let mut module = JITModule::new(builder);
         let function = module.declare_anonymous_function(&self.context.func.signature)?;
         module.define_function(function, &mut self.context)?;
         module.finalize_definitions()?;
-        let code = place.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let code = code.ok_or_else(|| TranslateError::Compile("the module took no memory".into()))?;
+        let place_taken = place.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let place = place_taken.ok_or_else(|| TranslateError::Compile("the module took no memory".into()))?;
+        let mut points = self.fault_points(insts);
+        let check = check.map(|check| {
+            let at = check.insts(place.behind());
+            place.put_behind(&check.placed(at.start));
+            points.push(FaultPoint { start: at.start as u32, end: at.end as u32, guest_pc: start });
+            at
+        });
+        let Place { code, function_bytes } = place;
         code.publish().map_err(TranslateError::Publish)?;
 
-        let faults =
-            Box::new(FaultTable { start: code.rx() as usize, len_bytes: code.len(), points: self.fault_points(insts) });
+        let faults = Box::new(FaultTable { start: code.rx() as usize, len_bytes: code.len(), points: points.into() });
         // SAFETY: boxed, and removed when the block is dropped.
         unsafe { self.space.faults.insert(&*faults) };
-        Ok(CompiledBlock { space: Arc::clone(&self.space), code, faults, links, _insts: kept })
+        Ok(CompiledBlock { space: Arc::clone(&self.space), code, function_bytes, check, faults, links, _insts: kept })
     }
 
     fn build(&mut self, insts: &[(u64, Inst)], kept: &[Inst], links: &[LinkSlot], options: &BlockOptions) {
         self.context.func.signature = signature();
         let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder_context);
-        let environment = Environment::new(&self.space, options.stale_flag);
+        let end = insts.last().map_or(0, |&(pc, inst)| pc.wrapping_add(u64::from(inst.len)));
+        let own_bytes = insts.first().map_or(0..0, |&(pc, _)| pc..end);
+        let environment = Environment::new(&self.space, own_bytes, options);
         let mut emitter = Emitter::new(builder, environment);
         for (index, (&(pc, inst), kept)) in insts.iter().zip(kept).enumerate() {
             if ends_block(inst.op) {
@@ -197,16 +242,15 @@ impl Translator {
             }
             emitter.lower(index as u32, pc, kept);
         }
-        let next = insts.last().map_or(0, |&(pc, inst)| pc.wrapping_add(u64::from(inst.len)));
         emitter.flush();
         // Straight on: never backward.
-        emitter.exit_direct(next, false, &links[0]);
+        emitter.exit_direct(end, false, &links[0]);
         emitter.finish(self.space.isa.0.frontend_config());
     }
 
     /// Host code ranges of what can fault, as the compiler placed them.
-    fn fault_points(&self, insts: &[(u64, Inst)]) -> Box<[FaultPoint]> {
-        let Some(compiled) = self.context.compiled_code() else { return Box::default() };
+    fn fault_points(&self, insts: &[(u64, Inst)]) -> Vec<FaultPoint> {
+        let Some(compiled) = self.context.compiled_code() else { return Vec::new() };
         let locations = compiled.buffer.get_srclocs_sorted();
         let located = locations.iter().filter(|location| !location.loc.is_default());
         located

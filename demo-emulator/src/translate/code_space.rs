@@ -4,11 +4,13 @@
 //! # Safety
 //!
 //! The memory provider hands out the writable view of one allocation, which
-//! whoever made the provider keeps until the module is gone. `enter` passes its
+//! whoever made the provider keeps until the module is gone; what is put behind
+//! the function stays within it. `enter` passes its
 //! caller's obligation on.
 #![allow(unsafe_code)]
 
 use std::io;
+use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use codewarden::code_buffer::{Allocation, CodeBuffer};
@@ -18,6 +20,7 @@ use cranelift_jit::{BranchProtection, JITMemoryKind, JITMemoryProvider};
 use cranelift_module::ModuleResult;
 
 use super::block::TranslateError;
+use super::check::CHECK_ALIGN_BYTES;
 use super::entry::{self, ExitReason};
 use super::fault_index::FaultIndex;
 use crate::hart::Hart;
@@ -60,6 +63,11 @@ impl CodeSpace {
         host_fault::install().map_err(TranslateError::Signal)?;
         let faults = FaultIndex::new(buffer.executable());
         Ok(Arc::new(Self { isa, faults, window, has_fma: std::is_x86_feature_detected!("fma"), buffer }))
+    }
+
+    /// Where a guest address of the window lies in this process.
+    pub(super) fn host_address(&self, guest: u64) -> u64 {
+        self.window.base() as u64 + guest
     }
 
     /// The buffer that the code lies in.
@@ -107,29 +115,40 @@ fn target() -> Result<OwnedTargetIsa, TranslateError> {
     builder.finish(settings::Flags::new(flags)).map_err(|error| unsupported(&error))
 }
 
-/// Memory for one function of a `JITModule`, taken from a code buffer. Addresses
-/// that the module sees are those of the writable view.
+/// Memory for one function of a `JITModule` and what is put behind it, taken from
+/// a code buffer. Addresses that the module sees are those of the writable view.
 pub(super) struct OneFunction {
     buffer: CodeBuffer,
-    allocation: Arc<Mutex<Option<Allocation>>>,
+    behind_bytes: usize,
+    place: Arc<Mutex<Option<Place>>>,
+}
+
+/// What a module took.
+pub(super) struct Place {
+    /// All of it.
+    pub(super) code: Allocation,
+    /// What of it is the function.
+    pub(super) function_bytes: usize,
 }
 
 impl OneFunction {
-    /// A provider, and where its allocation will be found.
-    pub(super) fn new(space: &CodeSpace) -> (Self, Arc<Mutex<Option<Allocation>>>) {
-        let allocation = Arc::default();
-        (Self { buffer: space.buffer.clone(), allocation: Arc::clone(&allocation) }, allocation)
+    /// A provider with room for `behind_bytes` behind the function, aligned as a
+    /// check is, and where its allocation will be found.
+    pub(super) fn new(space: &CodeSpace, behind_bytes: usize) -> (Self, Arc<Mutex<Option<Place>>>) {
+        let place = Arc::default();
+        (Self { buffer: space.buffer.clone(), behind_bytes, place: Arc::clone(&place) }, place)
     }
 }
 
 impl JITMemoryProvider for OneFunction {
     fn allocate(&mut self, size: usize, align: u64, kind: JITMemoryKind) -> io::Result<*mut u8> {
-        let mut place = self.allocation.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         if place.is_some() || !matches!(kind, JITMemoryKind::Executable) {
             return Err(io::Error::other("a block is one function and no data"));
         }
-        let allocation = self.buffer.alloc(size, CODE_ALIGN_BYTES.max(align as usize)).map_err(io::Error::other)?;
-        Ok(place.insert(allocation).rw())
+        let all = if self.behind_bytes == 0 { size } else { behind(size) + self.behind_bytes };
+        let code = self.buffer.alloc(all, CODE_ALIGN_BYTES.max(align as usize)).map_err(io::Error::other)?;
+        Ok(place.insert(Place { code, function_bytes: size }).code.rw())
     }
 
     /// Nothing: the block that the code belongs to owns its memory.
@@ -140,4 +159,22 @@ impl JITMemoryProvider for OneFunction {
     fn finalize(&mut self, _: BranchProtection) -> ModuleResult<()> {
         Ok(())
     }
+}
+
+impl Place {
+    /// Where a check stands behind the function.
+    pub(super) fn behind(&self) -> usize {
+        behind(self.function_bytes)
+    }
+
+    /// Puts `bytes` there, for which the provider left room.
+    pub(super) fn put_behind(&self, bytes: &[u8]) {
+        assert!(self.behind() + bytes.len() <= self.code.len(), "the provider left room");
+        // SAFETY: within the allocation's writable view, which nobody runs yet.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.code.rw().add(self.behind()), bytes.len()) };
+    }
+}
+
+fn behind(function_bytes: usize) -> usize {
+    function_bytes.next_multiple_of(CHECK_ALIGN_BYTES)
 }

@@ -28,11 +28,13 @@ pub fn guest_instructions(pc: u64, bytes: &[u8]) -> Vec<Line> {
     lines(riscv(), pc, bytes).unwrap_or_default()
 }
 
-/// The host code of a block.
+/// The host code of a block, its checked entry last.
 pub fn host_listing(block: &CompiledBlock) -> String {
-    let disassembler = Capstone::new().x86().mode(arch::x86::ArchMode::Mode64).build();
-    let start = block.entry() as u64;
-    listing(lines(disassembler, start, &block.code()), start)
+    let part = |(start, code): (usize, Vec<u8>)| {
+        let disassembler = Capstone::new().x86().mode(arch::x86::ArchMode::Mode64).build();
+        listing(lines(disassembler, start as u64, &code), start as u64)
+    };
+    block.code().map(part).collect::<Vec<_>>().join("CHECKED:\n")
 }
 
 fn riscv() -> CsResult<Capstone> {

@@ -50,11 +50,13 @@ pub enum ExitReason {
     /// The instruction at `hart.pc` cannot retire as things are. It has had no
     /// effect.
     Fault = 7,
+    /// The guest's bytes are not those that the block at `hart.pc` was made from.
+    CheckFailed = 8,
 }
 
 impl ExitReason {
     /// How many there are, for tables of counters.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 
     fn of(code: u64) -> Self {
         use ExitReason::*;
@@ -66,7 +68,8 @@ impl ExitReason {
             4 => SelfModified,
             5 => FenceI,
             6 => Trap,
-            _ => Fault,
+            7 => Fault,
+            _ => CheckFailed,
         }
     }
 }

@@ -26,6 +26,15 @@
 //!   [`ExitReason::Fault`]. The instruction has had no effect: whoever wants
 //!   to know what is wrong with it runs the oracle on it.
 //!
+//! # Entries and the block's own stores
+//!
+//! A block has two entries. The **plain** one is for pages that are protected.
+//! The **checked** one compares the guest's bytes with the snapshot that the block
+//! was made from, on a page that the guest may write at any time (`check`).
+//!
+//! After a store that hits its own bytes a block leaves, whatever the state of
+//! its page: see [`OwnStores`].
+//!
 //! # Registers
 //!
 //! Within a block guest registers are SSA values, loaded from the hart at the
@@ -38,13 +47,14 @@
 //! knows exits and nothing of what instructions do.
 
 mod block;
+mod check;
 mod code_space;
 pub mod disasm;
 mod entry;
 mod fault_index;
 mod lower;
 
-pub use block::{BlockOptions, CompiledBlock, TranslateError, Translator, ends_block};
+pub use block::{BlockOptions, CompiledBlock, OwnStores, TranslateError, Translator, ends_block};
 pub use code_space::CodeSpace;
 pub use entry::{ExitReason, LinkSlot, entry_stubs};
 

@@ -4,6 +4,7 @@
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{AtomicRmwOp, BlockArg, InstBuilder, Type, Value, types};
 
+use super::own_store::Stored;
 use super::{Emitter, GUEST, HOST, field};
 use crate::riscv::inst::{Inst, Op};
 
@@ -32,7 +33,7 @@ impl Emitter<'_> {
         self.set_x(inst.rd, value);
     }
 
-    pub(super) fn store_conditional(&mut self, index: u32, inst: &Inst) {
+    pub(super) fn store_conditional(&mut self, index: u32, inst: &Inst) -> Stored {
         let width = width(inst.op);
         let (addr, new) = (self.x(inst.rs1), self.operand(inst, width));
         let (attempt, done) = (self.builder.create_block(), self.builder.create_block());
@@ -60,9 +61,10 @@ impl Emitter<'_> {
         let free = self.builder.ins().iconst(types::I8, 0);
         self.builder.ins().store(HOST, free, self.hart, field::RESERVED);
         self.set_x(inst.rd, failed);
+        Stored { addr, len_bytes: u64::from(width.bytes()) }
     }
 
-    pub(super) fn atomic(&mut self, index: u32, inst: &Inst) {
+    pub(super) fn atomic(&mut self, index: u32, inst: &Inst) -> Stored {
         use Op::*;
         let op = match inst.op {
             Amoswap_w | Amoswap_d => AtomicRmwOp::Xchg,
@@ -83,6 +85,7 @@ impl Emitter<'_> {
         });
         let old = self.extended(old);
         self.set_x(inst.rd, old);
+        Stored { addr, len_bytes: u64::from(width.bytes()) }
     }
 
     /// A fence that the host needs: x86-64 keeps every order but that of a

@@ -2,6 +2,7 @@
 
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 
+use super::own_store::Stored;
 use super::{Emitter, GUEST};
 use crate::memory::window::WINDOW_LEN_BYTES;
 use crate::riscv::inst::{Inst, Op};
@@ -38,8 +39,14 @@ impl Emitter<'_> {
     }
 
     /// A store.
-    pub(super) fn store(&mut self, index: u32, inst: &Inst) {
+    pub(super) fn store(&mut self, index: u32, inst: &Inst) -> Stored {
         use Op::*;
+        let len_bytes = match inst.op {
+            Sb => 1,
+            Sh => 2,
+            Sw | Fsw => 4,
+            _ => 8,
+        };
         let value = if matches!(inst.op, Fsw | Fsd) { self.f(inst.rs2) } else { self.x(inst.rs2) };
         let addr = self.address(inst);
         self.may_fault(index, |this| {
@@ -52,6 +59,7 @@ impl Emitter<'_> {
                 _ => ins.store(GUEST, value, host, 0),
             }
         });
+        Stored { addr, len_bytes }
     }
 
     /// The guest address that a load or a store names.

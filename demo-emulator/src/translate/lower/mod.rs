@@ -7,18 +7,18 @@ mod atomic;
 mod float;
 mod integer;
 mod memory;
+mod own_store;
 
 use std::mem::offset_of;
-use std::ptr::{self, NonNull};
-use std::sync::atomic::AtomicU8;
+use std::ops::Range;
+use std::ptr;
 
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, SourceLoc, Value, types};
 use cranelift_codegen::isa::TargetFrontendConfig;
 use cranelift_frontend::FunctionBuilder;
 
-use super::block::REFUSED;
+use super::block::{BlockOptions, OwnStores, REFUSED};
 use super::code_space::CodeSpace;
-use super::entry::ExitReason;
 use crate::memory::Window;
 use crate::riscv::inst::{Inst, Op};
 
@@ -58,14 +58,25 @@ pub(super) struct Environment {
     base: u64,
     /// The window, for helpers.
     window: *const Window,
-    stale_flag: Option<NonNull<AtomicU8>>,
+    /// First of the guest bytes that the block was made from.
+    start: u64,
+    /// One past the last.
+    end: u64,
+    own_stores: OwnStores,
     has_fma: bool,
 }
 
 impl Environment {
-    pub(super) fn new(space: &CodeSpace, stale_flag: Option<NonNull<AtomicU8>>) -> Self {
-        let window = ptr::from_ref(&space.window);
-        Self { base: space.window.base() as u64, window, stale_flag, has_fma: space.has_fma }
+    /// For a block of the guest bytes `own_bytes`.
+    pub(super) fn new(space: &CodeSpace, own_bytes: Range<u64>, options: &BlockOptions) -> Self {
+        Self {
+            base: space.window.base() as u64,
+            window: ptr::from_ref(&space.window),
+            start: own_bytes.start,
+            end: own_bytes.end,
+            own_stores: options.own_stores,
+            has_fma: space.has_fma,
+        }
     }
 }
 
@@ -139,18 +150,18 @@ impl<'a> Emitter<'a> {
         match inst.op {
             Lb | Lh | Lw | Ld | Lbu | Lhu | Lwu | Flw | Fld => self.load(index, inst),
             Sb | Sh | Sw | Sd | Fsw | Fsd => {
-                self.store(index, inst);
-                self.leave_if_stale(pc, inst);
+                let stored = self.store(index, inst);
+                self.leave_if_overwritten(pc, inst, stored);
             }
             Lr_w | Lr_d => self.load_reserved(index, inst),
             Sc_w | Sc_d => {
-                self.store_conditional(index, inst);
-                self.leave_if_stale(pc, inst);
+                let stored = self.store_conditional(index, inst);
+                self.leave_if_overwritten(pc, inst, stored);
             }
             Amoswap_w | Amoadd_w | Amoxor_w | Amoand_w | Amoor_w | Amomin_w | Amomax_w | Amominu_w | Amomaxu_w
             | Amoswap_d | Amoadd_d | Amoxor_d | Amoand_d | Amoor_d | Amomin_d | Amomax_d | Amominu_d | Amomaxu_d => {
-                self.atomic(index, inst);
-                self.leave_if_stale(pc, inst);
+                let stored = self.atomic(index, inst);
+                self.leave_if_overwritten(pc, inst, stored);
             }
             Fence => self.fence(inst),
             Csrrw | Csrrs | Csrrc | Csrrwi | Csrrsi | Csrrci => self.csr(index, inst),
@@ -207,21 +218,5 @@ impl<'a> Emitter<'a> {
     /// Refuses the instruction if `condition` is not 0.
     fn refuse_if(&mut self, condition: Value) {
         self.builder.ins().trapnz(condition, REFUSED);
-    }
-
-    /// After a store: leaves if it killed this block.
-    fn leave_if_stale(&mut self, pc: u64, inst: &Inst) {
-        let Some(flag) = self.environment.stale_flag else { return };
-        // An SC or an AMO has a result that the hart does not have yet.
-        self.flush();
-        let flag = self.constant(flag.as_ptr() as u64);
-        let stale = self.builder.ins().load(types::I8, HOST, flag, 0);
-        let (out, on) = (self.builder.create_block(), self.builder.create_block());
-        self.builder.set_cold_block(out);
-        self.builder.ins().brif(stale, out, &[], on, &[]);
-        self.builder.switch_to_block(out);
-        self.set_pc(pc.wrapping_add(u64::from(inst.len)));
-        self.leave(ExitReason::SelfModified);
-        self.builder.switch_to_block(on);
     }
 }

@@ -49,7 +49,7 @@ fn a_store_that_kills_its_block_is_its_last_instruction() {
     let mut bench = Bench::new(1 << 20);
     // The block's own store raises the flag: it lies in guest memory.
     let flag = NonNull::new(bench.window.base().wrapping_add(DATA as usize + 64).cast::<AtomicU8>()).unwrap();
-    let options = BlockOptions { stale_flag: Some(flag) };
+    let options = BlockOptions { own_stores: OwnStores::Poll(flag), source: None };
     let stores = [
         store(Op::Sb, 11, 5, 64),
         store(Op::Fsw, 11, 5, 64),

@@ -8,6 +8,8 @@
 #![allow(unsafe_code)]
 
 mod blocks;
+mod checked;
+mod own_stores;
 mod random;
 
 use std::ptr;
@@ -98,7 +100,12 @@ fn as_cell(word: &AtomicUsize) -> *const EntryCell {
 
 /// Instructions with their addresses, from `CODE` on.
 fn placed(insts: &[Inst]) -> Vec<(u64, Inst)> {
-    let mut pc = CODE;
+    placed_at(CODE, insts)
+}
+
+/// Instructions with their addresses, from `start` on.
+fn placed_at(start: u64, insts: &[Inst]) -> Vec<(u64, Inst)> {
+    let mut pc = start;
     let place = |&inst: &Inst| {
         let at = pc;
         pc += u64::from(inst.len);

@@ -1,0 +1,55 @@
+//! What follows a store: a look whether it hit the block that it stands in.
+//!
+//! A store that overlaps the block's own bytes is its last instruction: what
+//! follows was decoded from bytes that are no more. The addresses tell that,
+//! whatever state the page is in, and cost less than a look at a flag in memory.
+//! Only where the same bytes have other addresses too do they tell too little;
+//! there the cache's stale flag is asked ([`codewarden::Ticket::stale_flag`]).
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{InstBuilder, Value, types};
+
+use super::{Emitter, HOST};
+use crate::riscv::inst::Inst;
+use crate::translate::block::OwnStores;
+use crate::translate::entry::ExitReason;
+
+/// What an instruction has stored to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stored {
+    /// The guest address.
+    pub(super) addr: Value,
+    pub(super) len_bytes: u64,
+}
+
+impl Emitter<'_> {
+    /// After a store: leaves if what follows may not be true any more.
+    pub(super) fn leave_if_overwritten(&mut self, pc: u64, inst: &Inst, stored: Stored) {
+        let condition = match self.environment.own_stores {
+            OwnStores::Ignore => return,
+            OwnStores::Compare => self.overlaps_block(stored),
+            OwnStores::Poll(flag) => {
+                let flag = self.constant(flag.as_ptr() as u64);
+                self.builder.ins().load(types::I8, HOST, flag, 0)
+            }
+        };
+        // An SC or an AMO has a result that the hart does not have yet.
+        self.flush();
+        let (out, on) = (self.builder.create_block(), self.builder.create_block());
+        self.builder.set_cold_block(out);
+        self.builder.ins().brif(condition, out, &[], on, &[]);
+        self.builder.switch_to_block(out);
+        self.set_pc(pc.wrapping_add(u64::from(inst.len)));
+        self.leave(ExitReason::SelfModified);
+        self.builder.switch_to_block(on);
+    }
+
+    /// Whether a byte of the block was stored to: a store that begins up to its
+    /// length before the block does so too.
+    fn overlaps_block(&mut self, Stored { addr, len_bytes }: Stored) -> Value {
+        let first = self.environment.start.wrapping_sub(len_bytes - 1);
+        let reach = self.environment.end.wrapping_sub(first);
+        let distance = self.builder.ins().iadd_imm_s(addr, first.wrapping_neg() as i64);
+        self.builder.ins().icmp_imm_u(IntCC::UnsignedLessThan, distance, reach as i64)
+    }
+}

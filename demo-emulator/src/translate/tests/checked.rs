@@ -1,0 +1,106 @@
+//! The checked entry: equal bytes run, any other byte leaves, and nothing is
+//! read but the block's own bytes.
+
+use super::*;
+
+const END: u64 = DATA + DATA_PAGES * PAGE_LEN_BYTES;
+/// Bytes of a block at most: 64 instructions of four bytes.
+const BLOCK_BYTES_MAX: usize = 256;
+
+/// What the tests' blocks are said to be made from; all bytes of a block differ
+/// from those at other places of it that a comparison could take for them.
+fn source(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 7 + 3) as u8).collect()
+}
+
+/// A block of `source`, which adds one to x10 for every two bytes and goes on.
+fn compile(bench: &mut Bench, start: u64, source: &[u8]) -> CompiledBlock {
+    let insts: Vec<Inst> = source.chunks(2).map(|_| Inst { len: 2, ..addi(10, 10, 1) }).collect();
+    let options = BlockOptions { source: Some(source), ..BlockOptions::default() };
+    bench.translator.compile(&placed_at(start, &insts), &options).unwrap()
+}
+
+/// Enters `block` at its check; how it left, and what x10 became.
+fn enter(bench: &mut Bench, start: u64, block: &CompiledBlock) -> (ExitReason, u64, u64) {
+    let mut hart = bench.hart();
+    hart.pc = start;
+    let reason = bench.enter(&mut hart, block.checked_entry().unwrap());
+    (reason, hart.pc, hart.x[10])
+}
+
+fn put(bench: &Bench, start: u64, bytes: &[u8]) {
+    (start..).zip(bytes).for_each(|(at, &byte)| bench.window.store_u8(at, byte).unwrap());
+}
+
+#[test]
+fn equal_bytes_run_and_each_byte_counts() {
+    let mut bench = Bench::new(1 << 20);
+    for len in (2..=BLOCK_BYTES_MAX).step_by(2) {
+        let source = source(len);
+        let (half, len_bytes) = (len as u64 / 4 * 2, len as u64);
+        // Nothing is mapped before the first page and behind the last one.
+        for start in [DATA, DATA + PAGE_LEN_BYTES - half, END - len_bytes] {
+            put(&bench, start, &source);
+            let block = compile(&mut bench, start, &source);
+            let run = (ExitReason::Unlinked, start + len_bytes, len_bytes / 2);
+            assert_eq!(enter(&mut bench, start, &block), run, "{len} bytes at {start:#x}");
+            for at in start..start + len_bytes {
+                let byte = bench.window.load_u8(at).unwrap();
+                bench.window.store_u8(at, byte ^ 1 << (at % 8)).unwrap();
+                let left = enter(&mut bench, start, &block);
+                assert_eq!(left, (ExitReason::CheckFailed, start, 0), "{len} bytes at {start:#x}, changed at {at:#x}");
+                bench.window.store_u8(at, byte).unwrap();
+            }
+            assert_eq!(enter(&mut bench, start, &block), run, "{len} bytes at {start:#x} restored");
+            // The bytes around it are not its own.
+            for beside in [start.wrapping_sub(1), start + len_bytes] {
+                if let Ok(byte) = bench.window.load_u8(beside) {
+                    bench.window.store_u8(beside, !byte).unwrap();
+                }
+            }
+            assert_eq!(enter(&mut bench, start, &block), run, "{len} bytes at {start:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_fault_of_the_check_is_one_of_the_first_instruction() {
+    let mut bench = Bench::new(1 << 20);
+    for len in [2, 4, 6, 8, 10, 16, 18, 40] {
+        let source = source(len);
+        for start in [END, END - 2, END - len as u64 + 2, READ_ONLY - 2, 2 * PAGE_LEN_BYTES] {
+            if start + len as u64 <= END {
+                continue;
+            }
+            put(&bench, start, &source[..(END.saturating_sub(start) as usize).min(len)]);
+            let block = compile(&mut bench, start, &source);
+            // Where the first piece differs already, it may leave before it faults.
+            let left = enter(&mut bench, start, &block);
+            assert_eq!(left, (ExitReason::Fault, start, 0), "{len} bytes at {start:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_faulting_instruction_behind_the_check_is_told_by_its_own_address() {
+    let mut bench = Bench::new(1 << 20);
+    let insts = [addi(10, 0, 7), load(Op::Ld, 11, 0, 8), NOP];
+    let source = source(12);
+    put(&bench, DATA, &source);
+    let options = BlockOptions { source: Some(&source), ..BlockOptions::default() };
+    let block = bench.translator.compile(&placed_at(DATA, &insts), &options).unwrap();
+    assert_eq!(enter(&mut bench, DATA, &block), (ExitReason::Fault, DATA + 4, 7));
+}
+
+#[test]
+fn both_entries_are_listed() {
+    let mut bench = Bench::new(1 << 20);
+    let block = compile(&mut bench, DATA, &source(40));
+    let listing = disasm::host_listing(&block);
+    let (plain, checked) = listing.split_once("CHECKED:\n").unwrap();
+    assert!(plain.contains("jmp") && !plain.contains("pcmpeqb"), "{listing}");
+    assert_eq!(checked.matches("pcmpeqb").count(), 3, "{listing}");
+    assert!(checked.trim_end().ends_with("ret"), "no constants: {listing}");
+    let entry = format!("je                    {:#x}", block.entry());
+    assert!(checked.replace(' ', "").contains(&entry.replace(' ', "")), "{listing}");
+}
