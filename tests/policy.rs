@@ -1,0 +1,338 @@
+//! What the policy makes of a page, seen through the tracker alone, in every mode
+//! on the real kernel.
+//!
+//! # Safety
+//!
+//! The memory outlives its tracker; the observer counts and does nothing else.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use codewarden::addr::{GuestAddr, PageSize};
+use codewarden::guest_memory::GuestMemory;
+use codewarden::policy::{Adaptive, Decision, Limits, PageHistory, Plain, Policy};
+use codewarden::protection::{Access, Mode, Probe};
+use codewarden::tracker::{BeginError, PageClaim, PageObserver, PageWrite, RegionOptions, Tracker};
+use codewarden::{Busy, Stats};
+
+const PAGES: usize = 200;
+
+/// Counts what it is told.
+struct Counting;
+
+#[derive(Debug, Default)]
+struct Told {
+    written: AtomicU32,
+    beside: AtomicU32,
+}
+
+impl Told {
+    fn take(&self) -> (u32, u32) {
+        (self.written.swap(0, Ordering::Relaxed), self.beside.swap(0, Ordering::Relaxed))
+    }
+}
+
+// SAFETY: one addition each.
+unsafe impl PageObserver for Counting {
+    type Data = Told;
+
+    fn written(&self, told: &Told, _: &PageWrite) {
+        told.written.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn beside(&self, told: &Told, _: &PageWrite) {
+        told.beside.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+struct Guest {
+    tracker: Tracker<Counting>,
+    memory: GuestMemory,
+    mode: Mode,
+    page: usize,
+}
+
+impl Guest {
+    fn new(mode: Mode, policy: impl Policy) -> Self {
+        let page = PageSize::host().bytes();
+        let memory = GuestMemory::anonymous(PAGES * page).unwrap();
+        let tracker = Tracker::with_policy(Arc::new(Counting), Arc::new(policy));
+        let options = RegionOptions {
+            guest: GuestAddr(0),
+            host: memory.range(),
+            mode,
+            access: Access::ReadWrite,
+            embedder_owns_signals: false,
+        };
+        // SAFETY: fields are dropped in order: the tracker before the memory.
+        unsafe { tracker.add_region(options) }.unwrap();
+        Self { tracker, memory, mode, page }
+    }
+
+    fn addr(&self, page: usize, byte: usize) -> GuestAddr {
+        GuestAddr((page * self.page + byte) as u64)
+    }
+
+    /// Something is made from the first 64 bytes of the page.
+    fn translate(&self, page: usize) -> PageClaim<Counting> {
+        loop {
+            match self.tracker.begin(self.addr(page, 0)) {
+                Ok(claim) => {
+                    claim.add_code(0..64);
+                    return claim;
+                }
+                // In thread mode the store is through a moment before the
+                // un-protect is over.
+                Err(BeginError::Busy(Busy::Unprotecting | Busy::Protecting)) => {}
+                Err(error) => panic!("{}: {error}", self.mode),
+            }
+        }
+    }
+
+    /// A store, seen where the mode says so.
+    fn store(&self, page: usize, byte: usize) {
+        self.memory.write(page * self.page + byte, &[1]).unwrap();
+        self.tracker.sync().unwrap();
+    }
+
+    fn stats(&self) -> Stats {
+        self.tracker.stats()
+    }
+}
+
+/// The modes that can be had and of which `wanted` is true.
+fn modes(wanted: impl Fn(Mode) -> bool) -> Vec<Mode> {
+    let probe = Probe::of_this_process();
+    let modes = Mode::ALL.into_iter().filter(|&mode| mode != Mode::None && wanted(mode));
+    modes
+        .filter(|&mode| match probe.check(mode) {
+            Ok(()) => true,
+            Err(error) => {
+                assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{error}");
+                println!("skipped: {error}");
+                false
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn a_store_beside_code_makes_its_page_checked_and_then_costs_nothing() {
+    for mode in modes(Mode::is_synchronous) {
+        let guest = Guest::new(mode, Adaptive::with_checks());
+        let claim = guest.translate(3);
+        assert!(!claim.is_checked());
+        guest.store(3, 2048);
+        assert_eq!(claim.data().take(), (0, 1), "{mode}: nothing dies, all compare themselves");
+        assert!(!claim.is_current(), "{mode}: what was begun before would not compare itself");
+        for byte in 0..guest.page {
+            guest.store(3, byte);
+        }
+        let stats = guest.stats();
+        assert_eq!((stats.faults, stats.faults_beside, stats.checked), (1, 1, 1), "{mode}");
+        let again = guest.translate(3);
+        assert!(again.is_checked());
+        guest.store(3, 0);
+        assert!(again.is_current(), "{mode}: a checked page changes without notice");
+        assert_eq!(again.data().take(), (0, 0), "{mode}");
+        let hot = guest.tracker.hottest_pages(5);
+        assert_eq!(hot.len(), 1, "{mode}");
+        assert_eq!((hot[0].page, hot[0].is_checked, hot[0].beside_hits), (guest.addr(3, 0), true, 1), "{mode}");
+        assert_eq!(hot[0].last_byte, Some(guest.addr(3, 2048)), "{mode}");
+        assert_eq!(guest.tracker.pages_by_state().checked, 1, "{mode}");
+    }
+}
+
+#[test]
+fn a_store_to_code_kills() {
+    for mode in modes(Mode::is_synchronous) {
+        let guest = Guest::new(mode, Adaptive::with_checks());
+        let claim = guest.translate(3);
+        guest.store(3, 63);
+        assert_eq!(claim.data().take(), (1, 0), "{mode}");
+        assert!(!guest.translate(3).is_checked(), "{mode}: once is no habit");
+        // Without checked pages a store beside code kills as well.
+        let guest = Guest::new(mode, Adaptive::new());
+        let claim = guest.translate(3);
+        guest.store(3, 2048);
+        assert_eq!(claim.data().take(), (1, 0), "{mode}");
+        assert!(!guest.translate(3).is_checked(), "{mode}");
+    }
+}
+
+#[test]
+fn code_that_is_written_again_and_again_is_checked() {
+    for mode in modes(|_| true) {
+        let guest = Guest::new(mode, Adaptive::with_checks());
+        let mut stores = 0;
+        while !guest.translate(5).is_checked() {
+            guest.store(5, 0);
+            stores += 1;
+            // A window may end between two stores on a slow machine.
+            assert!(stores < 1_000, "{mode}: {:?}", guest.stats());
+        }
+        let before = guest.stats();
+        for _ in 0..100 {
+            assert!(guest.translate(5).is_checked());
+            guest.store(5, 0);
+        }
+        let after = guest.stats();
+        assert_eq!((after.faults, after.pages_harvested), (before.faults, before.pages_harvested), "{mode}");
+        assert_eq!(after.protection_calls, before.protection_calls, "{mode}: what is checked costs no system call");
+    }
+}
+
+/// Everything is checked, and cools at once.
+#[derive(Debug)]
+struct CheckOnceThenProtect(AtomicU32);
+
+impl Policy for CheckOnceThenProtect {
+    fn on_begin(&self, _: &PageHistory) -> Decision {
+        if self.0.fetch_add(1, Ordering::Relaxed) == 0 { Decision::Check } else { Decision::Protect }
+    }
+
+    fn on_harvest(&self, _: &PageHistory) -> bool {
+        false
+    }
+
+    fn has_cooled(&self, page: &PageHistory) -> bool {
+        !page.held
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_beside: false }
+    }
+}
+
+#[test]
+fn a_page_that_has_cooled_is_protected_again() {
+    for mode in modes(|_| true) {
+        let guest = Guest::new(mode, CheckOnceThenProtect(AtomicU32::new(0)));
+        let claim = guest.translate(7);
+        assert!(claim.is_checked());
+        guest.store(7, 0);
+        assert_eq!(claim.data().take(), (0, 0), "{mode}");
+        let held = guest.tracker.prepare_kernel_write(guest.addr(7, 0), 1).unwrap();
+        if guest.mode == Mode::Sigbus || guest.mode == Mode::Mprotect {
+            guest.tracker.tend();
+            assert!(claim.is_current(), "{mode}: a held page does not cool");
+        }
+        drop(held);
+        guest.tracker.tend();
+        assert_eq!(claim.data().take(), (1, 0), "{mode}: its blocks die");
+        assert!(!claim.is_current(), "{mode}");
+        let claim = guest.translate(7);
+        assert!(!claim.is_checked(), "{mode}");
+        guest.store(7, 0);
+        assert_eq!(claim.data().take(), (1, 0), "{mode}: the store is learned of");
+        assert_eq!(guest.stats().cooled, 1, "{mode}");
+    }
+}
+
+#[test]
+fn a_stream_of_stores_opens_pages_ahead_and_batches_protect_them_again() {
+    for mode in modes(Mode::is_synchronous) {
+        let guest = Guest::new(mode, Adaptive::new());
+        let claims: Vec<_> = (0..PAGES).map(|page| guest.translate(page)).collect();
+        for page in 0..PAGES {
+            guest.store(page, 0);
+            assert!(!claims[page].is_current(), "{mode}: page {page}");
+        }
+        let stats = guest.stats();
+        // 1, 2, 4, ... 128 pages.
+        assert!(stats.faults < 12, "{mode}: {stats:?}");
+        assert_eq!(stats.opened_ahead, PAGES as u64 - stats.faults, "{mode}");
+        assert!(claims.iter().all(|claim| claim.data().take().0 >= 1), "{mode}");
+
+        let claims: Vec<_> = (0..PAGES).map(|page| guest.translate(page)).collect();
+        let calls = guest.stats().protection_calls - stats.protection_calls;
+        assert!(calls < 12, "{mode}: {calls} calls for {PAGES} pages");
+        assert_eq!(guest.stats().protects - stats.protects, PAGES as u64, "{mode}");
+        // They are protected, each of them.
+        for page in (0..PAGES).rev() {
+            guest.store(page, 0);
+            assert!(!claims[page].is_current(), "{mode}: page {page}");
+            assert_eq!(claims[page].data().take(), (1, 0), "{mode}: page {page}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_goes_round_a_page_that_somebody_holds() {
+    for mode in modes(|mode| mode == Mode::Sigbus || mode == Mode::Mprotect) {
+        let guest = Guest::new(mode, Adaptive::new());
+        (0..16).for_each(|page| drop(guest.translate(page)));
+        drop(guest.tracker.prepare_kernel_write(GuestAddr(0), 16 * guest.page as u64).unwrap());
+        let held = guest.tracker.prepare_kernel_write(guest.addr(4, 0), 1).unwrap();
+        let claims: Vec<_> = (0..16).filter(|&page| page != 4).map(|page| guest.translate(page)).collect();
+        let busy = guest.tracker.begin(guest.addr(4, 0)).map(|claim| claim.is_checked());
+        assert_eq!(busy, Err(BeginError::Busy(Busy::Unprotecting)), "{mode}");
+        guest.store(4, 0);
+        assert_eq!(guest.stats().faults, 0, "{mode}: the held page is writable");
+        for claim in claims {
+            guest.store(claim.guest_page().0 as usize / guest.page, 0);
+            assert!(!claim.is_current(), "{mode}: {claim:?}");
+        }
+        drop(held);
+    }
+}
+
+#[test]
+fn the_kernel_writes_beside_code_and_kills_nothing() {
+    for mode in modes(Mode::is_synchronous) {
+        let guest = Guest::new(mode, Adaptive::with_checks());
+        let claim = guest.translate(2);
+        let tracked = mode == Mode::Thread;
+        // Refused by the kernel unless it is announced, or thread mode handles it.
+        let host = guest.memory.range().start().as_ptr().wrapping_add(2 * guest.page + 1024);
+        let held = guest.tracker.prepare_kernel_write(guest.addr(2, 1024), 8).unwrap();
+        // SAFETY: eight bytes of the guest's memory, which nobody refers to.
+        let read = unsafe {
+            let zero = libc::open(c"/dev/zero".as_ptr(), libc::O_RDONLY);
+            let read = libc::read(zero, host.cast(), 8);
+            libc::close(zero);
+            read
+        };
+        assert_eq!(read, 8, "{mode}");
+        assert_eq!(claim.data().take(), (0, 1), "{mode}");
+        // Held long: what compares itself may be made from it all the same.
+        assert!(guest.translate(2).is_checked(), "{mode}");
+        drop(held);
+        assert!(guest.translate(2).is_checked(), "{mode}");
+        let calls = guest.stats().protection_calls;
+        drop(guest.tracker.prepare_kernel_write(guest.addr(2, 0), 8).unwrap());
+        assert_eq!(guest.stats().protection_calls, calls, "{mode}: a checked page is writable already");
+
+        // A write over the code of a protected page.
+        let claim = guest.translate(3);
+        drop(guest.tracker.prepare_kernel_write(guest.addr(3, 60), 8).unwrap());
+        assert_eq!(claim.data().take(), if tracked { (0, 0) } else { (1, 0) }, "{mode}");
+    }
+}
+
+#[test]
+fn a_held_page_is_checked_where_the_policy_has_checked_pages() {
+    for mode in modes(|mode| mode == Mode::Sigbus || mode == Mode::Mprotect) {
+        let guest = Guest::new(mode, Adaptive::with_checks());
+        let held = guest.tracker.prepare_kernel_write(guest.addr(0, 0), 1).unwrap();
+        assert!(guest.translate(0).is_checked(), "{mode}");
+        drop(held);
+        let change = guest.tracker.change_mapping(guest.addr(0, 0), 1).unwrap();
+        assert_eq!(guest.tracker.pages_by_state().checked, 0, "{mode}: a change of the mapping ends it");
+        drop(change);
+    }
+}
+
+#[test]
+fn the_plain_policy_takes_a_fault_for_each_page() {
+    for mode in modes(Mode::is_synchronous) {
+        let guest = Guest::new(mode, Plain);
+        for _ in 0..20 {
+            (0..4).for_each(|page| drop(guest.translate(page)));
+            (0..4).for_each(|page| guest.store(page, 0));
+        }
+        assert_eq!(guest.stats().faults, 80, "{mode}");
+        assert_eq!(guest.stats().protects, 80, "{mode}");
+    }
+}
