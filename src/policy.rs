@@ -150,7 +150,7 @@ impl Policy for Adaptive {
     }
 
     fn limits(&self) -> Limits {
-        Limits { open_ahead_pages: 128, protect_batch_pages: 64, checks_beside: self.checks }
+        Limits { open_ahead_pages: 128, protect_batch_pages: 256, checks_beside: self.checks }
     }
 }
 

@@ -259,6 +259,32 @@ fn a_stream_of_stores_opens_pages_ahead_and_batches_protect_them_again() {
 }
 
 #[test]
+fn a_read_only_segment_is_protected_once() {
+    for mode in modes(Mode::is_synchronous) {
+        let guest = Guest::new(mode, Adaptive::new());
+        let segment = 20..100;
+        let (start, len_bytes) = (guest.addr(20, 0), (80 * guest.page) as u64);
+        guest.tracker.set_access(start, len_bytes, Access::Read).unwrap();
+        let claims: Vec<_> = segment.clone().map(|page| guest.translate(page)).collect();
+        let stats = guest.stats();
+        assert_eq!(stats.protection_calls, 1, "{mode}");
+        assert_eq!(stats.protects, 80, "{mode}");
+        // The page beside it is none of it, and it ends when the guest may write.
+        drop(guest.translate(19));
+        drop(guest.translate(100));
+        assert_eq!(guest.stats().protection_calls, 3, "{mode}");
+        guest.tracker.set_access(start, len_bytes, Access::ReadWrite).unwrap();
+        for (page, claim) in segment.zip(&claims).rev() {
+            assert!(claim.is_current(), "{mode}");
+            guest.store(page, 0);
+            assert!(!claim.is_current(), "{mode}: page {page}");
+        }
+        drop(guest.translate(50));
+        assert_eq!(guest.stats().protects, 83, "{mode}");
+    }
+}
+
+#[test]
 fn a_batch_goes_round_a_page_that_somebody_holds() {
     for mode in modes(|mode| mode == Mode::Sigbus || mode == Mode::Mprotect) {
         let guest = Guest::new(mode, Adaptive::new());

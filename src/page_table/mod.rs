@@ -58,6 +58,11 @@ impl<D> PageDesc<D> {
         self.code_lines.fetch_or(lines_of(bytes, page_bytes), Relaxed);
     }
 
+    /// Whether anything may be made from the page.
+    pub(crate) fn has_any_code(&self) -> bool {
+        self.code_lines.load(Relaxed) != 0
+    }
+
     /// Whether a line that holds one of `bytes` may hold code.
     pub(crate) fn has_code(&self, bytes: Range<usize>, page_bytes: usize) -> bool {
         self.code_lines.load(Relaxed) & lines_of(bytes, page_bytes) != 0

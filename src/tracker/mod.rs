@@ -26,6 +26,7 @@ mod claim;
 mod fork;
 mod harvest;
 mod held;
+mod ranges;
 mod region;
 mod repeat;
 mod space;
@@ -425,9 +426,7 @@ impl<O: PageObserver> Tracker<O> {
     ///
     /// What mprotect answered.
     pub fn set_access(&self, start: GuestAddr, len_bytes: u64, access: Access) -> Result<(), Error> {
-        self.for_regions(start, len_bytes, |region, pages| {
-            region.protection.set_access(region.host_of(&pages)?, access)
-        })
+        self.for_regions(start, len_bytes, |region, pages| region.set_access(pages, access))
     }
 
     /// Lets checked pages be protected again that have cooled, as the policy says.

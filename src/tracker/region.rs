@@ -14,6 +14,7 @@ use crate::sync::{Arc, AtomicBool, Mutex, Ordering, fence, lock};
 use crate::sys::clock::coarse_ms;
 
 use super::harvest::HarvestSet;
+use super::ranges::Ranges;
 use super::repeat::Repeats;
 use super::streams::Streams;
 use super::{BeginError, Cause, PageObserver, Wiring};
@@ -40,6 +41,9 @@ pub(crate) struct Region<O: PageObserver> {
     pub(super) streams: Streams,
     /// Whether a page may be checked.
     has_checked: AtomicBool,
+    /// What the guest may not write: protected with one system call, as none of
+    /// it will be opened soon.
+    read_only: Mutex<Ranges>,
 }
 
 impl<O: PageObserver> std::fmt::Debug for Region<O> {
@@ -82,6 +86,7 @@ impl<O: PageObserver> Region<O> {
             limits,
             streams: Streams::new(),
             has_checked: AtomicBool::new(false),
+            read_only: Mutex::default(),
         }
     }
 
@@ -135,7 +140,23 @@ impl<O: PageObserver> Region<O> {
     /// or a part whose mapping was replaced.
     pub(super) fn attach(self: &Arc<Self>, range: HostRange, access: Access) -> Result<(), Error> {
         let sink: Arc<dyn FaultSink> = self.clone();
+        self.note_access(self.pages_of_host(range), access);
         self.protection.attach(range, &sink, access)
+    }
+
+    /// Carries out the guest's own mprotect.
+    pub(super) fn set_access(&self, pages: Range<usize>, access: Access) -> Result<(), Error> {
+        let host = self.host_of(&pages)?;
+        self.note_access(pages, access);
+        self.protection.set_access(host, access)
+    }
+
+    fn note_access(&self, pages: Range<usize>, access: Access) {
+        let mut read_only = lock(&self.read_only);
+        match access {
+            Access::Read => read_only.insert(pages),
+            Access::None | Access::ReadWrite => read_only.remove(pages),
+        }
     }
 
     /// Ends the tracking. The claims that are left keep the descriptors.
@@ -360,17 +381,19 @@ impl<O: PageObserver> Claimed<'_, O> {
     /// Takes neighbours along that were opened in bulk, or that the guest cannot
     /// write: one system call protects them all.
     fn extend(&mut self, most: usize) {
-        while self.pages.len() < most && self.take(self.pages.end) {
+        let read_only = lock(&self.region.read_only).around(self.pages.start).unwrap_or(0..0);
+        while self.pages.len() < most && self.take(self.pages.end, &read_only) {
             self.pages.end += 1;
         }
-        while self.pages.len() < most && self.pages.start > 0 && self.take(self.pages.start - 1) {
+        while self.pages.len() < most && self.pages.start > 0 && self.take(self.pages.start - 1, &read_only) {
             self.pages.start -= 1;
         }
     }
 
-    fn take(&self, page: usize) -> bool {
+    fn take(&self, page: usize, read_only: &Range<usize>) -> bool {
         let Some(desc) = self.region.pages.get(PageIndex(page)) else { return false };
-        desc.history.take_opened_in_bulk() && desc.word.begin_protect() == Begin::Protect
+        let wanted = desc.history.take_opened_in_bulk() || read_only.contains(&page);
+        wanted && desc.word.begin_protect() == Begin::Protect
     }
 
     fn give_up_neighbours(&mut self, page: PageIndex) {

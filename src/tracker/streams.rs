@@ -6,7 +6,7 @@
 //! as the last one did. A wrong guess costs translations and never the truth:
 //! what is opened ahead is opened like any page that is written.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// Streams at a time; more of them forget each other, which costs faults.
 const STREAMS: usize = 8;
@@ -17,7 +17,11 @@ const RUN_BITS: u32 = 16;
 /// Async-signal-safe. Two threads that change one stream at once make a wrong
 /// guess, no more.
 #[derive(Debug)]
-pub(super) struct Streams([AtomicU64; STREAMS]);
+pub(super) struct Streams {
+    slots: [AtomicU64; STREAMS],
+    /// The slot that a new stream takes.
+    next: AtomicUsize,
+}
 
 /// Where a fault stands in its stream.
 #[derive(Clone, Copy, Debug)]
@@ -29,26 +33,25 @@ pub(super) struct Place {
 
 impl Streams {
     pub(super) fn new() -> Self {
-        Self(core::array::from_fn(|_| AtomicU64::new(u64::MAX)))
+        Self { slots: core::array::from_fn(|_| AtomicU64::new(u64::MAX)), next: AtomicUsize::new(0) }
     }
 
     /// A fault at `page`, which may open `most` pages.
     pub(super) fn arrive(&self, page: usize, most: usize) -> Place {
-        for (slot, stream) in self.0.iter().enumerate() {
+        for (slot, stream) in self.slots.iter().enumerate() {
             let seen = stream.load(Relaxed);
             if seen >> RUN_BITS == page as u64 {
                 let run = (seen & ((1 << RUN_BITS) - 1)) as usize;
                 return Place { slot, run: (run * 2).clamp(1, most) };
             }
         }
-        // Streams that begin far from each other take different places.
-        Place { slot: (page >> 6) % STREAMS, run: 1 }
+        Place { slot: self.next.fetch_add(1, Relaxed) % STREAMS, run: 1 }
     }
 
     /// `opened` pages from `page` on were opened.
     pub(super) fn opened(&self, place: Place, page: usize, opened: usize) {
         let next = (page + opened) as u64;
-        self.0[place.slot].store(next << RUN_BITS | opened as u64 & ((1 << RUN_BITS) - 1), Relaxed);
+        self.slots[place.slot].store(next << RUN_BITS | opened as u64 & ((1 << RUN_BITS) - 1), Relaxed);
     }
 }
 
@@ -76,10 +79,10 @@ mod tests {
     }
 
     #[test]
-    fn two_streams_go_on_beside_each_other() {
+    fn streams_go_on_beside_each_other() {
         let streams = Streams::new();
         for (step, run) in [(0, 1), (1, 2), (3, 4)] {
-            for base in [0, 1 << 20 | 64] {
+            for base in (0..STREAMS).map(|n| n * 512) {
                 assert_eq!(fault(&streams, base + step, 64), run);
             }
         }

@@ -186,7 +186,7 @@ impl<O: PageObserver> Region<O> {
         let first = self.guest_of(page).0;
         let page_bytes = self.page.bytes() as u64;
         let bytes = start.saturating_sub(first) as usize..end.saturating_sub(first).min(page_bytes) as usize;
-        let beside = self.limits.checks_beside && !desc.has_code(bytes, self.page.bytes());
+        let beside = self.limits.checks_beside && !desc.has_code(bytes, self.page.bytes()) && desc.has_any_code();
         if beside { Unprotect::Beside } else { Unprotect::Write }
     }
 
@@ -250,10 +250,14 @@ unsafe impl<O: PageObserver> FaultSink for Region<O> {
         let offset = fault.addr.0 & (self.page.bytes() - 1);
         let hits_code = desc.has_code(offset..offset + 1, self.page.bytes());
         // A stream is about to write all of the page.
-        let beside = self.limits.checks_beside && !hits_code && place.run == 1;
+        let beside = self.limits.checks_beside && !hits_code && place.run == 1 && desc.has_any_code();
         let why = if beside { Unprotect::Beside } else { Unprotect::Write };
         let hit = if hits_code { Hit::Code } else { Hit::Beside };
         desc.history.record(hit, Some(offset), fault.pc.map_or(0, |pc| pc.0), coarse_ms());
+        self.counters.faults.add(1);
+        if !hits_code {
+            self.counters.faults_beside.add(1);
+        }
 
         let before = desc.word.enter_unprotect(why);
         let byte = GuestAddr(self.guest.0 + (fault.addr.0 - self.host.start().0) as u64);
@@ -265,10 +269,6 @@ unsafe impl<O: PageObserver> FaultSink for Region<O> {
         }
         let opened = self.unprotect_pages(page.0..end);
         self.streams.opened(place, page.0, end - page.0);
-        self.counters.faults.add(1);
-        if !hits_code {
-            self.counters.faults_beside.add(1);
-        }
         for (_, ahead) in self.pages.existing(page.0 + 1..end) {
             ahead.word.leave_unprotect();
         }
