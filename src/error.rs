@@ -53,6 +53,14 @@ pub enum Error {
         /// How many it holds.
         limit: usize,
     },
+    /// Memory for the library's own tables is short. Nothing was tracked or
+    /// protected by the call.
+    NoMemory {
+        /// What it was for.
+        what: &'static str,
+        /// Length in bytes.
+        len_bytes: usize,
+    },
     /// This process is a fork's child and `after_fork_child` was not called.
     InForkChild,
     /// The kernel no longer tracks the region: its descriptor was closed or its
@@ -67,6 +75,14 @@ impl Error {
     }
 }
 
+/// Asks whether there is room for an allocation of zeroes that comes next, which
+/// would end the process where there is none. (`Vec` can be asked, but then touches
+/// every byte.)
+pub(crate) fn room_for<T>(count: usize, what: &'static str) -> Result<(), Error> {
+    let no_memory = |_| Error::NoMemory { what, len_bytes: count.saturating_mul(size_of::<T>()) };
+    Vec::<T>::new().try_reserve_exact(count).map_err(no_memory)
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -74,11 +90,11 @@ impl fmt::Display for Error {
             Self::BadArgument(why) => f.write_str(why),
             Self::System { call, start, len, errno } => {
                 let error = std::io::Error::from_raw_os_error(*errno);
-                if *len == 0 {
-                    write!(f, "{call}: {error}")
-                } else {
-                    write!(f, "{call} on {start:#x} + {len:#x}: {error}")
+                match *len {
+                    0 => write!(f, "{call}: {error}")?,
+                    len => write!(f, "{call} on {start:#x} + {len:#x}: {error}")?,
                 }
+                advice(call, *errno).map_or(Ok(()), |advice| write!(f, "; {advice}"))
             }
             Self::ModeUnavailable { mode, why } => write!(f, "tracking mode {mode} cannot be had here: {why}"),
             Self::AlreadyTracked { start, len } => write!(
@@ -87,6 +103,11 @@ impl fmt::Display for Error {
                  it; detach it there first"
             ),
             Self::Full { what, limit } => write!(f, "no room for another {what}: the limit is {limit}"),
+            Self::NoMemory { what, len_bytes } => write!(
+                f,
+                "no memory for {what} ({len_bytes} bytes): raise the limit of addresses (ulimit -v) or free some, and \
+                 try again"
+            ),
             Self::InForkChild => f.write_str("this is a fork's child: call after_fork_child first"),
             Self::TrackingLost => f.write_str("the kernel no longer tracks this region; its translations are stale"),
         }
@@ -94,3 +115,43 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// What to change, where call and errno say it.
+fn advice(call: &str, errno: i32) -> Option<&'static str> {
+    Some(match (call, errno) {
+        (_, libc::EMFILE) => "raise the limit of open files (ulimit -n)",
+        (_, libc::ENFILE) => "raise the system's limit of open files (sysctl fs.file-max)",
+        ("mprotect", libc::ENOMEM) => {
+            "each protected page between open ones takes two mappings: raise vm.max_map_count, or take a mode of \
+             userfaultfd, which takes none"
+        }
+        ("UFFDIO_REGISTER" | "UFFDIO_UNREGISTER", libc::ENOMEM) => {
+            "the limit of mappings is reached: raise vm.max_map_count"
+        }
+        ("UFFDIO_REGISTER", libc::EINVAL) => {
+            "userfaultfd cannot write-protect this kind of mapping: a regular file can be tracked in mode deferred \
+             alone, shared memory from Linux 5.19 on"
+        }
+        ("UFFDIO_REGISTER", libc::EPERM) => "the mapping may never be written, or a seccomp filter refuses the call",
+        (_, libc::ENOMEM) => "memory or addresses are short: raise the limits (ulimit -v, vm.max_map_count)",
+        ("membarrier(REGISTER_PRIVATE_EXPEDITED_SYNC_CORE)", _) => {
+            "executable memory needs it: Linux 4.16 or newer has it, and CODEWARDEN_HIDE must not hide it"
+        }
+        (_, libc::EPERM | libc::ENOSYS) => "a seccomp filter may refuse the call: allow it there",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_was_reached_is_said_with_what_to_raise() {
+        let text = |call, errno| Error::System { call, start: 0x1000, len: 0x1000, errno }.to_string();
+        assert!(text("eventfd", libc::EMFILE).contains("ulimit -n"));
+        assert!(text("mprotect", libc::ENOMEM).contains("vm.max_map_count"));
+        assert!(text("UFFDIO_REGISTER", libc::EINVAL).contains("mode deferred"));
+        assert_eq!(text("munmap", libc::EINVAL), "munmap on 0x1000 + 0x1000: Invalid argument (os error 22)");
+    }
+}

@@ -21,6 +21,7 @@ pub use word::Busy;
 pub(crate) use word::{Begin, Generation, PageState, PageWord, Unprotect, Word};
 
 use crate::addr::PageIndex;
+use crate::error::{Error, room_for};
 use crate::sync::{AtomicPtr, Mutex, Ordering, lock};
 
 /// Descriptors of a chunk: 2 MiB of guest memory with pages of 4 KiB.
@@ -104,9 +105,11 @@ impl<D> fmt::Debug for PageTable<D> {
 }
 
 impl<D: Default> PageTable<D> {
-    pub(crate) fn new(pages: usize) -> Self {
-        let chunks = (0..pages.div_ceil(CHUNK_PAGES)).map(|_| AtomicPtr::new(core::ptr::null_mut())).collect();
-        Self { pages, chunks, book: Mutex::default() }
+    pub(crate) fn new(pages: usize) -> Result<Self, Error> {
+        let count = pages.div_ceil(CHUNK_PAGES);
+        room_for::<AtomicPtr<PageDesc<D>>>(count, "the table of pages")?;
+        let chunks = (0..count).map(|_| AtomicPtr::new(core::ptr::null_mut())).collect();
+        Ok(Self { pages, chunks, book: Mutex::default() })
     }
 
     pub(crate) fn pages(&self) -> usize {
@@ -130,21 +133,26 @@ impl<D: Default> PageTable<D> {
 
     /// The descriptor of `page`, made where there is none; `None` outside the
     /// region.
-    pub(crate) fn get_or_make(&self, page: PageIndex) -> Option<&PageDesc<D>> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoMemory`], where there is none for it.
+    pub(crate) fn get_or_make(&self, page: PageIndex) -> Result<Option<&PageDesc<D>>, Error> {
         if page.0 >= self.pages {
-            return None;
+            return Ok(None);
         }
         if let Some(desc) = self.get(page) {
-            return Some(desc);
+            return Ok(Some(desc));
         }
         let mut book = lock(&self.book);
         let number = page.0 / CHUNK_PAGES;
         if self.chunk(number).is_none() {
+            room_for::<PageDesc<D>>(CHUNK_PAGES + book.made.len(), "page descriptors")?;
             self.make_chunk(number, &book.held);
             book.made.push(number);
         }
         drop(book);
-        self.get(page)
+        Ok(self.get(page))
     }
 
     fn make_chunk(&self, number: usize, held: &[Range<usize>]) {
@@ -239,24 +247,24 @@ mod tests {
 
     #[test]
     fn descriptors_are_made_where_somebody_looks() {
-        let table = PageTable::<()>::new(3 * CHUNK_PAGES + 1);
+        let table = PageTable::<()>::new(3 * CHUNK_PAGES + 1).unwrap();
         assert!(table.get(PageIndex(700)).is_none());
-        assert!(table.get_or_make(PageIndex(700)).is_some());
+        assert!(table.get_or_make(PageIndex(700)).unwrap().is_some());
         assert!(table.get(PageIndex(701)).is_some() && table.get(PageIndex(0)).is_none());
-        assert!(table.get_or_make(PageIndex(3 * CHUNK_PAGES)).is_some());
-        assert!(table.get_or_make(PageIndex(3 * CHUNK_PAGES + 1)).is_none());
+        assert!(table.get_or_make(PageIndex(3 * CHUNK_PAGES)).unwrap().is_some());
+        assert!(table.get_or_make(PageIndex(3 * CHUNK_PAGES + 1)).unwrap().is_none());
         assert_eq!(table.existing(0..usize::MAX).count(), CHUNK_PAGES + 1);
     }
 
     #[test]
     fn a_hold_reaches_descriptors_made_after_it() {
-        let table = PageTable::<()>::new(2 * CHUNK_PAGES);
-        let early = table.get_or_make(PageIndex(1)).unwrap();
+        let table = PageTable::<()>::new(2 * CHUNK_PAGES).unwrap();
+        let early = table.get_or_make(PageIndex(1)).unwrap().unwrap();
         let pages = 0..CHUNK_PAGES + 4;
         table.hold(pages.clone(), |_, desc| {
             desc.word.enter_unprotect(Unprotect::Write);
         });
-        let late = table.get_or_make(PageIndex(CHUNK_PAGES)).unwrap();
+        let late = table.get_or_make(PageIndex(CHUNK_PAGES)).unwrap().unwrap();
         let beyond = table.get(PageIndex(CHUNK_PAGES + 4)).unwrap();
         assert_eq!(early.word.begin_protect(), Begin::Busy(Busy::Unprotecting));
         assert_eq!(late.word.begin_protect(), Begin::Busy(Busy::Unprotecting));

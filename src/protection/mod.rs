@@ -102,6 +102,21 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// Async-signal-safe.
     fn unprotect(&self, range: HostRange) -> Result<(), Error>;
 
+    /// A look whether writes are still learned of: the descriptor is the one that
+    /// was opened, the thread lives. What comes back as an error is lost. One or two
+    /// cheap system calls.
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The last resort, where un-protecting failed and everything that was made
+    /// from `range`, which is all that is attached, cannot be reached any more:
+    /// opens it all, by giving up the descriptor where there is one. Nothing is
+    /// protected by this object afterwards. Async-signal-safe.
+    fn abandon(&self, range: HostRange) -> Result<(), Error> {
+        self.unprotect(range)
+    }
+
     /// Deferred only: reports the parts of `range` that were written since they
     /// were last protected, and protects them again in the same step.
     fn harvest(&self, range: HostRange, written: &mut dyn FnMut(HostRange)) -> Result<(), Error>;
@@ -118,12 +133,12 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
         range: HostRange,
         page: PageSize,
         options: Options,
-        sink: &mut dyn FnMut(Arc<dyn Protection>) -> Arc<dyn FaultSink>,
+        sink: &mut dyn FnMut(Arc<dyn Protection>) -> Result<Arc<dyn FaultSink>, Error>,
     ) -> Result<(), Error> {
         // The descriptor is the parent's and is left alone; its ranges are given up.
         let _ = self.detach(range);
         let own = open(self.mode(), page, options)?;
-        own.attach(range, &sink(own.clone()), Access::ReadWrite)
+        own.attach(range, &sink(own.clone())?, Access::ReadWrite)
     }
 }
 

@@ -7,6 +7,11 @@
 //! VMA of its own: the kernel's limit (`vm.max_map_count`) ends this at about
 //! 32,750 scattered pages.
 //!
+//! At that limit not only protecting fails: to open one page in the middle of
+//! protected ones takes two more mappings. Opening all of them takes none, so
+//! [`Protection::abandon`] is the un-protect of the whole range, and a call that
+//! fails at one page goes on behind it.
+//!
 //! # Two that change one page
 //!
 //! A handler un-protects while another thread carries out the guest's mprotect,
@@ -29,7 +34,7 @@ use rustix::io::Errno;
 use super::attachments::Attachments;
 use super::{Access, FaultSink, KernelWrites, Mode, Protection};
 use crate::addr::{HostAddr, HostRange, PageSize};
-use crate::error::Error;
+use crate::error::{Error, room_for};
 use crate::sys::fault::Delivery;
 use crate::sys::fork::Generation;
 use crate::sys::mmap;
@@ -85,11 +90,12 @@ fn kernel_access(byte: u8) -> RegionAccess {
 }
 
 impl PageBytes {
-    fn new(range: HostRange, page: PageSize, access: Access) -> Self {
+    fn new(range: HostRange, page: PageSize, access: Access) -> Result<Self, Error> {
+        room_for::<AtomicU8>(range.len() >> page.shift(), "the pages' access")?;
         let bytes = Box::<[AtomicU8]>::new_zeroed_slice(range.len() >> page.shift());
         // SAFETY: zero is a valid atomic byte.
         let bytes = unsafe { bytes.assume_init() };
-        Self { start: range.start(), page, fresh: encode(access), bytes }
+        Ok(Self { start: range.start(), page, fresh: encode(access), bytes })
     }
 
     fn access_of(&self, byte: &AtomicU8) -> RegionAccess {
@@ -101,13 +107,16 @@ impl PageBytes {
     }
 
     /// Changes the bytes of `range`, then the kernel's access to match, run by
-    /// run of equal pages. Takes no lock: see the module for who else does this.
+    /// run of equal pages. Goes on behind what the kernel refuses and gives the
+    /// first errno. Takes no lock: see the module for who else does this.
     fn update(&self, range: HostRange, change: impl Fn(u8) -> u8) -> Result<(), Errno> {
         let bytes = &self.bytes[self.index_of(range.start().0)..self.index_of(range.end().0)];
         for byte in bytes {
-            let _ = byte.fetch_update(SeqCst, SeqCst, |value| Some(change(value ^ self.fresh) ^ self.fresh));
+            let changed = |value| Some(change(value ^ self.fresh) ^ self.fresh).filter(|new| *new != value);
+            let _ = byte.fetch_update(SeqCst, SeqCst, changed);
         }
         let mut first = 0;
+        let mut done = Ok(());
         while first < bytes.len() {
             let access = self.access_of(&bytes[first]);
             let run = bytes[first..].iter().take_while(|byte| self.access_of(byte) == access).count();
@@ -115,24 +124,32 @@ impl PageBytes {
                 continue; // it moved between the two loads
             }
             let start = range.start().0 + (first << self.page.shift());
-            apply(HostRange::of_pages(HostAddr(start), run, self.page), self.page, access)?;
+            let applied = apply(HostRange::of_pages(HostAddr(start), run, self.page), self.page, access);
             if bytes[first..first + run].iter().all(|byte| self.access_of(byte) == access) {
                 first += run;
+                done = done.and(applied);
             }
         }
-        Ok(())
+        done
     }
 }
 
 /// mprotect, over holes: ENOMEM on one page is a hole, or the VMA limit.
 fn apply(range: HostRange, page: PageSize, access: RegionAccess) -> Result<(), Errno> {
+    let mut done = Ok(());
     for_each_piece(
         range,
         page,
         &[Errno::NOMEM],
         |start, len| mmap::protect_with_region(start, len, access),
-        |at, errno| if mmap::is_mapped(at, page) { Err(errno) } else { Ok(()) },
+        |at, errno| {
+            if done.is_ok() && mmap::is_mapped(at, page) {
+                done = Err(errno);
+            }
+            Ok(())
+        },
     )
+    .and(done)
 }
 
 impl Mprotect {
@@ -182,10 +199,11 @@ impl Mprotect {
             missing = missing.into_iter().flat_map(|piece| piece.without(*part)).flatten().collect();
         }
         for part in missing {
-            let id = self.pages.insert(part, PageBytes::new(part, self.page, access)).map_err(|error| match error {
-                InsertError::Overlap => Error::AlreadyTracked { start: part.start().0, len: part.len() },
-                InsertError::Full => Error::Full { what: "tracked range", limit: MAX_RANGES },
-            })?;
+            let id =
+                self.pages.insert(part, PageBytes::new(part, self.page, access)?).map_err(|error| match error {
+                    InsertError::Overlap => Error::AlreadyTracked { start: part.start().0, len: part.len() },
+                    InsertError::Full => Error::Full { what: "tracked range", limit: MAX_RANGES },
+                })?;
             known.push((part, id));
         }
         Ok(old)
@@ -257,10 +275,10 @@ impl Protection for Mprotect {
         range: HostRange,
         _: PageSize,
         _: super::Options,
-        sink: &mut dyn FnMut(Arc<dyn Protection>) -> Arc<dyn FaultSink>,
+        sink: &mut dyn FnMut(Arc<dyn Protection>) -> Result<Arc<dyn FaultSink>, Error>,
     ) -> Result<(), Error> {
         self.attachments.remove(range, || Ok(()))?;
-        self.attachments.add(range, &sink(self.clone()), || Ok(()))
+        self.attachments.add(range, &sink(self.clone())?, || Ok(()))
     }
 }
 

@@ -58,6 +58,14 @@ impl Protection for UffdDeferred {
         self.ranges.uffd.unprotect(range)
     }
 
+    fn check(&self) -> Result<(), Error> {
+        self.ranges.uffd.check().and(self.pagemap.check())
+    }
+
+    fn abandon(&self, _: HostRange) -> Result<(), Error> {
+        self.ranges.uffd.abandon()
+    }
+
     fn harvest(&self, range: HostRange, written: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
         self.pagemap.harvest(range, written)
     }

@@ -53,6 +53,14 @@ impl Protection for UffdSigbus {
         self.ranges.uffd.unprotect(range)
     }
 
+    fn check(&self) -> Result<(), Error> {
+        self.ranges.uffd.check()
+    }
+
+    fn abandon(&self, _: HostRange) -> Result<(), Error> {
+        self.ranges.uffd.abandon()
+    }
+
     fn harvest(&self, _: HostRange, _: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
         Ok(()) // every write was told when it was made
     }

@@ -13,14 +13,18 @@
 //! than being told so, every sink hears [`FaultSink::on_lost`], and then all pages
 //! are opened and woken. At the end of the mechanism the thread is stopped first;
 //! writers whose messages nobody read are woken by the release of the ranges.
+//!
+//! A thread that is killed (a seccomp filter can kill one alone) has no last will.
+//! [`Protection::check`] asks the kernel whether it is there.
 
-use core::sync::atomic::{AtomicBool, Ordering};
-use std::os::fd::{AsFd, OwnedFd};
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
+use rustix::thread::gettid;
 
 use super::uffd_ranges::UffdRanges;
 use super::{Access, FaultSink, Handled, KernelWrites, Mode, Protection, WriteFault};
@@ -28,7 +32,8 @@ use crate::addr::{HostRange, PageSize};
 use crate::error::Error;
 use crate::sys::descriptor;
 use crate::sys::fault::{Delivery, dispatch};
-use crate::sys::signal::with_all_blocked;
+use crate::sys::kept_fd::KeptFd;
+use crate::sys::signal::{thread_exists, with_all_blocked};
 use crate::sys::uffd::{KernelFaults, MessageBuffer, Uffd};
 
 #[derive(Debug)]
@@ -44,18 +49,27 @@ struct Shared {
     ranges: UffdRanges,
     page: PageSize,
     /// Readable when the thread is to end.
-    stop: OwnedFd,
+    stop: KeptFd,
+    is_stopping: AtomicBool,
     lost: AtomicBool,
+    /// Kernel thread id of the thread, 0 before it runs.
+    tid: AtomicI32,
 }
 
 impl UffdThread {
     /// Takes a non-blocking descriptor and starts the thread.
     pub(super) fn start(uffd: Uffd, kernel_faults: KernelFaults, page: PageSize) -> Result<Self, Error> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map(descriptor::raise)
+            .map(|fd| KeptFd::new(descriptor::raise(fd)))
             .map_err(|errno| Error::system("eventfd", 0, 0, errno))?;
-        let ranges = UffdRanges::new(uffd, Delivery::Thread);
-        let shared = Arc::new(Shared { ranges, page, stop, lost: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            ranges: UffdRanges::new(uffd, Delivery::Thread),
+            page,
+            stop,
+            is_stopping: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+            tid: AtomicI32::new(0),
+        });
         let own = shared.clone();
         let builder = std::thread::Builder::new().name("codewarden-uffd".to_owned());
         let thread = with_all_blocked(|| builder.spawn(move || own.run())).map_err(|error| {
@@ -73,27 +87,51 @@ impl UffdThread {
 impl Shared {
     fn run(&self) {
         let mut last_will = LastWill { shared: self, was_stopped: false };
+        self.tid.store(gettid().as_raw_nonzero().get(), Ordering::SeqCst);
         let mut messages = MessageBuffer::new();
+        let uffd = &self.ranges.uffd;
         loop {
+            let [first, second] = uffd.copies();
             let wants = PollFlags::IN;
-            let mut fds = [PollFd::new(&self.ranges.uffd, wants), PollFd::new(&self.stop, wants)];
+            // Both copies: whichever somebody puts another file over, the other one has the message.
+            let mut fds = [
+                PollFd::from_borrowed_fd(first, wants),
+                PollFd::from_borrowed_fd(second, wants),
+                PollFd::new(&self.stop, wants),
+            ];
             match poll(&mut fds, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return,
             }
-            let [faults, stop] = fds.map(|fd| fd.revents());
-            if stop.contains(PollFlags::IN) {
+            let ready = fds.map(|fd| fd.revents());
+            if self.is_stopping.load(Ordering::SeqCst) {
                 last_will.was_stopped = true;
                 return;
             }
-            let mut resolved = Ok(());
-            let on_fault = |fault: WriteFault| resolved = resolved.clone().and(self.resolve(&fault));
-            if faults.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL)
-                || self.ranges.uffd.read_faults(&mut messages, on_fault).is_err()
-                || resolved.is_err()
+            // No other bit, and no word from `stop` unless we are stopping: something took a number of ours.
+            if ready.iter().any(|events| events.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
+                || ready[2].contains(PollFlags::IN)
             {
                 return;
             }
+            let mut resolved = Ok(());
+            let mut on_fault = |fault: WriteFault| resolved = resolved.clone().and(self.resolve(&fault));
+            // A message is read once: through the first copy unless that one has gone.
+            let which = usize::from(!ready[0].contains(PollFlags::IN));
+            if ready[which].contains(PollFlags::IN) && uffd.read_faults(which, &mut messages, &mut on_fault).is_err() {
+                return;
+            }
+            if resolved.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether the kernel still has the thread, or it is yet to begin.
+    fn thread_exists(&self) -> bool {
+        match self.tid.load(Ordering::SeqCst) {
+            0 => true,
+            tid => thread_exists(tid),
         }
     }
 
@@ -121,9 +159,10 @@ impl Drop for LastWill<'_> {
         self.shared.lost.store(true, Ordering::SeqCst);
         let ranges = &self.shared.ranges;
         ranges.attachments.lose(|range| {
-            // With the descriptor gone the kernel has opened and woken everything.
             let _ = ranges.uffd.unprotect(range).and(ranges.uffd.wake(range));
         });
+        // Where those failed this opens and wakes all the same.
+        let _ = ranges.uffd.abandon();
     }
 }
 
@@ -161,6 +200,16 @@ impl Protection for UffdThread {
         self.shared.ranges.uffd.unprotect(range)
     }
 
+    fn check(&self) -> Result<(), Error> {
+        self.check_alive()?;
+        self.shared.ranges.uffd.check()?;
+        if self.shared.thread_exists() { Ok(()) } else { Err(Error::TrackingLost) }
+    }
+
+    fn abandon(&self, _: HostRange) -> Result<(), Error> {
+        self.shared.ranges.uffd.abandon()
+    }
+
     fn harvest(&self, _: HostRange, _: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
         Ok(()) // every write was told when it was made
     }
@@ -176,6 +225,12 @@ impl Drop for UffdThread {
         if !self.shared.ranges.uffd.is_own() {
             // A fork's child: the thread is the parent's, and so is the event.
             core::mem::forget(thread);
+            return;
+        }
+        self.shared.is_stopping.store(true, Ordering::SeqCst);
+        // Where the number was taken from us the thread cannot be told: it sleeps on, and harms nobody.
+        // Where it was killed there is nobody to tell, and its handle never hears of its end.
+        if !self.shared.stop.is_ours() || !thread.is_finished() && !self.shared.thread_exists() {
             return;
         }
         if rustix::io::write(self.shared.stop.as_fd(), &1_u64.to_ne_bytes()).is_ok() {
@@ -194,7 +249,7 @@ mod tests {
     #![allow(unsafe_code)]
 
     use core::sync::atomic::AtomicU64;
-    use std::os::fd::{AsRawFd, FromRawFd};
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
     use super::*;
     use crate::protection::{Options, Probe, choice};
@@ -237,7 +292,7 @@ mod tests {
 
         let other = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
         // SAFETY: never dropped: only names the number for the call.
-        let mut ours = unsafe { OwnedFd::from_raw_fd(protection.shared.ranges.uffd.as_fd().as_raw_fd()) };
+        let mut ours = unsafe { OwnedFd::from_raw_fd(protection.shared.ranges.uffd.copies()[0].as_raw_fd()) };
         rustix::io::dup2(&other, &mut ours).unwrap();
         core::mem::forget(ours);
 

@@ -90,7 +90,7 @@ impl Fixture {
 
     fn faults(&self) -> Vec<HostAddr> {
         let mut addresses = Vec::new();
-        self.uffd.read_faults(&mut MessageBuffer::new(), |fault| addresses.push(fault.addr)).unwrap();
+        self.uffd.read_faults(0, &mut MessageBuffer::new(), |fault| addresses.push(fault.addr)).unwrap();
         addresses
     }
 
@@ -217,7 +217,7 @@ fn closing_the_descriptor_wakes_all_and_opens_all() {
         scope.spawn(move || unsafe { start.as_ptr().write_volatile(1) });
         let mut asleep = false;
         while !asleep {
-            uffd.read_faults(&mut MessageBuffer::new(), |_| asleep = true).unwrap();
+            uffd.read_faults(0, &mut MessageBuffer::new(), |_| asleep = true).unwrap();
         }
         drop(uffd);
     });
@@ -374,9 +374,9 @@ fn an_unregistered_piece_ends_the_ioctl_after_a_part_was_applied() {
 /// The crate's object on the fixture's descriptor, for a call without the
 /// library's piece by piece; never dropped, as the descriptor is the fixture's.
 fn userfaultfd_of(fixture: &Fixture) -> userfaultfd::Uffd {
-    use std::os::fd::{AsFd, FromRawFd};
+    use std::os::fd::FromRawFd;
     // SAFETY: the callers forget the object.
-    unsafe { userfaultfd::Uffd::from_raw_fd(fixture.uffd.as_fd().as_raw_fd()) }
+    unsafe { userfaultfd::Uffd::from_raw_fd(fixture.uffd.copies()[0].as_raw_fd()) }
 }
 
 #[test]

@@ -105,12 +105,14 @@ pub(crate) fn protect_with_region(start: usize, len: usize, access: region::Prot
     })
 }
 
-/// Whether something is mapped at the page at `page_start`. Async-signal-safe
-/// but for errno.
+/// Whether something is mapped at the page at `page_start`, as far as is known:
+/// only the kernel's word that nothing is there counts. Async-signal-safe but for
+/// errno.
 pub(crate) fn is_mapped(page_start: HostAddr, page: PageSize) -> bool {
     let mut resident = 0_u8;
     // SAFETY: asks about one page and writes one byte; unmapped memory is an answer, not an access.
-    unsafe { libc::mincore(page_start.0 as *mut c_void, page.bytes(), &mut resident) == 0 }
+    let asked = unsafe { libc::mincore(page_start.0 as *mut c_void, page.bytes(), &mut resident) };
+    asked == 0 || Errno::from_io_error(&std::io::Error::last_os_error()) != Some(Errno::NOMEM)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! | [`alt_stack`] | an alternate signal stack for one thread |
 //! | [`clock`] | a clock that a signal handler can read |
 //! | [`descriptor`] | descriptors out of the guest's way |
+//! | [`kept_fd`] | a descriptor that others may close behind our back |
 //! | [`fault`] | which sink a fault belongs to; what a signal handler runs |
 //! | [`range_table`] | the table behind it: read in handlers without a lock |
 //! | [`fork`] | whether this process is a fork's child |
@@ -23,6 +24,7 @@ pub(crate) mod clock;
 pub(crate) mod descriptor;
 pub(crate) mod fault;
 pub(crate) mod fork;
+pub(crate) mod kept_fd;
 #[cfg(test)]
 mod kernel_facts;
 pub(crate) mod membarrier;

@@ -17,7 +17,7 @@
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use linux_raw_sys::general as raw;
 use rustix::fs::{Mode as FileMode, OFlags};
@@ -28,6 +28,7 @@ use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::sys::descriptor;
 use crate::sys::fork::Generation;
+use crate::sys::kept_fd::KeptFd;
 
 /// How many regions one call reports before it stops and is called again.
 const REGIONS_PER_CALL: usize = 128;
@@ -35,7 +36,7 @@ const REGIONS_PER_CALL: usize = 128;
 /// `/proc/self/pagemap`.
 #[derive(Debug)]
 pub(crate) struct Pagemap {
-    fd: OwnedFd,
+    fd: KeptFd,
     page: PageSize,
     generation: Generation,
 }
@@ -44,26 +45,31 @@ impl Pagemap {
     /// Opens it.
     pub(crate) fn open(page: PageSize) -> Result<Self, Error> {
         let generation = Generation::of_this_process()?;
-        let fd = rustix::fs::open("/proc/self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty())
-            .map(descriptor::raise)
-            .map_err(|errno| Error::system("open(/proc/self/pagemap)", 0, 0, errno))?;
-        Ok(Self { fd, page, generation })
+        let fd = open_file().map_err(|errno| Error::system("open(/proc/self/pagemap)", 0, 0, errno))?;
+        Ok(Self { fd: KeptFd::new(fd), page, generation })
     }
 
-    /// Whether the kernel knows the call: an empty scan is no error then.
-    pub(crate) fn has_scan(&self) -> bool {
-        let start = self.page.bytes();
+    /// Whether the descriptor is still the one that was opened.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.fd.is_ours() { Ok(()) } else { Err(Error::TrackingLost) }
+    }
+
+    /// Whether the kernel knows the call and allows it: an empty scan is no error
+    /// then.
+    pub(crate) fn ask() -> Result<(), Errno> {
+        let fd = open_file()?;
+        let at = PageSize::host().bytes();
         let mut regions = [raw::page_region { start: 0, end: 0, categories: 0 }; 1];
-        self.scan_once(&What::WRITTEN_AND_PROTECT, start, start, &mut regions).is_ok()
+        scan_once(fd.as_fd(), &What::WRITTEN_AND_PROTECT, at, at, &mut regions).map(|_| ())
     }
 
     /// Reports what was written in `range` since it was last protected and
     /// protects it again. [`Error::TrackingLost`] where a part of the range is
-    /// no longer under asynchronous protection: all of it is to be taken for
-    /// written.
+    /// no longer under asynchronous protection, or the descriptor has gone: all of
+    /// it is to be taken for written.
     pub(crate) fn harvest(&self, range: HostRange, written: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
         self.scan(&What::WRITTEN_AND_PROTECT, range, written).map_err(|errno| match errno {
-            Errno::PERM => Error::TrackingLost,
+            Errno::PERM | Errno::BADF | Errno::NOTTY => Error::TrackingLost,
             errno => Error::system("PAGEMAP_SCAN", range.start().0, range.len(), errno),
         })
     }
@@ -97,7 +103,7 @@ impl Pagemap {
         };
         let (mut at, end) = (range.start().0, range.end().0);
         while at < end {
-            let (count, walked_to) = match self.scan_once(what, at, end, regions) {
+            let (count, walked_to) = match scan_once(self.fd.as_fd(), what, at, end, regions) {
                 Err(Errno::INTR) => continue,
                 result => result?,
             };
@@ -115,33 +121,37 @@ impl Pagemap {
         }
         Ok(())
     }
+}
 
-    /// One call: how many regions were found, and up to where it looked.
-    fn scan_once(
-        &self,
-        what: &What,
-        start: usize,
-        end: usize,
-        regions: &mut [raw::page_region],
-    ) -> Result<(usize, usize), Errno> {
-        let mut arg = raw::pm_scan_arg {
-            size: size_of::<raw::pm_scan_arg>() as u64,
-            flags: what.flags.into(),
-            start: start as u64,
-            end: end as u64,
-            walk_end: 0,
-            vec: regions.as_mut_ptr() as u64,
-            vec_len: regions.len() as u64,
-            max_pages: 0,
-            category_inverted: what.inverted.into(),
-            category_mask: what.all_of.into(),
-            category_anyof_mask: what.any_of.into(),
-            return_mask: what.all_of.into(),
-        };
-        // SAFETY: `regions` is borrowed until the call is over and `vec_len` is its length.
-        let count = unsafe { rustix::ioctl::ioctl(&self.fd, ScanIoctl(&mut arg)) }?;
-        Ok((count, arg.walk_end as usize))
-    }
+fn open_file() -> Result<OwnedFd, Errno> {
+    rustix::fs::open("/proc/self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty()).map(descriptor::raise)
+}
+
+/// One call: how many regions were found, and up to where it looked.
+fn scan_once(
+    fd: BorrowedFd<'_>,
+    what: &What,
+    start: usize,
+    end: usize,
+    regions: &mut [raw::page_region],
+) -> Result<(usize, usize), Errno> {
+    let mut arg = raw::pm_scan_arg {
+        size: size_of::<raw::pm_scan_arg>() as u64,
+        flags: what.flags.into(),
+        start: start as u64,
+        end: end as u64,
+        walk_end: 0,
+        vec: regions.as_mut_ptr() as u64,
+        vec_len: regions.len() as u64,
+        max_pages: 0,
+        category_inverted: what.inverted.into(),
+        category_mask: what.all_of.into(),
+        category_anyof_mask: what.any_of.into(),
+        return_mask: what.all_of.into(),
+    };
+    // SAFETY: `regions` is borrowed until the call is over and `vec_len` is its length.
+    let count = unsafe { rustix::ioctl::ioctl(fd, ScanIoctl(&mut arg)) }?;
+    Ok((count, arg.walk_end as usize))
 }
 
 /// Which pages a scan looks for, and what it does to them.

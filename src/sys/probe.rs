@@ -2,14 +2,15 @@
 //!
 //! The environment variable `CODEWARDEN_HIDE` (names of [`Facility::NAMES`],
 //! separated by commas) hides what the kernel has, so that every fallback runs
-//! on a new kernel too.
+//! on a new kernel too. Whatever is opened is opened as the probe says, so the
+//! variable holds for all of the library; a name that nothing has is an error of
+//! every mode, for a mask that hides nothing would be taken for a test that passed.
 
 use std::fmt;
 use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
-use crate::addr::PageSize;
 use crate::sys::uffd::{self, Door, KernelFaults, feature};
 use crate::sys::{membarrier, pagemap::Pagemap};
 
@@ -22,6 +23,7 @@ pub enum Facility {
     UffdSyscall,
     UffdDevice,
     KernelFaults,
+    UserModeOnly,
     Wp,
     WpUnpopulated,
     WpShmem,
@@ -36,11 +38,12 @@ pub enum Facility {
 impl Facility {
     /// Every facility with the name that `CODEWARDEN_HIDE` and reports use, and
     /// the first kernel that has it.
-    pub const NAMES: [(Facility, &'static str, &'static str); 13] = [
+    pub const NAMES: [(Facility, &'static str, &'static str); 14] = [
         (Facility::Uffd, "uffd", "4.3"),
         (Facility::UffdSyscall, "uffd_syscall", "4.3"),
         (Facility::UffdDevice, "uffd_device", "6.1"),
         (Facility::KernelFaults, "kernel_faults", "5.7"),
+        (Facility::UserModeOnly, "user_mode_only", "5.11"),
         (Facility::Wp, "wp", "5.7"),
         (Facility::WpUnpopulated, "wp_unpopulated", "6.4"),
         (Facility::WpShmem, "wp_shmem", "5.19"),
@@ -82,7 +85,11 @@ pub struct Probe {
     pub unknown_names: Vec<String>,
     present: u32,
     hidden: u32,
-    syscall_errno: Option<Errno>,
+    /// Why the last descriptor could not be had by the system call and by the device.
+    door_errnos: [Option<Errno>; 2],
+    /// Why a descriptor could not be asked for its features.
+    api_errno: Option<Errno>,
+    scan_errno: Option<Errno>,
     /// Door and kernel faults of the descriptors that can be had, the best first.
     ways: Vec<(Door, KernelFaults)>,
 }
@@ -96,10 +103,19 @@ impl Probe {
     /// Like [`Probe::of_this_process`], with the names to hide given.
     pub fn with_hidden(names: &str) -> Self {
         let (hidden, unknown_names) = parse_hidden(names);
-        let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-        let mut probe = Self { kernel, unknown_names, present: 0, hidden, syscall_errno: None, ways: Vec::new() };
+        let mut probe = Self {
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            unknown_names,
+            present: 0,
+            hidden,
+            door_errnos: [None; 2],
+            api_errno: None,
+            scan_errno: None,
+            ways: Vec::new(),
+        };
         probe.ask_userfaultfd();
-        probe.note(Facility::PagemapScan, Pagemap::open(PageSize::host()).is_ok_and(|pagemap| pagemap.has_scan()));
+        probe.scan_errno = Pagemap::ask().err();
+        probe.note(Facility::PagemapScan, probe.scan_errno.is_none());
         probe.note(Facility::MembarrierSyncCore, membarrier::has_sync_core());
         probe
     }
@@ -116,27 +132,65 @@ impl Probe {
 
     /// The first of `needed` that is missing, said in a form that helps.
     pub(crate) fn missing(&self, needed: &[Facility]) -> Option<String> {
-        let facility = *needed.iter().find(|facility| !self.has(**facility))?;
+        if !self.unknown_names.is_empty() {
+            let names = Facility::NAMES.map(|(_, name, _)| name).join(", ");
+            let unknown = self.unknown_names.join(", ");
+            return Some(format!("CODEWARDEN_HIDE names what nothing is called: {unknown}; the names are {names}"));
+        }
+        needed.iter().find_map(|facility| self.why_missing(*facility))
+    }
+
+    /// Why `facility` cannot be had, and what to change; `None` where it can.
+    pub fn why_missing(&self, facility: Facility) -> Option<String> {
+        if self.has(facility) {
+            return None;
+        }
         if self.is_hidden(facility) {
             return Some(format!("{facility} is hidden by CODEWARDEN_HIDE; remove it from the list"));
         }
-        if facility == Facility::Uffd {
-            return Some(self.why_no_userfaultfd());
-        }
-        Some(format!(
-            "the kernel ({}) does not offer {facility}: Linux {} or newer does",
-            self.kernel,
-            facility.since()
-        ))
+        let [syscall, device] = self.door_errnos;
+        Some(match facility {
+            Facility::Uffd => self.why_no_userfaultfd(),
+            Facility::UffdSyscall => refusal("userfaultfd", syscall),
+            Facility::UffdDevice => match device {
+                Some(Errno::NOENT) => {
+                    "there is no /dev/userfaultfd: Linux 6.1 or newer has it; a container must be given it".to_owned()
+                }
+                errno => refusal("/dev/userfaultfd", errno),
+            },
+            Facility::PagemapScan => match self.scan_errno {
+                // The kernel's answers to an ioctl that it does not know.
+                None | Some(Errno::NOTTY | Errno::INVAL) => self.too_old(facility),
+                errno => refusal("PAGEMAP_SCAN on /proc/self/pagemap", errno),
+            },
+            Facility::MembarrierSyncCore => self.too_old(facility),
+            _ if !self.has(Facility::Uffd) => "there is no userfaultfd".to_owned(),
+            Facility::KernelFaults => {
+                format!("this user may not handle the kernel's own faults: {ADVICE_KERNEL_FAULTS}")
+            }
+            _ if self.api_errno.is_some() => refusal("UFFDIO_API", self.api_errno),
+            _ => self.too_old(facility),
+        })
+    }
+
+    fn too_old(&self, facility: Facility) -> String {
+        format!("the kernel ({}) does not offer {facility}: Linux {} or newer does", self.kernel, facility.since())
     }
 
     fn why_no_userfaultfd(&self) -> String {
-        let reason = match self.syscall_errno {
+        let [syscall, _] = self.door_errnos;
+        if self.is_hidden(Facility::UffdSyscall) && self.is_hidden(Facility::UffdDevice) {
+            return "both ways to a userfaultfd are hidden by CODEWARDEN_HIDE; remove one from the list".to_owned();
+        }
+        if self.is_hidden(Facility::KernelFaults) && self.is_hidden(Facility::UserModeOnly) {
+            return "both kinds of userfaultfd are hidden by CODEWARDEN_HIDE; remove one from the list".to_owned();
+        }
+        let reason = match syscall {
             Some(Errno::NOSYS) => "the kernel is built without CONFIG_USERFAULTFD, or a seccomp filter hides it",
             Some(Errno::PERM) => {
                 "the userfaultfd system call is not permitted (a container's seccomp profile, or an old kernel)"
             }
-            Some(Errno::MFILE | Errno::NFILE) => "the limit of open files is reached (ulimit -n)",
+            Some(Errno::MFILE | Errno::NFILE) => return refusal("userfaultfd", syscall),
             _ => "userfaultfd cannot be opened",
         };
         format!(
@@ -163,24 +217,25 @@ impl Probe {
             return;
         }
         let doors = [(Door::Syscall, Facility::UffdSyscall), (Door::Device, Facility::UffdDevice)];
-        for faults in [KernelFaults::Delivered, KernelFaults::Refused] {
-            if faults == KernelFaults::Delivered && self.is_hidden(Facility::KernelFaults) {
-                continue;
-            }
-            for (door, facility) in doors {
-                if self.is_hidden(facility) {
+        let kinds =
+            [(KernelFaults::Delivered, Facility::KernelFaults), (KernelFaults::Refused, Facility::UserModeOnly)];
+        for (faults, kind) in kinds {
+            for (at, (door, facility)) in doors.into_iter().enumerate() {
+                if self.is_hidden(facility) || self.is_hidden(kind) {
                     continue;
                 }
                 match uffd::open(door, faults) {
                     Ok(fd) => {
-                        self.note(facility, true);
-                        self.note(Facility::Uffd, true);
-                        self.note(Facility::KernelFaults, faults == KernelFaults::Delivered);
+                        for there in [facility, kind, Facility::Uffd] {
+                            self.note(there, true);
+                        }
                         self.ways.push((door, faults));
-                        self.note_features(uffd::negotiate(fd.as_fd(), 0).unwrap_or(0));
+                        match uffd::negotiate(fd.as_fd(), 0) {
+                            Ok(offered) => self.note_features(offered),
+                            Err(errno) => self.api_errno = Some(errno),
+                        }
                     }
-                    Err(errno) if door == Door::Syscall => self.syscall_errno = Some(errno),
-                    Err(_) => {}
+                    Err(errno) => self.door_errnos[at] = Some(errno),
                 }
             }
         }
@@ -205,6 +260,31 @@ impl Probe {
     pub(crate) fn feature_bits(&self, wanted: &[(Facility, u64)]) -> u64 {
         wanted.iter().filter(|(facility, _)| self.has(*facility)).fold(0, |bits, (_, bit)| bits | bit)
     }
+}
+
+/// What lets a userfaultfd handle the faults of the kernel's own writes.
+const ADVICE_KERNEL_FAULTS: &str =
+    "CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1, or read and write permission on /dev/userfaultfd lets it";
+
+/// Why `what` was refused, and what to change.
+fn refusal(what: &str, errno: Option<Errno>) -> String {
+    let advice = match errno {
+        Some(Errno::MFILE) => "the limit of open files is reached; raise it (ulimit -n)",
+        Some(Errno::NFILE) => "the system's limit of open files is reached; raise it (sysctl fs.file-max)",
+        Some(Errno::ACCESS) => "this user has no read and write permission on it",
+        Some(Errno::PERM) => "not permitted to this user, or refused by a seccomp filter; allow it there",
+        Some(Errno::NOSYS) => "the kernel does not have it, or a seccomp filter hides it",
+        _ => "it could not be had",
+    };
+    match errno {
+        Some(errno) => format!("{what}: {advice} ({errno})"),
+        None => format!("{what}: {advice}"),
+    }
+}
+
+/// Whether `CODEWARDEN_HIDE` hides `facility` from this process.
+pub(crate) fn hides(facility: Facility) -> bool {
+    std::env::var("CODEWARDEN_HIDE").is_ok_and(|names| parse_hidden(&names).0 & facility.bit() != 0)
 }
 
 fn parse_hidden(names: &str) -> (u32, Vec<String>) {
@@ -240,6 +320,25 @@ mod tests {
         }
         assert_eq!(less.unknown_names, ["bogus"]);
         assert!(less.missing(&[Facility::Wp, Facility::Sigbus]).unwrap().contains("CODEWARDEN_HIDE"));
+    }
+
+    #[test]
+    fn a_name_that_nothing_has_is_an_error_of_every_mode() {
+        let why = Probe::with_hidden("sigbsu").missing(&[]).unwrap();
+        assert!(why.contains("nothing is called: sigbsu") && why.contains("membarrier_sync_core"), "{why}");
+    }
+
+    /// Whatever is missing says what to do, in one sentence of its own.
+    #[test]
+    fn each_reason_names_its_facility_or_its_cause() {
+        for (facility, name, _) in Facility::NAMES {
+            let why = Probe::with_hidden(name).why_missing(facility).unwrap();
+            assert!(why.contains(name) && why.contains("remove it"), "{why}");
+        }
+        let neither = Probe::with_hidden("kernel_faults,user_mode_only").why_missing(Facility::Uffd).unwrap();
+        assert!(neither.contains("both kinds"), "{neither}");
+        let no_door = Probe::with_hidden("uffd_syscall,uffd_device").why_missing(Facility::Uffd).unwrap();
+        assert!(no_door.contains("both ways"), "{no_door}");
     }
 
     #[test]

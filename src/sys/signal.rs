@@ -108,6 +108,14 @@ pub(crate) fn with_all_blocked<R>(body: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Whether this process has a thread of that kernel id. The answer "no" alone is
+/// certain: the id may be another thread's by now.
+pub(crate) fn thread_exists(tid: c_int) -> bool {
+    // SAFETY: signal 0 is sent to nobody; only whether it could be is asked.
+    let asked = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, 0) };
+    asked == 0 || Errno::from_io_error(&std::io::Error::last_os_error()) != Some(Errno::SRCH)
+}
+
 fn our_action() -> libc::sigaction {
     // SAFETY: all zeroes is a valid sigaction: the default action.
     let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };

@@ -12,6 +12,16 @@
 //! Closing the last copy of the descriptor wakes all writers and clears every
 //! protection. So whoever drops a [`Uffd`] treats all of its pages as written.
 //!
+//! # Two copies
+//!
+//! Any code of the process may close our number, or put another file there. The
+//! kernel would then open every page in silence, and stale code would run. So
+//! there are two copies of the descriptor under two numbers. While one is there
+//! the pages stay protected, and whoever finds the other one gone (a fault
+//! handler, a translator) makes everything unreachable first and then calls
+//! [`Uffd::abandon`], which lets go of both. Who closes both at once
+//! (`close_range`) is noticed at the next call alone: [`Uffd::check`].
+//!
 //! # Safety
 //!
 //! The ioctls here work on structures of `linux-raw-sys` with the sizes that
@@ -20,7 +30,8 @@
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use core::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use linux_raw_sys::general as raw;
 use rustix::fs::{Mode as FileMode, OFlags};
@@ -34,6 +45,7 @@ use crate::error::Error;
 use crate::sys::descriptor;
 use crate::sys::fault::WriteFault;
 use crate::sys::fork::Generation;
+use crate::sys::kept_fd::KeptFd;
 use crate::sys::mmap::is_mapped;
 use crate::sys::pieces::for_each_piece;
 
@@ -128,10 +140,29 @@ const AGAIN_LIMIT: u32 = 100_000;
 /// How many messages one read takes.
 const MESSAGES_PER_READ: usize = 32;
 
+/// One copy of a descriptor: the number, and the crate's view of it, which closes
+/// nothing.
+#[derive(Debug)]
+struct Copy {
+    fd: KeptFd,
+    calls: ManuallyDrop<userfaultfd::Uffd>,
+}
+
+impl Copy {
+    fn new(fd: OwnedFd) -> Self {
+        // SAFETY: the descriptor is a userfaultfd; `fd` closes it and the view never does.
+        let calls = ManuallyDrop::new(unsafe { userfaultfd::Uffd::from_raw_fd(fd.as_raw_fd()) });
+        Self { fd: KeptFd::new(fd), calls }
+    }
+}
+
 /// A negotiated descriptor for write protection.
 #[derive(Debug)]
 pub(crate) struct Uffd {
-    fd: userfaultfd::Uffd,
+    /// The copy that every call goes through.
+    copy: Copy,
+    /// Keeps the kernel's object while the other is gone and nobody noticed yet.
+    spare: Copy,
     page: PageSize,
     generation: Generation,
 }
@@ -141,14 +172,30 @@ impl Uffd {
     pub(crate) fn new(fd: OwnedFd, features: u64, page: PageSize) -> Result<Self, Error> {
         let generation = Generation::of_this_process()?;
         negotiate(fd.as_fd(), features).map_err(|errno| Error::system("UFFDIO_API", 0, 0, errno))?;
-        // SAFETY: the descriptor is a userfaultfd and is given away here.
-        let fd = unsafe { userfaultfd::Uffd::from_raw_fd(fd.into_raw_fd()) };
-        Ok(Self { fd, page, generation })
+        let spare = rustix::io::fcntl_dupfd_cloexec(&fd, 0)
+            .map(descriptor::raise)
+            .map_err(|errno| Error::system("fcntl(F_DUPFD_CLOEXEC)", 0, 0, errno))?;
+        Ok(Self { copy: Copy::new(fd), spare: Copy::new(spare), page, generation })
     }
 
     /// Whether this process, not a parent of it, made the descriptor.
     pub(crate) fn is_own(&self) -> bool {
         self.generation.is_current()
+    }
+
+    /// Whether both copies are still what was opened.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.check_own()?;
+        if self.copy.fd.is_ours() && self.spare.fd.is_ours() { Ok(()) } else { Err(Error::TrackingLost) }
+    }
+
+    /// Lets go of the kernel's object: it opens every page and wakes every writer,
+    /// as no call on the descriptor may be able to any more. For when everything
+    /// that was made from the pages is unreachable. Async-signal-safe but for errno.
+    pub(crate) fn abandon(&self) -> Result<(), Error> {
+        self.check_own()?;
+        let given_up = self.copy.fd.give_up();
+        given_up.and(self.spare.fd.give_up()).map_err(|errno| Error::system("dup3", 0, 0, errno))
     }
 
     fn check_own(&self) -> Result<(), Error> {
@@ -160,7 +207,7 @@ impl Uffd {
     pub(crate) fn register(&self, range: HostRange) -> Result<(), Error> {
         self.check_own()?;
         let (start, len) = (range.start().0, range.len());
-        match again(|| self.fd.register_with_mode(start as *mut c_void, len, RegisterMode::WRITE_PROTECT)) {
+        match again(|| self.copy.calls.register_with_mode(start as *mut c_void, len, RegisterMode::WRITE_PROTECT)) {
             Ok(_) => Ok(()),
             Err(Errno::BUSY) => Err(Error::AlreadyTracked { start, len }),
             Err(errno) => Err(system("UFFDIO_REGISTER", range, errno)),
@@ -175,7 +222,7 @@ impl Uffd {
             "UFFDIO_UNREGISTER",
             range,
             &[Errno::INVAL, Errno::NOMEM],
-            |start, len| again(|| self.fd.unregister(start as *mut c_void, len)),
+            |start, len| again(|| self.copy.calls.unregister(start as *mut c_void, len)),
             |_, _| Ok(()),
         )
     }
@@ -188,7 +235,7 @@ impl Uffd {
             "UFFDIO_WRITEPROTECT",
             range,
             &[Errno::NOENT],
-            |start, len| again(|| self.fd.write_protect(start as *mut c_void, len)),
+            |start, len| again(|| self.copy.calls.write_protect(start as *mut c_void, len)),
             |page, errno| if is_mapped(page, self.page) { Err(errno) } else { Ok(()) },
         )
     }
@@ -201,7 +248,7 @@ impl Uffd {
             "UFFDIO_WRITEPROTECT",
             range,
             &[Errno::NOENT],
-            |start, len| again(|| self.fd.remove_write_protection(start as *mut c_void, len, true)),
+            |start, len| again(|| self.copy.calls.remove_write_protection(start as *mut c_void, len, true)),
             |_, _| Ok(()),
         )
     }
@@ -209,7 +256,7 @@ impl Uffd {
     /// Wakes all writers that wait for `range`, registered or not.
     pub(crate) fn wake(&self, range: HostRange) -> Result<(), Error> {
         self.check_own()?;
-        again(|| self.fd.wake(range.start().0 as *mut c_void, range.len()))
+        again(|| self.copy.calls.wake(range.start().0 as *mut c_void, range.len()))
             .map_err(|errno| system("UFFDIO_WAKE", range, errno))
     }
 
@@ -222,14 +269,26 @@ impl Uffd {
         unprotected.and(unregistered)
     }
 
-    /// Reads a batch of messages without waiting and gives each write fault to
-    /// `on_fault`. An empty batch is normal: an un-protect took the message away.
+    /// Both copies: a message makes either readable.
+    pub(crate) fn copies(&self) -> [BorrowedFd<'_>; 2] {
+        [self.copy.fd.as_fd(), self.spare.fd.as_fd()]
+    }
+
+    /// Reads a batch of messages without waiting, from the copy that `copies` has
+    /// at `which`, and gives each write fault to `on_fault`. An empty batch is
+    /// normal: an un-protect took the message away. A copy that was replaced is not
+    /// read: what is in it is a stranger's.
     pub(crate) fn read_faults(
         &self,
+        which: usize,
         buffer: &mut MessageBuffer,
         mut on_fault: impl FnMut(WriteFault),
     ) -> Result<(), userfaultfd::Error> {
-        for event in self.fd.read_events(&mut buffer.0)? {
+        let copy = if which == 0 { &self.copy } else { &self.spare };
+        if !copy.fd.is_ours() {
+            return Err(userfaultfd::Error::ReadEof);
+        }
+        for event in copy.calls.read_events(&mut buffer.0)? {
             // No other event was asked for.
             if let Event::Pagefault { addr, thread_id, .. } = event? {
                 let tid = u32::try_from(thread_id.as_raw()).unwrap_or(0);
@@ -248,12 +307,6 @@ impl Uffd {
         leaf: impl FnMut(HostAddr, Errno) -> Result<(), Errno>,
     ) -> Result<(), Error> {
         for_each_piece(range, self.page, split_on, apply, leaf).map_err(|errno| system(call, range, errno))
-    }
-}
-
-impl AsFd for Uffd {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 }
 

@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+use crate::error::{Error, room_for};
+
 /// A set of pages, as bits: the first level has one for each page, each further
 /// level one for each word of the level below that is not 0. Adding a page costs
 /// the same however many there are, and finding the next one skips what is empty.
@@ -19,14 +21,16 @@ const LAST_LEVEL_WORDS: usize = 256;
 
 impl HarvestSet {
     /// An empty set of pages below `pages`.
-    pub(super) fn new(pages: usize) -> Self {
-        let mut levels = vec![vec![0; pages.div_ceil(64)]];
+    pub(super) fn new(pages: usize) -> Result<Self, Error> {
         let mut words = pages.div_ceil(64);
+        // The levels above are a small part of the first.
+        room_for::<u64>(words + words / 32, "the harvest's pages")?;
+        let mut levels = vec![vec![0; words]];
         while words > LAST_LEVEL_WORDS {
             words = words.div_ceil(64);
             levels.push(vec![0; words]);
         }
-        Self { levels }
+        Ok(Self { levels })
     }
 
     /// Adds one page.
@@ -116,7 +120,7 @@ mod tests {
 
     #[test]
     fn neighbours_become_one_run() {
-        let mut set = HarvestSet::new(1_000);
+        let mut set = HarvestSet::new(1_000).unwrap();
         for page in [5, 7, 6, 6, 1, 0] {
             set.insert(page);
         }
@@ -127,7 +131,7 @@ mod tests {
 
     #[test]
     fn removing_cuts_runs() {
-        let mut set = HarvestSet::new(1_000);
+        let mut set = HarvestSet::new(1_000).unwrap();
         (0..10).for_each(|page| set.insert(page));
         set.remove(3..5);
         assert_eq!(runs(&set), [0..3, 5..10]);
@@ -147,7 +151,7 @@ mod tests {
         // Far apart, so that every level is used; the last ends with the set.
         const PAGES: usize = 64 << 20;
         let places = [0, 20_000, 40_000_000, PAGES - 100];
-        let mut set = HarvestSet::new(PAGES);
+        let mut set = HarvestSet::new(PAGES).unwrap();
         let mut oracle = std::collections::BTreeSet::new();
         for _ in 0..5_000 {
             if next(4) == 0 {

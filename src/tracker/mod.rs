@@ -223,7 +223,7 @@ impl<O: PageObserver> Tracker<O> {
                 return Err(bad("it overlaps a region that is tracked already"));
             }
         }
-        let region = Arc::new(Region::new(guest, host, self.page, open()?, options, self.wiring.clone()));
+        let region = Arc::new(Region::new(guest, host, self.page, open()?, options, self.wiring.clone())?);
         region.attach(host, access)?;
         regions.push(region);
         Ok(())

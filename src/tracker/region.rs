@@ -10,7 +10,7 @@ use crate::page_table::{Begin, Busy, Generation, PageDesc, PageState, PageTable}
 use crate::policy::{Decision, Limits, Policy};
 use crate::protection::{Access, FaultSink, Mode, Options, Protection};
 use crate::stats::Counters;
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering, fence, lock};
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, fence, lock};
 use crate::sys::clock::coarse_ms;
 
 use super::harvest::HarvestSet;
@@ -36,6 +36,8 @@ pub(crate) struct Region<O: PageObserver> {
     pub(super) harvest: Mutex<HarvestSet>,
     /// The kernel tracks this region no more; nothing in it is translated.
     pub(super) lost: AtomicBool,
+    /// How many threads are opening all of it; nobody begins meanwhile.
+    pub(super) opening: AtomicUsize,
     pub(super) policy: Arc<dyn Policy>,
     pub(super) limits: Limits,
     pub(super) streams: Streams,
@@ -64,30 +66,31 @@ impl<O: PageObserver> Region<O> {
         protection: Arc<dyn Protection>,
         options: Options,
         wiring: Wiring<O>,
-    ) -> Self {
+    ) -> Result<Self, Error> {
         let Wiring { observer, counters, policy } = wiring;
         let limits = policy.limits();
         let (mode, pages) = (protection.mode(), host.len() >> page.shift());
         let harvested = if mode == Mode::Deferred { pages } else { 0 };
-        Self {
+        Ok(Self {
             guest,
             host,
             page,
             mode,
             protection,
             options,
-            pages: PageTable::new(pages),
+            pages: PageTable::new(pages)?,
             observer,
             counters,
             repeats: Repeats::new(),
-            harvest: Mutex::new(HarvestSet::new(harvested)),
+            harvest: Mutex::new(HarvestSet::new(harvested)?),
             lost: AtomicBool::new(false),
+            opening: AtomicUsize::new(0),
             policy,
             limits,
             streams: Streams::new(),
             has_checked: AtomicBool::new(false),
             read_only: Mutex::default(),
-        }
+        })
     }
 
     pub(crate) fn mode(&self) -> Mode {
@@ -164,7 +167,8 @@ impl<O: PageObserver> Region<O> {
         self.lose();
         // The memory is the embedder's alone afterwards.
         self.await_cancelled(0..self.pages.pages());
-        self.protection.detach(self.host)
+        // A claim may keep the mechanism for long, and nobody answers a fault any more.
+        self.protection.detach(self.host).or_else(|_| self.protection.abandon(self.host))
     }
 
     /// The harvest looks at `pages` no more.
@@ -180,7 +184,7 @@ impl<O: PageObserver> Region<O> {
         if self.lost.load(Ordering::Relaxed) {
             return Err(BeginError::Failed(Error::TrackingLost));
         }
-        let Some(desc) = self.pages.get_or_make(page) else {
+        let Some(desc) = self.pages.get_or_make(page)? else {
             return Err(BeginError::Failed(Error::BadRange {
                 start: self.guest_of(page).0,
                 len: self.page.bytes() as u64,
@@ -222,10 +226,16 @@ impl<O: PageObserver> Region<O> {
 
     /// After the page's word was claimed: either the region is not lost, or who
     /// lost it sees the claim.
-    fn not_lost(&self) -> Result<(), Error> {
-        // Pairs with the fence in `lose`.
+    fn not_lost(&self) -> Result<(), BeginError> {
+        // Pairs with the fences in `lose` and in `open_all`.
         fence(Ordering::SeqCst);
-        if self.lost.load(Ordering::Acquire) { Err(Error::TrackingLost) } else { Ok(()) }
+        if self.lost.load(Ordering::Acquire) {
+            return Err(BeginError::Failed(Error::TrackingLost));
+        }
+        match self.opening.load(Ordering::Acquire) {
+            0 => Ok(()),
+            _ => Err(BeginError::Busy(Busy::Unprotecting)),
+        }
     }
 
     fn begin_protected(&self, desc: &PageDesc<O::Data>, page: PageIndex) -> Result<Begun, BeginError> {
@@ -246,6 +256,10 @@ impl<O: PageObserver> Region<O> {
             claimed.give_up_neighbours(page);
             self.count_call();
             protected = self.host_of(&claimed.pages).and_then(|host| self.protection.protect(host));
+        }
+        if protected == Err(Error::TrackingLost) {
+            // Not this page alone: whatever else was protected may be open by now.
+            let _ = self.abandon();
         }
         protected?;
         claimed.finish(page)
@@ -277,8 +291,12 @@ impl<O: PageObserver> Region<O> {
         self.has_checked.store(true, Ordering::Release);
     }
 
-    /// Lets checked pages that have cooled be protected again.
+    /// Looks whether the mechanism is still there, and lets checked pages that have
+    /// cooled be protected again.
     pub(super) fn tend(&self) {
+        if !self.lost.load(Ordering::Relaxed) && self.protection.check().is_err() {
+            let _ = self.abandon();
+        }
         if !self.has_checked.load(Ordering::Relaxed) || !self.has_checked.swap(false, Ordering::AcqRel) {
             return;
         }
@@ -345,8 +363,8 @@ impl<O: PageObserver> Region<O> {
         self.protection.clone().continue_in_child(self.host, self.page, self.options, &mut |protection| {
             let (observer, counters) = (self.observer.clone(), self.counters.clone());
             let wiring = Wiring { observer, counters, policy: self.policy.clone() };
-            let region = Region::new(self.guest, self.host, self.page, protection, self.options, wiring);
-            child.insert(Arc::new(region)).clone()
+            let region = Region::new(self.guest, self.host, self.page, protection, self.options, wiring)?;
+            Ok(child.insert(Arc::new(region)).clone())
         })?;
         child.ok_or(Error::InForkChild)
     }

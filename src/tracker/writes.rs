@@ -175,6 +175,9 @@ impl<O: PageObserver> Region<O> {
             }
         });
         flush(run);
+        if done.is_err() {
+            done = self.open_all();
+        }
         // A translator that was about to protect one of them still may, and
         // undoes it: the kernel's writes would be refused until then.
         self.await_cancelled(pages);
@@ -209,6 +212,31 @@ impl<O: PageObserver> Region<O> {
         // By every caller: the first may not be through yet, and ours is about to
         // open pages.
         self.stop_translating(0..self.pages.pages());
+    }
+
+    /// The mechanism has failed: nothing that was made from the region can be
+    /// reached, and then every page of it is open, by whatever means are left.
+    /// Async-signal-safe.
+    ///
+    /// Where that fails too the same fault comes back and is handed on: the process
+    /// ends rather than to run stale code or to fault for ever.
+    pub(super) fn abandon(&self) -> Result<(), Error> {
+        self.lose();
+        self.protection.abandon(self.host)
+    }
+
+    /// An un-protect failed, as that of one page can at the limit of mappings where
+    /// that of all pages goes through. Nothing that was made from the region can be
+    /// reached, and then every page is open; translators may begin again. What
+    /// cannot be opened so is abandoned. Async-signal-safe.
+    fn open_all(&self) -> Result<(), Error> {
+        self.opening.fetch_add(1, Ordering::AcqRel);
+        // Pairs with the fence of a translator that begins, as in `lose`.
+        fence(Ordering::SeqCst);
+        self.stop_translating(0..self.pages.pages());
+        let opened = self.protection.unprotect(self.host);
+        self.opening.fetch_sub(1, Ordering::AcqRel);
+        opened.or_else(|_| self.abandon())
     }
 
     /// Enters an un-protect on the pages behind `page` that are protected, `most`
@@ -275,7 +303,7 @@ unsafe impl<O: PageObserver> FaultSink for Region<O> {
         let after = desc.word.leave_unprotect();
         self.repeats.record(fault, after.without_count());
         if opened.is_err() {
-            self.lose();
+            let _ = self.open_all();
         }
         Handled::Retry
     }

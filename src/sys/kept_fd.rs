@@ -1,0 +1,115 @@
+//! A descriptor that the rest of the process may close or replace behind our
+//! back.
+//!
+//! A number is all that a process has of an open file, and any code in it may
+//! call `close`, `dup2` or `close_range` on a number that it does not own. So a
+//! [`KeptFd`] remembers which file it named (device and inode; userfaultfds have
+//! an inode each since Linux 5.12, the other anonymous files share one) and looks
+//! again before it does what would harm a stranger's file: it closes the number
+//! only while that is still the file it opened.
+//!
+//! # Safety
+//!
+//! The number is closed by the drop alone, and only while it names the library's
+//! own file. `dup3` over it puts another file of the library's in its place.
+#![allow(unsafe_code)]
+
+use core::mem::ManuallyDrop;
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct KeptFd {
+    fd: ManuallyDrop<OwnedFd>,
+    /// Device and inode of the file that was opened; `None` where it could not be
+    /// asked for: then the number is believed.
+    file: Option<(u64, u64)>,
+    /// The library itself put another file in its place.
+    replaced: AtomicBool,
+}
+
+impl KeptFd {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        let file = file_of(fd.as_fd());
+        Self { fd: ManuallyDrop::new(fd), file, replaced: AtomicBool::new(false) }
+    }
+
+    /// Whether the number still names the file that was opened. One system call;
+    /// async-signal-safe but for errno.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.file.is_none_or(|file| file_of(self.fd.as_fd()) == Some(file))
+    }
+
+    /// Gives this copy of the file up: the number names an inert file from here
+    /// on, so that nobody else gets it while threads may still be about to use it.
+    /// A number that is not ours any more is left alone. Async-signal-safe but for
+    /// errno.
+    pub(crate) fn give_up(&self) -> Result<(), Errno> {
+        if self.replaced.load(Ordering::SeqCst) || !self.is_ours() {
+            return Ok(());
+        }
+        let inert = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+        // SAFETY: takes two numbers and touches no memory; the second is this object's own.
+        match unsafe { libc::dup3(inert.as_raw_fd(), self.fd.as_raw_fd(), libc::O_CLOEXEC) } {
+            -1 => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::BADF)),
+            _ => {
+                self.replaced.store(true, Ordering::SeqCst);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl AsFd for KeptFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for KeptFd {
+    fn drop(&mut self) {
+        if self.replaced.load(Ordering::SeqCst) || self.is_ours() {
+            // SAFETY: dropped once, here.
+            unsafe { ManuallyDrop::drop(&mut self.fd) };
+        }
+    }
+}
+
+fn file_of(fd: BorrowedFd<'_>) -> Option<(u64, u64)> {
+    rustix::fs::fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::FromRawFd;
+
+    use super::*;
+
+    /// A stranger's file takes the number: the drop must not close it.
+    #[test]
+    fn a_number_that_was_taken_by_another_file_is_left_alone() {
+        let kept = KeptFd::new(crate::sys::mmap::memfd("kept", 4096).unwrap());
+        let stranger = crate::sys::mmap::memfd("stranger", 8192).unwrap();
+        let number = kept.as_fd().as_raw_fd();
+        assert!(kept.is_ours());
+        // SAFETY: the case under test: somebody replaces what he does not own.
+        assert_eq!(unsafe { libc::dup3(stranger.as_raw_fd(), number, libc::O_CLOEXEC) }, number);
+        assert!(!kept.is_ours());
+        assert_eq!(kept.give_up(), Ok(()));
+        drop(kept);
+        // SAFETY: the number is the stranger's copy, made above.
+        let left = unsafe { OwnedFd::from_raw_fd(number) };
+        assert_eq!(rustix::fs::fstat(&left).unwrap().st_size, 8192);
+    }
+
+    #[test]
+    fn a_copy_that_was_given_up_names_nothing_of_ours() {
+        let kept = KeptFd::new(crate::sys::mmap::memfd("kept", 4096).unwrap());
+        kept.give_up().unwrap();
+        assert!(!kept.is_ours());
+        assert_eq!(kept.give_up(), Ok(()), "once is enough");
+    }
+}
