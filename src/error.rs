@@ -46,6 +46,15 @@ pub enum Error {
         /// Length in bytes.
         len: usize,
     },
+    /// Memory of a kind that the mode cannot track.
+    Untrackable {
+        /// First byte of the host range.
+        start: usize,
+        /// Length in bytes.
+        len: usize,
+        /// What kind it may be, and what to do.
+        why: &'static str,
+    },
     /// A fixed table of the library is full.
     Full {
         /// Which table.
@@ -102,6 +111,7 @@ impl fmt::Display for Error {
                 "{start:#x} + {len:#x} has an owner: another tracker, or another userfaultfd (EBUSY), tracks a part of \
                  it; detach it there first"
             ),
+            Self::Untrackable { start, len, why } => write!(f, "{start:#x} + {len:#x} cannot be tracked: {why}"),
             Self::Full { what, limit } => write!(f, "no room for another {what}: the limit is {limit}"),
             Self::NoMemory { what, len_bytes } => write!(
                 f,

@@ -6,93 +6,21 @@
 //! Each region's memory outlives its cache.
 #![allow(unsafe_code)]
 
+mod support;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{Access, Mode, Probe};
-use codewarden::tracker::{BeginError, RegionOptions, SharedMemory};
+use codewarden::protection::Mode;
+use codewarden::tracker::{BeginError, SharedMemory};
 use codewarden::{CodeCache, CommitError, EntryStubs, Key};
-
-const GUEST: u64 = 0x10_0000;
-const PAGES: usize = 16;
-
-struct Fixture {
-    cache: CodeCache<u32>,
-    memory: GuestMemory,
-    mode: Mode,
-}
-
-fn region(guest: u64, memory: &GuestMemory, mode: Mode) -> RegionOptions {
-    RegionOptions {
-        guest: GuestAddr(guest),
-        host: memory.range(),
-        mode,
-        access: Access::ReadWrite,
-        embedder_owns_signals: false,
-    }
-}
-
-impl Fixture {
-    fn new(mode: Mode, memory: GuestMemory) -> Self {
-        let cache = CodeCache::new(EntryStubs::NOT_CODE).unwrap();
-        // SAFETY: fields are dropped in order: the cache before the memory.
-        unsafe { cache.tracker().add_region(region(GUEST, &memory, mode)) }.unwrap();
-        Self { cache, memory, mode }
-    }
-
-    fn read(&self, guest: u64) -> u8 {
-        let mut byte = [0];
-        self.memory.read((guest - GUEST) as usize, &mut byte).unwrap();
-        byte[0]
-    }
-
-    fn store(&self, guest: u64, value: u8) {
-        self.memory.write((guest - GUEST) as usize, &[value]).unwrap();
-    }
-
-    /// "Translates" the byte at each of `bytes`: the entry is made of them.
-    fn translate(&self, key: u64, bytes: &[u64]) -> Result<usize, CommitError> {
-        let mut ticket = self.cache.begin(Key::new(key));
-        let mut entry = 0x10;
-        for &byte in bytes {
-            // In thread mode the store is through a moment before the un-protect
-            // is over.
-            while let Err(error) = ticket.claim(GuestAddr(byte)) {
-                assert!(matches!(error, BeginError::Busy(_)), "{error}");
-            }
-            entry = entry << 8 | usize::from(self.read(byte));
-        }
-        ticket.commit(entry, 0).map(|()| entry)
-    }
-
-    fn lookup(&self, key: u64) -> Option<usize> {
-        self.cache.attach_vcpu(|| {}).pin().lookup(Key::new(key))
-    }
-
-    /// What the guest does where it needs its writes to be seen.
-    fn announce(&self) {
-        if self.mode == Mode::Deferred {
-            self.cache.tracker().sync().unwrap();
-        }
-    }
-}
+use support::{Fixture, GUEST, PAGES, in_modes, region, tracking_modes};
 
 /// Runs `test` in every mode but `none`, over anonymous and memfd memory.
 fn in_every_mode(test: impl Fn(&Fixture)) {
-    let probe = Probe::of_this_process();
-    for mode in Mode::ALL.into_iter().filter(|&mode| mode != Mode::None) {
-        if let Err(error) = probe.check(mode) {
-            assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{error}");
-            println!("skipped: {error}");
-            continue;
-        }
-        for memory in [GuestMemory::anonymous(PAGES << 12), GuestMemory::memfd(PAGES << 12)] {
-            println!("{mode}");
-            test(&Fixture::new(mode, memory.unwrap()));
-        }
-    }
+    in_modes(tracking_modes(), test);
 }
 
 #[test]
@@ -261,8 +189,7 @@ fn arguments_that_cannot_be_used() {
 /// executable does: a store through one view kills what the other holds.
 #[test]
 fn a_store_through_another_view_kills() {
-    let probe = Probe::of_this_process();
-    for mode in Mode::ALL.into_iter().filter(|&mode| mode != Mode::None && probe.check(mode).is_ok()) {
+    for mode in tracking_modes() {
         let first = GuestMemory::memfd(PAGES << 12).unwrap();
         let second = first.another_view().unwrap();
         let guest = Fixture::new(mode, first);

@@ -397,6 +397,26 @@ impl<O: PageObserver> Tracker<O> {
         Ok(held)
     }
 
+    /// Somebody is about to write `len_bytes` from `start` in a way of which the
+    /// kernel delivers no fault in any mode: into pages that were pinned (buffers
+    /// registered with io_uring, aio and `O_DIRECT` that are under way), as a
+    /// debugger, or at a thread's end (`clear_child_tid`, robust lists). Until the
+    /// result is dropped the pages are held as by [`Tracker::prepare_kernel_write`],
+    /// in every mode.
+    ///
+    /// Not to be called in a signal handler.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadRange`] where the range wraps; a page that could not be made
+    /// writable.
+    pub fn prepare_unseen_write(&self, start: GuestAddr, len_bytes: u64) -> Result<Held<O>, Error> {
+        let mut held = Held::new(&self.gate, start);
+        let why = Hold::Write { start: start.0, end: start.0.saturating_add(len_bytes) };
+        self.for_regions(start, len_bytes, |region, pages| held.hold(region, pages, why))?;
+        Ok(held)
+    }
+
     /// The embedder is about to change what is mapped at `len_bytes` from
     /// `start`, or to throw its contents away. When this returns nothing that was
     /// derived from the range can be reached, and nothing is translated from it

@@ -1,0 +1,107 @@
+//! The small embedder that the tests of blocks share: one region, blocks made of
+//! single bytes, each mode that can be had here.
+//!
+//! # Safety
+//!
+//! Each region's memory outlives its cache.
+#![allow(unsafe_code)]
+
+use codewarden::addr::{GuestAddr, PageSize};
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::{Access, Mode, Probe};
+use codewarden::tracker::{BeginError, RegionOptions};
+use codewarden::{CodeCache, CommitError, EntryStubs, Key};
+
+/// Where the guest sees the region.
+pub(crate) const GUEST: u64 = 0x10_0000;
+/// Pages of it.
+pub(crate) const PAGES: usize = 16;
+
+pub(crate) struct Fixture {
+    pub(crate) cache: CodeCache<u32>,
+    /// Dropped after the cache.
+    pub(crate) memory: GuestMemory,
+    pub(crate) mode: Mode,
+}
+
+pub(crate) fn page_bytes() -> usize {
+    PageSize::host().bytes()
+}
+
+pub(crate) fn region(guest: u64, memory: &GuestMemory, mode: Mode) -> RegionOptions {
+    RegionOptions {
+        guest: GuestAddr(guest),
+        host: memory.range(),
+        mode,
+        access: Access::ReadWrite,
+        embedder_owns_signals: false,
+    }
+}
+
+impl Fixture {
+    pub(crate) fn new(mode: Mode, memory: GuestMemory) -> Self {
+        let cache = CodeCache::new(EntryStubs::NOT_CODE).unwrap();
+        // SAFETY: fields are dropped in order: the cache before the memory.
+        unsafe { cache.tracker().add_region(region(GUEST, &memory, mode)) }.unwrap();
+        Self { cache, memory, mode }
+    }
+
+    pub(crate) fn read(&self, guest: u64) -> u8 {
+        let mut byte = [0];
+        self.memory.read((guest - GUEST) as usize, &mut byte).unwrap();
+        byte[0]
+    }
+
+    pub(crate) fn store(&self, guest: u64, value: u8) {
+        self.memory.write((guest - GUEST) as usize, &[value]).unwrap();
+    }
+
+    /// "Translates" the byte at each of `bytes`: the entry is made of them.
+    pub(crate) fn translate(&self, key: u64, bytes: &[u64]) -> Result<usize, CommitError> {
+        let mut ticket = self.cache.begin(Key::new(key));
+        let mut entry = 0x10;
+        for &byte in bytes {
+            // In thread mode the store is through a moment before the un-protect
+            // is over.
+            while let Err(error) = ticket.claim(GuestAddr(byte)) {
+                assert!(matches!(error, BeginError::Busy(_)), "{error}");
+            }
+            entry = entry << 8 | usize::from(self.read(byte));
+        }
+        ticket.commit(entry, 0).map(|()| entry)
+    }
+
+    pub(crate) fn lookup(&self, key: u64) -> Option<usize> {
+        self.cache.attach_vcpu(|| {}).pin().lookup(Key::new(key))
+    }
+
+    /// What the guest does where it needs its writes to be seen.
+    pub(crate) fn announce(&self) {
+        if self.mode == Mode::Deferred {
+            self.cache.tracker().sync().unwrap();
+        }
+    }
+}
+
+/// Says that something is not tested here, or fails where that is not allowed.
+pub(crate) fn skip(why: &dyn std::fmt::Display) {
+    assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{why}");
+    println!("skipped: {why}");
+}
+
+/// Every mode but `none` that can be had here.
+pub(crate) fn tracking_modes() -> Vec<Mode> {
+    let probe = Probe::of_this_process();
+    let has = |&mode: &Mode| probe.check(mode).inspect_err(|error| skip(error)).is_ok();
+    Mode::ALL.into_iter().filter(|&mode| mode != Mode::None).filter(has).collect()
+}
+
+/// Runs `test` in each of `modes`, over anonymous and memfd memory.
+pub(crate) fn in_modes(modes: impl IntoIterator<Item = Mode>, test: impl Fn(&Fixture)) {
+    for mode in modes {
+        for memory in [GuestMemory::anonymous(PAGES * page_bytes()), GuestMemory::memfd(PAGES * page_bytes())] {
+            println!("{mode}");
+            test(&Fixture::new(mode, memory.unwrap()));
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Contents that are thrown away. Protection may be kept where contents are not:
+//! so these are announced by
+//! [`change_mapping`](codewarden::tracker::Tracker::change_mapping), whatever the
+//! kernel keeps.
+//!
+//! # Safety
+//!
+//! Pages of the fixture's own memory lose their contents.
+#![allow(unsafe_code)]
+
+use codewarden::protection::Mode;
+use rustix::fs::FallocateFlags;
+use rustix::mm::Advice;
+
+use crate::expect::in_every_mode;
+use crate::support::{Fixture, PAGES, page_bytes, skip};
+
+const AT: usize = 5;
+
+impl Fixture {
+    fn advise(&self, page: usize, advice: Advice) {
+        // SAFETY: a page of the fixture's memory; no reference to its bytes exists.
+        unsafe { rustix::mm::madvise(self.host(page, 0).cast(), page_bytes(), advice) }.unwrap();
+    }
+
+    fn is_anonymous(&self) -> bool {
+        self.memory.file().is_none()
+    }
+
+    fn set_byte(&self, page: usize) {
+        self.store(self.guest(page, AT).0, 9);
+    }
+
+    /// Throws contents away as an embedder does.
+    fn announced(&self, page: usize, throw: impl FnOnce()) {
+        let len = page_bytes() as u64;
+        let change = self.cache.tracker().change_mapping(self.guest(page, 0), len).unwrap();
+        throw();
+        drop(change);
+    }
+
+    /// The announced way: dead at once, zeroes, tracked as before.
+    fn expect_thrown_away(&self, page: usize, throw: impl Fn(usize)) {
+        self.set_byte(page);
+        let (block, other) = (self.block(page, AT), self.block(page + 1, AT));
+        self.announced(page, || throw(page));
+        self.expect_dead(block);
+        self.expect_reachable(other);
+        assert_eq!(self.bytes(page, AT, 1), [0], "{}", self.mode);
+        self.expect_tracked(page, AT);
+    }
+
+    /// Nobody was told, and the protection is still there: a store is learned of.
+    fn expect_missed_but_protected(&self, page: usize, throw: impl Fn(usize)) {
+        self.set_byte(page);
+        let block = self.block(page, AT);
+        throw(page);
+        assert_eq!(self.bytes(page, AT, 1), [0], "{}", self.mode);
+        self.expect_reachable(block);
+        self.set_byte(page);
+        self.expect_learned(block);
+    }
+}
+
+#[test]
+fn dontneed_on_anonymous_memory() {
+    in_every_mode(|guest| {
+        if !guest.is_anonymous() {
+            return;
+        }
+        let throw = |page| guest.advise(page, Advice::LinuxDontNeed);
+        guest.expect_thrown_away(1, throw);
+
+        // Unannounced: the protection is lost with the contents.
+        guest.set_byte(4);
+        let block = guest.block(4, AT);
+        throw(4);
+        assert_eq!(guest.bytes(4, AT, 1), [0]);
+        if guest.mode == Mode::Deferred {
+            guest.expect_dead(block); // reported as written
+        } else {
+            guest.expect_reachable(block);
+        }
+    });
+}
+
+/// The contents are the memfd's; the protection stays.
+#[test]
+fn dontneed_on_a_memfd() {
+    in_every_mode(|guest| {
+        if guest.is_anonymous() {
+            return;
+        }
+        guest.set_byte(1);
+        let block = guest.block(1, AT);
+        guest.advise(1, Advice::LinuxDontNeed);
+        assert_eq!(guest.bytes(1, AT, 1), [9]);
+        guest.expect_reachable(block);
+        guest.set_byte(1);
+        guest.expect_learned(block);
+    });
+}
+
+/// The contents go when the kernel wants the memory; a pageout makes it want it.
+#[test]
+fn free() {
+    in_every_mode(|guest| {
+        if !guest.is_anonymous() {
+            return;
+        }
+        // Not reclaimed yet: as if nothing had been said.
+        guest.set_byte(1);
+        let block = guest.block(1, AT);
+        guest.advise(1, Advice::LinuxFree);
+        guest.expect_reachable(block);
+        guest.set_byte(1);
+        assert_eq!(guest.bytes(1, AT, 1), [9]);
+        guest.expect_learned(block);
+
+        guest.set_byte(3);
+        let block = guest.block(3, AT);
+        guest.announced(3, || {
+            guest.advise(3, Advice::LinuxFree);
+            guest.advise(3, Advice::LinuxPageOut);
+        });
+        guest.expect_dead(block);
+        guest.expect_tracked(3, AT);
+    });
+}
+
+/// Contents and protection come back. (Where there is no swap they never leave.)
+#[test]
+fn pageout() {
+    in_every_mode(|guest| {
+        guest.set_byte(1);
+        let block = guest.block(1, AT);
+        guest.advise(1, Advice::LinuxPageOut);
+        assert_eq!(guest.bytes(1, AT, 1), [9]);
+        guest.expect_reachable(block);
+        guest.set_byte(1);
+        guest.expect_learned(block);
+    });
+}
+
+#[test]
+fn a_hole_punched_into_a_memfd() {
+    in_every_mode(|guest| {
+        let Some(file) = guest.memory.file() else { return };
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let throw = |page| {
+            let (start, len) = ((page * page_bytes()) as u64, page_bytes() as u64);
+            rustix::fs::fallocate(file, flags, start, len).unwrap();
+        };
+        guest.expect_missed_but_protected(1, throw);
+        guest.expect_thrown_away(3, throw);
+    });
+}
+
+/// MADV_REMOVE is the same hole, by address.
+#[test]
+fn remove_on_a_memfd() {
+    in_every_mode(|guest| {
+        if guest.is_anonymous() {
+            return;
+        }
+        // SAFETY: as in `advise`.
+        let remove = |page| unsafe { libc::madvise(guest.host(page, 0).cast(), page_bytes(), libc::MADV_REMOVE) };
+        if remove(15) != 0 {
+            return skip(&"MADV_REMOVE is refused");
+        }
+        guest.expect_missed_but_protected(1, |page| assert_eq!(remove(page), 0));
+        guest.expect_thrown_away(3, |page| assert_eq!(remove(page), 0));
+    });
+}
+
+/// What a page behind the end is, is in `tests/host_faults.rs`: a store there is
+/// the guest's own SIGBUS.
+#[test]
+fn truncation_and_extension() {
+    in_every_mode(|guest| {
+        let Some(file) = guest.memory.file() else { return };
+        let throw = |page: usize| {
+            rustix::fs::ftruncate(file, (page * page_bytes()) as u64).unwrap();
+            rustix::fs::ftruncate(file, (PAGES * page_bytes()) as u64).unwrap();
+        };
+        guest.expect_missed_but_protected(12, throw);
+        // Everything behind the new end lost its contents: the page alone is looked at here.
+        guest.expect_thrown_away(10, throw);
+    });
+}

@@ -1,0 +1,55 @@
+//! Memory that a fork's child shares. What both sides are to each other is in
+//! `tests/fork.rs`, a child's drop without a word to the library in
+//! `tests/host_faults.rs`.
+//!
+//! # Safety
+//!
+//! Children store to the fixture's memory and leave.
+#![allow(unsafe_code)]
+
+use crate::expect::in_every_mode;
+use crate::own_process::in_fork;
+
+/// A child stores 5 there, in its own mapping.
+fn stored_by_a_child(at: *mut u8) {
+    let code = in_fork(|| {
+        // SAFETY: mapped in the child as it is in the parent.
+        unsafe { at.write_volatile(5) };
+        0
+    });
+    assert_eq!(code, 0);
+}
+
+/// Private memory is the child's own; a child that nobody announced takes no
+/// protection from the parent. (Where it inherits one, mprotect's, it lifts its own.)
+#[test]
+fn a_childs_store_to_private_memory() {
+    in_every_mode(|guest| {
+        if guest.memory.file().is_some() {
+            return;
+        }
+        let block = guest.block(1, 0);
+        let at = guest.host(1, 0);
+        stored_by_a_child(at);
+        assert_eq!(guest.bytes(1, 0, 1), [0]);
+        guest.expect_reachable(block);
+        guest.expect_tracked(1, 0);
+    });
+}
+
+/// A mapping in another process: not promised. Its store changes the bytes and
+/// nobody here is told; who knows of it says so.
+#[test]
+fn a_childs_store_to_shared_memory() {
+    in_every_mode(|guest| {
+        let Some(view) = guest.memory.host_view() else { return };
+        let block = guest.block(1, 0);
+        let at = view.as_ptr().wrapping_add(crate::support::page_bytes());
+        stored_by_a_child(at);
+        assert_eq!(guest.bytes(1, 0, 1), [5]);
+        guest.expect_reachable(block);
+        guest.invalidate(1, 0, 1);
+        guest.expect_dead(block);
+        guest.expect_tracked(1, 0);
+    });
+}

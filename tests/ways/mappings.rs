@@ -1,0 +1,153 @@
+//! Guest code that is mapped over, unmapped or moved: under
+//! [`change_mapping`](codewarden::tracker::Tracker::change_mapping), which is the
+//! call made for it.
+//!
+//! # Safety
+//!
+//! Mappings change within the fixture's own range, which it unmaps as a whole.
+#![allow(unsafe_code)]
+
+use core::ffi::c_void;
+
+use codewarden::protection::{Access, Mode};
+use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
+
+use crate::expect::in_every_mode;
+use crate::support::{Fixture, page_bytes};
+
+const RW: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
+
+impl Fixture {
+    fn raw(&self, page: usize) -> *mut c_void {
+        self.host(page, 0).cast()
+    }
+
+    /// Fresh anonymous memory over `count` pages.
+    fn map_over(&self, page: usize, count: usize) {
+        let (at, len) = (self.raw(page), count * page_bytes());
+        // SAFETY: in the fixture's range.
+        unsafe { rustix::mm::mmap_anonymous(at, len, RW, MapFlags::PRIVATE | MapFlags::FIXED) }.unwrap();
+    }
+
+    fn unmap(&self, page: usize, count: usize) {
+        // SAFETY: in the fixture's range.
+        unsafe { rustix::mm::munmap(self.raw(page), count * page_bytes()) }.unwrap();
+    }
+
+    /// Says that `count` pages are about to be mapped otherwise, does it, and says
+    /// that they were.
+    fn replaced(&self, page: usize, count: usize, change: impl FnOnce()) {
+        let len = (count * page_bytes()) as u64;
+        let announced = self.cache.tracker().change_mapping(self.guest(page, 0), len).unwrap();
+        change();
+        announced.finish_replaced(Access::ReadWrite, None).unwrap();
+    }
+
+    /// What [`Fixture::fill`] writes, through the guest's mapping of now.
+    fn mapped_byte(&self, page: usize) -> u8 {
+        // SAFETY: in the fixture's range, mapped.
+        unsafe { self.host(page, 5).read_volatile() }
+    }
+
+    fn fill(&self, page: usize, value: u8) {
+        self.store(self.guest(page, 5).0, value);
+    }
+}
+
+#[test]
+fn mmap_over_code() {
+    in_every_mode(|guest| {
+        for page in 3..7 {
+            guest.fill(page, 9);
+        }
+        let [before, first, second, after] = [3, 4, 5, 6].map(|page| guest.block(page, 5));
+        guest.replaced(4, 2, || guest.map_over(4, 2));
+        guest.expect_dead(first);
+        guest.expect_dead(second);
+        assert_eq!(guest.mapped_byte(4), 0);
+        guest.expect_reachable(before);
+        guest.expect_reachable(after);
+        for page in 3..7 {
+            guest.expect_tracked(page, 5);
+        }
+    });
+}
+
+/// Not announced: the synchronous modes hear nothing. Deferred does at the next
+/// harvest, which says that the region was lost there and believes nothing of it.
+#[test]
+fn mmap_over_code_that_nobody_announced() {
+    in_every_mode(|guest| {
+        let block = guest.block(4, 5);
+        guest.map_over(4, 1);
+        if guest.mode == Mode::Deferred {
+            let error = guest.cache.tracker().sync().unwrap_err();
+            assert!(error.to_string().contains("stale"), "{error}");
+            guest.expect_dead(block);
+        } else {
+            guest.expect_reachable(block);
+        }
+    });
+}
+
+#[test]
+fn munmap() {
+    in_every_mode(|guest| {
+        let block = guest.block(4, 5);
+        let len = page_bytes() as u64;
+        let announced = guest.cache.tracker().change_mapping(guest.guest(4, 0), len).unwrap();
+        guest.unmap(4, 1);
+        drop(announced);
+        guest.expect_dead(block);
+        guest.announce(); // over the hole
+
+        guest.expect_tracked(3, 5);
+        guest.expect_tracked(5, 5);
+        guest.replaced(4, 1, || guest.map_over(4, 1));
+        guest.expect_tracked(4, 5);
+    });
+}
+
+#[test]
+fn mremap_that_moves() {
+    in_every_mode(|guest| {
+        guest.fill(2, 7);
+        guest.fill(10, 8);
+        let (from, to) = (guest.block(2, 5), guest.block(10, 5));
+        guest.replaced(2, 2, || {
+            guest.replaced(10, 2, || {
+                let (old, new, len) = (guest.raw(2), guest.raw(10), 2 * page_bytes());
+                // SAFETY: both in the fixture's range.
+                unsafe { rustix::mm::mremap_fixed(old, len, len, MremapFlags::MAYMOVE, new) }.unwrap();
+            });
+            // What the pages leave must not stay a hole that others map into.
+            guest.map_over(2, 2);
+        });
+        guest.expect_dead(from);
+        guest.expect_dead(to);
+        assert_eq!((guest.mapped_byte(2), guest.mapped_byte(10)), (0, 7));
+        for page in [2, 3, 10, 11] {
+            guest.expect_tracked(page, 5);
+        }
+    });
+}
+
+#[test]
+fn mremap_that_grows() {
+    in_every_mode(|guest| {
+        guest.fill(4, 7);
+        let blocks = [4, 5, 6, 7].map(|page| guest.block(page, 5));
+        guest.replaced(4, 4, || {
+            guest.unmap(6, 2);
+            // SAFETY: what it grows into was just unmapped.
+            let grown =
+                unsafe { rustix::mm::mremap(guest.raw(4), 2 * page_bytes(), 4 * page_bytes(), MremapFlags::empty()) };
+            assert_eq!(grown.unwrap(), guest.raw(4));
+        });
+        blocks.into_iter().for_each(|block| guest.expect_dead(block));
+        assert_eq!(guest.mapped_byte(4), 7);
+        for page in 3..9 {
+            guest.expect_tracked(page, 5);
+        }
+    });
+}

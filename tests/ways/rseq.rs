@@ -1,0 +1,78 @@
+//! Restartable sequences: the kernel writes the processor's number into a thread's
+//! area whenever the thread was switched out, on its way back to user mode. Where
+//! that is refused it kills the process with SIGSEGV. So an embedder that lets a
+//! guest register an area in its own memory holds the page as long as the area is
+//! registered, or answers the guest with ENOSYS, as it may.
+//!
+//! A process of its own for each case, whose C library registers no area.
+//!
+//! # Safety
+//!
+//! The area lies in the fixture's memory, which outlives its registration.
+#![allow(unsafe_code)]
+
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::Mode;
+
+use crate::own_process::{run_alone, task};
+use crate::support::{Fixture, PAGES, page_bytes, skip, tracking_modes};
+
+/// Any number; the kernel looks for it in front of abort handlers, of which there are none.
+const SIGNATURE: u32 = 0x5305_3053;
+/// Bytes of an area, the first ones: `cpu_id_start` and `cpu_id` lead it.
+const AREA_BYTES: usize = 32;
+const UNREGISTER: i32 = 1;
+/// `cpu_id` of an area that nobody registered.
+const UNINITIALIZED: [u8; 4] = [0xff; 4];
+
+/// Exit codes of the process of its own.
+const NOT_REGISTERED: i32 = 3;
+
+fn rseq(area: *mut u8, flags: i32) -> bool {
+    // SAFETY: the caller's area.
+    unsafe { libc::syscall(libc::SYS_rseq, area, AREA_BYTES, flags, SIGNATURE) == 0 }
+}
+
+/// Registers an area on a protected page and is switched out.
+fn with_an_area(mode: Mode, announced: bool) {
+    let guest = Fixture::new(mode, GuestMemory::anonymous(PAGES * page_bytes()).unwrap());
+    let area = guest.host(1, 64);
+    // SAFETY: in the memory.
+    unsafe { area.add(4).cast::<[u8; 4]>().write_volatile(UNINITIALIZED) };
+    let block = guest.block(1, 64);
+    let held = announced.then(|| guest.prepare(1, 64, AREA_BYTES));
+    if !rseq(area, 0) {
+        std::process::exit(NOT_REGISTERED);
+    }
+    std::thread::sleep(Duration::from_millis(2));
+    assert_ne!(guest.bytes(1, 68, 4), UNINITIALIZED);
+    assert!(rseq(area, UNREGISTER));
+    drop(held);
+    guest.expect_learned(block);
+}
+
+#[test]
+fn an_area_on_a_protected_page() {
+    if let Some(task) = task() {
+        let (mode, how) = task.split_once(' ').unwrap();
+        with_an_area(Mode::from_name(mode).unwrap(), how == "announced");
+        std::process::exit(0);
+    }
+    for mode in tracking_modes().into_iter().chain([Mode::None]) {
+        let guest = Fixture::new(mode, GuestMemory::anonymous(PAGES * page_bytes()).unwrap());
+        for how in ["announced", "unannounced"] {
+            let status = run_alone("rseq::an_area_on_a_protected_page", &format!("{mode} {how}"));
+            if status.code() == Some(NOT_REGISTERED) {
+                return skip(&"no rseq area can be registered here");
+            }
+            if how == "announced" || guest.kernel_writes_pass() {
+                assert_eq!(status.code(), Some(0), "{mode} {how}: {status}");
+            } else {
+                assert_eq!(status.signal(), Some(libc::SIGSEGV), "{mode} {how}: {status}");
+            }
+        }
+    }
+}
