@@ -6,6 +6,7 @@ use codewarden::addr::GuestAddr;
 
 use super::Payload;
 use crate::memory::Window;
+use crate::memory::window::PAGE_LEN_BYTES;
 use crate::riscv::decode::decode;
 use crate::riscv::inst::Inst;
 use crate::riscv::trap::Trap;
@@ -13,6 +14,9 @@ use crate::translate::ends_block;
 
 /// Instructions of a block at most.
 pub(super) const MAX_INSTS: usize = 64;
+
+/// Bytes that are read at once: most blocks are not longer.
+const CHUNK_BYTES: usize = 32;
 
 /// A block as it was read.
 #[derive(Debug)]
@@ -36,14 +40,13 @@ pub(super) enum ReadError {
 /// over page boundaries, [`MAX_INSTS`] instructions at most. Every byte is read
 /// once, after its page was claimed.
 pub(super) fn read(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Result<Source, ReadError> {
-    let (mut insts, mut bytes) = (Vec::with_capacity(16), Vec::with_capacity(64));
-    let mut at = pc;
+    let mut reader = Reader { ticket, window, pc, bytes: Vec::with_capacity(2 * CHUNK_BYTES) };
+    let (mut insts, mut len_bytes) = (Vec::with_capacity(16), 0);
     while insts.len() < MAX_INSTS {
-        match read_one(ticket, window, at) {
-            Ok((inst, bits)) => {
+        match reader.inst(len_bytes) {
+            Ok(inst) => {
                 insts.push(inst);
-                bytes.extend(&bits.to_le_bytes()[..usize::from(inst.len)]);
-                at += u64::from(inst.len);
+                len_bytes += usize::from(inst.len);
                 if ends_block(inst.op) {
                     break;
                 }
@@ -53,24 +56,69 @@ pub(super) fn read(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Re
             Err(_) => break,
         }
     }
+    let mut bytes = reader.bytes;
+    bytes.truncate(len_bytes);
     Ok(Source { insts, bytes })
 }
 
-fn read_one(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Result<(Inst, u32), ReadError> {
-    let low = read_half(ticket, window, pc)?;
-    if low & 3 != 3 {
-        return Ok((decode(low), low));
-    }
-    let high = read_half(ticket, window, pc + 2)?;
-    let bits = high << 16 | low;
-    Ok((decode(bits), bits))
+/// Reads ahead of the decoder, never into a page that is not needed.
+struct Reader<'a> {
+    ticket: &'a mut Ticket<Payload>,
+    window: &'a Window,
+    pc: u64,
+    /// What was read, from `pc` on.
+    bytes: Vec<u8>,
 }
 
-/// Reads two bytes of an instruction, after their page was claimed. Pages that
-/// cannot be fetched from are not the tracker's business.
-fn read_half(ticket: &mut Ticket<Payload>, window: &Window, addr: u64) -> Result<u32, ReadError> {
-    let fetch = || window.fetch_u16(addr).map_err(|fault| ReadError::Fetch(Trap::FetchFault(fault)));
-    fetch()?;
-    ticket.claim(GuestAddr(addr)).map_err(|_| ReadError::Busy)?;
-    fetch().map(u32::from)
+impl Reader<'_> {
+    /// The instruction that begins `offset` bytes behind the first.
+    fn inst(&mut self, offset: usize) -> Result<Inst, ReadError> {
+        let low = self.half(offset)?;
+        if low & 3 != 3 {
+            return Ok(decode(low));
+        }
+        Ok(decode(self.half(offset + 2)? << 16 | low))
+    }
+
+    fn half(&mut self, offset: usize) -> Result<u32, ReadError> {
+        if offset == self.bytes.len() {
+            self.read_on()?;
+        }
+        match self.bytes.get(offset..offset + 2) {
+            Some(&[low, high]) => Ok(u32::from(u16::from_le_bytes([low, high]))),
+            // An odd pc at the end of a page.
+            _ => Err(ReadError::Busy),
+        }
+    }
+
+    fn read_on(&mut self) -> Result<(), ReadError> {
+        let at = self.pc.wrapping_add(self.bytes.len() as u64);
+        let in_page = (at % PAGE_LEN_BYTES) as usize;
+        if self.bytes.is_empty() || in_page == 0 {
+            self.claim(at)?;
+        }
+        let mut left = CHUNK_BYTES.min(PAGE_LEN_BYTES as usize - in_page);
+        let unreadable = |fault| ReadError::Fetch(Trap::FetchFault(fault));
+        while left >= 2 {
+            let at = self.pc.wrapping_add(self.bytes.len() as u64);
+            if left >= 8 {
+                self.bytes.extend(self.window.load_u64(at).map_err(unreadable)?.to_le_bytes());
+                left -= 8;
+            } else {
+                self.bytes.extend(self.window.load_u16(at).map_err(unreadable)?.to_le_bytes());
+                left -= 2;
+            }
+        }
+        Ok(())
+    }
+
+    /// Claims the page of `at`. Pages that cannot be fetched from are not the
+    /// tracker's business; what the guest may do with it is asked again under the
+    /// claim, which ends where that changes.
+    fn claim(&mut self, at: u64) -> Result<(), ReadError> {
+        let fetch = || self.window.fetch_u16(at).map_err(|fault| ReadError::Fetch(Trap::FetchFault(fault)));
+        fetch()?;
+        self.ticket.claim(GuestAddr(at)).map_err(|_| ReadError::Busy)?;
+        fetch().map(drop)
+    }
 }
