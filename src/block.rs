@@ -8,16 +8,37 @@
 //!
 //! | the cell holds | meaning |
 //! |---|---|
-//! | the block's entry | the block is valid |
+//! | the block's plain entry | the block is valid |
+//! | the block's checked entry | the block is valid while it finds its bytes unchanged |
 //! | [`EntryStubs::pending`] | a commit is under way; nothing to run |
 //! | [`EntryStubs::dead`] | nothing to run |
 //!
 //! A commit stores `pending`, enters the block in the list of every page that it
 //! lies on, fences, asks for the generations, and exchanges `pending` for the
 //! entry. Whoever learned of a write has moved the generation, fences, and walks
-//! the page's list: each block on it whose cell holds its entry or `pending`
-//! becomes dead. One of the two sees the other; and because a kill takes
+//! the page's list: each block on it whose cell holds one of its entries or
+//! `pending` becomes dead. One of the two sees the other; and because a kill takes
 //! `pending` away, a commit that lost cannot publish.
+//!
+//! # Beside a block
+//!
+//! A write that hit none of a block's bytes leaves the block and makes its page
+//! writable: from then on the block compares its bytes each time it is entered.
+//! The walk exchanges the plain entry for the checked one (a **downgrade**), and
+//! nothing exchanges it back: a later block does. A commit that is under way is
+//! killed, since it may publish the plain entry yet. Both are exchanges of what
+//! the cell held: a downgrade never brings back what a kill took away.
+//!
+//! # The stale flag
+//!
+//! Code that is inside the block already learns of it by a byte that it polls after
+//! its own stores ([`StaleFlag`]). The cell changes first and the flag after it,
+//! whoever does it and whatever they find: who finds the flag set may have
+//! overtaken the one that set it, and its own store is about to retire. The mark
+//! that the *record* is dead comes last. So who finds the mark finds cell and flag
+//! done, and the record goes to the dead stack once, however often it is found.
+//! The flag is the translation's and outlives the record where the same
+//! translation is used again.
 //!
 //! # Safety
 //!
@@ -52,6 +73,94 @@ impl EntryStubs {
     pub const NOT_CODE: EntryStubs = EntryStubs { dead: 0, pending: 1 };
 }
 
+/// Where the code of a block is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    plain: usize,
+    checked: Option<usize>,
+}
+
+impl Entry {
+    /// An entry that trusts that the block's bytes are what they were.
+    pub const fn plain(address: usize) -> Self {
+        Self { plain: address, checked: None }
+    }
+
+    /// Beside [`Entry::plain`], the code at `checked` compares the guest bytes that
+    /// the block was made from with what they were, each time, and goes on as the
+    /// plain entry does only where they are the same; otherwise it goes back to the
+    /// dispatcher, which calls [`CodeCache::remove`](crate::CodeCache::remove).
+    ///
+    /// A block that has one can stay on a page that is written to.
+    pub const fn with_check(plain: usize, checked: usize) -> Self {
+        Self { plain, checked: Some(checked) }
+    }
+
+    /// Where the code is entered: by the comparison, or without one.
+    pub(crate) fn address(self, is_checked: bool) -> Option<usize> {
+        if is_checked { self.checked } else { Some(self.plain) }
+    }
+
+    /// Whether a cell that holds `address` leads into the block.
+    pub(crate) fn has(self, address: usize) -> bool {
+        self.plain == address || self.checked == Some(address)
+    }
+
+    /// Whether each address can be told from the other and from both stubs.
+    pub(crate) fn is_usable(self, stubs: EntryStubs) -> bool {
+        self.checked != Some(self.plain) && !self.has(stubs.dead) && !self.has(stubs.pending)
+    }
+}
+
+impl From<usize> for Entry {
+    fn from(address: usize) -> Self {
+        Self::plain(address)
+    }
+}
+
+/// The values of the byte that emitted code may poll after its own stores, at
+/// [`Ticket::stale_flag`](crate::Ticket::stale_flag). To leave the block after the
+/// store is always right, whatever the value.
+#[derive(Debug)]
+pub struct StaleFlag(AtomicU8);
+
+impl StaleFlag {
+    /// Go on.
+    pub const VALID: u8 = 0;
+    /// The block is dead: leave right after the store.
+    pub const DEAD: u8 = 1;
+    /// The block's page is writable: leave after a store that may have hit the
+    /// bytes that the block was made from.
+    pub const CHECKED: u8 = 2;
+    /// The same, and the bytes can be seen at other addresses too: leave after any
+    /// store.
+    pub const CHECKED_SHARED: u8 = 3;
+
+    pub(crate) fn new() -> Self {
+        Self(AtomicU8::new(Self::VALID))
+    }
+
+    /// A block begins with `value`, before anybody can find it.
+    pub(crate) fn begin(&self, value: u8) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// Async-signal-safe.
+    fn kill(&self) {
+        self.0.store(Self::DEAD, Ordering::Release);
+    }
+
+    /// Whether it was valid until now: a dead block stays dead. Async-signal-safe.
+    fn downgrade(&self, to: u8) -> bool {
+        self.0.compare_exchange(Self::VALID, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    #[cfg(test)]
+    fn load(&self) -> u8 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 /// The word that blocks are reached through; its address is stable as long as
 /// the cache.
 #[repr(transparent)]
@@ -73,24 +182,39 @@ impl EntryCell {
         self.0.store(stubs.pending, Ordering::Relaxed);
     }
 
-    /// A commit ends: whether the cell now leads to `entry`.
-    pub(crate) fn publish(&self, stubs: EntryStubs, entry: usize) -> bool {
+    /// A commit ends: whether the cell now leads to `address`.
+    pub(crate) fn publish(&self, stubs: EntryStubs, address: usize) -> bool {
         if left_out(Rule::PublishByExchange) {
-            self.0.store(entry, Ordering::Release);
+            self.0.store(address, Ordering::Release);
             return true;
         }
-        self.0.compare_exchange(stubs.pending, entry, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        self.0.compare_exchange(stubs.pending, address, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Makes it lead nowhere if it leads to `entry` or is about to.
-    fn kill(&self, stubs: EntryStubs, entry: usize) {
-        // One loop over both: between two, a commit turns one into the other.
+    /// Makes it lead nowhere if it leads to the block of `entry` or is about to.
+    fn kill(&self, stubs: EntryStubs, entry: Entry) {
+        // One loop over all: between two, a commit or a downgrade turns one into
+        // the other.
         let mut seen = self.0.load(Ordering::Relaxed);
-        while seen == entry || seen == stubs.pending {
+        while entry.has(seen) || seen == stubs.pending {
             match self.0.compare_exchange_weak(seen, stubs.dead, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => seen = now,
             }
+        }
+    }
+
+    /// Makes it lead to `checked` where it led to `plain`. Returns what it found.
+    fn downgrade(&self, plain: usize, checked: usize) -> usize {
+        if left_out(Rule::DowngradeByExchange) {
+            let seen = self.0.load(Ordering::Relaxed);
+            if seen == plain {
+                self.0.store(checked, Ordering::Release);
+            }
+            return seen;
+        }
+        match self.0.compare_exchange(plain, checked, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(seen) | Err(seen) => seen,
         }
     }
 }
@@ -122,10 +246,30 @@ pub(crate) trait Record: Sized {
     fn life(&self) -> &Life<Self>;
 }
 
-/// The part of a block that a handler may change.
+/// How a block is reached, by those who enter it and by those who are inside.
+#[derive(Clone, Copy)]
+pub(crate) struct Reach<'a> {
+    pub(crate) cell: &'a EntryCell,
+    pub(crate) flag: &'a StaleFlag,
+    pub(crate) entry: Entry,
+    pub(crate) stubs: EntryStubs,
+}
+
+/// What became of a block beside whose bytes somebody writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Downgrade {
+    /// It is entered by its comparison from now on.
+    Checked,
+    /// It was before, or is dead.
+    Nothing,
+    /// It had to die, and this call killed it.
+    Killed,
+}
+
+/// The part of a block's record that a handler may change.
 pub(crate) struct Life<B> {
-    /// Not 0 once the block is dead; emitted code may poll it.
-    stale: AtomicU8,
+    /// Cell and flag are done, and the block was handed over.
+    dead: AtomicBool,
     /// Being taken out of its lists. Used under the commit lock only.
     reaped: AtomicBool,
     next_dead: AtomicPtr<B>,
@@ -133,24 +277,40 @@ pub(crate) struct Life<B> {
 
 impl<B> Life<B> {
     pub(crate) fn new() -> Self {
-        Self { stale: AtomicU8::new(0), reaped: AtomicBool::new(false), next_dead: AtomicPtr::new(ptr::null_mut()) }
+        Self {
+            dead: AtomicBool::new(false),
+            reaped: AtomicBool::new(false),
+            next_dead: AtomicPtr::new(ptr::null_mut()),
+        }
     }
 
-    pub(crate) fn stale_flag(&self) -> &AtomicU8 {
-        &self.stale
-    }
-
-    /// Makes the block unreachable through `cell`. Returns whether this call is
-    /// the one that killed it. Async-signal-safe.
-    ///
-    /// The cell comes first, and for every caller: who finds the flag set may
-    /// have overtaken the one that set it, and its own store is about to retire.
-    pub(crate) fn kill(&self, cell: &EntryCell, stubs: EntryStubs, entry: usize) -> bool {
-        if left_out(Rule::KillCellFirst) && self.stale.swap(1, Ordering::AcqRel) != 0 {
+    /// Makes the block unreachable. Returns whether this call is the one that
+    /// killed it: then hand it over. Async-signal-safe.
+    pub(crate) fn kill(&self, reach: Reach<'_>) -> bool {
+        if left_out(Rule::KillCellFirst) && self.dead.swap(true, Ordering::AcqRel) {
             return false;
         }
-        cell.kill(stubs, entry);
-        self.stale.swap(1, Ordering::AcqRel) == 0
+        reach.cell.kill(reach.stubs, reach.entry);
+        reach.flag.kill();
+        left_out(Rule::KillCellFirst) || !self.dead.swap(true, Ordering::AcqRel)
+    }
+
+    /// Makes sure that the block is entered by its comparison or not at all, and
+    /// that who is inside is told by `flag`. Async-signal-safe.
+    pub(crate) fn downgrade(&self, reach: Reach<'_>, flag: u8) -> Downgrade {
+        let killed = || if self.kill(reach) { Downgrade::Killed } else { Downgrade::Nothing };
+        let Entry { plain, checked: Some(checked) } = reach.entry else { return killed() };
+        if left_out(Rule::DowngradeCellFirst) && !reach.flag.downgrade(flag) {
+            return Downgrade::Nothing;
+        }
+        let found = reach.cell.downgrade(plain, checked);
+        if found == reach.stubs.pending && !left_out(Rule::DowngradeKillsPending) {
+            return killed();
+        }
+        // Also where the cell was right already: who made it so may not have come
+        // to the flag yet.
+        reach.flag.downgrade(flag);
+        if found == plain { Downgrade::Checked } else { Downgrade::Nothing }
     }
 }
 
@@ -280,5 +440,104 @@ impl<B: Record> DeadStack<B> {
             blocks.push(block);
         }
         blocks
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const STUBS: EntryStubs = EntryStubs::NOT_CODE;
+
+    struct Fake {
+        life: Life<Fake>,
+        cell: EntryCell,
+        flag: StaleFlag,
+        entry: Entry,
+    }
+
+    impl Fake {
+        /// A block whose commit is under way.
+        fn pending(entry: Entry) -> Self {
+            let cell = EntryCell::new(STUBS);
+            cell.begin(STUBS);
+            Self { life: Life::new(), cell, flag: StaleFlag::new(), entry }
+        }
+
+        fn valid(entry: Entry) -> Self {
+            let block = Self::pending(entry);
+            assert!(block.cell.publish(STUBS, 10));
+            block
+        }
+
+        fn reach(&self) -> Reach<'_> {
+            Reach { cell: &self.cell, flag: &self.flag, entry: self.entry, stubs: STUBS }
+        }
+
+        fn kill(&self) -> bool {
+            self.life.kill(self.reach())
+        }
+
+        fn downgrade(&self) -> Downgrade {
+            self.life.downgrade(self.reach(), StaleFlag::CHECKED)
+        }
+
+        /// What the cell holds, and the flag.
+        fn state(&self) -> (usize, u8) {
+            (self.cell.load(), self.flag.load())
+        }
+    }
+
+    #[test]
+    fn a_write_beside_a_block_leaves_it_its_checked_entry() {
+        let block = Fake::valid(Entry::with_check(10, 11));
+        assert_eq!(block.downgrade(), Downgrade::Checked);
+        assert_eq!(block.state(), (11, StaleFlag::CHECKED));
+        assert_eq!(block.downgrade(), Downgrade::Nothing);
+        assert_eq!(block.state(), (11, StaleFlag::CHECKED));
+        assert!(block.kill());
+        assert_eq!(block.state(), (STUBS.dead, StaleFlag::DEAD));
+    }
+
+    #[test]
+    fn a_block_without_a_checked_entry_dies_of_it() {
+        let block = Fake::valid(Entry::plain(10));
+        assert_eq!(block.downgrade(), Downgrade::Killed);
+        assert_eq!(block.state(), (STUBS.dead, StaleFlag::DEAD));
+        assert_eq!(block.downgrade(), Downgrade::Nothing);
+    }
+
+    #[test]
+    fn a_commit_that_is_under_way_dies_of_it() {
+        let block = Fake::pending(Entry::with_check(10, 11));
+        assert_eq!(block.downgrade(), Downgrade::Killed);
+        assert!(!block.cell.publish(STUBS, 10));
+        assert_eq!(block.state(), (STUBS.dead, StaleFlag::DEAD));
+    }
+
+    #[test]
+    fn the_dead_stay_dead_and_are_handed_over_once() {
+        let block = Fake::valid(Entry::with_check(10, 11));
+        assert!(block.kill());
+        assert!(!block.kill());
+        assert_eq!(block.downgrade(), Downgrade::Nothing);
+        assert_eq!(block.state(), (STUBS.dead, StaleFlag::DEAD));
+    }
+
+    #[test]
+    fn a_downgrade_leaves_the_block_of_another_record_alone() {
+        let block = Fake::valid(Entry::with_check(20, 21));
+        assert_eq!(block.downgrade(), Downgrade::Nothing);
+        assert_eq!(block.cell.load(), 10);
+        block.kill();
+        assert_eq!(block.cell.load(), 10);
+    }
+
+    #[test]
+    fn entries_that_can_be_told_apart() {
+        assert!(Entry::from(10).is_usable(STUBS) && Entry::with_check(10, 11).is_usable(STUBS));
+        for bad in [Entry::plain(STUBS.dead), Entry::with_check(10, 10), Entry::with_check(10, STUBS.pending)] {
+            assert!(!bad.is_usable(STUBS));
+        }
     }
 }

@@ -114,6 +114,15 @@ impl<G> Epoch<G> {
         }
     }
 
+    /// Whether a walker may be inside that began before what the caller has taken out
+    /// of the lists was taken out.
+    pub(crate) fn has_walkers(&self) -> bool {
+        // Pairs with the fence in `walk`: either its counter is seen, or it finds
+        // the lists as they are now.
+        fence(Ordering::SeqCst);
+        self.walkers.iter().any(|counter| counter.load(Ordering::Acquire) != 0)
+    }
+
     /// Frees `item` once nobody can reach it: it must be unreachable for those
     /// who come now.
     pub(crate) fn retire(&self, item: G) {

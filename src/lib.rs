@@ -79,7 +79,7 @@ mod sync;
 mod sys;
 pub mod tracker;
 
-pub use block::{EntryCell, EntryStubs};
+pub use block::{Entry, EntryCell, EntryStubs, StaleFlag};
 pub use code_cache::{
     CodeCache, CommitError, FRONT_ENTRIES, ForkGuard, FrontEntry, Key, Killer, PageBlocks, Payload, Pin, Ticket, VCpu,
 };

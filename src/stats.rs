@@ -69,14 +69,20 @@ counters! {
     protection_calls,
     /// Translations that could not begin because the page was busy.
     begins_busy,
-    /// Blocks that became reachable.
+    /// Translations that became reachable.
     committed,
-    /// Blocks that became reachable where one had been before.
+    /// Translations that became reachable where one had been before.
     retranslated,
-    /// Commits refused because a write came between.
+    /// Dead blocks that became reachable again, their bytes being the same again.
+    revived,
+    /// Commits and revivals refused because a write came between.
     refused,
     /// Blocks that a write or an announcement made unreachable.
     invalidated,
-    /// Blocks whose memory was freed.
+    /// Blocks that are entered by a comparison from then on, after a write beside them.
+    downgraded,
+    /// Blocks removed by hand: found stale by that comparison, as a rule.
+    removed,
+    /// Translations whose memory was freed.
     freed,
 }

@@ -57,6 +57,16 @@ pub(crate) enum Rule {
     PublishByExchange,
     /// Every kill goes through the cell, a late one too.
     KillCellFirst,
+    /// Every downgrade goes through the cell, a late one too.
+    DowngradeCellFirst,
+    /// A downgrade exchanges the plain entry that it found.
+    DowngradeByExchange,
+    /// A downgrade kills what is about to be published.
+    DowngradeKillsPending,
+    /// The stale flag is ready before a walker can find the block.
+    FlagBeforeLists,
+    /// A translation is used again only while no walker may hold its old record.
+    ReviveAfterWalkers,
     /// The epoch waits for walkers.
     WaitForWalkers,
     /// The epoch waits for pins.

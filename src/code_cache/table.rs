@@ -13,7 +13,8 @@
 
 use std::ptr;
 
-use super::{Block, Key, Payload};
+use super::record::Block;
+use super::{Key, Payload};
 use crate::block::{EntryCell, EntryStubs};
 use crate::sync::{AtomicPtr, AtomicU64, Ordering};
 

@@ -1,11 +1,14 @@
 //! A translation in progress: from `begin` to `commit`.
 
 use std::fmt;
-use std::ptr::NonNull;
 
-use super::{Block, CodeCache, CommitError, Key, Payload};
+use super::former::Source;
+use super::record::{BlockPage, Translation};
+use super::{CodeCache, CommitError, Key, Payload};
 use crate::addr::{GuestAddr, HostRange};
-use crate::sync::AtomicU8;
+use crate::block::{Entry, StaleFlag};
+use crate::error::Error;
+use crate::sync::Arc;
 use crate::tracker::BeginError;
 
 /// A translation in progress. Dropped without a commit, it leaves nothing
@@ -13,7 +16,9 @@ use crate::tracker::BeginError;
 pub struct Ticket<P: Payload> {
     cache: CodeCache<P>,
     key: Key,
-    block: Box<Block<P>>,
+    pages: Vec<BlockPage<P>>,
+    flag: Arc<StaleFlag>,
+    source: Option<Source>,
 }
 
 impl<P: Payload> fmt::Debug for Ticket<P> {
@@ -24,7 +29,9 @@ impl<P: Payload> fmt::Debug for Ticket<P> {
 
 impl<P: Payload> Ticket<P> {
     pub(super) fn new(cache: CodeCache<P>, key: Key) -> Self {
-        Self { cache, key, block: Box::new(Block::new()) }
+        // Most blocks lie on one page.
+        let pages = Vec::with_capacity(1);
+        Self { cache, key, pages, flag: Arc::new(StaleFlag::new()), source: None }
     }
 
     /// What the block will be found by.
@@ -43,21 +50,21 @@ impl<P: Payload> Ticket<P> {
     /// [`BeginError::Failed`]: no region is there, or the kernel refused.
     pub fn claim(&mut self, guest: GuestAddr) -> Result<HostRange, BeginError> {
         let page_bytes = self.cache.tracker().page_size().bytes() as u64;
-        let mut claims = self.block.pages.iter().map(|page| &page.claim);
+        let mut claims = self.pages.iter().map(|page| &page.claim);
         if let Some(claim) = claims.find(|claim| guest.0.wrapping_sub(claim.guest_page().0) < page_bytes) {
             return Ok(claim.host_page());
         }
         let claim = self.cache.claim(guest)?;
-        let host = claim.host_page();
-        let before = self.block.pages.len();
-        self.block.add_page(claim);
+        let (host, shows) = (claim.host_page(), claim.guest_page());
+        let before = self.pages.len();
+        self.pages.push(BlockPage::new(claim, shows));
         for alias in self.cache.tracker().aliases(guest) {
             match self.cache.claim(alias) {
-                Ok(claim) => self.block.add_page(claim),
+                Ok(claim) => self.pages.push(BlockPage::new(claim, shows)),
                 Err(error) => {
                     // All of the page's views or none: the caller may ask again,
                     // and a page that is found here is not claimed again.
-                    self.block.pages.truncate(before);
+                    self.pages.truncate(before);
                     return Err(error);
                 }
             }
@@ -65,39 +72,106 @@ impl<P: Payload> Ticket<P> {
         Ok(host)
     }
 
-    /// A byte that becomes 1 when the block is killed. Emitted code may poll it,
-    /// for instance after a store of its own; it lives as long as the block's
+    /// Says that the block is made from `bytes`, which were read at `guest` after
+    /// the pages there were claimed. To be called for each piece of the guest's
+    /// code, in the same order each time that the same code is translated.
+    ///
+    /// It is worth calling: a write to other bytes of the pages is then one beside
+    /// the block, and the block can be revived. For a ticket that never calls it,
+    /// every byte of its pages is the block's. Code that depends on anything but
+    /// the key and these bytes must not call it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadRange`] where a page of the range was not claimed.
+    pub fn made_from(&mut self, guest: GuestAddr, bytes: &[u8]) -> Result<(), Error> {
+        let len = bytes.len() as u64;
+        let bad = |why| Error::BadRange { start: guest.0, len, why };
+        let end = guest.checked_add(len).ok_or(bad("the range wraps"))?;
+        let page_bytes = self.cache.tracker().page_size().bytes() as u64;
+        let mut at = guest.0;
+        while at < end.0 {
+            let is_there = |page: &BlockPage<P>| at.wrapping_sub(page.claim.guest_page().0) < page_bytes;
+            let page = self.pages.iter().find(|page| is_there(page)).ok_or(bad("claim each page before reading it"))?;
+            let first = at - page.claim.guest_page().0;
+            let len = (end.0 - at).min(page_bytes - first);
+            let shows = page.shows;
+            for view in self.pages.iter().filter(|view| view.shows == shows) {
+                view.claim.add_code(first as usize..(first + len) as usize);
+            }
+            at += len;
+        }
+        self.source.get_or_insert_default().add(guest, bytes);
+        Ok(())
+    }
+
+    /// Whether the block needs an entry that compares its bytes: some page that was
+    /// claimed is written to all the time and stays writable. Otherwise the page may
+    /// come to that later.
+    pub fn needs_check(&self) -> bool {
+        self.pages.iter().any(|page| page.claim.is_checked())
+    }
+
+    /// A byte that is 0 while the block is valid and entered by its plain entry,
+    /// and one of [`StaleFlag`]'s other values where it is not. Emitted code may poll
+    /// it, for instance after a store of its own; it lives as long as the block's
     /// payload.
     pub fn stale_flag(&self) -> *const u8 {
-        let flag: *const AtomicU8 = self.block.stale_flag();
-        flag.cast()
+        Arc::as_ptr(&self.flag).cast()
     }
 
     /// Whether a write came already: then a commit would be refused.
     pub fn is_current(&self) -> bool {
-        self.block.is_current()
+        self.pages.iter().all(|page| page.claim.is_current())
+    }
+
+    /// Makes a former block of the same key reachable again, if one is kept that was
+    /// made from the same bytes ([`Ticket::made_from`], called for all of them
+    /// before); or finds that one is reachable. Then there is nothing to translate.
+    ///
+    /// Returns the ticket where there is none: translate, and commit.
+    ///
+    /// # Errors
+    ///
+    /// [`CommitError::Written`]: a write came since a page was claimed. Begin again.
+    pub fn revive(self) -> Result<Option<Self>, CommitError> {
+        let Self { cache, key, pages, flag, source } = self;
+        let Some(made_from) = source.as_ref().filter(|_| key.raw() != u64::MAX) else {
+            return Ok(Some(Self { cache, key, pages, flag, source }));
+        };
+        let pages = cache.revive(key, pages, made_from)?;
+        Ok(pages.map(|pages| Self { cache, key, pages, flag, source }))
     }
 
     /// Makes the block reachable: lookups of its key and links to it lead to
-    /// `entry` until a write to one of its pages arrives. A block of the same key
+    /// `entry` until a write to its bytes arrives. A block of the same key
     /// is superseded. `payload` is dropped when no vCPU can be inside the block
-    /// any more.
+    /// any more and it is not kept for [`Ticket::revive`].
     ///
     /// # Errors
     ///
     /// [`CommitError::Written`]: a write came since a page was claimed; nothing
-    /// of the block can be reached, `payload` was dropped.
-    pub fn commit(self, entry: usize, payload: P) -> Result<(), CommitError> {
-        let Self { cache, key, mut block } = self;
-        if block.pages.is_empty() {
+    /// of the block can be reached, `payload` was dropped or is kept.
+    /// [`CommitError::NeedsCheck`]: [`Ticket::needs_check`], and `entry` has no
+    /// checked address.
+    pub fn commit(self, entry: impl Into<Entry>, payload: P) -> Result<(), CommitError> {
+        let needs_check = self.needs_check();
+        let Self { cache, key, pages, flag, source } = self;
+        let entry = entry.into();
+        if pages.is_empty() {
             return Err(CommitError::NoPages);
         }
-        if cache.live(entry).is_none() || key.raw() == u64::MAX {
+        if !entry.is_usable(cache.0.killer.stubs) || key.raw() == u64::MAX {
             return Err(CommitError::BadEntry);
         }
-        block.entry = entry;
-        block.payload = Some(payload);
-        // From here on the block belongs to the cache.
-        cache.commit(key, NonNull::from(Box::leak(block)))
+        if needs_check && entry.address(true).is_none() {
+            return Err(CommitError::NeedsCheck);
+        }
+        if source.is_none() {
+            // Before the block is in their lists.
+            let page_bytes = cache.tracker().page_size().bytes();
+            pages.iter().for_each(|page| page.claim.add_code(0..page_bytes));
+        }
+        cache.commit(key, pages, Translation { entry, flag, source, _payload: payload })
     }
 }

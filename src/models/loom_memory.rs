@@ -13,7 +13,7 @@ use loom::thread;
 use super::explore::{fails_without, holds, violation};
 use super::guest::Guest;
 use crate::addr::GuestAddr;
-use crate::block::{BlockList, DeadStack, EntryCell, EntryStubs, Life, Node, Record};
+use crate::block::{BlockList, DeadStack, Entry, EntryCell, EntryStubs, Life, Node, Reach, Record, StaleFlag};
 use crate::code_cache::{CodeCache, Key};
 use crate::epoch::Epoch;
 use crate::protection::{Access, Mode, Options};
@@ -25,7 +25,19 @@ const STUBS: EntryStubs = EntryStubs::NOT_CODE;
 struct Fake {
     life: Life<Fake>,
     cell: EntryCell,
+    flag: StaleFlag,
     freed: AtomicBool,
+}
+
+impl Fake {
+    fn new() -> Box<Self> {
+        let (cell, flag) = (EntryCell::new(STUBS), StaleFlag::new());
+        Box::new(Self { life: Life::new(), cell, flag, freed: AtomicBool::new(false) })
+    }
+
+    fn reach(&self) -> Reach<'_> {
+        Reach { cell: &self.cell, flag: &self.flag, entry: Entry::plain(2), stubs: STUBS }
+    }
 }
 
 impl Record for Fake {
@@ -62,8 +74,7 @@ unsafe impl Sync for Page {}
 
 impl Page {
     fn new(blocks: usize) -> Arc<Self> {
-        let fake = |_| Box::new(Fake { life: Life::new(), cell: EntryCell::new(STUBS), freed: AtomicBool::new(false) });
-        let blocks: Vec<_> = (0..blocks).map(fake).collect();
+        let blocks: Vec<_> = (0..blocks).map(|_| Fake::new()).collect();
         let nodes = blocks.iter().map(|block| Node::new(NonNull::from(&**block))).collect();
         let page =
             Arc::new(Self { list: BlockList::default(), dead: DeadStack::new(), epoch: Epoch::new(), nodes, blocks });
@@ -73,7 +84,7 @@ impl Page {
     }
 
     fn kill(&self, block: &Fake) {
-        if block.life.kill(&block.cell, STUBS, 2) {
+        if block.life.kill(block.reach()) {
             self.dead.push(block);
         }
     }

@@ -1,0 +1,325 @@
+//! Under the commit lock: how a block becomes reachable, again or for the first
+//! time, and what becomes of the dead.
+//!
+//! # A revival
+//!
+//! A former translation is published by the same steps as a new one, with the
+//! claims of a ticket that has just read the same bytes under them. A vCPU may be
+//! inside its code all the time, from before the block died: it runs code of bytes
+//! that are the guest's again, as it would had it entered just now. It had to leave
+//! when it polled the flag; it polls after stores of its own, so either a store of
+//! its came before the ticket's reading, which found the bytes as they were, or it
+//! comes after and ends the block again.
+//!
+//! The stale flag is the translation's and becomes valid again. So nobody may set
+//! it for the record that died: a walker that found this one just before it was
+//! taken out of its lists would set the flag of a valid block, or kill it where
+//! nobody has a reason to. Hence no revival while there is any walker; a handler is
+//! inside a list for a moment.
+//!
+//! # Safety
+//!
+//! Blocks are owned by the cache from their commit on: by the lists of live and of
+//! dead blocks, then by the epoch. The contracts of [`crate::block`] are kept here:
+//! lists change under the commit lock alone, blocks are freed by the epoch.
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::ptr::{self, NonNull};
+
+use super::former::{Formers, Source};
+use super::record::{Block, BlockPage, Garbage, Translation};
+use super::table::Cell;
+use super::{CodeCache, Key, Payload};
+use crate::block::StaleFlag;
+use crate::sync::{Arc, Ordering, Rule, left_out, lock};
+
+/// Why a block did not become reachable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CommitError {
+    /// A write came to one of its pages since it was claimed. Begin again.
+    Written,
+    /// No page was claimed: the block was made from no bytes.
+    NoPages,
+    /// An address of the entry is the other one or one of the two stubs, or the key
+    /// is `u64::MAX`.
+    BadEntry,
+    /// A page that was claimed is written to all the time, and the block has no
+    /// checked entry: see [`Ticket::needs_check`](super::Ticket::needs_check).
+    NeedsCheck,
+}
+
+impl fmt::Display for CommitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Written => "a write came to the block's bytes while it was translated; begin again",
+            Self::NoPages => "the block claimed no page: claim each page before reading it",
+            Self::BadEntry => "the entry's addresses must differ from both stubs and the key from u64::MAX",
+            Self::NeedsCheck => "a page of the block stays writable: give a checked entry, or interpret",
+        })
+    }
+}
+
+impl std::error::Error for CommitError {}
+
+/// What changes under the commit lock.
+pub(super) struct Commits<P: Payload> {
+    /// Cells in the table.
+    pub(super) cells: usize,
+    pub(super) live: Vec<NonNull<Block<P>>>,
+    formers: Formers<P>,
+}
+
+// SAFETY: the pointers own their blocks, which are Send.
+unsafe impl<P: Payload> Send for Commits<P> {}
+
+impl<P: Payload> Commits<P> {
+    pub(super) fn new() -> Self {
+        Self { cells: 0, live: Vec::new(), formers: Formers::new() }
+    }
+
+    fn add_live(&mut self, block: NonNull<Block<P>>) {
+        // SAFETY: not freed before it was reaped.
+        unsafe { block.as_ref() }.live_index.store(self.live.len(), Ordering::Relaxed);
+        self.live.push(block);
+    }
+
+    fn remove_live(&mut self, block: &Block<P>) {
+        let index = block.live_index.load(Ordering::Relaxed);
+        self.live.swap_remove(index);
+        if let Some(&moved) = self.live.get(index) {
+            // SAFETY: live blocks are not freed.
+            unsafe { moved.as_ref() }.live_index.store(index, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a ticket finds of its bytes.
+pub(super) enum Found<P: Payload> {
+    /// A block that is reachable.
+    Block,
+    /// A former translation, which nobody but the caller has now.
+    Former(Arc<Translation<P>>),
+    Nothing,
+}
+
+impl<P: Payload> CodeCache<P> {
+    /// The cell of `key`, which is not `u64::MAX`.
+    pub(super) fn cell(&self, commits: &mut Commits<P>, key: Key) -> &Cell<P> {
+        // SAFETY: under the commit lock, with its count of cells.
+        let (cell, replaced) = unsafe { self.0.table.get_or_make(key, self.0.killer.stubs, &mut commits.cells) };
+        if let Some(slots) = replaced {
+            self.epoch().retire(Garbage::Slots(slots));
+        }
+        cell
+    }
+
+    /// The block that was committed last behind `cell`, where it was not reaped.
+    fn newest<'a>(_: &'a Commits<P>, cell: &'a Cell<P>) -> Option<&'a Block<P>> {
+        // SAFETY: whoever has the commits holds their lock, and needs them for
+        // itself to reap: not reaped, so alive, or null.
+        unsafe { cell.block.load(Ordering::Relaxed).as_ref() }
+    }
+
+    pub(super) fn commit(
+        &self,
+        key: Key,
+        pages: Vec<BlockPage<P>>,
+        translation: Translation<P>,
+    ) -> Result<(), CommitError> {
+        let block = Box::new(Block::new(key, pages, Arc::new(translation)));
+        let result = {
+            let mut commits = lock(&self.0.commits);
+            self.reap(&mut commits);
+            let result = self.publish(&mut commits, key, block);
+            if result.is_ok() {
+                let used = self.cell(&mut commits, key).used.swap(1, Ordering::Relaxed);
+                self.0.counters.committed.add(1);
+                self.0.counters.retranslated.add(used);
+            }
+            result
+        };
+        self.collect_garbage();
+        result
+    }
+
+    /// Makes reachable what is kept of the same bytes; gives the pages back where
+    /// there is nothing.
+    pub(super) fn revive(
+        &self,
+        key: Key,
+        pages: Vec<BlockPage<P>>,
+        source: &Source,
+    ) -> Result<Option<Vec<BlockPage<P>>>, CommitError> {
+        let needs_check = pages.iter().any(|page| page.claim.is_checked());
+        let result = {
+            let mut commits = lock(&self.0.commits);
+            self.reap(&mut commits);
+            match self.find(&mut commits, key, source, needs_check) {
+                Found::Block => Ok(None),
+                Found::Nothing => Ok(Some(pages)),
+                Found::Former(translation) => {
+                    let result = self.publish(&mut commits, key, Box::new(Block::new(key, pages, translation)));
+                    self.0.counters.revived.add(u64::from(result.is_ok()));
+                    result.map(|()| None)
+                }
+            }
+        };
+        self.collect_garbage();
+        result
+    }
+
+    fn find(&self, commits: &mut Commits<P>, key: Key, source: &Source, needs_check: bool) -> Found<P> {
+        let stubs = self.0.killer.stubs;
+        let same = |translation: &Translation<P>| translation.source.as_ref() == Some(source);
+        let cell = self.cell(commits, key);
+        if let Some(block) = Self::newest(commits, cell).filter(|block| same(&block.translation)) {
+            let reach = block.reach(stubs);
+            // Where it leads nowhere it is dying.
+            return if reach.entry.has(reach.cell.load()) { Found::Block } else { Found::Nothing };
+        }
+        // What is kept was taken out of its lists, under this lock.
+        if self.epoch().has_walkers() && !left_out(Rule::ReviveAfterWalkers) {
+            return Found::Nothing;
+        }
+        let usable = |former: &Translation<P>| same(former) && former.entry.address(needs_check).is_some();
+        commits.formers.take(key, usable).map_or(Found::Nothing, Found::Former)
+    }
+
+    /// Makes `block` reachable in place of the key's block of now.
+    fn publish(&self, commits: &mut Commits<P>, key: Key, mut block: Box<Block<P>>) -> Result<(), CommitError> {
+        let killer = &*self.0.killer;
+        let cell = self.cell(commits, key);
+        block.bind(&cell.entry);
+        // From here on the block belongs to the cache.
+        let block = NonNull::from(Box::leak(block));
+        // SAFETY: the block lives until it is reaped; it is shared from here on.
+        let shared = unsafe { block.as_ref() };
+        if let Some(old) = Self::newest(commits, cell) {
+            killer.kill(old);
+        }
+        cell.block.store(block.as_ptr(), Ordering::Relaxed);
+        cell.entry.begin(killer.stubs);
+        let is_checked = shared.needs_check();
+        let flag = if is_checked { shared.checked_flag() } else { StaleFlag::VALID };
+        // Before anybody finds the block: a kill must not be taken back.
+        if !left_out(Rule::FlagBeforeLists) {
+            shared.translation.flag.begin(flag);
+        }
+        for BlockPage { claim, node, .. } in &shared.pages {
+            // SAFETY: under the commit lock; the node is the block's, which the
+            // epoch frees after it was taken out.
+            unsafe { claim.data().0.enter(node) };
+        }
+        if left_out(Rule::FlagBeforeLists) {
+            shared.translation.flag.begin(flag);
+        }
+        commits.add_live(block);
+        // `is_current` fences: from here a handler sees the nodes, or we see its
+        // generation.
+        if shared.is_current()
+            && let Some(address) = shared.translation.entry.address(is_checked)
+            && cell.entry.publish(killer.stubs, address)
+        {
+            return Ok(());
+        }
+        killer.kill(shared);
+        self.0.counters.refused.add(1);
+        self.reap(commits);
+        Err(CommitError::Written)
+    }
+
+    /// Makes the block of `key` unreachable: the embedder found at its entry that
+    /// its bytes are not what they were, or wants it gone. It is kept as what
+    /// [`Ticket::revive`](super::Ticket::revive) looks for.
+    pub fn remove(&self, key: Key) {
+        let commits = lock(&self.0.commits);
+        // SAFETY: under the commit lock.
+        let cell = unsafe { self.0.table.get(key) };
+        let Some(block) = cell.and_then(|cell| Self::newest(&commits, cell)) else { return };
+        self.0.counters.removed.add(u64::from(self.0.killer.kill(block)));
+    }
+
+    /// Takes the dead blocks out of their lists; their translations are kept or,
+    /// like the records, handed to the epoch.
+    fn reap(&self, commits: &mut Commits<P>) {
+        // SAFETY: under the commit lock; blocks are freed after they were taken.
+        let dead = unsafe { self.0.killer.dead.take_all() };
+        for &block in &dead {
+            // SAFETY: not retired yet.
+            let shared = unsafe { block.as_ref() };
+            for BlockPage { claim, .. } in &shared.pages {
+                // SAFETY: under the commit lock.
+                unsafe { claim.data().0.take_out_reaped() };
+            }
+            // SAFETY: a committed block's cell lives as long as the cache, and is
+            // the first field of its `Cell`.
+            let cell = unsafe { &*shared.cell.cast::<Cell<P>>() };
+            let _ = cell.block.compare_exchange(block.as_ptr(), ptr::null_mut(), Ordering::Relaxed, Ordering::Relaxed);
+            commits.remove_live(shared);
+        }
+        for block in dead {
+            // SAFETY: from `publish`'s box, taken out of every list, and handed
+            // over by the stack once.
+            let block = unsafe { Box::from_raw(block.as_ptr()) };
+            let given_up = commits.formers.keep(block.key, &block.translation);
+            self.epoch().retire(Garbage::Block(block));
+            self.retire_formers(given_up);
+        }
+    }
+
+    fn retire_formers(&self, given_up: Vec<Arc<Translation<P>>>) {
+        for translation in given_up {
+            self.epoch().retire(Garbage::Former(translation));
+        }
+    }
+
+    /// Frees what nobody can reach any more. Payloads are the embedder's and are
+    /// dropped here: to be called under no lock.
+    fn collect_garbage(&self) {
+        for garbage in self.epoch().collect() {
+            let last = match garbage {
+                Garbage::Block(block) => Arc::into_inner(block.translation),
+                Garbage::Former(translation) => Arc::into_inner(translation),
+                Garbage::Slots(slots) => {
+                    drop(slots);
+                    continue;
+                }
+            };
+            self.0.counters.freed.add(u64::from(last.is_some()));
+        }
+    }
+
+    /// Frees what dead blocks own, as far as no vCPU can be inside them and it is
+    /// not kept. Commits do it in passing; an embedder that stops translating may
+    /// call it.
+    pub fn collect(&self) {
+        self.reap(&mut lock(&self.0.commits));
+        self.collect_garbage();
+    }
+
+    /// Keeps the translations of `blocks` dead blocks at most, for
+    /// [`Ticket::revive`](super::Ticket::revive): 4,096 where this is not called.
+    /// With 0 what dead blocks own is freed as soon as no vCPU can be inside.
+    pub fn keep_formers(&self, blocks: usize) {
+        {
+            let mut commits = lock(&self.0.commits);
+            self.reap(&mut commits);
+            let given_up = commits.formers.set_limit(blocks);
+            self.retire_formers(given_up);
+        }
+        self.collect_garbage();
+    }
+
+    /// Gives up what is kept of dead blocks.
+    pub(super) fn forget_formers(&self) {
+        {
+            let mut commits = lock(&self.0.commits);
+            self.reap(&mut commits);
+            let given_up = commits.formers.clear();
+            self.retire_formers(given_up);
+        }
+        self.collect_garbage();
+    }
+}

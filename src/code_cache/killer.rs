@@ -1,0 +1,115 @@
+//! The code cache's observer of pages: how blocks become unreachable, or are kept
+//! beside a write.
+//!
+//! It is what fault handlers reach of a cache: nothing here takes a lock or
+//! allocates.
+//!
+//! # Safety
+//!
+//! Lists are walked under a walk of the epoch.
+#![allow(unsafe_code)]
+
+use std::fmt;
+
+use super::Payload;
+use super::record::{Block, Garbage};
+use crate::block::{BlockList, DeadStack, Downgrade, EntryStubs};
+use crate::epoch::Epoch;
+use crate::journal::Journal;
+use crate::stats::Counters;
+use crate::sync::Arc;
+use crate::tracker::{Cause, PageObserver, PageWrite};
+
+/// The blocks on one page.
+#[derive(Debug)]
+pub struct PageBlocks<P: Payload>(pub(super) BlockList<Block<P>>);
+
+impl<P: Payload> Default for PageBlocks<P> {
+    fn default() -> Self {
+        Self(BlockList::default())
+    }
+}
+
+/// The tracker's observer: makes blocks unreachable.
+pub struct Killer<P: Payload> {
+    pub(super) stubs: EntryStubs,
+    pub(super) epoch: Epoch<Garbage<P>>,
+    pub(super) dead: DeadStack<Block<P>>,
+    counters: Arc<Counters>,
+    pub(super) journal: Journal,
+}
+
+impl<P: Payload> fmt::Debug for Killer<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Killer")
+    }
+}
+
+impl<P: Payload> Killer<P> {
+    pub(super) fn new(stubs: EntryStubs, counters: Arc<Counters>) -> Self {
+        Self { stubs, epoch: Epoch::new(), dead: DeadStack::new(), counters, journal: Journal::new() }
+    }
+
+    /// Whether a block in a list, which was committed, was alive.
+    pub(super) fn kill(&self, block: &Block<P>) -> bool {
+        let killed = block.life.kill(block.reach(self.stubs));
+        if killed {
+            self.dead.push(block);
+        }
+        killed
+    }
+
+    /// Makes sure that a block in a list compares its bytes before each use, or
+    /// cannot be reached.
+    fn downgrade(&self, block: &Block<P>) -> Downgrade {
+        let became = block.life.downgrade(block.reach(self.stubs), block.checked_flag());
+        if became == Downgrade::Killed {
+            self.dead.push(block);
+        }
+        became
+    }
+
+    /// Calls `each` with every block on a page.
+    fn walk(&self, PageBlocks(list): &PageBlocks<P>, each: impl FnMut(&Block<P>)) {
+        if !list.is_empty() {
+            let _walk = self.epoch.walk();
+            // SAFETY: under a walk.
+            unsafe { list.for_each(each) };
+        }
+    }
+
+    fn record(&self, write: &PageWrite, killed: u64, kept: u64) {
+        if killed > 0 {
+            self.counters.invalidated.add(killed);
+        }
+        if kept > 0 {
+            self.counters.downgraded.add(kept);
+        }
+        // Pages are opened and mapped in bulk: what hit no block is no news.
+        if killed + kept > 0 || matches!(write.cause, Cause::Store { .. }) {
+            self.journal.record(write, killed);
+        }
+    }
+}
+
+// SAFETY: `written` and `beside` walk a list under a walk of the epoch and change
+// atomics.
+unsafe impl<P: Payload> PageObserver for Killer<P> {
+    type Data = PageBlocks<P>;
+
+    fn written(&self, blocks: &Self::Data, write: &PageWrite) {
+        let mut killed = 0;
+        self.walk(blocks, |block| killed += u64::from(self.kill(block)));
+        self.record(write, killed, 0);
+    }
+
+    fn beside(&self, blocks: &Self::Data, write: &PageWrite) {
+        let (mut killed, mut kept) = (0, 0);
+        self.walk(blocks, |block| match self.downgrade(block) {
+            Downgrade::Checked => kept += 1,
+            Downgrade::Killed => killed += 1,
+            Downgrade::Nothing => {}
+        });
+        self.record(write, killed, kept);
+    }
+}

@@ -1,0 +1,120 @@
+//! A block's record, and the translation behind it.
+//!
+//! A record is one life of a translation: from a commit, or from a revival, to the
+//! write that ends it. The translation (the embedder's code with its entry, its
+//! stale flag and what it was made from) may have several.
+//!
+//! # Safety
+//!
+//! The cell of a record is set at its commit and lives as long as the cache.
+#![allow(unsafe_code)]
+
+use std::ptr::{self, NonNull};
+
+use super::former::Source;
+use super::killer::Killer;
+use super::table::Slots;
+use super::{Key, Payload};
+use crate::addr::GuestAddr;
+use crate::block::{Entry, EntryCell, EntryStubs, Life, Node, Reach, Record, StaleFlag};
+use crate::sync::{Arc, AtomicUsize};
+use crate::tracker::PageClaim;
+
+/// A page that a block lies on, and the block's node in its list.
+pub(super) struct BlockPage<P: Payload> {
+    pub(super) claim: PageClaim<Killer<P>>,
+    /// The page that the translator asked for: another one where this one shows the
+    /// same bytes.
+    pub(super) shows: GuestAddr,
+    pub(super) node: Node<Block<P>>,
+}
+
+impl<P: Payload> BlockPage<P> {
+    pub(super) fn new(claim: PageClaim<Killer<P>>, shows: GuestAddr) -> Self {
+        Self { claim, shows, node: Node::unbound() }
+    }
+}
+
+/// Code that was made from guest bytes. Records and the list of formers share it;
+/// the last of them goes through the epoch, so that no vCPU is inside it when it is
+/// dropped.
+pub(super) struct Translation<P: Payload> {
+    pub(super) entry: Entry,
+    /// Emitted code knows its address.
+    pub(super) flag: Arc<StaleFlag>,
+    /// What it was made from, if the translator said so.
+    pub(super) source: Option<Source>,
+    /// Only to be dropped.
+    pub(super) _payload: P,
+}
+
+/// A translation block's record.
+pub(crate) struct Block<P: Payload> {
+    pub(super) key: Key,
+    pub(super) life: Life<Self>,
+    /// Null until the commit.
+    pub(super) cell: *const EntryCell,
+    pub(super) pages: Vec<BlockPage<P>>,
+    /// Index among the live blocks. Used under the commit lock alone.
+    pub(super) live_index: AtomicUsize,
+    pub(super) translation: Arc<Translation<P>>,
+}
+
+// SAFETY: the cell is shared between threads by design and outlives the block;
+// the payload is.
+unsafe impl<P: Payload> Send for Block<P> {}
+// SAFETY: as above.
+unsafe impl<P: Payload> Sync for Block<P> {}
+
+impl<P: Payload> Block<P> {
+    pub(super) fn new(key: Key, pages: Vec<BlockPage<P>>, translation: Arc<Translation<P>>) -> Self {
+        let live_index = AtomicUsize::new(usize::MAX);
+        Self { key, life: Life::new(), cell: ptr::null(), pages, live_index, translation }
+    }
+
+    /// The block has its place and its cell.
+    pub(super) fn bind(&mut self, cell: &EntryCell) {
+        let this = NonNull::from(&mut *self);
+        self.cell = cell;
+        for page in &mut self.pages {
+            page.node.bind(this);
+        }
+    }
+
+    /// Whether no write came to any of its pages since they were claimed.
+    pub(super) fn is_current(&self) -> bool {
+        self.pages.iter().all(|page| page.claim.is_current())
+    }
+
+    /// Whether it must compare its bytes at each entry.
+    pub(super) fn needs_check(&self) -> bool {
+        self.pages.iter().any(|page| page.claim.is_checked())
+    }
+
+    /// What the stale flag becomes where the block is entered by its comparison.
+    pub(super) fn checked_flag(&self) -> u8 {
+        let is_shared = self.pages.iter().any(|page| page.claim.guest_page() != page.shows);
+        if is_shared { StaleFlag::CHECKED_SHARED } else { StaleFlag::CHECKED }
+    }
+
+    /// How a block that was committed is reached.
+    pub(super) fn reach(&self, stubs: EntryStubs) -> Reach<'_> {
+        let Translation { entry, flag, .. } = &*self.translation;
+        // SAFETY: set by the commit; it lives as long as the cache.
+        let cell = unsafe { &*self.cell };
+        Reach { cell, flag, entry: *entry, stubs }
+    }
+}
+
+impl<P: Payload> Record for Block<P> {
+    fn life(&self) -> &Life<Self> {
+        &self.life
+    }
+}
+
+/// What waits for the epoch.
+pub(crate) enum Garbage<P: Payload> {
+    Block(Box<Block<P>>),
+    Former(Arc<Translation<P>>),
+    Slots(Box<Slots<P>>),
+}
