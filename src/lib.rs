@@ -67,6 +67,7 @@ mod code_cache;
 mod epoch;
 pub mod error;
 pub mod guest_memory;
+pub mod guide;
 mod journal;
 mod mode;
 #[cfg(test)]

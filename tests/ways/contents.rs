@@ -8,6 +8,8 @@
 //! Pages of the fixture's own memory lose their contents.
 #![allow(unsafe_code)]
 
+use core::ffi::c_int;
+
 use codewarden::protection::Mode;
 use rustix::fs::FallocateFlags;
 use rustix::mm::Advice;
@@ -139,6 +141,27 @@ fn pageout() {
         guest.expect_reachable(block);
         guest.set_byte(1);
         guest.expect_learned(block);
+    });
+}
+
+/// Guard pages take the contents away, and what comes back when they go is zeroes.
+#[test]
+fn guard_pages() {
+    const INSTALL: c_int = 102;
+    const REMOVE: c_int = 103;
+    // SAFETY: pages of the fixture's memory, not touched while they are guards.
+    let advise =
+        |guest: &Fixture, page, advice| unsafe { libc::madvise(guest.host(page, 0).cast(), page_bytes(), advice) == 0 };
+    in_every_mode(|guest| {
+        if !guest.is_anonymous() {
+            return;
+        }
+        if !advise(guest, 15, INSTALL) {
+            return skip(&"no MADV_GUARD_INSTALL before Linux 6.13");
+        }
+        guest.expect_thrown_away(1, |page| {
+            assert!(advise(guest, page, INSTALL) && advise(guest, page, REMOVE));
+        });
     });
 }
 

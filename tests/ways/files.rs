@@ -30,7 +30,7 @@ pub(crate) fn temporary() -> File {
 }
 
 /// Whether it is on a file system of regular files; memory's own can be tracked.
-fn is_regular(file: &File) -> bool {
+pub(crate) fn is_regular(file: &File) -> bool {
     let kind = rustix::fs::fstatfs(file).unwrap().f_type as u32;
     if kind == libc::TMPFS_MAGIC as u32 {
         skip(&"the directory for tests' files is on tmpfs");

@@ -25,6 +25,7 @@ mod kernel_writes;
 mod mappings;
 mod own_process;
 mod rseq;
+mod signal_frame;
 mod stores;
 mod thread_end;
 mod views;

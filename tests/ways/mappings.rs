@@ -9,7 +9,9 @@
 
 use core::ffi::c_void;
 
+use codewarden::error::Error;
 use codewarden::protection::{Access, Mode};
+use codewarden::tracker::BeginError;
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 
 use crate::expect::in_every_mode;
@@ -86,6 +88,39 @@ fn mmap_over_code_that_nobody_announced() {
             guest.expect_dead(block);
         } else {
             guest.expect_reachable(block);
+        }
+    });
+}
+
+/// userfaultfd's synchronous modes cannot track it: the end of the change says so,
+/// and nothing is translated from there until something else is mapped.
+#[test]
+fn a_regular_file_mapped_over_code() {
+    let file = crate::files::temporary();
+    if !crate::files::is_regular(&file) {
+        return;
+    }
+    file.set_len(page_bytes() as u64).unwrap();
+    in_every_mode(|guest| {
+        let block = guest.block(4, 5);
+        let len = page_bytes() as u64;
+        let announced = guest.cache.tracker().change_mapping(guest.guest(4, 0), len).unwrap();
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED;
+        // SAFETY: in the fixture's range.
+        unsafe { rustix::mm::mmap(guest.raw(4), page_bytes(), RW, flags, &file, 0) }.unwrap();
+        let finished = announced.finish_replaced(Access::ReadWrite, None);
+        guest.expect_dead(block);
+        if matches!(guest.mode, Mode::Sigbus | Mode::Thread) {
+            assert!(matches!(finished, Err(Error::Untrackable { .. })), "{finished:?}");
+            let key = guest.guest(4, 5);
+            let claimed = guest.cache.begin(key.into()).claim(key);
+            assert!(matches!(claimed, Err(BeginError::Failed(_))), "{claimed:?}");
+            guest.replaced(4, 1, || guest.map_over(4, 1));
+        } else {
+            finished.unwrap();
+        }
+        for page in 3..6 {
+            guest.expect_tracked(page, 5);
         }
     });
 }

@@ -1,0 +1,166 @@
+//! The tables of the guide are whole: every row has a cell for every mode, every
+//! cell says what is done and names its test, and every test that is named exists.
+//!
+//! A table of the guide is one whose header is a first column, then the modes. A
+//! cell's facts are links, `[word][module::test]`: the test is a function of that
+//! name in a file `module.rs` under `tests/`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use codewarden::protection::Mode;
+
+const WORDS: [&str; 4] = ["handled", "announced", "refused", "missed"];
+
+/// The guide's files; a file that is not there yet is no failure, an empty one is.
+const FILES: [&str; 2] = ["ways.md", "failures.md"];
+
+fn modes() -> [&'static str; 5] {
+    ["sigbus", "thread", "mprotect", "deferred", "none"]
+}
+
+#[derive(Debug, PartialEq)]
+struct Cell {
+    row: String,
+    mode: &'static str,
+    /// Each word with the test that it names.
+    facts: Vec<(String, String)>,
+}
+
+fn columns(line: &str) -> Vec<&str> {
+    line.trim().trim_matches('|').split('|').map(str::trim).collect()
+}
+
+/// `[word][test]` for each such link.
+fn facts(cell: &str) -> Vec<(String, String)> {
+    let links = cell.split('[').collect::<Vec<_>>();
+    let pair = |pair: &[&str]| {
+        let word = pair[0].strip_suffix(']')?;
+        let test = pair[1].split_once(']')?.0;
+        Some((word.to_owned(), test.to_owned()))
+    };
+    links.windows(2).filter_map(pair).collect()
+}
+
+/// Every cell of every table of modes.
+fn cells(text: &str) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    let mut in_table = false;
+    for line in text.lines() {
+        let columns = columns(line);
+        if !line.starts_with('|') {
+            in_table = false;
+        } else if columns.get(1..) == Some(modes().as_slice()) {
+            in_table = true;
+        } else if in_table && !line.starts_with("|---") {
+            for (at, mode) in modes().into_iter().enumerate() {
+                let facts = columns.get(at + 1).map(|cell| facts(cell)).unwrap_or_default();
+                cells.push(Cell { row: columns[0].to_owned(), mode, facts });
+            }
+        }
+    }
+    cells
+}
+
+/// The tests that the links of `text` are defined for: `[module::test]: URL`.
+fn defined(text: &str) -> BTreeSet<&str> {
+    text.lines().filter_map(|line| Some(line.strip_prefix('[')?.split_once("]: http")?.0)).collect()
+}
+
+fn files_under(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).expect("a readable directory") {
+        let path = entry.expect("a directory entry").path();
+        if path.is_dir() { files_under(&path, found) } else { found.push(path) }
+    }
+}
+
+/// Whether a file `module.rs` under `tests/` has a function `test`.
+fn exists(name: &str, files: &[PathBuf]) -> bool {
+    let (Some((module, _)), Some((_, test))) = (name.split_once("::"), name.rsplit_once("::")) else { return false };
+    let has = |path: &&PathBuf| {
+        path.file_stem().is_some_and(|stem| stem == module)
+            && fs::read_to_string(path).is_ok_and(|code| code.contains(&format!("fn {test}(")))
+    };
+    files.iter().any(|path| has(&path))
+}
+
+fn faults_of(text: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
+    let defined = defined(text);
+    let missing = defined.iter().filter(|test| !exists(test));
+    let mut wrong: Vec<String> = missing.map(|test| format!("there is no test {test}")).collect();
+    for Cell { row, mode, facts } in cells(text) {
+        if facts.is_empty() {
+            wrong.push(format!("{row}, {mode}: nothing is said, or no test named"));
+        }
+        for (word, test) in facts {
+            if !WORDS.contains(&word.as_str()) {
+                wrong.push(format!("{row}, {mode}: {word:?} is none of {WORDS:?}"));
+            }
+            if word == "missed" && mode != "none" {
+                wrong.push(format!("{row}, {mode}: a mode that tracks promises more than that"));
+            }
+            if !defined.contains(test.as_str()) {
+                wrong.push(format!("{row}, {mode}: the link of {test} leads nowhere"));
+            }
+        }
+    }
+    wrong
+}
+
+#[test]
+fn every_cell_names_a_test_that_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    files_under(&root.join("tests"), &mut files);
+    for name in FILES {
+        let path = root.join("src/guide").join(name);
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        assert!(cells(&text).len() >= 50, "{name}: its tables were not found");
+        let wrong = faults_of(&text, |test| exists(test, &files));
+        assert!(wrong.is_empty(), "{name}:\n{}", wrong.join("\n"));
+    }
+}
+
+/// And every test of a way is named: what is tested is told.
+#[test]
+fn every_test_of_a_way_is_in_the_guide() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guide = fs::read_to_string(root.join("src/guide/ways.md")).expect("the guide");
+    let mut files = Vec::new();
+    files_under(&root.join("tests/ways"), &mut files);
+    for path in files {
+        let code = fs::read_to_string(&path).expect("a readable file");
+        let module = path.file_stem().expect("a name").to_string_lossy();
+        for after in code.split("#[test]").skip(1) {
+            let test = after.split_once("fn ").and_then(|(_, rest)| rest.split_once('(')).expect("a function").0;
+            assert!(guide.contains(&format!("[{module}::{test}]")), "{module}::{test} is not in the guide");
+        }
+    }
+}
+
+#[test]
+fn the_modes_are_all_there() {
+    let mut named = modes().to_vec();
+    let mut all: Vec<_> = Mode::ALL.into_iter().map(Mode::name).collect();
+    named.sort_unstable();
+    all.sort_unstable();
+    assert_eq!(named, all);
+}
+
+#[test]
+fn what_is_wrong_is_found() {
+    let head = "| way | sigbus | thread | mprotect | deferred | none |\n|---|---|---|---|---|---|\n";
+    let row = |cells: &str| format!("{head}| a | {cells} |\n\n[m::t]: https://x/m.rs\n");
+    let good = row(&["[handled][m::t]"; 5].join(" | "));
+    assert_eq!(faults_of(&good, |test| test == "m::t"), [""; 0]);
+    assert_eq!(faults_of(&good, |_| false).len(), 1);
+    let count = |cells: &str| faults_of(&row(cells), |_| true).len();
+    assert_eq!(count(&["[handled][m::t]"; 4].join(" | ")), 1, "a cell is missing");
+    assert_eq!(count(&["EFAULT; [announced][m::t], [refused][m::t]"; 5].join(" | ")), 0);
+    assert_eq!(count(&["[done][m::t]"; 5].join(" | ")), 5, "another word");
+    assert_eq!(count(&["[handled][m::u]"; 5].join(" | ")), 5, "a link without a definition");
+    assert_eq!(count(&["[missed][m::t]"; 5].join(" | ")), 4, "for none alone");
+    assert_eq!(count(&["handled"; 5].join(" | ")), 5, "no test");
+    assert_eq!(cells(&good).len(), 5);
+}

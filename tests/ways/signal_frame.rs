@@ -1,0 +1,79 @@
+//! A signal's frame: the kernel writes it to the stack that the handler is to run
+//! on. Where that stack is guest memory and protected, and kernel writes are
+//! refused, the kernel kills the process with SIGSEGV. So an embedder gives its
+//! threads a signal stack of its own ([`AltStack`](codewarden::protection::AltStack)),
+//! or holds what it lets a guest register.
+//!
+//! A process of its own for each case.
+//!
+//! # Safety
+//!
+//! The stack is the fixture's memory, which the process keeps until its end.
+#![allow(unsafe_code)]
+
+use core::ffi::c_int;
+use core::ptr;
+use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::os::unix::process::ExitStatusExt;
+
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::Mode;
+
+use crate::own_process::{run_alone, task};
+use crate::support::{Fixture, page_bytes, tracking_modes};
+
+/// Room for a frame with every register that a processor has.
+const STACK_BYTES: usize = 256 << 10;
+
+static HANDLED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note(_: c_int) {
+    HANDLED.store(true, SeqCst);
+}
+
+fn fixture(mode: Mode) -> Fixture {
+    Fixture::new(mode, GuestMemory::anonymous(STACK_BYTES).unwrap())
+}
+
+/// Handles a signal on a stack whose last pages are protected.
+fn on_a_guests_stack(mode: Mode, announced: bool) {
+    let guest = fixture(mode);
+    let pages = STACK_BYTES / page_bytes();
+    let blocks: Vec<_> = (0..pages).map(|page| guest.block(page, 0)).collect();
+    let held = announced.then(|| guest.prepare(0, 0, STACK_BYTES));
+    // SAFETY: the handler stores to an atomic; the stack stays.
+    unsafe {
+        let stack = libc::stack_t { ss_sp: guest.host(0, 0).cast(), ss_flags: 0, ss_size: STACK_BYTES };
+        assert_eq!(libc::sigaltstack(&raw const stack, ptr::null_mut()), 0);
+        let mut action: libc::sigaction = core::mem::zeroed();
+        action.sa_sigaction = note as *const () as usize;
+        action.sa_flags = libc::SA_ONSTACK;
+        assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut()), 0);
+        libc::raise(libc::SIGUSR1);
+        let none = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+        assert_eq!(libc::sigaltstack(&raw const none, ptr::null_mut()), 0);
+    }
+    assert!(HANDLED.load(SeqCst));
+    drop(held);
+    guest.expect_learned(blocks[pages - 1]);
+}
+
+#[test]
+fn a_frame_on_a_protected_stack() {
+    if let Some(task) = task() {
+        let (mode, how) = task.split_once(' ').unwrap();
+        on_a_guests_stack(Mode::from_name(mode).unwrap(), how == "announced");
+        std::process::exit(0);
+    }
+    for mode in tracking_modes().into_iter().chain([Mode::None]) {
+        let passes = fixture(mode).kernel_writes_pass();
+        for how in ["announced", "unannounced"] {
+            let status = run_alone("signal_frame::a_frame_on_a_protected_stack", &format!("{mode} {how}"));
+            if passes || how == "announced" {
+                assert_eq!(status.code(), Some(0), "{mode} {how}: {status}");
+            } else {
+                assert_eq!(status.signal(), Some(libc::SIGSEGV), "{mode} {how}: {status}");
+            }
+        }
+    }
+}
