@@ -86,7 +86,7 @@ pub use code_cache::{
 };
 pub use journal::RecentWrite;
 pub use page_table::Busy;
-pub use stats::Stats;
+pub use stats::{Histogram, Histograms, Stats};
 
 /// The README's example runs as a test.
 #[cfg(doctest)]

@@ -58,7 +58,7 @@ use crate::epoch::Epoch;
 use crate::error::Error;
 use crate::journal::RecentWrite;
 use crate::policy::{Adaptive, Policy};
-use crate::stats::{Counters, Stats};
+use crate::stats::{Counters, Histograms, Stats};
 use crate::sync::{Arc, Mutex, lock};
 use crate::tracker::{BeginError, PageClaim, Tracker};
 use commit::Commits;
@@ -166,6 +166,11 @@ impl<P: Payload> CodeCache<P> {
     /// What went on so far.
     pub fn stats(&self) -> Stats {
         self.0.counters.snapshot()
+    }
+
+    /// What went on so far, as histograms.
+    pub fn histograms(&self) -> Histograms {
+        self.0.counters.histograms.snapshot()
     }
 
     /// How many writes have hit pages with translated code so far.

@@ -51,7 +51,7 @@ use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::policy::{Adaptive, Policy};
 use crate::protection::{self, Access, KernelWrites, Mode, Protection};
-use crate::stats::{Counters, Stats};
+use crate::stats::{Counters, Histograms, Stats};
 use crate::sync::Arc;
 
 /// Why a translator is told that the bytes of a page changed.
@@ -176,6 +176,11 @@ impl<O: PageObserver> Tracker<O> {
     /// What went on so far; the code cache's own counters are 0 here.
     pub fn stats(&self) -> Stats {
         self.wiring.counters.snapshot()
+    }
+
+    /// What went on so far, as histograms.
+    pub fn histograms(&self) -> Histograms {
+        self.wiring.counters.histograms.snapshot()
     }
 
     /// The page size of this host.

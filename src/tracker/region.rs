@@ -262,6 +262,7 @@ impl<O: PageObserver> Region<O> {
             let _ = self.abandon();
         }
         protected?;
+        self.count_protected(claimed.pages.len());
         claimed.finish(page)
     }
 
@@ -281,6 +282,7 @@ impl<O: PageObserver> Region<O> {
         set.insert(page.0);
         self.count_call();
         self.protection.harvest(self.host_of(&claimed.pages)?, &mut |_| {})?;
+        self.count_protected(1);
         claimed.finish(page)
     }
 
@@ -341,6 +343,13 @@ impl<O: PageObserver> Region<O> {
     pub(super) fn count_call(&self) {
         if self.mode != Mode::None {
             self.counters.protection_calls.add(1);
+        }
+    }
+
+    /// One system call protected so many pages.
+    fn count_protected(&self, pages: usize) {
+        if self.mode != Mode::None {
+            self.counters.histograms.protect_pages.record(pages as u64);
         }
     }
 

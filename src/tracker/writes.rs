@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::page_table::{Hit, PageDesc, PageState, Unprotect, Word};
 use crate::protection::{FaultSink, Handled, WriteFault};
 use crate::sync::{Ordering, Rule, fence, left_out, lock, yield_now};
-use crate::sys::clock::coarse_ms;
+use crate::sys::clock::{coarse_ms, precise_ns};
 
 use super::region::Region;
 use super::{Cause, PageObserver, PageWrite};
@@ -63,25 +63,40 @@ impl<O: PageObserver> Region<O> {
         }
     }
 
+    fn count_fault(&self, fault: &WriteFault, hits_code: bool) {
+        self.counters.faults.add(1);
+        let kind = if hits_code { &self.counters.faults_code } else { &self.counters.faults_beside };
+        kind.add(1);
+        if fault.pc.is_none() {
+            self.counters.faults_by_thread.add(1);
+        }
+    }
+
     /// Finds what was written in `pages` since the last harvest, protects it
     /// again and invalidates it.
     pub(super) fn sync(&self, pages: Range<usize>) -> Result<(), Error> {
+        let entered_ns = precise_ns();
         let mut set = lock(&self.harvest);
         let (mut failed, mut checked) = (Vec::new(), Vec::new());
         let mut done = Ok(());
         for run in set.within(pages) {
             self.counters.harvests.add(1);
+            self.counters.pages_scanned.add(run.len() as u64);
             self.count_call();
+            let mut found = 0;
             let harvested = self.host_of(&run).and_then(|host| {
                 let now_ms = coarse_ms();
                 self.protection.harvest(host, &mut |written| {
                     for (page, desc) in self.pages.existing(self.pages_of_host(written)) {
+                        found += 1;
                         if self.harvested(page, desc, now_ms) {
                             checked.push(page.0);
                         }
                     }
                 })
             });
+            self.counters.histograms.harvest_scanned_pages.record(run.len() as u64);
+            self.counters.histograms.harvest_found_pages.record(found);
             if let Err(error) = harvested {
                 failed.push(run);
                 done = done.and(Err(error));
@@ -98,6 +113,7 @@ impl<O: PageObserver> Region<O> {
             set.remove(run.clone());
             self.stop_translating(run);
         }
+        self.counters.histograms.sync_ns.record(precise_ns().saturating_sub(entered_ns));
         done
     }
 
@@ -163,6 +179,7 @@ impl<O: PageObserver> Region<O> {
             }
             self.counters.pages_announced.add(1);
             if hold != Hold::Change {
+                self.counters.pages_kernel_written.add(1);
                 desc.history.record(Hit::Kernel, None, 0, now_ms);
             }
             self.tell(page, desc, before, why, Cause::Announced);
@@ -264,6 +281,7 @@ impl<O: PageObserver> Region<O> {
 // `PageObserver::written` and `PageObserver::beside` are.
 unsafe impl<O: PageObserver> FaultSink for Region<O> {
     fn on_write(&self, fault: &WriteFault) -> Handled {
+        let entered_ns = precise_ns();
         let page = PageIndex((fault.addr.0 - self.host.start().0) >> self.page.shift());
         let Some(desc) = self.pages.get(page) else { return Handled::NotOurs };
         let seen = desc.word.load();
@@ -282,10 +300,7 @@ unsafe impl<O: PageObserver> FaultSink for Region<O> {
         let why = if beside { Unprotect::Beside } else { Unprotect::Write };
         let hit = if hits_code { Hit::Code } else { Hit::Beside };
         desc.history.record(hit, Some(offset), fault.pc.map_or(0, |pc| pc.0), coarse_ms());
-        self.counters.faults.add(1);
-        if !hits_code {
-            self.counters.faults_beside.add(1);
-        }
+        self.count_fault(fault, hits_code);
 
         let before = desc.word.enter_unprotect(why);
         let byte = GuestAddr(self.guest.0 + (fault.addr.0 - self.host.start().0) as u64);
@@ -305,6 +320,8 @@ unsafe impl<O: PageObserver> FaultSink for Region<O> {
         if opened.is_err() {
             let _ = self.open_all();
         }
+        self.counters.histograms.fault_opened_pages.record((end - page.0) as u64);
+        self.counters.histograms.fault_ns.record(precise_ns().saturating_sub(entered_ns));
         Handled::Retry
     }
 

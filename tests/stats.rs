@@ -1,0 +1,145 @@
+//! What is counted agrees with what was done, and each count with the others, in
+//! every mode on the real kernel. No time is asserted, only that it was taken.
+//!
+//! # Safety
+//!
+//! The memory outlives its tracker; the observer does nothing.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+use std::thread::yield_now;
+
+use codewarden::addr::{GuestAddr, PageSize};
+use codewarden::guest_memory::GuestMemory;
+use codewarden::policy::Plain;
+use codewarden::protection::{Access, Mode, Probe};
+use codewarden::tracker::{BeginError, PageObserver, PageWrite, RegionOptions, Tracker};
+use codewarden::{Histogram, Histograms, Stats};
+
+const PAGES: usize = 64;
+
+struct Nobody;
+
+// SAFETY: it does nothing.
+unsafe impl PageObserver for Nobody {
+    type Data = ();
+
+    fn written(&self, (): &(), _: &PageWrite) {}
+}
+
+struct Guest {
+    tracker: Tracker<Nobody>,
+    memory: GuestMemory,
+    page: usize,
+}
+
+impl Guest {
+    /// Under a policy that opens and protects page by page: what is done is known.
+    fn new(mode: Mode) -> Self {
+        let page = PageSize::host().bytes();
+        let memory = GuestMemory::anonymous(PAGES * page).unwrap();
+        let tracker = Tracker::with_policy(Arc::new(Nobody), Arc::new(Plain));
+        let (guest, host, access) = (GuestAddr(0), memory.range(), Access::ReadWrite);
+        let options = RegionOptions { guest, host, mode, access, embedder_owns_signals: false };
+        // SAFETY: fields are dropped in order: the tracker before the memory.
+        unsafe { tracker.add_region(options) }.unwrap();
+        Self { tracker, memory, page }
+    }
+
+    /// Something is made from the first 64 bytes of the page.
+    fn translate(&self, page: usize) {
+        loop {
+            match self.tracker.begin(GuestAddr((page * self.page) as u64)) {
+                Ok(claim) => return claim.add_code(0..64),
+                // In thread mode the store is through before the handler is.
+                Err(BeginError::Busy(_)) => yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    fn store(&self, page: usize, byte: usize) {
+        self.memory.write(page * self.page + byte, &[1]).unwrap();
+    }
+
+    /// Counters and histograms once every handler has come to its end.
+    fn told(&self) -> (Stats, Histograms) {
+        loop {
+            let (stats, histograms) = (self.tracker.stats(), self.tracker.histograms());
+            if stats.faults == histograms.fault_ns.count() {
+                return (stats, histograms);
+            }
+            yield_now();
+        }
+    }
+}
+
+fn can_be_had(mode: Mode) -> bool {
+    let check = Probe::of_this_process().check(mode);
+    if let Err(error) = &check {
+        assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{error}");
+        println!("skipped: {error}");
+    }
+    check.is_ok()
+}
+
+fn count_and_sum(histogram: &Histogram) -> (u64, u64) {
+    (histogram.count(), histogram.sum())
+}
+
+#[test]
+fn faults_are_counted_by_kind_and_timed() {
+    for mode in Mode::ALL.into_iter().filter(|&mode| mode.is_synchronous() && can_be_had(mode)) {
+        let guest = Guest::new(mode);
+        (0..PAGES).for_each(|page| guest.translate(page));
+        (0..5).for_each(|page| guest.store(page, 8));
+        (10..13).for_each(|page| guest.store(page, 2048));
+        let (stats, histograms) = guest.told();
+        assert_eq!((stats.faults, stats.faults_code, stats.faults_beside), (8, 5, 3), "{mode}");
+        assert_eq!(stats.faults_by_thread, if mode == Mode::Thread { 8 } else { 0 }, "{mode}");
+        assert_eq!(count_and_sum(&histograms.fault_opened_pages), (8, 8), "{mode}");
+        assert_eq!(count_and_sum(&histograms.protect_pages), (PAGES as u64, PAGES as u64), "{mode}");
+        assert_eq!(stats.protection_calls, PAGES as u64 + 8, "{mode}");
+        assert!(histograms.fault_ns.max() > 0 && histograms.fault_ns.sum() >= histograms.fault_ns.max(), "{mode}");
+        assert_eq!((stats.harvests, histograms.sync_ns.count()), (0, 0), "{mode}: there is nothing to harvest");
+        let states = guest.tracker.pages_by_state();
+        assert_eq!((states.open, states.protected, states.checked), (8, PAGES as u64 - 8, 0), "{mode}");
+        let hot = guest.tracker.hottest_pages(PAGES);
+        let by_kind = |kind: fn(&codewarden::tracker::HotPage) -> u32| hot.iter().map(kind).sum::<u32>();
+        assert_eq!((by_kind(|page| page.code_hits), by_kind(|page| page.beside_hits)), (5, 3), "{mode}");
+    }
+}
+
+#[test]
+fn announced_writes_of_the_kernel_are_told_from_changed_mappings() {
+    for mode in [Mode::Sigbus, Mode::Mprotect].into_iter().filter(|&mode| can_be_had(mode)) {
+        let guest = Guest::new(mode);
+        (0..10).for_each(|page| guest.translate(page));
+        let page = guest.page as u64;
+        drop(guest.tracker.prepare_kernel_write(GuestAddr(0), 4 * page).unwrap());
+        drop(guest.tracker.change_mapping(GuestAddr(4 * page), 3 * page).unwrap());
+        let (stats, _) = guest.told();
+        assert_eq!((stats.pages_announced, stats.pages_kernel_written, stats.faults), (7, 4, 0), "{mode}");
+    }
+}
+
+#[test]
+fn harvests_are_counted_with_what_they_asked_about_and_found() {
+    if !can_be_had(Mode::Deferred) {
+        return;
+    }
+    let guest = Guest::new(Mode::Deferred);
+    // Two runs of neighbours.
+    (0..20).chain(40..50).for_each(|page| guest.translate(page));
+    [3, 4, 45].into_iter().for_each(|page| guest.store(page, 0));
+    guest.tracker.sync().unwrap();
+    let (stats, histograms) = guest.told();
+    assert_eq!((stats.harvests, stats.pages_scanned, stats.pages_harvested, stats.faults), (2, 30, 3, 0));
+    assert_eq!(count_and_sum(&histograms.harvest_scanned_pages), (2, 30));
+    assert_eq!(count_and_sum(&histograms.harvest_found_pages), (2, 3));
+    assert_eq!(histograms.harvest_found_pages.max(), 2);
+    assert_eq!(histograms.sync_ns.count(), 1);
+    guest.tracker.sync().unwrap();
+    let (stats, histograms) = guest.told();
+    assert_eq!((stats.pages_scanned, stats.pages_harvested, histograms.sync_ns.count()), (60, 3, 2));
+}
