@@ -6,19 +6,48 @@
 //! stores, inside the fixture's memory.
 #![allow(unsafe_code)]
 
+use std::sync::Arc;
+
 use codewarden::addr::GuestAddr;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::policy::Adaptive;
 use codewarden::protection::{Facility, Mode, Probe};
+use codewarden::tracker::BeginError;
+use codewarden::{CodeCache, Entry, EntryStubs, Key};
 
-use crate::support::{Fixture, GUEST, in_modes, page_bytes, tracking_modes};
+use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, tracking_modes};
 
-/// Runs `way` in every mode, `none` included, over anonymous and memfd memory.
+/// Runs `way` in every mode, `none` included, over anonymous and memfd memory, under
+/// the policy without checked pages and under the one with.
 pub(crate) fn in_every_mode(way: impl Fn(&Fixture)) {
-    in_modes(tracking_modes().into_iter().chain([Mode::None]), way);
+    for mode in tracking_modes().into_iter().chain([Mode::None]) {
+        for policy in [Adaptive::new(), Adaptive::with_checks()] {
+            for memory in [GuestMemory::anonymous(PAGES * page_bytes()), GuestMemory::memfd(PAGES * page_bytes())] {
+                println!("{mode}, {policy:?}");
+                way(&fixture(mode, memory.unwrap(), policy));
+            }
+        }
+    }
 }
 
-/// A block that was made of one byte, which its key is the address of.
+/// A fixture under `policy`.
+pub(crate) fn fixture(mode: Mode, memory: GuestMemory, policy: Adaptive) -> Fixture {
+    let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(policy)).unwrap();
+    // SAFETY: the fixture drops its cache before its memory.
+    unsafe { cache.tracker().add_region(region(GUEST, &memory, mode)) }.unwrap();
+    Fixture { cache, memory, mode }
+}
+
+/// A block that was made of one byte.
 #[derive(Clone, Copy)]
-pub(crate) struct Block(u64);
+pub(crate) struct Block {
+    /// Where the byte is, and its key.
+    at: u64,
+    byte: u8,
+}
+
+/// In an entry: come in by the comparison.
+const CHECKED: usize = 1 << 40;
 
 impl Fixture {
     /// The guest address of a byte of a page.
@@ -33,10 +62,36 @@ impl Fixture {
 
     /// Translates from a byte.
     pub(crate) fn block(&self, page: usize, offset: usize) -> Block {
-        let GuestAddr(key) = self.guest(page, offset);
-        let entry = self.translate(key, &[key]).unwrap();
-        assert_eq!(self.lookup(key), Some(entry), "{}", self.mode);
-        Block(key)
+        let guest = self.guest(page, offset);
+        let at = guest.0;
+        let mut ticket = self.cache.begin(guest.into());
+        // In thread mode a store is through a moment before the un-protect is over.
+        while let Err(error) = ticket.claim(guest) {
+            assert!(matches!(error, BeginError::Busy(_)), "{error}");
+        }
+        let byte = self.read(at);
+        ticket.made_from(guest, &[byte]).unwrap();
+        let plain = 0x1000 | usize::from(byte);
+        ticket.commit(Entry::with_check(plain, plain | CHECKED), 0).unwrap();
+        let block = Block { at, byte };
+        assert!(self.is_reachable(block), "{}", self.mode);
+        block
+    }
+
+    /// Whether the dispatcher gets into the block, which may compare its byte first.
+    pub(crate) fn is_reachable(&self, block: Block) -> bool {
+        let Some(entry) = self.lookup(block.at) else { return false };
+        if entry & CHECKED != 0 && self.read(block.at) != block.byte {
+            self.cache.remove(Key::new(block.at));
+            return false;
+        }
+        true
+    }
+
+    /// Whether a block of it that compares itself is as good as none, and one that
+    /// would not have been killed may have been.
+    fn is_checked_and(&self, holds: bool) -> bool {
+        self.cache.stats().checked > 0 && holds
     }
 
     /// The guest's bytes, read as the host does.
@@ -79,21 +134,20 @@ impl Fixture {
         }
     }
 
-    /// It cannot be reached, in any mode: an announcement killed it.
-    pub(crate) fn expect_dead(&self, Block(key): Block) {
+    /// It cannot be reached, in any mode: an announcement killed it. Where pages were
+    /// checked it can, if its byte is what it was.
+    pub(crate) fn expect_dead(&self, block: Block) {
         self.announce();
-        assert_eq!(self.lookup(key), None, "{}: a block of {key:#x} is stale", self.mode);
+        let is_right = !self.is_reachable(block) || self.is_checked_and(self.read(block.at) == block.byte);
+        assert!(is_right, "{}: the block of {:#x} is stale", self.mode, block.at);
     }
 
-    /// Whether it can be reached just now.
-    pub(crate) fn is_reachable(&self, Block(key): Block) -> bool {
-        self.lookup(key).is_some()
-    }
-
-    /// It can be reached: nothing happened to it, or nobody was told.
-    pub(crate) fn expect_reachable(&self, Block(key): Block) {
+    /// It can be reached: nothing happened to it, or nobody was told. Where pages
+    /// were checked a block may have found by itself that its byte is another.
+    pub(crate) fn expect_reachable(&self, block: Block) {
         self.announce();
-        assert!(self.lookup(key).is_some(), "{}: the block of {key:#x} is gone", self.mode);
+        let is_there = self.is_reachable(block) || self.is_checked_and(self.read(block.at) != block.byte);
+        assert!(is_there, "{}: the block of {:#x} is gone", self.mode, block.at);
     }
 
     /// Translates anew, from the bytes of now, and sees that a store is learned of.

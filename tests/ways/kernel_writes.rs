@@ -19,7 +19,7 @@ use codewarden::protection::Mode;
 
 use crate::expect::in_every_mode;
 use crate::own_process::in_fork;
-use crate::support::{Fixture, page_bytes, skip};
+use crate::support::{Fixture, in_modes, page_bytes, skip, tracking_modes};
 
 /// What a page holds before, and what calls bring.
 const OLD: u8 = 0xee;
@@ -157,7 +157,7 @@ fn recvmsg() {
 /// What an EFAULT does lose, outside the library's power: a datagram is gone.
 #[test]
 fn a_datagram_is_lost_unless_announced() {
-    in_every_mode(|guest| {
+    in_modes(tracking_modes().into_iter().chain([Mode::None]), |guest| {
         guest.block(1, 0);
         let (from, peer) = UnixDatagram::pair().unwrap();
         from.set_nonblocking(true).unwrap();

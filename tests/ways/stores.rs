@@ -7,8 +7,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use crate::expect::in_every_mode;
-use crate::support::page_bytes;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::policy::{Adaptive, Policy};
+use codewarden::protection::Mode;
+
+use crate::expect::{fixture, in_every_mode};
+use crate::support::{PAGES, page_bytes, tracking_modes};
 
 #[test]
 fn one_byte() {
@@ -28,12 +32,37 @@ fn one_byte() {
 fn over_two_pages() {
     in_every_mode(|guest| {
         let (below, above) = (guest.block(3, page_bytes() - 4), guest.block(4, 0));
+        let (over, bytes) = (1, [guest.guest(3, page_bytes() - 1).0, guest.guest(4, 0).0]);
+        guest.translate(over, &bytes).unwrap();
         // SAFETY: in the memory; one store, unaligned.
         unsafe { guest.host(3, page_bytes() - 4).cast::<u64>().write_unaligned(u64::MAX) };
         assert_eq!(guest.bytes(3, page_bytes() - 4, 8), [0xff; 8]);
         guest.expect_learned(below);
         guest.expect_learned(above);
+        assert_eq!(guest.lookup(over).is_some(), guest.mode == Mode::None, "{}: a block over both", guest.mode);
     });
+}
+
+/// The page dies with its code, or its blocks compare themselves from then on: what
+/// the store changes beyond the byte that it faulted at is never run.
+#[test]
+fn to_data_beside_code() {
+    for mode in tracking_modes() {
+        for policy in [Adaptive::new(), Adaptive::with_checks()] {
+            let guest = fixture(mode, GuestMemory::anonymous(PAGES * page_bytes()).unwrap(), policy);
+            let block = guest.block(1, 1000);
+            for byte in 0..5 {
+                guest.store(guest.guest(1, 2000).0, byte);
+                guest.announce();
+            }
+            let stays = mode.is_synchronous() && policy.limits().checks_beside;
+            assert_eq!(guest.is_reachable(block), stays, "{mode}, {policy:?}");
+            guest.block(1, 1000);
+            // SAFETY: 1,024 bytes in the memory, the first of which are beside the code.
+            unsafe { guest.host(1, 500).write_bytes(0x5a, 1024) };
+            guest.expect_dead(block);
+        }
+    }
 }
 
 /// A page that nobody read or wrote before it is protected, nor after.
@@ -47,7 +76,7 @@ fn a_page_never_touched() {
         // SAFETY: in the memory.
         unsafe { guest.host(9, 100).write_volatile(1) };
         guest.announce();
-        assert_eq!(guest.lookup(key.0).is_some(), guest.mode == codewarden::protection::Mode::None);
+        assert_eq!(guest.lookup(key.0).is_some(), guest.mode == Mode::None);
         assert_eq!(guest.bytes(9, 99, 3), [0, 1, 0]);
     });
 }
