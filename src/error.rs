@@ -46,15 +46,6 @@ pub enum Error {
         /// Length in bytes.
         len: usize,
     },
-    /// Memory of a kind that the mode cannot track.
-    Untrackable {
-        /// First byte of the host range.
-        start: usize,
-        /// Length in bytes.
-        len: usize,
-        /// What kind it may be, and what to do.
-        why: &'static str,
-    },
     /// A fixed table of the library is full.
     Full {
         /// Which table.
@@ -111,7 +102,6 @@ impl fmt::Display for Error {
                 "{start:#x} + {len:#x} has an owner: another tracker, or another userfaultfd (EBUSY), tracks a part of \
                  it; detach it there first"
             ),
-            Self::Untrackable { start, len, why } => write!(f, "{start:#x} + {len:#x} cannot be tracked: {why}"),
             Self::Full { what, limit } => write!(f, "no room for another {what}: the limit is {limit}"),
             Self::NoMemory { what, len_bytes } => write!(
                 f,
@@ -139,8 +129,8 @@ fn advice(call: &str, errno: i32) -> Option<&'static str> {
             "the limit of mappings is reached: raise vm.max_map_count"
         }
         ("UFFDIO_REGISTER", libc::EINVAL) => {
-            "userfaultfd cannot write-protect this kind of mapping: a regular file can be tracked in mode deferred \
-             alone, shared memory from Linux 5.19 on"
+            "userfaultfd cannot write-protect this mapping in this mode: track a regular file in mode deferred or \
+             mprotect, or read it into anonymous memory or a memfd (these from Linux 5.19 on)"
         }
         ("UFFDIO_REGISTER", libc::EPERM) => "the mapping may never be written, or a seccomp filter refuses the call",
         (_, libc::ENOMEM) => "memory or addresses are short: raise the limits (ulimit -v, vm.max_map_count)",

@@ -23,7 +23,7 @@ impl UffdRanges {
 
     pub(super) fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
         self.attachments.add(range, sink, || {
-            self.uffd.register(range).map_err(|error| untrackable(error, range))?;
+            self.uffd.register(range)?;
             // A part that was attached before may be protected still.
             self.uffd.unprotect(range)
         })
@@ -36,21 +36,6 @@ impl UffdRanges {
     /// The kernel keeps write protection over `mprotect`, both ways.
     pub(super) fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
         mmap::set_access(range, access != Access::None, access == Access::ReadWrite)
-    }
-}
-
-/// The kernel says EINVAL of memory that it cannot write-protect for us.
-fn untrackable(error: Error, range: HostRange) -> Error {
-    let (start, len) = (range.start().0, range.len());
-    match error {
-        Error::System { errno: libc::EINVAL, .. } => Error::Untrackable {
-            start,
-            len,
-            why: "it is not mapped, or a userfaultfd of this mode tracks no such mapping (of a regular file; of a memfd \
-                  before Linux 5.19): track regular files in mode deferred or mprotect, or read them into anonymous \
-                  memory or a memfd",
-        },
-        error => error,
     }
 }
 

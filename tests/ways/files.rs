@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use codewarden::addr::HostAddr;
+use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
 use codewarden::{CodeCache, EntryStubs};
@@ -59,6 +60,7 @@ fn in_each_mode(sharing: MapFlags) {
             let cache = CodeCache::<()>::new(EntryStubs::NOT_CODE).unwrap();
             // SAFETY: the mapping stays.
             let refused = unsafe { cache.tracker().add_region(region(GUEST, &memory, mode)) }.unwrap_err();
+            assert!(matches!(refused, Error::System { errno: libc::EINVAL, .. }), "{mode}: {refused:?}");
             let text = refused.to_string();
             assert!(text.contains("regular file") && text.contains("deferred"), "{mode}: {text}");
             continue;

@@ -111,7 +111,7 @@ fn a_regular_file_mapped_over_code() {
         let finished = announced.finish_replaced(Access::ReadWrite, None);
         guest.expect_dead(block);
         if matches!(guest.mode, Mode::Sigbus | Mode::Thread) {
-            assert!(matches!(finished, Err(Error::Untrackable { .. })), "{finished:?}");
+            assert!(matches!(finished, Err(Error::System { errno: libc::EINVAL, .. })), "{finished:?}");
             let key = guest.guest(4, 5);
             let claimed = guest.cache.begin(key.into()).claim(key);
             assert!(matches!(claimed, Err(BeginError::Failed(_))), "{claimed:?}");
