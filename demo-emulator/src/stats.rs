@@ -82,6 +82,7 @@ fn label(name: &str) -> &str {
         "freed" => "blocks freed",
         "blocks_decoded" => "blocks decoded for tier 0",
         "blocks_compiled" => "blocks compiled",
+        "first_runs" => "first runs of code, interpreted",
         "oracle_runs" => "runs handed to the oracle",
         other => other,
     }

@@ -149,7 +149,8 @@ fn the_counters_of_a_run_make_sense() {
         // One at least in each of four steps, three versions in the last.
         assert!(count("faults") >= 6, "{stats}");
         assert!(count("protects") > count("faults") / 2, "{stats}");
-        assert!(count("protection_calls") >= count("protects") + count("faults"), "{stats}");
+        // Neighbours go in one call.
+        assert!(count("protection_calls") > count("faults"), "{stats}");
         assert!(count("invalidated") >= count("retranslated") && count("retranslated") >= 6, "{stats}");
         assert!(count("committed") > count("retranslated"), "{stats}");
         assert_eq!(count("blocks_compiled") > 0, tier != "0", "{stats}");

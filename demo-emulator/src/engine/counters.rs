@@ -36,6 +36,8 @@ counters! {
     blocks_decoded,
     /// Blocks compiled.
     blocks_compiled,
+    /// First runs of code, by the oracle: no block was made.
+    first_runs,
     /// Runs handed to the oracle because a page was busy or a write came.
     oracle_runs,
 }

@@ -16,6 +16,7 @@ use codewarden::{CodeCache, Pin, VCpu};
 
 use super::block::{self, ReadError};
 use super::counters::{Counters, count};
+use super::first_runs::FirstRuns;
 use super::listener::Recorder;
 use super::tier0::{DecodedBlock, End};
 use super::{Compiled, Engine, Payload, compiled_key, decoded_key};
@@ -40,7 +41,7 @@ const ORACLE_STEPS: u32 = 32;
 enum Step {
     /// Looks up `hart.pc`.
     Dispatch,
-    /// Decodes the block at `hart.pc`.
+    /// Decodes the block at `hart.pc`, if it runs more often than once.
     Decode,
     /// Compiles it.
     Compile,
@@ -83,6 +84,7 @@ pub(super) struct EngineExecutor {
     mode: Mode,
     tier: Tier,
     running: Arc<Running>,
+    first_runs: FirstRuns,
     counters: Arc<Counters>,
     recorder: Option<Arc<Recorder>>,
 }
@@ -100,6 +102,7 @@ impl EngineExecutor {
             mode: engine.mode,
             tier: engine.tier,
             running,
+            first_runs: FirstRuns::new(),
             counters: engine.counters.clone(),
             recorder: engine.recorder.clone(),
         }
@@ -162,9 +165,24 @@ impl EngineExecutor {
         Some((block.entry(), Payload::Compiled(Box::new(Compiled { block }))))
     }
 
-    /// Runs the oracle to the end of a block, a few instructions at most.
+    /// What runs once is not worth a block, but for who is told of blocks.
+    fn is_first_run(&mut self, pc: u64) -> bool {
+        if self.tier != Tier::Auto || self.recorder.is_some() {
+            return false;
+        }
+        // Aligned, so that it needs no page that the code does not need.
+        let bytes = self.window.load_u64(pc & !7);
+        bytes.is_ok_and(|bytes| self.first_runs.is_first(pc, bytes))
+    }
+
+    /// Runs the oracle where no block can be made now.
     fn interpret(&mut self, hart: &mut Hart) -> Step {
         count(&self.counters.oracle_runs);
+        self.run_oracle(hart)
+    }
+
+    /// Runs the oracle to the end of a block, a few instructions at most.
+    fn run_oracle(&mut self, hart: &mut Hart) -> Step {
         for _ in 0..ORACLE_STEPS {
             match self.oracle_step(hart) {
                 Ok(Flow::Next) => {}
@@ -290,6 +308,10 @@ impl Executor for EngineExecutor {
         let exit = loop {
             step = match step {
                 Step::Dispatch => self.dispatch(hart),
+                Step::Decode if self.is_first_run(hart.pc) => {
+                    count(&self.counters.first_runs);
+                    self.run_oracle(hart)
+                }
                 Step::Decode => self.make(hart, false),
                 Step::Compile => self.make(hart, true),
                 Step::Interpret => self.step(hart),

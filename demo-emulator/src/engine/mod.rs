@@ -2,7 +2,7 @@
 //! guest code in codewarden's cache.
 //!
 //! ```text
-//!             no block yet            ran often
+//!               ran once              ran often
 //!   oracle ──────────────▶ tier 0 ──────────────▶ translated
 //!     ▲                       │                       │
 //!     └───────────────────────┴───────────────────────┘
@@ -18,6 +18,7 @@ mod block;
 mod counters;
 mod eventual;
 mod executor;
+mod first_runs;
 mod listener;
 mod observer;
 mod tier0;
