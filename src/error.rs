@@ -133,6 +133,8 @@ fn advice(call: &str, errno: i32) -> Option<&'static str> {
              mprotect, or read it into anonymous memory or a memfd (these from Linux 5.19 on)"
         }
         ("UFFDIO_REGISTER", libc::EPERM) => "the mapping may never be written, or a seccomp filter refuses the call",
+        ("UFFDIO_WRITEPROTECT", libc::EAGAIN) => "the memory map kept changing meanwhile: try again",
+        ("pthread_create", _) => "the handler thread needs addresses and a thread: raise ulimit -v and ulimit -u",
         (_, libc::ENOMEM) => "memory or addresses are short: raise the limits (ulimit -v, vm.max_map_count)",
         ("membarrier(REGISTER_PRIVATE_EXPEDITED_SYNC_CORE)", _) => {
             "executable memory needs it: Linux 4.16 or newer has it, and CODEWARDEN_HIDE must not hide it"

@@ -348,6 +348,34 @@ fn again<T>(mut call: impl FnMut() -> userfaultfd::Result<T>) -> Result<T, Errno
 mod tests {
     use super::*;
 
+    /// While a `madvise` waits for its event to be read, every write-protect call is
+    /// answered EAGAIN: tried again, and given up in the end.
+    #[test]
+    fn an_event_that_is_pending_is_waited_for_and_not_for_ever() {
+        const EVENT_REMOVE: u64 = raw::UFFD_FEATURE_EVENT_REMOVE as u64;
+        let page = PageSize::host();
+        let fd = open(Door::Syscall, KernelFaults::Refused).unwrap();
+        let uffd = Uffd::new(fd, feature::WP | feature::WP_UNPOPULATED | EVENT_REMOVE, page).unwrap();
+        let memory = crate::sys::mmap::Mapping::anonymous(4 * page.bytes(), page).unwrap();
+        uffd.register(memory.range()).unwrap();
+        std::thread::scope(|scope| {
+            // SAFETY: throws the contents of our own memory away.
+            let advise = || unsafe {
+                let start = memory.range().start().as_ptr().cast();
+                libc::madvise(start, page.bytes(), libc::MADV_DONTNEED)
+            };
+            let adviser = scope.spawn(advise);
+            // Until the event is there the call goes through.
+            let refused = std::iter::repeat_with(|| uffd.protect(memory.range())).find_map(Result::err).unwrap();
+            assert!(matches!(refused, Error::System { errno: libc::EAGAIN, .. }), "{refused}");
+            let protector = scope.spawn(|| uffd.protect(memory.range()));
+            uffd.read_faults(0, &mut MessageBuffer::new(), |_| ()).unwrap();
+            assert_eq!(adviser.join().unwrap(), 0);
+            assert_eq!(protector.join().unwrap(), Ok(()));
+        });
+        uffd.release(memory.range()).unwrap();
+    }
+
     #[test]
     fn a_second_api_call_on_one_descriptor_is_refused() {
         let fd = open(Door::Syscall, KernelFaults::Refused).unwrap();

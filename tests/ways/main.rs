@@ -10,6 +10,8 @@
 //! Mode `none` runs with them: there the block must stay, or the test could not
 //! fail.
 
+#[path = "../support/alone.rs"]
+mod alone;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,5 +1,5 @@
 //! What must not happen in the test's own process: a forked child that makes
-//! system calls alone, or this binary started again for one test.
+//! system calls alone. (`support/alone.rs` starts this binary again.)
 //!
 //! # Safety
 //!
@@ -8,7 +8,6 @@
 #![allow(unsafe_code)]
 
 use core::ffi::c_int;
-use std::process::{Command, ExitStatus};
 
 /// Runs `body`, which makes system calls, plain loads and stores and nothing else,
 /// in a forked child; gives what it returned, 255 at most.
@@ -32,23 +31,4 @@ pub(crate) fn wait_for(pid: c_int) -> c_int {
     // SAFETY: a child of this thread and a local to write to.
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) }, pid);
     status
-}
-
-/// Set where this binary runs one test for another process of it.
-const TASK: &str = "CODEWARDEN_WAYS_TASK";
-
-/// What this process was started for, where it was.
-pub(crate) fn task() -> Option<String> {
-    std::env::var(TASK).ok()
-}
-
-/// Runs the test `name` of this binary in a process of its own, where [`task`]
-/// gives `task`.
-pub(crate) fn run_alone(name: &str, task: &str) -> ExitStatus {
-    let own_path = std::env::current_exe().expect("the path of this test");
-    let mut command = Command::new(own_path);
-    command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(TASK, task);
-    // Threads of it have no rseq area of the C library's.
-    command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
-    command.output().expect("a child").status
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
 
-use crate::own_process::{run_alone, task};
+use crate::alone::{run_alone, task};
 use crate::support::{Fixture, PAGES, page_bytes, skip, tracking_modes};
 
 /// Any number; the kernel looks for it in front of abort handlers, of which there are none.
@@ -64,7 +64,10 @@ fn an_area_on_a_protected_page() {
     for mode in tracking_modes().into_iter().chain([Mode::None]) {
         let guest = Fixture::new(mode, GuestMemory::anonymous(PAGES * page_bytes()).unwrap());
         for how in ["announced", "unannounced"] {
-            let status = run_alone("rseq::an_area_on_a_protected_page", &format!("{mode} {how}"));
+            // Threads of it have no rseq area of the C library's.
+            let variables = [("GLIBC_TUNABLES", "glibc.pthread.rseq=0")];
+            let task = format!("{mode} {how}");
+            let status = run_alone("rseq::an_area_on_a_protected_page", &task, &variables).status;
             if status.code() == Some(NOT_REGISTERED) {
                 return skip(&"no rseq area can be registered here");
             }

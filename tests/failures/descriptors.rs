@@ -1,0 +1,156 @@
+//! A buggy embedder closes our descriptors, or puts its own files over them.
+//!
+//! # Safety
+//!
+//! Closes and replaces descriptors that belong to the library: the case under
+//! test. What is made of the numbers afterwards are numbers alone.
+#![allow(unsafe_code)]
+
+use core::ffi::c_int;
+
+use codewarden::Key;
+use codewarden::addr::GuestAddr;
+use codewarden::error::Error;
+use codewarden::protection::Mode;
+
+use crate::scenario::{End, TRACKING, UFFD, byte_of, fixture, scenario};
+use crate::support::{Fixture, GUEST};
+
+/// The numbers of this process whose file is called so.
+fn numbers_of(file: &str) -> Vec<c_int> {
+    let entries = std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap());
+    let named = entries
+        .filter(|entry| std::fs::read_link(entry.path()).is_ok_and(|target| target.to_string_lossy().contains(file)));
+    named.map(|entry| entry.file_name().to_string_lossy().parse().unwrap()).collect()
+}
+
+fn userfaultfds() -> Vec<c_int> {
+    let mut numbers = numbers_of("[userfaultfd]");
+    numbers.sort_unstable();
+    assert_eq!(numbers.len(), 2, "two copies of one region's descriptor");
+    numbers
+}
+
+fn close(number: c_int) {
+    // SAFETY: see the head.
+    assert_eq!(unsafe { libc::close(number) }, 0);
+}
+
+/// Puts `file` over `number`.
+fn put_over(file: c_int, number: c_int) {
+    // SAFETY: see the head.
+    assert_eq!(unsafe { libc::dup2(file, number) }, number);
+}
+
+/// The end of a pipe that never has anything to read.
+fn silent_pipe() -> c_int {
+    let mut ends = [0; 2];
+    // SAFETY: writes two numbers.
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    ends[0]
+}
+
+/// Blocks on two pages; `take` takes one of the two copies away; then the first
+/// page is stored to. Whichever copy it is, the pages stay protected until the
+/// blocks are dead.
+fn either_copy(mode: Mode, take: impl Fn(c_int)) {
+    for which in 0..2 {
+        let guest = fixture(mode);
+        guest.block(1);
+        guest.block(2);
+        take(userfaultfds()[which]);
+        guest.store_to(1);
+        guest.expect_dead(1);
+        guest.store_to(2);
+        guest.expect_dead(2);
+        guest.expect_tracked_or_lost(3);
+        guest.cache.tracker().tend();
+        guest.expect_lost();
+        guest.store_to(3);
+    }
+}
+
+#[test]
+fn one_closed() {
+    scenario("descriptors::one_closed", &UFFD, End::Well, |mode| either_copy(mode, close));
+}
+
+/// A pipe would keep a thread that polls it, or reads it, asleep for ever.
+#[test]
+fn one_replaced() {
+    scenario("descriptors::one_replaced", &UFFD, End::Well, |mode| {
+        let pipe = silent_pipe();
+        either_copy(mode, |number| put_over(pipe, number));
+    });
+}
+
+/// The kernel opens every page and tells nobody: the next call notices.
+#[test]
+fn both_closed() {
+    let notices: [fn(&Fixture); 2] =
+        [|guest| guest.cache.tracker().tend(), |guest| assert_eq!(guest.begin_error(5), Some(Error::TrackingLost))];
+    scenario("descriptors::both_closed", &UFFD, End::Well, |mode| {
+        for notice in notices {
+            let guest = fixture(mode);
+            guest.block(1);
+            userfaultfds().into_iter().for_each(close);
+            guest.store_to(1);
+            notice(&guest);
+            guest.expect_dead(1);
+            guest.expect_lost();
+            guest.store_to(1);
+        }
+    });
+}
+
+/// A ticket keeps the mechanism of a region that was removed, and the calls that
+/// would open its pages fail: they are open all the same.
+#[test]
+fn one_closed_before_the_end() {
+    scenario("descriptors::one_closed_before_the_end", &UFFD, End::Well, |mode| {
+        for which in 0..2 {
+            let guest = fixture(mode);
+            let mut ticket = guest.cache.begin(Key::new(1));
+            ticket.claim(GuestAddr(byte_of(1))).unwrap();
+            guest.block(2);
+            close(userfaultfds()[which]);
+            let _ = guest.cache.tracker().remove_region(GuestAddr(GUEST));
+            guest.store_to(1);
+            guest.store_to(2);
+            guest.expect_dead(2);
+            drop(ticket);
+        }
+    });
+}
+
+/// An announcement that cannot ask kills what it cannot ask about, and says so.
+#[test]
+fn pagemap_closed() {
+    scenario("descriptors::pagemap_closed", &[Mode::Deferred], End::Well, |mode| {
+        let guest = fixture(mode);
+        guest.block(1);
+        numbers_of("/pagemap").into_iter().for_each(close);
+        guest.store_to(1);
+        assert_eq!(guest.cache.tracker().sync(), Err(Error::TrackingLost));
+        guest.expect_dead(1);
+        guest.expect_lost();
+    });
+}
+
+/// The library's drop does not close what is not its own any more.
+#[test]
+fn a_strangers_file_survives_the_drop() {
+    scenario("descriptors::a_strangers_file_survives_the_drop", &TRACKING, End::Well, |mode| {
+        let guest = fixture(mode);
+        guest.block(1);
+        let mine = silent_pipe();
+        let taken: Vec<c_int> = ["[userfaultfd]", "/pagemap", "[eventfd]"].into_iter().flat_map(numbers_of).collect();
+        assert_eq!(taken.is_empty(), mode == Mode::Mprotect);
+        taken.iter().for_each(|number| put_over(mine, *number));
+        drop(guest);
+        for number in taken {
+            // SAFETY: asks about a number.
+            assert_ne!(unsafe { libc::fcntl(number, libc::F_GETFD) }, -1, "descriptor {number} was closed");
+        }
+    });
+}

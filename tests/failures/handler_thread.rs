@@ -1,0 +1,36 @@
+//! The handler thread of thread mode is killed.
+//!
+//! Its signals are blocked and it runs no code of others, so what can kill it alone
+//! is the kernel: here by a seccomp filter.
+
+use codewarden::protection::Mode;
+
+use crate::scenario::{End, fixture, scenario};
+use crate::seccomp::{Call, KILL_THREAD, refuse};
+
+/// The thread sleeps in it between two faults.
+const POLL: [Call; 2] =
+    [Call { number: libc::SYS_poll, command: None }, Call { number: libc::SYS_ppoll, command: None }];
+
+/// A store falls asleep for ever then: the embedder's timer, `tend`, notices,
+/// kills the blocks and wakes it.
+#[test]
+fn killed_while_writers_sleep() {
+    scenario("handler_thread::killed_while_writers_sleep", &[Mode::Thread], End::Well, |mode| {
+        let guest = fixture(mode);
+        (1..4).for_each(|page| guest.block(page));
+        // It is killed now, or when it has answered the first store.
+        refuse(&POLL, KILL_THREAD);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| [1, 2].map(|page| guest.store_to(page)));
+            while !writer.is_finished() {
+                guest.cache.tracker().tend();
+                std::thread::yield_now();
+            }
+        });
+        (1..4).for_each(|page| guest.expect_dead(page));
+        guest.expect_lost();
+        guest.store_to(3);
+        // And the end of the mechanism waits for nobody.
+    });
+}

@@ -1,0 +1,205 @@
+//! Limits of the process: open files, mappings, addresses.
+//!
+//! # Safety
+//!
+//! Sets limits and makes mappings of its own, in processes of their own.
+#![allow(unsafe_code)]
+
+use core::ffi::c_int;
+use core::ptr;
+
+use codewarden::addr::{GuestAddr, HostAddr};
+use codewarden::code_buffer::CodeBuffer;
+use codewarden::error::Error;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::{Access, Mode};
+use codewarden::tracker::{BeginError, RegionOptions};
+use codewarden::{CodeCache, EntryStubs};
+
+use crate::scenario::{End, TRACKING, UFFD, byte_of, fixture, scenario};
+use crate::support::{GUEST, PAGES, page_bytes, region, skip};
+
+/// Descriptors are looked for below this number.
+const NUMBERS: c_int = 1024;
+
+fn set_limit(resource: libc::__rlimit_resource_t, most: u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: reads and writes a local.
+    unsafe {
+        assert_eq!(libc::getrlimit(resource, &raw mut limit), 0);
+        limit.rlim_cur = most.min(limit.rlim_max);
+        assert_eq!(libc::setrlimit(resource, &raw const limit), 0);
+    }
+}
+
+fn open_files() -> Vec<c_int> {
+    // SAFETY: asks about numbers.
+    (0..NUMBERS).filter(|number| unsafe { libc::fcntl(*number, libc::F_GETFD) } != -1).collect()
+}
+
+/// Calls `make` with one free descriptor more each time until it succeeds; each
+/// failure says what to raise and leaves nothing open. Gives what was made.
+fn with_ever_more_files<T>(make: impl Fn() -> Result<T, Error>) -> (T, usize) {
+    let before = open_files();
+    let first_free = (0..).find(|number| !before.contains(number)).unwrap();
+    for more in 0..16 {
+        set_limit(libc::RLIMIT_NOFILE, (first_free + more) as u64);
+        match make() {
+            Ok(made) => return (made, more as usize),
+            Err(error) => assert!(error.to_string().contains("ulimit -n"), "with {more} free: {error}"),
+        }
+        assert_eq!(open_files(), before, "with {more} free: left open");
+    }
+    panic!("16 descriptors are not enough");
+}
+
+/// At each place where the library opens one.
+#[test]
+fn open_files_of_a_region() {
+    scenario("limits::open_files_of_a_region", &TRACKING, End::Well, |mode| {
+        let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
+        let ((), needed) = with_ever_more_files(|| {
+            let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE)?;
+            // SAFETY: the memory outlives the cache.
+            unsafe { cache.tracker().add_region(region(GUEST, &memory, mode)) }
+        });
+        assert_eq!(needed == 0, mode == Mode::Mprotect, "{needed}");
+        // With none left a region works on.
+        let guest = fixture(mode);
+        guest.expect_tracked(1);
+        guest.expect_tracked(2);
+    });
+}
+
+#[test]
+fn open_files_of_memory_and_code() {
+    scenario("limits::open_files_of_memory_and_code", &[Mode::Mprotect], End::Well, |_| {
+        let (memory, needed) = with_ever_more_files(|| GuestMemory::memfd(page_bytes()));
+        assert_eq!(needed, 1);
+        drop(memory);
+        let (_buffer, needed) = with_ever_more_files(|| CodeBuffer::new(1 << 20));
+        assert_eq!(needed, 1);
+    });
+}
+
+/// Makes mappings until the kernel gives no more; `None` where it gives more than
+/// a test should take.
+fn use_up_mappings() -> Option<()> {
+    let most: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
+    if most > 100_000 {
+        skip(&format!("vm.max_map_count is {most}"));
+        return None;
+    }
+    let len = (most + 64) * page_bytes();
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping disturbs nobody; its pages change between two kinds of access.
+    unsafe {
+        let start = libc::mmap(ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0);
+        assert_ne!(start, libc::MAP_FAILED);
+        let every_other = (0..most + 64).step_by(2).map(|page| start.wrapping_byte_add(page * page_bytes()));
+        let refused = every_other.take_while(|page| libc::mprotect(*page, page_bytes(), libc::PROT_READ) == 0).count();
+        assert!(refused < most / 2 + 1, "no limit was met");
+    }
+    Some(())
+}
+
+/// A userfaultfd splits no mapping: the modes that have one go on.
+#[test]
+fn mappings_under_a_userfaultfd() {
+    scenario("limits::mappings_under_a_userfaultfd", &UFFD, End::Well, |mode| {
+        let guest = fixture(mode);
+        guest.expect_tracked(1);
+        if use_up_mappings().is_some() {
+            (0..PAGES).step_by(2).for_each(|page| guest.block(page));
+            (0..PAGES).step_by(2).for_each(|page| guest.store_to(page));
+            (0..PAGES).step_by(2).for_each(|page| guest.expect_dead(page));
+        }
+    });
+}
+
+/// To protect a page takes two mappings more, and so does to open one between
+/// protected ones: the first is an error, the second opens all of them.
+#[test]
+fn mappings_under_mprotect() {
+    scenario("limits::mappings_under_mprotect", &[Mode::Mprotect], End::Well, |mode| {
+        let guest = fixture(mode);
+        (4..9).for_each(|page| guest.block(page));
+        if use_up_mappings().is_none() {
+            return;
+        }
+        let error = guest.begin_error(1).expect("no mapping is left");
+        assert!(error.to_string().contains("vm.max_map_count"), "{error}");
+        guest.store_to(1);
+        guest.store_to(6);
+        (4..9).for_each(|page| guest.expect_dead(page));
+        (0..PAGES).for_each(|page| guest.store_to(page));
+        // What the five pages took can be had again.
+        guest.expect_tracked(0);
+    });
+}
+
+#[test]
+fn mappings_under_an_announcement() {
+    scenario("limits::mappings_under_an_announcement", &[Mode::Mprotect], End::Well, |mode| {
+        let guest = fixture(mode);
+        (4..9).for_each(|page| guest.block(page));
+        if use_up_mappings().is_none() {
+            return;
+        }
+        let held = guest.cache.tracker().prepare_kernel_write(GuestAddr(byte_of(6)), 1).unwrap();
+        guest.expect_dead(6);
+        let file = std::fs::File::open("/dev/zero").unwrap();
+        let into = guest.memory.range().start().as_ptr().wrapping_add((byte_of(6) - GUEST) as usize);
+        // SAFETY: the kernel writes one byte of the guest's.
+        assert_eq!(unsafe { libc::read(std::os::fd::AsRawFd::as_raw_fd(&file), into.cast(), 1) }, 1);
+        drop(held);
+    });
+}
+
+/// A region's tables and its page descriptors are asked for: an error, where other
+/// allocations end the process.
+#[test]
+fn addresses() {
+    scenario("limits::addresses", &TRACKING, End::Well, |mode| {
+        const LEN: usize = 128 << 30;
+        let memory = GuestMemory::anonymous(LEN).unwrap();
+        let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE).unwrap();
+        // Big enough that its tables do not fit into what is left.
+        let whole = region(GUEST, &memory, mode);
+        let half = RegionOptions { host: half_of(&memory), ..whole };
+        // SAFETY: the memory outlives the cache.
+        let added = |options| unsafe { cache.tracker().add_region(options) };
+
+        leave_addresses(256 << 10);
+        let refused = added(whole);
+        set_limit(libc::RLIMIT_AS, libc::RLIM_INFINITY);
+        assert!(matches!(&refused, Err(error) if error.to_string().contains("ulimit -v")), "{mode}: {refused:?}");
+
+        added(half).unwrap();
+        cache.tracker().begin(GuestAddr(GUEST)).unwrap();
+        leave_addresses(256 << 10);
+        // Each page has descriptors of its own.
+        let pages = (1..LEN as u64 / 2 >> 21).map(|number| GuestAddr(GUEST + (number << 21)));
+        let refused = pages.map(|page| cache.tracker().begin(page)).find_map(Result::err);
+        set_limit(libc::RLIMIT_AS, libc::RLIM_INFINITY);
+        let Some(BeginError::Failed(error)) = refused else { panic!("{mode}: {refused:?}") };
+        assert!(matches!(error, Error::NoMemory { .. }) && error.to_string().contains("ulimit -v"), "{error}");
+        // Nothing of what was there is lost.
+        cache.tracker().begin(GuestAddr(GUEST)).unwrap();
+        memory.write(0, &[1]).unwrap();
+        cache.tracker().set_access(GuestAddr(GUEST), 1, Access::ReadWrite).unwrap();
+    });
+}
+
+/// Lets the process map so much more and no more.
+fn leave_addresses(len_bytes: usize) {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let mapped_pages: usize = statm.split(' ').next().unwrap().parse().unwrap();
+    set_limit(libc::RLIMIT_AS, (mapped_pages * page_bytes() + len_bytes) as u64);
+}
+
+fn half_of(memory: &GuestMemory) -> codewarden::addr::HostRange {
+    let page = codewarden::addr::PageSize::host();
+    let start = HostAddr(memory.range().start().0);
+    codewarden::addr::HostRange::new(start, memory.len() / 2, page).unwrap()
+}

@@ -1,0 +1,163 @@
+//! Kernels that lack something, on one that has it all: `CODEWARDEN_HIDE`.
+//!
+//! Each facility is hidden from a process of its own, which sees what `auto` takes,
+//! what each mode that cannot be had says, and that each mode that can works.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use codewarden::addr::GuestAddr;
+use codewarden::code_buffer::CodeBuffer;
+use codewarden::error::Error;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::{Facility, Mode, Probe, best_synchronous};
+use codewarden::tracker::{Cause, PageObserver, PageWrite, Tracker};
+use codewarden::{CodeCache, EntryStubs};
+
+use crate::alone::task;
+use crate::scenario::{End, TRACKING, UFFD, byte_of, expect_end};
+use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, skip};
+
+/// What is hidden, the modes that cannot be had then, and what `auto` takes.
+const MASKS: [(&str, &[Mode], Mode); 18] = [
+    ("", &[], Mode::Sigbus),
+    ("uffd", &UFFD, Mode::Mprotect),
+    ("uffd_syscall", &[], Mode::Sigbus),
+    ("uffd_device", &[], Mode::Sigbus),
+    ("uffd_syscall,uffd_device", &UFFD, Mode::Mprotect),
+    ("kernel_faults", &[], Mode::Sigbus),
+    ("user_mode_only", &[], Mode::Sigbus),
+    ("kernel_faults,user_mode_only", &UFFD, Mode::Mprotect),
+    ("wp", &UFFD, Mode::Mprotect),
+    ("wp_unpopulated", &UFFD, Mode::Mprotect),
+    ("wp_shmem", &[], Mode::Sigbus),
+    ("wp_async", &[Mode::Deferred], Mode::Sigbus),
+    ("sigbus", &[Mode::Sigbus], Mode::Thread),
+    ("thread_id", &[], Mode::Sigbus),
+    ("exact_address", &[], Mode::Sigbus),
+    ("pagemap_scan", &[Mode::Deferred], Mode::Sigbus),
+    ("membarrier_sync_core", &[], Mode::Sigbus),
+    // A kernel of 2020, 5.8.
+    ("uffd_device,user_mode_only,wp_unpopulated,wp_shmem,wp_async,exact_address,pagemap_scan", &UFFD, Mode::Mprotect),
+];
+
+/// Runs the test `name` once with each mask, as [`task`] says; skips what this
+/// process lacks anyway.
+fn with_each_mask(name: &str) {
+    let probe = Probe::of_this_process();
+    let lacks = Facility::NAMES.into_iter().filter(|(facility, ..)| !probe.has(*facility));
+    let lacks: Vec<_> = lacks.map(|(_, name, _)| name).collect();
+    if !lacks.is_empty() {
+        return skip(&format!("this process has no {}", lacks.join(", ")));
+    }
+    for (hidden, ..) in MASKS {
+        let task = if hidden.is_empty() { "nothing" } else { hidden };
+        expect_end(name, task, &[("CODEWARDEN_HIDE", hidden)], End::Well);
+    }
+}
+
+fn mask_of(task: &str) -> (&'static str, &'static [Mode], Mode) {
+    let hidden = if task == "nothing" { "" } else { task };
+    *MASKS.iter().find(|(names, ..)| *names == hidden).expect("a mask of the table")
+}
+
+fn try_mode(mode: Mode) -> Result<(), Error> {
+    for memory in [GuestMemory::anonymous(PAGES * page_bytes()), GuestMemory::memfd(PAGES * page_bytes())] {
+        let memory = memory?;
+        let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE)?;
+        #[allow(unsafe_code)]
+        // SAFETY: the fixture drops the cache before the memory.
+        unsafe { cache.tracker().add_region(region(GUEST, &memory, mode)) }?;
+        let guest = Fixture { cache, memory, mode };
+        guest.expect_tracked(1);
+        guest.expect_tracked(2);
+    }
+    Ok(())
+}
+
+#[test]
+fn every_fallback() {
+    let Some(task) = task() else { return with_each_mask("mask::every_fallback") };
+    let (hidden, missing, auto) = mask_of(&task);
+    let (best, why) = best_synchronous();
+    assert_eq!(best, auto, "{hidden}: {why}");
+    assert_eq!(why.contains("CODEWARDEN_HIDE"), auto != Mode::Sigbus, "{why}");
+    for mode in TRACKING {
+        match try_mode(mode) {
+            Ok(()) => assert!(!missing.contains(&mode), "{mode} without {hidden}"),
+            Err(error) => {
+                assert!(missing.contains(&mode), "{mode} without {hidden}: {error}");
+                assert!(matches!(&error, Error::ModeUnavailable { mode: at, .. } if *at == mode), "{error}");
+                let text = error.to_string();
+                let names_it = hidden.split(',').any(|name| text.contains(name)) || text.contains("both ");
+                assert!(names_it && text.contains("CODEWARDEN_HIDE; remove "), "{text}");
+            }
+        }
+    }
+    let has_code = CodeBuffer::new(1 << 20);
+    assert_eq!(has_code.is_err(), hidden == "membarrier_sync_core");
+    if let Err(error) = has_code {
+        assert!(error.to_string().contains("CODEWARDEN_HIDE"), "{error}");
+    }
+}
+
+#[test]
+fn every_facility_is_hidden_once_alone() {
+    for (_, name, _) in Facility::NAMES {
+        assert!(MASKS.iter().any(|(hidden, ..)| *hidden == name), "{name}");
+    }
+}
+
+/// Where and by whom, as the last write told.
+#[derive(Default)]
+struct Last {
+    byte: AtomicU64,
+    tid: AtomicU64,
+}
+
+#[allow(unsafe_code)]
+// SAFETY: atomics.
+unsafe impl PageObserver for Last {
+    type Data = ();
+
+    fn written(&self, (): &(), write: &PageWrite) {
+        if let Cause::Store { byte, tid, .. } = write.cause {
+            self.byte.store(byte.0, SeqCst);
+            self.tid.store(u64::from(tid), SeqCst);
+        }
+    }
+}
+
+/// What is hidden is not asked of the kernel either: a fault tells less.
+#[test]
+fn what_a_fault_tells() {
+    let Some(task) = task() else { return with_each_mask("mask::what_a_fault_tells") };
+    let (hidden, missing, _) = mask_of(&task);
+    if missing.contains(&Mode::Thread) {
+        return;
+    }
+    let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
+    let last = Arc::new(Last::default());
+    let tracker = Tracker::new(last.clone());
+    #[allow(unsafe_code)]
+    // SAFETY: the memory outlives the tracker.
+    unsafe { tracker.add_region(region(GUEST, &memory, Mode::Thread)) }.unwrap();
+    tracker.begin(GuestAddr(byte_of(1))).unwrap();
+    memory.write((byte_of(1) - GUEST) as usize, &[1]).unwrap();
+    let page = GUEST + page_bytes() as u64;
+    assert_eq!(last.byte.load(SeqCst), if hidden == "exact_address" { page } else { byte_of(1) }, "{hidden}");
+    assert_eq!(last.tid.load(SeqCst) == 0, hidden == "thread_id", "{hidden}");
+}
+
+/// A mask that hides nothing would be taken for a fallback that works.
+#[test]
+fn a_name_that_nothing_has() {
+    let name = "mask::a_name_that_nothing_has";
+    if task().is_none() {
+        return expect_end(name, "wrong", &[("CODEWARDEN_HIDE", "sigbus,wp_asink")], End::Well);
+    }
+    for mode in Mode::ALL {
+        let text = try_mode(mode).unwrap_err().to_string();
+        assert!(text.contains("nothing is called: wp_asink") && text.contains("wp_async"), "{text}");
+    }
+}

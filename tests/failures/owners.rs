@@ -1,0 +1,67 @@
+//! Somebody else has the range.
+//!
+//! # Safety
+//!
+//! Memory outlives the trackers on it.
+#![allow(unsafe_code)]
+
+use codewarden::error::Error;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::Mode;
+use codewarden::{CodeCache, EntryStubs};
+use userfaultfd::{FeatureFlags, RegisterMode, Uffd, UffdBuilder};
+
+use crate::scenario::{End, TRACKING, UFFD, fixture, scenario};
+use crate::support::{Fixture, GUEST, PAGES, page_bytes, region};
+
+/// A userfaultfd of the embedder's own, on all of `memory`.
+fn register_elsewhere(memory: &GuestMemory) -> Uffd {
+    let mut builder = UffdBuilder::new();
+    builder.close_on_exec(true).user_mode_only(true).require_features(FeatureFlags::PAGEFAULT_FLAG_WP);
+    let uffd = builder.create().unwrap();
+    uffd.register_with_mode(memory.range().start().as_ptr().cast(), memory.len(), RegisterMode::WRITE_PROTECT).unwrap();
+    uffd
+}
+
+fn add(memory: &GuestMemory, mode: Mode) -> Result<(), Error> {
+    let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE).unwrap();
+    // SAFETY: the memory outlives the cache.
+    unsafe { cache.tracker().add_region(region(GUEST, memory, mode)) }
+}
+
+/// One range has one userfaultfd: an error that says whose business it is.
+#[test]
+fn another_userfaultfd() {
+    scenario("owners::another_userfaultfd", &UFFD, End::Well, |mode| {
+        let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
+        let other = register_elsewhere(&memory);
+        let error = add(&memory, mode).unwrap_err();
+        assert!(matches!(error, Error::AlreadyTracked { .. }), "{error}");
+        assert!(error.to_string().contains("another userfaultfd (EBUSY)"), "{error}");
+        drop(other);
+        Fixture::new(mode, memory).expect_tracked(1);
+    });
+}
+
+/// `mprotect` does not mind.
+#[test]
+fn another_userfaultfd_beside_mprotect() {
+    scenario("owners::another_userfaultfd_beside_mprotect", &[Mode::Mprotect], End::Well, |mode| {
+        let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
+        let _other = register_elsewhere(&memory);
+        Fixture::new(mode, memory).expect_tracked(1);
+    });
+}
+
+/// Two trackers of this library, in any two modes.
+#[test]
+fn another_tracker() {
+    scenario("owners::another_tracker", &TRACKING, End::Well, |mode| {
+        let guest = fixture(mode);
+        for other in TRACKING {
+            let error = add(&guest.memory, other).unwrap_err();
+            assert!(matches!(error, Error::AlreadyTracked { .. }), "{other} over {mode}: {error}");
+        }
+        guest.expect_tracked(1);
+    });
+}

@@ -1,0 +1,136 @@
+//! A failure in a process of its own, and what must hold after it.
+//!
+//! # Safety
+//!
+//! Sets a timer.
+#![allow(unsafe_code)]
+
+use core::ffi::c_int;
+use std::os::unix::process::ExitStatusExt;
+
+use codewarden::addr::GuestAddr;
+use codewarden::error::Error;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::{Mode, Probe};
+use codewarden::tracker::BeginError;
+
+use crate::alone::{run_alone, task};
+use crate::support::{Fixture, GUEST, PAGES, page_bytes, skip};
+
+/// Those that keep pages by a userfaultfd.
+pub(crate) const UFFD: [Mode; 3] = [Mode::Sigbus, Mode::Thread, Mode::Deferred];
+/// Those in which a store is told of before it retires.
+pub(crate) const SYNCHRONOUS: [Mode; 3] = [Mode::Sigbus, Mode::Thread, Mode::Mprotect];
+/// All that track.
+pub(crate) const TRACKING: [Mode; 4] = [Mode::Sigbus, Mode::Thread, Mode::Deferred, Mode::Mprotect];
+
+/// A scenario that takes longer hangs.
+const LIMIT_S: u32 = 30;
+
+/// How the process must end.
+#[derive(Clone, Copy)]
+pub(crate) enum End {
+    /// The scenario comes to its end.
+    Well,
+    /// The kernel ends it: defined, if not pleasant.
+    Signal(c_int),
+}
+
+/// Runs `scenario` in a process of its own for each of `modes` that can be had
+/// here. `name` is the path of the test that calls this.
+pub(crate) fn scenario(name: &str, modes: &[Mode], end: End, scenario: impl Fn(Mode)) {
+    if let Some(mode) = task() {
+        // SAFETY: sets a timer.
+        unsafe { libc::alarm(LIMIT_S) };
+        scenario(Mode::from_name(&mode).expect("a mode"));
+        std::process::exit(0);
+    }
+    let probe = Probe::of_this_process();
+    for mode in modes {
+        if let Err(error) = probe.check(*mode) {
+            skip(&error);
+            continue;
+        }
+        println!("{mode}");
+        // Threads have no heap of their own, whose addresses no limit would reach.
+        expect_end(name, mode.name(), &[("MALLOC_ARENA_MAX", "1")], end);
+    }
+}
+
+/// Runs the test `name` alone for `task` and sees how it ends.
+pub(crate) fn expect_end(name: &str, task: &str, variables: &[(&str, &str)], end: End) {
+    let output = run_alone(name, task, variables);
+    let as_meant = match end {
+        End::Well => output.status.code() == Some(0),
+        End::Signal(signo) => output.status.signal() == Some(signo),
+    };
+    let (said, shown) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert!(as_meant, "{name}, {task}: {}\n{shown}{said}", output.status);
+    // Where nothing ran nothing failed.
+    assert!(shown.contains("running 1 test"), "{name} is not the name of one test");
+}
+
+/// A block of one byte in the middle of a page, which its key is the address of.
+pub(crate) fn byte_of(page: usize) -> u64 {
+    GUEST + (page * page_bytes() + 100) as u64
+}
+
+pub(crate) fn fixture(mode: Mode) -> Fixture {
+    Fixture::new(mode, GuestMemory::anonymous(PAGES * page_bytes()).unwrap())
+}
+
+impl Fixture {
+    /// Translates the byte of `page`, or says why it cannot be.
+    pub(crate) fn begin_error(&self, page: usize) -> Option<Error> {
+        loop {
+            match self.cache.tracker().begin(GuestAddr(byte_of(page))) {
+                Ok(_) => return None,
+                Err(BeginError::Failed(error)) => return Some(error),
+                Err(BeginError::Busy(_)) => std::thread::yield_now(),
+            }
+        }
+    }
+
+    /// A block on `page` that can be reached.
+    pub(crate) fn block(&self, page: usize) {
+        let entry = self.translate(byte_of(page), &[byte_of(page)]).unwrap();
+        assert_eq!(self.lookup(byte_of(page)), Some(entry));
+    }
+
+    /// A store to the block's byte retires and changes it.
+    pub(crate) fn store_to(&self, page: usize) {
+        let value = self.read(byte_of(page)).wrapping_add(1);
+        self.store(byte_of(page), value);
+        assert_eq!(self.read(byte_of(page)), value);
+    }
+
+    /// The block of `page` is not reached, once its write is announced where the
+    /// mode wants that; an announcement that fails is as good.
+    pub(crate) fn expect_dead(&self, page: usize) {
+        if self.mode == Mode::Deferred {
+            let _ = self.cache.tracker().sync();
+        }
+        assert_eq!(self.lookup(byte_of(page)), None, "{}: the block of page {page} is stale", self.mode);
+    }
+
+    /// A whole life of a block: made, written, gone.
+    pub(crate) fn expect_tracked(&self, page: usize) {
+        self.block(page);
+        self.store_to(page);
+        self.expect_dead(page);
+    }
+
+    /// Whatever failed: a page is either tracked as ever, or nothing can be
+    /// translated from it and the error says that the tracking is lost.
+    pub(crate) fn expect_tracked_or_lost(&self, page: usize) {
+        match self.begin_error(page) {
+            None => self.expect_tracked(page),
+            Some(error) => assert_eq!(error, Error::TrackingLost),
+        }
+    }
+
+    /// Nothing can be translated any more, and the error says why.
+    pub(crate) fn expect_lost(&self) {
+        assert_eq!(self.begin_error(PAGES - 1), Some(Error::TrackingLost), "{}", self.mode);
+    }
+}

@@ -1,0 +1,210 @@
+//! A seccomp filter that refuses what the library needs, before a region was made
+//! and under one that is at work.
+//!
+//! # Safety
+//!
+//! Installs filters made here, in processes of their own.
+#![allow(unsafe_code)]
+
+use core::ffi::{c_int, c_long};
+
+use codewarden::error::Error;
+use codewarden::protection::{Mode, Probe};
+
+use crate::address_space::replace;
+use crate::scenario::{End, SYNCHRONOUS, UFFD, fixture, scenario};
+
+/// One call that a filter answers: its number, and the low half of its second
+/// argument where that decides.
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) number: c_long,
+    pub(crate) command: Option<u32>,
+}
+
+const fn ioctl(command: u32) -> Call {
+    Call { number: libc::SYS_ioctl, command: Some(command) }
+}
+
+const USERFAULTFD: Call = Call { number: libc::SYS_userfaultfd, command: None };
+const MPROTECT: Call = Call { number: libc::SYS_mprotect, command: None };
+const MINCORE: Call = Call { number: libc::SYS_mincore, command: None };
+const DUP3: Call = Call { number: libc::SYS_dup3, command: None };
+/// `_IO(0xAA, 0)`
+const USERFAULTFD_IOC_NEW: Call = ioctl(0xaa00);
+/// `_IOWR(0xAA, 0x3f, struct uffdio_api)`
+const UFFDIO_API: Call = ioctl(0xc018_aa3f);
+/// `_IOWR(0xAA, 6, struct uffdio_writeprotect)`
+const UFFDIO_WRITEPROTECT: Call = ioctl(0xc018_aa06);
+/// `_IOWR('f', 16, struct pm_scan_arg)`
+const PAGEMAP_SCAN: Call = ioctl(0xc060_6610);
+
+/// What a filter does to a call.
+pub(crate) const KILL_THREAD: u32 = 0;
+pub(crate) const fn errno(errno: c_int) -> u32 {
+    0x0005_0000 | errno as u32
+}
+const ALLOW: u32 = 0x7fff_0000;
+
+/// From here on every thread of the process gets `answer` for these calls.
+pub(crate) fn refuse(calls: &[Call], answer: u32) {
+    const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+    const IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    const NUMBER_AT: u32 = 0;
+    const SECOND_ARGUMENT_AT: u32 = 24;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut program = Vec::new();
+    for call in calls {
+        let conditions = [(NUMBER_AT, Some(call.number as u32)), (SECOND_ARGUMENT_AT, call.command)];
+        let mut conditions: Vec<_> = conditions.into_iter().filter_map(|(at, value)| Some((at, value?))).collect();
+        let mut left = 2 * conditions.len() as u8 + 1;
+        for (at, value) in conditions.drain(..) {
+            left -= 2;
+            program.push(step(LOAD, 0, 0, at));
+            program.push(step(IF_EQUAL, 0, left, value));
+        }
+        program.push(step(RETURN, 0, 0, answer));
+    }
+    program.push(step(RETURN, 0, 0, ALLOW));
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    const ON_EVERY_THREAD: c_int = 1; // SECCOMP_FILTER_FLAG_TSYNC
+    const SET_FILTER: c_int = 1; // SECCOMP_SET_MODE_FILTER
+    // SAFETY: the program lives until the call is over; it works on numbers alone.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let installed = libc::syscall(libc::SYS_seccomp, SET_FILTER, ON_EVERY_THREAD, &raw const program);
+        assert_eq!(installed, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+/// What `auto` takes then, and what the modes that cannot be had say.
+fn expect_fallback(missing: &[Mode], says: &str) {
+    let probe = Probe::of_this_process();
+    for mode in missing {
+        let error = probe.check(*mode).expect_err(mode.name());
+        assert!(matches!(&error, Error::ModeUnavailable { mode: at, .. } if at == mode), "{error}");
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    let (best, why) = probe.best_synchronous();
+    if missing.contains(&Mode::Sigbus) {
+        assert_eq!(best, Mode::Mprotect, "{why}");
+        assert!(why.contains(says), "{why}");
+    } else {
+        assert_eq!(best, Mode::Sigbus, "{why}");
+    }
+    fixture(best).expect_tracked(1);
+}
+
+#[test]
+fn userfaultfd_refused_before() {
+    scenario("seccomp::userfaultfd_refused_before", &[Mode::Mprotect], End::Well, |_| {
+        refuse(&[USERFAULTFD, USERFAULTFD_IOC_NEW], errno(libc::EPERM));
+        expect_fallback(&UFFD, "seccomp");
+    });
+}
+
+/// As where the kernel does not have it.
+#[test]
+fn userfaultfd_hidden_before() {
+    scenario("seccomp::userfaultfd_hidden_before", &[Mode::Mprotect], End::Well, |_| {
+        refuse(&[USERFAULTFD, USERFAULTFD_IOC_NEW], errno(libc::ENOSYS));
+        expect_fallback(&UFFD, "CONFIG_USERFAULTFD");
+    });
+}
+
+#[test]
+fn its_first_ioctl_refused_before() {
+    scenario("seccomp::its_first_ioctl_refused_before", &[Mode::Mprotect], End::Well, |_| {
+        refuse(&[UFFDIO_API], errno(libc::EPERM));
+        expect_fallback(&UFFD, "UFFDIO_API");
+    });
+}
+
+#[test]
+fn scan_refused_before() {
+    scenario("seccomp::scan_refused_before", &[Mode::Deferred], End::Well, |_| {
+        refuse(&[PAGEMAP_SCAN], errno(libc::EPERM));
+        expect_fallback(&[Mode::Deferred], "seccomp");
+    });
+}
+
+/// Translated from already: giving the descriptors up opens the pages, after the
+/// blocks are dead.
+#[test]
+fn ioctl_refused_under_a_region() {
+    scenario("seccomp::ioctl_refused_under_a_region", &[Mode::Sigbus, Mode::Thread], End::Well, |mode| {
+        let guest = fixture(mode);
+        guest.block(1);
+        guest.block(2);
+        refuse(&[UFFDIO_WRITEPROTECT], errno(libc::EPERM));
+        let error = guest.begin_error(3).expect("protecting is refused");
+        assert!(error.to_string().contains("seccomp"), "{error}");
+        guest.store_to(1);
+        guest.expect_dead(1);
+        guest.expect_dead(2);
+        guest.expect_lost();
+        guest.store_to(2);
+    });
+}
+
+#[test]
+fn scan_refused_under_a_region() {
+    scenario("seccomp::scan_refused_under_a_region", &[Mode::Deferred], End::Well, |mode| {
+        let guest = fixture(mode);
+        guest.block(1);
+        refuse(&[PAGEMAP_SCAN], errno(libc::ENOSYS));
+        guest.store_to(1);
+        let error = guest.cache.tracker().sync().expect_err("nothing can be asked");
+        assert!(error.to_string().contains("PAGEMAP_SCAN"), "{error}");
+        guest.expect_dead(1);
+        assert!(guest.begin_error(1).is_some());
+    });
+}
+
+/// Whether a page that cannot be protected is a hole is asked by `mincore`: where
+/// that is refused it is no hole.
+#[test]
+fn mincore_refused_under_a_region() {
+    scenario("seccomp::mincore_refused_under_a_region", &UFFD, End::Well, |mode| {
+        let guest = fixture(mode);
+        refuse(&[MINCORE], errno(libc::EPERM));
+        replace(&guest.memory, 3);
+        assert!(guest.begin_error(3).is_some(), "{mode}: a page that nobody tracks was handed out");
+        guest.expect_tracked_or_lost(4);
+    });
+}
+
+/// Nothing is left that could open the page: the store's own signal ends the
+/// process, rather than to come back for ever.
+#[test]
+fn mprotect_refused_under_a_region() {
+    let end = End::Signal(libc::SIGSEGV);
+    scenario("seccomp::mprotect_refused_under_a_region", &[Mode::Mprotect], end, |mode| {
+        let guest = fixture(mode);
+        guest.block(1);
+        refuse(&[MPROTECT], errno(libc::EPERM));
+        guest.store(crate::scenario::byte_of(1), 1);
+    });
+}
+
+#[test]
+fn everything_refused_under_a_region() {
+    let end = End::Signal(libc::SIGBUS);
+    scenario("seccomp::everything_refused_under_a_region", &[Mode::Sigbus], end, |mode| {
+        let guest = fixture(mode);
+        guest.block(1);
+        refuse(&[UFFDIO_WRITEPROTECT, DUP3], errno(libc::EPERM));
+        guest.store(crate::scenario::byte_of(1), 1);
+    });
+}
+
+/// A filter that ends the process leaves nothing to say; one that lets everything
+/// through changes nothing.
+#[test]
+fn a_filter_that_refuses_nothing_of_ours() {
+    scenario("seccomp::a_filter_that_refuses_nothing_of_ours", &SYNCHRONOUS, End::Well, |mode| {
+        refuse(&[Call { number: libc::SYS_reboot, command: None }], errno(libc::EPERM));
+        fixture(mode).expect_tracked(1);
+    });
+}

@@ -1,0 +1,115 @@
+//! The embedder blocks our signal, or takes it from us. The kernel gives nobody a
+//! way to prevent either: what can be asked before, and how it ends.
+//!
+//! # Safety
+//!
+//! Changes masks and handlers of processes of their own.
+#![allow(unsafe_code)]
+
+use core::ffi::{c_int, c_void};
+use core::mem::MaybeUninit;
+use core::ptr;
+
+use codewarden::protection::{Handled, Mode, handle_fault, handler_is_ours, is_blocked_here};
+
+use crate::scenario::{End, TRACKING, byte_of, fixture, scenario};
+
+/// The signal by which `mode` learns of a store.
+fn signal_of(mode: Mode) -> c_int {
+    if mode == Mode::Sigbus { libc::SIGBUS } else { libc::SIGSEGV }
+}
+
+fn block(signals: &[c_int]) {
+    let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: works on the local set.
+    unsafe {
+        signals.iter().for_each(|signo| assert_eq!(libc::sigaddset(set.as_mut_ptr(), *signo), 0));
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
+    }
+}
+
+fn install(signo: c_int, handler: usize) {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: a zeroed action is a valid one; the handlers are those of this file.
+    unsafe {
+        let action = action.assume_init_mut();
+        action.sa_sigaction = handler;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        assert_eq!(libc::sigaction(signo, action, ptr::null_mut()), 0);
+    }
+}
+
+/// A store by a thread that blocks the signal: the kernel ends the process, before
+/// the store retires.
+fn blocked(mode: Mode) {
+    let guest = fixture(mode);
+    guest.block(1);
+    assert!(!is_blocked_here(signal_of(mode)));
+    block(&[signal_of(mode)]);
+    assert!(is_blocked_here(signal_of(mode)), "the embedder could have known");
+    guest.store(byte_of(1), 1);
+}
+
+#[test]
+fn sigbus_blocked() {
+    scenario("signals::sigbus_blocked", &[Mode::Sigbus], End::Signal(libc::SIGBUS), blocked);
+}
+
+#[test]
+fn sigsegv_blocked() {
+    scenario("signals::sigsegv_blocked", &[Mode::Mprotect], End::Signal(libc::SIGSEGV), blocked);
+}
+
+/// The other modes need no signal of the storing thread.
+#[test]
+fn blocked_where_none_is_needed() {
+    let modes = [Mode::Thread, Mode::Deferred];
+    scenario("signals::blocked_where_none_is_needed", &modes, End::Well, |mode| {
+        let guest = fixture(mode);
+        block(&[libc::SIGBUS, libc::SIGSEGV]);
+        guest.expect_tracked(1);
+    });
+}
+
+unsafe extern "C" fn hands_on(signo: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the arguments are the kernel's.
+    if unsafe { handle_fault(signo, info, context) } == Handled::NotOurs {
+        // SAFETY: leaves from a handler.
+        unsafe { libc::_exit(3) };
+    }
+}
+
+/// A handler that was installed over ours and calls `handle_fault` first, as it
+/// should: nothing changes.
+#[test]
+fn replaced_by_one_that_hands_on() {
+    scenario("signals::replaced_by_one_that_hands_on", &TRACKING, End::Well, |mode| {
+        let guest = fixture(mode);
+        guest.block(1);
+        install(signal_of(mode), hands_on as *const () as usize);
+        assert!(!handler_is_ours(signal_of(mode)));
+        guest.store_to(1);
+        guest.expect_dead(1);
+        guest.expect_tracked(2);
+    });
+}
+
+/// Handlers that know nothing of us: the default action.
+fn replaced_by_the_default(mode: Mode) {
+    let guest = fixture(mode);
+    guest.block(1);
+    assert!(handler_is_ours(signal_of(mode)));
+    install(signal_of(mode), libc::SIG_DFL);
+    assert!(!handler_is_ours(signal_of(mode)), "the embedder could have known");
+    guest.store(byte_of(1), 1);
+}
+
+#[test]
+fn sigbus_replaced() {
+    scenario("signals::sigbus_replaced", &[Mode::Sigbus], End::Signal(libc::SIGBUS), replaced_by_the_default);
+}
+
+#[test]
+fn sigsegv_replaced() {
+    scenario("signals::sigsegv_replaced", &[Mode::Mprotect], End::Signal(libc::SIGSEGV), replaced_by_the_default);
+}

@@ -1,0 +1,92 @@
+//! An ordinary user, as which nothing but this test runs where the tests are
+//! root's.
+//!
+//! # Safety
+//!
+//! Gives the process's rights up, in processes of their own; lets the kernel write
+//! to the fixture's memory.
+#![allow(unsafe_code)]
+
+use std::os::fd::AsRawFd;
+
+use codewarden::addr::GuestAddr;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::{Facility, Mode, Probe};
+
+use crate::scenario::{End, TRACKING, byte_of, fixture, scenario};
+use crate::support::{Fixture, GUEST, PAGES, page_bytes, skip};
+
+const NOBODY: libc::uid_t = 65_534;
+
+/// From here on the process is nobody's, and may look at itself as before.
+fn become_nobody() {
+    // SAFETY: changes who the process is.
+    unsafe {
+        assert_eq!(libc::setgroups(0, std::ptr::null()), 0);
+        assert_eq!(libc::setgid(NOBODY), 0);
+        assert_eq!(libc::setuid(NOBODY), 0);
+        // Files of its own in /proc belong to root until it is dumpable again.
+        assert_eq!(libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0), 0);
+    }
+}
+
+/// Whether `scenario` can be run as an ordinary user: as one already, or as root.
+fn as_nobody(name: &str, modes: &[Mode], run: impl Fn(Mode)) {
+    scenario(name, modes, End::Well, |mode| {
+        // SAFETY: asks for a number.
+        if unsafe { libc::geteuid() } == 0 {
+            become_nobody();
+        } else {
+            skip(&"not root: this user is taken for an ordinary one");
+        }
+        run(mode);
+    });
+}
+
+fn read_into(guest: &Fixture, page: usize) -> std::io::Result<usize> {
+    let zeroes = std::fs::File::open("/dev/zero").unwrap();
+    let into = guest.memory.range().start().as_ptr().wrapping_add((byte_of(page) - GUEST) as usize);
+    // SAFETY: the kernel writes one byte of the guest's, or nothing.
+    let count = unsafe { libc::read(zeroes.as_raw_fd(), into.cast(), 1) };
+    usize::try_from(count).map_err(|_| std::io::Error::last_os_error())
+}
+
+/// Every mode can be had, and does what it says.
+#[test]
+fn every_mode_works() {
+    as_nobody("user::every_mode_works", &TRACKING, |mode| {
+        for memory in [GuestMemory::anonymous(PAGES * page_bytes()), GuestMemory::memfd(PAGES * page_bytes())] {
+            let guest = Fixture::new(mode, memory.unwrap());
+            guest.expect_tracked(1);
+            guest.expect_tracked(2);
+        }
+    });
+}
+
+/// With a descriptor for user mode alone, thread mode does not see the kernel's
+/// writes: they are refused until they are announced, and the probe says which
+/// permission is missing.
+#[test]
+fn kernel_writes_need_a_permission() {
+    as_nobody("user::kernel_writes_need_a_permission", &[Mode::Thread], |mode| {
+        let probe = Probe::of_this_process();
+        let Some(why) = probe.why_missing(Facility::KernelFaults) else {
+            return skip(&"this kernel lets ordinary users handle its faults");
+        };
+        for permission in ["CAP_SYS_PTRACE", "vm.unprivileged_userfaultfd=1", "/dev/userfaultfd"] {
+            assert!(why.contains(permission), "{why}");
+        }
+        assert!(!probe.has(Facility::UffdDevice) && probe.has(Facility::UserModeOnly));
+        let device = probe.why_missing(Facility::UffdDevice).unwrap();
+        assert!(device.contains("permission") || device.contains("there is no"), "{device}");
+
+        let guest = fixture(mode);
+        guest.block(1);
+        assert_eq!(read_into(&guest, 1).unwrap_err().raw_os_error(), Some(libc::EFAULT));
+        assert!(guest.lookup(byte_of(1)).is_some(), "nothing was written");
+        let held = guest.cache.tracker().prepare_kernel_write(GuestAddr(byte_of(1)), 1).unwrap();
+        assert_eq!(read_into(&guest, 1).unwrap(), 1);
+        guest.expect_dead(1);
+        drop(held);
+    });
+}
