@@ -62,10 +62,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "a read of a tracked page", run: read_of_tracked_page, end: End::Exit(43) },
     Scenario { name: "a handler after ours", run: handler_after, end: End::Exit(0) },
     Scenario { name: "the embedder owns the signals", run: embedder_owns_signals, end: End::Exit(0) },
-    Scenario { name: "SIGBUS blocked", run: sigbus_blocked, end: End::Signal(libc::SIGBUS) },
     Scenario { name: "a fault with a guest stack pointer", run: alternate_stack, end: End::Exit(0) },
-    Scenario { name: "mprotect at the VMA limit", run: vma_limit, end: End::Exit(0) },
-    Scenario { name: "a drop in a fork's child", run: drop_in_fork_child, end: End::Exit(0) },
 ];
 
 fn main() -> ExitCode {
@@ -340,20 +337,6 @@ fn embedder_owns_signals() {
     assert_eq!(tracked.learned(), 1);
 }
 
-fn sigbus_blocked() {
-    let tracked = Tracked::at_work(Mode::Sigbus);
-    assert!(!is_blocked_here(libc::SIGBUS));
-    let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
-    // SAFETY: works on the local set.
-    unsafe {
-        libc::sigaddset(set.as_mut_ptr(), libc::SIGBUS);
-        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
-    }
-    assert!(is_blocked_here(libc::SIGBUS));
-    tracked.protect(0);
-    let _ = tracked.memory.write(8, &[2]);
-}
-
 /// A guest may own the stack pointer: the handler must not run on it. Here it
 /// points into a page that cannot be written to.
 #[cfg(target_arch = "x86_64")]
@@ -384,52 +367,4 @@ fn alternate_stack() {
 #[cfg(not(target_arch = "x86_64"))]
 fn alternate_stack() {
     let _stack = AltStack::for_this_thread().unwrap();
-}
-
-fn drop_in_fork_child() {
-    for mode in [Mode::Sigbus, Mode::Thread, Mode::Deferred, Mode::Mprotect] {
-        if Probe::of_this_process().check(mode).is_err() {
-            continue;
-        }
-        let memory = GuestMemory::anonymous(4 * PageSize::host().bytes()).unwrap();
-        let tracked = Tracked::over(memory, mode, false);
-        tracked.protect(1);
-        // SAFETY: the child drops its copies and leaves.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            let _ = tracked.memory.write(2 * PageSize::host().bytes(), &[1]);
-            drop(tracked);
-            // SAFETY: leaves the child.
-            unsafe { libc::_exit(0) };
-        }
-        let mut status = 0;
-        // SAFETY: our own child and a local to write to.
-        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
-        assert_eq!(status, 0, "{mode}: the child could not drop its tracker");
-        tracked.memory.write(PageSize::host().bytes(), &[1]).unwrap();
-        if mode == Mode::Deferred {
-            tracked.tracker.sync().unwrap();
-        }
-        assert_eq!(tracked.learned(), 1, "{mode}: the child's drop ended the parent's tracking");
-    }
-}
-
-/// Each protected page between open ones is two VMAs more: the baseline ends at
-/// the kernel's limit, with an error, and what it protected before stays good.
-fn vma_limit() {
-    let limit: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
-    if limit > 100_000 {
-        println!("skipped: vm.max_map_count is {limit}");
-        return;
-    }
-    let page = PageSize::host().bytes();
-    let memory = GuestMemory::anonymous((limit + 64) * page).unwrap();
-    let tracked = Tracked::over(memory, Mode::Mprotect, false);
-    let error = (0..limit / 2 + 32)
-        .find_map(|pair| tracked.tracker.begin(GuestAddr(GUEST.0 + (2 * pair * page) as u64)).err())
-        .expect("the limit");
-    assert!(error.to_string().contains("mprotect") && error.to_string().contains("os error 12"), "{error}");
-    let before = tracked.learned();
-    tracked.memory.write(8 * page, &[1]).unwrap();
-    assert_eq!(tracked.learned(), before + 1);
 }
