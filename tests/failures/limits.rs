@@ -179,7 +179,7 @@ fn addresses() {
         cache.tracker().begin(GuestAddr(GUEST)).unwrap();
         leave_addresses(256 << 10);
         // Each page has descriptors of its own.
-        let pages = (1..LEN as u64 / 2 >> 21).map(|number| GuestAddr(GUEST + (number << 21)));
+        let pages = (1..(LEN as u64 / 2) >> 21).map(|number| GuestAddr(GUEST + (number << 21)));
         let refused = pages.map(|page| cache.tracker().begin(page)).find_map(Result::err);
         set_limit(libc::RLIMIT_AS, libc::RLIM_INFINITY);
         let Some(BeginError::Failed(error)) = refused else { panic!("{mode}: {refused:?}") };

@@ -19,7 +19,7 @@ use std::os::unix::process::ExitStatusExt;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
 
-use crate::own_process::{run_alone, task};
+use crate::alone::{run_alone, task};
 use crate::support::{Fixture, page_bytes, tracking_modes};
 
 /// Room for a frame with every register that a processor has.
@@ -68,7 +68,7 @@ fn a_frame_on_a_protected_stack() {
     for mode in tracking_modes().into_iter().chain([Mode::None]) {
         let passes = fixture(mode).kernel_writes_pass();
         for how in ["announced", "unannounced"] {
-            let status = run_alone("signal_frame::a_frame_on_a_protected_stack", &format!("{mode} {how}"));
+            let status = run_alone("signal_frame::a_frame_on_a_protected_stack", &format!("{mode} {how}"), &[]).status;
             if passes || how == "announced" {
                 assert_eq!(status.code(), Some(0), "{mode} {how}: {status}");
             } else {
