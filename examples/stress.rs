@@ -40,8 +40,9 @@ fn main() -> ExitCode {
                 println!("the control found nothing stale: this run proves nothing");
                 failed = true;
             }
-        } else if outcome.stale + outcome.freed_under_pin > 0 {
-            println!("{mode}: {} stale, {} freed under a pin", outcome.stale, outcome.freed_under_pin);
+        } else if outcome.stale + outcome.freed_under_pin + outcome.wrong_in_child > 0 {
+            let Outcome { stale, freed_under_pin, wrong_in_child, .. } = outcome;
+            println!("{mode}: {stale} stale, {freed_under_pin} freed under a pin, {wrong_in_child} children wrong");
             failed = true;
         }
     }

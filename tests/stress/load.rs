@@ -7,6 +7,11 @@
 //! announcement after it has returned). Who has seen a version published and then
 //! finds a block of an older one has found stale code.
 //!
+//! A policy without sense makes pages checked and cools them all the time, opens
+//! pages ahead and protects them in batches; so every change of a page's state
+//! races every other. Now and then the process forks: the child must find no
+//! block, the parent every one.
+//!
 //! # Safety
 //!
 //! A block's entry is the address of its [`Code`], which its payload owns: it is
@@ -15,14 +20,16 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
+use codewarden::policy::{Decision, Limits, PageHistory, Policy};
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::RegionOptions;
-use codewarden::{CodeCache, EntryStubs, Key, Pin, Stats};
+use codewarden::{CodeCache, Entry, EntryStubs, Key, Pin, Stats};
 
 const PAGES: usize = 8;
 const WORDS_PER_PAGE: usize = 4;
@@ -34,6 +41,15 @@ const TRANSLATORS: usize = 2;
 const VCPUS: usize = 2;
 /// Stores of a deferred region between two announcements.
 const STORES_PER_SYNC: usize = 8;
+
+/// Bytes from a word to data beside the code: another code line.
+const BESIDE_BYTES: usize = 2048;
+const TURN: Duration = Duration::from_millis(2);
+/// Turns from one fork to the next.
+const TURNS_PER_FORK: u32 = 25;
+
+/// In an entry: compare the words first.
+const CHECKED: usize = 1;
 
 const ALIVE: u32 = 0xa11e;
 const DEAD: u32 = 0xdead;
@@ -54,6 +70,35 @@ impl Drop for Owned {
     }
 }
 
+/// Decides by counting: what is right must not depend on it.
+#[derive(Debug, Default)]
+struct Fickle(AtomicU32);
+
+impl Fickle {
+    fn one_in(&self, n: u32) -> bool {
+        let count = self.0.fetch_add(1, Ordering::Relaxed);
+        count.wrapping_mul(0x9e37_79b9) >> 16 & 0xff < 0x100 / n
+    }
+}
+
+impl Policy for Fickle {
+    fn on_begin(&self, _: &PageHistory) -> Decision {
+        if self.one_in(4) { Decision::Check } else { Decision::Protect }
+    }
+
+    fn on_harvest(&self, _: &PageHistory) -> bool {
+        self.one_in(4)
+    }
+
+    fn has_cooled(&self, _: &PageHistory) -> bool {
+        self.one_in(2)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { open_ahead_pages: 4, protect_batch_pages: 4, checks_beside: true }
+    }
+}
+
 /// What went on, and what must not have.
 pub(crate) struct Outcome {
     pub(crate) mode: Mode,
@@ -65,21 +110,24 @@ pub(crate) struct Outcome {
     pub(crate) stale: u64,
     /// Blocks whose memory was freed under a pin.
     pub(crate) freed_under_pin: u64,
+    /// Blocks that a fork's child found, or could not do without.
+    pub(crate) wrong_in_child: u64,
+    pub(crate) forks: u64,
     pub(crate) stats: Stats,
 }
 
 impl Outcome {
     /// The head of the table that [`fmt::Display`] writes a line of.
-    pub(crate) const HEAD: &str = "mode      memory        stores    faults   commits   refused      busy    killed     freed   \
-                            lookups      hits     stale";
+    pub(crate) const HEAD: &str = "mode      memory        stores    faults   commits   refused    killed   checked   revived     \
+                            freed  forks   lookups      hits  stale";
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { mode, memory, stores, lookups, hits, stale, stats, .. } = self;
-        let Stats { faults, committed, refused, begins_busy, invalidated, freed, .. } = stats;
+        let Self { mode, memory, stores, lookups, hits, stale, forks, stats, .. } = self;
+        let Stats { faults, committed, refused, invalidated, checked, revived, freed, .. } = stats;
         write!(f, "{:<9} {memory:<9} {stores:>10}{faults:>10}{committed:>10}{refused:>10}", mode.name())?;
-        write!(f, "{begins_busy:>10}{invalidated:>10}{freed:>10}{lookups:>10}{hits:>10}{stale:>10}")
+        write!(f, "{invalidated:>10}{checked:>10}{revived:>10}{freed:>10}{forks:>7}{lookups:>10}{hits:>10}{stale:>7}")
     }
 }
 
@@ -96,6 +144,8 @@ struct Load {
     hits: AtomicU64,
     stale: AtomicU64,
     freed_under_pin: AtomicU64,
+    forks: AtomicU64,
+    wrong_in_child: AtomicU64,
 }
 
 /// Runs the load for `time`.
@@ -103,7 +153,7 @@ pub(crate) fn run(mode: Mode, memory: &'static str, time: Duration) -> Outcome {
     let page_bytes = codewarden::addr::PageSize::host().bytes();
     let bytes = PAGES * page_bytes;
     let guest = if memory == "memfd" { GuestMemory::memfd(bytes) } else { GuestMemory::anonymous(bytes) }.unwrap();
-    let cache = CodeCache::new(EntryStubs::NOT_CODE).unwrap();
+    let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Fickle::default())).unwrap();
     let region = RegionOptions {
         guest: GuestAddr(0),
         host: guest.range(),
@@ -125,6 +175,8 @@ pub(crate) fn run(mode: Mode, memory: &'static str, time: Duration) -> Outcome {
         hits: AtomicU64::new(0),
         stale: AtomicU64::new(0),
         freed_under_pin: AtomicU64::new(0),
+        forks: AtomicU64::new(0),
+        wrong_in_child: AtomicU64::new(0),
     };
     std::thread::scope(|scope| {
         let load = &load;
@@ -138,8 +190,14 @@ pub(crate) fn run(mode: Mode, memory: &'static str, time: Duration) -> Outcome {
             scope.spawn(move || load.execute(Random(200 + index as u64)));
         }
         let end = Instant::now() + time;
+        let mut turns = 0;
         while Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(TURN);
+            load.cache.tracker().tend();
+            turns += 1;
+            if turns % TURNS_PER_FORK == 0 {
+                load.fork();
+            }
         }
         load.stop.store(true, Ordering::Relaxed);
     });
@@ -154,6 +212,8 @@ pub(crate) fn run(mode: Mode, memory: &'static str, time: Duration) -> Outcome {
         hits: get(&load.hits),
         stale: get(&load.stale),
         freed_under_pin: get(&load.freed_under_pin),
+        forks: get(&load.forks),
+        wrong_in_child: get(&load.wrong_in_child),
         stats: load.cache.stats(),
     }
 }
@@ -184,7 +244,11 @@ impl Load {
             let bytes = versions[word].to_le_bytes();
             let held = (random.below(16) == 0)
                 .then(|| self.cache.tracker().prepare_kernel_write(GuestAddr(self.offset_of(word) as u64), 4).unwrap());
-            self.memory.write(self.offset_of(word), &bytes).unwrap();
+            let beside = if random.below(4) == 0 { BESIDE_BYTES } else { 0 };
+            self.memory.write(self.offset_of(word) + beside, &bytes).unwrap();
+            if beside != 0 {
+                self.memory.write(self.offset_of(word), &bytes).unwrap();
+            }
             drop(held);
             self.stores.fetch_add(1, Ordering::Relaxed);
             announced.push(word);
@@ -220,14 +284,23 @@ impl Load {
             if ticket.claim(GuestAddr(self.offset_of(word) as u64)).is_err() {
                 return;
             }
-            let mut bytes = [0; 4];
-            self.memory.read(self.offset_of(word), &mut bytes).unwrap();
-            *version = u32::from_le_bytes(bytes);
+            *version = self.version_of(word);
+            let at = GuestAddr(self.offset_of(word) as u64);
+            if ticket.made_from(at, &version.to_le_bytes()).is_err() {
+                return;
+            }
         }
+        let Ok(Some(ticket)) = ticket.revive() else { return };
         let code = Box::new(Code { alive: AtomicU32::new(ALIVE), key, versions });
         let entry = (&raw const *code) as usize;
         // A refusal is as good.
-        let _ = ticket.commit(entry, Owned(code));
+        let _ = ticket.commit(Entry::with_check(entry, entry | CHECKED), Owned(code));
+    }
+
+    fn version_of(&self, word: usize) -> u32 {
+        let mut bytes = [0; 4];
+        self.memory.read(self.offset_of(word), &mut bytes).unwrap();
+        u32::from_le_bytes(bytes)
     }
 
     fn execute(&self, mut random: Random) {
@@ -248,7 +321,11 @@ impl Load {
         let Some(entry) = pin.lookup(Key::new(key as u64)) else { return };
         self.hits.fetch_add(1, Ordering::Relaxed);
         // SAFETY: it was found under this pin, so its payload lives.
-        let code = unsafe { &*(entry as *const Code) };
+        let code = unsafe { &*((entry & !CHECKED) as *const Code) };
+        if entry & CHECKED != 0 && Self::words_of(key).map(|word| self.version_of(word)) != code.versions {
+            self.cache.remove(Key::new(key as u64));
+            return;
+        }
         random.pause(50);
         if code.alive.load(Ordering::Relaxed) != ALIVE || code.key != key {
             self.freed_under_pin.fetch_add(1, Ordering::Relaxed);
@@ -258,12 +335,40 @@ impl Load {
         }
     }
 
+    /// The child has no block, and can make one; then it is gone.
+    fn fork(&self) {
+        let guard = self.cache.before_fork();
+        // SAFETY: the child uses the cache, which the guard kept whole, and memory
+        // from the allocator, which libc keeps whole.
+        let child = unsafe { libc::fork() };
+        assert!(child >= 0, "no process to be had");
+        if child == 0 {
+            let status = if guard.after_fork_child().is_ok() { self.look_in_child() } else { 9 };
+            // SAFETY: ends the child without the parent's exit handlers.
+            unsafe { libc::_exit(status) };
+        }
+        guard.after_fork_parent();
+        let mut status = 0;
+        // SAFETY: the child is ours and was not waited for.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        self.forks.fetch_add(1, Ordering::Relaxed);
+        self.wrong_in_child.fetch_add(u64::from(status != 0), Ordering::Relaxed);
+    }
+
+    fn look_in_child(&self) -> i32 {
+        let lookup = |key| self.cache.attach_vcpu(|| {}).pin().lookup(Key::new(key));
+        if (0..KEYS).any(|key| lookup(key as u64).is_some()) {
+            return 1;
+        }
+        // A write of the parent that was announced may hold a page for ever here.
+        (0..WORDS).for_each(|key| self.translate_one(key));
+        if (0..WORDS).all(|key| lookup(key as u64).is_none()) { 2 } else { 0 }
+    }
+
     /// With nobody else left, every block is of the bytes of now.
     fn look_at_all(&self) {
         for (word, published) in self.published.iter().enumerate() {
-            let mut bytes = [0; 4];
-            self.memory.read(self.offset_of(word), &mut bytes).unwrap();
-            published.store(u32::from_le_bytes(bytes), Ordering::Relaxed);
+            published.store(self.version_of(word), Ordering::Relaxed);
         }
         let mut vcpu = self.cache.attach_vcpu(|| {});
         let mut pin = vcpu.pin();

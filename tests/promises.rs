@@ -1,0 +1,454 @@
+//! One litmus test for each sentence of `src/guide/promises.md`.
+//!
+//! Guest memory holds words; a block is made from one word, and its entry tells
+//! which value it was made from, so that a stale block shows.
+//!
+//! # Safety
+//!
+//! Stores go to words of the fixture's own memory, which outlives its cache;
+//! stale flags are read while the block's payload lives.
+#![allow(unsafe_code)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::thread::{scope, yield_now};
+
+use codewarden::addr::GuestAddr;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::policy::{Adaptive, Decision, Limits, PageHistory, Policy};
+use codewarden::protection::Mode;
+use codewarden::tracker::{BeginError, SharedMemory};
+use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, StaleFlag};
+
+use support::{GUEST, PAGES, page_bytes, region, tracking_modes};
+
+/// Rounds of a test that races threads.
+const ROUNDS: u32 = 300;
+
+struct Guest {
+    cache: CodeCache<Counted>,
+    memory: GuestMemory,
+    mode: Mode,
+    dropped: Arc<AtomicUsize>,
+}
+
+/// What a block owns: counts when it is dropped.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// The plain entry of a block that was made from `value`.
+fn plain(value: u32) -> usize {
+    0x10 | (value as usize) << 8
+}
+
+/// The checked one.
+fn checked(value: u32) -> usize {
+    plain(value) | 1
+}
+
+impl Guest {
+    fn new(mode: Mode, policy: impl Policy) -> Self {
+        Self::on(GuestMemory::anonymous(PAGES * page_bytes()).unwrap(), mode, policy)
+    }
+
+    fn on(memory: GuestMemory, mode: Mode, policy: impl Policy) -> Self {
+        let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(policy)).unwrap();
+        // SAFETY: fields are dropped in order: the cache before the memory.
+        unsafe { cache.tracker().add_region(region(GUEST, &memory, mode)) }.unwrap();
+        Self { cache, memory, mode, dropped: Arc::default() }
+    }
+
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        // SAFETY: an aligned word of the memory, which lives as long as the guest
+        // and which nobody refers to but by atomics.
+        unsafe { &*self.memory.range().start().as_ptr().add(offset).cast() }
+    }
+
+    fn store(&self, offset: usize, value: u32) {
+        self.word(offset).store(value, Ordering::Release);
+    }
+
+    fn key(offset: usize) -> Key {
+        Key::new(GUEST + offset as u64)
+    }
+
+    /// Makes a block of the word at `offset`; the value and the stale flag.
+    fn translate(&self, offset: usize) -> Result<(u32, *const u8), CommitError> {
+        let at = GuestAddr(GUEST + offset as u64);
+        loop {
+            let mut ticket = self.cache.begin(Self::key(offset));
+            match ticket.claim(at) {
+                Ok(_) => {}
+                Err(BeginError::Busy(_)) => {
+                    yield_now();
+                    continue;
+                }
+                Err(error) => panic!("{error}"),
+            }
+            let value = self.word(offset).load(Ordering::Acquire);
+            ticket.made_from(at, &value.to_le_bytes()).unwrap();
+            let flag = ticket.stale_flag();
+            let entry = Entry::with_check(plain(value), checked(value));
+            return ticket.commit(entry, Counted(self.dropped.clone())).map(|()| (value, flag));
+        }
+    }
+
+    fn lookup(&self, offset: usize) -> Option<usize> {
+        self.cache.attach_vcpu(|| {}).pin().lookup(Self::key(offset))
+    }
+
+    fn sync(&self) {
+        self.cache.tracker().sync().unwrap();
+    }
+}
+
+fn synchronous(test: impl Fn(&Guest)) {
+    for mode in tracking_modes().into_iter().filter(|mode| mode.is_synchronous()) {
+        test(&Guest::new(mode, Adaptive::new()));
+    }
+}
+
+fn deferred(test: impl Fn(&Guest)) {
+    if tracking_modes().contains(&Mode::Deferred) {
+        test(&Guest::new(Mode::Deferred, Adaptive::new()));
+    }
+}
+
+fn every_mode(policy: impl Policy + Copy, test: impl Fn(&Guest)) {
+    tracking_modes().into_iter().for_each(|mode| test(&Guest::new(mode, policy)));
+}
+
+/// S1.
+#[test]
+fn a_store_is_seen_by_its_own_thread() {
+    synchronous(|guest| {
+        for round in 1..ROUNDS {
+            guest.translate(64).unwrap();
+            guest.store(64, round);
+            assert_eq!(guest.lookup(64), None, "{}", guest.mode);
+        }
+    });
+}
+
+/// S2, D1: `told` runs in the thread that is told, before it looks.
+fn a_store_is_found_by_another_thread(guest: &Guest, told: impl Fn() + Sync) {
+    let (published, seen) = (AtomicU32::new(0), AtomicU32::new(0));
+    scope(|threads| {
+        threads.spawn(|| {
+            for round in 1..ROUNDS {
+                guest.store(64, round);
+                published.store(round, Ordering::Release);
+                while seen.load(Ordering::Acquire) != round {
+                    // Translations come and go all the time.
+                    let _ = guest.translate(64);
+                }
+            }
+        });
+        for round in 1..ROUNDS {
+            while published.load(Ordering::Acquire) != round {
+                let _ = guest.translate(64);
+            }
+            told();
+            let found = guest.lookup(64);
+            assert!(found.is_none_or(|entry| entry == plain(round)), "{}: {found:x?} in {round:x}", guest.mode);
+            seen.store(round, Ordering::Release);
+        }
+    });
+}
+
+#[test]
+fn a_store_is_seen_by_whoever_is_told() {
+    synchronous(|guest| a_store_is_found_by_another_thread(guest, || {}));
+}
+
+/// S3.
+#[test]
+fn a_block_that_stores_to_itself_is_told() {
+    synchronous(|guest| {
+        let (_, flag) = guest.translate(64).unwrap();
+        let mut vcpu = guest.cache.attach_vcpu(|| {});
+        let _inside = vcpu.pin();
+        // SAFETY: the pin keeps the payload, and that the flag.
+        assert_eq!(unsafe { flag.read_volatile() }, StaleFlag::VALID);
+        guest.store(64, 5);
+        // SAFETY: as above.
+        assert_eq!(unsafe { flag.read_volatile() }, StaleFlag::DEAD, "{}", guest.mode);
+    });
+}
+
+/// S4.
+#[test]
+fn a_commit_never_brings_old_bytes() {
+    every_mode(Adaptive::new(), |guest| {
+        let at = GuestAddr(GUEST + 64);
+        let mut ticket = guest.cache.begin(Guest::key(64));
+        ticket.claim(at).unwrap();
+        let value = guest.word(64).load(Ordering::Acquire);
+        guest.store(64, value + 1);
+        guest.sync();
+        let committed = ticket.commit(plain(value), Counted(guest.dropped.clone()));
+        assert_eq!(committed, Err(CommitError::Written), "{}", guest.mode);
+        assert_eq!(guest.lookup(64), None, "{}", guest.mode);
+    });
+}
+
+/// S5.
+#[test]
+fn two_stores_at_once_are_both_seen() {
+    synchronous(|guest| {
+        for round in 1..ROUNDS {
+            for offset in [0, 2048] {
+                while guest.translate(offset).is_err() {}
+            }
+            let start = std::sync::Barrier::new(2);
+            scope(|threads| {
+                for offset in [0, 2048] {
+                    let start = &start;
+                    threads.spawn(move || {
+                        start.wait();
+                        guest.store(offset, round);
+                        assert_eq!(guest.lookup(offset), None, "{}", guest.mode);
+                    });
+                }
+            });
+        }
+    });
+}
+
+/// S6, D4.
+#[test]
+fn an_announced_write_by_the_kernel() {
+    every_mode(Adaptive::new(), |guest| {
+        guest.store(64, 7);
+        guest.translate(64).unwrap();
+        let tracker = guest.cache.tracker();
+        let held = tracker.prepare_kernel_write(GuestAddr(GUEST + 64), 4).unwrap();
+        if !matches!(guest.mode, Mode::Thread | Mode::Deferred) {
+            assert_eq!(guest.lookup(64), None, "{}: while it lasts", guest.mode);
+            let busy = guest.cache.begin(Guest::key(64)).claim(GuestAddr(GUEST + 64)).is_err();
+            assert!(busy, "{}: nothing is made of the page", guest.mode);
+        }
+        // SAFETY: four bytes of the guest's memory.
+        let read = unsafe {
+            let zero = libc::open(c"/dev/zero".as_ptr(), libc::O_RDONLY);
+            let read = libc::read(zero, guest.memory.range().start().as_ptr().add(64).cast(), 4);
+            libc::close(zero);
+            read
+        };
+        assert_eq!(read, 4, "{}", guest.mode);
+        drop(held);
+        guest.sync();
+        assert_eq!(guest.lookup(64), None, "{}", guest.mode);
+        assert_eq!(guest.translate(64).unwrap().0, 0, "{}", guest.mode);
+    });
+}
+
+/// D1.
+#[test]
+fn a_sync_sees_what_happened_before_it() {
+    deferred(|guest| a_store_is_found_by_another_thread(guest, || guest.sync()));
+}
+
+/// D2.
+#[test]
+fn two_syncs_at_once() {
+    deferred(|guest| {
+        for round in 1..ROUNDS {
+            while guest.translate(64).is_err() {}
+            let start = std::sync::Barrier::new(2);
+            guest.store(64, round);
+            scope(|threads| {
+                for _ in 0..2 {
+                    threads.spawn(|| {
+                        start.wait();
+                        guest.sync();
+                        assert_eq!(guest.lookup(64), None);
+                    });
+                }
+            });
+        }
+    });
+}
+
+/// D3.
+#[test]
+fn no_write_is_lost_between_two_syncs() {
+    deferred(|guest| {
+        let (published, over) = (AtomicU32::new(0), AtomicBool::new(false));
+        scope(|threads| {
+            threads.spawn(|| {
+                for round in 1..20 * ROUNDS {
+                    guest.store(64, round);
+                    published.store(round, Ordering::Release);
+                }
+                over.store(true, Ordering::Release);
+            });
+            while !over.load(Ordering::Acquire) {
+                let _ = guest.translate(64);
+                let before = published.load(Ordering::Acquire);
+                guest.sync();
+                let found = guest.lookup(64);
+                assert!(found.is_none_or(|entry| entry >= plain(before)), "{found:x?}, {before:x} was announced");
+            }
+        });
+    });
+}
+
+/// C1, C3.
+#[test]
+fn a_block_beside_a_write_compares_itself() {
+    for mode in tracking_modes().into_iter().filter(|mode| mode.is_synchronous()) {
+        let guest = Guest::new(mode, Adaptive::with_checks());
+        guest.store(64, 7);
+        let (_, flag) = guest.translate(64).unwrap();
+        let mut vcpu = guest.cache.attach_vcpu(|| {});
+        let mut inside = vcpu.pin();
+        assert_eq!(inside.lookup(Guest::key(64)), Some(plain(7)));
+        guest.store(2048, 1);
+        assert_eq!(inside.lookup(Guest::key(64)), Some(checked(7)), "{mode}");
+        // SAFETY: the pin keeps the payload, and that the flag.
+        assert_eq!(unsafe { flag.read_volatile() }, StaleFlag::CHECKED, "{mode}");
+    }
+}
+
+/// Every page is checked, and cools when it is asked.
+#[derive(Clone, Copy, Debug)]
+struct AlwaysChecked;
+
+impl Policy for AlwaysChecked {
+    fn on_begin(&self, _: &PageHistory) -> Decision {
+        Decision::Check
+    }
+
+    fn on_harvest(&self, _: &PageHistory) -> bool {
+        true
+    }
+
+    fn has_cooled(&self, _: &PageHistory) -> bool {
+        true
+    }
+
+    fn limits(&self) -> Limits {
+        Adaptive::with_checks().limits()
+    }
+}
+
+/// C2.
+#[test]
+fn a_checked_block_sees_what_nobody_announced() {
+    every_mode(AlwaysChecked, |guest| {
+        guest.store(64, 7);
+        guest.translate(64).unwrap();
+        guest.store(64, 8);
+        assert_eq!(guest.lookup(64), Some(checked(7)), "{}: nobody is told", guest.mode);
+        // What the checked entry does.
+        assert_ne!(guest.word(64).load(Ordering::Acquire), 7);
+        guest.cache.remove(Guest::key(64));
+        assert_eq!(guest.lookup(64), None, "{}", guest.mode);
+        assert_eq!(guest.translate(64).unwrap().0, 8);
+    });
+}
+
+/// C4.
+#[test]
+fn a_cooled_page_starts_anew() {
+    for mode in tracking_modes().into_iter().filter(|mode| mode.is_synchronous()) {
+        let guest = Guest::new(mode, Adaptive::with_checks());
+        guest.translate(64).unwrap();
+        guest.store(2048, 1);
+        assert_eq!(guest.lookup(64), Some(checked(0)), "{mode}");
+        // The default policy takes its time.
+        while guest.lookup(64).is_some() {
+            guest.cache.tracker().tend();
+            yield_now();
+        }
+        guest.translate(64).unwrap();
+        assert_eq!(guest.lookup(64), Some(plain(0)), "{mode}");
+        guest.store(64, 1);
+        assert_eq!(guest.lookup(64), None, "{mode}");
+    }
+}
+
+/// E1.
+#[test]
+fn a_store_through_another_view() {
+    for mode in tracking_modes() {
+        let guest = Guest::on(GuestMemory::memfd(PAGES * page_bytes()).unwrap(), mode, Adaptive::new());
+        let (first, len) = (GuestAddr(GUEST), guest.memory.len() as u64);
+        let view = guest.memory.another_view().unwrap();
+        let second = GuestAddr(GUEST + 2 * len);
+        let tracker = guest.cache.tracker();
+        // SAFETY: the view lives until the region is removed below.
+        unsafe { tracker.add_region(region(second.0, &view, mode)) }.unwrap();
+        let memory = SharedMemory { backing: guest.memory.backing_id().unwrap(), offset: 0 };
+        tracker.declare_shared(first, len, memory).unwrap();
+        tracker.declare_shared(second, len, memory).unwrap();
+        guest.translate(64).unwrap();
+        view.write(64, &[9]).unwrap();
+        guest.sync();
+        assert_eq!(guest.lookup(64), None, "{mode}");
+        tracker.remove_region(second).unwrap();
+    }
+}
+
+/// E2, N5.
+#[test]
+fn what_runs_is_not_freed() {
+    every_mode(Adaptive::new(), |guest| {
+        guest.cache.keep_formers(0);
+        guest.translate(64).unwrap();
+        let mut vcpu = guest.cache.attach_vcpu(|| {});
+        let inside = vcpu.pin();
+        guest.store(64, 1);
+        guest.sync();
+        assert_eq!(guest.lookup(64), None, "{}", guest.mode);
+        (0..10).for_each(|_| guest.cache.collect());
+        assert_eq!(guest.dropped.load(Ordering::SeqCst), 0, "{}: a vCPU may be inside", guest.mode);
+        drop(inside);
+        (0..10).for_each(|_| guest.cache.collect());
+        assert_eq!(guest.dropped.load(Ordering::SeqCst), 1, "{}", guest.mode);
+    });
+}
+
+/// N1.
+#[test]
+fn mode_none_promises_nothing() {
+    let guest = Guest::new(Mode::None, Adaptive::new());
+    guest.translate(64).unwrap();
+    guest.store(64, 1);
+    guest.sync();
+    assert_eq!(guest.lookup(64), Some(plain(0)));
+}
+
+/// N2.
+#[test]
+fn before_a_sync_the_old_block_runs() {
+    deferred(|guest| {
+        guest.translate(64).unwrap();
+        guest.store(64, 1);
+        assert_eq!(guest.lookup(64), Some(plain(0)));
+    });
+}
+
+/// N3.
+#[test]
+fn an_undeclared_view_is_not_tracked() {
+    for mode in tracking_modes() {
+        let guest = Guest::on(GuestMemory::memfd(PAGES * page_bytes()).unwrap(), mode, Adaptive::new());
+        let view = guest.memory.another_view().unwrap();
+        guest.translate(64).unwrap();
+        view.write(64, &[9]).unwrap();
+        guest.sync();
+        assert_eq!(guest.lookup(64), Some(plain(0)), "{mode}");
+        // So whoever stores there says so.
+        guest.cache.tracker().invalidate(GuestAddr(GUEST + 64), 4).unwrap();
+        assert_eq!(guest.lookup(64), None, "{mode}");
+    }
+}
