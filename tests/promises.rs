@@ -148,12 +148,14 @@ fn a_store_is_found_by_another_thread(guest: &Guest, told: impl Fn() + Sync) {
                 while seen.load(Ordering::Acquire) != round {
                     // Translations come and go all the time.
                     let _ = guest.translate(64);
+                    yield_now();
                 }
             }
         });
         for round in 1..ROUNDS {
             while published.load(Ordering::Acquire) != round {
                 let _ = guest.translate(64);
+                yield_now();
             }
             told();
             let found = guest.lookup(64);

@@ -211,11 +211,20 @@ impl<O: PageObserver> Region<O> {
     }
 
     fn begin_checked(&self, desc: &PageDesc<O::Data>, page: PageIndex) -> Result<Begun, BeginError> {
-        if self.mode == Mode::Deferred {
-            // A harvest would protect it again, for nothing.
-            lock(&self.harvest).remove(page.0..page.0 + 1);
-        }
-        let generation = match desc.word.begin_check() {
+        let begun = if self.mode == Mode::Deferred {
+            // Under the lock: a page that another translator protects meanwhile
+            // stays in the set.
+            let mut set = lock(&self.harvest);
+            let begun = desc.word.begin_check();
+            if begun.is_ok() {
+                // A harvest would protect it again, for nothing.
+                set.remove(page.0..page.0 + 1);
+            }
+            begun
+        } else {
+            desc.word.begin_check()
+        };
+        let generation = match begun {
             Ok(generation) => generation,
             Err(other) => return already(other),
         };
