@@ -164,3 +164,30 @@ fn what_is_wrong_is_found() {
     assert_eq!(count(&["handled"; 5].join(" | ")), 5, "no test");
     assert_eq!(cells(&good).len(), 5);
 }
+
+/// Each promise's row ends with a test, or points to a table that has them.
+#[test]
+fn every_promise_has_its_litmus_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("src/guide/promises.md")).expect("the promises");
+    let mut files = Vec::new();
+    files_under(&root.join("tests"), &mut files);
+    let sources: Vec<String> = files.iter().filter_map(|path| fs::read_to_string(path).ok()).collect();
+    let mut promises = 0;
+    for line in text.lines().filter(|line| line.starts_with('|')) {
+        let columns = columns(line);
+        let numbered = columns[0].len() == 2 && columns[0].ends_with(|last: char| last.is_ascii_digit());
+        if !numbered {
+            continue;
+        }
+        promises += 1;
+        let shown = columns[columns.len() - 1];
+        if shown.starts_with("see ") {
+            continue;
+        }
+        let name = shown.trim_matches('`');
+        let function = format!("#[test]\nfn {name}()");
+        assert!(sources.iter().any(|source| source.contains(&function)), "{line}: no such test");
+    }
+    assert!(promises >= 19, "{promises}");
+}

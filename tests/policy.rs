@@ -6,13 +6,16 @@
 //! The memory outlives its tracker; the observer counts and does nothing else.
 #![allow(unsafe_code)]
 
+#[path = "support/modes.rs"]
+mod modes;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use codewarden::addr::{GuestAddr, PageSize};
 use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::{Adaptive, Decision, Limits, PageHistory, Plain, Policy};
-use codewarden::protection::{Access, Mode, Probe};
+use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{BeginError, PageClaim, PageObserver, PageWrite, RegionOptions, Tracker};
 use codewarden::{Busy, Stats};
 
@@ -102,24 +105,13 @@ impl Guest {
 }
 
 /// The modes that can be had and of which `wanted` is true.
-fn modes(wanted: impl Fn(Mode) -> bool) -> Vec<Mode> {
-    let probe = Probe::of_this_process();
-    let modes = Mode::ALL.into_iter().filter(|&mode| mode != Mode::None && wanted(mode));
-    modes
-        .filter(|&mode| match probe.check(mode) {
-            Ok(()) => true,
-            Err(error) => {
-                assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{error}");
-                println!("skipped: {error}");
-                false
-            }
-        })
-        .collect()
+fn modes_that(wanted: impl Fn(Mode) -> bool) -> Vec<Mode> {
+    modes::tracking_modes().into_iter().filter(|&mode| wanted(mode)).collect()
 }
 
 #[test]
 fn a_store_beside_code_makes_its_page_checked_and_then_costs_nothing() {
-    for mode in modes(Mode::is_synchronous) {
+    for mode in modes_that(Mode::is_synchronous) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let claim = guest.translate(3);
         assert!(!claim.is_checked());
@@ -146,7 +138,7 @@ fn a_store_beside_code_makes_its_page_checked_and_then_costs_nothing() {
 
 #[test]
 fn a_store_to_code_kills() {
-    for mode in modes(Mode::is_synchronous) {
+    for mode in modes_that(Mode::is_synchronous) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let claim = guest.translate(3);
         guest.store(3, 63);
@@ -163,7 +155,7 @@ fn a_store_to_code_kills() {
 
 #[test]
 fn code_that_is_written_again_and_again_is_checked() {
-    for mode in modes(|_| true) {
+    for mode in modes_that(|_| true) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let mut stores = 0;
         while !guest.translate(5).is_checked() {
@@ -207,7 +199,7 @@ impl Policy for CheckOnceThenProtect {
 
 #[test]
 fn a_page_that_has_cooled_is_protected_again() {
-    for mode in modes(|_| true) {
+    for mode in modes_that(|_| true) {
         let guest = Guest::new(mode, CheckOnceThenProtect(AtomicU32::new(0)));
         let claim = guest.translate(7);
         assert!(claim.is_checked());
@@ -232,12 +224,12 @@ fn a_page_that_has_cooled_is_protected_again() {
 
 #[test]
 fn a_stream_of_stores_opens_pages_ahead_and_batches_protect_them_again() {
-    for mode in modes(Mode::is_synchronous) {
+    for mode in modes_that(Mode::is_synchronous) {
         let guest = Guest::new(mode, Adaptive::new());
         let claims: Vec<_> = (0..PAGES).map(|page| guest.translate(page)).collect();
-        for page in 0..PAGES {
+        for (page, claim) in claims.iter().enumerate() {
             guest.store(page, 0);
-            assert!(!claims[page].is_current(), "{mode}: page {page}");
+            assert!(!claim.is_current(), "{mode}: page {page}");
         }
         let stats = guest.stats();
         // 1, 2, 4, ... 128 pages.
@@ -260,7 +252,7 @@ fn a_stream_of_stores_opens_pages_ahead_and_batches_protect_them_again() {
 
 #[test]
 fn a_read_only_segment_is_protected_once() {
-    for mode in modes(Mode::is_synchronous) {
+    for mode in modes_that(Mode::is_synchronous) {
         let guest = Guest::new(mode, Adaptive::new());
         let segment = 20..100;
         let (start, len_bytes) = (guest.addr(20, 0), (80 * guest.page) as u64);
@@ -286,7 +278,7 @@ fn a_read_only_segment_is_protected_once() {
 
 #[test]
 fn a_batch_goes_round_a_page_that_somebody_holds() {
-    for mode in modes(|mode| mode == Mode::Sigbus || mode == Mode::Mprotect) {
+    for mode in modes_that(|mode| mode == Mode::Sigbus || mode == Mode::Mprotect) {
         let guest = Guest::new(mode, Adaptive::new());
         (0..16).for_each(|page| drop(guest.translate(page)));
         drop(guest.tracker.prepare_kernel_write(GuestAddr(0), 16 * guest.page as u64).unwrap());
@@ -306,7 +298,7 @@ fn a_batch_goes_round_a_page_that_somebody_holds() {
 
 #[test]
 fn the_kernel_writes_beside_code_and_kills_nothing() {
-    for mode in modes(Mode::is_synchronous) {
+    for mode in modes_that(Mode::is_synchronous) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let claim = guest.translate(2);
         let tracked = mode == Mode::Thread;
@@ -339,7 +331,7 @@ fn the_kernel_writes_beside_code_and_kills_nothing() {
 
 #[test]
 fn a_held_page_is_checked_where_the_policy_has_checked_pages() {
-    for mode in modes(|mode| mode == Mode::Sigbus || mode == Mode::Mprotect) {
+    for mode in modes_that(|mode| mode == Mode::Sigbus || mode == Mode::Mprotect) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let held = guest.tracker.prepare_kernel_write(guest.addr(0, 0), 1).unwrap();
         assert!(guest.translate(0).is_checked(), "{mode}");
@@ -352,7 +344,7 @@ fn a_held_page_is_checked_where_the_policy_has_checked_pages() {
 
 #[test]
 fn the_plain_policy_takes_a_fault_for_each_page() {
-    for mode in modes(Mode::is_synchronous) {
+    for mode in modes_that(Mode::is_synchronous) {
         let guest = Guest::new(mode, Plain);
         for _ in 0..20 {
             (0..4).for_each(|page| drop(guest.translate(page)));

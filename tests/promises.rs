@@ -9,7 +9,10 @@
 //! stale flags are read while the block's payload lives.
 #![allow(unsafe_code)]
 
-mod support;
+#[path = "support/modes.rs"]
+mod modes;
+#[path = "support/region.rs"]
+mod region;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -22,7 +25,8 @@ use codewarden::protection::Mode;
 use codewarden::tracker::{BeginError, SharedMemory};
 use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, StaleFlag};
 
-use support::{GUEST, PAGES, page_bytes, region, tracking_modes};
+use modes::tracking_modes;
+use region::{GUEST, PAGES, page_bytes, region};
 
 /// Rounds of a test that races threads.
 const ROUNDS: u32 = 300;

@@ -6,36 +6,23 @@
 //! Each region's memory outlives its cache.
 #![allow(unsafe_code)]
 
-use codewarden::addr::{GuestAddr, PageSize};
+mod modes;
+mod region;
+
+use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{Access, Mode, Probe};
-use codewarden::tracker::{BeginError, RegionOptions};
+use codewarden::protection::Mode;
+use codewarden::tracker::BeginError;
 use codewarden::{CodeCache, CommitError, EntryStubs, Key};
 
-/// Where the guest sees the region.
-pub(crate) const GUEST: u64 = 0x10_0000;
-/// Pages of it.
-pub(crate) const PAGES: usize = 16;
+pub(crate) use modes::*;
+pub(crate) use region::*;
 
 pub(crate) struct Fixture {
     pub(crate) cache: CodeCache<u32>,
     /// Dropped after the cache.
     pub(crate) memory: GuestMemory,
     pub(crate) mode: Mode,
-}
-
-pub(crate) fn page_bytes() -> usize {
-    PageSize::host().bytes()
-}
-
-pub(crate) fn region(guest: u64, memory: &GuestMemory, mode: Mode) -> RegionOptions {
-    RegionOptions {
-        guest: GuestAddr(guest),
-        host: memory.range(),
-        mode,
-        access: Access::ReadWrite,
-        embedder_owns_signals: false,
-    }
 }
 
 impl Fixture {
@@ -81,19 +68,6 @@ impl Fixture {
             self.cache.tracker().sync().unwrap();
         }
     }
-}
-
-/// Says that something is not tested here, or fails where that is not allowed.
-pub(crate) fn skip(why: &dyn std::fmt::Display) {
-    assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{why}");
-    println!("skipped: {why}");
-}
-
-/// Every mode but `none` that can be had here.
-pub(crate) fn tracking_modes() -> Vec<Mode> {
-    let probe = Probe::of_this_process();
-    let has = |&mode: &Mode| probe.check(mode).inspect_err(|error| skip(error)).is_ok();
-    Mode::ALL.into_iter().filter(|&mode| mode != Mode::None).filter(has).collect()
 }
 
 /// Runs `test` in each of `modes`, over anonymous and memfd memory.

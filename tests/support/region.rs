@@ -1,0 +1,25 @@
+//! The region of a test.
+
+use codewarden::addr::{GuestAddr, PageSize};
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::{Access, Mode};
+use codewarden::tracker::RegionOptions;
+
+/// Where the guest sees the region.
+pub(crate) const GUEST: u64 = 0x10_0000;
+/// Pages of it.
+pub(crate) const PAGES: usize = 16;
+
+pub(crate) fn page_bytes() -> usize {
+    PageSize::host().bytes()
+}
+
+pub(crate) fn region(guest: u64, memory: &GuestMemory, mode: Mode) -> RegionOptions {
+    RegionOptions {
+        guest: GuestAddr(guest),
+        host: memory.range(),
+        mode,
+        access: Access::ReadWrite,
+        embedder_owns_signals: false,
+    }
+}
