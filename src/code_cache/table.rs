@@ -58,15 +58,19 @@ impl<P: Payload> Slots<P> {
         Box::new(Self((0..len).map(slot).collect()))
     }
 
-    /// The slot of `key` or the empty one where it belongs.
-    fn find(&self, key: Key) -> &Slot<P> {
+    /// The slot of `key`, or the one where it belongs, which was seen empty: it may
+    /// have another key by now.
+    fn find(&self, key: Key) -> Result<&Slot<P>, &Slot<P>> {
         let mask = self.0.len() - 1;
         let mut at = hash(key) as usize & mask;
         loop {
             let slot = &self.0[at];
             let seen = slot.key.load(Ordering::Acquire);
-            if seen == key.0 || seen == EMPTY {
-                return slot;
+            if seen == key.0 {
+                return Ok(slot);
+            }
+            if seen == EMPTY {
+                return Err(slot);
             }
             at = (at + 1) & mask;
         }
@@ -103,10 +107,7 @@ impl<P: Payload> Table<P> {
     /// Under a pin or the commit lock.
     pub(crate) unsafe fn get(&self, key: Key) -> Option<&Cell<P>> {
         // SAFETY: by this function's contract.
-        let slot = unsafe { self.slots() }.find(key);
-        if slot.key.load(Ordering::Acquire) == EMPTY {
-            return None;
-        }
+        let slot = unsafe { self.slots() }.find(key).ok()?;
         // SAFETY: a slot with a key has a cell, which lives as long as the table.
         unsafe { slot.cell.load(Ordering::Relaxed).as_ref() }
     }
@@ -130,7 +131,7 @@ impl<P: Payload> Table<P> {
         // SAFETY: under the commit lock.
         let replaced = unsafe { self.grow(*len) };
         // SAFETY: under the commit lock.
-        let slot = unsafe { self.slots() }.find(key);
+        let (Ok(slot) | Err(slot)) = unsafe { self.slots() }.find(key);
         let cell = Box::into_raw(Box::new(Cell {
             entry: EntryCell::new(stubs),
             block: AtomicPtr::new(ptr::null_mut()),
@@ -156,7 +157,7 @@ impl<P: Payload> Table<P> {
         for slot in &old.0 {
             let key = slot.key.load(Ordering::Relaxed);
             if key != EMPTY {
-                let to = new.find(Key(key));
+                let (Ok(to) | Err(to)) = new.find(Key(key));
                 to.cell.store(slot.cell.load(Ordering::Relaxed), Ordering::Relaxed);
                 to.key.store(key, Ordering::Relaxed);
             }

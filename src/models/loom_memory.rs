@@ -216,6 +216,25 @@ fn a_reader_and_a_growth() {
     reader.join().unwrap();
 }
 
+/// A lookup of a key that nobody has, while another one that belongs in the same
+/// slot gets it.
+fn a_reader_and_another_key() {
+    let guest = Guest::new(Mode::Sigbus, 1);
+    let mut vcpu = guest.cache.attach_vcpu(|| {});
+    let reader = thread::spawn(move || {
+        if vcpu.pin().lookup_shared(Key::new(1)).is_some() {
+            violation("a key led to the block of another key");
+        }
+    });
+    guest.translate(2, &[0]).unwrap();
+    reader.join().unwrap();
+}
+
+#[test]
+fn a_key_leads_to_its_own_block_alone() {
+    holds(3, a_reader_and_another_key);
+}
+
 #[test]
 fn no_block_is_freed_under_a_walker() {
     holds(5, a_walker_and_a_reaper);
