@@ -11,7 +11,7 @@ use codewarden_bench::peers::{self, Setup};
 use codewarden_bench::rows::{self, Row};
 use codewarden_bench::side::{self, Who};
 use codewarden_bench::table::{self, Measured};
-use codewarden_bench::{alternate, ground, guest, lookup, picture, scattered, wanted};
+use codewarden_bench::{alternate, ground, guest, lookup, picture, policy, scattered, wanted};
 
 /// The command that a reader can repeat.
 const COMMAND: &str = "cargo bench -p codewarden-bench --bench report";
@@ -22,13 +22,15 @@ struct Options {
     /// What the guests' numbers of operations are divided by.
     guest_share: u32,
     scattered_pages: usize,
+    /// Nothing is measured: all that has no number above is small.
+    is_check: bool,
     out: PathBuf,
 }
 
 impl Options {
     fn full() -> Self {
         let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("report");
-        Self { rounds: 300, guest_rounds: 5, guest_share: 1, scattered_pages: 1_000_000, out }
+        Self { rounds: 300, guest_rounds: 5, guest_share: 1, scattered_pages: 1_000_000, is_check: false, out }
     }
 
     /// What the arguments say; `None` where they ask for other benches.
@@ -40,7 +42,7 @@ impl Options {
             match argument.as_str() {
                 "--test" => {
                     (options.rounds, options.guest_rounds, options.guest_share) = (2, 1, 50);
-                    options.scattered_pages = 40_000;
+                    (options.scattered_pages, options.is_check) = (40_000, true);
                 }
                 "--rounds" => {
                     let value = value()?;
@@ -85,6 +87,7 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     };
     let plain = measure(rows::plain());
     let others: Vec<_> = [rows::memfd(), rows::threads()].into_iter().flat_map(measure).collect();
+    let programs = policy::measure(&modes, "", options.is_check);
     let runs = scatter(&modes, options.scattered_pages);
     eprintln!("lookups");
     let lookups = lookup::measure(options.rounds.div_ceil(3));
@@ -94,14 +97,16 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let setup = Setup { emulator: emulator.into(), rounds: options.guest_rounds, share: options.guest_share };
     let peers = peers::measure(&setup);
 
+    let against_wanted = wanted::lines(&plain, &runs) + &programs.against_wanted() + &peers.against_wanted();
     let sections = [
         ("Anonymous memory, one thread", table::rows(&plain)),
         ("Memfd, and with a second thread", table::rows(&others)),
+        ("Programs under a policy", programs.to_string()),
         ("Scattered pages", table::scattered(&runs)),
         ("Lookups", table::lookups(&lookups)),
         ("Guests in the demo emulator", table::guests(&guests)),
         ("Beside a peer", peers.to_string()),
-        ("Against what was wanted", wanted::lines(&plain, &runs) + &peers.against_wanted()),
+        ("Against what was wanted", against_wanted),
     ];
     let mut text = format!(
         "# What tracking costs\n\n{}\nMade by `{COMMAND}`: {} rounds, all sides by turns; median (p10–p90) of batches \
@@ -117,6 +122,7 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(&options.out)?;
     std::fs::write(options.out.join("report.md"), &text)?;
     picture::costs(&options.out.join("costs.svg"), &plain)?;
+    picture::programs(&options.out.join("programs.svg"), &programs.programs)?;
     picture::scattered(&options.out.join("scattered.svg"), &runs)?;
     eprintln!("written to {}", options.out.display());
     Ok(())

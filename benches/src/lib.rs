@@ -11,6 +11,9 @@
 //! alone. The criterion benches sum batches; `report` takes the sides by turns,
 //! A B A B, so that a change of the machine's mood meets all of them, and shows
 //! medians with their spread.
+//!
+//! What a policy gains is not a cost of one page but of a program: [`policy`]
+//! runs whole programs, with and without tracking.
 
 pub mod alternate;
 pub mod floor;
@@ -21,6 +24,7 @@ pub mod lookup;
 pub mod machine;
 pub mod peers;
 pub mod picture;
+pub mod policy;
 pub mod rows;
 pub mod scattered;
 pub mod side;

@@ -11,7 +11,7 @@ use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{BeginError, RegionOptions};
-use codewarden::{Busy, CodeCache, EntryStubs, Key, Ticket, VCpu};
+use codewarden::{Busy, CodeCache, EntryStubs, Key, Payload, Ticket, VCpu};
 
 use crate::ground::{Ground, PAGES, Setting};
 use crate::side::{Case, Side};
@@ -20,7 +20,7 @@ use crate::side::{Case, Side};
 const GUEST: u64 = 0x4000_0000;
 
 /// Tracks `memory` at `guest`; the callers drop the cache before the memory.
-pub(crate) fn add_region(cache: &CodeCache<()>, guest: GuestAddr, memory: &GuestMemory, mode: Mode) {
+pub(crate) fn add_region<P: Payload>(cache: &CodeCache<P>, guest: GuestAddr, memory: &GuestMemory, mode: Mode) {
     let options =
         RegionOptions { guest, host: memory.range(), mode, access: Access::ReadWrite, embedder_owns_signals: false };
     // SAFETY: the memory is guest memory that nobody else has, and outlives the cache.

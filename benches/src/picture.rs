@@ -6,6 +6,10 @@ use std::path::Path;
 use codewarden::protection::Mode;
 use plotters::prelude::*;
 
+use crate::policy::measure::Measured as Program;
+use crate::policy::rows::Threads;
+use crate::policy::side::Side;
+use crate::policy::table::figures;
 use crate::scattered::Scattered;
 use crate::side::Who;
 use crate::table::Measured;
@@ -56,6 +60,50 @@ pub fn costs(file: &Path, rows: &[Measured]) -> Result<(), Box<dyn Error>> {
             label(&root, &chart, top, &format!("    {}", outcome.mode), &colour)?;
             top += 1.0;
         }
+    }
+    root.present()?;
+    Ok(())
+}
+
+/// Bars: what each side's tracking costs each program in one thread. The axis is
+/// logarithmic; what is shorter than a nanosecond has no bar.
+pub fn programs(file: &Path, rows: &[Program]) -> Result<(), Box<dyn Error>> {
+    let rows = rows.iter().filter(|row| row.row.threads == Threads::Working(1));
+    let mut bars = Vec::new();
+    for row in rows {
+        for (name, figure) in figures(row.row.workload) {
+            bars.push((name, BLACK, None));
+            for (side, _) in row.sides.iter().filter(|(side, _)| *side != Side::Off) {
+                let colour = if *side == Side::Plain { BLACK } else { colour(side.mode()) };
+                bars.push((format!("    {}", side.name()), colour, row.cost(*side, figure)));
+            }
+        }
+    }
+    let root = SVGBackend::new(file, (900, 60 + 22 * bars.len() as u32)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let longest_ns = bars.iter().filter_map(|(_, _, cost)| *cost).map(|cost| cost.p90_ns).fold(10.0, f64::max);
+    let mut chart = ChartBuilder::on(&root)
+        .margin(10)
+        .margin_left(400)
+        .x_label_area_size(40)
+        .build_cartesian_2d((1.0..longest_ns * 1.2).log_scale(), bars.len() as f64..0.0)?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .disable_y_axis()
+        .x_desc("tracking cost, ns an operation")
+        .x_label_formatter(&|ns| format!("{ns:.0}"))
+        .draw()?;
+    for (index, (name, colour, cost)) in bars.iter().enumerate() {
+        let top = index as f64;
+        if let Some(cost) = cost {
+            let bar = [(1.0, top + 0.1), (cost.median_ns.max(1.0), top + 0.9)];
+            chart.draw_series([Rectangle::new(bar, colour.mix(0.7).filled())])?;
+            let spread = [(cost.p10_ns.max(1.0), top + 0.5), (cost.p90_ns.max(1.0), top + 0.5)];
+            chart.draw_series([PathElement::new(spread, BLACK)])?;
+        }
+        let (_, y) = chart.backend_coord(&(1.0, top + 0.25));
+        root.draw(&Text::new(name.clone(), (12, y), TEXT.into_font().color(colour)))?;
     }
     root.present()?;
     Ok(())

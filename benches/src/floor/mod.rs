@@ -20,7 +20,7 @@ use crate::ground::{Ground, PAGES, Setting};
 use crate::side::{Case, Side};
 use calls::{Calls, StopSignal};
 
-/// Bare protection of single pages, for runs that take no fault.
+/// Bare protection, for runs that take no fault.
 #[derive(Debug)]
 pub(crate) struct BareProtection(Calls);
 
@@ -36,6 +36,12 @@ impl BareProtection {
             return Ok(());
         }
         Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+    }
+
+    /// Reports the parts of `range` that were written and protects them again, in
+    /// one call: few parts.
+    pub(crate) fn harvest(&self, range: HostRange, written: impl FnMut(usize, usize)) {
+        self.0.harvest(range.start().0, range.len(), written);
     }
 }
 

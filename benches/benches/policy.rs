@@ -1,0 +1,32 @@
+//! Programs that write code, under a policy and under the plain baseline; and
+//! `sync` beside the bare ioctl. Not criterion's: a run is a whole program, and
+//! what counts is the difference of two. `-- TEXT` takes the rows alone whose
+//! name has the text; with `--test` all is small and runs once.
+
+use codewarden_bench::{policy, side};
+
+struct Options {
+    is_check: bool,
+    text: String,
+}
+
+impl Options {
+    /// What the arguments say; `None` where they ask for other benches.
+    fn parse(arguments: impl Iterator<Item = String>) -> Option<Self> {
+        let mut options = Self { is_check: false, text: String::new() };
+        for argument in arguments.filter(|argument| argument != "--bench") {
+            match argument.as_str() {
+                "--test" => options.is_check = true,
+                _ if argument.starts_with('-') => return None,
+                _ => options.text = argument,
+            }
+        }
+        Some(options)
+    }
+}
+
+fn main() {
+    let Some(Options { is_check, text }) = Options::parse(std::env::args().skip(1)) else { return };
+    let report = policy::measure(&side::modes(), &text, is_check);
+    println!("{report}\n{}", report.against_wanted());
+}

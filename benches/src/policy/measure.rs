@@ -1,0 +1,289 @@
+//! Runs of every side by turns, and what they say.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::rows::{Row, Threads};
+use super::side::Side;
+use super::translator::Machine;
+use super::workload::{Took, Worker};
+use crate::spread::Spread;
+
+/// What one run gave.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// Nanoseconds for one operation of a thread, by the slowest one.
+    pub work_ns: f64,
+    /// The same with the announcement after it.
+    pub announced_ns: f64,
+    /// Faults, of all operations of all threads.
+    pub faults: u64,
+    /// System calls that protect, un-protect or harvest.
+    pub calls: u64,
+    /// Blocks that ran without a translation.
+    pub interpreted: u64,
+}
+
+/// What the sides of a row gave.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The row.
+    pub row: Row,
+    /// Each side's samples, in rounds. Off comes last.
+    pub sides: Vec<(Side, Vec<Sample>)>,
+    /// Off once more in each round: what two runs of the same thing differ by.
+    pub control: Vec<Sample>,
+}
+
+/// How many times cheaper a side is.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Times {
+    /// By the medians.
+    About(f64),
+    /// The side costs no more than two runs with tracking off differ by: the
+    /// ratio to the most that it may cost.
+    AtLeast(f64),
+}
+
+impl Times {
+    /// What is certain of it.
+    pub fn least(self) -> f64 {
+        match self {
+            Times::About(times) | Times::AtLeast(times) => times,
+        }
+    }
+}
+
+impl std::fmt::Display for Times {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let digits = |times: f64| if times < 100.0 { 1 } else { 0 };
+        match *self {
+            Times::About(times) => write!(f, "{times:.*}", digits(times)),
+            Times::AtLeast(times) => write!(f, "≥ {times:.*}", digits(times)),
+        }
+    }
+}
+
+/// What is taken from a sample.
+pub type Figure = fn(&Sample) -> f64;
+
+impl Measured {
+    fn of(&self, side: Side) -> Option<&[Sample]> {
+        self.sides.iter().find(|(other, _)| *other == side).map(|(_, samples)| samples.as_slice())
+    }
+
+    fn off(&self) -> &[Sample] {
+        self.of(Side::Off).unwrap_or_default()
+    }
+
+    /// The wall time of an operation.
+    pub fn wall(&self, side: Side, figure: Figure) -> Option<Spread> {
+        Some(Spread::of(&self.of(side)?.iter().map(figure).collect::<Vec<_>>()))
+    }
+
+    /// The tracking cost of an operation, round by round.
+    pub fn cost(&self, side: Side, figure: Figure) -> Option<Spread> {
+        Some(self.less_off(self.of(side)?, figure))
+    }
+
+    /// Faults, system calls and interpreted blocks of an operation, over all rounds.
+    pub fn counts(&self, side: Side) -> Option<[f64; 3]> {
+        let samples = self.of(side)?;
+        let operations = (samples.len() * self.row.threads.working() * self.row.size.operations) as f64;
+        let each = |count: fn(&Sample) -> u64| samples.iter().map(count).sum::<u64>() as f64 / operations;
+        Some([each(|sample| sample.faults), each(|sample| sample.calls), each(|sample| sample.interpreted)])
+    }
+
+    /// The control's wall time.
+    pub fn control_wall(&self, figure: Figure) -> Spread {
+        Spread::of(&self.control.iter().map(figure).collect::<Vec<_>>())
+    }
+
+    /// What the control, which tracks nothing, seems to cost.
+    pub fn control_cost(&self, figure: Figure) -> Spread {
+        self.less_off(&self.control, figure)
+    }
+
+    fn less_off(&self, samples: &[Sample], figure: Figure) -> Spread {
+        let values = |samples: &[Sample]| samples.iter().map(figure).collect::<Vec<_>>();
+        Spread::of_differences(&values(samples), &values(self.off()))
+    }
+
+    /// What two runs with tracking off differ by: nine tenths of them by less.
+    pub fn noise_ns(&self, figure: Figure) -> f64 {
+        let pairs = self.control.iter().zip(self.off());
+        Spread::of(&pairs.map(|(one, other)| (figure(one) - figure(other)).abs()).collect::<Vec<_>>()).p90_ns
+    }
+
+    /// How many times cheaper `side` tracks than the baseline.
+    pub fn times_cheaper(&self, side: Side, figure: Figure) -> Option<Times> {
+        let (plain, cost) = (self.cost(Side::Plain, figure)?, self.cost(side, figure)?);
+        Some(times(plain, cost, self.noise_ns(figure)))
+    }
+}
+
+fn times(plain: Spread, cost: Spread, noise_ns: f64) -> Times {
+    if cost.p10_ns > 0.0 && cost.median_ns > noise_ns {
+        Times::About(plain.median_ns / cost.median_ns)
+    } else {
+        Times::AtLeast(plain.median_ns / cost.p90_ns.max(noise_ns))
+    }
+}
+
+/// Every side of `row`, `row.rounds` times: A B C, C B A.
+pub fn measure(row: Row, sides: &[Side]) -> Measured {
+    eprintln!("{}", row.name());
+    let mut measured = Measured {
+        row,
+        sides: sides.iter().map(|&side| (side, Vec::with_capacity(row.rounds))).collect(),
+        control: Vec::with_capacity(row.rounds),
+    };
+    for round in 0..row.rounds {
+        let mut turn: Vec<usize> = (0..=sides.len()).collect();
+        if round % 2 == 1 {
+            turn.reverse();
+        }
+        for at in turn {
+            match measured.sides.get_mut(at) {
+                Some((side, samples)) => samples.push(run(row, *side)),
+                None => measured.control.push(run(row, Side::Off)),
+            }
+        }
+    }
+    measured
+}
+
+/// One run of one side, on memory of its own.
+pub fn run(row: Row, side: Side) -> Sample {
+    let Row { workload, threads, size, .. } = row;
+    let machine = Machine::new(side, threads.all() * size.pages);
+    let (ready, start, stop) = (Start::new(threads.all()), Start::new(threads.all()), AtomicBool::new(false));
+    let set_up = |thread: usize| {
+        let place = ready.place();
+        let mut worker = Worker::new(machine.cpu(), workload, size, thread * size.pages);
+        worker.set_up();
+        place.wait();
+        worker
+    };
+    let work = |thread| {
+        let place = start.place();
+        let mut worker = set_up(thread);
+        let before = machine.stats();
+        place.wait();
+        let took = worker.work();
+        (worker, took, before)
+    };
+    let run_code = |thread| {
+        let place = start.place();
+        let mut worker = set_up(thread);
+        place.wait();
+        while !stop.load(Ordering::Relaxed) {
+            worker.run_all();
+        }
+    };
+    let (mut workers, took, before) = std::thread::scope(|scope| {
+        let work = &work;
+        let others: Vec<_> = (1..threads.working()).map(|thread| scope.spawn(move || work(thread))).collect();
+        if threads == Threads::OneBesideRunning {
+            scope.spawn(|| run_code(1));
+        }
+        let _stop = StopOnDrop(&stop);
+        let (worker, mut took, before) = work(0);
+        let mut workers = vec![worker];
+        for other in others {
+            let (worker, other, _) = other.join().expect("a working thread ends");
+            took = slower(took, other);
+            workers.push(worker);
+        }
+        (workers, took, before)
+    });
+    let after = machine.stats();
+    let sample = Sample {
+        work_ns: took.work.as_nanos() as f64 / size.operations as f64,
+        announced_ns: (took.work + took.announcement).as_nanos() as f64 / size.operations as f64,
+        faults: after.faults - before.faults,
+        calls: after.protection_calls - before.protection_calls,
+        interpreted: workers.iter().map(Worker::interpreted).sum(),
+    };
+    check(row, side, &sample);
+    workers.iter_mut().for_each(Worker::check);
+    sample
+}
+
+fn slower(one: Took, other: Took) -> Took {
+    Took { work: one.work.max(other.work), announcement: one.announcement.max(other.announcement) }
+}
+
+/// The baseline is what it says: one fault for each operation, all of them
+/// translated; and with tracking off there is none.
+fn check(row: Row, side: Side, sample: &Sample) {
+    let operations = (row.threads.working() * row.size.operations) as u64;
+    let context = || format!("{row:?}, {}: {sample:?}", side.name());
+    match side {
+        Side::Plain => assert!(sample.faults == operations && sample.interpreted == 0, "{}", context()),
+        Side::Off => assert!(sample.faults == 0 && sample.interpreted == 0, "{}", context()),
+        Side::Adaptive(_) => {}
+    }
+}
+
+/// Where all threads begin at once.
+pub(super) struct Start {
+    missing: AtomicUsize,
+}
+
+impl Start {
+    pub(super) fn new(threads: usize) -> Self {
+        Self { missing: AtomicUsize::new(threads) }
+    }
+
+    /// Before what is done until the start.
+    pub(super) fn place(&self) -> Place<'_> {
+        Place(self)
+    }
+}
+
+/// One thread's place at the start. It counts as there also where a check fails
+/// before: else the others would wait for it.
+pub(super) struct Place<'a>(&'a Start);
+
+impl Place<'_> {
+    /// Until every thread is there.
+    pub(super) fn wait(self) {
+        let start = self.0;
+        drop(self);
+        while start.missing.load(Ordering::SeqCst) > 0 {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.missing.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Ends the other thread also where a check fails: else the panic would wait for it.
+pub(super) struct StopOnDrop<'a>(pub(super) &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spread(p10_ns: f64, median_ns: f64, p90_ns: f64) -> Spread {
+        Spread { p10_ns, median_ns, p90_ns }
+    }
+
+    #[test]
+    fn a_cost_within_the_noise_gives_a_bound() {
+        let plain = spread(9_000.0, 10_000.0, 11_000.0);
+        assert_eq!(times(plain, spread(90.0, 100.0, 110.0), 20.0), Times::About(100.0));
+        assert_eq!(times(plain, spread(-5.0, 1.0, 8.0), 20.0), Times::AtLeast(500.0), "bounded by the noise");
+        assert_eq!(times(plain, spread(-5.0, 30.0, 50.0), 20.0), Times::AtLeast(200.0), "bounded by its spread");
+    }
+}

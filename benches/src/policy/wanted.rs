@@ -1,0 +1,54 @@
+//! What was wanted of a policy, beside what was measured.
+
+use std::fmt::Write;
+
+use codewarden::protection::Mode;
+
+use super::measure::Measured;
+use super::rows::Threads;
+use super::side::Side;
+use super::workload::Workload;
+use super::{sync, table};
+use crate::spread::Spread;
+
+/// How many times cheaper than the baseline, in one thread.
+const CHEAPER: [(Workload, Mode, f64); 9] = [
+    (Workload::Write, Mode::Deferred, 6.0),
+    (Workload::Bulk, Mode::Sigbus, 10.0),
+    (Workload::Bulk, Mode::Thread, 10.0),
+    (Workload::Bulk, Mode::Deferred, 10.0),
+    (Workload::Beside, Mode::Sigbus, 50.0),
+    (Workload::Beside, Mode::Thread, 50.0),
+    (Workload::Beside, Mode::Deferred, 50.0),
+    (Workload::Patch, Mode::Sigbus, 5.0),
+    (Workload::Patch, Mode::Thread, 5.0),
+];
+
+/// How many times the bare ioctl `sync` may take, in one thread.
+const SYNC_BY_BARE: f64 = 1.2;
+
+/// One line for each aim: what was wanted, what was measured, whether it holds.
+pub fn lines(rows: &[Measured], syncs: &[sync::Measured]) -> String {
+    let mut text = String::new();
+    let mut line = |holds: bool, what: String| {
+        let _ = writeln!(text, "- {}: {what}", if holds { "holds" } else { "MISSED" });
+    };
+    for (workload, mode, least) in CHEAPER {
+        let row = rows.iter().find(|row| row.row.workload == workload && row.row.threads == Threads::Working(1));
+        let (name, figure) = table::figures(workload).swap_remove(0);
+        if let Some(times) = row.and_then(|row| row.times_cheaper(Side::Adaptive(mode), figure)) {
+            line(times.least() >= least, format!("{name}, {mode}: {times} times cheaper than plain (wanted {least})"));
+        }
+    }
+    for row in syncs.iter().filter(|row| row.threads == Threads::Working(1)) {
+        let (library, bare) = (&row.library, &row.bare);
+        let all = [("none", &library.none_ns, &bare.none_ns), ("1 %", &library.written_ns, &bare.written_ns)];
+        for (written, library, bare) in all {
+            let ratio = Spread::of(library).median_ns / Spread::of(bare).median_ns;
+            let pages = sync::PAGES;
+            let what = format!("sync of {pages} pages, {written} written: {ratio:.2} of the bare ioctl");
+            line(ratio <= SYNC_BY_BARE, format!("{what} (at most {SYNC_BY_BARE})"));
+        }
+    }
+    text
+}
