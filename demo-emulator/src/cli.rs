@@ -41,7 +41,7 @@ What is told:
   -d ITEM[,ITEM...]    log in_asm (guest instructions as they are translated),
                        out_asm (the host code made from them)
   -D FILE              write what -strace and -d print to FILE
-  --stats              counters at exit
+  --stats              counters, histograms and the pages written to most, at exit
   --stats=json         the same for programs
   --probe              say what this kernel and these permissions allow
   --version            print the version

@@ -19,7 +19,7 @@ use demo_emulator::linux::log::LogFile;
 use demo_emulator::linux::{AtExit, Machine, Options, Oracle, Process, Start, host_signals};
 use demo_emulator::memory::{Window, host_fault};
 use demo_emulator::probe;
-use demo_emulator::stats::Report;
+use demo_emulator::stats::{Report, Writers};
 use demo_emulator::story::bundle::Bundle;
 use demo_emulator::story::{Story, summary};
 use demo_emulator::style::Style;
@@ -82,8 +82,9 @@ fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
     host_signals::catch_sent_faults().map_err(failed("the signal handler cannot be installed"))?;
     host_fault::install().map_err(failed("the fault handler cannot be installed"))?;
     let log = LogFile::open(cli.log_file.as_deref()).map_err(failed("-D: the log cannot be opened"))?;
-    let (machine, engine) = machine(&cli, window, &path, bundle.is_some(), &log)?;
-    let at_exit = at_exit(&cli, engine, bundle, &log);
+    let writers = Arc::new(Writers::default());
+    let (machine, engine) = machine(&cli, window, &path, bundle.is_some(), &log, &writers)?;
+    let at_exit = at_exit(&cli, engine, &path, bundle, &log, writers);
     let argv0 = cli.argv0.take().unwrap_or_else(|| path.clone().into_os_string());
     let arguments = std::mem::take(&mut cli.arguments);
     let start = Start {
@@ -113,16 +114,24 @@ fn failed<E: Display>(what: &str) -> impl Fn(E) -> Failure {
 /// What runs the instructions, and the engine that it is unless it is the oracle.
 type Runner = (Arc<dyn Machine>, Option<Arc<Engine>>);
 
-fn machine(cli: &Cli, window: Window, program: &Path, tells_story: bool, log: &LogFile) -> Result<Runner, Failure> {
+fn machine(
+    cli: &Cli,
+    window: Window,
+    program: &Path,
+    tells_story: bool,
+    log: &LogFile,
+    writers: &Arc<Writers>,
+) -> Result<Runner, Failure> {
     if cli.interpret {
         return Ok((Arc::new(Oracle::new(window)), None));
     }
     let mut engine = Engine::new(window, cli.tracking, cli.tier).map_err(cannot_start)?;
     let mut listeners: Vec<Box<dyn Listener>> = Vec::new();
     if cli.log.in_asm || cli.log.out_asm {
-        // A file that cannot be read is an error of its own, soon.
-        let symbols = std::fs::read(program).map(|elf| Symbols::of_elf(&elf)).unwrap_or_default();
-        listeners.push(Box::new(AsmLog::new(cli.log, log.clone(), symbols)));
+        listeners.push(Box::new(AsmLog::new(cli.log, log.clone(), symbols_of(program))));
+    }
+    if cli.stats.is_some() {
+        listeners.push(Box::new(writers.clone()));
     }
     if tells_story {
         let (mode, why) = engine.mode();
@@ -137,6 +146,11 @@ fn machine(cli: &Cli, window: Window, program: &Path, tells_story: bool, log: &L
     Ok((engine.clone(), Some(engine)))
 }
 
+fn symbols_of(program: &Path) -> Symbols {
+    // A file that cannot be read is an error of its own, soon.
+    std::fs::read(program).map(|elf| Symbols::of_elf(&elf)).unwrap_or_default()
+}
+
 fn cannot_start(error: EngineError) -> Failure {
     let advice = match &error {
         EngineError::Codewarden(Error::ModeUnavailable { .. }) => "demo-emulator --probe says what can be had here",
@@ -149,17 +163,27 @@ fn cannot_start(error: EngineError) -> Failure {
 }
 
 /// What is told when the guest has ended.
-fn at_exit(cli: &Cli, engine: Option<Arc<Engine>>, bundle: Option<Bundle>, log: &LogFile) -> AtExit {
+fn at_exit(
+    cli: &Cli,
+    engine: Option<Arc<Engine>>,
+    program: &Path,
+    bundle: Option<Bundle>,
+    log: &LogFile,
+    writers: Arc<Writers>,
+) -> AtExit {
     let (stats, tier) = (cli.stats, cli.tier.name());
+    // Read now: a guest may change its directory.
+    let symbols = if stats.is_some() { symbols_of(program) } else { Symbols::default() };
     let (log, start) = (log.clone(), Instant::now());
     AtExit::new(move || {
-        let report = Report::new(engine.as_deref(), start);
+        // Before the summary runs other processes.
+        let report = stats.map(|stats| (stats, Report::new(engine.as_deref(), &writers, &symbols, start)));
         if let (Some(engine), Some(bundle)) = (&engine, &bundle) {
             summary::tell(&bundle.path(), engine.mode().0.name(), &["--tier", tier], Style::of_stdout());
         }
-        match stats {
-            Some(Stats::Text) => log.write(&report.text()),
-            Some(Stats::Json) => log.write(&report.json()),
+        match report {
+            Some((Stats::Text, report)) => log.write(&report.text()),
+            Some((Stats::Json, report)) => log.write(&report.json()),
             None => {}
         }
     })

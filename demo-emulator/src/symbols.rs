@@ -1,6 +1,8 @@
 //! Names of a guest's functions and variables, from its ELF file.
 
-use object::{Object, ObjectSymbol, SymbolKind};
+use object::{Object, ObjectKind, ObjectSegment, ObjectSymbol, SymbolKind};
+
+use crate::linux::program::PIE_BASE;
 
 /// A named range of guest addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,17 +20,22 @@ pub struct Symbol {
 pub struct Symbols(Vec<Symbol>);
 
 impl Symbols {
-    /// Those of the ELF file with these bytes: none where it has none or is
-    /// broken, for names only help the reader.
+    /// Those of the ELF file with these bytes, where they are when it is loaded as
+    /// the guest's program: none where it has none or is broken, for names only help the reader.
     pub fn of_elf(elf: &[u8]) -> Self {
         let Ok(file) = object::File::parse(elf) else { return Self::default() };
+        let bias = load_bias(&file);
         let named = file.symbols().filter(|symbol| {
             !matches!(symbol.kind(), SymbolKind::Section | SymbolKind::File) && !symbol.is_undefined()
         });
         let mut symbols: Vec<_> = named
             .filter_map(|symbol| {
                 let name = symbol.name().ok().filter(|name| !name.is_empty() && !name.starts_with('$'))?;
-                Some(Symbol { name: name.to_owned(), address: symbol.address(), len_bytes: symbol.size() })
+                Some(Symbol {
+                    name: name.to_owned(),
+                    address: symbol.address().wrapping_add(bias),
+                    len_bytes: symbol.size(),
+                })
             })
             .collect();
         // Of several names for one address the one with a length tells most.
@@ -52,6 +59,15 @@ impl Symbols {
         let symbol = self.at(address)?;
         let offset = address - symbol.address;
         Some(if offset == 0 { symbol.name.clone() } else { format!("{}+{offset:#x}", symbol.name) })
+    }
+}
+
+/// What the loader adds to the addresses of a program.
+fn load_bias(file: &object::File<'_>) -> u64 {
+    const PAGE_BYTES: u64 = 4096;
+    match file.segments().map(|segment| segment.address()).min() {
+        Some(first) if file.kind() == ObjectKind::Dynamic => PIE_BASE.wrapping_sub(first & !(PAGE_BYTES - 1)),
+        _ => 0,
     }
 }
 

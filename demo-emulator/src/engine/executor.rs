@@ -162,7 +162,8 @@ impl EngineExecutor {
                 &BlockOptions { own_stores: stale_flag.map_or(OwnStores::Ignore, OwnStores::Poll), source: None },
             )
             .ok()?;
-        Some((block.entry(), Payload::Compiled(Box::new(Compiled { block }))))
+        let recorder = self.recorder.clone().map(|recorder| recorder as _);
+        Some((block.entry(), Payload::Compiled(Box::new(Compiled { block, recorder }))))
     }
 
     /// What runs once is not worth a block, but for who is told of blocks.

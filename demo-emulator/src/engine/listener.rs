@@ -1,10 +1,14 @@
-//! What the engine tells of its work where somebody listens: the logs of `-d`
-//! and the bundled guest's story. Nobody listens in an ordinary run.
+//! What the engine tells of its work where somebody listens: the logs of `-d`,
+//! the bundled guest's story, and who wrote where for `--stats`. Nobody listens in
+//! an ordinary run.
 //!
 //! The library tells who wrote where by a host pc ([`codewarden::RecentWrite`]).
-//! For compiled code the fault index knows the guest's. Interpreters note each
-//! store before they run it, and a write that hit its bytes is that store's.
+//! For compiled code the fault index knows the guest's, as long as the block is
+//! there: before a block goes, what is new in the journal is taken out of it, and
+//! a block is entered in the memory of another one only then. Interpreters note
+//! each store before they run it, and a write that hit its bytes is that store's.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
@@ -75,6 +79,27 @@ pub(super) struct Recorder {
     pending: Mutex<Vec<RecentWrite>>,
 }
 
+/// Tells what is new. A trait, since blocks have the recorder and the recorder, by
+/// its cache, the blocks.
+pub(super) trait Settle: fmt::Debug + Send + Sync {
+    /// A compiled block is about to go, and with it what is known of its stores.
+    fn settle(&self);
+}
+
+impl Settle for Recorder {
+    fn settle(&self) {
+        if self.cache.writes_recorded() != self.taken.load(Ordering::Acquire) {
+            self.tell(|_| None);
+        }
+    }
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorder").field("taken", &self.taken).finish_non_exhaustive()
+    }
+}
+
 impl Recorder {
     pub(super) fn new(
         listeners: Vec<Box<dyn Listener>>,
@@ -134,6 +159,11 @@ impl Recorder {
         self.hear(&Event::SystemCall);
     }
 
+    /// The guest has ended: whose store is not known by now is told so.
+    pub(super) fn finish(&self) {
+        self.tell(|_| Some(None));
+    }
+
     /// Takes what is new in the journal, and tells of what compiled code wrote
     /// and of what `store_pc` knows: `None` for a write that stays pending.
     fn tell(&self, store_pc: impl Fn(&RecentWrite) -> Option<Option<u64>>) {
@@ -143,10 +173,14 @@ impl Recorder {
             self.has_pending.store(true, Ordering::Relaxed);
             self.taken.store(last.sequence + 1, Ordering::Release);
         }
+        let mut old = pending.len();
         pending.extend(new);
         pending.retain(|write| {
+            // Of an old one the block may be gone by now.
+            let is_old = old > 0;
+            old = old.saturating_sub(1);
             let compiled = match write.cause {
-                Cause::Store { pc: Some(host), .. } => self.space.guest_pc(host.0),
+                Cause::Store { pc: Some(host), .. } if !is_old => self.space.guest_pc(host.0),
                 _ => None,
             };
             let told = compiled.map(Some).or_else(|| store_pc(write));

@@ -44,8 +44,8 @@ use counters::Counters;
 pub use counters::EngineStats;
 use eventual::harvest_now_and_then;
 use executor::EngineExecutor;
-use listener::Recorder;
 pub use listener::{Event, Listener};
+use listener::{Recorder, Settle};
 use observer::{Descriptors, Tracking};
 use tier0::DecodedBlock;
 
@@ -66,6 +66,16 @@ pub enum Payload {
 pub struct Compiled {
     /// Its host code.
     pub block: CompiledBlock,
+    recorder: Option<Arc<dyn Settle>>,
+}
+
+impl Drop for Compiled {
+    fn drop(&mut self) {
+        // Nobody knows afterwards which of its instructions wrote.
+        if let Some(recorder) = &self.recorder {
+            recorder.settle();
+        }
+    }
 }
 
 impl Payload {
@@ -175,6 +185,13 @@ impl Engine {
     /// Tells `listeners` what goes on in harts that start from now on.
     pub fn listen(&mut self, listeners: Vec<Box<dyn Listener>>) {
         self.recorder = Some(Arc::new(Recorder::new(listeners, self.cache, self.space.clone())));
+    }
+
+    /// Tells the listeners what they have not been told yet: the guest has ended.
+    pub fn finish(&self) {
+        if let Some(recorder) = &self.recorder {
+            recorder.finish();
+        }
     }
 
     /// How writes are learned of, and why so.

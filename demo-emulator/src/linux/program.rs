@@ -16,7 +16,7 @@ use super::elf::{self, ElfError, Image, Segment};
 use super::errno::Errno;
 
 /// Where a position-independent program goes: two thirds of the way up.
-const PIE_BASE: u64 = 0x2a_aaaa_a000;
+pub(crate) const PIE_BASE: u64 = 0x2a_aaaa_a000;
 
 /// Bytes of a script's first line that count: Linux's BINPRM_BUF_SIZE.
 const SCRIPT_LINE_BYTES: usize = 256;

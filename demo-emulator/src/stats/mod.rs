@@ -1,0 +1,85 @@
+//! `--stats`: what went on, at the guest's end. [`text`](Report::text) is for
+//! people, [`json`](Report::json) for programs.
+
+mod json;
+mod text;
+mod writers;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use codewarden::Histogram;
+use codewarden::tracker::{HotPage, PagesByState};
+
+use crate::engine::Engine;
+use crate::symbols::Symbols;
+pub use writers::{PageWriters, Writer, Writers};
+
+/// Pages that are told of one by one.
+const HOT_PAGES: usize = 10;
+/// Of each page, the stores that are told of.
+const HOT_WRITERS: usize = 4;
+
+/// What is told of a run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// How guest code was run.
+    tier: &'static str,
+    /// What there is to tell of tracking; nothing for the oracle.
+    tracked: Option<Tracked>,
+    /// Mappings of the process, as the kernel counts them.
+    vmas: usize,
+    /// From the guest's first instruction to its end.
+    run_time: Duration,
+}
+
+/// What a run with an engine tells besides.
+#[derive(Clone, Debug)]
+struct Tracked {
+    /// How writes were learned of, and why so.
+    mode: &'static str,
+    why: String,
+    /// Counters with their names, the library's first.
+    counters: Vec<(&'static str, u64)>,
+    histograms: Vec<(&'static str, Histogram)>,
+    pages: PagesByState,
+    hottest: Vec<HotRow>,
+    symbols: Symbols,
+}
+
+/// A page that was written to much, with who wrote.
+#[derive(Clone, Debug)]
+struct HotRow {
+    page: HotPage,
+    writers: PageWriters,
+}
+
+impl Report {
+    /// Of a run that began at `start`, told with the guest's `symbols`; without an
+    /// engine, of the oracle's. `writers` listened to it.
+    pub fn new(engine: Option<&Engine>, writers: &Writers, symbols: &Symbols, start: Instant) -> Self {
+        let run_time = start.elapsed();
+        let vmas = fs::read("/proc/self/maps").map_or(0, |maps| maps.iter().filter(|byte| **byte == b'\n').count());
+        let tier = engine.map_or("oracle", |engine| engine.tier().name());
+        let tracked = engine.map(|engine| Tracked::new(engine, writers, symbols));
+        Self { tier, tracked, vmas, run_time }
+    }
+}
+
+impl Tracked {
+    fn new(engine: &Engine, writers: &Writers, symbols: &Symbols) -> Self {
+        engine.finish();
+        let (mode, why) = engine.mode();
+        let (cache, tracker) = (engine.cache(), engine.cache().tracker());
+        let hottest = tracker.hottest_pages(HOT_PAGES).into_iter();
+        Self {
+            mode: mode.name(),
+            why: why.to_owned(),
+            counters: cache.stats().entries().chain(engine.stats().entries()).collect(),
+            histograms: cache.histograms().entries().collect(),
+            pages: tracker.pages_by_state(),
+            hottest: hottest.map(|page| HotRow { page, writers: writers.of_page(page.page.0, HOT_WRITERS) }).collect(),
+            symbols: symbols.clone(),
+        }
+    }
+}

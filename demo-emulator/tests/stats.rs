@@ -1,0 +1,165 @@
+//! `--stats=json` of guests that patch, that write beside their code and that have
+//! the kernel write: each count agrees with the others, and the heat map names who
+//! wrote. No time is asserted.
+
+use std::path::Path;
+use std::process::Command;
+
+use codewarden::protection::{Mode, Probe};
+use serde_json::Value;
+
+/// Pages that the report has at most.
+const HOT_PAGES: usize = 10;
+/// Writes that the library's journal keeps: of fewer none is lost.
+const JOURNAL_WRITES: u64 = 256;
+
+struct Run(Value);
+
+impl Run {
+    fn new(guest: &str, mode: Mode, tier: &str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-tests/guests").join(format!("{guest}.elf"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_demo-emulator"));
+        command.env_remove("CODEWARDEN_HIDE").args(["--stats=json", "--tracking", mode.name(), "--tier", tier]);
+        let output = command.arg(path).output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{guest} {mode} {tier}: {told}");
+        assert_eq!(told.lines().count(), 1, "{guest}: {told}");
+        Self(serde_json::from_str(&told).unwrap())
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        self.0[name].as_u64().unwrap_or_else(|| panic!("no {name} in {}", self.0))
+    }
+
+    fn histogram(&self, name: &str, field: &str) -> u64 {
+        self.0["histograms"][name][field].as_u64().unwrap_or_else(|| panic!("no {name}.{field} in {}", self.0))
+    }
+
+    fn hottest(&self) -> &[Value] {
+        self.0["hottest_pages"].as_array().unwrap()
+    }
+
+    fn sum_of_hottest(&self, kind: &str) -> u64 {
+        self.hottest().iter().map(|page| page[kind].as_u64().unwrap()).sum()
+    }
+
+    fn check(&self) {
+        let Self(told) = self;
+        let faults = self.count("faults");
+        assert_eq!(faults, self.count("faults_code") + self.count("faults_beside"), "{told}");
+        let by_thread = told["mode"] == "thread";
+        assert_eq!(self.count("faults_by_thread"), if by_thread { faults } else { 0 }, "{told}");
+        // The handler thread may be inside the last one when the guest ends.
+        let ended = self.histogram("fault_ns", "count");
+        assert!(ended == faults || by_thread && ended + 1 == faults, "{told}");
+        if ended == faults {
+            assert_eq!(faults, self.histogram("fault_opened_pages", "count"), "{told}");
+            assert_eq!(faults + self.count("opened_ahead"), self.histogram("fault_opened_pages", "sum"), "{told}");
+        }
+        for name in ["harvest_scanned_pages", "harvest_found_pages"] {
+            assert_eq!(self.count("harvests"), self.histogram(name, "count"), "{told}");
+        }
+        assert_eq!(self.count("pages_scanned"), self.histogram("harvest_scanned_pages", "sum"), "{told}");
+        assert_eq!(self.count("pages_harvested"), self.histogram("harvest_found_pages", "sum"), "{told}");
+        assert!(self.count("protects") <= self.histogram("protect_pages", "sum"), "{told}");
+        let made = self.count("blocks_decoded") + self.count("blocks_compiled");
+        assert!(self.count("committed") <= made && self.count("freed") <= made, "{told}");
+        assert!(self.count("pages_kernel_written") <= self.count("pages_announced"), "{told}");
+        self.check_histograms();
+        self.check_pages();
+    }
+
+    fn check_histograms(&self) {
+        for (name, histogram) in self.0["histograms"].as_object().unwrap() {
+            assert!(name.ends_with("_ns") || name.ends_with("_pages"), "{name} has no unit");
+            let field = |field: &str| self.histogram(name, field);
+            let buckets = histogram["buckets"].as_array().unwrap();
+            let number = |bucket: &Value, field: &str| bucket[field].as_u64().unwrap();
+            assert_eq!(buckets.iter().map(|bucket| number(bucket, "count")).sum::<u64>(), field("count"), "{name}");
+            assert!(buckets.windows(2).all(|pair| number(&pair[0], "to") < number(&pair[1], "from")), "{histogram}");
+            assert!(field("p50") <= field("p90") && field("p90") <= field("p99"), "{histogram}");
+            assert!(field("p99") <= field("max") && field("max") <= field("sum"), "{histogram}");
+        }
+    }
+
+    fn check_pages(&self) {
+        let Self(told) = self;
+        let states = told["pages_by_state"].as_object().unwrap();
+        let pages: u64 = states.values().map(|count| count.as_u64().unwrap()).sum();
+        assert!(pages >= self.hottest().len() as u64 && pages > 0, "{told}");
+        assert!(self.hottest().len() < HOT_PAGES, "all of a small guest's pages are told: {told}");
+        assert_eq!(self.sum_of_hottest("code_hits"), self.count("faults_code"), "{told}");
+        assert_eq!(self.sum_of_hottest("beside_hits"), self.count("faults_beside"), "{told}");
+        assert_eq!(self.sum_of_hottest("harvested"), self.count("pages_harvested"), "{told}");
+        assert_eq!(self.sum_of_hottest("kernel_hits"), self.count("pages_kernel_written"), "{told}");
+        for page in self.hottest() {
+            let writers = page["writers"].as_array().unwrap();
+            let known: u64 = writers.iter().map(|writer| writer["writes"].as_u64().unwrap()).sum();
+            let told_of = known + page["other_writes"].as_u64().unwrap();
+            let hits = page["code_hits"].as_u64().unwrap() + page["beside_hits"].as_u64().unwrap();
+            assert!(told_of <= hits, "{page}");
+            assert!(told_of == hits || self.count("faults") > JOURNAL_WRITES, "{page} of {told}");
+        }
+    }
+
+    /// The store that wrote to the byte with this symbol, by its own.
+    fn writer_of(&self, byte_symbol: &str) -> Option<&str> {
+        let writers = self.hottest().iter().flat_map(|page| page["writers"].as_array().unwrap());
+        writers
+            .filter(|writer| writer["last_byte_symbol"] == byte_symbol)
+            .find_map(|writer| writer["pc_symbol"].as_str())
+    }
+}
+
+/// The modes that can be had and of which `wanted` is true.
+fn modes(wanted: impl Fn(Mode) -> bool) -> impl Iterator<Item = Mode> {
+    let probe = Probe::of_this_process();
+    let modes = Mode::ALL.into_iter().filter(move |&mode| mode != Mode::None && wanted(mode));
+    modes.filter(move |&mode| match probe.check(mode) {
+        Ok(()) => true,
+        Err(error) => {
+            assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{error}");
+            println!("skipped: {error}");
+            false
+        }
+    })
+}
+
+#[test]
+fn a_guest_that_patches_is_told_with_who_patched() {
+    for mode in modes(Mode::is_synchronous) {
+        for tier in ["0", "translated", "auto"] {
+            let run = Run::new("story", mode, tier);
+            run.check();
+            assert!(run.count("faults_code") >= 6, "{}", run.0);
+            // A handler thread is told of no pc, and compiled code tells of no store.
+            if mode == Mode::Thread && tier != "0" {
+                continue;
+            }
+            for (byte, function) in [("version", "main+"), ("tally_counter", "tally+")] {
+                let writer = run.writer_of(byte).unwrap_or_else(|| panic!("{mode} {tier}: no {byte} in {}", run.0));
+                assert!(writer.starts_with(function), "{mode} {tier}: {byte} by {writer}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_writes_beside_its_code_is_told() {
+    for mode in modes(|_| true) {
+        let run = Run::new("data-beside-code", mode, "auto");
+        run.check();
+        assert_eq!(run.count("faults") > 0, mode.is_synchronous(), "{}", run.0);
+        assert_eq!(run.count("pages_harvested") > 0, !mode.is_synchronous(), "{}", run.0);
+    }
+}
+
+#[test]
+fn a_guest_that_has_the_kernel_write_its_code_is_told() {
+    for mode in modes(|_| true) {
+        let run = Run::new("read-into-code", mode, "auto");
+        run.check();
+        let is_announced = matches!(mode, Mode::Sigbus | Mode::Mprotect);
+        assert_eq!(run.count("pages_kernel_written") > 0, is_announced, "{}", run.0);
+    }
+}
