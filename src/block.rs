@@ -37,8 +37,13 @@
 //! overtaken the one that set it, and its own store is about to retire. The mark
 //! that the *record* is dead comes last. So who finds the mark finds cell and flag
 //! done, and the record goes to the dead stack once, however often it is found.
+//!
 //! The flag is the translation's and outlives the record where the same
-//! translation is used again.
+//! translation is used again. While it is, somebody may be inside from before, store
+//! to the block's own bytes and then look at the flag. So it must not say that the
+//! block is valid before the generations are known to hold, and it must not
+//! overwrite a kill after that: a commit makes it [`StaleFlag::PENDING`] before the
+//! block is in any list, and exchanges this for what it publishes.
 //!
 //! # Safety
 //!
@@ -120,7 +125,8 @@ impl From<usize> for Entry {
 
 /// The values of the byte that emitted code may poll after its own stores, at
 /// [`Ticket::stale_flag`](crate::Ticket::stale_flag). To leave the block after the
-/// store is always right, whatever the value.
+/// store is always right, whatever the value; where the value is none of these but
+/// [`StaleFlag::VALID`] it must.
 #[derive(Debug)]
 pub struct StaleFlag(AtomicU8);
 
@@ -135,19 +141,28 @@ impl StaleFlag {
     /// The same, and the bytes can be seen at other addresses too: leave after any
     /// store.
     pub const CHECKED_SHARED: u8 = 3;
+    /// A commit is under way: as for a dead one.
+    pub const PENDING: u8 = 4;
 
     pub(crate) fn new() -> Self {
-        Self(AtomicU8::new(Self::VALID))
+        Self(AtomicU8::new(Self::PENDING))
     }
 
-    /// A block begins with `value`, before anybody can find it.
-    pub(crate) fn begin(&self, value: u8) {
-        self.0.store(value, Ordering::Relaxed);
+    /// A commit begins: a kill can be told from the one that ended the last life.
+    /// Before a walker can find the block.
+    pub(crate) fn begin(&self) {
+        self.0.swap(Self::PENDING, Ordering::AcqRel);
+    }
+
+    /// A commit has found that the generations hold: `value`, unless the block was
+    /// killed since it began.
+    pub(crate) fn publish(&self, value: u8) {
+        let _ = self.0.compare_exchange(Self::PENDING, value, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// Async-signal-safe.
     fn kill(&self) {
-        self.0.store(Self::DEAD, Ordering::Release);
+        self.0.swap(Self::DEAD, Ordering::AcqRel);
     }
 
     /// Whether it was valid until now: a dead block stays dead. Async-signal-safe.
@@ -156,7 +171,7 @@ impl StaleFlag {
     }
 
     #[cfg(test)]
-    fn load(&self) -> u8 {
+    pub(crate) fn load(&self) -> u8 {
         self.0.load(Ordering::Acquire)
     }
 }
@@ -466,6 +481,7 @@ mod tests {
 
         fn valid(entry: Entry) -> Self {
             let block = Self::pending(entry);
+            block.flag.publish(StaleFlag::VALID);
             assert!(block.cell.publish(STUBS, 10));
             block
         }

@@ -63,8 +63,8 @@ pub(crate) enum Rule {
     DowngradeByExchange,
     /// A downgrade kills what is about to be published.
     DowngradeKillsPending,
-    /// The stale flag is ready before a walker can find the block.
-    FlagBeforeLists,
+    /// The stale flag becomes valid once the generations are known to hold.
+    FlagAfterGenerations,
     /// A translation is used again only while no walker may hold its old record.
     ReviveAfterWalkers,
     /// The epoch waits for walkers.

@@ -6,16 +6,17 @@
 //! A former translation is published by the same steps as a new one, with the
 //! claims of a ticket that has just read the same bytes under them. A vCPU may be
 //! inside its code all the time, from before the block died: it runs code of bytes
-//! that are the guest's again, as it would had it entered just now. It had to leave
-//! when it polled the flag; it polls after stores of its own, so either a store of
-//! its came before the ticket's reading, which found the bytes as they were, or it
-//! comes after and ends the block again.
+//! that are the guest's again, as it would had it entered just now. It looks at the
+//! stale flag after stores of its own, and leaves where it is not valid. Where it
+//! finds it valid again, its store came before the ticket's reading, which found
+//! the bytes as they were: one that came later moved the generation before it
+//! retired, and either the commit saw that and the flag never became valid, or the
+//! walk found the block and set the flag.
 //!
-//! The stale flag is the translation's and becomes valid again. So nobody may set
-//! it for the record that died: a walker that found this one just before it was
-//! taken out of its lists would set the flag of a valid block, or kill it where
-//! nobody has a reason to. Hence no revival while there is any walker; a handler is
-//! inside a list for a moment.
+//! A walker that found the *old* record, just before it was taken out of its lists,
+//! would kill in the name of that one: it would set the flag of a valid block, or
+//! take its entry away and hand no record over. Hence no revival while there is any
+//! walker. A handler is inside a list for a moment only.
 //!
 //! # Safety
 //!
@@ -202,27 +203,28 @@ impl<P: Payload> CodeCache<P> {
         cell.block.store(block.as_ptr(), Ordering::Relaxed);
         cell.entry.begin(killer.stubs);
         let is_checked = shared.needs_check();
-        let flag = if is_checked { shared.checked_flag() } else { StaleFlag::VALID };
-        // Before anybody finds the block: a kill must not be taken back.
-        if !left_out(Rule::FlagBeforeLists) {
-            shared.translation.flag.begin(flag);
+        let Translation { entry, flag, .. } = &*shared.translation;
+        let valid = if is_checked { shared.checked_flag() } else { StaleFlag::VALID };
+        flag.begin();
+        if left_out(Rule::FlagAfterGenerations) {
+            flag.publish(valid);
         }
         for BlockPage { claim, node, .. } in &shared.pages {
             // SAFETY: under the commit lock; the node is the block's, which the
             // epoch frees after it was taken out.
             unsafe { claim.data().0.enter(node) };
         }
-        if left_out(Rule::FlagBeforeLists) {
-            shared.translation.flag.begin(flag);
-        }
         commits.add_live(block);
         // `is_current` fences: from here a handler sees the nodes, or we see its
         // generation.
         if shared.is_current()
-            && let Some(address) = shared.translation.entry.address(is_checked)
-            && cell.entry.publish(killer.stubs, address)
+            && let Some(address) = entry.address(is_checked)
         {
-            return Ok(());
+            // First: as soon as the cell leads to the block, it may be downgraded.
+            flag.publish(valid);
+            if cell.entry.publish(killer.stubs, address) {
+                return Ok(());
+            }
         }
         killer.kill(shared);
         self.0.counters.refused.add(1);

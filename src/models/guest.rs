@@ -10,6 +10,7 @@ use super::kernel::Kernel;
 use crate::addr::GuestAddr;
 use crate::block::{EntryCell, EntryStubs};
 use crate::code_cache::{CodeCache, CommitError, Key};
+use crate::policy::{Adaptive, Policy};
 use crate::protection::{Access, Mode, Options};
 use crate::sync::Arc;
 use crate::tracker::BeginError;
@@ -43,8 +44,12 @@ pub(super) enum Refusal {
 
 impl Guest {
     pub(super) fn new(mode: Mode, pages: usize) -> Self {
+        Self::with_policy(mode, pages, Adaptive::new())
+    }
+
+    pub(super) fn with_policy(mode: Mode, pages: usize, policy: impl Policy) -> Self {
         let kernel = Arc::new(Kernel::new(mode, pages));
-        let cache = Cache::new(EntryStubs::NOT_CODE).unwrap();
+        let cache = Cache::with_policy(EntryStubs::NOT_CODE, Arc::new(policy)).unwrap();
         cache
             .tracker()
             .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), || Ok(kernel.clone()))
@@ -88,8 +93,13 @@ impl Guest {
     /// block over several pages the last one's. No lock and no fence: as emitted
     /// code goes through it.
     pub(super) fn follow(&self, link: Link) -> Option<u8> {
-        // SAFETY: of this guest's cache.
-        let entry = unsafe { &*link.0 }.load();
+        let entry = self.entry(link);
         (entry > 1).then_some(entry as u8)
+    }
+
+    /// What `link` holds.
+    pub(super) fn entry(&self, link: Link) -> usize {
+        // SAFETY: of this guest's cache.
+        unsafe { &*link.0 }.load()
     }
 }

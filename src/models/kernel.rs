@@ -83,6 +83,16 @@ impl Kernel {
         }
     }
 
+    /// A store by thread `tid` to a byte of `page` that no block is made from.
+    #[cfg(loom)]
+    pub(super) fn store_beside(&self, page: usize, tid: u32) {
+        while self.pages[page].fetch_or(0, Ordering::AcqRel) & PROTECTED != 0 {
+            let addr = HostAddr(self.range.start().0 + (page << self.page.shift()) + self.page.bytes() / 2);
+            let handled = self.sink.get().map(|sink| sink.on_write(&WriteFault { addr, pc: None, tid }));
+            assert_ne!(handled, Some(Handled::NotOurs), "the fault is the tracker's own");
+        }
+    }
+
     /// A store by the kernel itself: whether it went through.
     #[cfg(loom)]
     pub(super) fn kernel_store(&self, page: usize, byte: u8) -> bool {

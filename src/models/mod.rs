@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `loom_writes` | loom | a store against translators, two stores, several blocks |
 //! | `loom_announced` | loom | deferred regions, announced writes, tracking that ends |
+//! | `loom_checked` | loom | writes beside blocks, translations that are used again |
 //! | `loom_memory` | loom | nothing is freed under a walker, a pin or a reader |
 //! | `injected` | plain | the handler on the translator's own thread, at each step |
 //!
@@ -50,6 +51,8 @@ mod injected;
 mod kernel;
 #[cfg(loom)]
 mod loom_announced;
+#[cfg(loom)]
+mod loom_checked;
 #[cfg(loom)]
 mod loom_memory;
 #[cfg(loom)]
