@@ -36,8 +36,11 @@
 //! # The order of work
 //!
 //! 1. Claim every page of the block: [`Ticket::claim`].
-//! 2. Read the guest's bytes, once each, and translate. Not before the claim.
-//! 3. [`Ticket::commit`]: the block is reachable, or refused because a write came.
+//! 2. Read the guest's bytes, once each: not before the claim. Say which of them the
+//!    block is made from ([`Ticket::made_from`]), and ask whether one that was made
+//!    from the same can be used again ([`Ticket::revive`]). If not, translate.
+//! 3. [`Ticket::commit`]: the block is reachable, or refused because a write came. An
+//!    [`Entry`] with a check lets it stay beside bytes that are written.
 //! 4. Look up and run under a [`Pin`]; let go of it around whatever may last.
 //! 5. Tell the tracker of what the kernel cannot tell:
 //!    [`tracker::Tracker::prepare_kernel_write`], [`tracker::Tracker::change_mapping`],

@@ -1,5 +1,5 @@
 //! Models of the protocol: the real code of begin, commit, handler, un-protect,
-//! link, harvest, hold and epoch, over a software [`kernel`].
+//! link, harvest, hold, downgrade, revival and epoch, over a software [`kernel`].
 //!
 //! | module | how | what |
 //! |---|---|---|
