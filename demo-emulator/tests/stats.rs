@@ -149,8 +149,8 @@ fn a_guest_that_writes_beside_its_code_is_told() {
     for mode in modes(|_| true) {
         let run = Run::new("data-beside-code", mode, "auto");
         run.check();
+        // Whether a harvest comes between is a matter of time: nothing is announced.
         assert_eq!(run.count("faults") > 0, mode.is_synchronous(), "{}", run.0);
-        assert_eq!(run.count("pages_harvested") > 0, !mode.is_synchronous(), "{}", run.0);
     }
 }
 
@@ -161,5 +161,6 @@ fn a_guest_that_has_the_kernel_write_its_code_is_told() {
         run.check();
         let is_announced = matches!(mode, Mode::Sigbus | Mode::Mprotect);
         assert_eq!(run.count("pages_kernel_written") > 0, is_announced, "{}", run.0);
+        assert_eq!(run.count("pages_harvested") > 0, mode == Mode::Deferred, "{}", run.0);
     }
 }
