@@ -43,7 +43,9 @@ What is told:
   -D FILE              write what -strace and -d print to FILE
   --stats              counters, histograms and the pages written to most, at exit
   --stats=json         the same for programs
-  --probe              say what this kernel and these permissions allow
+  --probe              say what this kernel and these permissions allow, and
+                       what to change to get more
+  --probe=json         the same for programs
   --version            print the version
   --help               print this
 ";
@@ -58,7 +60,7 @@ pub enum Command {
     /// `--version`.
     Version,
     /// `--probe`.
-    Probe,
+    Probe(Form),
 }
 
 /// `--tier`.
@@ -94,9 +96,9 @@ pub enum Tracking {
     Mode(Mode),
 }
 
-/// `--stats`.
+/// `--stats` and `--probe`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stats {
+pub enum Form {
     /// For people.
     Text,
     /// For programs.
@@ -122,7 +124,7 @@ pub struct Cli {
     /// Which tracking mode.
     pub tracking: Tracking,
     /// Counters at exit.
-    pub stats: Option<Stats>,
+    pub stats: Option<Form>,
     /// Print system calls.
     pub strace: bool,
     /// What is logged.
@@ -194,7 +196,7 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, Usage
         match name {
             "help" | "h" => return Ok(Command::Help),
             "version" => return Ok(Command::Version),
-            "probe" => return Ok(Command::Probe),
+            "probe" => return form("probe", joined.as_deref()).map(Command::Probe),
             _ => {}
         }
         if !takes_value(name) {
@@ -231,12 +233,19 @@ fn flag(cli: &mut Cli, name: &str, value: Option<&OsStr>, text: &str) -> Result<
     match (name, value.map(OsStr::as_bytes)) {
         ("interpret", None) => cli.interpret = true,
         ("strace", None) => cli.strace = true,
-        ("stats", None) => cli.stats = Some(Stats::Text),
-        ("stats", Some(b"json")) => cli.stats = Some(Stats::Json),
-        ("stats", Some(_)) => return Err(UsageError(format!("{text}: the only form with a name is --stats=json"))),
+        ("stats", _) => cli.stats = Some(form("stats", value)?),
         _ => return Err(UsageError(format!("unknown option {text}"))),
     }
     Ok(())
+}
+
+/// What stands behind `--stats=` or `--probe=`, or nothing does.
+fn form(option: &str, value: Option<&OsStr>) -> Result<Form, UsageError> {
+    match value.map(OsStr::as_bytes) {
+        None => Ok(Form::Text),
+        Some(b"json") => Ok(Form::Json),
+        Some(_) => Err(UsageError(format!("--{option}: the only form with a name is --{option}=json"))),
+    }
 }
 
 /// Takes an option's value; gives whether an execve repeats it.
@@ -345,7 +354,7 @@ mod tests {
         let cli = run("--tier translated --tracking=deferred -d in_asm,out_asm -s 16M -L /root --stats=json p");
         assert_eq!((cli.tier, cli.tracking), (Tier::Translated, Tracking::Mode(Mode::Deferred)));
         assert_eq!((cli.log, cli.stack_bytes()), (Log { in_asm: true, out_asm: true }, 16 << 20));
-        assert_eq!((cli.sysroot, cli.stats), (Some("/root".into()), Some(Stats::Json)));
+        assert_eq!((cli.sysroot, cli.stats), (Some("/root".into()), Some(Form::Json)));
     }
 
     #[test]
@@ -372,5 +381,13 @@ mod tests {
         assert!(error("--wat p").contains("--wat"));
         assert!(error("-L").contains("needs a value"));
         assert!(error("--stats=xml p").contains("--stats=json"));
+        assert!(error("--probe=xml").contains("--probe=json"));
+    }
+
+    #[test]
+    fn the_probe_has_two_forms() {
+        for (line, form) in [("--probe", Form::Text), ("-probe=json", Form::Json)] {
+            assert_eq!(parse([OsString::from(line)].into_iter()), Ok(Command::Probe(form)));
+        }
     }
 }

@@ -13,7 +13,7 @@ use std::time::Instant;
 use codewarden::error::Error;
 use codewarden::protection::Probe;
 use demo_emulator::asm_log::AsmLog;
-use demo_emulator::cli::{self, Cli, Command, Stats};
+use demo_emulator::cli::{self, Cli, Command, Form};
 use demo_emulator::engine::{Engine, EngineError, Listener};
 use demo_emulator::linux::log::LogFile;
 use demo_emulator::linux::{AtExit, Machine, Options, Oracle, Process, Start, host_signals};
@@ -39,7 +39,16 @@ fn main() -> ExitCode {
     let text = match command {
         Command::Help => cli::HELP.to_owned(),
         Command::Version => format!("demo-emulator {}\n", env!("CARGO_PKG_VERSION")),
-        Command::Probe => probe::report(&Probe::of_this_process()),
+        Command::Probe(form) => {
+            let found = Probe::of_this_process();
+            if let Some(mistake) = found.mistake() {
+                return fail(cli::USAGE_STATUS, &mistake);
+            }
+            match form {
+                Form::Text => probe::text(&found),
+                Form::Json => probe::json(&found),
+            }
+        }
         Command::Run(cli) => {
             let (status, error) = run(*cli);
             return fail(status, &error);
@@ -182,8 +191,8 @@ fn at_exit(
             summary::tell(&bundle.path(), engine.mode().0.name(), &["--tier", tier], Style::of_stdout());
         }
         match report {
-            Some((Stats::Text, report)) => log.write(&report.text()),
-            Some((Stats::Json, report)) => log.write(&report.json()),
+            Some((Form::Text, report)) => log.write(&report.text()),
+            Some((Form::Json, report)) => log.write(&report.json()),
             None => {}
         }
     })

@@ -6,11 +6,12 @@ use std::fs;
 
 use codewarden::error::Error;
 use codewarden::protection::{Facility, Mode, Probe};
+use serde_json::{Map, Value, json};
 
 use crate::style::wrapped;
 
 /// What a person is told.
-pub fn report(probe: &Probe) -> String {
+pub fn text(probe: &Probe) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
     let _ = describe(probe, &mut text);
@@ -18,49 +19,63 @@ pub fn report(probe: &Probe) -> String {
 }
 
 fn describe(probe: &Probe, text: &mut String) -> std::fmt::Result {
-    writeln!(text, "kernel    Linux {}, user {}", probe.kernel, rustix::process::geteuid().as_raw())?;
+    writeln!(text, "kernel    Linux {}, user {}", probe.kernel, user())?;
     for (name, path) in SETTINGS {
-        let value = fs::read_to_string(path).map_or("not there".to_owned(), |value| value.trim().to_owned());
+        let value = setting(path).unwrap_or_else(|| "not there".to_owned());
         writeln!(text, "          {name} = {value}")?;
     }
     writeln!(text, "\nwhat userfaultfd and its neighbours offer to this process")?;
     for (facility, name, since) in Facility::NAMES {
         let state = match (probe.has(facility), probe.is_hidden(facility)) {
-            (true, _) => "yes".to_owned(),
-            (_, true) => "hidden by CODEWARDEN_HIDE".to_owned(),
-            _ if !probe.has(Facility::Uffd) && is_of_userfaultfd(facility) => {
-                "no, for there is no userfaultfd".to_owned()
-            }
-            _ => format!("no (Linux {since} or newer has it)"),
+            (true, _) => "yes",
+            (_, true) => "hidden by CODEWARDEN_HIDE",
+            _ => "no",
         };
-        writeln!(text, "  {name:<22}{state}")?;
-    }
-    if !probe.unknown_names.is_empty() {
-        let names: Vec<_> = Facility::NAMES.iter().map(|(_, name, _)| *name).collect();
-        let unknown = probe.unknown_names.join(", ");
-        writeln!(text, "\nCODEWARDEN_HIDE names what nothing is called: {unknown}")?;
-        text.push_str(&wrapped(&format!("Known names: {}", names.join(", "))));
+        writeln!(text, "  {name:<22}{state:<27}since Linux {since}")?;
     }
     writeln!(text, "\ntracking modes")?;
     for mode in Mode::ALL {
         let state = if probe.check(mode).is_ok() { "yes" } else { "no" };
-        writeln!(text, "  {:<10}{state:<5}{}", mode.name(), about(mode))?;
+        writeln!(text, "  {:<10}{state:<5}{}", mode.name(), about(probe, mode))?;
     }
     let (mode, why) = probe.best_synchronous();
     write!(text, "\n{}", wrapped(&format!("auto takes {mode}: {why}")))?;
-    let missing: Vec<_> = Mode::ALL.into_iter().filter_map(|mode| Some((mode, advice(probe, mode)?))).collect();
-    if !missing.is_empty() {
+    let changes: Vec<String> = changes(probe).collect();
+    if !changes.is_empty() {
         writeln!(text, "\nwhat to change")?;
     }
-    for (mode, advice) in missing {
-        text.push_str(&wrapped(&format!("for {mode}: {advice}")));
-    }
+    changes.iter().for_each(|change| text.push_str(&wrapped(change)));
     Ok(())
 }
 
-/// Whether it is known only where a userfaultfd can be opened.
-fn is_of_userfaultfd(facility: Facility) -> bool {
-    !matches!(facility, Facility::PagemapScan | Facility::MembarrierSyncCore)
+/// The same for programs: one line.
+pub fn json(probe: &Probe) -> String {
+    let object = |pairs: Vec<(&str, Value)>| {
+        pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<String, Value>>()
+    };
+    let facility = |(facility, name, since)| {
+        let (has, hidden) = (probe.has(facility), probe.is_hidden(facility));
+        (name, json!({ "has": has, "hidden": hidden, "since": since, "why_missing": probe.why_missing(facility) }))
+    };
+    let mode = |mode: Mode| {
+        let why = why_not(probe, mode);
+        (mode.name(), json!({ "available": why.is_none(), "synchronous": mode.is_synchronous(), "why_missing": why }))
+    };
+    let (auto, why) = probe.best_synchronous();
+    let report = object(vec![
+        ("kernel", json!(probe.kernel)),
+        ("user", json!(user())),
+        ("settings", json!(object(SETTINGS.iter().map(|(name, path)| (*name, json!(setting(path)))).collect()))),
+        ("facilities", json!(object(Facility::NAMES.into_iter().map(facility).collect()))),
+        ("modes", json!(object(Mode::ALL.into_iter().map(mode).collect()))),
+        ("auto", json!({ "mode": auto.name(), "why": why })),
+        ("changes", json!(changes(probe).collect::<Vec<_>>())),
+    ]);
+    format!("{}\n", Value::Object(report))
+}
+
+fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
 }
 
 /// What decides who may open a userfaultfd, and how far the baseline goes.
@@ -69,10 +84,17 @@ const SETTINGS: [(&str, &str); 2] = [
     ("vm.max_map_count", "/proc/sys/vm/max_map_count"),
 ];
 
-fn about(mode: Mode) -> &'static str {
+fn setting(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|value| value.trim().to_owned())
+}
+
+fn about(probe: &Probe, mode: Mode) -> &'static str {
     match mode {
         Mode::Sigbus => "synchronous: a fault in the storing thread, by userfaultfd",
-        Mode::Thread => "synchronous: a thread answers the fault, by userfaultfd; sees kernel writes",
+        Mode::Thread if probe.has(Facility::KernelFaults) => {
+            "synchronous: a thread answers the fault, by userfaultfd; sees kernel writes"
+        }
+        Mode::Thread => "synchronous: a thread answers the fault, by userfaultfd",
         Mode::Mprotect => "synchronous: mprotect and SIGSEGV; the baseline, it splits mappings",
         Mode::Deferred => "writes are found when the guest flushes its instruction cache",
         _ => "nothing is tracked: stale code runs",
@@ -80,12 +102,32 @@ fn about(mode: Mode) -> &'static str {
 }
 
 /// What keeps `mode` away, and the change that helps.
-fn advice(probe: &Probe, mode: Mode) -> Option<String> {
+fn why_not(probe: &Probe, mode: Mode) -> Option<String> {
     match probe.check(mode) {
         Ok(()) => None,
         Err(Error::ModeUnavailable { why, .. }) => Some(why),
         Err(error) => Some(error.to_string()),
     }
+}
+
+/// What a facility is good for where no mode needs it.
+const BETTER: [(Facility, &str); 5] = [
+    (Facility::KernelFaults, "kernel writes in mode thread"),
+    (Facility::ExactAddress, "the byte that was written, in mode thread"),
+    (Facility::ThreadId, "who wrote, in mode thread"),
+    (Facility::WpShmem, "memfd and shared memory"),
+    (Facility::MembarrierSyncCore, "compiled code"),
+];
+
+/// For each thing that cannot be had, what to change: modes first.
+fn changes(probe: &Probe) -> impl Iterator<Item = String> {
+    let modes = Mode::ALL.into_iter().filter_map(|mode| Some((mode.name(), why_not(probe, mode)?)));
+    let has_userfaultfd = probe.has(Facility::Uffd);
+    let better = BETTER.into_iter().filter_map(move |(facility, for_what)| {
+        let needs_it = has_userfaultfd || facility == Facility::MembarrierSyncCore;
+        Some((for_what, probe.why_missing(facility).filter(|_| needs_it)?))
+    });
+    modes.chain(better).map(|(for_what, why)| format!("for {for_what}: {why}"))
 }
 
 #[cfg(test)]
@@ -94,17 +136,18 @@ mod tests {
 
     #[test]
     fn a_hidden_facility_is_said_with_what_it_costs_and_how_to_get_it_back() {
-        let text = report(&Probe::with_hidden("sigbus,bogus"));
+        let probe = Probe::with_hidden("sigbus,kernel_faults");
+        let text = text(&probe);
         assert!(text.contains("sigbus                hidden by CODEWARDEN_HIDE"), "{text}");
-        assert!(text.contains("names what nothing is called: bogus"), "{text}");
         assert!(text.lines().all(|line| line.len() <= 100), "{text}");
         assert!(text.contains("for sigbus: sigbus is hidden by CODEWARDEN_HIDE; remove it from the list"), "{text}");
-        assert!(!text.contains("auto takes sigbus"), "{text}");
+        assert!(text.contains("for kernel writes in mode thread: kernel_faults is hidden"), "{text}");
+        assert!(!text.contains("auto takes sigbus") && !text.contains("sees kernel writes"), "{text}");
     }
 
     #[test]
     fn every_facility_and_mode_has_a_line() {
-        let text = report(&Probe::with_hidden(""));
+        let text = text(&Probe::with_hidden(""));
         for (_, name, _) in Facility::NAMES {
             assert!(text.contains(&format!("\n  {name} ")), "{name}: {text}");
         }
@@ -112,5 +155,23 @@ mod tests {
             assert!(text.contains(&format!("\n  {:<10}", mode.name())), "{mode}: {text}");
         }
         assert!(text.contains("auto takes "), "{text}");
+    }
+
+    /// People and programs are told the same, whatever is missing.
+    #[test]
+    fn both_forms_agree() {
+        for (_, hidden, _) in Facility::NAMES {
+            let probe = Probe::with_hidden(hidden);
+            let (text, line) = (text(&probe), json(&probe));
+            let told: Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(line.lines().count(), 1);
+            assert_eq!(told["facilities"][hidden]["hidden"], true, "{line}");
+            assert!(text.contains(&format!("auto takes {}:", told["auto"]["mode"].as_str().unwrap())), "{text}");
+            for mode in Mode::ALL {
+                let has = told["modes"][mode.name()]["available"].as_bool().unwrap();
+                assert_eq!(has, probe.check(mode).is_ok(), "{mode} without {hidden}");
+                assert_eq!(text.contains(&format!("\nfor {mode}: ")), !has, "{text}");
+            }
+        }
     }
 }

@@ -220,17 +220,26 @@ fn the_probe_says_what_there_is_and_what_is_hidden() {
     assert_eq!(told.status.code(), Some(0));
     let all = text(&told.stdout);
     assert_in_order(&all, &["kernel    Linux ", "userfaultfd", "tracking modes", "mprotect  yes", "auto takes "]);
-    let told = output(emulator().arg("--probe").env("CODEWARDEN_HIDE", "uffd,no_such_thing"));
+    let told = output(emulator().arg("--probe").env("CODEWARDEN_HIDE", "uffd"));
     let hidden = text(&told.stdout);
-    let parts = [
-        "uffd ",
-        "hidden by CODEWARDEN_HIDE",
-        "nothing is called: no_such_thing",
-        "sigbus    no",
-        "auto takes mprotect",
-    ];
+    let parts = ["uffd ", "hidden by CODEWARDEN_HIDE", "sigbus    no", "auto takes mprotect"];
     assert_in_order(&hidden, &parts);
     assert_in_order(&hidden, &["what to change", "for sigbus: ", "for thread: ", "for deferred: "]);
+}
+
+#[test]
+fn a_program_is_told_what_a_person_is() {
+    for (hidden, mode) in [("sigbus", "thread"), ("wp", "mprotect")] {
+        let told = output(emulator().arg("--probe=json").env("CODEWARDEN_HIDE", hidden));
+        let line = text(&told.stdout);
+        let found: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(found["auto"]["mode"], mode, "{line}");
+        assert_eq!(found["facilities"][hidden]["hidden"], true, "{line}");
+        assert_eq!(found["modes"]["sigbus"]["available"], false, "{line}");
+        let why = found["modes"]["sigbus"]["why_missing"].as_str().unwrap();
+        assert!(why.contains("CODEWARDEN_HIDE; remove it"), "{line}");
+        assert!(found["changes"][0].as_str().unwrap().starts_with("for sigbus: "), "{line}");
+    }
 }
 
 /// Exit status and what is said of a command line.
@@ -261,6 +270,16 @@ fn errors_say_what_to_do_and_end_with_a_shells_statuses() {
             emulator().args(sigbus).arg(guest()).env("CODEWARDEN_HIDE", "uffd"),
             125,
             &["sigbus cannot be had here", "CODEWARDEN_HIDE", "--probe"],
+        ),
+        (
+            emulator().arg("--probe").env("CODEWARDEN_HIDE", "uffd,no_such_thing"),
+            2,
+            &["CODEWARDEN_HIDE", "nothing is called: no_such_thing", "wp_async"],
+        ),
+        (
+            emulator().arg(guest()).env("CODEWARDEN_HIDE", "no_such_thing"),
+            125,
+            &["CODEWARDEN_HIDE", "nothing is called: no_such_thing", "wp_async"],
         ),
         (Command::new("sh").args(["-c", &limited]), 125, &["address space", "ulimit -v unlimited"]),
     ] {

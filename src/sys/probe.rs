@@ -130,12 +130,20 @@ impl Probe {
         self.hidden & facility.bit() != 0
     }
 
+    /// What is wrong with `CODEWARDEN_HIDE`; no mode can be had then.
+    pub fn mistake(&self) -> Option<String> {
+        if self.unknown_names.is_empty() {
+            return None;
+        }
+        let names = Facility::NAMES.map(|(_, name, _)| name).join(", ");
+        let unknown = self.unknown_names.join(", ");
+        Some(format!("CODEWARDEN_HIDE names what nothing is called: {unknown}; the names are {names}"))
+    }
+
     /// The first of `needed` that is missing, said in a form that helps.
     pub(crate) fn missing(&self, needed: &[Facility]) -> Option<String> {
-        if !self.unknown_names.is_empty() {
-            let names = Facility::NAMES.map(|(_, name, _)| name).join(", ");
-            let unknown = self.unknown_names.join(", ");
-            return Some(format!("CODEWARDEN_HIDE names what nothing is called: {unknown}; the names are {names}"));
+        if let Some(mistake) = self.mistake() {
+            return Some(mistake);
         }
         needed.iter().find_map(|facility| self.why_missing(*facility))
     }
