@@ -300,6 +300,46 @@ fn scattered_protections_stay_in_one_vma() {
     assert_eq!(fixture.protected(), [0, 2, 4, 6]);
 }
 
+/// A mapping whose second or third MiB is the beginning of one huge page, and that
+/// page, where one is to be had; another test that forks while it is filled splits it.
+fn huge_page() -> Option<(Mapping, HostRange)> {
+    const HUGE_BYTES: usize = 2 << 20;
+    let page = PageSize::host();
+    let pagemap = Pagemap::open(page).unwrap();
+    (0..50).find_map(|_| {
+        let memory = Mapping::anonymous(2 * HUGE_BYTES, page).unwrap();
+        let start = HostAddr(memory.range().start().0.next_multiple_of(HUGE_BYTES));
+        let range = HostRange::of_pages(start, HUGE_BYTES >> page.shift(), page);
+        // SAFETY: in the mapping, which nobody else uses.
+        unsafe {
+            rustix::mm::madvise(start.as_ptr().cast(), HUGE_BYTES, Advice::LinuxHugepage).ok()?;
+            start.as_ptr().write_bytes(1, HUGE_BYTES);
+        }
+        (pagemap.huge(range) == Ok(vec![range])).then_some((memory, range))
+    })
+}
+
+#[test]
+fn a_huge_page_stays_whole_where_all_of_it_is_protected() {
+    let Some((_memory, range)) = huge_page() else {
+        assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "no huge page was to be had");
+        return eprintln!("SKIPPED: no huge page was to be had");
+    };
+    let page = PageSize::host();
+    let (uffd, pagemap) = (descriptor(SYNC), Pagemap::open(page).unwrap());
+    uffd.register(range).unwrap();
+    assert_eq!(pagemap.huge(range), Ok(vec![range]), "registering splits nothing");
+    uffd.protect(range).unwrap();
+    assert_eq!(pagemap.huge(range), Ok(vec![range]));
+    assert_eq!(pagemap.protected(range), Ok(vec![range]));
+    uffd.unprotect(range).unwrap();
+    assert_eq!(pagemap.huge(range), Ok(vec![range]));
+    let one = HostRange::page_of(HostAddr(range.start().0 + 7 * page.bytes()), page);
+    uffd.protect(one).unwrap();
+    assert_eq!(pagemap.protected(range), Ok(vec![one]));
+    assert_eq!(pagemap.huge(range), Ok(vec![]), "one small page of it splits it");
+}
+
 #[test]
 fn regular_files_are_for_asynchronous_descriptors_alone() {
     let page = PageSize::host();

@@ -87,6 +87,15 @@ impl Pagemap {
         Ok(found)
     }
 
+    /// Reports what is mapped by huge pages in `range`. For tests.
+    #[cfg(test)]
+    pub(crate) fn huge(&self, range: HostRange) -> Result<Vec<HostRange>, Error> {
+        let mut found = Vec::new();
+        self.scan(&What::HUGE, range, &mut |part| found.push(part))
+            .map_err(|errno| Error::system("PAGEMAP_SCAN", range.start().0, range.len(), errno))?;
+        Ok(found)
+    }
+
     fn scan(&self, what: &What, range: HostRange, found: &mut dyn FnMut(HostRange)) -> Result<(), Errno> {
         if !self.generation.is_current() {
             return Err(Errno::PERM);
@@ -169,6 +178,9 @@ impl What {
         any_of: 0,
         inverted: 0,
     };
+
+    #[cfg(test)]
+    const HUGE: Self = Self { flags: 0, all_of: raw::PAGE_IS_HUGE, any_of: 0, inverted: 0 };
 
     #[cfg(test)]
     const PROTECTED: Self = Self {

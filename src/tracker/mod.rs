@@ -26,6 +26,8 @@ mod claim;
 mod fork;
 mod harvest;
 mod held;
+#[cfg(all(test, not(loom)))]
+mod larger_pages;
 mod ranges;
 mod region;
 mod repeat;

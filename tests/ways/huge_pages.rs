@@ -1,17 +1,21 @@
-//! Transparent huge pages: what is protected is 4 KiB of one, and the kernel splits
-//! it. Whether it stays whole where all of it is protected is a fact of the kernel
-//! (`sys/kernel_facts.rs`).
+//! Transparent huge pages: where a page of one is protected the kernel splits it;
+//! where all of it is, with one call, it stays whole.
 //!
 //! # Safety
 //!
 //! Advice and stores are for the fixture's own memory.
 #![allow(unsafe_code)]
 
+use std::sync::Arc;
+
+use codewarden::addr::{GuestAddr, HostAddr};
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::Mode;
+use codewarden::policy::{Decision, Limits, PageHistory, Policy};
+use codewarden::protection::{Access, Mode};
+use codewarden::{CodeCache, EntryStubs};
 use rustix::mm::Advice;
 
-use crate::support::{Fixture, page_bytes, skip, tracking_modes};
+use crate::support::{Fixture, GUEST, page_bytes, region, skip, tracking_modes};
 
 const HUGE_BYTES: usize = 2 << 20;
 
@@ -31,8 +35,8 @@ fn huge_kib(address: usize) -> usize {
     0
 }
 
-/// A fixture with one huge page, and the number of its first page.
-fn with_huge_page(mode: Mode) -> Option<(Fixture, usize)> {
+/// Memory with one huge page, and the number of its first page.
+fn with_huge_page() -> Option<(GuestMemory, usize)> {
     let memory = GuestMemory::anonymous(2 * HUGE_BYTES).unwrap();
     let start = memory.range().start().0;
     let aligned = start.next_multiple_of(HUGE_BYTES);
@@ -40,17 +44,71 @@ fn with_huge_page(mode: Mode) -> Option<(Fixture, usize)> {
     // SAFETY: in the memory.
     unsafe { rustix::mm::madvise(huge, HUGE_BYTES, Advice::LinuxHugepage) }.ok()?;
     memory.write(aligned - start, &vec![1; HUGE_BYTES]).unwrap();
-    let guest = Fixture::new(mode, memory);
-    (huge_kib(aligned) >= HUGE_BYTES >> 10).then_some((guest, (aligned - start) / page_bytes()))
+    (huge_kib(aligned) >= HUGE_BYTES >> 10).then_some((memory, (aligned - start) / page_bytes()))
+}
+
+/// Protects a huge page at once, where the guest may not write to it.
+#[derive(Debug)]
+struct WholeHugePages;
+
+impl Policy for WholeHugePages {
+    fn on_begin(&self, _: &PageHistory) -> Decision {
+        Decision::Protect
+    }
+
+    fn on_harvest(&self, _: &PageHistory) -> bool {
+        false
+    }
+
+    fn has_cooled(&self, _: &PageHistory) -> bool {
+        true
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { open_ahead_pages: 1, protect_batch_pages: HUGE_BYTES / page_bytes(), checks_beside: false }
+    }
+}
+
+/// A segment that the guest may not write to is protected whole: the huge page
+/// stays one, also when the guest may write again, until it does.
+#[test]
+fn a_read_only_segment_stays_whole() {
+    for mode in tracking_modes() {
+        if mode == Mode::Deferred {
+            continue; // protects the pages that it harvests, one by one
+        }
+        let Some((memory, first)) = (0..50).find_map(|_| with_huge_page()) else {
+            return skip(&"no huge page was to be had");
+        };
+        let start = HostAddr(memory.range().start().0 + first * page_bytes());
+        // SAFETY: a part of the memory above, which outlives it.
+        let huge = unsafe { GuestMemory::from_raw(start, HUGE_BYTES, None) }.unwrap();
+        let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(WholeHugePages)).unwrap();
+        // SAFETY: as above; the cache is dropped before the memory.
+        unsafe { cache.tracker().add_region(region(GUEST, &huge, mode)) }.unwrap();
+        let guest = Fixture { cache, memory: huge, mode };
+        let set = |access| guest.cache.tracker().set_access(GuestAddr(GUEST), HUGE_BYTES as u64, access).unwrap();
+        set(Access::Read);
+        let blocks = [0, 7, HUGE_BYTES / page_bytes() - 1].map(|page| guest.block(page, 3));
+        assert_eq!(huge_kib(start.0), HUGE_BYTES >> 10, "{mode}: protecting all of it split it");
+        set(Access::ReadWrite);
+        assert!(blocks.iter().all(|block| guest.is_reachable(*block)));
+        guest.store(guest.guest(7, 100).0, 5);
+        assert!(huge_kib(start.0) < HUGE_BYTES >> 10 || mode == Mode::Mprotect, "{mode}");
+        guest.expect_learned(blocks[1]);
+        guest.expect_reachable(blocks[0]);
+        guest.expect_reachable(blocks[2]);
+    }
 }
 
 #[test]
 fn pages_of_a_huge_page_are_told_apart() {
     for mode in tracking_modes().into_iter().chain([Mode::None]) {
         // Another test that forks at the wrong moment splits it.
-        let Some((guest, first)) = (0..50).find_map(|_| with_huge_page(mode)) else {
+        let Some((memory, first)) = (0..50).find_map(|_| with_huge_page()) else {
             return skip(&"no huge page was to be had");
         };
+        let guest = Fixture::new(mode, memory);
         // One page protected and its neighbours not, then the other way round.
         let block = guest.block(first + 7, 3);
         for page in [first, first + 6, first + 8, first + HUGE_BYTES / page_bytes() - 1] {

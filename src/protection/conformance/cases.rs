@@ -256,7 +256,8 @@ pub(super) fn a_store_is_told_before_it_retires(rig: &Rig) {
 }
 
 pub(super) fn the_sink_is_told_who_stored_and_where(rig: &Rig) {
-    let in_faulting_thread = matches!(rig.backend, super::Backend::Kernel(Mode::Sigbus | Mode::Mprotect));
+    let is_model = matches!(rig.backend, super::Backend::Model(_));
+    let in_faulting_thread = !is_model && matches!(rig.mode(), Mode::Sigbus | Mode::Mprotect);
     rig.store(2, 77, 1);
     rig.arm(0, PAGES);
     std::thread::scope(|scope| {

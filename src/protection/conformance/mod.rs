@@ -16,7 +16,7 @@ type Case = fn(&Rig);
 
 /// Runs `case` on each kind of memory, or says that the kernel lacks the mode.
 fn run(backend: Backend, case: Case) {
-    if let Backend::Kernel(mode) = backend
+    if let Backend::Kernel(mode) | Backend::LargerPages(mode) = backend
         && let Err(error) = Probe::of_this_process().check(mode)
     {
         assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{error}");
@@ -105,6 +105,27 @@ mod deferred {
     all_tracking! { Backend::Kernel(Mode::Deferred) }
     on_the_kernel! { Backend::Kernel(Mode::Deferred) }
     tests! { Backend::Kernel(Mode::Deferred); a_fresh_range_counts_as_written a_deferred_protect_is_refused }
+}
+
+mod sigbus_larger_pages {
+    use super::*;
+    all_tracking! { Backend::LargerPages(Mode::Sigbus) }
+    on_the_kernel! { Backend::LargerPages(Mode::Sigbus) }
+    synchronous! { Backend::LargerPages(Mode::Sigbus) }
+}
+
+mod thread_larger_pages {
+    use super::*;
+    all_tracking! { Backend::LargerPages(Mode::Thread) }
+    on_the_kernel! { Backend::LargerPages(Mode::Thread) }
+    synchronous! { Backend::LargerPages(Mode::Thread) }
+}
+
+mod mprotect_larger_pages {
+    use super::*;
+    all_tracking! { Backend::LargerPages(Mode::Mprotect) }
+    on_the_kernel! { Backend::LargerPages(Mode::Mprotect) }
+    synchronous! { Backend::LargerPages(Mode::Mprotect) }
 }
 
 mod model_synchronous {

@@ -20,6 +20,9 @@ pub(super) const PAGES: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Backend {
     Kernel(Mode),
+    /// The same with pages four times as large as this kernel's, which shows that
+    /// their size is nowhere taken for granted.
+    LargerPages(Mode),
     Model(Mode),
 }
 
@@ -93,32 +96,39 @@ pub(super) struct Rig {
     pub(super) sink: Arc<Recorder>,
     pub(super) protection: Arc<dyn Protection>,
     model: Option<Arc<Model>>,
+    range: HostRange,
     /// Unmapped after the rig's own drop detached it.
-    pub(super) memory: Mapping,
+    _memory: Mapping,
     pub(super) file: Option<OwnedFd>,
 }
 
 impl Rig {
     /// Memory that was never touched, attached and not protected.
     pub(super) fn new(backend: Backend, kind: Memory) -> Self {
-        let page = PageSize::host();
-        let len = PAGES * page.bytes();
+        let page = match backend {
+            Backend::LargerPages(_) => PageSize::from_shift(PageSize::host().shift() + 2),
+            _ => PageSize::host(),
+        };
+        // One more, as the kernel aligns to its own pages.
+        let (host, len) = (PageSize::host(), (PAGES + 1) * page.bytes());
         let (memory, file) = match kind {
-            Memory::Anonymous => (Mapping::anonymous(len, page).unwrap(), None),
+            Memory::Anonymous => (Mapping::anonymous(len, host).unwrap(), None),
             Memory::Memfd => {
                 let file = memfd("conformance", len).unwrap();
-                (Mapping::shared(&file, len, page).unwrap(), Some(file))
+                (Mapping::shared(&file, len, host).unwrap(), Some(file))
             }
         };
+        let start = page.ceil(memory.range().start().0).unwrap();
+        let range = HostRange::of_pages(HostAddr(start), PAGES, page);
         let (protection, model): (Arc<dyn Protection>, _) = match backend {
-            Backend::Kernel(mode) => (open(mode, page, Options::default()).unwrap(), None),
+            Backend::Kernel(mode) | Backend::LargerPages(mode) => (open(mode, page, Options::default()).unwrap(), None),
             Backend::Model(mode) => {
-                let model = Arc::new(Model::new(mode, memory.range(), page));
+                let model = Arc::new(Model::new(mode, range, page));
                 (model.clone(), Some(model))
             }
         };
         let sink = Arc::new(Recorder {
-            range: memory.range(),
+            range,
             page,
             protection: OnceLock::new(),
             written: AtomicU64::new(0),
@@ -132,7 +142,7 @@ impl Rig {
             lost: AtomicBool::new(false),
         });
         assert!(sink.protection.set(protection.clone()).is_ok());
-        let rig = Self { backend, kind, page, sink, protection, model, memory, file };
+        let rig = Self { backend, kind, page, sink, protection, model, range, _memory: memory, file };
         rig.protection.attach(rig.range(), &rig.as_sink(), Access::ReadWrite).unwrap();
         rig
     }
@@ -151,7 +161,7 @@ impl Rig {
     }
 
     pub(super) fn range(&self) -> HostRange {
-        self.memory.range()
+        self.range
     }
 
     pub(super) fn pages(&self, first: usize, count: usize) -> HostRange {
@@ -159,7 +169,7 @@ impl Rig {
     }
 
     pub(super) fn at(&self, page: usize, offset: usize) -> HostAddr {
-        HostAddr(self.memory.range().start().0 + page * self.page.bytes() + offset)
+        HostAddr(self.range.start().0 + page * self.page.bytes() + offset)
     }
 
     /// From here on stores to these pages are learned of; forgets what was
