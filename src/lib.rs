@@ -43,8 +43,9 @@
 //!    [`Entry`] with a check lets it stay beside bytes that are written.
 //! 4. Look up and run under a [`Pin`]; let go of it around whatever may last.
 //! 5. Tell the tracker of what the kernel cannot tell:
-//!    [`tracker::Tracker::prepare_kernel_write`], [`tracker::Tracker::change_mapping`],
-//!    [`tracker::Tracker::invalidate`].
+//!    [`tracker::Tracker::prepare_kernel_write`],
+//!    [`tracker::Tracker::prepare_unseen_write`], [`tracker::Tracker::change_mapping`],
+//!    [`tracker::Tracker::invalidate`]. The [`guide`] has every way that bytes change.
 //!
 //! # Promises
 //!

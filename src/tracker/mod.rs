@@ -18,6 +18,7 @@
 //! # Writes that the kernel cannot tell of
 //!
 //! [`Tracker::prepare_kernel_write`] for writes that the kernel makes for the guest,
+//! [`Tracker::prepare_unseen_write`] for those that no mode learns of,
 //! [`Tracker::change_mapping`] for mmap, munmap and the like, and
 //! [`Tracker::invalidate`] for bytes that changed behind the tracker's back.
 
