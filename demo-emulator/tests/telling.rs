@@ -71,9 +71,10 @@ const STORY: &[&str] = &[
     " stored to tally_counter (",
     "data beside the code",
     "invalidate  ",
-    "again       ",
+    "check       page 0x",
     "own page = 1000",
     "step 3",
+    "cool        page 0x",
     "write       main+",
     " stored to formula (",
     "translate formula at ",
@@ -107,8 +108,13 @@ fn the_story_is_told_in_its_order_in_every_synchronous_mode_and_tier() {
             assert_eq!(stderr, "");
             // "translate" ends "retranslate": tier by tier either is said.
             assert_in_order(&stdout, STORY);
-            let by_interpreters = if tier == "translated" { 0 } else { 3 };
-            assert_eq!(stdout.matches(" on hart 0 stored to version (").count(), by_interpreters, "{stdout}");
+            // By the store, or, where the page was written to often, at the next entry.
+            let told_stores = stdout.matches(" stored to version (").count();
+            let told_entries = stdout.matches("compare     version (").count();
+            assert!(told_stores + told_entries >= 3, "{stdout}");
+            // Interpreters know whose store it was.
+            let by_hart_0 = stdout.matches(" on hart 0 stored to version (").count();
+            assert_eq!(by_hart_0, if tier == "translated" { 0 } else { told_stores }, "{stdout}");
             assert!(!stdout.contains('\x1b'), "colours without a terminal");
             let long: Vec<_> = stdout.lines().filter(|line| line.chars().count() > 100).collect();
             assert!(long.is_empty(), "{long:?}");
@@ -146,18 +152,20 @@ fn the_counters_of_a_run_make_sense() {
         assert!(tracking == "auto" || mode == tracking, "{stats}");
         assert_eq!(stats["tier"], tier);
         assert!(!stats["why"].as_str().unwrap().is_empty(), "{stats}");
-        // One at least in each of four steps, three versions in the last.
-        assert!(count("faults") >= 6, "{stats}");
+        // One at least in each of four steps.
+        assert!(count("faults") >= 4 && count("checked") >= 1 && count("cooled") >= 1, "{stats}");
         assert!(count("protects") > count("faults") / 2, "{stats}");
         // Neighbours go in one call.
         let protecting = stats["histograms"]["protect_pages"]["count"].as_u64().unwrap();
         assert!(count("protection_calls") >= protecting + count("faults"), "{stats}");
-        assert!(count("invalidated") >= count("retranslated") && count("retranslated") >= 6, "{stats}");
+        let ended = count("invalidated") + count("removed");
+        assert!(ended >= count("retranslated") && count("retranslated") >= 3, "{stats}");
         assert!(count("committed") > count("retranslated"), "{stats}");
         assert_eq!(count("blocks_compiled") > 0, tier != "0", "{stats}");
         assert_eq!(count("blocks_decoded") > 0, tier != "translated", "{stats}");
         let made = count("blocks_decoded") + count("blocks_compiled");
-        assert_eq!(made, count("committed") + count("refused"), "{stats}");
+        // A revival may be refused as well.
+        assert!(made >= count("committed") && made <= count("committed") + count("refused"), "{stats}");
         assert!(count("vmas") > 5 && count("run_time_us") > 0, "{stats}");
     }
 }

@@ -67,7 +67,7 @@ static void patch_a_constant(void) {
 // A page that was stored to again and again stays writable for a while. The
 // next step begins when that is over.
 static void let_the_page_cool(void) {
-    enum { SYS_nanosleep = 101, COOL_NS = 60000000 };
+    enum { SYS_nanosleep = 101, COOL_NS = 450000000 };
     u64 time[2] = {0, COOL_NS};
     SYSCALL(SYS_nanosleep, time, 0);
 }

@@ -148,6 +148,10 @@ pub const GUESTS: &[Guest] = &[
     announced("self-patching-loop", &[], 0x13eb_71b8_628d_2190),
     announced("patch-linked-page", &[], 0xae65_a804_3042_6c43),
     announced("identical-rewrite", &[], 0x88cb_aad2_5c8c_33e7),
+    announced("patch-beside-data", &[], 0x95e8_be4b_99b4_0839),
+    announced("two-pages-one-checked", &[], 0xf300_5853_b67b_0da4),
+    announced("two-pages-one-checked", &["first"], 0xf300_5853_b67b_0da4),
+    announced("patch-storm", &[], 0xf7c2_36ff_fe03_cb7b),
     announced("workload-jit", &[], 0x94fa_7ee5_3b10_1b34),
     announced("story", &[], 0xa131_2ca9_3887_6709),
     // Changed and waited for.
@@ -177,6 +181,10 @@ pub const GUESTS: &[Guest] = &[
     silent("stack-trampoline", NO_FLUSH, 0x2882_ad7f_21c3_42f4),
     silent("self-patching-loop", NO_FLUSH, 0x13eb_71b8_628d_2190),
     silent("patch-linked-page", NO_FLUSH, 0xae65_a804_3042_6c43),
+    silent("patch-beside-data", NO_FLUSH, 0x95e8_be4b_99b4_0839),
+    silent("two-pages-one-checked", NO_FLUSH, 0xf300_5853_b67b_0da4),
+    silent("two-pages-one-checked", &["first", "no-flush"], 0xf300_5853_b67b_0da4),
+    silent("patch-storm", NO_FLUSH, 0xf7c2_36ff_fe03_cb7b),
     silent("identical-rewrite", NO_FLUSH, 0x88cb_aad2_5c8c_33e7),
 ];
 

@@ -9,7 +9,7 @@ use codewarden::protection::Mode;
 /// block for a store into it, and does not know that two mappings are one.
 fn qemu_runs_stale_code(name: &str, args: &[&str]) -> bool {
     matches!(name, "memfd-dual-map" | "memfd-dual-harts" | "store-next-insn" | "store-same-block")
-        || name == "self-patching-loop" && args == ["no-flush"]
+        || matches!(name, "self-patching-loop" | "patch-beside-data") && args == ["no-flush"]
 }
 
 #[test]

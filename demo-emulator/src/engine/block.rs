@@ -36,6 +36,24 @@ pub(super) enum ReadError {
     Busy,
 }
 
+impl Source {
+    /// Its instructions with their addresses, the block being at `pc`.
+    pub(super) fn placed(&self, pc: u64) -> Vec<(u64, Inst)> {
+        let mut next = pc;
+        let place = |&inst: &Inst| {
+            let at = next;
+            next += u64::from(inst.len);
+            (at, inst)
+        };
+        self.insts.iter().map(place).collect()
+    }
+
+    /// Whether it may write memory.
+    pub(super) fn stores(&self) -> bool {
+        self.insts.iter().any(|inst| inst.op.stores())
+    }
+}
+
 /// Reads the block at `pc`: up to the first instruction that may go elsewhere,
 /// over page boundaries, [`MAX_INSTS`] instructions at most. Every byte is read
 /// once, after its page was claimed.

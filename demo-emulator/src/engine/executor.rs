@@ -11,20 +11,20 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use codewarden::addr::GuestAddr;
 use codewarden::protection::Mode;
-use codewarden::{CodeCache, Pin, VCpu};
+use codewarden::{CodeCache, Entry, Pin, Ticket, VCpu};
 
-use super::block::{self, ReadError};
+use super::block::{self, ReadError, Source};
 use super::counters::{Counters, count};
 use super::first_runs::FirstRuns;
 use super::listener::Recorder;
-use super::tier0::{DecodedBlock, End};
+use super::tier0::{Admission, DecodedBlock, End};
 use super::{Compiled, Engine, Payload, compiled_key, decoded_key};
 use crate::cli::Tier;
 use crate::hart::Hart;
 use crate::linux::machine::{Executor, Exit};
 use crate::memory::Window;
-use crate::riscv::inst::Inst;
 use crate::riscv::oracle;
 use crate::riscv::trap::{Flow, Trap};
 use crate::translate::{BlockOptions, CodeSpace, ExitReason, LinkSlot, OwnStores, Translator};
@@ -49,6 +49,8 @@ enum Step {
     Flush,
     /// Has the oracle run one instruction: what compiled code left to it.
     Interpret,
+    /// Has it run to the end of the block.
+    InterpretBlock,
     /// Goes back to Linux.
     Exit(Exit),
 }
@@ -108,15 +110,23 @@ impl EngineExecutor {
         }
     }
 
-    /// Blocks that store must look whether they killed themselves where a store
-    /// is to be seen by the very next instruction.
-    fn stale_flag(&self, ticket: &codewarden::Ticket<Payload>) -> Option<NonNull<AtomicU8>> {
-        let flag = self.mode.is_synchronous().then(|| ticket.stale_flag())?;
-        NonNull::new(flag.cast_mut().cast())
+    /// What a block must do behind its own stores, where a store is to be seen by
+    /// the very next instruction.
+    fn own_stores(&self, ticket: &Ticket<Payload>, pc: u64, source: &Source) -> OwnStores {
+        if !self.mode.is_synchronous() || !source.stores() {
+            return OwnStores::Ignore;
+        }
+        let last = pc + source.bytes.len() as u64 - 1;
+        let is_shared = |addr| !self.cache.tracker().aliases(GuestAddr(addr)).is_empty();
+        if !is_shared(pc) && !is_shared(last) {
+            return OwnStores::Compare;
+        }
+        NonNull::new(ticket.stale_flag().cast_mut().cast()).map_or(OwnStores::Compare, OwnStores::Poll)
     }
 
     /// Reads the block at `hart.pc` under a ticket and makes a payload of it with
-    /// its entry; or runs the oracle for a while where that cannot be done now.
+    /// its entries, or uses what was made of the same bytes before; or runs the
+    /// oracle for a while where that cannot be done now.
     fn make(&mut self, hart: &mut Hart, compile: bool) -> Step {
         let pc = hart.pc;
         let key = if compile { compiled_key(pc) } else { decoded_key(pc) };
@@ -126,44 +136,52 @@ impl EngineExecutor {
             Err(ReadError::Fetch(trap)) => return Step::Exit(Exit::Trap(trap)),
             Err(ReadError::Busy) => return self.interpret(hart),
         };
-        let stale = self.stale_flag(&ticket);
-        let made = if compile { self.compile(pc, &source.insts, stale) } else { Some(decoded(source.insts, stale)) };
+        // Of pages that were claimed.
+        let Ok(()) = ticket.made_from(GuestAddr(pc), &source.bytes) else { return self.interpret(hart) };
+        let own_stores = self.own_stores(&ticket, pc, &source);
+        // A former block may know nothing of the other addresses of its bytes.
+        if !matches!(own_stores, OwnStores::Poll(_)) {
+            match ticket.revive() {
+                Ok(None) => {
+                    self.recorder.iter().for_each(|recorder| recorder.revived(pc, compile));
+                    return Step::Dispatch;
+                }
+                Ok(Some(unmade)) => ticket = unmade,
+                Err(_) => return self.refused(hart),
+            }
+        }
+        let bytes = self.recorder.is_some().then(|| source.bytes.clone());
+        let made = if compile { self.compile(pc, &source, own_stores) } else { Some(decoded(pc, source, own_stores)) };
         // Without memory for code the guest goes on, interpreted.
         let Some((entry, payload)) = made else { return self.interpret(hart) };
         count(if compile { &self.counters.blocks_compiled } else { &self.counters.blocks_decoded });
-        if let Some(recorder) = &self.recorder {
+        if let (Some(recorder), Some(bytes)) = (&self.recorder, bytes) {
             let _alive = self.vcpu.pin();
-            recorder.translated(pc, &source.bytes, payload.compiled());
+            recorder.translated(pc, &bytes, payload.compiled(), ticket.needs_check());
         }
-        if ticket.commit(entry, payload).is_ok() {
-            return Step::Dispatch;
+        match ticket.commit(entry, payload) {
+            Ok(()) => Step::Dispatch,
+            Err(_) => self.refused(hart),
         }
-        // A write came meanwhile.
+    }
+
+    /// A write came while a block was made.
+    fn refused(&mut self, hart: &mut Hart) -> Step {
         if let Some(recorder) = &self.recorder {
-            recorder.refused(pc);
+            recorder.refused(hart.pc);
         }
         self.interpret(hart)
     }
 
-    fn compile(&mut self, pc: u64, insts: &[Inst], stale_flag: Option<NonNull<AtomicU8>>) -> Option<(usize, Payload)> {
-        let mut at = pc;
-        let placed: Vec<(u64, Inst)> = insts
-            .iter()
-            .map(|&inst| {
-                let pc = at;
-                at += u64::from(inst.len);
-                (pc, inst)
-            })
-            .collect();
-        let block = self
-            .translator
-            .compile(
-                &placed,
-                &BlockOptions { own_stores: stale_flag.map_or(OwnStores::Ignore, OwnStores::Poll), source: None },
-            )
-            .ok()?;
+    fn compile(&mut self, pc: u64, source: &Source, own_stores: OwnStores) -> Option<(Entry, Payload)> {
+        // Pages become checked where writes are learned of.
+        let bytes = (self.mode != Mode::None).then_some(&*source.bytes);
+        let options = BlockOptions { own_stores, source: bytes };
+        let block = self.translator.compile(&source.placed(pc), &options).ok()?;
+        let plain = block.entry();
+        let entry = block.checked_entry().map_or(Entry::plain(plain), |checked| Entry::with_check(plain, checked));
         let recorder = self.recorder.clone().map(|recorder| recorder as _);
-        Some((block.entry(), Payload::Compiled(Box::new(Compiled { block, recorder }))))
+        Some((entry, Payload::Compiled(Box::new(Compiled { block, recorder }))))
     }
 
     /// What runs once is not worth a block, but for who is told of blocks.
@@ -251,15 +269,29 @@ fn run_block(
 ) -> Option<Step> {
     if tier != Tier::Decoded {
         match pin.lookup(compiled_key(hart.pc)) {
-            Some(entry) => return run_compiled(pin, cache, space, hart, entry),
+            Some(entry) => return run_compiled(pin, cache, space, hart, entry, recorder),
             None if tier == Tier::Translated => return Some(Step::Compile),
             None => {}
         }
     }
     let Some(entry) = pin.lookup_shared(decoded_key(hart.pc)) else { return Some(Step::Decode) };
-    // SAFETY: the entry of a decoded key is the address of its payload's block,
-    // which the pin keeps.
-    let decoded = unsafe { &*(entry as *const DecodedBlock) };
+    // SAFETY: the entry of a decoded key is that of its payload's block, which the
+    // pin keeps.
+    let (decoded, must_ask) = unsafe { DecodedBlock::of_entry(entry) };
+    if must_ask {
+        let admission = decoded.admits(window);
+        if admission != Admission::Run {
+            recorder.iter().for_each(|recorder| recorder.overwritten(hart.pc, false));
+        }
+        match admission {
+            Admission::Run => {}
+            Admission::Interpret => return Some(Step::InterpretBlock),
+            Admission::Decode => {
+                cache.remove(decoded_key(hart.pc));
+                return Some(Step::Decode);
+            }
+        }
+    }
     if tier == Tier::Auto && decoded.count_run() % HOT_RUNS == HOT_RUNS - 1 {
         return Some(Step::Compile);
     }
@@ -276,6 +308,7 @@ fn run_compiled(
     space: &CodeSpace,
     hart: &mut Hart,
     entry: usize,
+    recorder: Option<&Recorder>,
 ) -> Option<Step> {
     hart.front = pin.front() as u64;
     // SAFETY: the entry of a valid block, which the pin keeps with all that it
@@ -290,16 +323,21 @@ fn run_compiled(
             }
             None
         }
-        ExitReason::Miss | ExitReason::IndirectMiss | ExitReason::SelfModified | ExitReason::CheckFailed => None,
+        ExitReason::CheckFailed => {
+            cache.remove(compiled_key(hart.pc));
+            recorder.iter().for_each(|recorder| recorder.overwritten(hart.pc, true));
+            None
+        }
+        ExitReason::Miss | ExitReason::IndirectMiss | ExitReason::SelfModified => None,
         ExitReason::Interrupted => Some(Step::Exit(Exit::Interrupted)),
         ExitReason::FenceI => Some(Step::Flush),
         ExitReason::Trap | ExitReason::Fault => Some(Step::Interpret),
     }
 }
 
-fn decoded(insts: Vec<Inst>, stale: Option<NonNull<AtomicU8>>) -> (usize, Payload) {
-    let block = Box::new(DecodedBlock::new(insts, stale));
-    (ptr::from_ref(&*block) as usize, Payload::Decoded(block))
+fn decoded(pc: u64, source: Source, own_stores: OwnStores) -> (Entry, Payload) {
+    let block = Box::new(DecodedBlock::new(pc, source, own_stores));
+    (block.entry(), Payload::Decoded(block))
 }
 
 impl Executor for EngineExecutor {
@@ -316,6 +354,7 @@ impl Executor for EngineExecutor {
                 Step::Decode => self.make(hart, false),
                 Step::Compile => self.make(hart, true),
                 Step::Interpret => self.step(hart),
+                Step::InterpretBlock => self.interpret(hart),
                 Step::Flush => {
                     self.flush();
                     Step::Dispatch

@@ -36,6 +36,22 @@ pub enum Event<'a> {
         bytes: &'a [u8],
         /// Its host code; `None` for a decoded block.
         host: Option<&'a CompiledBlock>,
+        /// A page of it stays writable: it compares its bytes at each entry.
+        is_checked: bool,
+    },
+    /// The bytes of a block that was ended are the same again, and so is the block.
+    Revived {
+        /// The block's first instruction.
+        pc: u64,
+        /// Whether it has host code.
+        is_compiled: bool,
+    },
+    /// A block was entered and found that its bytes are others now. It did not run.
+    Overwritten {
+        /// The block's first instruction.
+        pc: u64,
+        /// Whether it had host code.
+        is_compiled: bool,
     },
     /// The block at this pc did not become reachable: a write came meanwhile.
     Refused(u64),
@@ -142,11 +158,19 @@ impl Recorder {
 
     /// A block is about to become reachable. Under a pin: blocks that stored
     /// are alive.
-    pub(super) fn translated(&self, pc: u64, bytes: &[u8], host: Option<&CompiledBlock>) {
+    pub(super) fn translated(&self, pc: u64, bytes: &[u8], host: Option<&CompiledBlock>, is_checked: bool) {
         // Whoever wrote to these pages is known by now, or never.
         let pages = pc >> PAGE_SHIFT..=(pc + bytes.len() as u64 - 1) >> PAGE_SHIFT;
         self.tell(|write| pages.contains(&(write.page.0 >> PAGE_SHIFT)).then_some(None));
-        self.hear(&Event::Translated { pc, bytes, host });
+        self.hear(&Event::Translated { pc, bytes, host, is_checked });
+    }
+
+    pub(super) fn revived(&self, pc: u64, is_compiled: bool) {
+        self.hear(&Event::Revived { pc, is_compiled });
+    }
+
+    pub(super) fn overwritten(&self, pc: u64, is_compiled: bool) {
+        self.hear(&Event::Overwritten { pc, is_compiled });
     }
 
     pub(super) fn refused(&self, pc: u64) {

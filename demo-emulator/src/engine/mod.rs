@@ -12,16 +12,17 @@
 //!
 //! A decoded block and a compiled one of the same pc are two blocks of the cache
 //! with two keys. Both die of a write to their bytes; what runs next is decoded
-//! afresh.
+//! afresh. On a page that the guest writes to all the time, data beside code for
+//! instance, blocks live on and compare their bytes at each entry.
 
 mod block;
 mod counters;
-mod eventual;
 mod executor;
 mod first_runs;
 mod listener;
 mod observer;
 mod tier0;
+mod upkeep;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -29,6 +30,7 @@ use std::sync::{Arc, Mutex};
 use codewarden::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use codewarden::code_buffer::CodeBuffer;
 use codewarden::error::Error;
+use codewarden::policy::Adaptive;
 use codewarden::protection::{Access, Mode, best_synchronous};
 use codewarden::tracker::RegionOptions;
 use codewarden::{CodeCache, Key};
@@ -42,7 +44,6 @@ use crate::memory::window::WINDOW_LEN_BYTES;
 use crate::translate::{CodeSpace, CompiledBlock, TranslateError, entry_stubs};
 use counters::Counters;
 pub use counters::EngineStats;
-use eventual::harvest_now_and_then;
 use executor::EngineExecutor;
 pub use listener::{Event, Listener};
 use listener::{Recorder, Settle};
@@ -155,7 +156,7 @@ impl Engine {
             cli::Tracking::Mode(mode) => (mode, "asked for by name".to_owned()),
         };
         let space = CodeSpace::new(window, CodeBuffer::new(CODE_LIMIT_BYTES)?)?;
-        let cache = CodeCache::new(entry_stubs())?;
+        let cache = CodeCache::with_policy(entry_stubs(), Arc::new(Adaptive::with_checks()))?;
         let base = HostAddr(window.base() as usize);
         let options = RegionOptions {
             guest: GuestAddr(0),
@@ -168,9 +169,7 @@ impl Engine {
         // A process has one engine as long as it lives; a fork keeps both still
         // from one call of the observer to another.
         let (cache, leaked) = (&*Box::leak(Box::new(cache)), Box::leak(Box::new(space.clone())));
-        if mode == Mode::Deferred {
-            harvest_now_and_then(cache);
-        }
+        upkeep::start(cache, mode);
         let tracking = Arc::new(Tracking {
             cache,
             space: leaked,

@@ -11,8 +11,7 @@ use codewarden::protection::{Access, LOWEST_OWN_DESCRIPTOR, Mode};
 use codewarden::tracker::{Held, MappingChange, SharedMemory};
 use codewarden::{CodeCache, ForkGuard, Killer};
 
-use super::Payload;
-use super::eventual::harvest_now_and_then;
+use super::{Payload, upkeep};
 use crate::linux::errno::Errno;
 use crate::linux::observer::{Backing, MemoryObserver};
 use crate::memory::Window;
@@ -147,9 +146,7 @@ impl MemoryObserver for Tracking {
         }
         // A region that cannot be tracked is interpreted.
         let _ = tracking;
-        if self.mode == Mode::Deferred {
-            harvest_now_and_then(self.cache);
-        }
+        upkeep::start(self.cache, self.mode);
     }
 
     fn own_descriptors(&self) -> Vec<RawFd> {

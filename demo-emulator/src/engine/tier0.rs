@@ -2,30 +2,56 @@
 //! run by the oracle's own definition of each instruction. What runs once or
 //! twice never pays the compiler.
 //!
+//! # Entries
+//!
+//! A block's entry is its address, and the same with the lowest bit set where its
+//! page is checked: then the dispatcher asks [`DecodedBlock::admits`] first.
+//! Where a block is overwritten about as often as it runs, decoding it afresh each
+//! time would be for nothing. There the failed check leaves the block as it is
+//! for some times, and the oracle runs the guest's bytes.
+//!
 //! # Safety
 //!
 //! A block's stale flag lives as long as its payload, which holds the decoded
-//! block.
+//! block. The address in an entry is that of a block whose payload the reader's
+//! pin keeps.
 #![allow(unsafe_code)]
 
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use codewarden::Entry;
+
+use super::block::Source;
 use super::listener::Recorder;
 use crate::hart::Hart;
-use crate::memory::Window;
+use crate::memory::{Fault, Window};
 use crate::riscv::exec::exec;
-use crate::riscv::inst::Inst;
 use crate::riscv::trap::{Flow, Trap};
+use crate::translate::OwnStores;
+
+/// The bit of an entry that asks for a check.
+const CHECK: usize = 1;
+
+/// Failed checks of a block that is overwritten all the time, for each time that
+/// it is decoded afresh.
+const FAILURES: u32 = 8;
+
+/// Runs between two failed checks that make decoding worth its price.
+const RUNS_WORTH_DECODING: u32 = 2;
 
 /// A decoded block.
 #[derive(Debug)]
+#[repr(align(2))]
 pub struct DecodedBlock {
-    insts: Box<[Inst]>,
-    /// Set when the block is killed; `None` where nobody need look.
-    stale: Option<NonNull<AtomicU8>>,
+    start: u64,
+    source: Source,
+    own_stores: OwnStores,
     /// How often it ran.
     runs: AtomicU32,
+    /// Runs since its check failed.
+    admitted: AtomicU32,
+    failed: AtomicU32,
 }
 
 // SAFETY: the flag is an atomic that lives as long as the block.
@@ -36,7 +62,7 @@ unsafe impl Sync for DecodedBlock {}
 /// How a run of a block ended. The hart is between two instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum End {
-    /// At its end, or behind a store that killed it.
+    /// At its end, or behind a store that overwrote it.
     Next,
     /// Behind a FENCE.I.
     FenceI,
@@ -44,24 +70,83 @@ pub(super) enum End {
     Trap(Trap),
 }
 
+/// Whether a block may run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Admission {
+    /// It may.
+    Run,
+    /// Its bytes have changed: it is to be decoded afresh.
+    Decode,
+    /// Its bytes have changed, as they do all the time.
+    Interpret,
+}
+
 impl DecodedBlock {
-    /// Of `insts`; `stale` is the flag of the ticket that it is committed by.
-    pub fn new(insts: Vec<Inst>, stale: Option<NonNull<AtomicU8>>) -> Self {
-        Self { insts: insts.into(), stale, runs: AtomicU32::new(0) }
+    /// Of the code at `start`.
+    pub(super) fn new(start: u64, source: Source, own_stores: OwnStores) -> Self {
+        let [runs, admitted, failed] = [(); 3].map(|()| AtomicU32::new(0));
+        Self { start, source, own_stores, runs, admitted, failed }
+    }
+
+    /// Its entry in the cache.
+    pub(super) fn entry(&self) -> Entry {
+        let at = ptr::from_ref(self) as usize;
+        Entry::with_check(at, at | CHECK)
+    }
+
+    /// The block of an entry, and whether it must be asked first.
+    ///
+    /// # Safety
+    ///
+    /// An entry of a decoded block that is alive for as long as `'a`.
+    pub(super) unsafe fn of_entry<'a>(entry: usize) -> (&'a Self, bool) {
+        // SAFETY: by this function's contract.
+        (unsafe { &*((entry & !CHECK) as *const Self) }, entry & CHECK != 0)
     }
 
     /// Counts a run; how many there were before.
-    pub fn count_run(&self) -> u32 {
-        // Lost counts of racing harts do not matter.
-        let runs = self.runs.load(Ordering::Relaxed);
-        self.runs.store(runs.wrapping_add(1), Ordering::Relaxed);
-        runs
+    pub(super) fn count_run(&self) -> u32 {
+        count(&self.runs)
+    }
+
+    /// Compares the guest's bytes with those that the block was made from.
+    pub(super) fn admits(&self, window: &Window) -> Admission {
+        // Where the bytes cannot be read any more, whoever decodes them says why.
+        if self.is_unchanged(window).unwrap_or(false) {
+            count(&self.admitted);
+            return Admission::Run;
+        }
+        let admitted = self.admitted.swap(0, Ordering::Relaxed);
+        let failed = count(&self.failed) + 1;
+        let is_rare = admitted >= RUNS_WORTH_DECODING;
+        if is_rare || failed.is_multiple_of(FAILURES) { Admission::Decode } else { Admission::Interpret }
+    }
+
+    fn is_unchanged(&self, window: &Window) -> Result<bool, Fault> {
+        let (words, rest) = self.source.bytes.as_chunks();
+        let mut at = self.start;
+        for &word in words {
+            if window.load_u64(at)? != u64::from_le_bytes(word) {
+                return Ok(false);
+            }
+            at += 8;
+        }
+        let (halves, _) = rest.as_chunks();
+        for &half in halves {
+            if window.load_u16(at)? != u16::from_le_bytes(half) {
+                return Ok(false);
+            }
+            at += 2;
+        }
+        Ok(true)
     }
 
     /// Runs the block on `hart`, which is at its start.
     pub(super) fn run(&self, hart: &mut Hart, window: &Window, recorder: Option<&Recorder>) -> End {
-        for inst in &self.insts {
+        for inst in &self.source.insts {
             let store = recorder.and_then(|recorder| recorder.store(inst, hart));
+            // Before the result of an AMO takes the address's place.
+            let addr = hart.x[usize::from(inst.rs1 & 31)].wrapping_add(inst.imm as i64 as u64);
             let flow = exec(inst, hart, window);
             if let (Some(recorder), Some(store)) = (recorder, store) {
                 recorder.stored(store);
@@ -73,15 +158,30 @@ impl DecodedBlock {
                 Err(trap) => return End::Trap(trap),
             }
             // A store into the block itself: what follows is not true any more.
-            if inst.op.stores() && self.is_stale() {
+            if inst.op.stores() && self.is_overwritten(addr, inst.op.stored_bytes()) {
                 return End::Next;
             }
         }
         End::Next
     }
 
-    fn is_stale(&self) -> bool {
-        // SAFETY: the flag lives as long as this block.
-        self.stale.is_some_and(|flag| unsafe { flag.as_ref() }.load(Ordering::Relaxed) != 0)
+    /// Whether a store of `len_bytes` to `addr` may have hit the block's bytes.
+    fn is_overwritten(&self, addr: u64, len_bytes: u64) -> bool {
+        match self.own_stores {
+            OwnStores::Ignore => false,
+            OwnStores::Compare => {
+                let first = self.start.wrapping_sub(len_bytes - 1);
+                addr.wrapping_sub(first) < self.source.bytes.len() as u64 + len_bytes - 1
+            }
+            // SAFETY: the flag lives as long as this block.
+            OwnStores::Poll(flag) => unsafe { flag.as_ref() }.load(Ordering::Relaxed) != 0,
+        }
     }
+}
+
+/// Adds one; what there was before. Lost counts of racing harts do not matter.
+fn count(counter: &AtomicU32) -> u32 {
+    let before = counter.load(Ordering::Relaxed);
+    counter.store(before.wrapping_add(1), Ordering::Relaxed);
+    before
 }

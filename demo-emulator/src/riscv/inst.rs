@@ -47,15 +47,23 @@ pub enum Op {
 
 impl Op {
     /// Whether it may write memory.
-    #[rustfmt::skip]
     pub fn stores(self) -> bool {
+        self.stored_bytes() != 0
+    }
+
+    /// How many bytes of memory it writes at most; 0 where it writes none.
+    #[rustfmt::skip]
+    pub fn stored_bytes(self) -> u64 {
         use Op::*;
-        matches!(
-            self,
-            Sb | Sh | Sw | Sd | Fsw | Fsd | Sc_w | Sc_d
-                | Amoswap_w | Amoadd_w | Amoxor_w | Amoand_w | Amoor_w | Amomin_w | Amomax_w | Amominu_w | Amomaxu_w
-                | Amoswap_d | Amoadd_d | Amoxor_d | Amoand_d | Amoor_d | Amomin_d | Amomax_d | Amominu_d | Amomaxu_d
-        )
+        match self {
+            Sb => 1,
+            Sh => 2,
+            Sw | Fsw | Sc_w | Amoswap_w | Amoadd_w | Amoxor_w | Amoand_w | Amoor_w
+                | Amomin_w | Amomax_w | Amominu_w | Amomaxu_w => 4,
+            Sd | Fsd | Sc_d | Amoswap_d | Amoadd_d | Amoxor_d | Amoand_d | Amoor_d
+                | Amomin_d | Amomax_d | Amominu_d | Amomaxu_d => 8,
+            _ => 0,
+        }
     }
 }
 

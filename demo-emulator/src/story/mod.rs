@@ -46,6 +46,8 @@ struct State {
     /// The bytes that the last block at a pc was made of.
     bytes: BTreeMap<u64, Vec<u8>>,
     protected: BTreeSet<u64>,
+    /// Pages that stay writable, their blocks comparing themselves.
+    checked: BTreeSet<u64>,
     /// Store and byte of the last write, and how often it came again.
     last_write: Option<(u64, u64)>,
     repeats: u64,
@@ -70,8 +72,7 @@ impl State {
         }
         let verb = style.verb("again");
         let times = if repeats == 1 { "once".to_owned() } else { format!("{repeats} times") };
-        let rest = "After some such faults the page stays writable for a moment, its code interpreted.";
-        format!("    {verb}the same store, fault and translation, {times} more.\n{:16}{rest}\n", "")
+        format!("    {verb}the same store, fault and translation, {times} more.\n")
     }
 }
 
@@ -91,6 +92,8 @@ impl Story {
         for line in [
             "Guest code is translated once and kept. Before it is read its page is write-protected; a store",
             "to the page is learned of, and every translation made from it can no longer be reached.",
+            "A page that is stored to again and again stays writable for a while: its translations compare",
+            "the bytes that they were made from each time that they are entered.",
             "Lines that begin with a verb are the emulator's, the others are the guest's own.",
         ] {
             text.push_str(line);
@@ -109,19 +112,30 @@ impl Story {
         format!("{} ({})", self.name(pc), if compiled { "compiled" } else { "tier 0" })
     }
 
-    fn translated(&self, state: &mut State, pc: u64, bytes: &[u8], host: Option<&CompiledBlock>) -> String {
+    fn translated(
+        &self,
+        state: &mut State,
+        pc: u64,
+        bytes: &[u8],
+        host: Option<&CompiledBlock>,
+        is_checked: bool,
+    ) -> String {
         let hart = state.hart();
         let is_new = state.blocks.insert((pc, host.is_some()));
         let before = state.bytes.insert(pc, bytes.to_vec());
         let changed = before.as_ref().is_some_and(|before| before != bytes);
         let page = pc & !(PAGE_BYTES - 1);
-        let protects = state.protected.insert(page) && self.mode != Mode::None;
-        if state.repeats > 0 && !changed || !is_new {
+        let checks = is_checked && state.checked.insert(page);
+        let protects = !is_checked && state.protected.insert(page) && self.mode != Mode::None;
+        if (state.repeats > 0 && !changed || !is_new) && !checks {
             return String::new();
         }
         let mut text = state.end_of_repeats(self.style);
         if protects {
             let _ = writeln!(text, "    {}page {page:#x}", self.style.verb("protect"));
+        }
+        if checks {
+            let _ = writeln!(text, "    {}page {page:#x} stays writable, its blocks compare", self.style.verb("check"));
         }
         let count = listing::instructions(pc, bytes).len();
         let plural = if count == 1 { "" } else { "s" };
@@ -139,11 +153,21 @@ impl Story {
         text
     }
 
+    /// A block found at its entry that it is not true any more.
+    fn overwritten(&self, state: &mut State, block: (u64, bool)) -> String {
+        state.blocks.remove(&block);
+        let text = state.end_of_repeats(self.style);
+        let verb = self.style.verb("compare");
+        let name = self.block_name(block);
+        format!("{text}    {verb}{name} was entered and found its bytes changed\n")
+    }
+
     fn written(&self, state: &mut State, write: &RecentWrite, store_pc: Option<u64>, hart: Option<usize>) -> String {
         let page = write.page.0;
         let killed: Vec<_> = state.blocks.iter().copied().filter(|(pc, _)| pc & !(PAGE_BYTES - 1) == page).collect();
         state.blocks.retain(|block| !killed.contains(block));
         state.protected.remove(&page);
+        state.checked.remove(&page);
         let changes = self.changes(state, page);
         let this = match write.cause {
             Cause::Store { byte, .. } => store_pc.map(|pc| (pc, byte.0)),
@@ -165,10 +189,13 @@ impl Story {
             Cause::Store { byte, .. } => {
                 writeln!(text, "    {verb}{by} stored to {} ({byte:#x})", self.name(byte.0), byte = byte.0)
             }
+            Cause::Cooled => {
+                writeln!(text, "    {}page {page:#x} is protected again from now on", self.style.verb("cool"))
+            }
             Cause::Harvest => writeln!(text, "    {verb}the flush found page {page:#x} written"),
             _ => writeln!(text, "    {verb}page {page:#x} was announced as changed"),
         };
-        if changes.is_empty() {
+        if changes.is_empty() && this.is_some() {
             let _ = writeln!(text, "{:16}no translated byte of the page differs: it was data beside the code", "");
         }
         text.push_str(&changes);
@@ -203,8 +230,15 @@ impl Listener for Story {
         // The guest does not fork; what a panic left half told is still told.
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let text = match event {
-            Event::Translated { pc, bytes, host } if self.code.contains(pc) => {
-                self.translated(&mut state, *pc, bytes, *host)
+            Event::Translated { pc, bytes, host, is_checked } if self.code.contains(pc) => {
+                self.translated(&mut state, *pc, bytes, *host, *is_checked)
+            }
+            Event::Revived { pc, is_compiled } if self.code.contains(pc) => {
+                state.blocks.insert((*pc, *is_compiled));
+                return;
+            }
+            Event::Overwritten { pc, is_compiled } if self.code.contains(pc) => {
+                self.overwritten(&mut state, (*pc, *is_compiled))
             }
             Event::Written { write, store_pc, by_this_hart } if self.code.contains(&write.page.0) => {
                 let hart = by_this_hart.then(|| state.hart());

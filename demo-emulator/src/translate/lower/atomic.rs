@@ -4,7 +4,6 @@
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{AtomicRmwOp, BlockArg, InstBuilder, Type, Value, types};
 
-use super::own_store::Stored;
 use super::{Emitter, GUEST, HOST, field};
 use crate::riscv::inst::{Inst, Op};
 
@@ -33,7 +32,8 @@ impl Emitter<'_> {
         self.set_x(inst.rd, value);
     }
 
-    pub(super) fn store_conditional(&mut self, index: u32, inst: &Inst) -> Stored {
+    /// An SC; its guest address.
+    pub(super) fn store_conditional(&mut self, index: u32, inst: &Inst) -> Value {
         let width = width(inst.op);
         let (addr, new) = (self.x(inst.rs1), self.operand(inst, width));
         let (attempt, done) = (self.builder.create_block(), self.builder.create_block());
@@ -61,10 +61,11 @@ impl Emitter<'_> {
         let free = self.builder.ins().iconst(types::I8, 0);
         self.builder.ins().store(HOST, free, self.hart, field::RESERVED);
         self.set_x(inst.rd, failed);
-        Stored { addr, len_bytes: u64::from(width.bytes()) }
+        addr
     }
 
-    pub(super) fn atomic(&mut self, index: u32, inst: &Inst) -> Stored {
+    /// An AMO; its guest address.
+    pub(super) fn atomic(&mut self, index: u32, inst: &Inst) -> Value {
         use Op::*;
         let op = match inst.op {
             Amoswap_w | Amoswap_d => AtomicRmwOp::Xchg,
@@ -85,7 +86,7 @@ impl Emitter<'_> {
         });
         let old = self.extended(old);
         self.set_x(inst.rd, old);
-        Stored { addr, len_bytes: u64::from(width.bytes()) }
+        addr
     }
 
     /// A fence that the host needs: x86-64 keeps every order but that of a

@@ -2,7 +2,6 @@
 
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 
-use super::own_store::Stored;
 use super::{Emitter, GUEST};
 use crate::memory::window::WINDOW_LEN_BYTES;
 use crate::riscv::inst::{Inst, Op};
@@ -38,15 +37,9 @@ impl Emitter<'_> {
         self.flush();
     }
 
-    /// A store.
-    pub(super) fn store(&mut self, index: u32, inst: &Inst) -> Stored {
+    /// A store; its guest address.
+    pub(super) fn store(&mut self, index: u32, inst: &Inst) -> Value {
         use Op::*;
-        let len_bytes = match inst.op {
-            Sb => 1,
-            Sh => 2,
-            Sw | Fsw => 4,
-            _ => 8,
-        };
         let value = if matches!(inst.op, Fsw | Fsd) { self.f(inst.rs2) } else { self.x(inst.rs2) };
         let addr = self.address(inst);
         self.may_fault(index, |this| {
@@ -59,7 +52,7 @@ impl Emitter<'_> {
                 _ => ins.store(GUEST, value, host, 0),
             }
         });
-        Stored { addr, len_bytes }
+        addr
     }
 
     /// The guest address that a load or a store names.

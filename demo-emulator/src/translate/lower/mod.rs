@@ -150,18 +150,18 @@ impl<'a> Emitter<'a> {
         match inst.op {
             Lb | Lh | Lw | Ld | Lbu | Lhu | Lwu | Flw | Fld => self.load(index, inst),
             Sb | Sh | Sw | Sd | Fsw | Fsd => {
-                let stored = self.store(index, inst);
-                self.leave_if_overwritten(pc, inst, stored);
+                let addr = self.store(index, inst);
+                self.leave_if_overwritten(pc, inst, addr);
             }
             Lr_w | Lr_d => self.load_reserved(index, inst),
             Sc_w | Sc_d => {
-                let stored = self.store_conditional(index, inst);
-                self.leave_if_overwritten(pc, inst, stored);
+                let addr = self.store_conditional(index, inst);
+                self.leave_if_overwritten(pc, inst, addr);
             }
             Amoswap_w | Amoadd_w | Amoxor_w | Amoand_w | Amoor_w | Amomin_w | Amomax_w | Amominu_w | Amomaxu_w
             | Amoswap_d | Amoadd_d | Amoxor_d | Amoand_d | Amoor_d | Amomin_d | Amomax_d | Amominu_d | Amomaxu_d => {
-                let stored = self.atomic(index, inst);
-                self.leave_if_overwritten(pc, inst, stored);
+                let addr = self.atomic(index, inst);
+                self.leave_if_overwritten(pc, inst, addr);
             }
             Fence => self.fence(inst),
             Csrrw | Csrrs | Csrrc | Csrrwi | Csrrsi | Csrrci => self.csr(index, inst),

@@ -14,20 +14,13 @@ use crate::riscv::inst::Inst;
 use crate::translate::block::OwnStores;
 use crate::translate::entry::ExitReason;
 
-/// What an instruction has stored to.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Stored {
-    /// The guest address.
-    pub(super) addr: Value,
-    pub(super) len_bytes: u64,
-}
-
 impl Emitter<'_> {
-    /// After a store: leaves if what follows may not be true any more.
-    pub(super) fn leave_if_overwritten(&mut self, pc: u64, inst: &Inst, stored: Stored) {
+    /// After a store to guest address `addr`: leaves if what follows may not be
+    /// true any more.
+    pub(super) fn leave_if_overwritten(&mut self, pc: u64, inst: &Inst, addr: Value) {
         let condition = match self.environment.own_stores {
             OwnStores::Ignore => return,
-            OwnStores::Compare => self.overlaps_block(stored),
+            OwnStores::Compare => self.overlaps_block(addr, inst.op.stored_bytes()),
             OwnStores::Poll(flag) => {
                 let flag = self.constant(flag.as_ptr() as u64);
                 self.builder.ins().load(types::I8, HOST, flag, 0)
@@ -46,7 +39,7 @@ impl Emitter<'_> {
 
     /// Whether a byte of the block was stored to: a store that begins up to its
     /// length before the block does so too.
-    fn overlaps_block(&mut self, Stored { addr, len_bytes }: Stored) -> Value {
+    fn overlaps_block(&mut self, addr: Value, len_bytes: u64) -> Value {
         let first = self.environment.start.wrapping_sub(len_bytes - 1);
         let reach = self.environment.end.wrapping_sub(first);
         let distance = self.builder.ins().iadd_imm_s(addr, first.wrapping_neg() as i64);

@@ -1,0 +1,61 @@
+//! What the tracker needs now and then, done by a thread.
+//!
+//! - **Cooling.** A page that was written to all the time became checked; once that
+//!   is over, `tend` gives it back to protection.
+//! - **Deferred mode: what the guest wrote and never announced.** Application
+//!   processors promise that a store reaches instruction fetch at some time even if
+//!   nobody executes a FENCE.I (Ziccid), and a guest may wait for that in a loop
+//!   that never leaves compiled code. So the thread harvests, some times a second.
+//!
+//! The thread is the host's: it takes no signal of the guest's, and a fork's child
+//! needs one of its own.
+
+use std::thread::Builder;
+use std::time::Duration;
+
+use codewarden::CodeCache;
+use codewarden::protection::Mode;
+
+use super::Payload;
+use crate::linux::host_signals::set_mask;
+
+/// How long a store may stay unseen. A harvest that finds nothing costs some
+/// microseconds.
+const HARVEST_PERIOD: Duration = Duration::from_millis(20);
+
+/// How often checked pages are looked at.
+const TEND_PERIOD: Duration = Duration::from_millis(100);
+
+/// Starts the thread of this process, where `mode` needs one.
+pub(super) fn start(cache: &'static CodeCache<Payload>, mode: Mode) {
+    let upkeep: fn(&CodeCache<Payload>) -> ! = match mode {
+        Mode::None => return,
+        Mode::Deferred => harvest_and_tend,
+        _ => tend,
+    };
+    let before = set_mask(!0);
+    let thread = Builder::new().name("upkeep".to_owned()).spawn(move || upkeep(cache));
+    set_mask(before);
+    // Without it pages stay checked, and the guest has to announce its writes, as
+    // the base ISA has it.
+    drop(thread);
+}
+
+fn tend(cache: &CodeCache<Payload>) -> ! {
+    loop {
+        std::thread::sleep(TEND_PERIOD);
+        cache.tracker().tend();
+    }
+}
+
+fn harvest_and_tend(cache: &CodeCache<Payload>) -> ! {
+    let harvests = TEND_PERIOD.as_millis() / HARVEST_PERIOD.as_millis();
+    loop {
+        for _ in 0..harvests {
+            std::thread::sleep(HARVEST_PERIOD);
+            // What could not be harvested counts as written.
+            let _ = cache.tracker().sync();
+        }
+        cache.tracker().tend();
+    }
+}
