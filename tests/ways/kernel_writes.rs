@@ -17,6 +17,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use codewarden::protection::Mode;
 
+use crate::alone::run_alone;
 use crate::expect::in_every_mode;
 use crate::own_process::in_fork;
 use crate::support::{Fixture, in_modes, page_bytes, skip, tracking_modes};
@@ -365,4 +366,15 @@ fn a_read_through_the_hosts_view() {
         guest.expect_dead(block);
         guest.expect_tracked(1, 0);
     });
+}
+
+/// Thread mode where the kernel's faults are not delivered: as sigbus. This test's
+/// neighbour again, in a process that hides what this one may have.
+#[test]
+fn thread_mode_without_kernel_faults() {
+    for name in ["kernel_writes::read", "kernel_writes::futex_wake_op"] {
+        let output = run_alone(name, "without kernel faults", &[("CODEWARDEN_HIDE", "kernel_faults")]);
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && told.contains("1 passed"), "{name}: {told}");
+    }
 }
