@@ -6,6 +6,7 @@
 //! | `loom_writes` | loom | a store against translators, two stores, several blocks |
 //! | `loom_announced` | loom | deferred regions, announced writes, tracking that ends |
 //! | `loom_checked` | loom | writes beside blocks, translations that are used again |
+//! | `loom_policy` | loom | pages that become checked and cool, that are opened and protected in bulk |
 //! | `loom_memory` | loom | nothing is freed under a walker, a pin or a reader |
 //! | `injected` | plain | the handler on the translator's own thread, at each step |
 //!
@@ -18,7 +19,7 @@
 //!
 //! Each model has its bound; `LOOM_MAX_PREEMPTIONS` raises it for runs by hand.
 //! Under `--cfg loom` the protocol's atomics and mutexes are loom's; system calls,
-//! heat and counters stay the standard library's.
+//! histories and counters stay the standard library's.
 //!
 //! # Each model was seen to fail
 //!
@@ -37,6 +38,7 @@
 //! | a pin does not fence | `no_block_is_freed_under_a_vcpu` |
 //! | a walker does not look at the epoch again, or an advance does not fence | `no_block_is_freed_under_a_walker` |
 //! | dead blocks are freed and not taken out of their lists | a crash in `loom_memory` |
+//! | a begin that makes a page checked takes it out of the harvest set before it looks | `two_minds_about_a_page_of_a_deferred_region` |
 //! | a table that grew is published without release | `no_key_is_lost_while_the_table_grows` |
 //!
 //! Not noticed, because nothing goes wrong: a begin in a deferred region that takes
@@ -55,5 +57,7 @@ mod loom_announced;
 mod loom_checked;
 #[cfg(loom)]
 mod loom_memory;
+#[cfg(loom)]
+mod loom_policy;
 #[cfg(loom)]
 mod loom_writes;

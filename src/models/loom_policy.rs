@@ -1,0 +1,197 @@
+//! What a policy sets going: pages that become checked and cool, that are opened
+//! ahead of a stream, that are protected in batches.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use loom::thread;
+
+use super::explore::{holds, violation};
+use super::guest::{Guest, Link};
+use crate::block::Entry;
+use crate::code_cache::Key;
+use crate::policy::{Decision, Limits, PageHistory, Policy};
+use crate::protection::Mode;
+
+/// Of the addresses of entries that compare.
+const CHECKED: usize = 1 << 32;
+
+/// Decides by turns: the first to ask may be told otherwise than the second.
+#[derive(Debug)]
+struct ByTurns {
+    asked: AtomicU32,
+    decisions: [Decision; 2],
+    limits: Limits,
+}
+
+impl ByTurns {
+    fn new(decisions: [Decision; 2]) -> Self {
+        let limits = Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_beside: true };
+        Self { asked: AtomicU32::new(0), decisions, limits }
+    }
+
+    /// Everything is protected, in bulk.
+    fn in_bulk() -> Self {
+        let limits = Limits { open_ahead_pages: 2, protect_batch_pages: 2, checks_beside: false };
+        Self { limits, ..Self::new([Decision::Protect; 2]) }
+    }
+}
+
+impl Policy for ByTurns {
+    fn on_begin(&self, _: &PageHistory) -> Decision {
+        self.decisions[self.asked.fetch_add(1, Relaxed) as usize % 2]
+    }
+
+    fn on_harvest(&self, _: &PageHistory) -> bool {
+        true
+    }
+
+    fn has_cooled(&self, _: &PageHistory) -> bool {
+        true
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+}
+
+struct Model {
+    guest: Guest,
+    /// To the block of each page.
+    links: Vec<Link>,
+}
+
+impl Model {
+    fn new(mode: Mode, pages: usize, policy: ByTurns) -> Self {
+        let guest = Guest::with_policy(mode, pages, policy);
+        let links = (0..pages as u64).map(|key| guest.link(key)).collect();
+        Self { guest, links }
+    }
+
+    fn spawn(&self, run: impl FnOnce(&Self) + 'static) -> thread::JoinHandle<()> {
+        let model = Self { guest: self.guest.clone(), links: self.links.clone() };
+        thread::spawn(move || run(&model))
+    }
+
+    /// A block of the page's byte, with both entries; nothing where it is busy.
+    fn translate(&self, page: usize) {
+        let mut ticket = self.guest.cache.begin(Key::new(page as u64));
+        let (start, _) = self.guest.span(page);
+        if ticket.claim(start).is_err() {
+            return;
+        }
+        let byte = self.guest.kernel.load(page);
+        ticket.made_from(start, &[byte]).unwrap();
+        let plain = 0x100 | usize::from(byte);
+        // A refusal is as good.
+        let _ = ticket.commit(Entry::with_check(plain, plain | CHECKED), 0);
+    }
+
+    /// A store of 1, and nothing that was made from 0 runs afterwards.
+    fn store(&self, page: usize, tid: u32) {
+        self.guest.kernel.store(page, 1, tid);
+        self.old_is_gone(page);
+    }
+
+    fn old_is_gone(&self, page: usize) {
+        let entry = self.guest.entry(self.links[page]);
+        // What an entry compares that does is the guest's byte of now.
+        let compares = entry & CHECKED != 0 && self.guest.kernel.load(page) != 0;
+        if entry & !CHECKED == 0x100 && !compares {
+            violation(format!("page {page}: the old block runs"));
+        }
+    }
+}
+
+/// Two translators of one page of whom one is told to protect it and the other to
+/// check it.
+fn two_minds(mode: Mode) {
+    let model = Model::new(mode, 1, ByTurns::new([Decision::Check, Decision::Protect]));
+    let other = model.spawn(|model| model.translate(0));
+    model.translate(0);
+    model.guest.kernel.store(0, 1, 1);
+    let _ = model.guest.cache.tracker().sync();
+    model.old_is_gone(0);
+    other.join().unwrap();
+    let _ = model.guest.cache.tracker().sync();
+    model.old_is_gone(0);
+}
+
+/// A checked page cools and is protected while it is written to.
+fn a_page_cools(mode: Mode) {
+    let model = Model::new(mode, 1, ByTurns::new([Decision::Check, Decision::Protect]));
+    model.translate(0);
+    let other = model.spawn(|model| {
+        model.guest.cache.tracker().tend();
+        model.translate(0);
+    });
+    model.guest.kernel.store(0, 1, 1);
+    let _ = model.guest.cache.tracker().sync();
+    model.old_is_gone(0);
+    other.join().unwrap();
+    let _ = model.guest.cache.tracker().sync();
+    model.old_is_gone(0);
+}
+
+/// A store opens the page behind its own, from which somebody translates.
+fn opened_ahead(translated: bool) {
+    let model = Model::new(Mode::Sigbus, 3, ByTurns::in_bulk());
+    for page in 0..2 + usize::from(translated) {
+        model.translate(page);
+    }
+    model.store(0, 1);
+    let other = model.spawn(|model| model.translate(2));
+    model.store(1, 1);
+    model.store(2, 1);
+    other.join().unwrap();
+    model.old_is_gone(2);
+}
+
+/// Two pages are protected together, and one of them is written to.
+fn a_batch() {
+    let model = Model::new(Mode::Sigbus, 2, ByTurns::in_bulk());
+    (0..2).for_each(|page| model.translate(page));
+    let (start, len) = model.guest.span(0);
+    drop(model.guest.cache.tracker().prepare_kernel_write(start, 2 * len).unwrap());
+    let other = model.spawn(|model| {
+        model.translate(0);
+        model.translate(1);
+    });
+    model.store(1, 1);
+    other.join().unwrap();
+    model.old_is_gone(1);
+}
+
+#[test]
+fn two_minds_about_a_page() {
+    holds(3, || two_minds(Mode::Sigbus));
+}
+
+#[test]
+fn two_minds_about_a_page_of_a_deferred_region() {
+    holds(3, || two_minds(Mode::Deferred));
+}
+
+#[test]
+fn cooling_against_a_store() {
+    holds(3, || a_page_cools(Mode::Sigbus));
+}
+
+#[test]
+fn cooling_against_an_announced_store() {
+    holds(3, || a_page_cools(Mode::Deferred));
+}
+
+#[test]
+fn opening_ahead_against_a_first_translation() {
+    holds(2, || opened_ahead(false));
+}
+
+#[test]
+fn opening_ahead_against_a_block() {
+    holds(2, || opened_ahead(true));
+}
+
+#[test]
+fn a_batch_against_a_store() {
+    holds(2, a_batch);
+}
