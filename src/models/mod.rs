@@ -42,8 +42,9 @@
 //! | a table that grew is published without release | `no_key_is_lost_while_the_table_grows` |
 //!
 //! Not noticed, because nothing goes wrong: a begin in a deferred region that takes
-//! the harvest's lock later, or enters its page in the set after the harvest; a
-//! retirement without a fence of its own.
+//! the harvest's lock later, or enters its page in the set after the harvest; a page
+//! that cools and keeps its blocks, which compare themselves; a retirement without a
+//! fence of its own.
 
 #[cfg(loom)]
 mod explore;
