@@ -14,18 +14,26 @@ use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Access, Mode, Probe};
 use codewarden::tracker::{BeginError, RegionOptions};
-use codewarden::{CodeCache, EntryStubs, Key};
+use codewarden::{CodeCache, EntryStubs, Key, Ticket};
 
 const PAGES: u64 = 4;
 
-fn translate(cache: &CodeCache<()>, page: u64, entry: usize) {
+/// A ticket that says that it has read a 0 at `page`.
+fn begin(cache: &CodeCache<()>, page: u64) -> Ticket<()> {
     loop {
         let mut ticket = cache.begin(Key::new(page));
         match ticket.claim(GuestAddr(page)) {
-            Ok(_) => return ticket.commit(entry, ()).unwrap(),
+            Ok(_) => {
+                ticket.made_from(GuestAddr(page), &[0]).unwrap();
+                return ticket;
+            }
             Err(error) => assert!(matches!(error, BeginError::Busy(_)), "{error}"),
         }
     }
+}
+
+fn translate(cache: &CodeCache<()>, page: u64, entry: usize) {
+    begin(cache, page).commit(entry, ()).unwrap();
 }
 
 fn announce(cache: &CodeCache<()>, mode: Mode) {
@@ -40,6 +48,10 @@ fn in_the_child(cache: &CodeCache<()>, memory: &GuestMemory, mode: Mode) -> i32 
     for page in 0..PAGES {
         if vcpu.pin().lookup(Key::new(page << 12)).is_some() {
             return 1;
+        }
+        // Nor is anything kept that could be used again.
+        if !matches!(begin(cache, page << 12).revive(), Ok(Some(_))) {
+            return 4;
         }
     }
     // Writes and translations of its own.
@@ -73,6 +85,9 @@ fn both_sides(mode: Mode, drops_in_child: bool) {
     for page in 0..PAGES {
         translate(&cache, page << 12, 0x1000);
     }
+    // A former block of the parent's, which it uses again after the fork.
+    cache.remove(Key::new(0));
+    cache.collect();
     let guard = cache.before_fork();
     // SAFETY: see the head.
     let pid = unsafe { libc::fork() };
@@ -94,6 +109,7 @@ fn both_sides(mode: Mode, drops_in_child: bool) {
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
     assert_eq!(status, 0, "{mode}: the child's status");
 
+    assert!(begin(&cache, 0).revive().unwrap().is_none(), "{mode}: the parent lost a former block");
     let mut vcpu = cache.attach_vcpu(|| {});
     for page in 0..PAGES {
         assert_eq!(vcpu.pin().lookup(Key::new(page << 12)), Some(0x1000), "{mode}: the parent lost a block");
