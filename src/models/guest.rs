@@ -9,7 +9,7 @@
 use super::kernel::Kernel;
 use crate::addr::GuestAddr;
 use crate::block::{EntryCell, EntryStubs};
-use crate::code_cache::{CodeCache, CommitError, Key};
+use crate::code_cache::{CodeCache, CommitError, Key, Ticket};
 use crate::policy::{Adaptive, Policy};
 use crate::protection::{Access, Mode, Options};
 use crate::sync::Arc;
@@ -82,6 +82,20 @@ impl Guest {
             Err(CommitError::Written) => Err(Refusal::Written),
             Err(error) => panic!("{error}"),
         }
+    }
+
+    /// A ticket of a translator that says what it read, the byte of each page, and the
+    /// plain entry of a block of that. Nothing where a page is busy.
+    pub(super) fn ticket(&self, key: u64, pages: &[usize]) -> Option<(Ticket<u8>, usize)> {
+        let mut ticket = self.cache.begin(Key::new(key));
+        let mut entry = 1;
+        for &page in pages {
+            ticket.claim(self.page_at(page)).ok()?;
+            let byte = self.kernel.load(page);
+            ticket.made_from(self.page_at(page), &[byte]).unwrap();
+            entry = entry << 8 | usize::from(byte);
+        }
+        Some((ticket, entry))
     }
 
     /// A link to the blocks of `key`.

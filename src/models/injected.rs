@@ -2,11 +2,18 @@
 //! a signal handler of the embedder stores to guest memory. And a translator
 //! between any two steps of a handler. No choice of another thread's timing is
 //! left out, but here a thread does all or nothing between two steps of another.
+//!
+//! # Safety
+//!
+//! A stale flag is looked at while its block lives or is kept.
+#![allow(unsafe_code)]
 
 use core::cell::Cell;
 use std::rc::Rc;
 
 use super::guest::{Guest, Link};
+use crate::block::StaleFlag;
+use crate::code_cache::Key;
 use crate::protection::Mode;
 use crate::sync::stepped::{interrupt_at, was_interrupted};
 use crate::sync::{LEFT_OUT, Rule};
@@ -124,6 +131,54 @@ fn two_stores_at_each_two_steps_of_a_translation() {
         );
         assert!(stale.is_empty(), "stale at {stale:?} with {gap} steps between");
     }
+}
+
+/// The store is that of a block whose code is inside, from before: it looks at the
+/// stale flag next.
+fn a_store_at_each_step_of_a_revival() -> (usize, Vec<usize>) {
+    let inside = Rc::new(Cell::new(None));
+    at_each_step(
+        || {
+            let run = Run::new(1, false);
+            let (ticket, entry) = run.guest.ticket(KEY, &[0]).expect("nobody else is there");
+            inside.set(Some(ticket.stale_flag().cast::<StaleFlag>()));
+            ticket.commit(entry, 0).expect("nobody writes");
+            run.guest.cache.remove(Key::new(KEY));
+            run
+        },
+        0,
+        |run| {
+            if let Some((ticket, _)) = run.guest.ticket(KEY, &[0]) {
+                drop(ticket.revive());
+            }
+        },
+        |run, step| {
+            let (store, stale, inside) = (run.store(0, 1), run.stale.clone(), inside.clone());
+            interrupt_at(step, move || {
+                store();
+                // SAFETY: its block is kept.
+                let flag = inside.get().map(|flag| unsafe { &*flag }.load());
+                if flag == Some(StaleFlag::VALID) {
+                    stale.set(Some(0));
+                }
+            });
+        },
+    )
+}
+
+#[test]
+fn a_store_by_a_block_at_each_step_of_its_revival() {
+    let (steps, stale) = a_store_at_each_step_of_a_revival();
+    assert!(stale.is_empty(), "stale at {stale:?} of {steps} steps");
+    assert!(steps > 30, "{steps}");
+}
+
+#[test]
+fn that_fails_where_the_flag_is_valid_too_early() {
+    LEFT_OUT.set(Some(Rule::FlagAfterGenerations));
+    let (_, stale) = a_store_at_each_step_of_a_revival();
+    LEFT_OUT.set(None);
+    assert!(!stale.is_empty());
 }
 
 #[test]

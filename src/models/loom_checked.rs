@@ -47,18 +47,9 @@ impl Model {
         thread::spawn(move || run(&model))
     }
 
-    /// A ticket that says what it read, and the entry of a block of that; nothing
-    /// where a page is busy.
+    /// A ticket that says what it read, and both entries of a block of that.
     fn read(&self, key: u64, pages: &[usize]) -> Option<(Ticket<u8>, Entry)> {
-        let mut ticket = self.guest.cache.begin(Key::new(key));
-        let mut plain = 1;
-        for &page in pages {
-            let (start, _) = self.guest.span(page);
-            ticket.claim(start).ok()?;
-            let byte = self.guest.kernel.load(page);
-            ticket.made_from(start, &[byte]).unwrap();
-            plain = plain << 8 | usize::from(byte);
-        }
+        let (ticket, plain) = self.guest.ticket(key, pages)?;
         Some((ticket, Entry::with_check(plain, plain | CHECKED)))
     }
 
