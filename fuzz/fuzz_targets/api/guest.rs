@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
+use codewarden::policy::Adaptive;
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{BeginError, Held, RegionOptions, SharedMemory};
-use codewarden::{CodeCache, CommitError, EntryStubs, Key, Killer, Ticket, VCpu};
+use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, Killer, Ticket, VCpu};
 
 use crate::oracle::{AREA_BYTES, KEYS, Oracle, PAGE_BYTES, PAGES, Source, place};
 
@@ -39,6 +40,8 @@ pub struct Guest {
     pub cache: CodeCache<Payload>,
     payload: Payload,
     mode: Mode,
+    /// Whether the policy has checked pages.
+    has_checks: bool,
     /// A number for each time that an area was tracked.
     tracked: [Option<u64>; 3],
     stores: usize,
@@ -53,10 +56,11 @@ fn guest(area: usize, offset: usize) -> GuestAddr {
 }
 
 impl Guest {
-    pub fn new(mode: Mode) -> Self {
+    pub fn new(mode: Mode, has_checks: bool) -> Self {
         let first = GuestMemory::memfd(AREA_BYTES).expect("a memfd");
         let second = first.another_view().expect("another view");
-        let cache = CodeCache::new(EntryStubs::NOT_CODE).expect("two stubs");
+        let policy = if has_checks { Adaptive::with_checks() } else { Adaptive::new() };
+        let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(policy)).expect("two stubs");
         Self {
             oracle: Oracle::new(mode.is_synchronous()),
             tickets: Vec::new(),
@@ -65,6 +69,7 @@ impl Guest {
             cache,
             payload: Arc::new(()),
             mode,
+            has_checks,
             tracked: [None; 3],
             stores: 0,
             next: 2,
@@ -140,7 +145,9 @@ impl Guest {
         self.oracle.store(place(area, offset), &bytes);
         if self.mode.is_synchronous() {
             let (start, end) = (place(area, offset), place(area, offset + len));
-            self.oracle.must_kill(start..end);
+            if !self.has_checks {
+                self.oracle.must_kill(start..end);
+            }
             let pages = start / PAGE_BYTES..end.div_ceil(PAGE_BYTES);
             self.holds.push(Hold { area, tracked_as, pages, _held: held });
         }
@@ -220,16 +227,29 @@ impl Guest {
         }
     }
 
+    /// Whether the translator of `key` says what its blocks are made from.
+    fn says_its_bytes(key: usize) -> bool {
+        key != 3
+    }
+
+    /// Whether blocks of `key` have an entry that compares.
+    fn has_check(key: usize) -> bool {
+        key != 2
+    }
+
     /// Claims a page and "translates" a byte of it.
     pub fn claim(&mut self, which: usize, area: usize, offset: usize) {
         let is_held = self.is_held(place(area, offset) / PAGE_BYTES);
-        let Some((_, ticket, source)) = self.tickets.get_mut(which) else { return };
+        let Some((key, ticket, source)) = self.tickets.get_mut(which) else { return };
         match ticket.claim(guest(area, offset)) {
             Ok(host) => {
                 assert_eq!(host.start().0, self.memory[area].range().start().0 + offset / PAGE_BYTES * PAGE_BYTES);
                 let mut byte = [0];
                 self.memory[area].read(offset, &mut byte).expect("inside");
                 self.oracle.claimed(source, place(area, offset), &byte);
+                if Self::says_its_bytes(*key) {
+                    ticket.made_from(guest(area, offset), &byte).expect("a claimed page");
+                }
             }
             Err(BeginError::Busy(busy)) => assert!(is_held || self.stores >= HOT_FAULTS, "{busy:?}"),
             Err(BeginError::Failed(error)) => assert!(self.tracked[area].is_none(), "{error}"),
@@ -238,19 +258,53 @@ impl Guest {
 
     pub fn commit(&mut self, which: usize) {
         if which < self.tickets.len() {
-            let entry = self.next() as usize;
+            let entry = 2 * self.next() as usize;
             let (key, ticket, source) = self.tickets.swap_remove(which);
-            match ticket.commit(entry, self.payload.clone()) {
+            let (has_check, needs_check) = (Self::has_check(key), ticket.needs_check());
+            let made = if has_check { Entry::with_check(entry, entry + 1) } else { Entry::plain(entry) };
+            match ticket.commit(made, self.payload.clone()) {
                 Err(CommitError::NoPages) => {}
-                done => self.oracle.committed(key, entry, source, done.is_ok()),
+                Err(CommitError::NeedsCheck) => assert!(needs_check && !has_check && self.has_checks),
+                done => self.oracle.committed(key, entry, has_check, source, done.is_ok()),
             }
         }
+    }
+
+    /// Uses a former block again, where there is one; otherwise the ticket stays.
+    pub fn revive(&mut self, which: usize) {
+        if which < self.tickets.len() {
+            let (key, ticket, source) = self.tickets.swap_remove(which);
+            let before = self.lookup(key);
+            match ticket.revive() {
+                Ok(Some(ticket)) => self.tickets.push((key, ticket, source)),
+                // One of the same bytes is reachable, whatever became of the ticket.
+                Ok(None) if before.is_some() && before == self.lookup(key) => {}
+                done => self.oracle.revived(key, source, done.is_ok()),
+            }
+        }
+    }
+
+    fn lookup(&mut self, key: usize) -> Option<usize> {
+        self.vcpu.pin().lookup_shared(Key::new(key as u64))
+    }
+
+    pub fn remove(&mut self, key: usize) {
+        self.cache.remove(Key::new(key as u64));
+        self.oracle.removed(key);
+    }
+
+    /// Lets checked pages cool, which ends their blocks.
+    pub fn tend(&mut self) {
+        self.cache.tracker().tend();
+        self.oracle.may_kill(0..2 * AREA_BYTES);
     }
 
     pub fn translate(&mut self, key: usize, area: usize, offset: usize) {
         self.begin(key);
         let newest = self.tickets.len() - 1;
         self.claim(newest, area, offset);
+        self.revive(newest);
+        // Where it was not revived, it is the newest again.
         self.commit(newest);
     }
 

@@ -57,9 +57,14 @@ enum Kind {
     Begin,
     Claim,
     Commit,
-    /// Begin, claim, and commit.
+    Revive,
+    /// Begin, claim, and revive or commit.
     Translate,
+    Remove,
     Collect,
+    Tend,
+    /// What is kept of dead blocks gets a bound.
+    KeepFormers,
 }
 
 /// Each kind as often as it is to be called; what most others build on more often.
@@ -70,6 +75,7 @@ const KINDS: &[Kind] = {
         Translate, Translate, Translate, Translate, Translate, Translate, Store, Store, Store, Store, Store, Store,
         Sync, Sync, Sync, Begin, Claim, Claim, Claim, Commit, KernelWrite, Release, Release, SyncRange,
         AddRegion, AddRegion, RemoveRegion, DeclareAgain, HostStore, Replace, Discard, Invalidate, Collect,
+        Revive, Remove, Remove, Tend, KeepFormers,
     ]
 };
 
@@ -111,8 +117,12 @@ fn run(guest: &mut Guest, call: Call) {
         Kind::Begin => guest.begin(key),
         Kind::Claim => guest.claim(which, area, offset),
         Kind::Commit => guest.commit(which),
+        Kind::Revive => guest.revive(which),
         Kind::Translate => guest.translate(key, area, offset),
+        Kind::Remove => guest.remove(key),
         Kind::Collect => guest.cache.collect(),
+        Kind::Tend => guest.tend(),
+        Kind::KeepFormers => guest.cache.keep_formers(usize::from(value)),
     }
 }
 
@@ -120,23 +130,26 @@ fn run(guest: &mut Guest, call: Call) {
 #[derive(Debug)]
 struct Sequence {
     mode: Mode,
+    /// Whether the policy has checked pages.
+    has_checks: bool,
     calls: Vec<Call>,
 }
 
 impl<'a> Arbitrary<'a> for Sequence {
     fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
         let mode = *input.choose(&[Mode::Sigbus, Mode::Deferred, Mode::Mprotect])?;
+        let has_checks = input.arbitrary()?;
         // Not as a `Vec` does it, which tosses a coin for an end after each call.
         let mut calls = Vec::new();
         while !input.is_empty() {
             calls.push(input.arbitrary()?);
         }
-        Ok(Self { mode, calls })
+        Ok(Self { mode, has_checks, calls })
     }
 }
 
 fuzz_target!(|sequence: Sequence| {
-    let mut guest = Guest::new(sequence.mode);
+    let mut guest = Guest::new(sequence.mode, sequence.has_checks);
     (0..3).for_each(|area| guest.add_region(area));
     for call in sequence.calls {
         run(&mut guest, call);

@@ -29,8 +29,19 @@ pub struct Source {
     bytes: Vec<(usize, u8)>,
 }
 
-struct Block {
+/// A block's code, which may be used again: its plain entry, and the number behind it
+/// where it has one that compares.
+struct Code {
+    key: usize,
     entry: usize,
+    has_check: bool,
+    bytes: Vec<(usize, u8)>,
+}
+
+/// A block that was made reachable.
+struct Block {
+    /// Its code in `Oracle::code`; of one that was revived any of the same bytes.
+    code: Option<usize>,
     source: Source,
 }
 
@@ -40,6 +51,7 @@ pub struct Oracle {
     memory: Vec<u8>,
     pages: [Page; 2 * PAGES],
     blocks: [Option<Block>; KEYS],
+    code: Vec<Code>,
 }
 
 /// Where an area's bytes lie in memory: two areas show the same.
@@ -54,7 +66,8 @@ fn pages_of(range: Range<usize>) -> Range<usize> {
 impl Oracle {
     pub fn new(is_synchronous: bool) -> Self {
         let memory = vec![0; 2 * AREA_BYTES];
-        Self { is_synchronous, now: 0, memory, pages: Default::default(), blocks: Default::default() }
+        let (pages, blocks) = (Default::default(), Default::default());
+        Self { is_synchronous, now: 0, memory, pages, blocks, code: Vec::new() }
     }
 
     fn touch(&mut self, range: Range<usize>) -> &mut [Page] {
@@ -74,8 +87,10 @@ impl Oracle {
         self.touch(range).iter_mut().for_each(|page| page.killed = page.touched);
     }
 
-    /// A store that the tracking must learn of.
+    /// A store that the tracking must learn of. What follows in its area may be
+    /// opened ahead of it.
     pub fn store(&mut self, at: usize, bytes: &[u8]) {
+        self.touch(at..at - at % AREA_BYTES + AREA_BYTES);
         let is_pending = !self.is_synchronous;
         self.touch(at..at + bytes.len()).iter_mut().for_each(|page| page.is_pending |= is_pending);
         self.set(at, bytes);
@@ -108,10 +123,26 @@ impl Oracle {
     }
 
     /// A block was committed, or not.
-    pub fn committed(&mut self, key: usize, entry: usize, source: Source, is_reachable: bool) {
+    pub fn committed(&mut self, key: usize, entry: usize, has_check: bool, source: Source, is_reachable: bool) {
+        self.code.push(Code { key, entry, has_check, bytes: source.bytes.clone() });
+        let code = Some(self.code.len() - 1);
+        self.made_reachable(key, code, source, is_reachable);
+    }
+
+    /// A former block was made reachable again, or a write came between.
+    pub fn revived(&mut self, key: usize, source: Source, is_reachable: bool) {
+        self.made_reachable(key, None, source, is_reachable);
+    }
+
+    fn made_reachable(&mut self, key: usize, code: Option<usize>, source: Source, is_reachable: bool) {
         assert!(is_reachable || !self.must_be_found(&source), "a commit was refused and no page was touched");
         // The block that it supersedes is gone either way.
-        self.blocks[key] = is_reachable.then_some(Block { entry, source });
+        self.blocks[key] = is_reachable.then_some(Block { code, source });
+    }
+
+    /// The block of `key` was removed.
+    pub fn removed(&mut self, key: usize) {
+        self.blocks[key] = None;
     }
 
     fn must_be_found(&self, source: &Source) -> bool {
@@ -126,9 +157,21 @@ impl Oracle {
             return assert!(lost.is_none(), "key {key}: a block was lost and no page of it was touched");
         };
         let block = self.blocks[key].as_ref().expect("a block that was committed");
-        assert_eq!(entry, block.entry, "key {key}: an older block");
+        let is_entry = |code: &Code| entry == code.entry || code.has_check && entry == code.entry + 1;
+        let code = match block.code {
+            Some(code) => &self.code[code],
+            None => self.code.iter().find(|code| is_entry(code)).expect("an entry that was committed"),
+        };
+        assert!(is_entry(code), "key {key}: an older block");
+        assert!((code.key, &code.bytes) == (key, &block.source.bytes), "key {key}: revived for other bytes");
         for &(page, claimed) in &block.source.pages {
             assert!(self.pages[page].killed < claimed, "key {key}: outlived what ends every block on page {page}");
+        }
+        if entry != code.entry {
+            // It compares, and does not run where it is stale.
+            return;
+        }
+        for &(page, _) in &block.source.pages {
             assert!(!is_held(page), "key {key}: a block on page {page}, which is held");
         }
         for &(at, byte) in &block.source.bytes {
