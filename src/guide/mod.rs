@@ -16,3 +16,6 @@ pub mod ways {}
 
 #[doc = include_str!("moving_over.md")]
 pub mod moving_over {}
+
+#[doc = include_str!("failures.md")]
+pub mod failures {}

@@ -14,6 +14,8 @@
 //! are opened and woken. At the end of the mechanism the thread is stopped first;
 //! writers whose messages nobody read are woken by the release of the ranges.
 //!
+//! Where even that is refused (a seccomp filter on `close`) the process is ended.
+//!
 //! A thread that is killed (a seccomp filter can kill one alone) has no last will.
 //! [`Protection::check`] asks the kernel whether it is there.
 
@@ -162,7 +164,11 @@ impl Drop for LastWill<'_> {
             let _ = ranges.uffd.unprotect(range).and(ranges.uffd.wake(range));
         });
         // Where those failed this opens and wakes all the same.
-        let _ = ranges.uffd.abandon();
+        if ranges.uffd.abandon().is_err() {
+            // Nothing can: in the other modes the store's own signal ends the process now. Here
+            // its writers would sleep for ever.
+            std::process::abort();
+        }
     }
 }
 

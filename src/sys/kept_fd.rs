@@ -10,14 +10,16 @@
 //!
 //! # Safety
 //!
-//! The number is closed by the drop alone, and only while it names the library's
-//! own file. `dup3` over it puts another file of the library's in its place.
+//! The number is closed by the drop or by `give_up`, and only while it names the
+//! library's own file. `dup3` over it puts another file of the library's in its
+//! place.
 #![allow(unsafe_code)]
 
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 /// See the module.
@@ -45,20 +47,25 @@ impl KeptFd {
 
     /// Gives this copy of the file up: the number names an inert file from here
     /// on, so that nobody else gets it while threads may still be about to use it.
-    /// A number that is not ours any more is left alone. Async-signal-safe but for
-    /// errno.
+    /// Where no inert file can be had the number is closed all the same. One that is
+    /// not ours any more is left alone. Async-signal-safe but for errno.
     pub(crate) fn give_up(&self) -> Result<(), Errno> {
         if self.replaced.load(Ordering::SeqCst) || !self.is_ours() {
             return Ok(());
         }
-        let inert = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
-        // SAFETY: takes two numbers and touches no memory; the second is this object's own.
-        match unsafe { libc::dup3(inert.as_raw_fd(), self.fd.as_raw_fd(), libc::O_CLOEXEC) } {
-            -1 => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::BADF)),
-            _ => {
-                self.replaced.store(true, Ordering::SeqCst);
-                Ok(())
+        let number = self.fd.as_raw_fd();
+        if let Ok(inert) = eventfd(0, EventfdFlags::CLOEXEC) {
+            // SAFETY: takes two numbers and touches no memory; the second is this object's own.
+            let replaced = unsafe { libc::dup3(inert.as_raw_fd(), number, libc::O_CLOEXEC) } == number;
+            self.replaced.store(replaced, Ordering::SeqCst);
+            if replaced {
+                return Ok(());
             }
+        }
+        // SAFETY: the number is this object's own, and the drop sees that it is not any more.
+        match unsafe { libc::close(number) } {
+            0 => Ok(()),
+            _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::BADF)),
         }
     }
 }

@@ -195,7 +195,7 @@ impl Uffd {
     pub(crate) fn abandon(&self) -> Result<(), Error> {
         self.check_own()?;
         let given_up = self.copy.fd.give_up();
-        given_up.and(self.spare.fd.give_up()).map_err(|errno| Error::system("dup3", 0, 0, errno))
+        given_up.and(self.spare.fd.give_up()).map_err(|errno| Error::system("close", 0, 0, errno))
     }
 
     fn check_own(&self) -> Result<(), Error> {

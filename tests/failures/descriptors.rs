@@ -13,7 +13,7 @@ use codewarden::addr::GuestAddr;
 use codewarden::error::Error;
 use codewarden::protection::Mode;
 
-use crate::scenario::{End, TRACKING, UFFD, byte_of, fixture, scenario};
+use crate::scenario::{End, UFFD, byte_of, fixture, scenario};
 use crate::support::{Fixture, GUEST};
 
 /// The numbers of this process whose file is called so.
@@ -137,15 +137,28 @@ fn pagemap_closed() {
     });
 }
 
+/// Which modes have none that could be lost.
+#[test]
+fn what_each_mode_opens() {
+    scenario("descriptors::what_each_mode_opens", &Mode::ALL, End::Well, |mode| {
+        let guest = fixture(mode);
+        let has = |file| numbers_of(file).len();
+        assert_eq!(has("[userfaultfd]"), if UFFD.contains(&mode) { 2 } else { 0 });
+        assert_eq!(has("/pagemap"), usize::from(mode == Mode::Deferred));
+        assert_eq!(has("[eventfd]"), usize::from(mode == Mode::Thread));
+        guest.expect_tracked(1);
+    });
+}
+
 /// The library's drop does not close what is not its own any more.
 #[test]
 fn a_strangers_file_survives_the_drop() {
-    scenario("descriptors::a_strangers_file_survives_the_drop", &TRACKING, End::Well, |mode| {
+    scenario("descriptors::a_strangers_file_survives_the_drop", &Mode::ALL, End::Well, |mode| {
         let guest = fixture(mode);
         guest.block(1);
         let mine = silent_pipe();
         let taken: Vec<c_int> = ["[userfaultfd]", "/pagemap", "[eventfd]"].into_iter().flat_map(numbers_of).collect();
-        assert_eq!(taken.is_empty(), mode == Mode::Mprotect);
+        assert_eq!(taken.is_empty(), !UFFD.contains(&mode));
         taken.iter().for_each(|number| put_over(mine, *number));
         drop(guest);
         for number in taken {

@@ -12,6 +12,20 @@ use crate::seccomp::{Call, KILL_THREAD, refuse};
 const POLL: [Call; 2] =
     [Call { number: libc::SYS_poll, command: None }, Call { number: libc::SYS_ppoll, command: None }];
 
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+}
+
+#[test]
+fn no_other_mode_has_one() {
+    scenario("handler_thread::no_other_mode_has_one", &Mode::ALL, End::Well, |mode| {
+        let before = threads();
+        let guest = fixture(mode);
+        assert_eq!(threads() - before, usize::from(mode == Mode::Thread));
+        guest.expect_tracked(1);
+    });
+}
+
 /// A store falls asleep for ever then: the embedder's timer, `tend`, notices,
 /// kills the blocks and wakes it.
 #[test]

@@ -16,7 +16,7 @@ use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{BeginError, RegionOptions};
 use codewarden::{CodeCache, EntryStubs};
 
-use crate::scenario::{End, TRACKING, UFFD, byte_of, fixture, scenario};
+use crate::scenario::{End, UFFD, byte_of, fixture, scenario};
 use crate::support::{GUEST, PAGES, page_bytes, region, skip};
 
 /// Descriptors are looked for below this number.
@@ -56,14 +56,14 @@ fn with_ever_more_files<T>(make: impl Fn() -> Result<T, Error>) -> (T, usize) {
 /// At each place where the library opens one.
 #[test]
 fn open_files_of_a_region() {
-    scenario("limits::open_files_of_a_region", &TRACKING, End::Well, |mode| {
+    scenario("limits::open_files_of_a_region", &Mode::ALL, End::Well, |mode| {
         let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
         let ((), needed) = with_ever_more_files(|| {
             let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE)?;
             // SAFETY: the memory outlives the cache.
             unsafe { cache.tracker().add_region(region(GUEST, &memory, mode)) }
         });
-        assert_eq!(needed == 0, mode == Mode::Mprotect, "{needed}");
+        assert_eq!(needed == 0, !UFFD.contains(&mode), "{needed}");
         // With none left a region works on.
         let guest = fixture(mode);
         guest.expect_tracked(1);
@@ -105,8 +105,9 @@ fn use_up_mappings() -> Option<()> {
 
 /// A userfaultfd splits no mapping: the modes that have one go on.
 #[test]
-fn mappings_under_a_userfaultfd() {
-    scenario("limits::mappings_under_a_userfaultfd", &UFFD, End::Well, |mode| {
+fn mappings_where_none_is_split() {
+    let modes = [Mode::Sigbus, Mode::Thread, Mode::Deferred, Mode::None];
+    scenario("limits::mappings_where_none_is_split", &modes, End::Well, |mode| {
         let guest = fixture(mode);
         guest.expect_tracked(1);
         if use_up_mappings().is_some() {
@@ -160,7 +161,7 @@ fn mappings_under_an_announcement() {
 /// allocations end the process.
 #[test]
 fn addresses() {
-    scenario("limits::addresses", &TRACKING, End::Well, |mode| {
+    scenario("limits::addresses", &Mode::ALL, End::Well, |mode| {
         const LEN: usize = 128 << 30;
         let memory = GuestMemory::anonymous(LEN).unwrap();
         let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE).unwrap();

@@ -11,7 +11,7 @@ use codewarden::protection::Mode;
 use codewarden::{CodeCache, EntryStubs};
 use userfaultfd::{FeatureFlags, RegisterMode, Uffd, UffdBuilder};
 
-use crate::scenario::{End, TRACKING, UFFD, fixture, scenario};
+use crate::scenario::{End, OTHERS, TRACKING, UFFD, fixture, scenario};
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, region};
 
 /// A userfaultfd of the embedder's own, on all of `memory`.
@@ -45,8 +45,8 @@ fn another_userfaultfd() {
 
 /// `mprotect` does not mind.
 #[test]
-fn another_userfaultfd_beside_mprotect() {
-    scenario("owners::another_userfaultfd_beside_mprotect", &[Mode::Mprotect], End::Well, |mode| {
+fn another_userfaultfd_where_none_is_needed() {
+    scenario("owners::another_userfaultfd_where_none_is_needed", &OTHERS, End::Well, |mode| {
         let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
         let _other = register_elsewhere(&memory);
         Fixture::new(mode, memory).expect_tracked(1);
@@ -56,9 +56,13 @@ fn another_userfaultfd_beside_mprotect() {
 /// Two trackers of this library, in any two modes.
 #[test]
 fn another_tracker() {
-    scenario("owners::another_tracker", &TRACKING, End::Well, |mode| {
+    scenario("owners::another_tracker", &Mode::ALL, End::Well, |mode| {
         let guest = fixture(mode);
         for other in TRACKING {
+            if mode == Mode::None {
+                add(&guest.memory, other).unwrap();
+                continue;
+            }
             let error = add(&guest.memory, other).unwrap_err();
             assert!(matches!(error, Error::AlreadyTracked { .. }), "{other} over {mode}: {error}");
         }

@@ -21,6 +21,8 @@ use crate::support::{Fixture, GUEST, PAGES, page_bytes, skip};
 pub(crate) const UFFD: [Mode; 3] = [Mode::Sigbus, Mode::Thread, Mode::Deferred];
 /// Those in which a store is told of before it retires.
 pub(crate) const SYNCHRONOUS: [Mode; 3] = [Mode::Sigbus, Mode::Thread, Mode::Mprotect];
+/// Those without a userfaultfd.
+pub(crate) const OTHERS: [Mode; 2] = [Mode::Mprotect, Mode::None];
 /// All that track.
 pub(crate) const TRACKING: [Mode; 4] = [Mode::Sigbus, Mode::Thread, Mode::Deferred, Mode::Mprotect];
 
@@ -105,8 +107,12 @@ impl Fixture {
     }
 
     /// The block of `page` is not reached, once its write is announced where the
-    /// mode wants that; an announcement that fails is as good.
+    /// mode wants that; an announcement that fails is as good. Mode `none` promises
+    /// nothing.
     pub(crate) fn expect_dead(&self, page: usize) {
+        if self.mode == Mode::None {
+            return;
+        }
         if self.mode == Mode::Deferred {
             let _ = self.cache.tracker().sync();
         }

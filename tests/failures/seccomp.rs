@@ -11,8 +11,8 @@ use core::ffi::{c_int, c_long};
 use codewarden::error::Error;
 use codewarden::protection::{Mode, Probe};
 
-use crate::address_space::replace;
-use crate::scenario::{End, SYNCHRONOUS, UFFD, fixture, scenario};
+use crate::address_space::{replace, unmap};
+use crate::scenario::{End, TRACKING, UFFD, byte_of, fixture, scenario};
 
 /// One call that a filter answers: its number, and the low half of its second
 /// argument where that decides.
@@ -29,6 +29,7 @@ const fn ioctl(command: u32) -> Call {
 const USERFAULTFD: Call = Call { number: libc::SYS_userfaultfd, command: None };
 const MPROTECT: Call = Call { number: libc::SYS_mprotect, command: None };
 const MINCORE: Call = Call { number: libc::SYS_mincore, command: None };
+const CLOSE: Call = Call { number: libc::SYS_close, command: None };
 const DUP3: Call = Call { number: libc::SYS_dup3, command: None };
 /// `_IO(0xAA, 0)`
 const USERFAULTFD_IOC_NEW: Call = ioctl(0xaa00);
@@ -166,10 +167,14 @@ fn scan_refused_under_a_region() {
 /// that is refused it is no hole.
 #[test]
 fn mincore_refused_under_a_region() {
-    scenario("seccomp::mincore_refused_under_a_region", &UFFD, End::Well, |mode| {
+    scenario("seccomp::mincore_refused_under_a_region", &TRACKING, End::Well, |mode| {
         let guest = fixture(mode);
         refuse(&[MINCORE], errno(libc::EPERM));
-        replace(&guest.memory, 3);
+        if mode == Mode::Mprotect {
+            unmap(&guest.memory, 3)
+        } else {
+            replace(&guest.memory, 3)
+        };
         assert!(guest.begin_error(3).is_some(), "{mode}: a page that nobody tracks was handed out");
         guest.expect_tracked_or_lost(4);
     });
@@ -184,27 +189,51 @@ fn mprotect_refused_under_a_region() {
         let guest = fixture(mode);
         guest.block(1);
         refuse(&[MPROTECT], errno(libc::EPERM));
-        guest.store(crate::scenario::byte_of(1), 1);
+        guest.store(byte_of(1), 1);
     });
 }
 
+/// And what would leave an inert file in the descriptor's place.
 #[test]
-fn everything_refused_under_a_region() {
-    let end = End::Signal(libc::SIGBUS);
-    scenario("seccomp::everything_refused_under_a_region", &[Mode::Sigbus], end, |mode| {
+fn replacing_refused_under_a_region() {
+    scenario("seccomp::replacing_refused_under_a_region", &[Mode::Sigbus, Mode::Thread], End::Well, |mode| {
         let guest = fixture(mode);
         guest.block(1);
         refuse(&[UFFDIO_WRITEPROTECT, DUP3], errno(libc::EPERM));
-        guest.store(crate::scenario::byte_of(1), 1);
+        guest.store_to(1);
+        guest.expect_dead(1);
+        guest.expect_lost();
     });
 }
 
-/// A filter that ends the process leaves nothing to say; one that lets everything
-/// through changes nothing.
+/// Nothing at all is left: as under `mprotect`.
+fn everything_refused(mode: Mode) {
+    let guest = fixture(mode);
+    guest.block(1);
+    refuse(&[UFFDIO_WRITEPROTECT, DUP3, CLOSE], errno(libc::EPERM));
+    guest.store(byte_of(1), 1);
+}
+
 #[test]
-fn a_filter_that_refuses_nothing_of_ours() {
-    scenario("seccomp::a_filter_that_refuses_nothing_of_ours", &SYNCHRONOUS, End::Well, |mode| {
-        refuse(&[Call { number: libc::SYS_reboot, command: None }], errno(libc::EPERM));
+fn everything_refused_under_sigbus() {
+    let end = End::Signal(libc::SIGBUS);
+    scenario("seccomp::everything_refused_under_sigbus", &[Mode::Sigbus], end, everything_refused);
+}
+
+/// The writer would sleep for ever: the library ends the process.
+#[test]
+fn everything_refused_under_thread() {
+    let end = End::Signal(libc::SIGABRT);
+    scenario("seccomp::everything_refused_under_thread", &[Mode::Thread], end, everything_refused);
+}
+
+/// A mode that makes none of the calls.
+#[test]
+fn none_needs_nothing() {
+    scenario("seccomp::none_needs_nothing", &[Mode::None], End::Well, |mode| {
+        let calls =
+            [USERFAULTFD, USERFAULTFD_IOC_NEW, UFFDIO_API, UFFDIO_WRITEPROTECT, PAGEMAP_SCAN, MINCORE, MPROTECT, DUP3];
+        refuse(&calls, errno(libc::EPERM));
         fixture(mode).expect_tracked(1);
     });
 }

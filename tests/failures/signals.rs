@@ -12,7 +12,7 @@ use core::ptr;
 
 use codewarden::protection::{Handled, Mode, handle_fault, handler_is_ours, is_blocked_here};
 
-use crate::scenario::{End, TRACKING, byte_of, fixture, scenario};
+use crate::scenario::{End, byte_of, fixture, scenario};
 
 /// The signal by which `mode` learns of a store.
 fn signal_of(mode: Mode) -> c_int {
@@ -63,7 +63,7 @@ fn sigsegv_blocked() {
 /// The other modes need no signal of the storing thread.
 #[test]
 fn blocked_where_none_is_needed() {
-    let modes = [Mode::Thread, Mode::Deferred];
+    let modes = [Mode::Thread, Mode::Deferred, Mode::None];
     scenario("signals::blocked_where_none_is_needed", &modes, End::Well, |mode| {
         let guest = fixture(mode);
         block(&[libc::SIGBUS, libc::SIGSEGV]);
@@ -83,7 +83,7 @@ unsafe extern "C" fn hands_on(signo: c_int, info: *mut libc::siginfo_t, context:
 /// should: nothing changes.
 #[test]
 fn replaced_by_one_that_hands_on() {
-    scenario("signals::replaced_by_one_that_hands_on", &TRACKING, End::Well, |mode| {
+    scenario("signals::replaced_by_one_that_hands_on", &Mode::ALL, End::Well, |mode| {
         let guest = fixture(mode);
         guest.block(1);
         install(signal_of(mode), hands_on as *const () as usize);
@@ -112,4 +112,14 @@ fn sigbus_replaced() {
 #[test]
 fn sigsegv_replaced() {
     scenario("signals::sigsegv_replaced", &[Mode::Mprotect], End::Signal(libc::SIGSEGV), replaced_by_the_default);
+}
+
+#[test]
+fn replaced_where_none_is_needed() {
+    let modes = [Mode::Thread, Mode::Deferred, Mode::None];
+    scenario("signals::replaced_where_none_is_needed", &modes, End::Well, |mode| {
+        let guest = fixture(mode);
+        [libc::SIGBUS, libc::SIGSEGV].into_iter().for_each(|signo| install(signo, libc::SIG_DFL));
+        guest.expect_tracked(1);
+    });
 }

@@ -15,7 +15,7 @@ use codewarden::protection::Mode;
 use codewarden::tracker::{PageObserver, PageWrite, Tracker};
 use codewarden::{CodeCache, EntryStubs};
 
-use crate::scenario::{End, TRACKING, byte_of, fixture, scenario};
+use crate::scenario::{End, byte_of, fixture, scenario};
 use crate::support::{Fixture, GUEST, PAGES, in_modes, page_bytes, region, tracking_modes};
 
 const ROUNDS: usize = 30;
@@ -53,7 +53,7 @@ fn begin_everywhere(cache: &CodeCache<u32>) {
 
 #[test]
 fn dropped_while_others_fault() {
-    scenario("teardown::dropped_while_others_fault", &TRACKING, End::Well, |mode| {
+    scenario("teardown::dropped_while_others_fault", &Mode::ALL, End::Well, |mode| {
         let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
         under_stores(&memory, || {
             let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE).unwrap();
@@ -66,7 +66,7 @@ fn dropped_while_others_fault() {
 
 #[test]
 fn a_region_removed_while_others_fault() {
-    scenario("teardown::a_region_removed_while_others_fault", &TRACKING, End::Well, |mode| {
+    scenario("teardown::a_region_removed_while_others_fault", &Mode::ALL, End::Well, |mode| {
         let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
         let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE).unwrap();
         under_stores(&memory, || {
@@ -81,7 +81,7 @@ fn a_region_removed_while_others_fault() {
 /// A ticket that is kept over the end of its region keeps nothing protected.
 #[test]
 fn a_ticket_outlives_its_region() {
-    in_modes(tracking_modes(), |guest: &Fixture| {
+    in_modes(tracking_modes().into_iter().chain([Mode::None]), |guest: &Fixture| {
         let mut ticket = guest.cache.begin(codewarden::Key::new(1));
         ticket.claim(GuestAddr(byte_of(1))).unwrap();
         guest.block(2);
@@ -146,7 +146,7 @@ fn asleep_with_an_unread_message() {
 /// A child drops what it inherited while the parent's threads fault.
 #[test]
 fn dropped_in_a_forks_child() {
-    scenario("teardown::dropped_in_a_forks_child", &TRACKING, End::Well, |mode| {
+    scenario("teardown::dropped_in_a_forks_child", &Mode::ALL, End::Well, |mode| {
         let guest = std::mem::ManuallyDrop::new(fixture(mode));
         under_stores(&guest.memory, || {
             begin_everywhere(&guest.cache);

@@ -13,7 +13,7 @@ use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Facility, Mode, Probe};
 
-use crate::scenario::{End, TRACKING, byte_of, fixture, scenario};
+use crate::scenario::{End, byte_of, fixture, scenario};
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, skip};
 
 const NOBODY: libc::uid_t = 65_534;
@@ -54,7 +54,7 @@ fn read_into(guest: &Fixture, page: usize) -> std::io::Result<usize> {
 /// Every mode can be had, and does what it says.
 #[test]
 fn every_mode_works() {
-    as_nobody("user::every_mode_works", &TRACKING, |mode| {
+    as_nobody("user::every_mode_works", &Mode::ALL, |mode| {
         for memory in [GuestMemory::anonymous(PAGES * page_bytes()), GuestMemory::memfd(PAGES * page_bytes())] {
             let guest = Fixture::new(mode, memory.unwrap());
             guest.expect_tracked(1);
