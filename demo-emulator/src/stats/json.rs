@@ -1,23 +1,4 @@
-//! `--stats=json`: one line with one object.
-//!
-//! | name | what it is |
-//! |---|---|
-//! | `pid` | the process: a fork's child writes a line of its own |
-//! | `tier`, `mode`, `why` | how code was run, how writes were learned of and why so; `mode` is null for the oracle |
-//! | `vmas` | mappings of the process, as the kernel counts them |
-//! | `run_time_us` | microseconds from the guest's first instruction to its end |
-//! | the names of [`codewarden::Stats`] and [`EngineStats`](crate::engine::EngineStats) | counts |
-//! | `histograms` | the names of [`codewarden::Histograms`], which end in their units; each has `count`, `sum`, `mean`, `max`, the estimates `p50`, `p90` and `p99`, and `buckets`: objects with `from`, `to` (inclusive) and `count` |
-//! | `pages_by_state` | pages that a translator ever looked at: `open`, `protected`, `checked` |
-//! | `hottest_pages` | the pages that were written to most while something was made from them, the hottest first |
-//!
-//! A page has `page` (its first address), `symbol`, `is_checked`, the counts of
-//! writes by kind `code_hits`, `beside_hits`, `harvested` and `kernel_hits`,
-//! `relapses`, `last_byte`, `last_byte_symbol` and `writers`: guest stores, the most
-//! frequent first, each with `pc`, `pc_symbol`, `writes`, `last_byte` and
-//! `last_byte_symbol`. `other_writes` were told without their store, or by stores
-//! that are not among those. Addresses are numbers and the guest's; what is not
-//! known is null. Without an engine the rows from the counts on are left out.
+//! `--stats=json`: one line with one object; the module above says what is in it.
 
 use codewarden::Histogram;
 use serde_json::{Map, Value, json};
