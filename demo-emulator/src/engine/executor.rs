@@ -150,14 +150,15 @@ impl EngineExecutor {
                 Err(_) => return self.refused(hart),
             }
         }
-        let bytes = self.recorder.is_some().then(|| source.bytes.clone());
+        let (len_bytes, bytes) = (source.bytes.len(), self.hears_blocks().then(|| source.bytes.clone()));
         let made = if compile { self.compile(pc, &source, own_stores) } else { Some(decoded(pc, source, own_stores)) };
         // Without memory for code the guest goes on, interpreted.
         let Some((entry, payload)) = made else { return self.interpret(hart) };
         count(if compile { &self.counters.blocks_compiled } else { &self.counters.blocks_decoded });
-        if let (Some(recorder), Some(bytes)) = (&self.recorder, bytes) {
+        if let Some(recorder) = &self.recorder {
             let _alive = self.vcpu.pin();
-            recorder.translated(pc, &bytes, payload.compiled(), ticket.needs_check());
+            recorder.made(pc, len_bytes);
+            bytes.iter().for_each(|bytes| recorder.translated(pc, bytes, payload.compiled(), ticket.needs_check()));
         }
         match ticket.commit(entry, payload) {
             Ok(()) => Step::Dispatch,
@@ -184,9 +185,13 @@ impl EngineExecutor {
         Some((entry, Payload::Compiled(Box::new(Compiled { block, recorder }))))
     }
 
+    fn hears_blocks(&self) -> bool {
+        self.recorder.as_ref().is_some_and(|recorder| recorder.hears_blocks())
+    }
+
     /// What runs once is not worth a block, but for who is told of blocks.
     fn is_first_run(&mut self, pc: u64) -> bool {
-        if self.tier != Tier::Auto || self.recorder.is_some() {
+        if self.tier != Tier::Auto || self.hears_blocks() {
             return false;
         }
         // Aligned, so that it needs no page that the code does not need.

@@ -73,6 +73,12 @@ pub enum Event<'a> {
 pub trait Listener: Send + Sync {
     /// What happened.
     fn hear(&self, event: &Event<'_>);
+
+    /// Whether it wants to hear of blocks, so that all code is made into blocks.
+    /// Where nobody does, code runs as if nobody listened.
+    fn hears_blocks(&self) -> bool {
+        true
+    }
 }
 
 /// A store that an interpreter is about to run.
@@ -84,6 +90,7 @@ pub(super) struct Store {
 
 /// Tells the listeners of translations and of writes.
 pub(super) struct Recorder {
+    hears_blocks: bool,
     listeners: Vec<Box<dyn Listener>>,
     cache: &'static CodeCache<Payload>,
     space: Arc<CodeSpace>,
@@ -123,6 +130,7 @@ impl Recorder {
         space: Arc<CodeSpace>,
     ) -> Self {
         Self {
+            hears_blocks: listeners.iter().any(|listener| listener.hears_blocks()),
             listeners,
             cache,
             space,
@@ -143,11 +151,21 @@ impl Recorder {
         self.store(&oracle::fetch(window, hart.pc).ok()?, hart)
     }
 
-    /// `store` was run by an interpreter. Under a pin, as below.
-    pub(super) fn stored(&self, store: Store) {
+    /// Whether some listener wants to hear of blocks.
+    pub(super) fn hears_blocks(&self) -> bool {
+        self.hears_blocks
+    }
+
+    /// Whether there is no write to tell of.
+    fn is_quiet(&self) -> bool {
         // Another hart may have taken the write of this one from the journal.
         let all_taken = self.cache.writes_recorded() == self.taken.load(Ordering::Acquire);
-        if all_taken && !self.has_pending.load(Ordering::Relaxed) {
+        all_taken && !self.has_pending.load(Ordering::Relaxed)
+    }
+
+    /// `store` was run by an interpreter. Under a pin, as below.
+    pub(super) fn stored(&self, store: Store) {
+        if self.is_quiet() {
             return;
         }
         self.tell(|write| match write.cause {
@@ -156,12 +174,18 @@ impl Recorder {
         });
     }
 
-    /// A block is about to become reachable. Under a pin: blocks that stored
-    /// are alive.
-    pub(super) fn translated(&self, pc: u64, bytes: &[u8], host: Option<&CompiledBlock>, is_checked: bool) {
+    /// A block of so many bytes was made. Under a pin: blocks that stored are alive.
+    pub(super) fn made(&self, pc: u64, len_bytes: usize) {
+        if self.is_quiet() {
+            return;
+        }
         // Whoever wrote to these pages is known by now, or never.
-        let pages = pc >> PAGE_SHIFT..=(pc + bytes.len() as u64 - 1) >> PAGE_SHIFT;
+        let pages = pc >> PAGE_SHIFT..=(pc + len_bytes as u64 - 1) >> PAGE_SHIFT;
         self.tell(|write| pages.contains(&(write.page.0 >> PAGE_SHIFT)).then_some(None));
+    }
+
+    /// The block that was made is about to become reachable.
+    pub(super) fn translated(&self, pc: u64, bytes: &[u8], host: Option<&CompiledBlock>, is_checked: bool) {
         self.hear(&Event::Translated { pc, bytes, host, is_checked });
     }
 

@@ -96,6 +96,10 @@ impl Listener for std::sync::Arc<Writers> {
             self.count(write.page.0, byte.0, *store_pc);
         }
     }
+
+    fn hears_blocks(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]
