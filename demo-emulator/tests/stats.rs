@@ -131,12 +131,13 @@ fn a_guest_that_patches_is_told_with_who_patched() {
         for tier in ["0", "translated", "auto"] {
             let run = Run::new("story", mode, tier);
             run.check();
-            assert!(run.count("faults_code") >= 6, "{}", run.0);
+            // Later steps may find the page checked: it is written to again and again.
+            assert!(run.count("faults_code") >= 2, "{}", run.0);
             // A handler thread is told of no pc, and compiled code tells of no store.
             if mode == Mode::Thread && tier != "0" {
                 continue;
             }
-            for (byte, function) in [("version", "main+"), ("tally_counter", "tally+")] {
+            for (byte, function) in [("answer", "main+"), ("tally_counter", "tally+")] {
                 let writer = run.writer_of(byte).unwrap_or_else(|| panic!("{mode} {tier}: no {byte} in {}", run.0));
                 assert!(writer.starts_with(function), "{mode} {tier}: {byte} by {writer}");
             }
