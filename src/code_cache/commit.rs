@@ -189,12 +189,13 @@ impl<P: Payload> CodeCache<P> {
     }
 
     /// Makes `block` reachable in place of the key's block of now.
-    fn publish(&self, commits: &mut Commits<P>, key: Key, mut block: Box<Block<P>>) -> Result<(), CommitError> {
+    fn publish(&self, commits: &mut Commits<P>, key: Key, block: Box<Block<P>>) -> Result<(), CommitError> {
         let killer = &*self.0.killer;
         let cell = self.cell(commits, key);
-        block.bind(&cell.entry);
         // From here on the block belongs to the cache.
-        let block = NonNull::from(Box::leak(block));
+        let mut block = NonNull::from(Box::leak(block));
+        // SAFETY: just made; nobody else knows of it yet.
+        unsafe { block.as_mut() }.bind(block, &cell.entry);
         // SAFETY: the block lives until it is reaped; it is shared from here on.
         let shared = unsafe { block.as_ref() };
         if let Some(old) = Self::newest(commits, cell) {

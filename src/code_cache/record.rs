@@ -72,9 +72,8 @@ impl<P: Payload> Block<P> {
         Self { key, life: Life::new(), cell: ptr::null(), pages, live_index, translation }
     }
 
-    /// The block has its place and its cell.
-    pub(super) fn bind(&mut self, cell: &EntryCell) {
-        let this = NonNull::from(&mut *self);
+    /// The block has its place, which is `this`, and its cell.
+    pub(super) fn bind(&mut self, this: NonNull<Self>, cell: &EntryCell) {
         self.cell = cell;
         for page in &mut self.pages {
             page.node.bind(this);
