@@ -150,15 +150,13 @@ fn dropped_in_a_forks_child() {
         let guest = std::mem::ManuallyDrop::new(fixture(mode));
         under_stores(&guest.memory, || {
             begin_everywhere(&guest.cache);
-            // SAFETY: what the child drops was left alone by the other threads: the guard of
-            // `before_fork` holds the locks, and is let go in both.
-            let pid = {
-                let guard = guest.cache.before_fork();
-                let pid = unsafe { libc::fork() };
-                assert!(pid >= 0);
-                guard.after_fork_parent();
-                pid
-            };
+            let guard = guest.cache.before_fork();
+            // SAFETY: the child drops what the other threads left alone, for the guard holds the
+            // locks, and leaves.
+            let pid = unsafe { libc::fork() };
+            assert!(pid >= 0);
+            // In both: no lock is held when the cache is dropped.
+            guard.after_fork_parent();
             if pid == 0 {
                 // SAFETY: dropped in this process once; it leaves without running anything else.
                 unsafe {
