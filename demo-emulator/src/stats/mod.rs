@@ -3,7 +3,7 @@
 //!
 //! | name | what it is |
 //! |---|---|
-//! | `pid` | the process: a fork's child writes a line of its own |
+//! | `pid` | the process: a fork's child writes a line of its own, whose counts go on from the parent's and whose pages begin anew |
 //! | `tier`, `mode`, `why` | how code was run, how writes were learned of and why so; `mode` is null for the oracle |
 //! | `vmas` | mappings of the process, as the kernel counts them |
 //! | `run_time_us` | microseconds from the guest's first instruction to its end |

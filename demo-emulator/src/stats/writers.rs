@@ -35,6 +35,14 @@ pub struct PageWriters {
     pub other_writes: u64,
 }
 
+/// What is known of each page.
+#[derive(Debug, Default)]
+struct Pages {
+    /// Whose writes they are: in a fork's child the library begins its pages anew.
+    process: u32,
+    by_address: BTreeMap<u64, Page>,
+}
+
 #[derive(Debug, Default)]
 struct Page {
     stores: BTreeMap<u64, Writer>,
@@ -43,13 +51,13 @@ struct Page {
 
 /// Counts them, as a listener of the engine.
 #[derive(Debug, Default)]
-pub struct Writers(Mutex<BTreeMap<u64, Page>>);
+pub struct Writers(Mutex<Pages>);
 
 impl Writers {
     /// The `most` most frequent stores to the page that begins at `page`.
     pub fn of_page(&self, page: u64, most: usize) -> PageWriters {
         let Some(pages) = self.lock() else { return PageWriters::default() };
-        let Some(page) = pages.get(&page) else { return PageWriters::default() };
+        let Some(page) = pages.by_address.get(&page) else { return PageWriters::default() };
         let mut known: Vec<_> = page.stores.values().copied().collect();
         known.sort_by_key(|writer| (std::cmp::Reverse(writer.writes), writer.pc));
         let rest: u64 = known.iter().skip(most).map(|writer| writer.writes).sum();
@@ -59,6 +67,7 @@ impl Writers {
 
     fn count(&self, page: u64, byte: u64, store_pc: Option<u64>) {
         let Some(mut pages) = self.lock() else { return };
+        let pages = &mut pages.by_address;
         if pages.len() >= PAGES_MAX && !pages.contains_key(&page) {
             return;
         }
@@ -75,14 +84,22 @@ impl Writers {
 
     /// `None` where it stays held: in a fork's child for ever, if another hart
     /// had it. The child then tells less, and goes on.
-    fn lock(&self) -> Option<MutexGuard<'_, BTreeMap<u64, Page>>> {
+    fn lock(&self) -> Option<MutexGuard<'_, Pages>> {
         const TRIES: usize = 10_000;
         for _ in 0..TRIES {
-            match self.0.try_lock() {
-                Ok(pages) => return Some(pages),
-                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+            let mut pages = match self.0.try_lock() {
+                Ok(pages) => pages,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    std::thread::yield_now();
+                    continue;
+                }
+            };
+            let process = std::process::id();
+            if pages.process != process {
+                *pages = Pages { process, by_address: BTreeMap::new() };
             }
+            return Some(pages);
         }
         None
     }
@@ -130,6 +147,6 @@ mod tests {
         let page = writers.of_page(0, usize::MAX);
         assert_eq!((page.known.len(), page.other_writes), (STORES_MAX, stores - STORES_MAX as u64));
         (0..2 * PAGES_MAX as u64).for_each(|page| writers.count(page << 12, 0, None));
-        assert_eq!(writers.lock().unwrap().len(), PAGES_MAX);
+        assert_eq!(writers.lock().unwrap().by_address.len(), PAGES_MAX);
     }
 }
