@@ -117,6 +117,8 @@ impl DecodedBlock {
             return Admission::Run;
         }
         let admitted = self.admitted.swap(0, Ordering::Relaxed);
+        // Should its bytes come back: what changes so soon is not worth compiling.
+        self.runs.store(0, Ordering::Relaxed);
         let failed = count(&self.failed) + 1;
         let is_rare = admitted >= RUNS_WORTH_DECODING;
         if is_rare || failed.is_multiple_of(FAILURES) { Admission::Decode } else { Admission::Interpret }
@@ -184,4 +186,94 @@ fn count(counter: &AtomicU32) -> u32 {
     let before = counter.load(Ordering::Relaxed);
     counter.store(before.wrapping_add(1), Ordering::Relaxed);
     before
+}
+
+#[cfg(test)]
+mod tests {
+    use codewarden::addr::{HostAddr, HostRange, PageSize};
+    use codewarden::protection::Access;
+
+    use super::*;
+    use crate::linux::host_memory;
+    use crate::memory::host_fault;
+    use crate::memory::window::PAGE_LEN_BYTES;
+    use crate::riscv::decode::decode;
+
+    const START: u64 = 0x1_0000 + PAGE_LEN_BYTES - 6;
+    const NOP: u32 = 0x13;
+
+    fn window() -> Window {
+        host_fault::install().unwrap();
+        let window = Window::reserve().unwrap();
+        let host = HostAddr(window.base() as usize + 0x1_0000);
+        let range = HostRange::new(host, 2 * PAGE_LEN_BYTES as usize, PageSize::host()).unwrap();
+        host_memory::protect(range, Access::ReadWrite).unwrap();
+        window
+    }
+
+    /// A block of `count` instructions that lies in `window`, over two pages.
+    fn block(window: &Window, count: usize, own_stores: OwnStores) -> DecodedBlock {
+        (START..).step_by(4).take(count).for_each(|at| window.store_u32(at, NOP).unwrap());
+        let source = Source { insts: vec![decode(NOP); count], bytes: NOP.to_le_bytes().repeat(count) };
+        DecodedBlock::new(START, source, own_stores)
+    }
+
+    #[test]
+    fn each_byte_is_compared() {
+        let window = window();
+        for count in 1..9 {
+            let block = block(&window, count, OwnStores::Compare);
+            assert_eq!(block.admits(&window), Admission::Run);
+            for at in START..START + 4 * count as u64 {
+                let byte = window.load_u8(at).unwrap();
+                window.store_u8(at, !byte).unwrap();
+                assert_ne!(block.admits(&window), Admission::Run, "{count} instructions, {at:#x}");
+                window.store_u8(at, byte).unwrap();
+            }
+            window.store_u8(START - 1, 1).unwrap();
+            window.store_u8(START + 4 * count as u64, 1).unwrap();
+            assert_eq!(block.admits(&window), Admission::Run);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_admitted() {
+        let window = window();
+        let source = Source { insts: vec![decode(NOP)], bytes: NOP.to_le_bytes().to_vec() };
+        let behind = DecodedBlock::new(0x1_0000 + 2 * PAGE_LEN_BYTES - 2, source, OwnStores::Ignore);
+        assert_ne!(behind.admits(&window), Admission::Run);
+    }
+
+    #[test]
+    fn a_block_that_is_overwritten_all_the_time_is_rarely_decoded() {
+        let window = window();
+        let block = block(&window, 2, OwnStores::Compare);
+        let patched = |value| window.store_u8(START, value).unwrap();
+        patched(0x93);
+        let answers: Vec<_> = (0..2 * FAILURES).map(|_| block.admits(&window)).collect();
+        let decoded = answers.iter().filter(|answer| **answer == Admission::Decode).count();
+        assert_eq!(decoded, 2, "{answers:?}");
+        // One that runs in between is decoded at once, and counts its runs anew.
+        patched(0x13);
+        for _ in 0..RUNS_WORTH_DECODING {
+            assert_eq!(block.admits(&window), Admission::Run);
+            block.count_run();
+        }
+        patched(0x93);
+        assert_eq!(block.admits(&window), Admission::Decode);
+        assert_eq!(block.count_run(), 0);
+    }
+
+    #[test]
+    fn a_store_into_the_block_is_told_by_its_address() {
+        let window = window();
+        let block = block(&window, 3, OwnStores::Compare);
+        let end = START + 12;
+        for len_bytes in [1, 2, 4, 8] {
+            for addr in START - 10..end + 10 {
+                let overlaps = addr < end && addr + len_bytes > START;
+                assert_eq!(block.is_overwritten(addr, len_bytes), overlaps, "{len_bytes} bytes at {addr:#x}");
+            }
+        }
+    }
 }
