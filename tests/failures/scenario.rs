@@ -68,6 +68,7 @@ pub(crate) fn expect_end(name: &str, task: &str, variables: &[(&str, &str)], end
     };
     let (said, shown) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
     assert!(as_meant, "{name}, {task}: {}\n{shown}{said}", output.status);
+    shown.lines().filter(|line| line.contains("skipped: ")).for_each(|line| println!("{task}: {line}"));
     // Where nothing ran nothing failed.
     assert!(shown.contains("running 1 test"), "{name} is not the name of one test");
 }
