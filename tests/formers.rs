@@ -71,6 +71,9 @@ fn a_block_whose_bytes_come_back_is_used_again() {
             assert_eq!(guest.lookup(key), None);
             assert!(!revive(guest, key, start, len - 1), "another block");
             assert!(!revive(guest, key + 1, start, len), "another key");
+            let mut other = self::ticket(guest, key, start, len);
+            other.made_with(1);
+            assert!(other.revive().unwrap().is_some(), "other options");
             assert!(revive(guest, key, start, len));
             assert_eq!((guest.lookup(key), flag(stale)), (Some(0x1000), StaleFlag::VALID));
         }

@@ -11,7 +11,7 @@ enum { PAGES = 64, PLACES = 1000, SLOT = PAGES * PAGE / PLACES / 16 * 16, LENGTH
 static u64 emit(u32 *at, u64 seed) {
     u64 sum = 0;
     for (int k = 0; k < LENGTH; k++) {
-        int imm = (int)((seed * 31 + (u64)k * 7) % 2000);
+        int imm = (int)((seed * 31 + (u64)k * 7) % 1999);
         store32(at + k, addi(A0, A0, imm));
         sum += (u64)imm;
     }

@@ -152,12 +152,18 @@ impl<P: Payload> CodeCache<P> {
         key: Key,
         pages: Vec<BlockPage<P>>,
         source: &Source,
+        options: u64,
     ) -> Result<Option<Vec<BlockPage<P>>>, CommitError> {
         let needs_check = pages.iter().any(|page| page.claim.is_checked());
         let result = {
             let mut commits = lock(&self.0.commits);
             self.reap(&mut commits);
-            match self.find(&mut commits, key, source, needs_check) {
+            match self.find(
+                &mut commits,
+                key,
+                |made| made.options == options && made.source.as_ref() == Some(source),
+                needs_check,
+            ) {
                 Found::Block => Ok(None),
                 Found::Nothing => Ok(Some(pages)),
                 Found::Former(translation) => {
@@ -171,9 +177,14 @@ impl<P: Payload> CodeCache<P> {
         result
     }
 
-    fn find(&self, commits: &mut Commits<P>, key: Key, source: &Source, needs_check: bool) -> Found<P> {
+    fn find(
+        &self,
+        commits: &mut Commits<P>,
+        key: Key,
+        same: impl Fn(&Translation<P>) -> bool,
+        needs_check: bool,
+    ) -> Found<P> {
         let stubs = self.0.killer.stubs;
-        let same = |translation: &Translation<P>| translation.source.as_ref() == Some(source);
         let cell = self.cell(commits, key);
         if let Some(block) = Self::newest(commits, cell).filter(|block| same(&block.translation)) {
             let reach = block.reach(stubs);

@@ -149,7 +149,7 @@ mod tests {
         let mut source = Source::default();
         source.add(GuestAddr(0x1000), bytes);
         let (entry, flag) = (Entry::plain(entry), Arc::new(StaleFlag::new()));
-        Arc::new(Translation { entry, flag, source: Some(source), _payload: () })
+        Arc::new(Translation { entry, flag, source: Some(source), options: 0, _payload: () })
     }
 
     fn entries(given_up: Vec<Made>) -> Vec<usize> {
@@ -217,7 +217,7 @@ mod tests {
     fn what_says_nothing_of_its_bytes_is_not_kept() {
         let mut formers = Formers::new();
         let (entry, flag) = (Entry::plain(10), Arc::new(StaleFlag::new()));
-        let unknown = Arc::new(Translation { entry, flag, source: None, _payload: () });
+        let unknown = Arc::new(Translation { entry, flag, source: None, options: 0, _payload: () });
         assert!(formers.keep(Key(1), &unknown).is_empty());
         assert!(formers.take(Key(1), |_| true).is_none());
     }

@@ -44,6 +44,8 @@ pub(super) struct Translation<P: Payload> {
     pub(super) flag: Arc<StaleFlag>,
     /// What it was made from, if the translator said so.
     pub(super) source: Option<Source>,
+    /// What else it was made by.
+    pub(super) options: u64,
     /// Only to be dropped.
     pub(super) _payload: P,
 }

@@ -19,6 +19,7 @@ pub struct Ticket<P: Payload> {
     pages: Vec<BlockPage<P>>,
     flag: Arc<StaleFlag>,
     source: Option<Source>,
+    options: u64,
 }
 
 impl<P: Payload> fmt::Debug for Ticket<P> {
@@ -31,7 +32,7 @@ impl<P: Payload> Ticket<P> {
     pub(super) fn new(cache: CodeCache<P>, key: Key) -> Self {
         // Most blocks lie on one page.
         let pages = Vec::with_capacity(1);
-        Self { cache, key, pages, flag: Arc::new(StaleFlag::new()), source: None }
+        Self { cache, key, pages, flag: Arc::new(StaleFlag::new()), source: None, options: 0 }
     }
 
     /// What the block will be found by.
@@ -105,6 +106,12 @@ impl<P: Payload> Ticket<P> {
         Ok(())
     }
 
+    /// What else the block is made by, in one number of the embedder's making: a
+    /// former block of other options is not revived. 0 where nothing is said.
+    pub fn made_with(&mut self, options: u64) {
+        self.options = options;
+    }
+
     /// Whether the block needs an entry that compares its bytes: some page that was
     /// claimed is written to all the time and stays writable. Otherwise the page may
     /// come to that later.
@@ -127,7 +134,7 @@ impl<P: Payload> Ticket<P> {
 
     /// Makes a former block of the same key reachable again, if one is kept that was
     /// made from the same bytes ([`Ticket::made_from`], called for all of them
-    /// before); or finds that one is reachable. Then there is nothing to translate.
+    /// before) with the same options; or finds that one is reachable. Then there is nothing to translate.
     ///
     /// Returns the ticket where there is none: translate, and commit.
     ///
@@ -135,12 +142,12 @@ impl<P: Payload> Ticket<P> {
     ///
     /// [`CommitError::Written`]: a write came since a page was claimed. Begin again.
     pub fn revive(self) -> Result<Option<Self>, CommitError> {
-        let Self { cache, key, pages, flag, source } = self;
+        let Self { cache, key, pages, flag, source, options } = self;
         let Some(made_from) = source.as_ref().filter(|_| key.raw() != u64::MAX) else {
-            return Ok(Some(Self { cache, key, pages, flag, source }));
+            return Ok(Some(Self { cache, key, pages, flag, source, options }));
         };
-        let pages = cache.revive(key, pages, made_from)?;
-        Ok(pages.map(|pages| Self { cache, key, pages, flag, source }))
+        let pages = cache.revive(key, pages, made_from, options)?;
+        Ok(pages.map(|pages| Self { cache, key, pages, flag, source, options }))
     }
 
     /// Makes the block reachable: lookups of its key and links to it lead to
@@ -156,7 +163,7 @@ impl<P: Payload> Ticket<P> {
     /// checked address.
     pub fn commit(self, entry: impl Into<Entry>, payload: P) -> Result<(), CommitError> {
         let needs_check = self.needs_check();
-        let Self { cache, key, pages, flag, source } = self;
+        let Self { cache, key, pages, flag, source, options } = self;
         let entry = entry.into();
         if pages.is_empty() {
             return Err(CommitError::NoPages);
@@ -172,6 +179,6 @@ impl<P: Payload> Ticket<P> {
             let page_bytes = cache.tracker().page_size().bytes();
             pages.iter().for_each(|page| page.claim.add_code(0..page_bytes));
         }
-        cache.commit(key, pages, Translation { entry, flag, source, _payload: payload })
+        cache.commit(key, pages, Translation { entry, flag, source, options, _payload: payload })
     }
 }

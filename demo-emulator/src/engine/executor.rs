@@ -25,6 +25,7 @@ use crate::cli::Tier;
 use crate::hart::Hart;
 use crate::linux::machine::{Executor, Exit};
 use crate::memory::Window;
+use crate::memory::window::WRITE;
 use crate::riscv::oracle;
 use crate::riscv::trap::{Flow, Trap};
 use crate::translate::{BlockOptions, CodeSpace, ExitReason, LinkSlot, OwnStores, Translator};
@@ -119,7 +120,10 @@ impl EngineExecutor {
         let last = pc + source.bytes.len() as u64 - 1;
         let is_shared = |addr| !self.cache.tracker().aliases(GuestAddr(addr)).is_empty();
         if !is_shared(pc) && !is_shared(last) {
-            return OwnStores::Compare;
+            // A store to a page that may not be written is the guest's fault; the
+            // block dies where that changes.
+            let may_write = [pc, last].into_iter().any(|addr| self.window.permissions(addr) & WRITE != 0);
+            return if may_write { OwnStores::Compare } else { OwnStores::Ignore };
         }
         NonNull::new(ticket.stale_flag().cast_mut().cast()).map_or(OwnStores::Compare, OwnStores::Poll)
     }
@@ -139,16 +143,14 @@ impl EngineExecutor {
         // Of pages that were claimed.
         let Ok(()) = ticket.made_from(GuestAddr(pc), &source.bytes) else { return self.interpret(hart) };
         let own_stores = self.own_stores(&ticket, pc, &source);
-        // A former block may know nothing of the other addresses of its bytes.
-        if !matches!(own_stores, OwnStores::Poll(_)) {
-            match ticket.revive() {
-                Ok(None) => {
-                    self.recorder.iter().for_each(|recorder| recorder.revived(pc, compile));
-                    return Step::Dispatch;
-                }
-                Ok(Some(unmade)) => ticket = unmade,
-                Err(_) => return self.refused(hart),
+        ticket.made_with(own_stores.kind());
+        match ticket.revive() {
+            Ok(None) => {
+                self.recorder.iter().for_each(|recorder| recorder.revived(pc, compile));
+                return Step::Dispatch;
             }
+            Ok(Some(unmade)) => ticket = unmade,
+            Err(_) => return self.refused(hart),
         }
         let (len_bytes, bytes) = (source.bytes.len(), self.hears_blocks().then(|| source.bytes.clone()));
         let made = if compile { self.compile(pc, &source, own_stores) } else { Some(decoded(pc, source, own_stores)) };

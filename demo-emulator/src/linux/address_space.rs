@@ -268,8 +268,12 @@ impl AddressSpace {
     fn protect_one(&mut self, mapping: Mapping, prot: Prot) -> Result<(), Errno> {
         let range = self.host_range(mapping.start, mapping.end)?;
         let pages = mapping.start..mapping.end;
+        // Code that may not be fetched any more is forgotten; so is code that may
+        // be written from now on, for a translation may have counted on that.
         let loses_exec = mapping.prot & EXEC != 0 && prot & EXEC == 0;
-        if loses_exec {
+        let code_gains_write = mapping.prot & (EXEC | WRITE) == EXEC && prot & WRITE != 0;
+        let changes_code = loses_exec || code_gains_write;
+        if changes_code {
             self.observer.mapping_change_begin(range);
             self.window.set_permissions(pages.clone(), prot & mapping.prot);
         }
@@ -278,7 +282,7 @@ impl AddressSpace {
             (_, access) => self.observer.set_access(range, access),
         };
         self.window.set_permissions(pages, if done.is_ok() { prot } else { mapping.prot });
-        if loses_exec {
+        if changes_code {
             self.observer.mapping_change_end(range, Backing::Kept);
         }
         done?;

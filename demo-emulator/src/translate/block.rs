@@ -47,6 +47,17 @@ pub enum OwnStores {
     Poll(NonNull<AtomicU8>),
 }
 
+impl OwnStores {
+    /// A number for each of the three: a block made for one does not do for another.
+    pub fn kind(self) -> u64 {
+        match self {
+            Self::Ignore => 0,
+            Self::Compare => 1,
+            Self::Poll(_) => 2,
+        }
+    }
+}
+
 /// How a block is to be compiled.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BlockOptions<'a> {
