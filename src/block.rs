@@ -270,6 +270,13 @@ pub(crate) struct Reach<'a> {
     pub(crate) stubs: EntryStubs,
 }
 
+impl Reach<'_> {
+    /// Loads what a kill will change; of no meaning but that it is near afterwards.
+    pub(crate) fn look(&self) -> usize {
+        self.cell.0.load(Ordering::Relaxed) ^ usize::from(self.flag.0.load(Ordering::Relaxed))
+    }
+}
+
 /// What became of a block beside whose bytes somebody writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Downgrade {

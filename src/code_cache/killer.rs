@@ -10,6 +10,7 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
+use std::hint::black_box;
 
 use super::Payload;
 use super::record::{Block, Garbage};
@@ -101,6 +102,30 @@ unsafe impl<P: Payload> PageObserver for Killer<P> {
         let mut killed = 0;
         self.walk(blocks, |block| killed += u64::from(self.kill(block)));
         self.record(write, killed, 0);
+    }
+
+    fn written_all(&self, writes: &[(&Self::Data, PageWrite)]) {
+        let _walk = self.epoch.walk();
+        // A block's cell and flag are some cache misses away, each behind the one
+        // before. Those of many blocks overlap as long as nothing is locked in
+        // between: so look at all before the first dies.
+        let mut seen = 0;
+        for (PageBlocks(list), _) in writes {
+            // SAFETY: under the walk.
+            unsafe { list.for_each(|block| seen ^= block.reach(self.stubs).look()) };
+        }
+        black_box(seen);
+        let mut all_killed = 0;
+        for (PageBlocks(list), write) in writes {
+            let mut killed = 0;
+            // SAFETY: under the walk.
+            unsafe { list.for_each(|block| killed += u64::from(self.kill(block))) };
+            if killed > 0 {
+                self.journal.record(write, killed);
+            }
+            all_killed += killed;
+        }
+        self.counters.invalidated.add(all_killed);
     }
 
     fn beside(&self, blocks: &Self::Data, write: &PageWrite) {

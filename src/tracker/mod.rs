@@ -109,6 +109,12 @@ pub unsafe trait PageObserver: Send + Sync + 'static {
     /// returns, nothing that was derived from them can be reached.
     fn written(&self, data: &Self::Data, write: &PageWrite);
 
+    /// [`PageObserver::written`] for many pages that a harvest found, in no signal
+    /// handler: together they may cost less than one by one.
+    fn written_all(&self, writes: &[(&Self::Data, PageWrite)]) {
+        writes.iter().for_each(|(data, write)| self.written(data, write));
+    }
+
     /// The page is checked from now on: it stays writable, and its bytes change
     /// without further notice. When this returns, whatever was derived from it
     /// compares the bytes before each use, or cannot be reached.

@@ -77,31 +77,26 @@ impl<O: PageObserver> Region<O> {
     pub(super) fn sync(&self, pages: Range<usize>) -> Result<(), Error> {
         let entered_ns = precise_ns();
         let mut set = lock(&self.harvest);
-        let (mut failed, mut checked) = (Vec::new(), Vec::new());
+        let (mut failed, mut found) = (Vec::new(), Vec::new());
         let mut done = Ok(());
         for run in set.within(pages) {
             self.counters.harvests.add(1);
             self.counters.pages_scanned.add(run.len() as u64);
             self.count_call();
-            let mut found = 0;
+            let found_before = found.len();
             let harvested = self.host_of(&run).and_then(|host| {
-                let now_ms = coarse_ms();
                 self.protection.harvest(host, &mut |written| {
-                    for (page, desc) in self.pages.existing(self.pages_of_host(written)) {
-                        found += 1;
-                        if self.harvested(page, desc, now_ms) {
-                            checked.push(page.0);
-                        }
-                    }
+                    found.extend(self.pages.existing(self.pages_of_host(written)));
                 })
             });
             self.counters.histograms.harvest_scanned_pages.record(run.len() as u64);
-            self.counters.histograms.harvest_found_pages.record(found);
+            self.counters.histograms.harvest_found_pages.record((found.len() - found_before) as u64);
             if let Err(error) = harvested {
                 failed.push(run);
                 done = done.and(Err(error));
             }
         }
+        let checked = self.harvested(&found);
         // Checked pages are written to as their guest likes: a harvest need not
         // know.
         for page in checked {
@@ -117,18 +112,36 @@ impl<O: PageObserver> Region<O> {
         done
     }
 
-    /// A harvest found the page written. Whether it is checked from now on.
-    fn harvested(&self, page: PageIndex, desc: &PageDesc<O::Data>, now_ms: u64) -> bool {
-        self.counters.pages_harvested.add(1);
-        desc.history.record(Hit::Harvested, None, 0, now_ms);
-        if self.policy.on_harvest(&desc.history.read(now_ms, false)) && desc.word.check_harvested() {
-            self.compared(page, desc, Cause::Harvest);
-            self.became_checked(desc);
-            return true;
+    /// A harvest found these pages written. Returns those that are checked from now
+    /// on.
+    fn harvested(&self, found: &[(PageIndex, &PageDesc<O::Data>)]) -> Vec<usize> {
+        let mut checked = Vec::new();
+        if found.is_empty() {
+            return checked;
         }
-        desc.word.bump();
-        self.invalidated(page, desc, Cause::Harvest);
-        false
+        // Where code is spread, each descriptor is a cache miss. Loads overlap; the
+        // locked operations below would wait for one after the other.
+        core::hint::black_box(
+            found.iter().fold(0u64, |words, (_, desc)| words ^ u64::from(desc.word.load().is_pristine())),
+        );
+        let now_ms = coarse_ms();
+        let mut written = Vec::with_capacity(found.len());
+        for &(page, desc) in found {
+            desc.history.record(Hit::Harvested, None, 0, now_ms);
+            if self.policy.on_harvest(&desc.history.read(now_ms, false)) && desc.word.check_harvested() {
+                self.compared(page, desc, Cause::Harvest);
+                self.became_checked(desc);
+                checked.push(page.0);
+            } else {
+                desc.word.bump();
+                written.push((&desc.data, PageWrite { page: self.guest_of(page), cause: Cause::Harvest }));
+            }
+        }
+        self.counters.pages_harvested.add(found.len() as u64);
+        // One fence between every word and every walk.
+        self.fence_before_walk();
+        self.observer.written_all(&written);
+        checked
     }
 
     /// Every block on `pages` dies and they are open afterwards, whatever the
