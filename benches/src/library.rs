@@ -1,14 +1,17 @@
-//! The library's side: a code cache on one region, as an emulator uses it.
+//! The library's side: a code cache on one region, as an emulator uses it, but
+//! under the plain policy: a page at a time is what these rows measure.
 //!
 //! # Safety
 //!
 //! The region's memory is dropped after the cache.
 #![allow(unsafe_code)]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
+use codewarden::policy::Plain;
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{BeginError, RegionOptions};
 use codewarden::{Busy, CodeCache, EntryStubs, Key, Payload, Ticket, VCpu};
@@ -55,7 +58,7 @@ impl Library {
     /// A cache with one region in `mode`.
     pub fn new(mode: Mode, setting: Setting) -> Self {
         let ground = Ground::new(setting);
-        let cache = CodeCache::new(EntryStubs::NOT_CODE).expect("the stubs differ");
+        let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Plain)).expect("the stubs differ");
         add_region(&cache, GuestAddr(GUEST), ground.memory(), mode);
         Self { mode, vcpu: cache.attach_vcpu(|| {}), cache, ground }
     }
