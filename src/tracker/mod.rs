@@ -29,6 +29,8 @@ mod harvest;
 mod held;
 #[cfg(all(test, not(loom)))]
 mod larger_pages;
+#[cfg(all(test, not(loom)))]
+mod opened_whole;
 mod ranges;
 mod region;
 mod repeat;

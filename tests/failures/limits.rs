@@ -7,6 +7,8 @@
 
 use core::ffi::c_int;
 use core::ptr;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use codewarden::addr::{GuestAddr, HostAddr};
 use codewarden::code_buffer::CodeBuffer;
@@ -14,10 +16,10 @@ use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{BeginError, RegionOptions};
-use codewarden::{CodeCache, EntryStubs};
+use codewarden::{CodeCache, EntryStubs, Key};
 
 use crate::scenario::{End, UFFD, byte_of, fixture, scenario};
-use crate::support::{GUEST, PAGES, page_bytes, region, skip};
+use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, skip};
 
 /// Descriptors are looked for below this number.
 const NUMBERS: c_int = 1024;
@@ -137,6 +139,55 @@ fn mappings_under_mprotect() {
         // What the five pages took can be had again.
         guest.expect_tracked(0);
     });
+}
+
+/// Handlers that open the whole region, over and over, against translators that
+/// begin meanwhile: what can be reached after a store was made from its bytes.
+#[test]
+fn mappings_under_mprotect_with_threads() {
+    const ROUNDS: usize = 3_000;
+    scenario("limits::mappings_under_mprotect_with_threads", &[Mode::Mprotect], End::Well, |mode| {
+        let guest = fixture(mode);
+        let most = PAGES - 2;
+        // One mapping each for what changes in the middle.
+        (1..=most).for_each(|page| guest.block(page));
+        // A thread takes mappings: all are there before there are none left.
+        let start = Barrier::new(4);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                while !stop.load(SeqCst) {
+                    (1..=most).for_each(|page| translate_if_possible(&guest, page));
+                }
+            });
+            let writers = [4, 9].map(|page| {
+                let (guest, start) = (&guest, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    for round in 0..ROUNDS {
+                        // Another byte each time: one that keeps faulting makes its page hot.
+                        guest.store(byte_of(page) + 1 + (round % 1000) as u64, 0);
+                        guest.store(byte_of(page), round as u8);
+                        let reached = guest.lookup(byte_of(page));
+                        assert!(reached.is_none_or(|entry| entry as u8 == round as u8), "stale: {reached:x?}");
+                    }
+                })
+            });
+            let _ = use_up_mappings();
+            start.wait();
+            writers.into_iter().for_each(|writer| writer.join().unwrap());
+            stop.store(true, SeqCst);
+        });
+    });
+}
+
+/// Like `Fixture::translate`; where the page is busy, or cannot be protected, not.
+fn translate_if_possible(guest: &Fixture, page: usize) {
+    let mut ticket = guest.cache.begin(Key::new(byte_of(page)));
+    if ticket.claim(GuestAddr(byte_of(page))).is_ok() {
+        let _ = ticket.commit(0x1000 | usize::from(guest.read(byte_of(page))), 0);
+    }
 }
 
 #[test]

@@ -1,0 +1,122 @@
+//! A mechanism that can open all pages and no single one, as `mprotect` at the
+//! limit of mappings: what a translator finds at each step of that.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use super::{BeginError, PageObserver, PageWrite, Tracker};
+use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
+use crate::error::Error;
+use crate::page_table::Busy;
+use crate::protection::{Access, FaultSink, Handled, KernelWrites, Mode, Options, Protection, WriteFault};
+
+struct Nobody;
+
+#[allow(unsafe_code)]
+// SAFETY: does nothing.
+unsafe impl PageObserver for Nobody {
+    type Data = ();
+
+    fn written(&self, (): &(), _: &PageWrite) {}
+}
+
+/// What a translator that begins is told while all pages are being opened.
+type Meanwhile = Mutex<Option<Result<(), BeginError>>>;
+
+#[derive(Default)]
+struct OpensAllOrNone {
+    sink: OnceLock<Arc<dyn FaultSink>>,
+    tracker: OnceLock<Arc<Tracker<Nobody>>>,
+    meanwhile: Meanwhile,
+    opens_nothing: AtomicBool,
+    abandoned: AtomicBool,
+}
+
+impl std::fmt::Debug for OpensAllOrNone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OpensAllOrNone")
+    }
+}
+
+impl Protection for OpensAllOrNone {
+    fn mode(&self) -> Mode {
+        Mode::Mprotect
+    }
+
+    fn kernel_writes(&self) -> KernelWrites {
+        KernelWrites::Refused
+    }
+
+    fn attach(&self, _: HostRange, sink: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
+        let _ = self.sink.set(sink.clone());
+        Ok(())
+    }
+
+    fn detach(&self, _: HostRange) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn protect(&self, _: HostRange) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
+        if range.len() == PAGE.bytes() || self.opens_nothing.load(SeqCst) {
+            return Err(Error::system("mprotect", range.start().0, range.len(), rustix::io::Errno::NOMEM));
+        }
+        let begun = self.tracker.get().map(|tracker| tracker.begin(guest(2)).map(drop));
+        *self.meanwhile.lock().unwrap() = begun;
+        Ok(())
+    }
+
+    fn abandon(&self, _: HostRange) -> Result<(), Error> {
+        self.abandoned.store(true, SeqCst);
+        Ok(())
+    }
+
+    fn harvest(&self, _: HostRange, _: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn set_access(&self, _: HostRange, _: Access) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+const PAGE: PageSize = PageSize::from_shift(12);
+const HOST: usize = 1 << 45;
+
+fn guest(page: u64) -> GuestAddr {
+    GuestAddr(page << PAGE.shift())
+}
+
+/// A store to page 1, which was begun on. Gives the mechanism afterwards.
+fn store(opens_nothing: bool) -> (Arc<OpensAllOrNone>, Arc<Tracker<Nobody>>) {
+    let tracker = Arc::new(Tracker::new(Arc::new(Nobody)));
+    let mechanism = Arc::new(OpensAllOrNone { opens_nothing: opens_nothing.into(), ..Default::default() });
+    assert!(mechanism.tracker.set(tracker.clone()).is_ok());
+    let host = HostRange::of_pages(HostAddr(HOST), 4, PAGE);
+    let open = || Ok(mechanism.clone() as Arc<dyn Protection>);
+    tracker.add_region_on(guest(0), host, Access::ReadWrite, Options::default(), open).unwrap();
+    let claim = tracker.begin(guest(1)).unwrap();
+    let fault = WriteFault { addr: HostAddr(HOST + PAGE.bytes()), pc: None, tid: 0 };
+    assert_eq!(mechanism.sink.get().unwrap().on_write(&fault), Handled::Retry);
+    assert!(!claim.is_current());
+    (mechanism, tracker)
+}
+
+/// Otherwise the page that it protects would be opened under its block.
+#[test]
+fn nobody_begins_while_all_pages_are_opened() {
+    let (mechanism, tracker) = store(false);
+    assert_eq!(*mechanism.meanwhile.lock().unwrap(), Some(Err(BeginError::Busy(Busy::Unprotecting))));
+    assert!(tracker.begin(guest(1)).is_ok() && tracker.begin(guest(2)).is_ok(), "and then as before");
+    assert!(!mechanism.abandoned.load(SeqCst));
+}
+
+#[test]
+fn what_cannot_be_opened_whole_is_abandoned() {
+    let (mechanism, tracker) = store(true);
+    assert!(mechanism.abandoned.load(SeqCst));
+    assert_eq!(tracker.begin(guest(2)).map(drop), Err(BeginError::Failed(Error::TrackingLost)));
+}
