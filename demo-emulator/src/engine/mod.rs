@@ -2,7 +2,7 @@
 //! guest code in codewarden's cache.
 //!
 //! ```text
-//!               ran once              ran often
+//!             ran some times          ran often
 //!   oracle ──────────────▶ tier 0 ──────────────▶ translated
 //!     ▲                       │                       │
 //!     └───────────────────────┴───────────────────────┘
