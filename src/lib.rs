@@ -7,7 +7,7 @@
 //!
 //! # Where to begin
 //!
-//! - [`CodeCache`]: translations found by key, linked through [`EntryCell`]s, freed
+//! - [`CodeCache`]: translations found by key, linked through entry cells ([`Link`]), freed
 //!   when no vCPU can be inside them. Its [`CodeCache::tracker`] takes the regions.
 //! - [`tracker::Tracker`]: the tracking alone, for an emulator with a cache of its
 //!   own.
@@ -86,7 +86,8 @@ pub mod tracker;
 
 pub use block::{Entry, EntryCell, EntryStubs, StaleFlag};
 pub use code_cache::{
-    CodeCache, CommitError, FRONT_ENTRIES, ForkGuard, FrontEntry, Key, Killer, PageBlocks, Payload, Pin, Ticket, VCpu,
+    CodeCache, CommitError, FRONT_ENTRIES, Footprint, ForkGuard, FrontEntry, Key, Killer, Link, PageBlocks, Payload,
+    Pin, Ticket, VCpu,
 };
 pub use journal::RecentWrite;
 pub use page_table::Busy;

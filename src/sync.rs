@@ -71,6 +71,10 @@ pub(crate) enum Rule {
     WaitForWalkers,
     /// The epoch waits for pins.
     WaitForPins,
+    /// A vCPU clears its front when cells were swept.
+    ClearFronts,
+    /// A sweep leaves the cells that have links.
+    KeepLinked,
     /// A hold looks after pages that somebody else is opening just now.
     HoldBehindHandler,
 }

@@ -89,7 +89,8 @@ fn blocks_on_other_pages_stay() {
 fn cells_lead_to_the_block_of_now() {
     in_every_mode(|guest| {
         let page = GUEST + 0x5000;
-        let cell = guest.cache.entry_cell(Key::new(page)).unwrap();
+        let link = guest.cache.link(Key::new(page)).unwrap();
+        let cell = link.cell();
         assert_eq!(cell.load(), EntryStubs::NOT_CODE.dead);
         let entry = guest.translate(page, &[page]).unwrap();
         assert_eq!(cell.load(), entry);
@@ -176,7 +177,7 @@ fn arguments_that_cannot_be_used() {
     assert!(add(region(0x2000, &other, Mode::None)).is_err());
     assert!(add(region(0x8000, &memory, Mode::None)).is_err());
     assert!(cache.tracker().remove_region(GuestAddr(0x2000)).is_err());
-    assert!(cache.entry_cell(Key::new(u64::MAX)).is_err());
+    assert!(cache.link(Key::new(u64::MAX)).is_err());
     assert!(cache.tracker().change_mapping(GuestAddr(u64::MAX), 2).is_err());
     assert!(cache.begin(Key::new(0)).claim(GuestAddr(0x3000)).is_err());
     assert_eq!(cache.begin(Key::new(0)).commit(5, ()), Err(CommitError::NoPages));

@@ -158,11 +158,11 @@ impl Library {
     fn run_fault(&mut self) -> Duration {
         self.open_all();
         self.commit_all();
-        let links: Vec<_> = (0..PAGES).map(|index| self.cache.entry_cell(self.key(index)).expect("a key")).collect();
-        assert!(links.iter().enumerate().all(|(index, link)| link.load() == Self::entry(index)));
+        let links: Vec<_> = (0..PAGES).map(|index| self.cache.link(self.key(index)).expect("a key")).collect();
+        assert!(links.iter().enumerate().all(|(index, link)| link.cell().load() == Self::entry(index)));
         let time = self.ground.time_stores();
         self.announce();
-        let dead = links.iter().filter(|link| link.load() == EntryStubs::NOT_CODE.dead).count();
+        let dead = links.iter().filter(|link| link.cell().load() == EntryStubs::NOT_CODE.dead).count();
         assert_eq!(dead, if self.mode == Mode::None { 0 } else { PAGES }, "{}: links cut", self.mode);
         time
     }

@@ -26,11 +26,11 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
+use super::cells::{CellRef, Cells};
 use super::former::{Formers, Source};
 use super::record::{Block, BlockPage, Garbage, Translation};
-use super::table::Cell;
 use super::{CodeCache, Key, Payload};
 use crate::block::StaleFlag;
 use crate::sync::{Arc, Ordering, Rule, left_out, lock};
@@ -66,30 +66,34 @@ impl std::error::Error for CommitError {}
 
 /// What changes under the commit lock.
 pub(super) struct Commits<P: Payload> {
-    /// Cells in the table.
-    pub(super) cells: usize,
-    pub(super) live: Vec<NonNull<Block<P>>>,
+    pub(super) cells: Cells<P>,
+    pub(super) live: Live<P>,
     formers: Formers<P>,
 }
+
+/// The blocks that were committed and not reaped.
+pub(super) struct Live<P: Payload>(pub(super) Vec<NonNull<Block<P>>>);
 
 // SAFETY: the pointers own their blocks, which are Send.
 unsafe impl<P: Payload> Send for Commits<P> {}
 
 impl<P: Payload> Commits<P> {
     pub(super) fn new() -> Self {
-        Self { cells: 0, live: Vec::new(), formers: Formers::new() }
+        Self { cells: Cells::new(), live: Live(Vec::new()), formers: Formers::new() }
     }
+}
 
-    fn add_live(&mut self, block: NonNull<Block<P>>) {
+impl<P: Payload> Live<P> {
+    fn add(&mut self, block: NonNull<Block<P>>) {
         // SAFETY: not freed before it was reaped.
-        unsafe { block.as_ref() }.live_index.store(self.live.len(), Ordering::Relaxed);
-        self.live.push(block);
+        unsafe { block.as_ref() }.live_index.store(self.0.len(), Ordering::Relaxed);
+        self.0.push(block);
     }
 
-    fn remove_live(&mut self, block: &Block<P>) {
+    fn remove(&mut self, block: &Block<P>) {
         let index = block.live_index.load(Ordering::Relaxed);
-        self.live.swap_remove(index);
-        if let Some(&moved) = self.live.get(index) {
+        self.0.swap_remove(index);
+        if let Some(&moved) = self.0.get(index) {
             // SAFETY: live blocks are not freed.
             unsafe { moved.as_ref() }.live_index.store(index, Ordering::Relaxed);
         }
@@ -107,20 +111,19 @@ pub(super) enum Found<P: Payload> {
 
 impl<P: Payload> CodeCache<P> {
     /// The cell of `key`, which is not `u64::MAX`.
-    pub(super) fn cell(&self, commits: &mut Commits<P>, key: Key) -> &Cell<P> {
-        // SAFETY: under the commit lock, with its count of cells.
-        let (cell, replaced) = unsafe { self.0.table.get_or_make(key, self.0.killer.stubs, &mut commits.cells) };
-        if let Some(slots) = replaced {
-            self.epoch().retire(Garbage::Slots(slots));
+    fn cell<'a>(&self, cells: &'a mut Cells<P>, key: Key) -> CellRef<'a, P> {
+        let (cell, swept) = self.0.table.cell_or_new(cells, key, self.0.killer.stubs);
+        if let Some(swept) = swept {
+            self.epoch().retire(Garbage::Swept(swept));
         }
         cell
     }
 
     /// The block that was committed last behind `cell`, where it was not reaped.
-    fn newest<'a>(_: &'a Commits<P>, cell: &'a Cell<P>) -> Option<&'a Block<P>> {
-        // SAFETY: whoever has the commits holds their lock, and needs them for
-        // itself to reap: not reaped, so alive, or null.
-        unsafe { cell.block.load(Ordering::Relaxed).as_ref() }
+    fn newest<'a>(cell: CellRef<'a, P>) -> Option<&'a Block<P>> {
+        // SAFETY: whoever has a cell holds the commit lock, and gives the cell up to
+        // reap: not reaped, so alive, or null.
+        unsafe { cell.block().as_ref() }
     }
 
     pub(super) fn commit(
@@ -135,9 +138,9 @@ impl<P: Payload> CodeCache<P> {
             self.reap(&mut commits);
             let result = self.publish(&mut commits, key, block);
             if result.is_ok() {
-                let used = self.cell(&mut commits, key).used.swap(1, Ordering::Relaxed);
+                let before = self.cell(&mut commits.cells, key).mark_used();
                 self.0.counters.committed.add(1);
-                self.0.counters.retranslated.add(used);
+                self.0.counters.retranslated.add(u64::from(before));
             }
             result
         };
@@ -185,8 +188,8 @@ impl<P: Payload> CodeCache<P> {
         needs_check: bool,
     ) -> Found<P> {
         let stubs = self.0.killer.stubs;
-        let cell = self.cell(commits, key);
-        if let Some(block) = Self::newest(commits, cell).filter(|block| same(&block.translation)) {
+        let newest = self.0.table.cell(&commits.cells, key).and_then(Self::newest);
+        if let Some(block) = newest.filter(|block| same(&block.translation)) {
             let reach = block.reach(stubs);
             // Where it leads nowhere it is dying.
             return if reach.entry.has(reach.cell.load()) { Found::Block } else { Found::Nothing };
@@ -202,18 +205,18 @@ impl<P: Payload> CodeCache<P> {
     /// Makes `block` reachable in place of the key's block of now.
     fn publish(&self, commits: &mut Commits<P>, key: Key, block: Box<Block<P>>) -> Result<(), CommitError> {
         let killer = &*self.0.killer;
-        let cell = self.cell(commits, key);
+        let cell = self.cell(&mut commits.cells, key);
         // From here on the block belongs to the cache.
         let mut block = NonNull::from(Box::leak(block));
         // SAFETY: just made; nobody else knows of it yet.
-        unsafe { block.as_mut() }.bind(block, &cell.entry);
+        unsafe { block.as_mut() }.bind(block, cell.link());
         // SAFETY: the block lives until it is reaped; it is shared from here on.
         let shared = unsafe { block.as_ref() };
-        if let Some(old) = Self::newest(commits, cell) {
+        if let Some(old) = Self::newest(cell) {
             killer.kill(old);
         }
-        cell.block.store(block.as_ptr(), Ordering::Relaxed);
-        cell.entry.begin(killer.stubs);
+        cell.set_block(block.as_ptr());
+        cell.entry().begin(killer.stubs);
         let is_checked = shared.needs_check();
         let Translation { entry, flag, .. } = &*shared.translation;
         let valid = if is_checked { shared.checked_flag() } else { StaleFlag::VALID };
@@ -226,7 +229,7 @@ impl<P: Payload> CodeCache<P> {
             // epoch frees after it was taken out.
             unsafe { claim.data().0.enter(node) };
         }
-        commits.add_live(block);
+        commits.live.add(block);
         // `is_current` fences: from here a handler sees the nodes, or we see its
         // generation.
         if shared.is_current()
@@ -234,7 +237,7 @@ impl<P: Payload> CodeCache<P> {
         {
             // First: as soon as the cell leads to the block, it may be downgraded.
             flag.publish(valid);
-            if cell.entry.publish(killer.stubs, address) {
+            if cell.entry().publish(killer.stubs, address) {
                 return Ok(());
             }
         }
@@ -249,9 +252,7 @@ impl<P: Payload> CodeCache<P> {
     /// [`Ticket::revive`](super::Ticket::revive) looks for.
     pub fn remove(&self, key: Key) {
         let commits = lock(&self.0.commits);
-        // SAFETY: under the commit lock.
-        let cell = unsafe { self.0.table.get(key) };
-        let Some(block) = cell.and_then(|cell| Self::newest(&commits, cell)) else { return };
+        let Some(block) = self.0.table.cell(&commits.cells, key).and_then(Self::newest) else { return };
         self.0.counters.removed.add(u64::from(self.0.killer.kill(block)));
     }
 
@@ -267,11 +268,8 @@ impl<P: Payload> CodeCache<P> {
                 // SAFETY: under the commit lock.
                 unsafe { claim.data().0.take_out_reaped() };
             }
-            // SAFETY: a committed block's cell lives as long as the cache, and is
-            // the first field of its `Cell`.
-            let cell = unsafe { &*shared.cell.cast::<Cell<P>>() };
-            let _ = cell.block.compare_exchange(block.as_ptr(), ptr::null_mut(), Ordering::Relaxed, Ordering::Relaxed);
-            commits.remove_live(shared);
+            shared.leave_cell();
+            commits.live.remove(shared);
         }
         for block in dead {
             // SAFETY: from `publish`'s box, taken out of every list, and handed
@@ -291,17 +289,21 @@ impl<P: Payload> CodeCache<P> {
 
     /// Frees what nobody can reach any more. Payloads are the embedder's and are
     /// dropped here: to be called under no lock.
-    fn collect_garbage(&self) {
+    pub(super) fn collect_garbage(&self) {
+        let mut cells = Vec::new();
         for garbage in self.epoch().collect() {
             let last = match garbage {
                 Garbage::Block(block) => Arc::into_inner(block.translation),
                 Garbage::Former(translation) => Arc::into_inner(translation),
-                Garbage::Slots(slots) => {
-                    drop(slots);
+                Garbage::Swept(swept) => {
+                    cells.extend(swept.cells);
                     continue;
                 }
             };
             self.0.counters.freed.add(u64::from(last.is_some()));
+        }
+        if !cells.is_empty() {
+            lock(&self.0.commits).cells.give_back(cells);
         }
     }
 

@@ -18,7 +18,7 @@
 //!   made from; [`Ticket::commit`] makes the block reachable, or refuses where a
 //!   write came between.
 //! - A [`VCpu`] pins itself, looks blocks up by key and runs them. Links in emitted
-//!   code go through [`EntryCell`]s ([`CodeCache::entry_cell`]).
+//!   code go through entry cells ([`CodeCache::link`]).
 //! - A write to a block's bytes kills it: one store to its cell. What the block
 //!   owned (`P`, its payload) is dropped once no vCPU can be inside it and it is not
 //!   kept any more for [`Ticket::revive`].
@@ -35,7 +35,9 @@
 //! left then.
 #![allow(unsafe_code)]
 
+mod cells;
 mod commit;
+mod footprint;
 mod fork;
 mod former;
 mod killer;
@@ -46,14 +48,16 @@ mod vcpu;
 
 use std::fmt;
 
+pub use cells::Link;
 pub use commit::CommitError;
+pub use footprint::Footprint;
 pub use fork::ForkGuard;
 pub use killer::{Killer, PageBlocks};
 pub use ticket::Ticket;
 pub use vcpu::{FRONT_ENTRIES, FrontEntry, Pin, VCpu};
 
 use crate::addr::GuestAddr;
-use crate::block::{EntryCell, EntryStubs};
+use crate::block::EntryStubs;
 use crate::epoch::Epoch;
 use crate::error::Error;
 use crate::journal::RecentWrite;
@@ -104,7 +108,7 @@ struct Shared<P: Payload> {
     // regions are gone.
     tracker: Tracker<Killer<P>>,
     killer: Arc<Killer<P>>,
-    table: Table<P>,
+    table: Table,
     commits: Mutex<Commits<P>>,
     counters: Arc<Counters>,
 }
@@ -152,7 +156,7 @@ impl<P: Payload> CodeCache<P> {
         Ok(Self(Arc::new(Shared {
             tracker: Tracker::with_counters(killer.clone(), policy, counters.clone()),
             killer,
-            table: Table::new(),
+            table: Table::new(stubs),
             commits: Mutex::new(Commits::new()),
             counters,
         })))
@@ -188,21 +192,15 @@ impl<P: Payload> CodeCache<P> {
         &self.0.killer.epoch
     }
 
-    fn table(&self) -> &Table<P> {
+    fn table(&self) -> &Table {
         &self.0.table
-    }
-
-    /// `address` unless it is a stub's.
-    fn live(&self, address: usize) -> Option<usize> {
-        let stubs = self.0.killer.stubs;
-        (address != stubs.dead && address != stubs.pending).then_some(address)
     }
 
     /// A new vCPU. `ask_to_leave` is called by other threads where the vCPU holds
     /// memory back for long: it should make emitted code return to its dispatcher
     /// soon, and the pin be renewed. It must not call into the cache.
     pub fn attach_vcpu(&self, ask_to_leave: impl Fn() + Send + Sync + 'static) -> VCpu<P> {
-        VCpu::new(self.clone(), self.epoch().join(Box::new(ask_to_leave)))
+        VCpu::new(self.clone(), self.0.killer.stubs, self.epoch().join(Box::new(ask_to_leave)))
     }
 
     /// Begins a translation that will be found by `key`.
@@ -214,24 +212,32 @@ impl<P: Payload> CodeCache<P> {
         self.0.tracker.begin(guest)
     }
 
-    /// The cell that the blocks of `key` are reached through, now and later. Its
-    /// address is stable as long as the cache: a link is a jump to what it holds.
+    /// A link to the blocks of `key`, those of now and those to come.
     ///
     /// # Errors
     ///
     /// [`Error::BadArgument`] for the key `u64::MAX`.
-    pub fn entry_cell(&self, key: Key) -> Result<&EntryCell, Error> {
+    pub fn link(&self, key: Key) -> Result<Link, Error> {
         if key.0 == u64::MAX {
             return Err(Error::BadArgument("u64::MAX is not a key"));
         }
-        Ok(&self.cell(&mut lock(&self.0.commits), key).entry)
+        let (link, swept) = {
+            let mut commits = lock(&self.0.commits);
+            let (cell, swept) = self.table().cell_or_new(&mut commits.cells, key, self.0.killer.stubs);
+            (cell.link(), swept)
+        };
+        if let Some(swept) = swept {
+            self.epoch().retire(Garbage::Swept(swept));
+            self.collect_garbage();
+        }
+        Ok(link)
     }
 }
 
 impl<P: Payload> Drop for Shared<P> {
     fn drop(&mut self) {
         self.tracker.clear();
-        let live = std::mem::take(&mut lock(&self.commits).live);
+        let live = std::mem::take(&mut lock(&self.commits).live.0);
         for block in live {
             // SAFETY: what was committed and not reaped is here once; no vCPU,
             // ticket or handler is left: each keeps the cache or was waited for.

@@ -4,19 +4,24 @@
 //! write that ends it. The translation (the embedder's code with its entry, its
 //! stale flag and what it was made from) may have several.
 //!
+//! A record keeps a link to its cell until it is freed: walkers may find it, and
+//! through it the cell, as long.
+//!
 //! # Safety
 //!
-//! The cell of a record is set at its commit and lives as long as the cache.
+//! A record's nodes point to the record itself, which stays where it is from its
+//! commit until the epoch frees it.
 #![allow(unsafe_code)]
 
 use std::ptr::{self, NonNull};
 
+use super::cells::Link;
 use super::former::Source;
 use super::killer::Killer;
-use super::table::Slots;
+use super::table::Swept;
 use super::{Key, Payload};
 use crate::addr::GuestAddr;
-use crate::block::{Entry, EntryCell, EntryStubs, Life, Node, Reach, Record, StaleFlag};
+use crate::block::{Entry, EntryStubs, Life, Node, Reach, Record, StaleFlag};
 use crate::sync::{Arc, AtomicUsize};
 use crate::tracker::PageClaim;
 
@@ -54,16 +59,15 @@ pub(super) struct Translation<P: Payload> {
 pub(crate) struct Block<P: Payload> {
     pub(super) key: Key,
     pub(super) life: Life<Self>,
-    /// Null until the commit.
-    pub(super) cell: *const EntryCell,
+    /// Set by the commit.
+    link: Option<Link>,
     pub(super) pages: Vec<BlockPage<P>>,
     /// Index among the live blocks. Used under the commit lock alone.
     pub(super) live_index: AtomicUsize,
     pub(super) translation: Arc<Translation<P>>,
 }
 
-// SAFETY: the cell is shared between threads by design and outlives the block;
-// the payload is.
+// SAFETY: nodes are shared between threads by design; all else is Send and Sync.
 unsafe impl<P: Payload> Send for Block<P> {}
 // SAFETY: as above.
 unsafe impl<P: Payload> Sync for Block<P> {}
@@ -71,12 +75,12 @@ unsafe impl<P: Payload> Sync for Block<P> {}
 impl<P: Payload> Block<P> {
     pub(super) fn new(key: Key, pages: Vec<BlockPage<P>>, translation: Arc<Translation<P>>) -> Self {
         let live_index = AtomicUsize::new(usize::MAX);
-        Self { key, life: Life::new(), cell: ptr::null(), pages, live_index, translation }
+        Self { key, life: Life::new(), link: None, pages, live_index, translation }
     }
 
     /// The block has its place, which is `this`, and its cell.
-    pub(super) fn bind(&mut self, this: NonNull<Self>, cell: &EntryCell) {
-        self.cell = cell;
+    pub(super) fn bind(&mut self, this: NonNull<Self>, link: Link) {
+        self.link = Some(link);
         for page in &mut self.pages {
             page.node.bind(this);
         }
@@ -98,12 +102,18 @@ impl<P: Payload> Block<P> {
         if is_shared { StaleFlag::CHECKED_SHARED } else { StaleFlag::CHECKED }
     }
 
+    /// The block is no more what its cell leads to. Under the commit lock.
+    pub(super) fn leave_cell(&self) {
+        if let Some(link) = &self.link {
+            link.leave(ptr::from_ref(self).cast());
+        }
+    }
+
     /// How a block that was committed is reached.
     pub(super) fn reach(&self, stubs: EntryStubs) -> Reach<'_> {
         let Translation { entry, flag, .. } = &*self.translation;
-        // SAFETY: set by the commit; it lives as long as the cache.
-        let cell = unsafe { &*self.cell };
-        Reach { cell, flag, entry: *entry, stubs }
+        let link = self.link.as_ref().expect("a commit binds its block before anybody finds it");
+        Reach { cell: link.cell(), flag, entry: *entry, stubs }
     }
 }
 
@@ -117,5 +127,5 @@ impl<P: Payload> Record for Block<P> {
 pub(crate) enum Garbage<P: Payload> {
     Block(Box<Block<P>>),
     Former(Arc<Translation<P>>),
-    Slots(Box<Slots<P>>),
+    Swept(Swept),
 }

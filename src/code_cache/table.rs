@@ -1,21 +1,47 @@
 //! From a key to its entry cell: a hash table that is read without a lock.
 //!
-//! Cells are made under the commit lock and stay as long as the cache, so that
-//! links and per-vCPU fronts may hold their addresses. The array doubles when it
-//! is three quarters full; readers of the old one are waited for by the epoch.
+//! A slot is one word: the address of a cell, and beside it 16 bits of the key's
+//! hash. A lookup probes slots until those bits are the same, and compares the key
+//! in the cell, whose entry stands next to it: two cache lines, one of each array,
+//! whatever lies behind the cell. Empty slots lead to a cell of no key, so that a
+//! lookup that finds something never asks whether a slot is empty.
+//!
+//! # Sweeps
+//!
+//! Slots are filled one by one and never emptied. When an array is five eighths
+//! full, a new one is made: of the cells that are needed (a link leads to them, or
+//! a block is behind them), and so large that at least as many again go into it, and
+//! a quarter of what the slabs hold. So the cost for each new cell is bounded, and so
+//! is the number of cells that nobody needs: guests that run at ever new addresses
+//! leave nothing behind.
+//!
+//! The old array and the cells that are not in the new one are garbage of the epoch:
+//! a lookup may be in the midst of them. But a vCPU's front holds cells over many
+//! pins. So a sweep has a number, which a vCPU compares with the last one that it
+//! saw each time it pins: where it moved, the front is cleared.
+//!
+//! | a sweep | a vCPU |
+//! |---|---|
+//! | 1. publishes the new array | 1. pins, and fences |
+//! | 2. raises the number | 2. compares the number, and clears its front where it moved |
+//! | 3. retires the cells, behind a fence | 3. looks up, and fills the front |
+//!
+//! A vCPU that is pinned and does not see the number fenced before the retirement
+//! did: the epoch waits for that pin, and the next one sees it. One that sees the
+//! number sees the new array, so it finds no swept cell to put into its front again.
 //!
 //! # Safety
 //!
-//! A slot's cell is published by the release store of its key. The current array
-//! lives until it is replaced and every pin of then is gone: reading needs a pin
-//! or the commit lock.
+//! A cell is published by the release store of its slot. The current array lives
+//! until it is replaced and every pin of then is gone: reading needs a pin or the
+//! commit lock.
 #![allow(unsafe_code)]
 
-use std::ptr;
+use std::ptr::NonNull;
 
-use super::record::Block;
+use super::cells::{ADDRESS_BITS, Cell, CellPtr, CellRef, Cells};
 use super::{Key, Payload};
-use crate::block::{EntryCell, EntryStubs};
+use crate::block::EntryStubs;
 use crate::sync::{AtomicPtr, AtomicU64, Ordering};
 
 /// Slots of an empty table.
@@ -24,187 +50,294 @@ const FIRST_SLOTS: usize = 1024;
 #[cfg(loom)]
 const FIRST_SLOTS: usize = 4;
 
-/// An empty slot's key; [`Key::MAX`] is one less.
-const EMPTY: u64 = u64::MAX;
+/// Of cells that are not in the table: not a key.
+pub(super) const NO_KEY: u64 = u64::MAX;
 
-/// What lies behind a key.
-#[repr(C)]
-pub(crate) struct Cell<P: Payload> {
-    /// First: the address of the cell is that of the entry cell.
-    pub(crate) entry: EntryCell,
-    /// The block that was committed last, until it was reaped. Changed under the
-    /// commit lock.
-    pub(crate) block: AtomicPtr<Block<P>>,
-    /// Whether a block was ever committed.
-    pub(crate) used: AtomicU64,
-}
-
-struct Slot<P: Payload> {
-    key: AtomicU64,
-    cell: AtomicPtr<Cell<P>>,
-}
+/// Bits of a slot that are the hash's.
+const TAG_BITS: u32 = u64::BITS - ADDRESS_BITS;
 
 /// An array of slots, a power of two of them.
-pub(crate) struct Slots<P: Payload>(Box<[Slot<P>]>);
+pub(crate) struct Slots {
+    words: Box<[AtomicU64]>,
+    /// What makes an index of a hash.
+    shift: u32,
+    /// The word of an empty slot.
+    empty: u64,
+}
 
-// SAFETY: slots point to cells that the table owns and shares by design.
-unsafe impl<P: Payload> Send for Slots<P> {}
-// SAFETY: as above.
-unsafe impl<P: Payload> Sync for Slots<P> {}
+/// Fibonacci hashing: the upper bits are mixed best.
+#[inline]
+fn hash(key: Key) -> u64 {
+    key.raw().wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
 
-impl<P: Payload> Slots<P> {
-    fn new(len: usize) -> Box<Self> {
-        let slot = |_| Slot { key: AtomicU64::new(EMPTY), cell: AtomicPtr::new(ptr::null_mut()) };
-        Box::new(Self((0..len).map(slot).collect()))
+/// The bits of `hash` that stand beside the address, none of them in an index of
+/// less than 2^24 slots.
+#[inline]
+fn tag(hash: u64) -> u16 {
+    (hash >> 24) as u16
+}
+
+impl Slots {
+    fn new(len: usize, empty: CellPtr) -> Box<Self> {
+        let empty = empty.to_bits() << TAG_BITS;
+        let words = (0..len).map(|_| AtomicU64::new(empty)).collect();
+        Box::new(Self { words, shift: u64::BITS - len.ilog2(), empty })
     }
 
-    /// The slot of `key`, or the one where it belongs, which was seen empty: it may
-    /// have another key by now.
-    fn find(&self, key: Key) -> Result<&Slot<P>, &Slot<P>> {
-        let mask = self.0.len() - 1;
-        let mut at = hash(key) as usize & mask;
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.words)
+    }
+
+    /// The cell of `key`, where there is one.
+    #[inline]
+    fn find(&self, key: Key) -> Option<CellPtr> {
+        let (hash, mask) = (hash(key), self.words.len() - 1);
+        let mut at = (hash >> self.shift) as usize;
         loop {
-            let slot = &self.0[at];
-            let seen = slot.key.load(Ordering::Acquire);
-            if seen == key.0 {
-                return Ok(slot);
+            // SAFETY: an index has as many bits as the mask.
+            let word = unsafe { self.words.get_unchecked(at & mask) }.load(Ordering::Acquire);
+            if word as u16 == tag(hash) {
+                // SAFETY: a slot's upper bits are a cell's address.
+                let cell = unsafe { CellPtr::from_bits(word >> TAG_BITS) };
+                // SAFETY: whoever reads the array keeps what it leads to.
+                if unsafe { cell.as_ref() }.key() == key.raw() {
+                    return Some(cell);
+                }
             }
-            if seen == EMPTY {
-                return Err(slot);
+            if word == self.empty {
+                return None;
             }
-            at = (at + 1) & mask;
+            at += 1;
         }
     }
+
+    /// Enters the cell of a key that has none here. Under the commit lock.
+    fn enter(&self, key: Key, cell: CellPtr) {
+        let (hash, mask) = (hash(key), self.words.len() - 1);
+        let mut at = (hash >> self.shift) as usize & mask;
+        while self.words[at].load(Ordering::Relaxed) != self.empty {
+            at = (at + 1) & mask;
+        }
+        self.words[at].store(cell.to_bits() << TAG_BITS | u64::from(tag(hash)), Ordering::Release);
+    }
+
+    /// Slots for `kept` cells and as many new ones at least.
+    fn len_for(kept: usize, capacity: usize) -> usize {
+        let mut len = FIRST_SLOTS;
+        while len * 5 < kept * 16 || len * 5 < capacity * 2 {
+            len *= 2;
+        }
+        len
+    }
+
+    fn is_full(&self, cells: usize) -> bool {
+        cells * 8 >= self.words.len() * 5
+    }
 }
 
-/// Fibonacci hashing, the well-mixed upper half folded down.
-fn hash(key: Key) -> u64 {
-    let product = key.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    product ^ product >> 32
+/// What a new array replaced, to be retired.
+pub(crate) struct Swept {
+    /// Only to be dropped.
+    _slots: Box<Slots>,
+    pub(super) cells: Vec<CellPtr>,
 }
 
-pub(crate) struct Table<P: Payload> {
-    slots: AtomicPtr<Slots<P>>,
+/// The table. Its writers have the cells' lock.
+pub(crate) struct Table {
+    slots: AtomicPtr<Slots>,
+    /// How often cells were swept.
+    sweeps: AtomicU64,
+    /// Of no key and leading nowhere.
+    nobody: Box<Cell>,
 }
 
-impl<P: Payload> Table<P> {
-    pub(crate) fn new() -> Self {
-        Self { slots: AtomicPtr::new(Box::into_raw(Slots::new(FIRST_SLOTS))) }
+impl Table {
+    pub(super) fn new(stubs: EntryStubs) -> Self {
+        let nobody = Box::new(Cell::new(stubs));
+        let slots = Slots::new(FIRST_SLOTS, CellPtr::of(&nobody));
+        Self { slots: AtomicPtr::new(Box::into_raw(slots)), sweeps: AtomicU64::new(0), nobody }
     }
 
     /// # Safety
     ///
     /// Under a pin or the commit lock.
-    unsafe fn slots(&self) -> &Slots<P> {
+    #[inline]
+    unsafe fn slots(&self) -> &Slots {
         // SAFETY: never null, and alive by this function's contract.
         unsafe { &*self.slots.load(Ordering::Acquire) }
     }
 
-    /// The cell of `key`, where one was made.
+    /// The cell of `key`, where there is one.
     ///
     /// # Safety
     ///
-    /// Under a pin or the commit lock.
-    pub(crate) unsafe fn get(&self, key: Key) -> Option<&Cell<P>> {
-        // SAFETY: by this function's contract.
-        let slot = unsafe { self.slots() }.find(key).ok()?;
-        // SAFETY: a slot with a key has a cell, which lives as long as the table.
-        unsafe { slot.cell.load(Ordering::Relaxed).as_ref() }
+    /// Under a pin or the commit lock, which is kept for `'a`.
+    #[inline]
+    pub(super) unsafe fn get<'a>(&self, key: Key) -> Option<&'a Cell> {
+        // SAFETY: by this function's contract; the cells of an array live as long
+        // as it may be read.
+        unsafe { self.slots().find(key).map(|cell| cell.as_ref()) }
     }
 
-    /// The cell of `key`, made where there is none, and the array that a growth
-    /// replaced: to be retired.
-    ///
-    /// # Safety
-    ///
-    /// Under the commit lock, `len` being the number of cells.
-    pub(crate) unsafe fn get_or_make(
+    /// A cell that is of no key and leads to the dead stub.
+    pub(super) fn nobody(&self) -> &Cell {
+        &self.nobody
+    }
+
+    /// How often cells were swept. Whoever sees a number sees the array of then.
+    #[inline]
+    pub(super) fn sweeps(&self) -> u64 {
+        self.sweeps.load(Ordering::Acquire)
+    }
+
+    /// Memory of the array, in bytes.
+    pub(super) fn bytes<P: Payload>(&self, _: &Cells<P>) -> usize {
+        // SAFETY: whoever has the cells has their lock.
+        unsafe { self.slots() }.bytes()
+    }
+
+    /// The cell of `key`, under the lock of `cells`.
+    pub(super) fn cell<'a, P: Payload>(&self, cells: &'a Cells<P>, key: Key) -> Option<CellRef<'a, P>> {
+        // SAFETY: whoever has the cells has their lock.
+        let cell = unsafe { self.slots() }.find(key).filter(|_| key.raw() != NO_KEY)?;
+        // SAFETY: in the table.
+        Some(unsafe { cells.at(cell) })
+    }
+
+    /// The cell of `key`, made where there is none, and what had to be replaced for
+    /// it. `key` is not `u64::MAX`.
+    pub(super) fn cell_or_new<'a, P: Payload>(
         &self,
+        cells: &'a mut Cells<P>,
         key: Key,
         stubs: EntryStubs,
-        len: &mut usize,
-    ) -> (&Cell<P>, Option<Box<Slots<P>>>) {
-        // SAFETY: under the commit lock.
-        if let Some(cell) = unsafe { self.get(key) } {
-            return (cell, None);
+    ) -> (CellRef<'a, P>, Option<Swept>) {
+        // SAFETY: whoever has the cells has their lock.
+        if let Some(cell) = unsafe { self.slots() }.find(key) {
+            // SAFETY: in the table.
+            return (unsafe { cells.at(cell) }, None);
         }
-        // SAFETY: under the commit lock.
-        let replaced = unsafe { self.grow(*len) };
-        // SAFETY: under the commit lock.
-        let (Ok(slot) | Err(slot)) = unsafe { self.slots() }.find(key);
-        let cell = Box::into_raw(Box::new(Cell {
-            entry: EntryCell::new(stubs),
-            block: AtomicPtr::new(ptr::null_mut()),
-            used: AtomicU64::new(0),
-        }));
-        slot.cell.store(cell, Ordering::Relaxed);
-        slot.key.store(key.0, Ordering::Release);
-        *len += 1;
-        // SAFETY: just made; freed with the table.
-        (unsafe { &*cell }, replaced)
+        // SAFETY: as above.
+        let is_full = unsafe { self.slots() }.is_full(cells.in_table() + 1);
+        let swept = is_full.then(|| self.sweep(cells));
+        let cell = cells.take(key, stubs);
+        // SAFETY: as above.
+        unsafe { self.slots() }.enter(key, cell);
+        // SAFETY: in the table.
+        (unsafe { cells.at(cell) }, swept)
     }
 
-    /// # Safety
-    ///
-    /// Under the commit lock.
-    unsafe fn grow(&self, len: usize) -> Option<Box<Slots<P>>> {
-        // SAFETY: under the commit lock.
-        let old = unsafe { self.slots() };
-        if (len + 1) * 4 <= old.0.len() * 3 {
-            return None;
-        }
-        let new = Slots::new(old.0.len() * 2);
-        for slot in &old.0 {
-            let key = slot.key.load(Ordering::Relaxed);
-            if key != EMPTY {
-                let (Ok(to) | Err(to)) = new.find(Key(key));
-                to.cell.store(slot.cell.load(Ordering::Relaxed), Ordering::Relaxed);
-                to.key.store(key, Ordering::Relaxed);
-            }
-        }
+    fn sweep<P: Payload>(&self, cells: &mut Cells<P>) -> Swept {
+        let swept = cells.sweep();
+        let new = Slots::new(Slots::len_for(cells.in_table(), cells.capacity()), CellPtr::of(&self.nobody));
+        cells.each().for_each(|(key, cell)| new.enter(key, cell));
         let old = self.slots.swap(Box::into_raw(new), Ordering::AcqRel);
+        if !swept.is_empty() {
+            self.sweeps.fetch_add(1, Ordering::Release);
+        }
         // SAFETY: made by `Box::into_raw`, replaced just now by the only writer;
         // whoever still reads it is waited for before the box is dropped.
-        Some(unsafe { Box::from_raw(old) })
+        Swept { _slots: unsafe { Box::from_raw(old) }, cells: swept }
     }
 }
 
-impl<P: Payload> Drop for Table<P> {
+impl Drop for Table {
     fn drop(&mut self) {
-        // SAFETY: made by `Box::into_raw`; nobody has the table any more.
-        let slots = unsafe { Box::from_raw(self.slots.load(Ordering::Relaxed)) };
-        for slot in &slots.0 {
-            let cell = slot.cell.load(Ordering::Relaxed);
-            if !cell.is_null() {
-                // SAFETY: made by `Box::into_raw`, in one slot of the last array.
-                drop(unsafe { Box::from_raw(cell) });
-            }
+        if let Some(slots) = NonNull::new(self.slots.load(Ordering::Relaxed)) {
+            // SAFETY: made by `Box::into_raw`; nobody has the table any more.
+            drop(unsafe { Box::from_raw(slots.as_ptr()) });
         }
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::cells::Link;
     use super::*;
 
+    const STUBS: EntryStubs = EntryStubs::NOT_CODE;
+
+    struct Fixture {
+        table: Table,
+        cells: Cells<()>,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            Self { table: Table::new(STUBS), cells: Cells::new() }
+        }
+
+        /// A link to the cell of `key`; what was swept for it is given back at once.
+        fn link(&mut self, key: u64) -> Link {
+            let (cell, swept) = self.table.cell_or_new(&mut self.cells, Key(key), STUBS);
+            let link = cell.link();
+            if let Some(swept) = swept {
+                self.cells.give_back(swept.cells);
+            }
+            link
+        }
+
+        fn address(&self, key: u64) -> Option<*const Cell> {
+            // SAFETY: the only thread.
+            unsafe { self.table.get(Key(key)) }.map(std::ptr::from_ref)
+        }
+    }
+
     #[test]
-    fn keys_keep_their_cells_while_the_table_grows() {
-        let table = Table::<()>::new();
-        let mut len = 0;
-        let mut cells = Vec::new();
-        for i in 0..10_000u64 {
-            let key = Key(i << 12);
-            // SAFETY: the only thread.
-            let (cell, replaced) = unsafe { table.get_or_make(key, EntryStubs::NOT_CODE, &mut len) };
-            cells.push((key, ptr::from_ref(cell)));
-            drop(replaced);
+    fn keys_with_links_keep_their_cells_while_the_table_grows() {
+        let mut fixture = Fixture::new();
+        let links: Vec<_> = (0..10_000).map(|i| (i << 12, fixture.link(i << 12))).collect();
+        assert_eq!(fixture.cells.in_table(), 10_000);
+        for (key, link) in &links {
+            assert_eq!(fixture.address(*key), Some(std::ptr::from_ref(link.cell()).cast()));
         }
-        assert_eq!(len, 10_000);
-        for (key, cell) in cells {
-            // SAFETY: the only thread.
-            assert_eq!(unsafe { table.get(key) }.map(ptr::from_ref), Some(cell));
+        assert_eq!(fixture.address(1), None);
+        assert_eq!(fixture.table.sweeps(), 0);
+    }
+
+    #[test]
+    fn cells_that_nobody_needs_are_used_again() {
+        let mut fixture = Fixture::new();
+        let kept = fixture.link(1);
+        let clone = kept.clone();
+        drop(kept);
+        let mut most_bytes = 0;
+        for key in 2..200_000 {
+            drop(fixture.link(key));
+            most_bytes = most_bytes.max(fixture.cells.bytes() + fixture.table.bytes(&fixture.cells));
         }
-        // SAFETY: the only thread.
-        assert!(unsafe { table.get(Key(1)) }.is_none());
+        assert!(fixture.table.sweeps() > 0);
+        assert!(most_bytes < 256 << 10, "{most_bytes} bytes for one cell that is needed");
+        assert_eq!(fixture.address(1), Some(std::ptr::from_ref(clone.cell()).cast()));
+    }
+
+    #[test]
+    fn slabs_go_when_they_are_empty() {
+        let mut fixture = Fixture::new();
+        let mut links: Vec<_> = (0..20_000).map(|key| fixture.link(key)).collect();
+        let most_bytes = fixture.cells.bytes();
+        links.truncate(200);
+        for key in 0..200_000 {
+            drop(fixture.link(1 << 32 | key));
+        }
+        assert!(fixture.cells.bytes() * 2 < most_bytes, "{} of {most_bytes} bytes", fixture.cells.bytes());
+        for (key, link) in links.iter().enumerate() {
+            assert_eq!(fixture.address(key as u64), Some(std::ptr::from_ref(link.cell()).cast()));
+        }
+    }
+
+    #[test]
+    fn a_link_outlives_the_cells() {
+        let mut fixture = Fixture::new();
+        let link = fixture.link(7);
+        drop(fixture);
+        assert_eq!(link.clone().cell().load(), STUBS.dead);
+    }
+
+    #[test]
+    fn no_key_has_no_cell() {
+        let fixture = Fixture::new();
+        assert!(fixture.table.cell(&fixture.cells, Key(NO_KEY)).is_none());
     }
 }

@@ -1,20 +1,24 @@
 //! A vCPU's way into the cache: its pin and its direct-mapped front.
 //!
+//! The front holds cells over many pins. A cell that nobody needs is freed behind
+//! the epoch, so each pin first looks whether cells were swept since the last one,
+//! and clears the front then ([`super::table`] has the order of things).
+//!
 //! # Safety
 //!
 //! The front is plain memory that its vCPU's thread alone reads and writes, in
-//! Rust and in the embedder's emitted code; cells stay as long as the cache, which
-//! the vCPU keeps.
+//! Rust and in the embedder's emitted code, under its pin. A cell in it lives until
+//! the pin ends, and until the pin that finds that cells were swept meanwhile.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
 use std::fmt;
-use std::ptr;
 
+use super::table::NO_KEY;
 use super::{CodeCache, Key, Payload};
-use crate::block::EntryCell;
+use crate::block::{EntryCell, EntryStubs};
 use crate::epoch::Participant;
-use crate::sync::Arc;
+use crate::sync::{Arc, Rule, left_out};
 
 /// Entries of a front; a power of two.
 pub const FRONT_ENTRIES: usize = 4096;
@@ -27,19 +31,22 @@ pub const FRONT_ENTRIES: usize = 4096;
 pub struct FrontEntry {
     /// The key, or `u64::MAX` where the entry is empty.
     pub key: u64,
-    /// Its entry cell.
+    /// Its entry cell; of an empty entry one that leads to the dead stub.
     pub cell: *const EntryCell,
 }
 
 /// One vCPU. It may move between threads, and runs on one at a time.
 pub struct VCpu<P: Payload> {
     cache: CodeCache<P>,
+    stubs: EntryStubs,
     participant: Arc<Participant>,
     front: Box<[UnsafeCell<FrontEntry>]>,
+    /// The number of the last sweep that the front knows of.
+    sweeps: u64,
 }
 
-// SAFETY: the front's pointers are to cells that the cache shares by design and
-// that it keeps; all else is Send.
+// SAFETY: the front's pointers are to cells that the cache shares by design; all
+// else is Send.
 unsafe impl<P: Payload> Send for VCpu<P> {}
 
 impl<P: Payload> fmt::Debug for VCpu<P> {
@@ -49,10 +56,16 @@ impl<P: Payload> fmt::Debug for VCpu<P> {
 }
 
 impl<P: Payload> VCpu<P> {
-    pub(super) fn new(cache: CodeCache<P>, participant: Arc<Participant>) -> Self {
-        let empty = FrontEntry { key: u64::MAX, cell: ptr::null() };
+    pub(super) fn new(cache: CodeCache<P>, stubs: EntryStubs, participant: Arc<Participant>) -> Self {
+        let empty = FrontEntry { key: NO_KEY, cell: &cache.table().nobody().entry };
         let front = (0..FRONT_ENTRIES).map(|_| UnsafeCell::new(empty)).collect();
-        Self { cache, participant, front }
+        Self { cache, stubs, participant, front, sweeps: 0 }
+    }
+
+    #[cold]
+    fn clear_front(&mut self) {
+        let empty = FrontEntry { key: NO_KEY, cell: &self.cache.table().nobody().entry };
+        self.front.iter_mut().for_each(|entry| *entry.get_mut() = empty);
     }
 
     /// The cache that it runs from.
@@ -71,6 +84,13 @@ impl<P: Payload> VCpu<P> {
     /// system calls and whatever else may last.
     pub fn pin(&mut self) -> Pin<'_, P> {
         self.cache.epoch().pin(&self.participant);
+        let sweeps = self.cache.table().sweeps();
+        if sweeps != self.sweeps {
+            self.sweeps = sweeps;
+            if !left_out(Rule::ClearFronts) {
+                self.clear_front();
+            }
+        }
         Pin { vcpu: self }
     }
 }
@@ -89,28 +109,49 @@ pub struct Pin<'a, P: Payload> {
 
 impl<P: Payload> Pin<'_, P> {
     /// The entry of the valid block of `key`.
+    #[inline]
     pub fn lookup(&mut self, key: Key) -> Option<usize> {
-        let slot = self.vcpu.front[key.front_index()].get();
         // SAFETY: the front is this vCPU's, which we have alone; no emitted code
         // of it runs while Rust code does.
-        let front = unsafe { &mut *slot };
-        if front.key != key.raw() {
-            *front = FrontEntry { key: key.raw(), cell: self.cell(key)? };
+        let FrontEntry { key: found, cell } = unsafe { *self.vcpu.front[key.front_index()].get() };
+        if found == key.raw() {
+            // SAFETY: the cells of a front live under the pin.
+            let address = unsafe { &*cell }.load();
+            if self.leads_somewhere(address) {
+                return Some(address);
+            }
         }
-        // SAFETY: an entry with a key has a cell, which lives as long as the
-        // cache.
-        self.vcpu.cache.live(unsafe { &*front.cell }.load())
+        self.refill(key)
+    }
+
+    /// The front does not have it, or has a cell that was swept since.
+    fn refill(&mut self, key: Key) -> Option<usize> {
+        let cell = self.cell(key)?;
+        let found = FrontEntry { key: key.raw(), cell };
+        // SAFETY: as in `lookup`.
+        unsafe { *self.vcpu.front[key.front_index()].get() = found };
+        let address = cell.load();
+        self.leads_somewhere(address).then_some(address)
     }
 
     /// [`Pin::lookup`] past the front, which stays as it is: for keys that
     /// emitted code does not look for.
+    #[inline]
     pub fn lookup_shared(&mut self, key: Key) -> Option<usize> {
-        self.vcpu.cache.live(self.cell(key)?.load())
+        let address = self.cell(key)?.load();
+        self.leads_somewhere(address).then_some(address)
     }
 
-    fn cell(&self, key: Key) -> Option<&EntryCell> {
-        // SAFETY: under a pin.
+    #[inline]
+    fn cell<'a>(&self, key: Key) -> Option<&'a EntryCell> {
+        // SAFETY: under a pin, which the callers keep.
         unsafe { self.vcpu.cache.table().get(key) }.map(|cell| &cell.entry)
+    }
+
+    #[inline]
+    fn leads_somewhere(&self, address: usize) -> bool {
+        let EntryStubs { dead, pending } = self.vcpu.stubs;
+        address != dead && address != pending
     }
 
     /// The front, as [`VCpu::front`].

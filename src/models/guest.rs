@@ -3,13 +3,15 @@
 //!
 //! # Safety
 //!
-//! Cells stay as long as the cache, which the guest keeps.
+//! Cells stay as long as their links, which the guest keeps.
 #![allow(unsafe_code)]
+
+use core::ptr;
 
 use super::kernel::Kernel;
 use crate::addr::GuestAddr;
 use crate::block::{EntryCell, EntryStubs};
-use crate::code_cache::{CodeCache, CommitError, Key, Ticket};
+use crate::code_cache::{self, CodeCache, CommitError, Key, Ticket};
 use crate::policy::{Adaptive, Policy};
 use crate::protection::{Access, Mode, Options};
 use crate::sync::Arc;
@@ -22,6 +24,8 @@ pub(super) type Cache = CodeCache<u8>;
 pub(super) struct Guest {
     pub(super) cache: Cache,
     pub(super) kernel: Arc<Kernel>,
+    /// Kept for all who copied them. No lock of loom's: it is not of the model.
+    links: Arc<std::sync::Mutex<Vec<code_cache::Link>>>,
 }
 
 /// What a link to a block holds.
@@ -54,7 +58,7 @@ impl Guest {
             .tracker()
             .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), || Ok(kernel.clone()))
             .unwrap();
-        Self { cache, kernel }
+        Self { cache, kernel, links: Arc::default() }
     }
 
     /// The whole page, as start and length.
@@ -100,7 +104,10 @@ impl Guest {
 
     /// A link to the blocks of `key`.
     pub(super) fn link(&self, key: u64) -> Link {
-        Link(self.cache.entry_cell(Key::new(key)).unwrap())
+        let link = self.cache.link(Key::new(key)).unwrap();
+        let cell = ptr::from_ref(link.cell());
+        self.links.lock().unwrap().push(link);
+        Link(cell)
     }
 
     /// The byte that the block behind `link` was made from, if there is one. Of a
@@ -113,7 +120,7 @@ impl Guest {
 
     /// What `link` holds.
     pub(super) fn entry(&self, link: Link) -> usize {
-        // SAFETY: of this guest's cache.
+        // SAFETY: the guest has a link to it.
         unsafe { &*link.0 }.load()
     }
 }

@@ -8,6 +8,7 @@
 //! | `loom_checked` | loom | writes beside blocks, translations that are used again |
 //! | `loom_policy` | loom | pages that become checked and cool, that are opened and protected in bulk |
 //! | `loom_memory` | loom | nothing is freed under a walker, a pin or a reader |
+//! | `loom_cells` | loom | entry cells that are swept and used again |
 //! | `injected` | plain | the handler on the translator's own thread, at each step |
 //!
 //! Loom explores every interleaving, and every value that a load may see, up to
@@ -54,6 +55,8 @@ mod injected;
 mod kernel;
 #[cfg(loom)]
 mod loom_announced;
+#[cfg(loom)]
+mod loom_cells;
 #[cfg(loom)]
 mod loom_checked;
 #[cfg(loom)]

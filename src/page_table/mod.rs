@@ -199,6 +199,12 @@ impl<D: Default> PageTable<D> {
         }
     }
 
+    /// Memory of all descriptors, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let made = lock(&self.book).made.len();
+        made * CHUNK_PAGES * size_of::<PageDesc<D>>() + size_of_val(&*self.chunks)
+    }
+
     /// Enters an un-protect on every page of `pages`, those that have no
     /// descriptor yet included: `enter` does it for each that has one. Until
     /// [`PageTable::release`] nobody protects one of them.

@@ -98,6 +98,11 @@ impl<O: PageObserver> Tracker<O> {
         pages
     }
 
+    /// Memory of the descriptors of pages, in bytes.
+    pub(crate) fn descriptor_bytes(&self) -> usize {
+        self.gate.read().regions.iter().map(|region| region.pages.bytes()).sum()
+    }
+
     /// The pages that were written to most, `most` of them at most, the hottest
     /// first. It looks at every page that a translator ever looked at.
     pub fn hottest_pages(&self, most: usize) -> Vec<HotPage> {

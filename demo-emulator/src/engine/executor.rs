@@ -42,7 +42,7 @@ const ORACLE_STEPS: u32 = 32;
 enum Step {
     /// Looks up `hart.pc`.
     Dispatch,
-    /// Decodes the block at `hart.pc`, if it runs more than a few times.
+    /// Decodes the block at `hart.pc`, if it runs more often than once.
     Decode,
     /// Compiles it.
     Compile,
@@ -191,14 +191,14 @@ impl EngineExecutor {
         self.recorder.as_ref().is_some_and(|recorder| recorder.hears_blocks())
     }
 
-    /// What runs a few times is not worth a block, but for who is told of blocks.
-    fn is_cold(&mut self, pc: u64) -> bool {
+    /// What runs once is not worth a block, but for who is told of blocks.
+    fn is_first_run(&mut self, pc: u64) -> bool {
         if self.tier != Tier::Auto || self.hears_blocks() {
             return false;
         }
         // Aligned, so that it needs no page that the code does not need.
         let bytes = self.window.load_u64(pc & !7);
-        bytes.is_ok_and(|bytes| self.first_runs.is_cold(pc, bytes))
+        bytes.is_ok_and(|bytes| self.first_runs.is_first(pc, bytes))
     }
 
     /// Runs the oracle where no block can be made now.
@@ -323,10 +323,10 @@ fn run_compiled(
     let reason = unsafe { space.enter(hart, entry) };
     match reason {
         ExitReason::Unlinked => {
-            if let Ok(cell) = cache.entry_cell(compiled_key(hart.pc)) {
+            if let Ok(link) = cache.link(compiled_key(hart.pc)) {
                 // SAFETY: the slot of a block that ran just now, under this pin.
                 let slot = unsafe { &*(hart.exit_slot as *const LinkSlot) };
-                slot.link(cell);
+                slot.link(link);
             }
             None
         }
@@ -354,7 +354,7 @@ impl Executor for EngineExecutor {
         let exit = loop {
             step = match step {
                 Step::Dispatch => self.dispatch(hart),
-                Step::Decode if self.is_cold(hart.pc) => {
+                Step::Decode if self.is_first_run(hart.pc) => {
                     count(&self.counters.first_runs);
                     self.run_oracle(hart)
                 }

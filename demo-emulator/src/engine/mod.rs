@@ -2,7 +2,7 @@
 //! guest code in codewarden's cache.
 //!
 //! ```text
-//!             ran some times          ran often
+//!               ran once              ran often
 //!   oracle ──────────────▶ tier 0 ──────────────▶ translated
 //!     ▲                       │                       │
 //!     └───────────────────────┴───────────────────────┘

@@ -270,15 +270,6 @@ impl Window {
         }
         self.load_u16(addr)
     }
-
-    /// Fetches two parcels at once, which are on one page.
-    #[inline]
-    pub fn fetch_u32(&self, addr: u64) -> Result<u32, Fault> {
-        if self.permissions(addr) & EXEC == 0 {
-            return Err(outside(addr));
-        }
-        self.load_u32(addr)
-    }
 }
 
 #[cfg(test)]

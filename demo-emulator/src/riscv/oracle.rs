@@ -7,13 +7,9 @@ use super::inst::Inst;
 use super::trap::{Flow, Trap};
 use crate::hart::Hart;
 use crate::memory::Window;
-use crate::memory::window::PAGE_LEN_BYTES;
 
 /// Fetches and decodes the instruction at `pc`.
 pub fn fetch(mem: &Window, pc: u64) -> Result<Inst, Trap> {
-    if pc % PAGE_LEN_BYTES <= PAGE_LEN_BYTES - 4 {
-        return Ok(decode(mem.fetch_u32(pc).map_err(Trap::FetchFault)?));
-    }
     let low = u32::from(mem.fetch_u16(pc).map_err(Trap::FetchFault)?);
     if low & 3 != 3 {
         return Ok(decode(low));

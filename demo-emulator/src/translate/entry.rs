@@ -20,10 +20,10 @@ use std::arch::global_asm;
 use std::cell::Cell;
 use std::mem::{offset_of, size_of};
 use std::ptr;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{LazyLock, OnceLock};
 
-use codewarden::{EntryCell, EntryStubs, FRONT_ENTRIES, FrontEntry};
+use codewarden::{EntryCell, EntryStubs, FRONT_ENTRIES, FrontEntry, Link};
 use libc::{c_int, siginfo_t, ucontext_t};
 
 use super::fault_index::FaultIndex;
@@ -77,30 +77,34 @@ impl ExitReason {
 /// Where a direct exit leads: the address of an entry cell. Compiled code holds
 /// the slot's own address, so that it never moves.
 #[derive(Debug)]
-#[repr(transparent)]
-pub struct LinkSlot(AtomicPtr<EntryCell>);
+#[repr(C)]
+pub struct LinkSlot {
+    /// First: what compiled code reads.
+    cell: AtomicPtr<EntryCell>,
+    /// Keeps the cell as long as the block of this slot. An exit has one target.
+    link: OnceLock<Link>,
+}
 
 impl LinkSlot {
     /// A slot that leads to the dispatcher.
     pub(super) fn unlinked() -> Self {
-        Self(AtomicPtr::new(unlinked_cell().cast_mut()))
+        Self { cell: AtomicPtr::new(unlinked_cell().cast_mut()), link: OnceLock::new() }
     }
 
-    /// Sends the exit through `cell` from now on. `cell` must stay allocated
-    /// for as long as a hart can be in the block of this slot, or the slot be
-    /// sent elsewhere first.
-    pub fn link(&self, cell: *const EntryCell) {
-        self.0.store(cell.cast_mut(), Ordering::Release);
+    /// Sends the exit to the blocks of its target's key from now on.
+    pub fn link(&self, link: Link) {
+        self.send_through(self.link.get_or_init(|| link).cell());
     }
 
-    /// Sends the exit to the dispatcher again.
-    pub fn unlink(&self) {
-        self.link(unlinked_cell());
+    /// Sends the exit through `cell`, which must stay allocated for as long as a
+    /// hart can be in the block of this slot, or the slot be sent elsewhere first.
+    pub(super) fn send_through(&self, cell: *const EntryCell) {
+        self.cell.store(cell.cast_mut(), Ordering::Release);
     }
 
     /// The cell that the exit goes through.
     pub fn cell(&self) -> *const EntryCell {
-        self.0.load(Ordering::Acquire)
+        self.cell.load(Ordering::Acquire)
     }
 }
 
@@ -109,6 +113,7 @@ const _: () = assert!(
     size_of::<FrontEntry>() == 16
         && offset_of!(FrontEntry, key) == 0
         && offset_of!(FrontEntry, cell) == 8
+        && offset_of!(LinkSlot, cell) == 0
         && size_of::<EntryCell>() == size_of::<usize>()
         && FRONT_ENTRIES.is_power_of_two()
 );
@@ -182,7 +187,7 @@ pub fn entry_stubs() -> EntryStubs {
 }
 
 /// The cell that unlinked slots lead to. Its code never changes.
-fn unlinked_cell() -> *const EntryCell {
+pub(super) fn unlinked_cell() -> *const EntryCell {
     // A cell is one word; only the code cache makes those that lead to blocks.
     static CELL: LazyLock<AtomicUsize> = LazyLock::new(|| AtomicUsize::new(guest_unlinked as *const () as usize));
     ptr::from_ref(&*CELL).cast()

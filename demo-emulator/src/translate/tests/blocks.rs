@@ -7,6 +7,7 @@ use std::time::Duration;
 use codewarden::Key;
 
 use super::*;
+use crate::translate::entry::unlinked_cell;
 
 #[test]
 fn a_fault_leaves_the_hart_as_it_was_before_the_instruction() {
@@ -90,7 +91,7 @@ fn links_lead_through_cells_and_can_be_killed_and_made_again() {
     };
     let slot_address = ptr::from_ref(slot) as u64;
     assert_eq!(run(&mut bench), (ExitReason::Unlinked, 1, CODE + 0x100, slot_address));
-    slot.link(as_cell(&cell));
+    slot.send_through(as_cell(&cell));
     assert_eq!(run(&mut bench), (ExitReason::Miss, 1, CODE + 0x100, 0), "pending");
     cell.store(second.entry(), Ordering::Release);
     let second_slot = ptr::from_ref(&second.links()[0]) as u64;
@@ -99,7 +100,7 @@ fn links_lead_through_cells_and_can_be_killed_and_made_again() {
     assert_eq!(run(&mut bench), (ExitReason::Miss, 1, CODE + 0x100, 0), "killed");
     cell.store(third.entry(), Ordering::Release);
     assert_eq!(run(&mut bench).1, 65, "made again in the same cell");
-    slot.unlink();
+    slot.send_through(unlinked_cell());
     assert_eq!(run(&mut bench), (ExitReason::Unlinked, 1, CODE + 0x100, slot_address));
     assert_ne!(entry_stubs().dead, entry_stubs().pending);
 }
@@ -123,7 +124,7 @@ fn a_loop_of_linked_blocks_leaves_when_asked() {
     let mut bench = Bench::new(1 << 20);
     let block = bench.compile(&[addi(10, 10, 1), jal(0, -4)]);
     let cell = AtomicUsize::new(block.entry());
-    block.links()[0].link(as_cell(&cell));
+    block.links()[0].send_through(as_cell(&cell));
     let mut hart = bench.hart();
     let asked = ptr::from_ref(&hart.exit_request) as usize;
     let (done, left) = std::sync::mpsc::channel();

@@ -1,0 +1,441 @@
+//! Entry cells in slabs, and the links that keep them.
+//!
+//! A cell is two words that every lookup may read (the entry and the key that it
+//! is for) and a few more that the commit lock alone looks at. They lie in two
+//! arrays of one slab, so that four cells share a cache line and a lookup that
+//! found its cell touches that line alone.
+//!
+//! # The life of a cell
+//!
+//! ```text
+//!   free ──▶ in the table ──▶ swept ──▶ free
+//!        made          no link        │ the epoch passes
+//! ```
+//!
+//! A cell is needed while there is a [`Link`] to it; the record of each block has
+//! one too, until it is freed. The others are taken out of the table when that is
+//! built anew ([`super::table`]), and are used again once nobody who found them
+//! before can be left.
+//!
+//! # Safety
+//!
+//! A slab is aligned to its size: the address of a cell gives its slab's head. It
+//! is freed when it has no cell in use and no link, or with the cache and the last
+//! link into it.
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::fmt;
+use std::marker::PhantomData;
+use std::mem::offset_of;
+use std::ptr::{self, NonNull};
+
+use super::record::Block;
+use super::table::NO_KEY;
+use super::{Key, Payload};
+use crate::block::{EntryCell, EntryStubs};
+use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, Rule, left_out};
+
+/// Cells of a slab: what 64 KiB hold.
+#[cfg(not(loom))]
+const SLAB_CELLS: usize = (65_536 - 64) / (size_of::<Cell>() + size_of::<Rest>());
+#[cfg(loom)]
+const SLAB_CELLS: usize = 4;
+
+/// Bits of an address that the table can keep.
+pub(super) const ADDRESS_BITS: u32 = 48;
+
+/// What a lookup reads.
+#[repr(C)]
+pub(crate) struct Cell {
+    /// First: the address of the cell is that of the entry cell.
+    pub(crate) entry: EntryCell,
+    /// [`NO_KEY`] while it is not in the table.
+    key: AtomicU64,
+}
+
+impl Cell {
+    pub(super) fn new(stubs: EntryStubs) -> Self {
+        Self { entry: EntryCell::new(stubs), key: AtomicU64::new(NO_KEY) }
+    }
+
+    /// The key that it is for. Whoever found the cell under a pin or the commit
+    /// lock may ask: it is not used for another one meanwhile.
+    #[inline]
+    pub(super) fn key(&self) -> u64 {
+        self.key.load(Ordering::Relaxed)
+    }
+}
+
+/// What the commit lock guards, but for the count.
+struct Rest {
+    /// The block that was committed last, until it was reaped.
+    block: AtomicPtr<()>,
+    /// Links to the cell. Clones and drops change it under no lock; the first one
+    /// is made under the commit lock.
+    links: AtomicUsize,
+    /// Whether a block was ever committed.
+    used: AtomicBool,
+}
+
+impl Rest {
+    fn new() -> Self {
+        Self { block: AtomicPtr::new(ptr::null_mut()), links: AtomicUsize::new(0), used: AtomicBool::new(false) }
+    }
+}
+
+#[repr(C)]
+struct Body {
+    /// Its number among the slabs of its cache.
+    place: usize,
+    cells: [Cell; SLAB_CELLS],
+    rest: [Rest; SLAB_CELLS],
+}
+
+/// Memory for [`SLAB_CELLS`] cells.
+pub(crate) struct Slab(NonNull<Body>);
+
+// SAFETY: what is in it are atomics and a number that does not change.
+unsafe impl Send for Slab {}
+// SAFETY: as above.
+unsafe impl Sync for Slab {}
+
+impl Slab {
+    const LAYOUT: Layout = {
+        let bytes = size_of::<Body>().next_power_of_two();
+        match Layout::from_size_align(bytes, bytes) {
+            Ok(layout) => layout,
+            Err(_) => panic!("a power of two"),
+        }
+    };
+
+    fn new(place: usize, stubs: EntryStubs) -> Self {
+        // SAFETY: the layout is not empty.
+        let memory = unsafe { alloc(Self::LAYOUT) }.cast::<Body>();
+        let Some(body) = NonNull::new(memory).filter(|body| body.addr().get() >> ADDRESS_BITS == 0) else {
+            // No allocator of a process that did not ask for more goes beyond.
+            handle_alloc_error(Self::LAYOUT)
+        };
+        // SAFETY: just allocated, big enough and aligned; each field is written
+        // once.
+        unsafe {
+            (&raw mut (*memory).place).write(place);
+            for at in 0..SLAB_CELLS {
+                (&raw mut (*memory).cells[at]).write(Cell::new(stubs));
+                (&raw mut (*memory).rest[at]).write(Rest::new());
+            }
+        }
+        Self(body)
+    }
+
+    /// Its cells, with an address of each that leads to the rest too.
+    fn cells(&self) -> impl Iterator<Item = CellPtr> {
+        // SAFETY: inside the slab.
+        (0..SLAB_CELLS).map(|at| CellPtr(unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).cells[at]) }))
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        // SAFETY: from `new`; nobody has it any more.
+        unsafe {
+            ptr::drop_in_place(self.0.as_ptr());
+            dealloc(self.0.as_ptr().cast(), Self::LAYOUT);
+        }
+    }
+}
+
+/// A cell by its address, which may be dangling.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct CellPtr(NonNull<Cell>);
+
+// SAFETY: an address.
+unsafe impl Send for CellPtr {}
+// SAFETY: as above.
+unsafe impl Sync for CellPtr {}
+
+impl CellPtr {
+    /// For a word of the table, whence it comes back by [`CellPtr::from_bits`].
+    pub(super) fn to_bits(self) -> u64 {
+        self.0.as_ptr().expose_provenance() as u64
+    }
+
+    /// # Safety
+    ///
+    /// `bits` are from [`CellPtr::to_bits`].
+    #[inline]
+    pub(super) unsafe fn from_bits(bits: u64) -> Self {
+        // SAFETY: not null, as it came from one that was not.
+        Self(unsafe { NonNull::new_unchecked(ptr::with_exposed_provenance_mut(bits as usize)) })
+    }
+
+    /// Of a cell that is in no slab.
+    pub(super) fn of(cell: &Cell) -> Self {
+        Self(NonNull::from(cell))
+    }
+
+    /// # Safety
+    ///
+    /// The cell's slab lives for `'a`.
+    #[inline]
+    pub(crate) unsafe fn as_ref<'a>(self) -> &'a Cell {
+        // SAFETY: by this function's contract.
+        unsafe { self.0.as_ref() }
+    }
+
+    fn head(self) -> NonNull<Body> {
+        let offset = self.0.addr().get() & (Slab::LAYOUT.align() - 1);
+        // SAFETY: slabs are aligned to their size, which has the cell in it.
+        unsafe { self.0.byte_sub(offset) }.cast()
+    }
+
+    /// # Safety
+    ///
+    /// The cell is one of a slab that lives for `'a`.
+    unsafe fn rest<'a>(self) -> &'a Rest {
+        let head = self.head();
+        let at = (self.0.addr().get() - head.addr().get() - offset_of!(Body, cells)) / size_of::<Cell>();
+        // SAFETY: by this function's contract, and `at` is the cell's index.
+        unsafe { &(*head.as_ptr()).rest[at] }
+    }
+}
+
+/// A cell that is in the table, under the commit lock.
+pub(crate) struct CellRef<'a, P: Payload> {
+    cell: CellPtr,
+    slab: &'a Arc<Slab>,
+    payload: PhantomData<P>,
+}
+
+impl<P: Payload> Clone for CellRef<'_, P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P: Payload> Copy for CellRef<'_, P> {}
+
+impl<'a, P: Payload> CellRef<'a, P> {
+    pub(super) fn entry(self) -> &'a EntryCell {
+        // SAFETY: of the slab that is borrowed.
+        &unsafe { self.cell.as_ref() }.entry
+    }
+
+    fn rest(self) -> &'a Rest {
+        // SAFETY: of the slab that is borrowed.
+        unsafe { self.cell.rest() }
+    }
+
+    /// The block that was committed last, until it was reaped.
+    pub(super) fn block(self) -> *mut Block<P> {
+        self.rest().block.load(Ordering::Relaxed).cast()
+    }
+
+    pub(super) fn set_block(self, block: *mut Block<P>) {
+        self.rest().block.store(block.cast(), Ordering::Relaxed);
+    }
+
+    /// Notes that a block was committed. Whether one was before.
+    pub(super) fn mark_used(self) -> bool {
+        self.rest().used.swap(true, Ordering::Relaxed)
+    }
+
+    pub(super) fn link(self) -> Link {
+        self.rest().links.fetch_add(1, Ordering::Relaxed);
+        Link { cell: self.cell, slab: self.slab.clone() }
+    }
+
+    fn is_needed(self) -> bool {
+        // Acquire: what was done with a link came before its drop.
+        self.rest().links.load(Ordering::Acquire) != 0 && !left_out(Rule::KeepLinked)
+    }
+}
+
+/// Leads to the blocks of one key, those of now and those to come: emitted code
+/// that jumps to what [`Link::cell`] holds enters the valid block, or the stub where
+/// there is none.
+///
+/// The cell stays as long as there is a link to it, also where the cache is gone.
+/// Whoever keeps the address of the cell keeps a link: a block whose code jumps
+/// through a cell keeps it in its payload, which dies when nobody can be in that
+/// code any more.
+pub struct Link {
+    cell: CellPtr,
+    slab: Arc<Slab>,
+}
+
+impl Link {
+    /// What to jump through; its address is the same for every link to the key
+    /// while there is one.
+    pub fn cell(&self) -> &EntryCell {
+        // SAFETY: of the slab that the link keeps.
+        &unsafe { self.cell.as_ref() }.entry
+    }
+
+    fn rest(&self) -> &Rest {
+        // SAFETY: as above.
+        unsafe { self.cell.rest() }
+    }
+
+    /// `block` is reaped: it is not the last one any more. Under the commit lock.
+    pub(super) fn leave(&self, block: *const ()) {
+        if ptr::eq(self.rest().block.load(Ordering::Relaxed), block) {
+            self.rest().block.store(ptr::null_mut(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Clone for Link {
+    fn clone(&self) -> Self {
+        self.rest().links.fetch_add(1, Ordering::Relaxed);
+        Self { cell: self.cell, slab: self.slab.clone() }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.rest().links.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("cell", self.cell()).finish_non_exhaustive()
+    }
+}
+
+struct Place {
+    slab: Arc<Slab>,
+    /// Cells that are in the table, or swept and not free yet.
+    out: usize,
+}
+
+/// All cells of a cache. Changed under its commit lock.
+pub(crate) struct Cells<P: Payload> {
+    places: Vec<Option<Place>>,
+    free: Vec<CellPtr>,
+    in_table: usize,
+    payload: PhantomData<fn() -> P>,
+}
+
+impl<P: Payload> Cells<P> {
+    pub(super) fn new() -> Self {
+        Self { places: Vec::new(), free: Vec::new(), in_table: 0, payload: PhantomData }
+    }
+
+    /// How many are in the table.
+    pub(super) fn in_table(&self) -> usize {
+        self.in_table
+    }
+
+    /// How many there is memory for.
+    pub(super) fn capacity(&self) -> usize {
+        self.places.iter().flatten().count() * SLAB_CELLS
+    }
+
+    /// Memory of all, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.places.iter().flatten().count() * Slab::LAYOUT.size()
+            + self.places.capacity() * size_of::<Option<Place>>()
+            + self.free.capacity() * size_of::<CellPtr>()
+    }
+
+    /// # Safety
+    ///
+    /// `cell` is in the table, or is that of a block that was not reaped.
+    pub(super) unsafe fn at(&self, cell: CellPtr) -> CellRef<'_, P> {
+        // SAFETY: a cell that is out keeps its slab, which is written whole.
+        let place = unsafe { (*cell.head().as_ptr()).place };
+        let Some(Place { slab, .. }) = self.places.get(place).and_then(Option::as_ref) else {
+            unreachable!("a slab with a cell in use is there")
+        };
+        CellRef { cell, slab, payload: PhantomData }
+    }
+
+    /// A cell for `key` that is in no table yet.
+    pub(super) fn take(&mut self, key: Key, stubs: EntryStubs) -> CellPtr {
+        let cell = self.free.pop().unwrap_or_else(|| self.take_of_new_slab(stubs));
+        // SAFETY: free cells are of slabs that are here.
+        let (head, rest) = unsafe { (cell.head().as_ref(), cell.rest()) };
+        if let Some(Some(place)) = self.places.get_mut(head.place) {
+            place.out += 1;
+        }
+        rest.used.store(false, Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { cell.as_ref() }.key.store(key.raw(), Ordering::Relaxed);
+        self.in_table += 1;
+        cell
+    }
+
+    fn take_of_new_slab(&mut self, stubs: EntryStubs) -> CellPtr {
+        let place = self.places.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.places.push(None);
+            self.places.len() - 1
+        });
+        let slab = Arc::new(Slab::new(place, stubs));
+        let mut cells = slab.cells();
+        let first = cells.next();
+        self.free.extend(cells);
+        // The lowest address is taken first.
+        self.free.reverse();
+        self.places[place] = Some(Place { slab, out: 0 });
+        first.unwrap_or_else(|| unreachable!("a slab has cells"))
+    }
+
+    /// Takes the cells that nobody needs out of the count: to be retired, when the
+    /// table is without them, and given back behind the epoch.
+    pub(super) fn sweep(&mut self) -> Vec<CellPtr> {
+        let mut swept = Vec::new();
+        for slab in self.places.iter().flatten().map(|place| &place.slab) {
+            for cell in slab.cells() {
+                let found = CellRef::<P> { cell, slab, payload: PhantomData };
+                // SAFETY: of this slab.
+                let key = &unsafe { cell.as_ref() }.key;
+                if key.load(Ordering::Relaxed) != NO_KEY && !found.is_needed() {
+                    key.store(NO_KEY, Ordering::Relaxed);
+                    swept.push(cell);
+                }
+            }
+        }
+        self.in_table -= swept.len();
+        self.release();
+        swept
+    }
+
+    /// Every cell that is in the table.
+    pub(super) fn each(&self) -> impl Iterator<Item = (Key, CellPtr)> {
+        self.places.iter().flatten().flat_map(|place| {
+            // SAFETY: of this slab.
+            let keyed = |cell: CellPtr| (Key::new(unsafe { cell.as_ref() }.key()), cell);
+            place.slab.cells().map(keyed).filter(|(key, _)| key.raw() != NO_KEY)
+        })
+    }
+
+    /// Swept cells that nobody can find any more.
+    pub(super) fn give_back(&mut self, swept: Vec<CellPtr>) {
+        for &cell in &swept {
+            // SAFETY: a cell that is out keeps its slab.
+            let place = unsafe { (*cell.head().as_ptr()).place };
+            if let Some(Some(place)) = self.places.get_mut(place) {
+                place.out -= 1;
+            }
+        }
+        self.free.extend(swept);
+    }
+
+    /// Frees the slabs that have no cell in use, and has the lowest addresses used
+    /// first, so that the others become empty.
+    fn release(&mut self) {
+        let Self { places, free, .. } = self;
+        free.retain(|cell| {
+            // SAFETY: free cells are of slabs that are here.
+            let place = unsafe { (*cell.head().as_ptr()).place };
+            places.get(place).and_then(Option::as_ref).is_some_and(|place| place.out != 0)
+        });
+        free.shrink_to(free.len() * 2);
+        free.sort_unstable_by(|a, b| b.cmp(a));
+        for place in places.iter_mut().filter(|place| place.as_ref().is_some_and(|place| place.out == 0)) {
+            *place = None;
+        }
+    }
+}
