@@ -5,7 +5,20 @@
 //! from the old bytes unreachable before it can run. It knows no guest instruction
 //! set and no compiler.
 //!
-//! # Where to begin
+//! # Bird's-eye view
+//!
+//! ```text
+//!   the embedder           reads guest bytes, translates, runs
+//!   ─────────────────────────────────────────────────────────────────────────────
+//!   CodeCache              which translation may run: keys, links, vCPUs, memory
+//!   tracker::Tracker       which page may be translated from: claims, faults, sync
+//!   policy::Policy         protect, check or interpret a page
+//!   protection             how a write is learned of: one of five modes
+//!   ─────────────────────────────────────────────────────────────────────────────
+//!   the kernel             userfaultfd, mprotect, signals
+//! ```
+//!
+//! Each layer can be used without those above it.
 //!
 //! - [`CodeCache`]: translations found by key, linked through entry cells ([`Link`]), freed
 //!   when no vCPU can be inside them. Its [`CodeCache::tracker`] takes the regions.
@@ -16,24 +29,32 @@
 //!   and [`protection::handle_fault`] for embedders who own the signals.
 //! - [`code_buffer::CodeBuffer`]: executable memory.
 //!
-//! The README has an embedding in 30 lines, `ARCHITECTURE.md` the protocol.
+//! The README has a first embedding in 30 lines, `ARCHITECTURE.md` the protocol. The
+//! [`guide`] goes on from here: what is [promised](guide::promises), every
+//! [way](guide::ways) that bytes change, everything that can
+//! [fail](guide::failures), and how to [move over](guide::moving_over) from a tracker
+//! with mprotect and SIGSEGV.
 //!
 //! # The life of a page
 //!
 //! ```text
-//!              claim: protect                    commit
-//!    open ───────────────────────▶ protected ───────────────▶ with blocks
-//!     ▲                               │                            │
-//!     │        a write: the claim     │    a write: its blocks     │
-//!     └───────────────────────────────┴────────────────────────────┘
-//!              is not current              are unreachable
+//!               claim: protect                      commit
+//!    open ────────────────────────▶ protected ───────────────▶ with blocks
+//!     ▲ ▲                              │                          │   │
+//!     │ │       a write: the claim     │   a write to their bytes:│   │ a write beside them:
+//!     │ └──────── is not current ──────┴────── they are dead ─────┘   │ they compare themselves
+//!     │                                                               ▼
+//!     └──────────────── it has cooled: its blocks are dead ─────── checked
 //! ```
 //!
-//! In a synchronous mode a page is open again when the store that hit it retires.
-//! In the deferred mode it stays protected, and the write is found, and its blocks
-//! made unreachable, by the next [`tracker::Tracker::sync`].
+//! A page is **open** (writable, no block on it), **protected** (the next write is
+//! learned of) or **checked** (writable; its blocks compare their bytes each time they
+//! are entered). In a synchronous mode a page that is hit is open, or checked, when
+//! the store retires. In the deferred mode it stays protected; the next
+//! [`tracker::Tracker::sync`] finds the write, and its blocks are dead, or checked,
+//! when that returns.
 //!
-//! # The order of work
+//! # The life of a block
 //!
 //! 1. Claim every page of the block: [`Ticket::claim`].
 //! 2. Read the guest's bytes, once each: not before the claim. Say which of them the
@@ -45,7 +66,46 @@
 //! 5. Tell the tracker of what the kernel cannot tell:
 //!    [`tracker::Tracker::prepare_kernel_write`],
 //!    [`tracker::Tracker::prepare_unseen_write`], [`tracker::Tracker::change_mapping`],
-//!    [`tracker::Tracker::invalidate`]. The [`guide`] has every way that bytes change.
+//!    [`tracker::Tracker::invalidate`].
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use codewarden::addr::GuestAddr;
+//! use codewarden::guest_memory::GuestMemory;
+//! use codewarden::policy::Adaptive;
+//! use codewarden::protection::{Access, best_synchronous};
+//! use codewarden::tracker::RegionOptions;
+//! use codewarden::{CodeCache, Entry, EntryStubs, Key};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let memory = GuestMemory::anonymous(1 << 20)?;
+//! let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Adaptive::with_checks()))?;
+//! let (guest, host, access) = (GuestAddr(0), memory.range(), Access::ReadWrite);
+//! let (mode, _why) = best_synchronous();
+//! let region = RegionOptions { guest, host, mode, access, embedder_owns_signals: false };
+//! // SAFETY: `memory` outlives `cache`, which is dropped first.
+//! unsafe { cache.tracker().add_region(region)? };
+//!
+//! // A block of the four bytes at 0x1000. Its two entries stand for code.
+//! let (plain, checked) = (0x100, 0x101);
+//! let pc = GuestAddr(0x1000);
+//! let mut ticket = cache.begin(Key::from(pc));
+//! ticket.claim(pc)?;
+//! let mut bytes = [0; 4];
+//! memory.read(0x1000, &mut bytes)?;
+//! ticket.made_from(pc, &bytes)?;
+//! ticket.commit(Entry::with_check(plain, checked), ())?;
+//! let mut vcpu = cache.attach_vcpu(|| {});
+//! assert_eq!(vcpu.pin().lookup(Key::from(pc)), Some(plain));
+//!
+//! // Data beside it: the block stays, and compares itself from now on. No later
+//! // store to the page faults.
+//! memory.write(0x1800, &[1])?;
+//! assert_eq!(vcpu.pin().lookup(Key::from(pc)), Some(checked));
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # Promises
 //!
@@ -55,8 +115,20 @@
 //! | [`Mode::Deferred`] | when [`tracker::Tracker::sync`] has returned |
 //! | [`Mode::None`] | never |
 //!
-//! They hold for stores by any thread of this process through the tracked mapping.
-//! Stores through other mappings of the same memory are not learned of.
+//! They hold for stores by any thread of this process through every mapping that was
+//! declared; [`guide::promises`] has each sentence, what is not promised, and a test
+//! for each.
+//!
+//! # Invariants
+//!
+//! - A page is writable only while no block lies on it that trusts its bytes.
+//! - Protect, then read, then translate, then commit; a commit is refused where a
+//!   write came between.
+//! - A block is reached through its entry cell alone. Killing it is one store there,
+//!   and reaches links, fronts and tables alike.
+//! - Fault handlers take no lock, allocate nothing, run no code of the embedder's but
+//!   a [`tracker::PageObserver`], and touch no tracked memory.
+//! - What cannot be learned of any more is stale.
 //!
 //! [`Mode::Sigbus`]: protection::Mode::Sigbus
 //! [`Mode::Thread`]: protection::Mode::Thread
