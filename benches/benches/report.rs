@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use codewarden::protection::Mode;
+use codewarden_bench::lookup::Sizes;
 use codewarden_bench::machine::Machine;
 use codewarden_bench::peers::{self, Setup};
 use codewarden_bench::rows::{self, Row};
 use codewarden_bench::side::{self, Who};
 use codewarden_bench::table::{self, Measured};
-use codewarden_bench::{alternate, ground, guest, lookup, picture, policy, scattered, wanted};
+use codewarden_bench::{alternate, blocks, ground, guest, lookup, pair, picture, policy, scattered, wanted};
 
 /// The command that a reader can repeat.
 const COMMAND: &str = "cargo bench -p codewarden-bench --bench report";
@@ -90,20 +91,26 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let programs = policy::measure(&modes, "", options.is_check);
     let runs = scatter(&modes, options.scattered_pages);
     eprintln!("lookups");
-    let lookups = lookup::measure(options.rounds.div_ceil(3));
+    let sizes = if options.is_check { Sizes::QUICK } else { Sizes::FULL };
+    let few_rounds = options.rounds.div_ceil(10);
+    let mut lookups = lookup::measure(few_rounds, sizes);
+    lookups.extend(blocks::measure(few_rounds, sizes));
     eprintln!("guests");
     let emulator = Path::new(env!("CARGO_BIN_EXE_bench-emulator"));
     let guests = guest::measure(emulator, &modes, options.guest_rounds, options.guest_share);
     let setup = Setup { emulator: emulator.into(), rounds: options.guest_rounds, share: options.guest_share };
     let peers = peers::measure(&setup);
 
-    let against_wanted = wanted::lines(&plain, &runs) + &programs.against_wanted() + &peers.against_wanted();
+    let against_wanted = wanted::lines(&plain, &runs)
+        + &pair::against_wanted(&lookups)
+        + &programs.against_wanted()
+        + &peers.against_wanted();
     let sections = [
         ("Anonymous memory, one thread", table::rows(&plain)),
         ("Memfd, and with a second thread", table::rows(&others)),
         ("Programs under a policy", programs.to_string()),
         ("Scattered pages", table::scattered(&runs)),
-        ("Lookups", table::lookups(&lookups)),
+        ("Lookups, and blocks among many", pair::markdown(&lookups)),
         ("Guests in the demo emulator", table::guests(&guests)),
         ("Beside a peer", peers.to_string()),
         ("Against what was wanted", against_wanted),

@@ -16,12 +16,14 @@
 //! runs whole programs, with and without tracking.
 
 pub mod alternate;
+pub mod blocks;
 pub mod floor;
 pub mod ground;
 pub mod guest;
 pub mod library;
 pub mod lookup;
 pub mod machine;
+pub mod pair;
 pub mod peers;
 pub mod picture;
 pub mod policy;

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::hint::black_box;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use codewarden::addr::GuestAddr;
@@ -14,14 +15,28 @@ use codewarden::protection::Mode;
 use codewarden::{CodeCache, EntryStubs, FRONT_ENTRIES, Key, VCpu};
 
 use crate::library::add_region;
-use crate::spread::Spread;
+use crate::pair::{Aim, Pair};
 
 /// Blocks that are found in the front.
 pub const FRONT_BLOCKS: usize = 1024;
-/// Blocks in the shared table: many times the front.
-pub const SHARED_BLOCKS: usize = 100_000;
 /// Bytes between two blocks.
 const BLOCK_BYTES: u64 = 32;
+
+/// How many blocks lie in the shared table.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Many times the front.
+    pub small: usize,
+    /// As many as a large guest has.
+    pub large: usize,
+}
+
+impl Sizes {
+    /// What is measured.
+    pub const FULL: Self = Self { small: 100_000, large: 1_000_000 };
+    /// Enough to see that it runs.
+    pub const QUICK: Self = Self { small: 2_000, large: 10_000 };
+}
 
 /// Who finds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,6 +94,8 @@ pub struct Lookups {
     /// In the order in which they are looked for.
     front_keys: Vec<u64>,
     shared_keys: Vec<u64>,
+    /// Of a second thread.
+    other_vcpu: VCpu<()>,
 }
 
 fn entry_of(key: u64) -> usize {
@@ -86,9 +103,8 @@ fn entry_of(key: u64) -> usize {
 }
 
 /// `count` keys, `step` bytes apart, out of order.
-fn shuffled(count: usize, step: u64) -> Vec<u64> {
+fn shuffled(count: usize, step: u64, mut seed: u64) -> Vec<u64> {
     let mut keys: Vec<u64> = (0..count as u64).map(|index| index * step).collect();
-    let mut seed = 1_u64;
     for at in (1..count).rev() {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         keys.swap(at, (seed >> 33) as usize % (at + 1));
@@ -97,25 +113,27 @@ fn shuffled(count: usize, step: u64) -> Vec<u64> {
 }
 
 impl Lookups {
-    /// Commits all blocks.
-    pub fn new() -> Self {
-        let len = SHARED_BLOCKS * BLOCK_BYTES as usize;
+    /// Commits `blocks` blocks.
+    pub fn new(blocks: usize) -> Self {
+        let len = blocks.max(FRONT_BLOCKS) * BLOCK_BYTES as usize;
         let memory = GuestMemory::anonymous(len).expect("address space");
         let cache = CodeCache::<()>::new(EntryStubs::NOT_CODE).expect("the stubs differ");
         add_region(&cache, GuestAddr(0), &memory, Mode::None);
-        let (front_keys, shared_keys) = (shuffled(FRONT_BLOCKS, 4), shuffled(SHARED_BLOCKS, BLOCK_BYTES));
+        // Looked for in another order than that in which memory was given to them.
+        let (front_keys, shared_keys) = (shuffled(FRONT_BLOCKS, 4, 1), shuffled(blocks, BLOCK_BYTES, 2));
+        let committed = shuffled(blocks, BLOCK_BYTES, 3);
         let mut array = vec![(u64::MAX, 0); FRONT_ENTRIES].into_boxed_slice();
         for &key in &front_keys {
             array[Key::new(key).front_index()] = (key, entry_of(key));
         }
-        for &key in front_keys.iter().chain(&shared_keys) {
+        for &key in front_keys.iter().chain(&committed) {
             let mut ticket = cache.begin(Key::new(key));
             ticket.claim(GuestAddr(key)).expect("an open page");
             ticket.commit(entry_of(key), ()).expect("nobody writes");
         }
-        let map = shared_keys.iter().map(|&key| (key, entry_of(key))).collect();
-        let vcpu = cache.attach_vcpu(|| {});
-        Self { vcpu, _memory: memory, array, map, front_keys, shared_keys }
+        let map = committed.iter().map(|&key| (key, entry_of(key))).collect();
+        let [vcpu, other_vcpu] = [(); 2].map(|()| cache.attach_vcpu(|| {}));
+        Self { vcpu, other_vcpu, _memory: memory, array, map, front_keys, shared_keys }
     }
 
     /// Looks every key of `finder` up once: nanoseconds for one.
@@ -138,12 +156,6 @@ impl Lookups {
     }
 }
 
-impl Default for Lookups {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// Finds all keys twice and gives the time of the second: then the front is
 /// filled, and what the processor's caches can hold is there.
 fn find(keys: &[u64], mut lookup: impl FnMut(u64) -> Option<usize>) -> Duration {
@@ -161,14 +173,85 @@ fn find(keys: &[u64], mut lookup: impl FnMut(u64) -> Option<usize>) -> Duration 
     time
 }
 
-/// All finders by turns.
-pub fn measure(rounds: usize) -> Vec<(Finder, Spread)> {
-    let mut lookups = Lookups::new();
-    let mut samples = Finder::ALL.map(|finder| (finder, Vec::new()));
-    for _ in 0..rounds {
-        for (finder, samples) in &mut samples {
-            samples.push(lookups.run(*finder));
-        }
+impl Lookups {
+    /// How much more two threads get done at once than one alone: in the front, in
+    /// the shared table, and of an empty loop.
+    fn scale(&mut self) -> [f64; 3] {
+        let (front, shared) = (&self.front_keys, &self.shared_keys);
+        let mut vcpus = [&mut self.vcpu, &mut self.other_vcpu];
+        [
+            scale_of(&mut vcpus, |vcpu| {
+                let mut pin = vcpu.pin();
+                repeat(front, |key| pin.lookup(Key::new(key)).unwrap_or(0));
+            }),
+            scale_of(&mut vcpus, |vcpu| {
+                let mut pin = vcpu.pin();
+                repeat(shared, |key| pin.lookup_shared(Key::new(key)).unwrap_or(0));
+            }),
+            scale_of(&mut vcpus, |_| repeat(front, |key| key as usize)),
+        ]
     }
-    samples.into_iter().map(|(finder, samples)| (finder, Spread::of(&samples))).collect()
+}
+
+/// Calls `work` with `keys`, a million times in all.
+fn repeat(keys: &[u64], mut work: impl FnMut(u64) -> usize) {
+    for _ in 0..1_000_000 / keys.len() {
+        keys.iter().for_each(|&key| _ = black_box(work(black_box(key))));
+    }
+}
+
+fn scale_of(vcpus: &mut [&mut VCpu<()>; 2], work: impl Fn(&mut VCpu<()>) + Sync) -> f64 {
+    let timed = |vcpu: &mut VCpu<()>| {
+        let start = Instant::now();
+        work(vcpu);
+        start.elapsed()
+    };
+    // What the front and the processor can keep is there.
+    vcpus.iter_mut().for_each(|vcpu| _ = timed(vcpu));
+    let alone = timed(vcpus[0]);
+    let (work, both) = (&timed, &Barrier::new(2));
+    let at_once = std::thread::scope(|scope| {
+        let threads = vcpus.each_mut().map(|vcpu| {
+            scope.spawn(move || {
+                both.wait();
+                work(vcpu)
+            })
+        });
+        threads.map(|thread| thread.join().expect("it does not panic")).into_iter().max().unwrap_or(alone)
+    });
+    2.0 * alone.as_secs_f64() / at_once.as_secs_f64()
+}
+
+/// All of them by turns, each with its floor.
+pub fn measure(rounds: usize, sizes: Sizes) -> Vec<Pair> {
+    let pair = |what: String, beside: &str, unit: &'static str, aim: Aim| Pair {
+        what,
+        beside: beside.into(),
+        unit,
+        samples: Vec::new(),
+        aim,
+    };
+    let mut pairs = Vec::new();
+    for blocks in [sizes.small, sizes.large] {
+        let mut lookups = Lookups::new(blocks);
+        let of = |name: &str| format!("{name}, {blocks} blocks");
+        let mut found =
+            [(Finder::Front, Finder::Array, Aim::AtMostOr(1.5, 3.0)), (Finder::Shared, Finder::Map, Aim::AtMost(1.3))]
+                .map(|(finder, floor, aim)| (finder, floor, pair(of(finder.name()), floor.name(), "ns", aim)));
+        let mut scales = ["in the front", "in the shared table"].map(|place| {
+            let what = of(&format!("two vCPUs at once, hits {place}, times one alone"));
+            pair(what, "an empty loop", "", Aim::AtLeast(0.9))
+        });
+        for _ in 0..rounds {
+            for (finder, floor, pair) in &mut found {
+                pair.samples.push((lookups.run(*finder), lookups.run(*floor)));
+            }
+            let [front, shared, empty] = lookups.scale();
+            scales[0].samples.push((front, empty));
+            scales[1].samples.push((shared, empty));
+        }
+        pairs.extend(found.into_iter().map(|(_, _, pair)| pair));
+        pairs.extend(scales);
+    }
+    pairs
 }

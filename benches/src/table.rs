@@ -7,10 +7,8 @@ use codewarden::protection::Mode;
 
 use crate::alternate::Outcome;
 use crate::guest::{self, Workload};
-use crate::lookup::Finder;
 use crate::scattered::Scattered;
 use crate::side::Who;
-use crate::spread::Spread;
 
 /// A measured row.
 #[derive(Clone, Debug)]
@@ -78,22 +76,6 @@ pub fn scattered(runs: &[(Mode, Who, Scattered)]) -> String {
         };
         let (reached, vmas, ns) = (run.reached, run.vmas, run.mean_ns());
         let _ = writeln!(table, "| {mode} | {} | {reached} | {end} | {vmas} | {ns:.0} |", who.name());
-    }
-    table
-}
-
-/// Lookups, each with its floor behind it.
-pub fn lookups(rows: &[(Finder, Spread)]) -> String {
-    let mut table = String::from("| what | ns |\n|---|---:|\n");
-    for (finder, spread) in rows {
-        let _ = writeln!(
-            table,
-            "| {} | {:.2} ({:.2}–{:.2}) |",
-            finder.name(),
-            spread.median_ns,
-            spread.p10_ns,
-            spread.p90_ns
-        );
     }
     table
 }

@@ -1,0 +1,19 @@
+//! Lookups beside their floors, and one block's costs among many beside among few,
+//! by turns: `cargo bench -p codewarden-bench --bench many`, a minute. The report
+//! has the same rows.
+
+use codewarden_bench::lookup::Sizes;
+use codewarden_bench::{blocks, lookup, pair};
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    let (rounds, sizes) = match arguments.next().as_deref() {
+        None => (30, Sizes::FULL),
+        Some("--test") => (2, Sizes::QUICK),
+        // A filter for the criterion benches, or an option of theirs.
+        Some(_) => return,
+    };
+    let mut pairs = lookup::measure(rounds, sizes);
+    pairs.extend(blocks::measure(rounds, sizes));
+    println!("{}\n{}", pair::markdown(&pairs), pair::against_wanted(&pairs));
+}
