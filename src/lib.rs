@@ -158,8 +158,8 @@ pub mod tracker;
 
 pub use block::{Entry, EntryCell, EntryStubs, StaleFlag};
 pub use code_cache::{
-    CodeCache, CommitError, FRONT_ENTRIES, Footprint, ForkGuard, FrontEntry, Key, Killer, Link, PageBlocks, Payload,
-    Pin, Ticket, VCpu,
+    CodeCache, CommitError, FRONT_ENTRIES, Footprint, ForkGuard, FrontEntry, Key, Killer, Link, MemoryLimit,
+    PageBlocks, Payload, Pin, Ticket, VCpu, Weight,
 };
 pub use journal::RecentWrite;
 pub use page_table::Busy;

@@ -147,6 +147,10 @@ counters! {
     downgraded,
     /// Blocks removed by hand: found stale by that comparison, as a rule.
     removed,
+    /// Blocks evicted: made unreachable because there were too many.
+    evicted,
+    /// Translations of dead and evicted blocks that are not kept, or not any more.
+    given_up,
     /// Translations whose memory was freed.
     freed,
 }

@@ -9,7 +9,7 @@ use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::RegionOptions;
-use codewarden::{CodeCache, EntryStubs, Footprint, Key, Link};
+use codewarden::{CodeCache, EntryStubs, Footprint, Key, Link, MemoryLimit};
 
 /// Distinct keys in all.
 const KEYS: u64 = 1_000_000;
@@ -45,7 +45,7 @@ fn run(cache: &CodeCache<Links>, keys: std::ops::Range<u64>) {
 fn ever_new_keys_take_no_more_memory() {
     let memory = GuestMemory::anonymous(1 << 16).unwrap();
     let cache = CodeCache::<Links>::new(EntryStubs::NOT_CODE).unwrap();
-    cache.keep_formers(0);
+    cache.set_limit(MemoryLimit { former_bytes: 0, ..MemoryLimit::default() });
     let options = RegionOptions {
         guest: GuestAddr(0),
         host: memory.range(),

@@ -15,7 +15,7 @@ use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
 use codewarden::tracker::BeginError;
-use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, StaleFlag, Ticket};
+use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, MemoryLimit, StaleFlag, Ticket, Weight};
 use support::{Fixture, GUEST, PAGES, in_modes, page_bytes, region, tracking_modes};
 
 /// Runs `test` in every mode but `none`, over anonymous and memfd memory.
@@ -149,18 +149,26 @@ fn what_is_kept_of_dead_blocks_has_a_bound() {
     unsafe { cache.tracker().add_region(region(0, &memory, Mode::Mprotect)) }.unwrap();
     let payload = Arc::new(());
     let kept = || Arc::strong_count(&payload) - 1;
-    cache.keep_formers(10);
-    for key in 0..30 {
+    let remove_another = |key| {
         let mut ticket = cache.begin(Key::new(key));
         ticket.claim(GuestAddr(0)).unwrap();
         ticket.made_from(GuestAddr(key), &[0]).unwrap();
         ticket.commit(0x1000, payload.clone()).unwrap();
         cache.remove(Key::new(key));
-    }
+    };
+    remove_another(0);
+    let former_bytes = 10 * cache.footprint().former.bytes();
+    cache.set_limit(MemoryLimit { former_bytes, ..MemoryLimit::default() });
+    (1..30).for_each(remove_another);
     cache.collect();
     assert_eq!(kept(), 10);
-    cache.keep_formers(0);
+    let footprint = cache.footprint();
+    assert_eq!((footprint.former.bytes(), footprint.former.blocks), (former_bytes, 10));
+    cache.set_limit(MemoryLimit { former_bytes: 0, ..MemoryLimit::default() });
     assert_eq!(kept(), 0);
+    let footprint = cache.footprint();
+    assert_eq!([footprint.live, footprint.former, footprint.waiting], [Weight::default(); 3]);
+    assert_eq!(cache.stats().given_up, 30);
     drop(cache);
 }
 

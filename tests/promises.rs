@@ -23,7 +23,7 @@ use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::{Adaptive, Decision, Limits, PageHistory, Policy};
 use codewarden::protection::Mode;
 use codewarden::tracker::{BeginError, SharedMemory};
-use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, StaleFlag};
+use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, MemoryLimit, StaleFlag};
 
 use modes::tracking_modes;
 use region::{GUEST, PAGES, page_bytes, region};
@@ -408,7 +408,7 @@ fn a_store_through_another_view() {
 #[test]
 fn what_runs_is_not_freed() {
     every_mode(Adaptive::new(), |guest| {
-        guest.cache.keep_formers(0);
+        guest.cache.set_limit(MemoryLimit { former_bytes: 0, ..MemoryLimit::default() });
         guest.translate(64).unwrap();
         let mut vcpu = guest.cache.attach_vcpu(|| {});
         let inside = vcpu.pin();

@@ -30,10 +30,12 @@ use std::ptr::NonNull;
 
 use super::cells::{CellRef, Cells};
 use super::former::{Formers, Source};
+use super::limit::MemoryLimit;
+use super::live::Live;
 use super::record::{Block, BlockPage, Garbage, Translation};
 use super::{CodeCache, Key, Payload};
 use crate::block::StaleFlag;
-use crate::sync::{Arc, Ordering, Rule, left_out, lock};
+use crate::sync::{Arc, Rule, left_out, lock};
 
 /// Why a block did not become reachable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,35 +70,18 @@ impl std::error::Error for CommitError {}
 pub(super) struct Commits<P: Payload> {
     pub(super) cells: Cells<P>,
     pub(super) live: Live<P>,
-    formers: Formers<P>,
+    /// Live blocks weigh this at most.
+    pub(super) live_limit_bytes: usize,
+    pub(super) formers: Formers<P>,
 }
-
-/// The blocks that were committed and not reaped.
-pub(super) struct Live<P: Payload>(pub(super) Vec<NonNull<Block<P>>>);
 
 // SAFETY: the pointers own their blocks, which are Send.
 unsafe impl<P: Payload> Send for Commits<P> {}
 
 impl<P: Payload> Commits<P> {
     pub(super) fn new() -> Self {
-        Self { cells: Cells::new(), live: Live(Vec::new()), formers: Formers::new() }
-    }
-}
-
-impl<P: Payload> Live<P> {
-    fn add(&mut self, block: NonNull<Block<P>>) {
-        // SAFETY: not freed before it was reaped.
-        unsafe { block.as_ref() }.live_index.store(self.0.len(), Ordering::Relaxed);
-        self.0.push(block);
-    }
-
-    fn remove(&mut self, block: &Block<P>) {
-        let index = block.live_index.load(Ordering::Relaxed);
-        self.0.swap_remove(index);
-        if let Some(&moved) = self.0.get(index) {
-            // SAFETY: live blocks are not freed.
-            unsafe { moved.as_ref() }.live_index.store(index, Ordering::Relaxed);
-        }
+        let live_limit_bytes = MemoryLimit::default().live_bytes;
+        Self { cells: Cells::new(), live: Live::new(), live_limit_bytes, formers: Formers::new() }
     }
 }
 
@@ -141,6 +126,7 @@ impl<P: Payload> CodeCache<P> {
                 let before = self.cell(&mut commits.cells, key).mark_used();
                 self.0.counters.committed.add(1);
                 self.0.counters.retranslated.add(u64::from(before));
+                self.keep_limit(&mut commits);
             }
             result
         };
@@ -172,6 +158,7 @@ impl<P: Payload> CodeCache<P> {
                 Found::Former(translation) => {
                     let result = self.publish(&mut commits, key, Box::new(Block::new(key, pages, translation)));
                     self.0.counters.revived.add(u64::from(result.is_ok()));
+                    self.keep_limit(&mut commits);
                     result.map(|()| None)
                 }
             }
@@ -229,7 +216,8 @@ impl<P: Payload> CodeCache<P> {
             // epoch frees after it was taken out.
             unsafe { claim.data().0.enter(node) };
         }
-        commits.live.add(block);
+        // SAFETY: it is new, and reaped before it is freed.
+        unsafe { commits.live.add(block) };
         // `is_current` fences: from here a handler sees the nodes, or we see its
         // generation.
         if shared.is_current()
@@ -258,7 +246,7 @@ impl<P: Payload> CodeCache<P> {
 
     /// Takes the dead blocks out of their lists; their translations are kept or,
     /// like the records, handed to the epoch.
-    fn reap(&self, commits: &mut Commits<P>) {
+    pub(super) fn reap(&self, commits: &mut Commits<P>) {
         // SAFETY: under the commit lock; blocks are freed after they were taken.
         let dead = unsafe { self.0.killer.dead.take_all() };
         for &block in &dead {
@@ -269,20 +257,24 @@ impl<P: Payload> CodeCache<P> {
                 unsafe { claim.data().0.take_out_reaped() };
             }
             shared.leave_cell();
-            commits.live.remove(shared);
+            // SAFETY: since its commit.
+            unsafe { commits.live.remove(shared) };
         }
         for block in dead {
             // SAFETY: from `publish`'s box, taken out of every list, and handed
             // over by the stack once.
             let block = unsafe { Box::from_raw(block.as_ptr()) };
             let given_up = commits.formers.keep(block.key, &block.translation);
+            self.give_up(given_up);
+            self.0.waiting.add(block.record_weight());
             self.epoch().retire(Garbage::Block(block));
-            self.retire_formers(given_up);
         }
     }
 
-    fn retire_formers(&self, given_up: Vec<Arc<Translation<P>>>) {
-        for translation in given_up {
+    pub(super) fn give_up(&self, translations: Vec<Arc<Translation<P>>>) {
+        self.0.counters.given_up.add(translations.len() as u64);
+        for translation in translations {
+            self.0.waiting.add(translation.weight());
             self.epoch().retire(Garbage::Former(translation));
         }
     }
@@ -292,15 +284,26 @@ impl<P: Payload> CodeCache<P> {
     pub(super) fn collect_garbage(&self) {
         let mut cells = Vec::new();
         for garbage in self.epoch().collect() {
-            let last = match garbage {
-                Garbage::Block(block) => Arc::into_inner(block.translation),
-                Garbage::Former(translation) => Arc::into_inner(translation),
+            let translation = match garbage {
+                Garbage::Block(block) => {
+                    self.0.waiting.sub(block.record_weight());
+                    block.translation
+                }
+                Garbage::Former(translation) => translation,
                 Garbage::Swept(swept) => {
                     cells.extend(swept.cells);
                     continue;
                 }
             };
-            self.0.counters.freed.add(u64::from(last.is_some()));
+            // Who is not the last leaves it to a record that waits as well, or to one
+            // that lives again.
+            if let Some(last) = Arc::into_inner(translation) {
+                self.0.waiting.sub(last.weight());
+                self.0.counters.freed.add(1);
+            }
+        }
+        if self.0.waiting.is_too_much() {
+            self.epoch().ask_all_to_leave();
         }
         if !cells.is_empty() {
             lock(&self.0.commits).cells.give_back(cells);
@@ -315,26 +318,13 @@ impl<P: Payload> CodeCache<P> {
         self.collect_garbage();
     }
 
-    /// Keeps the translations of `blocks` dead blocks at most, for
-    /// [`Ticket::revive`](super::Ticket::revive): 4,096 where this is not called.
-    /// With 0 what dead blocks own is freed as soon as no vCPU can be inside.
-    pub fn keep_formers(&self, blocks: usize) {
-        {
-            let mut commits = lock(&self.0.commits);
-            self.reap(&mut commits);
-            let given_up = commits.formers.set_limit(blocks);
-            self.retire_formers(given_up);
-        }
-        self.collect_garbage();
-    }
-
     /// Gives up what is kept of dead blocks.
     pub(super) fn forget_formers(&self) {
         {
             let mut commits = lock(&self.0.commits);
             self.reap(&mut commits);
             let given_up = commits.formers.clear();
-            self.retire_formers(given_up);
+            self.give_up(given_up);
         }
         self.collect_garbage();
     }

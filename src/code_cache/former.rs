@@ -9,13 +9,14 @@
 //! # Bounds
 //!
 //! A key has two formers at most: between two versions that take turns each is dead
-//! when the other is wanted. All keys together have as many as the cache's limit
-//! says; the one that was kept first of all goes first. What is given up goes to the
+//! when the other is wanted. All keys together weigh what the cache's limit says at
+//! most; the one that was kept first of all goes first. What is given up goes to the
 //! epoch: a vCPU may be inside it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
+use super::limit::{MemoryLimit, Weight};
 use super::record::Translation;
 use super::{Key, Payload};
 use crate::addr::GuestAddr;
@@ -23,9 +24,6 @@ use crate::sync::Arc;
 
 /// Formers of one key.
 const PER_KEY: usize = 2;
-
-/// Formers of a cache whose embedder says nothing about it.
-pub(super) const DEFAULT_LIMIT: usize = 4096;
 
 /// What a block was made from.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -46,6 +44,11 @@ impl Source {
         }
         self.bytes.extend_from_slice(bytes);
     }
+
+    /// What it has on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.pieces.capacity() * size_of::<Range<u64>>() + self.bytes.capacity()
+    }
 }
 
 struct Former<P: Payload> {
@@ -53,88 +56,105 @@ struct Former<P: Payload> {
     translation: Arc<Translation<P>>,
 }
 
+impl<P: Payload> Former<P> {
+    /// Of the translation, and of its places in the two maps.
+    fn weight(&self) -> Weight {
+        const PLACES_BYTES: usize = 2 * size_of::<u64>() + size_of::<(Key, Vec<u64>)>();
+        let mut weight = self.translation.weight();
+        weight.record_bytes += PLACES_BYTES + size_of::<Self>();
+        weight
+    }
+}
+
 /// The formers of a cache. Changed under its commit lock.
 pub(super) struct Formers<P: Payload> {
-    /// Former by place. A place that is free is in `free` too.
-    places: Vec<Option<Former<P>>>,
-    free: Vec<usize>,
-    /// Places in use, of one key the one that was kept first in front.
-    by_key: HashMap<Key, Vec<usize>>,
-    /// The next place to be given up.
-    hand: usize,
-    limit: usize,
+    /// By a number that only grows: the first one was kept first.
+    all: BTreeMap<u64, Former<P>>,
+    /// Their numbers, of one key the one that was kept first in front.
+    by_key: HashMap<Key, Vec<u64>>,
+    next: u64,
+    weight: Weight,
+    limit_bytes: usize,
 }
 
 impl<P: Payload> Formers<P> {
     pub(super) fn new() -> Self {
-        Self { places: Vec::new(), free: Vec::new(), by_key: HashMap::new(), hand: 0, limit: DEFAULT_LIMIT }
+        let limit_bytes = MemoryLimit::default().former_bytes;
+        Self { all: BTreeMap::new(), by_key: HashMap::new(), next: 0, weight: Weight::default(), limit_bytes }
     }
 
-    /// Keeps `translation` if it can be used again; returns what it gives up instead.
+    /// Of all.
+    pub(super) fn weight(&self) -> Weight {
+        self.weight
+    }
+
+    /// Keeps `translation` if it can be used again, or gives it up; returns what is
+    /// given up.
     pub(super) fn keep(&mut self, key: Key, translation: &Arc<Translation<P>>) -> Vec<Arc<Translation<P>>> {
-        let mut given_up = Vec::new();
-        if self.limit == 0 || translation.source.is_none() {
-            return given_up;
-        }
         let translation = translation.clone();
-        // A newer translation of the same bytes is the better one.
-        given_up.extend(self.take(key, |former| former.source == translation.source));
-        if let Some(places) = self.by_key.get(&key).filter(|places| places.len() == PER_KEY) {
-            given_up.extend(self.empty(places[0]));
+        if self.limit_bytes == 0 || translation.source.is_none() {
+            return vec![translation];
         }
-        let place = self.free.pop().unwrap_or_else(|| {
-            if self.places.len() < self.limit {
-                self.places.push(None);
-                return self.places.len() - 1;
-            }
-            let place = self.hand;
-            self.hand = (place + 1) % self.limit;
-            given_up.extend(self.empty(place));
-            self.free.pop().unwrap_or(place)
-        });
-        self.places[place] = Some(Former { key, translation });
-        self.by_key.entry(key).or_default().push(place);
+        // A newer translation of the same bytes is the better one.
+        let mut given_up: Vec<_> = self.take(key, |former| former.source == translation.source).into_iter().collect();
+        if let Some(numbers) = self.by_key.get(&key).filter(|numbers| numbers.len() == PER_KEY) {
+            given_up.extend(self.remove(numbers[0]));
+        }
+        let former = Former { key, translation };
+        self.weight += former.weight();
+        self.by_key.entry(key).or_default().push(self.next);
+        self.all.insert(self.next, former);
+        self.next += 1;
+        given_up.extend(self.keep_limit());
         given_up
     }
 
     /// Takes out the former of `key` that is `wanted`.
     pub(super) fn take(&mut self, key: Key, wanted: impl Fn(&Translation<P>) -> bool) -> Option<Arc<Translation<P>>> {
-        let places = self.by_key.get(&key)?;
-        let is_wanted = |&place: &usize| {
-            let former = self.places.get(place).and_then(Option::as_ref);
-            former.is_some_and(|former| wanted(&former.translation))
-        };
-        let place = places.iter().copied().find(is_wanted)?;
-        self.empty(place)
+        let numbers = self.by_key.get(&key)?;
+        let is_wanted = |number: &&u64| self.all.get(number).is_some_and(|former| wanted(&former.translation));
+        let number = *numbers.iter().find(is_wanted)?;
+        self.remove(number)
     }
 
-    fn empty(&mut self, place: usize) -> Option<Arc<Translation<P>>> {
-        let Former { key, translation } = self.places.get_mut(place)?.take()?;
-        self.free.push(place);
-        if let Some(places) = self.by_key.get_mut(&key) {
-            places.retain(|&other| other != place);
-            if places.is_empty() {
-                self.by_key.remove(&key);
+    fn remove(&mut self, number: u64) -> Option<Arc<Translation<P>>> {
+        let former = self.all.remove(&number)?;
+        self.weight -= former.weight();
+        if let Some(numbers) = self.by_key.get_mut(&former.key) {
+            numbers.retain(|&other| other != number);
+            if numbers.is_empty() {
+                self.by_key.remove(&former.key);
             }
         }
-        Some(translation)
+        Some(former.translation)
     }
 
-    /// Keeps `limit` at most from now on; returns what it gives up.
-    pub(super) fn set_limit(&mut self, limit: usize) -> Vec<Arc<Translation<P>>> {
-        if limit >= self.places.len() {
-            self.limit = limit;
-            return Vec::new();
-        }
-        let given_up = self.clear();
-        self.limit = limit;
-        given_up
+    /// Takes out the one that was kept first.
+    fn pop(&mut self) -> Option<Arc<Translation<P>>> {
+        let (&number, _) = self.all.first_key_value()?;
+        self.remove(number)
+    }
+
+    /// Gives up the first ones until what is left is `fine`.
+    pub(super) fn give_up(&mut self, fine: impl Fn(Weight) -> bool) -> Vec<Arc<Translation<P>>> {
+        let next = || if fine(self.weight) { None } else { self.pop() };
+        std::iter::from_fn(next).collect()
+    }
+
+    fn keep_limit(&mut self) -> Vec<Arc<Translation<P>>> {
+        let limit = self.limit_bytes;
+        self.give_up(|formers| formers.bytes() <= limit)
+    }
+
+    /// Keeps `bytes` at most from now on; returns what it gives up.
+    pub(super) fn set_limit(&mut self, bytes: usize) -> Vec<Arc<Translation<P>>> {
+        self.limit_bytes = bytes;
+        self.keep_limit()
     }
 
     /// Gives all up.
     pub(super) fn clear(&mut self) -> Vec<Arc<Translation<P>>> {
-        let emptied = std::mem::replace(self, Self { limit: self.limit, ..Self::new() });
-        emptied.places.into_iter().flatten().map(|former| former.translation).collect()
+        self.give_up(|_| false)
     }
 }
 
@@ -149,7 +169,7 @@ mod tests {
         let mut source = Source::default();
         source.add(GuestAddr(0x1000), bytes);
         let (entry, flag) = (Entry::plain(entry), Arc::new(StaleFlag::new()));
-        Arc::new(Translation { entry, flag, source: Some(source), options: 0, _payload: () })
+        Arc::new(Translation { entry, flag, source: Some(source), options: 0, payload_bytes: 100, _payload: () })
     }
 
     fn entries(given_up: Vec<Made>) -> Vec<usize> {
@@ -197,28 +217,31 @@ mod tests {
 
     #[test]
     fn beyond_the_limit_the_oldest_goes() {
-        let mut formers = Formers::new();
-        formers.set_limit(3);
         let all: Vec<Made> = (0..6).map(|i| made(10 + i, &[i as u8])).collect();
+        let one_bytes = Former { key: Key(0), translation: all[0].clone() }.weight().bytes();
+        let mut formers = Formers::new();
+        formers.set_limit(3 * one_bytes);
         let mut given_up = Vec::new();
         for (key, one) in all.iter().enumerate() {
             given_up.extend(entries(formers.keep(Key(key as u64), one)));
+            assert!(formers.weight().bytes() <= 3 * one_bytes);
         }
         assert_eq!(given_up, [10, 11, 12]);
-        // A place that is free is used before one is given up.
         assert_eq!(take(&mut formers, 4, &all[4]), Some(14));
         assert!(formers.keep(Key(0), &all[0]).is_empty());
-        assert_eq!(entries(formers.set_limit(0)).len(), 3);
-        assert!(formers.keep(Key(0), &all[0]).is_empty());
+        assert_eq!(entries(formers.give_up(|left| left.blocks == 1)), [13, 15]);
+        assert_eq!(entries(formers.set_limit(0)), [10]);
+        assert_eq!(entries(formers.keep(Key(0), &all[0])), [10]);
         assert_eq!(take(&mut formers, 0, &all[0]), None);
+        assert_eq!(formers.weight(), Weight::default());
     }
 
     #[test]
     fn what_says_nothing_of_its_bytes_is_not_kept() {
         let mut formers = Formers::new();
         let (entry, flag) = (Entry::plain(10), Arc::new(StaleFlag::new()));
-        let unknown = Arc::new(Translation { entry, flag, source: None, options: 0, _payload: () });
-        assert!(formers.keep(Key(1), &unknown).is_empty());
+        let unknown = Arc::new(Translation { entry, flag, source: None, options: 0, payload_bytes: 0, _payload: () });
+        assert_eq!(entries(formers.keep(Key(1), &unknown)), [10]);
         assert!(formers.take(Key(1), |_| true).is_none());
     }
 }

@@ -37,10 +37,13 @@
 
 mod cells;
 mod commit;
+mod evict;
 mod footprint;
 mod fork;
 mod former;
 mod killer;
+mod limit;
+mod live;
 mod record;
 mod table;
 mod ticket;
@@ -53,6 +56,7 @@ pub use commit::CommitError;
 pub use footprint::Footprint;
 pub use fork::ForkGuard;
 pub use killer::{Killer, PageBlocks};
+pub use limit::{MemoryLimit, Weight};
 pub use ticket::Ticket;
 pub use vcpu::{FRONT_ENTRIES, FrontEntry, Pin, VCpu};
 
@@ -66,6 +70,7 @@ use crate::stats::{Counters, Histograms, Stats};
 use crate::sync::{Arc, Mutex, lock};
 use crate::tracker::{BeginError, PageClaim, Tracker};
 use commit::Commits;
+use limit::Waiting;
 use record::Garbage;
 use table::Table;
 
@@ -110,6 +115,7 @@ struct Shared<P: Payload> {
     killer: Arc<Killer<P>>,
     table: Table,
     commits: Mutex<Commits<P>>,
+    waiting: Waiting,
     counters: Arc<Counters>,
 }
 
@@ -158,6 +164,7 @@ impl<P: Payload> CodeCache<P> {
             killer,
             table: Table::new(stubs),
             commits: Mutex::new(Commits::new()),
+            waiting: Waiting::new(MemoryLimit::default()),
             counters,
         })))
     }
@@ -237,12 +244,13 @@ impl<P: Payload> CodeCache<P> {
 impl<P: Payload> Drop for Shared<P> {
     fn drop(&mut self) {
         self.tracker.clear();
-        let live = std::mem::take(&mut lock(&self.commits).live.0);
-        for block in live {
+        let mut commits = lock(&self.commits);
+        while let Some(block) = commits.live.pop() {
             // SAFETY: what was committed and not reaped is here once; no vCPU,
             // ticket or handler is left: each keeps the cache or was waited for.
             drop(unsafe { Box::from_raw(block.as_ptr()) });
         }
+        drop(commits);
         // Its blocks keep their regions, and these the killer with its epoch.
         drop(self.killer.epoch.drain());
     }

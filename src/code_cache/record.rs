@@ -18,11 +18,13 @@ use std::ptr::{self, NonNull};
 use super::cells::Link;
 use super::former::Source;
 use super::killer::Killer;
+use super::limit::Weight;
+use super::live::Neighbours;
 use super::table::Swept;
 use super::{Key, Payload};
 use crate::addr::GuestAddr;
 use crate::block::{Entry, EntryStubs, Life, Node, Reach, Record, StaleFlag};
-use crate::sync::{Arc, AtomicUsize};
+use crate::sync::Arc;
 use crate::tracker::PageClaim;
 
 /// A page that a block lies on, and the block's node in its list.
@@ -51,8 +53,20 @@ pub(super) struct Translation<P: Payload> {
     pub(super) source: Option<Source>,
     /// What else it was made by.
     pub(super) options: u64,
+    /// What the embedder says of the payload.
+    pub(super) payload_bytes: usize,
     /// Only to be dropped.
     pub(super) _payload: P,
+}
+
+impl<P: Payload> Translation<P> {
+    /// Its own: no record is in it.
+    pub(super) fn weight(&self) -> Weight {
+        // Each with the two counts of an `Arc`.
+        let shared_bytes = size_of::<Self>() + size_of::<StaleFlag>().next_multiple_of(8) + 4 * size_of::<usize>();
+        let source_bytes = self.source.as_ref().map_or(0, Source::heap_bytes);
+        Weight { blocks: 1, payload_bytes: self.payload_bytes, record_bytes: shared_bytes + source_bytes }
+    }
 }
 
 /// A translation block's record.
@@ -62,20 +76,33 @@ pub(crate) struct Block<P: Payload> {
     /// Set by the commit.
     link: Option<Link>,
     pub(super) pages: Vec<BlockPage<P>>,
-    /// Index among the live blocks. Used under the commit lock alone.
-    pub(super) live_index: AtomicUsize,
+    /// In the queue of live blocks. Used under the commit lock alone.
+    pub(super) neighbours: Neighbours<P>,
     pub(super) translation: Arc<Translation<P>>,
 }
 
-// SAFETY: nodes are shared between threads by design; all else is Send and Sync.
+// SAFETY: nodes are shared between threads by design, the neighbours are used under
+// the commit lock alone; all else is Send and Sync.
 unsafe impl<P: Payload> Send for Block<P> {}
 // SAFETY: as above.
 unsafe impl<P: Payload> Sync for Block<P> {}
 
 impl<P: Payload> Block<P> {
     pub(super) fn new(key: Key, pages: Vec<BlockPage<P>>, translation: Arc<Translation<P>>) -> Self {
-        let live_index = AtomicUsize::new(usize::MAX);
-        Self { key, life: Life::new(), link: None, pages, live_index, translation }
+        Self { key, life: Life::new(), link: None, pages, neighbours: Neighbours::none(), translation }
+    }
+
+    /// The record alone.
+    pub(super) fn record_weight(&self) -> Weight {
+        let record_bytes = size_of::<Self>() + self.pages.capacity() * size_of::<BlockPage<P>>();
+        Weight { record_bytes, ..Weight::default() }
+    }
+
+    /// The record and its translation.
+    pub(super) fn weight(&self) -> Weight {
+        let mut weight = self.translation.weight();
+        weight += self.record_weight();
+        weight
     }
 
     /// The block has its place, which is `this`, and its cell.

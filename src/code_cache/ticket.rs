@@ -20,6 +20,7 @@ pub struct Ticket<P: Payload> {
     flag: Arc<StaleFlag>,
     source: Option<Source>,
     options: u64,
+    payload_bytes: usize,
 }
 
 impl<P: Payload> fmt::Debug for Ticket<P> {
@@ -32,7 +33,8 @@ impl<P: Payload> Ticket<P> {
     pub(super) fn new(cache: CodeCache<P>, key: Key) -> Self {
         // Most blocks lie on one page.
         let pages = Vec::with_capacity(1);
-        Self { cache, key, pages, flag: Arc::new(StaleFlag::new()), source: None, options: 0 }
+        let flag = Arc::new(StaleFlag::new());
+        Self { cache, key, pages, flag, source: None, options: 0, payload_bytes: 0 }
     }
 
     /// What the block will be found by.
@@ -112,6 +114,14 @@ impl<P: Payload> Ticket<P> {
         self.options = options;
     }
 
+    /// Says how much memory the payload owns, in bytes: what is free again when it is
+    /// dropped. It counts against the cache's limit
+    /// ([`CodeCache::set_limit`]); a payload of which nothing is said weighs nothing
+    /// beside its records.
+    pub fn weighs(&mut self, payload_bytes: usize) {
+        self.payload_bytes = payload_bytes;
+    }
+
     /// Whether the block needs an entry that compares its bytes: some page that was
     /// claimed is written to all the time and stays writable. Otherwise the page may
     /// come to that later.
@@ -141,19 +151,19 @@ impl<P: Payload> Ticket<P> {
     /// # Errors
     ///
     /// [`CommitError::Written`]: a write came since a page was claimed. Begin again.
-    pub fn revive(self) -> Result<Option<Self>, CommitError> {
-        let Self { cache, key, pages, flag, source, options } = self;
-        let Some(made_from) = source.as_ref().filter(|_| key.raw() != u64::MAX) else {
-            return Ok(Some(Self { cache, key, pages, flag, source, options }));
+    pub fn revive(mut self) -> Result<Option<Self>, CommitError> {
+        let Some(made_from) = self.source.as_ref().filter(|_| self.key.raw() != u64::MAX) else {
+            return Ok(Some(self));
         };
-        let pages = cache.revive(key, pages, made_from, options)?;
-        Ok(pages.map(|pages| Self { cache, key, pages, flag, source, options }))
+        let pages = self.cache.revive(self.key, std::mem::take(&mut self.pages), made_from, self.options)?;
+        Ok(pages.map(|pages| Self { pages, ..self }))
     }
 
     /// Makes the block reachable: lookups of its key and links to it lead to
     /// `entry` until a write to its bytes arrives. A block of the same key
     /// is superseded. `payload` is dropped when no vCPU can be inside the block
-    /// any more and it is not kept for [`Ticket::revive`].
+    /// any more and it is not kept for [`Ticket::revive`]. Older blocks may be evicted
+    /// for it ([`CodeCache::set_limit`]).
     ///
     /// # Errors
     ///
@@ -163,7 +173,7 @@ impl<P: Payload> Ticket<P> {
     /// checked address.
     pub fn commit(self, entry: impl Into<Entry>, payload: P) -> Result<(), CommitError> {
         let needs_check = self.needs_check();
-        let Self { cache, key, pages, flag, source, options } = self;
+        let Self { cache, key, pages, flag, source, options, payload_bytes } = self;
         let entry = entry.into();
         if pages.is_empty() {
             return Err(CommitError::NoPages);
@@ -179,6 +189,6 @@ impl<P: Payload> Ticket<P> {
             let page_bytes = cache.tracker().page_size().bytes();
             pages.iter().for_each(|page| page.claim.add_code(0..page_bytes));
         }
-        cache.commit(key, pages, Translation { entry, flag, source, options, _payload: payload })
+        cache.commit(key, pages, Translation { entry, flag, source, options, payload_bytes, _payload: payload })
     }
 }

@@ -15,12 +15,18 @@ use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::Adaptive;
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{BeginError, Held, RegionOptions, SharedMemory};
-use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, Killer, Ticket, VCpu};
+use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, Killer, MemoryLimit, Ticket, VCpu};
 
 use crate::oracle::{AREA_BYTES, KEYS, Oracle, PAGE_BYTES, PAGES, Source, place};
 
 /// Faults at one byte that may make a page hot: translated from later.
 const HOT_FAULTS: usize = 8;
+
+/// What each payload is said to own, in bytes.
+const PAYLOAD_BYTES: usize = 100;
+
+/// More than the blocks of all keys take, in bytes.
+const ROOM_FOR_ALL_BYTES: usize = 8192;
 
 type Payload = Arc<()>;
 
@@ -45,6 +51,7 @@ pub struct Guest {
     /// A number for each time that an area was tracked.
     tracked: [Option<u64>; 3],
     stores: usize,
+    limit: MemoryLimit,
     next: u64,
     memory: [GuestMemory; 3],
     /// What the kernel copies from.
@@ -72,6 +79,7 @@ impl Guest {
             has_checks,
             tracked: [None; 3],
             stores: 0,
+            limit: MemoryLimit::default(),
             next: 2,
             memory: [first, second, GuestMemory::anonymous(AREA_BYTES).expect("memory")],
             source: GuestMemory::memfd(PAGE_BYTES).expect("a memfd"),
@@ -259,7 +267,8 @@ impl Guest {
     pub fn commit(&mut self, which: usize) {
         if which < self.tickets.len() {
             let entry = 2 * self.next() as usize;
-            let (key, ticket, source) = self.tickets.swap_remove(which);
+            let (key, mut ticket, source) = self.tickets.swap_remove(which);
+            ticket.weighs(PAYLOAD_BYTES);
             let (has_check, needs_check) = (Self::has_check(key), ticket.needs_check());
             let made = if has_check { Entry::with_check(entry, entry + 1) } else { Entry::plain(entry) };
             match ticket.commit(made, self.payload.clone()) {
@@ -293,6 +302,17 @@ impl Guest {
         self.oracle.removed(key);
     }
 
+    pub fn set_limit(&mut self, live_bytes: usize, former_bytes: usize) {
+        self.limit = MemoryLimit { live_bytes, former_bytes };
+        self.cache.set_limit(self.limit);
+        self.oracle.set_evicts(live_bytes < ROOM_FOR_ALL_BYTES);
+    }
+
+    pub fn evict(&mut self, payload_bytes: usize) {
+        self.cache.evict(payload_bytes);
+        self.oracle.may_evict();
+    }
+
     /// Lets checked pages cool, which ends their blocks.
     pub fn tend(&mut self) {
         self.cache.tracker().tend();
@@ -313,8 +333,11 @@ impl Guest {
         self.holds.iter().any(|hold| self.tracked[hold.area] == Some(hold.tracked_as) && hold.pages.contains(&page))
     }
 
-    /// Looks every key up.
+    /// Looks every key up, and whether translations are within their limit.
     pub fn check(&mut self) {
+        let footprint = self.cache.footprint();
+        assert!(footprint.live.bytes() <= self.limit.live_bytes || footprint.live.blocks == 1, "{footprint:?}");
+        assert!(footprint.former.bytes() <= self.limit.former_bytes, "{footprint:?}");
         for key in 0..KEYS {
             let mut pin = self.vcpu.pin();
             let found = pin.lookup(Key::new(key as u64));

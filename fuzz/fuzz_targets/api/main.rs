@@ -63,8 +63,10 @@ enum Kind {
     Remove,
     Collect,
     Tend,
-    /// What is kept of dead blocks gets a bound.
-    KeepFormers,
+    /// Translations get a limit.
+    SetLimit,
+    /// The oldest are evicted.
+    Evict,
 }
 
 /// Each kind as often as it is to be called; what most others build on more often.
@@ -75,7 +77,7 @@ const KINDS: &[Kind] = {
         Translate, Translate, Translate, Translate, Translate, Translate, Store, Store, Store, Store, Store, Store,
         Sync, Sync, Sync, Begin, Claim, Claim, Claim, Commit, KernelWrite, Release, Release, SyncRange,
         AddRegion, AddRegion, RemoveRegion, DeclareAgain, HostStore, Replace, Discard, Invalidate, Collect,
-        Revive, Remove, Remove, Tend, KeepFormers,
+        Revive, Remove, Remove, Tend, SetLimit, Evict,
     ]
 };
 
@@ -122,7 +124,8 @@ fn run(guest: &mut Guest, call: Call) {
         Kind::Remove => guest.remove(key),
         Kind::Collect => guest.cache.collect(),
         Kind::Tend => guest.tend(),
-        Kind::KeepFormers => guest.cache.keep_formers(usize::from(value)),
+        Kind::SetLimit => guest.set_limit(usize::from(value) * 64, usize::from(n) * 64),
+        Kind::Evict => guest.evict(usize::from(value)),
     }
 }
 

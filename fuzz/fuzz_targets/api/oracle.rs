@@ -43,10 +43,16 @@ struct Block {
     /// Its code in `Oracle::code`; of one that was revived any of the same bytes.
     code: Option<usize>,
     source: Source,
+    /// Whether another one was made reachable since, and there is a limit.
+    may_be_evicted: bool,
 }
 
 pub struct Oracle {
     is_synchronous: bool,
+    /// Whether not every block has room.
+    evicts: bool,
+    /// The key of the block that was made reachable last.
+    newest: usize,
     now: u64,
     memory: Vec<u8>,
     pages: [Page; 2 * PAGES],
@@ -67,7 +73,7 @@ impl Oracle {
     pub fn new(is_synchronous: bool) -> Self {
         let memory = vec![0; 2 * AREA_BYTES];
         let (pages, blocks) = (Default::default(), Default::default());
-        Self { is_synchronous, now: 0, memory, pages, blocks, code: Vec::new() }
+        Self { is_synchronous, evicts: false, newest: 0, now: 0, memory, pages, blocks, code: Vec::new() }
     }
 
     fn touch(&mut self, range: Range<usize>) -> &mut [Page] {
@@ -137,7 +143,25 @@ impl Oracle {
     fn made_reachable(&mut self, key: usize, code: Option<usize>, source: Source, is_reachable: bool) {
         assert!(is_reachable || !self.must_be_found(&source), "a commit was refused and no page was touched");
         // The block that it supersedes is gone either way.
-        self.blocks[key] = is_reachable.then_some(Block { code, source });
+        self.blocks[key] = is_reachable.then_some(Block { code, source, may_be_evicted: false });
+        if is_reachable {
+            self.newest = key;
+            self.set_evicts(self.evicts);
+        }
+    }
+
+    /// Whether blocks are evicted from now on.
+    pub fn set_evicts(&mut self, evicts: bool) {
+        self.evicts = evicts;
+        if evicts {
+            self.may_evict();
+        }
+    }
+
+    /// Every block but the newest may be gone.
+    pub fn may_evict(&mut self) {
+        let others = self.blocks.iter_mut().enumerate().filter(|&(key, _)| key != self.newest);
+        others.filter_map(|(_, block)| block.as_mut()).for_each(|block| block.may_be_evicted = true);
     }
 
     /// The block of `key` was removed.
@@ -153,7 +177,8 @@ impl Oracle {
     /// from which pages nothing may be translated.
     pub fn check(&self, key: usize, found: Option<usize>, is_held: impl Fn(usize) -> bool) {
         let Some(entry) = found else {
-            let lost = self.blocks[key].as_ref().filter(|block| self.must_be_found(&block.source));
+            let lost =
+                self.blocks[key].as_ref().filter(|block| !block.may_be_evicted && self.must_be_found(&block.source));
             return assert!(lost.is_none(), "key {key}: a block was lost and no page of it was touched");
         };
         let block = self.blocks[key].as_ref().expect("a block that was committed");

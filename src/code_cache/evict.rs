@@ -1,0 +1,106 @@
+//! Translations stay within their limit.
+//!
+//! A lookup writes nothing that others read, so nobody knows which block ran last.
+//! What is known is which one somebody asked for again after it was gone. Hence two
+//! queues, as operating systems have had them for pages without a bit that says
+//! "used":
+//!
+//! ```text
+//!   commit ──▶ live, newest ... oldest ──▶ kept, newest ... oldest ──▶ given up,
+//!                 ▲              evicted      │                        the epoch passes
+//!                 └──────── revived ──────────┘
+//! ```
+//!
+//! Where live blocks take more than their share, the oldest are **evicted**: killed by
+//! the store that any kill is, and kept like other dead blocks with the bytes that they
+//! were made from. One that is wanted again is revived, for the price of a comparison,
+//! and is the newest then. What nobody asked for until as much was evicted after it is
+//! **given up**. A block whose bytes nobody knows cannot be revived, and is given up at
+//! once. Everything is never flushed.
+//!
+//! The block that was committed last stays whatever it weighs: who made it is about to
+//! run it. What vCPUs may be inside is beyond the limit until they leave; where
+//! that is much they are asked to.
+
+use super::commit::Commits;
+use super::limit::{MemoryLimit, Weight};
+use super::{CodeCache, Payload};
+use crate::sync::lock;
+
+/// Evicted beyond what the limit wants, so that the next commits need not: as much,
+/// or an eighth of the limit.
+const AHEAD_BYTES: usize = 64 << 10;
+
+impl<P: Payload> CodeCache<P> {
+    /// Keeps the memory of translations within `limit` from now on, which is
+    /// [`MemoryLimit::default`] where this is not called. Each commit and revival evicts
+    /// the oldest blocks as far as it has to; the one that was committed last stays.
+    ///
+    /// An evicted block is as dead as one that was written to. It is kept for
+    /// [`Ticket::revive`](super::Ticket::revive) as others are, so that an embedder who
+    /// revives where it can pays little for one that is still in use.
+    pub fn set_limit(&self, limit: MemoryLimit) {
+        {
+            let mut commits = lock(&self.0.commits);
+            self.reap(&mut commits);
+            commits.live_limit_bytes = limit.live_bytes;
+            let given_up = commits.formers.set_limit(limit.former_bytes);
+            self.give_up(given_up);
+            self.0.waiting.set_patience(limit);
+            self.keep_limit(&mut commits);
+        }
+        self.collect_garbage();
+    }
+
+    /// Gives up blocks whose payloads own `payload_bytes`, as was said of them
+    /// ([`Ticket::weighs`](super::Ticket::weighs)), or all but the one that was
+    /// committed last: dead blocks that are kept, then the oldest that can be reached.
+    /// For embedders whose memory for code is full before the limit is reached.
+    ///
+    /// Payloads that a vCPU may be inside are dropped later: call it while the own vCPU
+    /// is not pinned, and do without the memory for a while where it is not there yet.
+    pub fn evict(&self, payload_bytes: usize) {
+        {
+            let mut commits = lock(&self.0.commits);
+            self.reap(&mut commits);
+            let kept = commits.formers.weight().payload_bytes;
+            let wanted = payload_bytes.saturating_sub(kept);
+            if wanted > 0 {
+                let enough = commits.live.weight().payload_bytes.saturating_sub(wanted);
+                self.kill_oldest(&mut commits, |live| live.payload_bytes <= enough);
+            }
+            let left = commits.formers.weight().payload_bytes.saturating_sub(payload_bytes);
+            let given_up = commits.formers.give_up(|formers| formers.payload_bytes <= left);
+            self.give_up(given_up);
+        }
+        self.collect_garbage();
+        if self.0.waiting.get().blocks > 0 {
+            self.epoch().ask_all_to_leave();
+        }
+    }
+
+    /// Evicts what is too much.
+    pub(super) fn keep_limit(&self, commits: &mut Commits<P>) {
+        let limit = commits.live_limit_bytes;
+        if commits.live.weight().bytes() > limit {
+            let ahead = limit - AHEAD_BYTES.min(limit / 8);
+            self.kill_oldest(commits, |live| live.bytes() <= ahead);
+        }
+    }
+
+    /// Evicts until what is left is `fine`.
+    fn kill_oldest(&self, commits: &mut Commits<P>, fine: impl Fn(Weight) -> bool) {
+        let mut live = commits.live.weight();
+        let mut evicted = 0;
+        for block in commits.live.oldest_first() {
+            if fine(live) {
+                break;
+            }
+            live -= block.weight();
+            // Somebody else may be killing it: then it goes as well.
+            evicted += u64::from(self.0.killer.kill(block));
+        }
+        self.0.counters.evicted.add(evicted);
+        self.reap(commits);
+    }
+}

@@ -1,0 +1,103 @@
+//! The blocks that were committed and not reaped, in the order in which they became
+//! reachable: what is evicted is at one end, what was committed or revived last at
+//! the other. A list through the records, so that one is taken out of its middle at
+//! once, however many there are.
+//!
+//! # Safety
+//!
+//! Records are in the queue from their commit until they are reaped, and are freed
+//! later. The queue is changed, and the records' neighbours are looked at, under the
+//! commit lock alone.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::ptr::NonNull;
+
+use super::Payload;
+use super::limit::Weight;
+use super::record::Block;
+
+/// The part of a record that the queue has.
+pub(super) struct Neighbours<P: Payload> {
+    older: Cell<Option<NonNull<Block<P>>>>,
+    newer: Cell<Option<NonNull<Block<P>>>>,
+}
+
+impl<P: Payload> Neighbours<P> {
+    /// Of a record that is in no queue.
+    pub(super) fn none() -> Self {
+        Self { older: Cell::new(None), newer: Cell::new(None) }
+    }
+}
+
+pub(super) struct Live<P: Payload> {
+    oldest: Option<NonNull<Block<P>>>,
+    newest: Option<NonNull<Block<P>>>,
+    weight: Weight,
+}
+
+impl<P: Payload> Live<P> {
+    pub(super) fn new() -> Self {
+        Self { oldest: None, newest: None, weight: Weight::default() }
+    }
+
+    /// Of all.
+    pub(super) fn weight(&self) -> Weight {
+        self.weight
+    }
+
+    /// Enters `block` as the newest.
+    ///
+    /// # Safety
+    ///
+    /// It is in no queue, and lives until it was taken out.
+    pub(super) unsafe fn add(&mut self, block: NonNull<Block<P>>) {
+        // SAFETY: by this function's contract.
+        let shared = unsafe { block.as_ref() };
+        shared.neighbours.older.set(self.newest);
+        match self.newest {
+            // SAFETY: in the queue.
+            Some(newest) => unsafe { newest.as_ref() }.neighbours.newer.set(Some(block)),
+            None => self.oldest = Some(block),
+        }
+        self.newest = Some(block);
+        self.weight += shared.weight();
+    }
+
+    /// # Safety
+    ///
+    /// `block` is in the queue.
+    pub(super) unsafe fn remove(&mut self, block: &Block<P>) {
+        let Neighbours { older, newer } = &block.neighbours;
+        match older.get() {
+            // SAFETY: in the queue.
+            Some(older) => unsafe { older.as_ref() }.neighbours.newer.set(newer.get()),
+            None => self.oldest = newer.get(),
+        }
+        match newer.get() {
+            // SAFETY: in the queue.
+            Some(newer) => unsafe { newer.as_ref() }.neighbours.older.set(older.get()),
+            None => self.newest = older.get(),
+        }
+        self.weight -= block.weight();
+    }
+
+    /// All but the newest, the oldest first.
+    pub(super) fn oldest_first(&self) -> impl Iterator<Item = &Block<P>> {
+        let newer = |&block: &NonNull<Block<P>>| {
+            // SAFETY: in the queue, which is borrowed.
+            unsafe { block.as_ref() }.neighbours.newer.get()
+        };
+        let all = std::iter::successors(self.oldest, newer);
+        // SAFETY: as above.
+        all.take_while(|&block| Some(block) != self.newest).map(|block| unsafe { block.as_ref() })
+    }
+
+    /// Takes the newest out, to be freed: nobody else has the cache any more.
+    pub(super) fn pop(&mut self) -> Option<NonNull<Block<P>>> {
+        let block = self.newest?;
+        // SAFETY: in the queue.
+        unsafe { self.remove(block.as_ref()) };
+        Some(block)
+    }
+}

@@ -1,0 +1,258 @@
+//! Memory of translations has a bound: what is evicted, what comes back, and that
+//! each payload is dropped once.
+//!
+//! # Safety
+//!
+//! Each region's memory outlives its cache.
+#![allow(unsafe_code)]
+
+#[path = "support/region.rs"]
+mod region;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use codewarden::addr::GuestAddr;
+use codewarden::code_buffer::{Allocation, CodeBuffer};
+use codewarden::error::Error;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::Mode;
+use codewarden::{CodeCache, EntryStubs, Key, MemoryLimit, Payload, Ticket, Weight};
+use region::{GUEST, PAGES, page_bytes, region};
+
+/// Guest memory, and a cache over it of blocks that are made of 4 bytes each.
+struct Fixture<P: Payload> {
+    cache: CodeCache<P>,
+    /// Dropped after the cache.
+    _memory: GuestMemory,
+}
+
+impl<P: Payload> Fixture<P> {
+    /// Every page has a block or had one, so that no commit makes memory for pages.
+    fn new(limit: MemoryLimit) -> Self {
+        let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
+        let cache = CodeCache::new(EntryStubs::NOT_CODE).unwrap();
+        // SAFETY: fields are dropped in order: the cache before the memory.
+        unsafe { cache.tracker().add_region(region(GUEST, &memory, Mode::Mprotect)) }.unwrap();
+        cache.set_limit(limit);
+        Self { cache, _memory: memory }
+    }
+
+    /// A ticket of the block of `key`, its bytes said.
+    fn ticket(&self, key: u64) -> Ticket<P> {
+        let at = GuestAddr(GUEST + key * 4 % (PAGES * page_bytes()) as u64);
+        let mut ticket = self.cache.begin(Key::new(key));
+        ticket.claim(at).unwrap();
+        ticket.made_from(at, &[0; 4]).unwrap();
+        ticket
+    }
+
+    fn commit(&self, key: u64, payload_bytes: usize, payload: P) {
+        let mut ticket = self.ticket(key);
+        ticket.weighs(payload_bytes);
+        ticket.commit(0x1000 + key as usize, payload).unwrap();
+    }
+
+    fn revive(&self, key: u64) -> bool {
+        self.ticket(key).revive().unwrap().is_none()
+    }
+
+    fn is_there(&self, key: u64) -> bool {
+        self.cache.attach_vcpu(|| {}).pin().lookup(Key::new(key)).is_some()
+    }
+}
+
+const LIMIT: MemoryLimit = MemoryLimit::of_bytes(200_000);
+
+#[test]
+fn translations_stay_within_the_limit_and_the_newest_stays() {
+    let guest = Fixture::new(LIMIT);
+    let payload = Arc::new(());
+    for key in 0..2000 {
+        let payload_bytes = (key * 37 % 2000) as usize;
+        guest.commit(key, payload_bytes, payload.clone());
+        assert!(guest.is_there(key), "{key}");
+        let footprint = guest.cache.footprint();
+        assert!(footprint.live.bytes() <= LIMIT.live_bytes, "{key}: {footprint:?}");
+        assert!(footprint.former.bytes() <= LIMIT.former_bytes, "{key}: {footprint:?}");
+        // Evicted a little ahead, and never all.
+        let is_full = guest.cache.stats().evicted > 0;
+        assert!(!is_full || footprint.live.bytes() > LIMIT.live_bytes / 4 * 3, "{key}: {footprint:?}");
+        assert!(!is_full || !guest.is_there(0), "the oldest goes first");
+        guest.cache.collect();
+        let footprint = guest.cache.footprint();
+        assert_eq!(footprint.waiting, Weight::default());
+        assert_eq!(Arc::strong_count(&payload) - 1, footprint.live.blocks + footprint.former.blocks);
+    }
+    let (stats, footprint) = (guest.cache.stats(), guest.cache.footprint());
+    assert_eq!(stats.evicted as usize, 2000 - footprint.live.blocks);
+    assert_eq!(stats.given_up as usize, 2000 - footprint.live.blocks - footprint.former.blocks);
+    assert_eq!(stats.given_up, stats.freed);
+    assert_eq!(stats.invalidated, 0);
+    drop(guest);
+    assert_eq!(Arc::strong_count(&payload), 1);
+}
+
+#[test]
+fn an_evicted_block_that_is_wanted_again_is_the_newest() {
+    let guest = Fixture::new(LIMIT);
+    let mut next = 0;
+    let mut commit_until = |is_enough: &dyn Fn() -> bool| {
+        while !is_enough() {
+            guest.commit(next, 1000, ());
+            next += 1;
+        }
+    };
+    commit_until(&|| guest.cache.stats().evicted > 0);
+    assert!(!guest.is_there(0) && guest.cache.footprint().former.blocks > 0);
+    assert!(guest.revive(0) && guest.is_there(0));
+    assert_eq!(guest.cache.stats().revived, 1);
+    // Those that were committed before it was revived go before it.
+    let evicted = guest.cache.stats().evicted;
+    commit_until(&|| guest.cache.stats().evicted > evicted);
+    assert!(guest.is_there(0));
+    // What nobody asks for is given up in the end.
+    commit_until(&|| guest.cache.stats().given_up > 200);
+    assert!(!guest.is_there(0) && !guest.revive(0));
+}
+
+#[test]
+fn blocks_in_use_outlive_a_scan() {
+    const HOT: u64 = 20;
+    let guest = Fixture::new(LIMIT);
+    (0..HOT).for_each(|key| guest.commit(key, 1000, ()));
+    for cold in HOT..5000 {
+        guest.commit(cold, 1000, ());
+        let hot = cold % HOT;
+        assert!(guest.is_there(hot) || guest.revive(hot), "{hot} was given up while {cold} came");
+    }
+    let stats = guest.cache.stats();
+    assert!((100..2000).contains(&stats.revived), "{stats:?}");
+    assert_eq!(stats.retranslated, 0);
+}
+
+#[test]
+fn a_block_that_says_nothing_of_its_bytes_is_given_up_at_once() {
+    let guest = Fixture::new(LIMIT);
+    let payload = Arc::new(());
+    for key in 0..500 {
+        let mut ticket = guest.cache.begin(Key::new(key));
+        ticket.claim(GuestAddr(GUEST)).unwrap();
+        ticket.weighs(10_000);
+        ticket.commit(0x1000, payload.clone()).unwrap();
+    }
+    guest.cache.collect();
+    let Weight { blocks, .. } = guest.cache.footprint().live;
+    assert!((5..20).contains(&blocks), "{blocks}");
+    assert_eq!(Arc::strong_count(&payload) - 1, blocks);
+    assert_eq!(guest.cache.footprint().former, Weight::default());
+}
+
+#[test]
+fn a_block_that_does_not_fit_stays_until_the_next_one() {
+    let guest = Fixture::new(LIMIT);
+    (0..10).for_each(|key| guest.commit(key, 100, ()));
+    guest.commit(10, 1 << 30, ());
+    assert!(guest.is_there(10));
+    assert_eq!(guest.cache.footprint().live.blocks, 1);
+    guest.commit(11, 100, ());
+    assert!(guest.is_there(11) && !guest.is_there(10));
+    // It is more than what is kept may weigh, alone.
+    assert_eq!(guest.cache.footprint().former, Weight::default());
+    assert!(guest.cache.footprint().live.bytes() <= LIMIT.live_bytes);
+}
+
+#[test]
+fn a_lower_limit_evicts_at_once() {
+    let guest = Fixture::new(LIMIT);
+    (0..100).for_each(|key| guest.commit(key, 1000, ()));
+    let limit = MemoryLimit { live_bytes: 20_000, former_bytes: 0 };
+    guest.cache.set_limit(limit);
+    let footprint = guest.cache.footprint();
+    assert!((15_000..=20_000).contains(&footprint.live.bytes()), "{footprint:?}");
+    assert_eq!((footprint.former, footprint.waiting), (Weight::default(), Weight::default()));
+    assert!(guest.is_there(99) && !guest.is_there(0));
+}
+
+#[test]
+fn room_is_made_by_hand() {
+    let guest = Fixture::new(LIMIT);
+    let payload = Arc::new(());
+    (0..100).for_each(|key| guest.commit(key, 1000, payload.clone()));
+    guest.cache.remove(Key::new(50));
+    guest.cache.evict(40_000);
+    let footprint = guest.cache.footprint();
+    assert_eq!(footprint.live.blocks, 60, "39 and the one that was dead");
+    assert_eq!((footprint.former, footprint.waiting), (Weight::default(), Weight::default()));
+    assert_eq!(Arc::strong_count(&payload) - 1, footprint.live.blocks);
+    assert!(!guest.is_there(0) && guest.is_there(99));
+    guest.cache.evict(usize::MAX);
+    assert_eq!(guest.cache.footprint().live.blocks, 1, "the newest stays");
+}
+
+#[test]
+fn vcpus_that_hold_memory_beyond_the_limit_are_asked_to_leave() {
+    let guest = Fixture::new(LIMIT);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let hook = asked.clone();
+    let mut vcpu = guest.cache.attach_vcpu(move || {
+        hook.fetch_add(1, Ordering::Relaxed);
+    });
+    let mut blocked = guest.cache.attach_vcpu(|| panic!("it is not pinned"));
+    drop(blocked.pin());
+    let pin = vcpu.pin();
+    // Few blocks, so that it is not their number.
+    for key in 0..40 {
+        guest.commit(key, 20_000, ());
+        let footprint = guest.cache.footprint();
+        assert!(footprint.live.bytes() <= LIMIT.live_bytes, "{footprint:?}");
+    }
+    let footprint = guest.cache.footprint();
+    assert!(footprint.waiting.payload_bytes > LIMIT.live_bytes, "{footprint:?}");
+    assert!(asked.load(Ordering::Relaxed) > 0);
+    drop(pin);
+    guest.cache.collect();
+    assert_eq!(guest.cache.footprint().waiting, Weight::default());
+}
+
+/// Blocks of all sizes come and go at the limit: there is always memory for the next,
+/// a few of the oldest given up for it at most.
+#[test]
+fn a_full_code_buffer_serves_for_ever() {
+    const BYTES: usize = 2 << 20;
+    let buffer = CodeBuffer::new(BYTES).unwrap();
+    let guest = Fixture::<Allocation>::new(MemoryLimit::of_bytes(2 * BYTES));
+    let alloc = |len_bytes: usize| {
+        // Each time a 32nd of it, and what lay beside comes together with it.
+        for _ in 0..6 {
+            match buffer.alloc(len_bytes, 64) {
+                Ok(allocation) => return allocation,
+                Err(Error::Full { .. }) => guest.cache.evict(BYTES / 32),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        panic!("{len_bytes} bytes are not to be had: {:?}", buffer.stats());
+    };
+    let mut seed = 1u64;
+    let mut random = |below: u64| {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (seed >> 33) % below
+    };
+    for round in 0..20_000u64 {
+        // Short and long by turns, then for long one kind.
+        let is_long = if round / 4000 % 2 == 0 { round % 2 == 0 } else { round / 500 % 2 == 0 };
+        let len_bytes = if is_long { 3000 + random(9000) } else { 40 + random(300) } as usize;
+        let allocation = alloc(len_bytes);
+        guest.commit(round % 3000, len_bytes, allocation);
+        if round % 7 == 0 {
+            guest.cache.remove(Key::new(random(3000)));
+        }
+    }
+    let stats = buffer.stats();
+    assert!(stats.used_bytes > BYTES / 2, "{stats:?}");
+    assert!(guest.cache.footprint().live.blocks > 50, "{:?}", guest.cache.footprint());
+    drop(guest);
+    let stats = buffer.stats();
+    assert_eq!((stats.used_bytes, stats.allocations, stats.largest_free_bytes), (0, 0, BYTES));
+    assert!(stats.given_back_bytes > 0);
+}
