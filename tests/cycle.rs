@@ -238,6 +238,8 @@ fn a_claim_that_another_view_refuses_leaves_nothing_claimed() {
         let shared = SharedMemory { backing: memory.backing_id().unwrap(), offset: 0 };
         tracker.declare_shared(GuestAddr(start), (PAGES << 12) as u64, shared).unwrap();
     }
+    let wraps = SharedMemory { backing: second.backing_id().unwrap(), offset: 0u64.wrapping_sub(1 << 12) };
+    assert!(tracker.declare_shared(GuestAddr(other), 2 << 12, wraps).is_err());
     let mut ticket = guest.cache.begin(Key::new(GUEST));
     let held = tracker.prepare_kernel_write(GuestAddr(other), 1).unwrap();
     for _ in 0..2 {

@@ -342,6 +342,73 @@ fn a_held_page_is_checked_where_the_policy_has_checked_pages() {
     }
 }
 
+/// A just-in-time compiler appends code to its pages, one behind the other, and
+/// runs what it made before.
+#[test]
+fn code_that_is_appended_page_by_page_ends_nothing() {
+    for mode in modes_that(Mode::is_synchronous) {
+        let guest = Guest::new(mode, Adaptive::with_checks());
+        let claims: Vec<_> = (0..20).map(|page| guest.translate(page)).collect();
+        for (page, claim) in claims.iter().enumerate() {
+            guest.store(page, 2048);
+            assert_eq!(claim.data().take(), (0, 1), "{mode}: page {page}");
+        }
+        assert_eq!(guest.stats().opened_ahead, 0, "{mode}");
+    }
+}
+
+#[test]
+fn pages_without_code_leave_the_batches() {
+    for mode in modes_that(Mode::is_synchronous) {
+        let guest = Guest::new(mode, Adaptive::new());
+        (0..PAGES).for_each(|page| drop(guest.translate(page)));
+        (0..PAGES).for_each(|page| guest.store(page, 0));
+        // From now on they are the guest's data, but for the first.
+        let protects = |claim: PageClaim<Counting>| (drop(claim), guest.stats().protects).1;
+        let before = guest.stats().protects;
+        let first = protects(guest.translate(0));
+        // In thread mode the last un-protect may not be over.
+        assert!(first - before > 100, "{mode}: {} pages", first - before);
+        (0..PAGES).for_each(|page| guest.store(page, 0));
+        assert_eq!(protects(guest.translate(0)) - first, 1, "{mode}");
+    }
+}
+
+#[test]
+fn a_range_of_no_bytes_holds_nothing() {
+    for mode in modes_that(|_| true) {
+        let guest = Guest::new(mode, Adaptive::with_checks());
+        let claim = guest.translate(3);
+        let tracker = &guest.tracker;
+        for at in [guest.addr(3, 0), guest.addr(3, 100), GuestAddr(u64::MAX)] {
+            drop(tracker.prepare_kernel_write(at, 0).unwrap());
+            drop(tracker.prepare_unseen_write(at, 0).unwrap());
+            drop(tracker.change_mapping(at, 0).unwrap());
+            tracker.invalidate(at, 0).unwrap();
+        }
+        assert!(claim.is_current(), "{mode}");
+        assert_eq!(claim.data().take(), (0, 0), "{mode}");
+    }
+}
+
+#[test]
+fn a_page_that_an_announcement_made_checked_is_none_of_the_harvest() {
+    for mode in modes_that(|mode| mode == Mode::Deferred) {
+        let guest = Guest::new(mode, Adaptive::with_checks());
+        let claim = guest.translate(3);
+        let held = guest.tracker.prepare_unseen_write(guest.addr(3, 2048), 8).unwrap();
+        assert_eq!(claim.data().take(), (0, 1), "{mode}");
+        let checked = guest.translate(3);
+        assert!(checked.is_checked(), "{mode}");
+        guest.store(3, 2048);
+        assert_eq!(claim.data().written.load(Ordering::Relaxed), 0, "{mode}: nothing dies");
+        guest.store(3, 2048);
+        assert!(checked.is_current(), "{mode}");
+        assert_eq!(guest.stats().pages_scanned, 1, "{mode}: it left the harvest's pages");
+        drop(held);
+    }
+}
+
 #[test]
 fn the_plain_policy_takes_a_fault_for_each_page() {
     for mode in modes_that(Mode::is_synchronous) {

@@ -79,7 +79,7 @@ impl<O: PageObserver> PageClaim<O> {
     /// the observer can find it: a write that hits none of the page's lines (64 of
     /// them, 64 bytes each in a page of 4 KiB) where something lies makes it
     /// checked, if the policy has checked pages, and a write to one makes it
-    /// unreachable.
+    /// unreachable. Batches take along what something was made from.
     pub fn add_code(&self, bytes: Range<usize>) {
         self.desc().add_code(bytes, self.region.page_size().bytes());
     }

@@ -313,7 +313,8 @@ impl<O: PageObserver> Tracker<O> {
     /// [`Error::BadRange`] where the range wraps or is not whole pages.
     pub fn declare_shared(&self, start: GuestAddr, len_bytes: u64, memory: SharedMemory) -> Result<(), Error> {
         let mask = self.page.bytes() as u64 - 1;
-        let end = start.checked_add(len_bytes).filter(|_| (start.0 | len_bytes | memory.offset) & mask == 0);
+        let is_whole = (start.0 | len_bytes | memory.offset) & mask == 0;
+        let end = start.checked_add(len_bytes).filter(|_| is_whole && memory.offset.checked_add(len_bytes).is_some());
         let Some(end) = end else {
             let why = "a view of shared memory is whole pages and does not wrap";
             return Err(Error::BadRange { start: start.0, len: len_bytes, why });

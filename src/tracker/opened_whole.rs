@@ -1,7 +1,7 @@
 //! A mechanism that can open all pages and no single one, as `mprotect` at the
 //! limit of mappings: what a translator finds at each step of that.
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::{BeginError, PageObserver, PageWrite, Tracker};
@@ -28,6 +28,9 @@ struct OpensAllOrNone {
     sink: OnceLock<Arc<dyn FaultSink>>,
     tracker: OnceLock<Arc<Tracker<Nobody>>>,
     meanwhile: Meanwhile,
+    /// Calls for single pages while the kernel is asked to write one.
+    for_kernel_write: AtomicUsize,
+    single: AtomicUsize,
     opens_nothing: AtomicBool,
     abandoned: AtomicBool,
 }
@@ -61,11 +64,19 @@ impl Protection for OpensAllOrNone {
     }
 
     fn unprotect(&self, range: HostRange) -> Result<(), Error> {
+        if range.len() == PAGE.bytes() {
+            self.single.fetch_add(1, SeqCst);
+        }
         if range.len() == PAGE.bytes() || self.opens_nothing.load(SeqCst) {
             return Err(Error::system("mprotect", range.start().0, range.len(), rustix::io::Errno::NOMEM));
         }
-        let begun = self.tracker.get().map(|tracker| tracker.begin(guest(2)).map(drop));
-        *self.meanwhile.lock().unwrap() = begun;
+        let Some(tracker) = self.tracker.get().filter(|_| self.meanwhile.lock().unwrap().is_none()) else {
+            return Ok(());
+        };
+        *self.meanwhile.lock().unwrap() = Some(tracker.begin(guest(2)).map(drop));
+        let before = self.single.load(SeqCst);
+        let _held = tracker.prepare_kernel_write(guest(1), 1)?;
+        self.for_kernel_write.store(self.single.load(SeqCst) - before, SeqCst);
         Ok(())
     }
 
@@ -112,6 +123,13 @@ fn nobody_begins_while_all_pages_are_opened() {
     assert_eq!(*mechanism.meanwhile.lock().unwrap(), Some(Err(BeginError::Busy(Busy::Unprotecting))));
     assert!(tracker.begin(guest(1)).is_ok() && tracker.begin(guest(2)).is_ok(), "and then as before");
     assert!(!mechanism.abandoned.load(SeqCst));
+}
+
+/// Its word says open a moment before it is.
+#[test]
+fn an_announced_write_does_not_rely_on_who_opens_all_pages() {
+    let (mechanism, _) = store(false);
+    assert!(mechanism.for_kernel_write.load(SeqCst) > 0);
 }
 
 #[test]

@@ -125,8 +125,11 @@ impl<O: PageObserver> Region<O> {
         HostRange::new(start, pages.len() << self.page.shift(), self.page)
     }
 
-    /// The pages of this region that have a byte in `start..end`.
+    /// The pages of this region that have a byte in `start..end`, if there is any.
     pub(super) fn pages_within(&self, start: u64, end: u64) -> Option<Range<usize>> {
+        if start >= end {
+            return None;
+        }
         let first = start.max(self.guest.0) - self.guest.0;
         let last = end.min(self.guest.0.saturating_add(self.host.len() as u64)).saturating_sub(self.guest.0);
         let pages = (first >> self.page.shift()) as usize..last.div_ceil(self.page.bytes() as u64) as usize;
@@ -463,8 +466,11 @@ impl<O: PageObserver> Drop for Claimed<'_, O> {
         if self.pages.is_empty() {
             return;
         }
-        // A page that stays protected costs a fault.
-        let _ = self.region.unprotect_pages(self.pages.clone());
+        if self.region.unprotect_pages(self.pages.clone()).is_err() {
+            // The kernel's own writes would be refused: an announcement takes an open
+            // page for a writable one.
+            let _ = self.region.open_all();
+        }
         for (_, desc) in self.region.pages.existing(self.pages.clone()) {
             desc.word.abort_protect();
         }

@@ -37,6 +37,9 @@ pub(super) struct Views(BTreeMap<u64, View>);
 
 impl Views {
     pub(super) fn insert(&mut self, range: Range<u64>, memory: SharedMemory) {
+        if range.is_empty() {
+            return;
+        }
         self.remove(range.clone());
         self.0.insert(range.start, View { end: range.end, memory });
     }
@@ -86,7 +89,7 @@ impl Views {
 
     /// The guest pages other than the one at `page` that show its bytes.
     pub(super) fn aliases(&self, page: GuestAddr, page_bytes: u64) -> Vec<GuestAddr> {
-        self.others(page.0..page.0 + page_bytes).into_iter().map(|range| GuestAddr(range.start)).collect()
+        self.others(page.0..page.0.saturating_add(page_bytes)).into_iter().map(|range| GuestAddr(range.start)).collect()
     }
 }
 
@@ -123,5 +126,15 @@ mod tests {
         assert!(views.aliases(GuestAddr(103 * P), P).is_empty());
         assert_eq!(views.aliases(GuestAddr(101 * P), P), [GuestAddr(P)]);
         assert_eq!(views.aliases(GuestAddr(105 * P), P), [GuestAddr(5 * P)]);
+    }
+
+    #[test]
+    fn a_view_of_nothing_hides_no_view() {
+        let mut views = Views::default();
+        views.insert(0..4 * P, memory(7, 0));
+        views.insert(10 * P..12 * P, memory(7, 0));
+        views.insert(0..0, memory(8, 0));
+        assert_eq!(views.aliases(GuestAddr(P), P), [GuestAddr(11 * P)]);
+        assert!(views.aliases(GuestAddr(0u64.wrapping_sub(P)), P).is_empty());
     }
 }

@@ -29,6 +29,18 @@ pub(super) enum Hold {
     Change,
 }
 
+/// A stream comes to a page within so many of its first bytes: a cache line, as
+/// stores over two pages fault at the second one's first byte.
+const ENTERED_WITHIN_BYTES: usize = 64;
+
+/// The page was opened together with others. One that was only protected along
+/// with its neighbours, for nothing, is not taken along again.
+fn set_opened_in_bulk<D>(desc: &PageDesc<D>) {
+    if desc.has_any_code() {
+        desc.history.set_opened_in_bulk();
+    }
+}
+
 impl<O: PageObserver> Region<O> {
     /// Tells the observer, after the word moved on.
     pub(super) fn invalidated(&self, page: PageIndex, desc: &PageDesc<O::Data>, cause: Cause) {
@@ -132,6 +144,10 @@ impl<O: PageObserver> Region<O> {
                 self.compared(page, desc, Cause::Harvest);
                 self.became_checked(desc);
                 checked.push(page.0);
+            } else if desc.word.load().state() == PageState::Checked {
+                // By an announcement, which may not have told the observer yet.
+                self.compared(page, desc, Cause::Harvest);
+                checked.push(page.0);
             } else {
                 desc.word.bump();
                 written.push((&desc.data, PageWrite { page: self.guest_of(page), cause: Cause::Harvest }));
@@ -180,8 +196,10 @@ impl<O: PageObserver> Region<O> {
             let why = self.why_held(page, desc, hold);
             let before = desc.word.enter_unprotect(why);
             // Where an un-protect is in flight, whoever made it may not have
-            // told the observer or made its system call yet.
-            let settled = before.unprotects_in_flight() == 0 || left_out(Rule::HoldBehindHandler);
+            // told the observer or made its system call yet. Who opens all pages
+            // does that call last, with no count.
+            let in_flight = before.unprotects_in_flight() != 0 || self.opening.load(Ordering::Acquire) != 0;
+            let settled = !in_flight || left_out(Rule::HoldBehindHandler);
             let open = match before.state() {
                 PageState::Open => true,
                 PageState::Checked => why != Unprotect::Change,
@@ -197,7 +215,7 @@ impl<O: PageObserver> Region<O> {
             }
             self.tell(page, desc, before, why, Cause::Announced);
             if before.state() == PageState::Protected && why == Unprotect::Write {
-                desc.history.set_opened_in_bulk();
+                set_opened_in_bulk(desc);
             }
             match &mut run {
                 Some(run) if run.end == page.0 => run.end += 1,
@@ -259,7 +277,7 @@ impl<O: PageObserver> Region<O> {
     /// that of all pages goes through. Nothing that was made from the region can be
     /// reached, and then every page is open; translators may begin again. What
     /// cannot be opened so is abandoned. Async-signal-safe.
-    fn open_all(&self) -> Result<(), Error> {
+    pub(super) fn open_all(&self) -> Result<(), Error> {
         self.opening.fetch_add(1, Ordering::AcqRel);
         // Pairs with the fence of a translator that begins, as in `lose`.
         fence(Ordering::SeqCst);
@@ -280,7 +298,7 @@ impl<O: PageObserver> Region<O> {
             }
             let before = desc.word.enter_unprotect(Unprotect::Write);
             self.tell(PageIndex(end), desc, before, Unprotect::Write, Cause::Ahead);
-            desc.history.set_opened_in_bulk();
+            set_opened_in_bulk(desc);
             end += 1;
         }
         self.counters.opened_ahead.add((end - page.0 - 1) as u64);
@@ -308,8 +326,10 @@ unsafe impl<O: PageObserver> FaultSink for Region<O> {
         let place = self.streams.arrive(page.0, self.limits.open_ahead_pages);
         let offset = fault.addr.0 & (self.page.bytes() - 1);
         let hits_code = desc.has_code(offset..offset + 1, self.page.bytes());
-        // A stream is about to write all of the page.
-        let beside = self.limits.checks_beside && !hits_code && place.run == 1 && desc.has_any_code();
+        // A stream is about to write all of the page. It comes in at the page's first
+        // bytes: who appends code to pages one behind the other does not.
+        let in_stream = place.run > 1 && offset < ENTERED_WITHIN_BYTES;
+        let beside = self.limits.checks_beside && !hits_code && !in_stream && desc.has_any_code();
         let why = if beside { Unprotect::Beside } else { Unprotect::Write };
         let hit = if hits_code { Hit::Code } else { Hit::Beside };
         desc.history.record(hit, Some(offset), fault.pc.map_or(0, |pc| pc.0), coarse_ms());
@@ -319,8 +339,8 @@ unsafe impl<O: PageObserver> FaultSink for Region<O> {
         let byte = GuestAddr(self.guest.0 + (fault.addr.0 - self.host.start().0) as u64);
         self.tell(page, desc, before, why, Cause::Store { byte, pc: fault.pc, tid: fault.tid });
         let mut end = page.0 + 1;
-        if place.run > 1 {
-            desc.history.set_opened_in_bulk();
+        if place.run > 1 && !beside {
+            set_opened_in_bulk(desc);
             end = self.enter_ahead(page, place.run);
         }
         let opened = self.unprotect_pages(page.0..end);
