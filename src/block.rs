@@ -188,6 +188,7 @@ impl EntryCell {
     }
 
     /// The address to jump to: a block's entry or one of the stubs.
+    #[inline]
     pub fn load(&self) -> usize {
         self.0.load(Ordering::Acquire)
     }

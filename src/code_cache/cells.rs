@@ -2,8 +2,8 @@
 //!
 //! A cell is two words that every lookup may read (the entry and the key that it
 //! is for) and a few more that the commit lock alone looks at. They lie in two
-//! arrays of one slab, so that four cells share a cache line and a lookup that
-//! found its cell touches that line alone.
+//! arrays, so that four cells share a cache line and a lookup that found its cell
+//! touches that line alone.
 //!
 //! # The life of a cell
 //!
@@ -36,9 +36,9 @@ use super::{Key, Payload};
 use crate::block::{EntryCell, EntryStubs};
 use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, Rule, left_out};
 
-/// Cells of a slab: what 64 KiB hold.
+/// Cells of a slab: what 32 KiB hold, without the rest.
 #[cfg(not(loom))]
-const SLAB_CELLS: usize = (65_536 - 64) / (size_of::<Cell>() + size_of::<Rest>());
+const SLAB_CELLS: usize = (32_768 - 32) / size_of::<Cell>();
 #[cfg(loom)]
 const SLAB_CELLS: usize = 4;
 
@@ -89,7 +89,7 @@ struct Body {
     /// Its number among the slabs of its cache.
     place: usize,
     cells: [Cell; SLAB_CELLS],
-    rest: [Rest; SLAB_CELLS],
+    rest: Box<[Rest]>,
 }
 
 /// Memory for [`SLAB_CELLS`] cells.
@@ -120,9 +120,9 @@ impl Slab {
         // once.
         unsafe {
             (&raw mut (*memory).place).write(place);
+            (&raw mut (*memory).rest).write((0..SLAB_CELLS).map(|_| Rest::new()).collect());
             for at in 0..SLAB_CELLS {
                 (&raw mut (*memory).cells[at]).write(Cell::new(stubs));
-                (&raw mut (*memory).rest[at]).write(Rest::new());
             }
         }
         Self(body)
@@ -195,8 +195,9 @@ impl CellPtr {
     unsafe fn rest<'a>(self) -> &'a Rest {
         let head = self.head();
         let at = (self.0.addr().get() - head.addr().get() - offset_of!(Body, cells)) / size_of::<Cell>();
-        // SAFETY: by this function's contract, and `at` is the cell's index.
-        unsafe { &(*head.as_ptr()).rest[at] }
+        // SAFETY: by this function's contract; nothing but the head's two fields is
+        // borrowed.
+        unsafe { &(*(&raw const (*head.as_ptr()).rest))[at] }
     }
 }
 
@@ -335,7 +336,7 @@ impl<P: Payload> Cells<P> {
 
     /// Memory of all, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        self.places.iter().flatten().count() * Slab::LAYOUT.size()
+        self.places.iter().flatten().count() * (Slab::LAYOUT.size() + SLAB_CELLS * size_of::<Rest>())
             + self.places.capacity() * size_of::<Option<Place>>()
             + self.free.capacity() * size_of::<CellPtr>()
     }
