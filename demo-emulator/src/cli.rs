@@ -16,6 +16,9 @@ use crate::linux::stack::DEFAULT_STACK_BYTES;
 /// Exit status of a command line that is not understood.
 pub const USAGE_STATUS: u8 = 2;
 
+/// Memory for translations where nothing is said, in bytes.
+const DEFAULT_CODE_LIMIT_BYTES: usize = 256 << 20;
+
 /// What `--help` prints.
 pub const HELP: &str = "\
 Runs a RISC-V RV64GC Linux program. Without one, runs a guest of its own that
@@ -28,6 +31,8 @@ How the program is run:
   --tier TIER          auto, 0 (decoded blocks) or translated (compiled blocks)
   --tracking MODE      auto, sigbus, thread, deferred, mprotect or none: how
                        writes to translated code are learned of
+  --code-limit SIZE    memory for translations, 256M if not given; the oldest are
+                       evicted; K, M and G may follow the number
 
 What the program sees:
   -L DIR               look absolute paths up below DIR first
@@ -140,6 +145,8 @@ pub struct Cli {
     pub argv0: Option<OsString>,
     /// The stack's size in bytes; 0 means the default.
     pub stack_bytes: u64,
+    /// Memory for translations in bytes; 0 means the default.
+    pub code_limit_bytes: usize,
     /// The program; `None` for the bundled guest.
     pub program: Option<PathBuf>,
     /// Its arguments.
@@ -153,6 +160,11 @@ impl Cli {
     /// The stack's size in bytes.
     pub fn stack_bytes(&self) -> u64 {
         if self.stack_bytes == 0 { DEFAULT_STACK_BYTES } else { self.stack_bytes }
+    }
+
+    /// Memory for translations in bytes.
+    pub fn code_limit_bytes(&self) -> usize {
+        if self.code_limit_bytes == 0 { DEFAULT_CODE_LIMIT_BYTES } else { self.code_limit_bytes }
     }
 
     /// The guest's environment, from `inherited`.
@@ -226,7 +238,7 @@ fn is_option(argument: &OsStr) -> bool {
 }
 
 fn takes_value(name: &str) -> bool {
-    matches!(name, "tier" | "tracking" | "d" | "D" | "L" | "E" | "U" | "0" | "s")
+    matches!(name, "tier" | "tracking" | "code-limit" | "d" | "D" | "L" | "E" | "U" | "0" | "s")
 }
 
 fn flag(cli: &mut Cli, name: &str, value: Option<&OsStr>, text: &str) -> Result<(), UsageError> {
@@ -264,7 +276,13 @@ fn valued(cli: &mut Cli, name: &str, value: &OsStr) -> Result<bool, UsageError> 
         "d" => cli.log = log_items(&text)?,
         "D" => cli.log_file = Some(value.into()),
         "L" => cli.sysroot = Some(value.into()),
-        "s" => cli.stack_bytes = size(&text)?,
+        // From a page to a part of the window.
+        "s" => cli.stack_bytes = size("-s", &text, [(64 << 10, "64K"), (64 << 30, "64G")])?,
+        // Two views of it lie in the address space.
+        "code-limit" => {
+            let bytes = size("--code-limit", &text, [(128 << 10, "128K"), (4 << 30, "4G")])?;
+            cli.code_limit_bytes = bytes as usize;
+        }
         "0" => {
             cli.argv0 = Some(value.into());
             return Ok(false);
@@ -308,10 +326,8 @@ fn log_items(items: &str) -> Result<Log, UsageError> {
     Ok(log)
 }
 
-/// A stack's size: from a page to a part of the window.
-fn size(text: &str) -> Result<u64, UsageError> {
-    const LEAST: u64 = 64 << 10;
-    const MOST: u64 = 64 << 30;
+/// A size in bytes within bounds, which have a name for people.
+fn size(option: &str, text: &str, bounds: [(u64, &str); 2]) -> Result<u64, UsageError> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'k' | b'K') => (&text[..text.len() - 1], 10),
         Some(b'm' | b'M') => (&text[..text.len() - 1], 20),
@@ -319,9 +335,9 @@ fn size(text: &str) -> Result<u64, UsageError> {
         _ => (text, 0),
     };
     let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
-    bytes
-        .filter(|bytes| (LEAST..=MOST).contains(bytes))
-        .ok_or_else(|| UsageError(format!("-s {text}: must be a size from 64K to 64G")))
+    let [(least, least_name), (most, most_name)] = bounds;
+    let bytes = bytes.filter(|bytes| (least..=most).contains(bytes));
+    bytes.ok_or_else(|| UsageError(format!("{option} {text}: must be a size from {least_name} to {most_name}")))
 }
 
 #[cfg(test)]
@@ -355,6 +371,8 @@ mod tests {
         assert_eq!((cli.tier, cli.tracking), (Tier::Translated, Tracking::Mode(Mode::Deferred)));
         assert_eq!((cli.log, cli.stack_bytes()), (Log { in_asm: true, out_asm: true }, 16 << 20));
         assert_eq!((cli.sysroot, cli.stats), (Some("/root".into()), Some(Form::Json)));
+        assert_eq!(run("--code-limit 1M p").code_limit_bytes(), 1 << 20);
+        assert_eq!(run("p").code_limit_bytes(), DEFAULT_CODE_LIMIT_BYTES);
     }
 
     #[test]
@@ -374,7 +392,16 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        for line in ["--tier 7 p", "--tracking magic p", "-d op p", "-s 1 p", "-s 8X p", "-E novalue p", "-E =v p"] {
+        for line in [
+            "--tier 7 p",
+            "--tracking magic p",
+            "-d op p",
+            "-s 1 p",
+            "-s 8X p",
+            "--code-limit 1K p",
+            "-E novalue p",
+            "-E =v p",
+        ] {
             let option = line.split(' ').nth(1).unwrap_or_default();
             assert!(error(line).contains(option), "{line}");
         }

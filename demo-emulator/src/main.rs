@@ -134,7 +134,7 @@ fn machine(
     if cli.interpret {
         return Ok((Arc::new(Oracle::new(window)), None));
     }
-    let mut engine = Engine::new(window, cli.tracking, cli.tier).map_err(cannot_start)?;
+    let mut engine = Engine::new(window, cli.tracking, cli.tier, cli.code_limit_bytes()).map_err(cannot_start)?;
     let mut listeners: Vec<Box<dyn Listener>> = Vec::new();
     if cli.log.in_asm || cli.log.out_asm {
         listeners.push(Box::new(AsmLog::new(cli.log, log.clone(), symbols_of(program))));

@@ -45,7 +45,7 @@ struct Guest {
 impl Guest {
     fn new(mode: Mode, tier: Tier) -> Result<Self, String> {
         let window = Window::reserve().unwrap();
-        let engine = Engine::new(window, Tracking::Mode(mode), tier).map_err(|error| error.to_string())?;
+        let engine = Engine::new(window, Tracking::Mode(mode), tier, 64 << 20).map_err(|error| error.to_string())?;
         let observer = engine.observer();
         let len_bytes = PAGES * PAGE_LEN_BYTES;
         let host = HostAddr(window.host(CODE).unwrap() as usize);

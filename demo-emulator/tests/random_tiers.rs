@@ -92,7 +92,7 @@ impl Guest {
     /// A guest in the engine; the reason where this machine lacks the mode.
     fn new(mode: Mode, tier: Tier) -> Result<Self, String> {
         let window = Window::reserve().unwrap();
-        let engine = Engine::new(window, Tracking::Mode(mode), tier).map_err(|error| error.to_string())?;
+        let engine = Engine::new(window, Tracking::Mode(mode), tier, 64 << 20).map_err(|error| error.to_string())?;
         let observer = engine.observer();
         window_for(|range| observer.set_access(range, Access::ReadWrite).unwrap())(&window);
         let executor = engine.executor().unwrap();

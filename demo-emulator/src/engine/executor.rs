@@ -28,7 +28,7 @@ use crate::memory::Window;
 use crate::memory::window::WRITE;
 use crate::riscv::oracle;
 use crate::riscv::trap::{Flow, Trap};
-use crate::translate::{BlockOptions, CodeSpace, ExitReason, LinkSlot, OwnStores, Translator};
+use crate::translate::{BlockOptions, CodeSpace, ExitReason, LinkSlot, OwnStores, TranslateError, Translator};
 
 /// Runs of a decoded block before it is compiled: compiling costs what some
 /// hundred runs of tier 0 do.
@@ -37,6 +37,9 @@ const HOT_RUNS: u32 = 50;
 /// Instructions that the oracle runs where a page is busy, before the cache is
 /// asked again.
 const ORACLE_STEPS: u32 = 32;
+
+/// One of so many parts of the code memory is evicted where it is full.
+const EVICTED_SHARE: usize = 16;
 
 /// What the dispatcher does next.
 enum Step {
@@ -154,7 +157,7 @@ impl EngineExecutor {
         }
         let (len_bytes, bytes) = (source.bytes.len(), self.hears_blocks().then(|| source.bytes.clone()));
         let made = if compile { self.compile(pc, &source, own_stores) } else { Some(decoded(pc, source, own_stores)) };
-        // Without memory for code the guest goes on, interpreted.
+        // Without memory for code the guest goes on, interpreted for a while.
         let Some((entry, payload)) = made else { return self.interpret(hart) };
         count(if compile { &self.counters.blocks_compiled } else { &self.counters.blocks_decoded });
         if let Some(recorder) = &self.recorder {
@@ -162,6 +165,7 @@ impl EngineExecutor {
             recorder.made(pc, len_bytes);
             bytes.iter().for_each(|bytes| recorder.translated(pc, bytes, payload.compiled(), ticket.needs_check()));
         }
+        ticket.weighs(payload.owned_bytes());
         match ticket.commit(entry, payload) {
             Ok(()) => Step::Dispatch,
             Err(_) => self.refused(hart),
@@ -180,7 +184,14 @@ impl EngineExecutor {
         // Pages become checked where writes are learned of.
         let bytes = (self.mode != Mode::None).then_some(&*source.bytes);
         let options = BlockOptions { own_stores, source: bytes };
-        let block = self.translator.compile(&source.placed(pc), &options).ok()?;
+        let placed = source.placed(pc);
+        let mut block = self.translator.compile(&placed, &options);
+        if let Err(TranslateError::NoCodeMemory(_)) = block {
+            // What other harts are in is there the next time.
+            self.cache.evict(self.space.buffer().executable().len() / EVICTED_SHARE);
+            block = self.translator.compile(&placed, &options);
+        }
+        let block = block.ok()?;
         let plain = block.entry();
         let entry = block.checked_entry().map_or(Entry::plain(plain), |checked| Entry::with_check(plain, checked));
         let recorder = self.recorder.clone().map(|recorder| recorder as _);

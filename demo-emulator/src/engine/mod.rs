@@ -33,7 +33,7 @@ use codewarden::error::Error;
 use codewarden::policy::Adaptive;
 use codewarden::protection::{Access, Mode, best_synchronous};
 use codewarden::tracker::RegionOptions;
-use codewarden::{CodeCache, Key};
+use codewarden::{CodeCache, Key, MemoryLimit};
 
 use crate::cli::{self, Tier};
 use crate::linux::errno::Errno;
@@ -49,9 +49,6 @@ pub use listener::{Event, Listener};
 use listener::{Recorder, Settle};
 use observer::{Descriptors, Tracking};
 use tier0::DecodedBlock;
-
-/// Executable memory at most, in bytes.
-const CODE_LIMIT_BYTES: usize = 256 << 20;
 
 /// What a block of the cache owns.
 #[derive(Debug)]
@@ -84,6 +81,14 @@ impl Payload {
         match self {
             Self::Compiled(compiled) => Some(&compiled.block),
             Self::Decoded(_) => None,
+        }
+    }
+
+    /// What it owns, in bytes.
+    fn owned_bytes(&self) -> usize {
+        match self {
+            Self::Decoded(block) => block.owned_bytes(),
+            Self::Compiled(compiled) => size_of::<Compiled>() + compiled.block.owned_bytes(),
         }
     }
 }
@@ -144,19 +149,27 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine over `window`, whose writes are learned of as `tracking` says.
-    /// Its fault handlers are installed in front of whoever was there.
+    /// An engine over `window`, whose writes are learned of as `tracking` says, and
+    /// whose translations take `code_limit_bytes` at most. Its fault handlers are installed in front of whoever was there.
     ///
     /// # Errors
     ///
     /// The mode cannot be had here, or there is no memory for code.
-    pub fn new(window: Window, tracking: cli::Tracking, tier: Tier) -> Result<Self, EngineError> {
+    pub fn new(
+        window: Window,
+        tracking: cli::Tracking,
+        tier: Tier,
+        code_limit_bytes: usize,
+    ) -> Result<Self, EngineError> {
         let (mode, why) = match tracking {
             cli::Tracking::Auto => best_synchronous(),
             cli::Tracking::Mode(mode) => (mode, "asked for by name".to_owned()),
         };
-        let space = CodeSpace::new(window, CodeBuffer::new(CODE_LIMIT_BYTES)?)?;
+        let space = CodeSpace::new(window, CodeBuffer::new(code_limit_bytes)?)?;
         let cache = CodeCache::with_policy(entry_stubs(), Arc::new(Adaptive::with_checks()))?;
+        // All of it is never code, so that the buffer, which is in pieces and has what
+        // harts have not left yet, is not full before.
+        cache.set_limit(MemoryLimit::of_bytes(code_limit_bytes));
         let base = HostAddr(window.base() as usize);
         let options = RegionOptions {
             guest: GuestAddr(0),

@@ -27,6 +27,7 @@ use super::listener::Recorder;
 use crate::hart::Hart;
 use crate::memory::{Fault, Window};
 use crate::riscv::exec::exec;
+use crate::riscv::inst::Inst;
 use crate::riscv::trap::{Flow, Trap};
 use crate::translate::OwnStores;
 
@@ -86,6 +87,11 @@ impl DecodedBlock {
     pub(super) fn new(start: u64, source: Source, own_stores: OwnStores) -> Self {
         let [runs, admitted, failed] = [(); 3].map(|()| AtomicU32::new(0));
         Self { start, source, own_stores, runs, admitted, failed }
+    }
+
+    /// What it takes, in bytes.
+    pub(super) fn owned_bytes(&self) -> usize {
+        size_of::<Self>() + self.source.insts.capacity() * size_of::<Inst>() + self.source.bytes.capacity()
     }
 
     /// Its entry in the cache.

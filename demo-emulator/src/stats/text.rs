@@ -44,6 +44,8 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
             ("invalidated", "blocks invalidated"),
             ("downgraded", "blocks kept beside a write, which compare their bytes from then on"),
             ("removed", "blocks that found their bytes changed when they compared them"),
+            ("evicted", "blocks evicted, there being too many"),
+            ("given_up", "dead blocks that are not kept any more"),
             ("freed", "blocks freed"),
         ],
     ),

@@ -129,7 +129,7 @@ pub struct CompiledBlock {
     faults: Box<FaultTable>,
     /// Compiled code has the addresses of both.
     links: Box<[LinkSlot]>,
-    _insts: Box<[Inst]>,
+    insts: Box<[Inst]>,
 }
 
 impl CompiledBlock {
@@ -146,6 +146,15 @@ impl CompiledBlock {
     /// Length of the code, with the checked entry.
     pub fn len_bytes(&self) -> usize {
         self.code.len()
+    }
+
+    /// What it owns, in bytes: its code, and what stands beside it.
+    pub fn owned_bytes(&self) -> usize {
+        let beside_bytes = size_of_val(&*self.faults)
+            + size_of_val(&*self.faults.points)
+            + size_of_val(&*self.links)
+            + size_of_val(&*self.insts);
+        self.code.len() + beside_bytes
     }
 
     /// The direct exits.
@@ -234,7 +243,7 @@ impl Translator {
         let faults = Box::new(FaultTable { start: code.rx() as usize, len_bytes: code.len(), points: points.into() });
         // SAFETY: boxed, and removed when the block is dropped.
         unsafe { self.space.faults.insert(&*faults) };
-        Ok(CompiledBlock { space: Arc::clone(&self.space), code, function_bytes, check, faults, links, _insts: kept })
+        Ok(CompiledBlock { space: Arc::clone(&self.space), code, function_bytes, check, faults, links, insts: kept })
     }
 
     fn build(&mut self, insts: &[(u64, Inst)], kept: &[Inst], links: &[LinkSlot], options: &BlockOptions) {

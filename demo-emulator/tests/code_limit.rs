@@ -1,0 +1,49 @@
+//! A guest that writes and calls code for ever, with little memory for translations:
+//! it goes on, compiled, and what it uses all the time comes back.
+
+use std::path::Path;
+use std::process::Command;
+
+use codewarden::protection::{Mode, Probe};
+use serde_json::Value;
+
+/// Functions that the guest writes, each of them called.
+const FUNCTIONS: u64 = 3000;
+
+fn run(mode: Mode, tier: &str, limit: &str) -> Value {
+    let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-tests/guests/bench-emit.elf");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_demo-emulator"));
+    command.env_remove("CODEWARDEN_HIDE");
+    command.args(["--stats=json", "--tracking", mode.name(), "--tier", tier, "--code-limit", limit]);
+    let output = command.arg(guest).arg(FUNCTIONS.to_string()).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{mode} {tier}: {told}");
+    serde_json::from_str(&told).unwrap()
+}
+
+#[test]
+fn code_is_evicted_and_comes_back() {
+    let probe = Probe::of_this_process();
+    for mode in [Mode::Sigbus, Mode::Deferred, Mode::Mprotect] {
+        if let Err(error) = probe.check(mode) {
+            assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{error}");
+            println!("skipped: {error}");
+            continue;
+        }
+        for tier in ["translated", "0"] {
+            let told = run(mode, tier, "128K");
+            let count = |name: &str| told[name].as_u64().unwrap_or_else(|| panic!("no {name} in {told}"));
+            println!("{mode} {tier}: {told}");
+            assert!(count("evicted") > 0 && count("given_up") > 0, "{mode} {tier}: {told}");
+            assert!(count("revived") > 0, "what is in use comes back: {mode} {tier}: {told}");
+            // Where memory was short the oracle would run what it was short for.
+            assert!(count("oracle_runs") < FUNCTIONS / 20, "{mode} {tier}: {told}");
+        }
+    }
+}
+
+#[test]
+fn code_that_has_room_is_not_evicted() {
+    let told = run(Mode::Mprotect, "translated", "64M");
+    assert_eq!(told["evicted"], 0, "{told}");
+}
