@@ -9,6 +9,7 @@
 //! | `loom_policy` | loom | pages that become checked and cool, that are opened and protected in bulk |
 //! | `loom_memory` | loom | nothing is freed under a walker, a pin or a reader |
 //! | `loom_cells` | loom | entry cells that are swept and used again |
+//! | `loom_evict` | loom | blocks that are evicted while others run, write, commit and revive |
 //! | `injected` | plain | the handler on the translator's own thread, at each step |
 //!
 //! Loom explores every interleaving, and every value that a load may see, up to
@@ -59,6 +60,8 @@ mod loom_announced;
 mod loom_cells;
 #[cfg(loom)]
 mod loom_checked;
+#[cfg(loom)]
+mod loom_evict;
 #[cfg(loom)]
 mod loom_memory;
 #[cfg(loom)]

@@ -1,0 +1,234 @@
+//! Blocks that are evicted, while others commit, run, revive or write to them.
+//!
+//! Whatever is committed evicts every older block: the limit has room for one.
+//!
+//! # Safety
+//!
+//! A stale flag is looked at while its block lives or is kept.
+#![allow(unsafe_code)]
+
+use loom::thread;
+
+use super::explore::{fails_without, holds, violation};
+use super::guest::{Guest, Link};
+use super::kernel::Kernel;
+use crate::addr::GuestAddr;
+use crate::block::{EntryStubs, StaleFlag};
+use crate::code_cache::{CodeCache, Key, MemoryLimit};
+use crate::policy::Adaptive;
+use crate::protection::{Access, Mode, Options};
+use crate::sync::{Arc, AtomicBool, Ordering::Relaxed, Rule};
+
+const KEY: u64 = 0x40;
+const OTHER: u64 = 0x80;
+
+/// Room for the newest block, and for what is kept.
+const ONE_ALONE: MemoryLimit = MemoryLimit { live_bytes: 0, former_bytes: 1 << 20 };
+
+/// Guest and block of `KEY` on page 0; `OTHER`'s are made of page 1.
+struct Model {
+    guest: Guest,
+    link: Link,
+    flag: *const StaleFlag,
+}
+
+// SAFETY: a flag is shared between threads by design.
+unsafe impl Send for Model {}
+
+impl Model {
+    fn new() -> Self {
+        let guest = Guest::with_policy(Mode::Sigbus, 2, Adaptive::new());
+        guest.cache.set_limit(ONE_ALONE);
+        let link = guest.link(KEY);
+        let (ticket, entry) = guest.ticket(KEY, &[0]).unwrap();
+        let flag = ticket.stale_flag().cast();
+        ticket.commit(entry, 0).unwrap();
+        Self { guest, link, flag }
+    }
+
+    fn spawn(&self, run: impl FnOnce(&Self) + 'static) -> thread::JoinHandle<()> {
+        let model = Self { guest: self.guest.clone(), link: self.link, flag: self.flag };
+        thread::spawn(move || run(&model))
+    }
+
+    /// Commits another block, which evicts the first one.
+    fn evict(&self) {
+        let (ticket, entry) = self.guest.ticket(OTHER, &[1]).unwrap();
+        ticket.commit(entry, 0).unwrap();
+    }
+
+    /// Makes the first one reachable again, as a dispatcher does that does not find it.
+    fn want_again(&self) {
+        let Some((ticket, entry)) = self.guest.ticket(KEY, &[0]) else { return };
+        if let Ok(Some(ticket)) = ticket.revive() {
+            let _ = ticket.commit(entry, 0);
+        }
+    }
+
+    fn flag(&self) -> u8 {
+        // SAFETY: as the module says.
+        unsafe { &*self.flag }.load()
+    }
+
+    fn old_is_gone(&self, when: &str) {
+        if self.guest.follow(self.link) == Some(0) {
+            violation(format!("{when}: the old block runs"));
+        }
+    }
+}
+
+/// An evicted block is written to: whoever killed it, it is dead when the store has
+/// retired, for those inside too.
+fn an_eviction_and_a_write() {
+    let model = Model::new();
+    let other = model.spawn(Model::evict);
+    model.guest.kernel.store(0, 1, 1);
+    model.old_is_gone("the store has retired");
+    if model.flag() == StaleFlag::VALID {
+        violation("who is inside goes on as if nothing had been written");
+    }
+    other.join().unwrap();
+    model.old_is_gone("all have ended");
+}
+
+/// A block is wanted again while it is evicted: it is there, or the other one is, and
+/// the flag agrees with the cell.
+fn an_eviction_and_a_revival() {
+    let model = Model::new();
+    let other = model.spawn(Model::evict);
+    model.want_again();
+    other.join().unwrap();
+    let (is_there, flag) = (model.guest.follow(model.link).is_some(), model.flag());
+    let live = model.guest.cache.footprint().live.blocks;
+    if live != 1 {
+        violation(format!("{live} blocks where there is room for one"));
+    }
+    // Where it was made anew the flag is another one's.
+    if model.guest.cache.stats().committed == 2 && is_there != (flag == StaleFlag::VALID) {
+        violation(format!("reachable: {is_there}, and the flag is {flag}"));
+    }
+}
+
+/// A block is evicted and wanted again under the eyes of a walker.
+fn an_eviction_and_a_late_walker() {
+    let model = Model::new();
+    let walker = model.spawn(|model| {
+        let (start, len) = model.guest.span(0);
+        model.guest.cache.tracker().invalidate(start, len).unwrap();
+    });
+    model.evict();
+    if let Some((ticket, _)) = model.guest.ticket(KEY, &[0]) {
+        drop(ticket.revive());
+    }
+    walker.join().unwrap();
+    let flag = model.flag();
+    match model.guest.follow(model.link) {
+        Some(_) if flag != StaleFlag::VALID => violation(format!("a valid block whose flag is {flag}")),
+        None if flag != StaleFlag::DEAD => violation(format!("a dead block whose flag is {flag}")),
+        _ => {}
+    }
+}
+
+/// Two translators of one key, each of whom evicts what is older.
+fn an_eviction_and_a_commit_of_the_same_key() {
+    let model = Model::new();
+    model.guest.kernel.store(0, 1, 1);
+    let other = model.spawn(|model| {
+        model.evict();
+        model.want_again();
+    });
+    model.want_again();
+    model.old_is_gone("another one was committed");
+    other.join().unwrap();
+    model.old_is_gone("all have ended");
+    let footprint = model.guest.cache.footprint();
+    if footprint.live.blocks != 1 {
+        violation(format!("room for one: {footprint:?}"));
+    }
+}
+
+/// What a block owns.
+struct Owned(Arc<AtomicBool>);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// A vCPU finds and runs a block that is evicted and given up at once.
+fn an_eviction_and_a_vcpu() {
+    let kernel = Arc::new(Kernel::new(Mode::Sigbus, 1));
+    let cache = CodeCache::<Owned>::new(EntryStubs::NOT_CODE).unwrap();
+    cache.set_limit(MemoryLimit { live_bytes: 0, former_bytes: 0 });
+    cache
+        .tracker()
+        .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), || Ok(kernel.clone()))
+        .unwrap();
+    let freed = [0, 1].map(|_| Arc::new(AtomicBool::new(false)));
+    let commit = {
+        let (cache, freed) = (cache.clone(), freed.clone());
+        move |block: usize| {
+            let mut ticket = cache.begin(Key::new(2 * block as u64));
+            ticket.claim(GuestAddr(0)).unwrap();
+            ticket.commit(2 + block, Owned(freed[block].clone())).unwrap();
+        }
+    };
+    commit(0);
+    let (mut vcpu, first) = (cache.attach_vcpu(|| {}), freed[0].clone());
+    let runner = thread::spawn(move || {
+        let mut pin = vcpu.pin();
+        let is_found = pin.lookup_shared(Key::new(0)).is_some();
+        // It runs, for a while.
+        thread::yield_now();
+        if is_found && first.load(Relaxed) {
+            violation("an evicted block was freed under a vCPU");
+        }
+    });
+    commit(1);
+    runner.join().unwrap();
+    cache.collect();
+    if !freed[0].load(Relaxed) || freed[1].load(Relaxed) {
+        violation("the evicted block is not freed, or the newest is");
+    }
+}
+
+#[test]
+fn an_eviction_against_a_write() {
+    holds(4, an_eviction_and_a_write);
+}
+
+#[test]
+fn an_eviction_against_a_revival() {
+    holds(4, an_eviction_and_a_revival);
+}
+
+#[test]
+fn an_eviction_against_a_late_walker() {
+    holds(4, an_eviction_and_a_late_walker);
+}
+
+#[test]
+fn an_eviction_against_a_commit_of_the_same_key() {
+    holds(3, an_eviction_and_a_commit_of_the_same_key);
+}
+
+#[test]
+fn an_eviction_against_a_vcpu() {
+    holds(4, an_eviction_and_a_vcpu);
+}
+
+#[test]
+fn it_fails_where_a_store_trusts_an_eviction() {
+    fails_without(Rule::KillCellFirst, an_eviction_and_a_write);
+}
+
+#[test]
+fn it_fails_where_a_revival_of_the_evicted_does_not_wait_for_walkers() {
+    fails_without(Rule::ReviveAfterWalkers, an_eviction_and_a_late_walker);
+}
+
+#[test]
+fn it_fails_where_the_evicted_are_not_kept_for_pins() {
+    fails_without(Rule::WaitForPins, an_eviction_and_a_vcpu);
+}
