@@ -8,7 +8,7 @@
 //!
 //! # Safety
 //!
-//! An entry is the address of a [`Code`] that the block owns as its payload. It
+//! An entry is the address of a `Code` that the block owns as its payload. It
 //! is used only under the pin that it was looked up under, which keeps it.
 #![allow(unsafe_code)]
 
