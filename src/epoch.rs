@@ -31,7 +31,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Rule, fence, left_out, lock};
+use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Rule, fence, left_out, lock, yield_now};
 
 /// Garbage beyond which collection asks long pins to end.
 const ASK_TO_LEAVE_ITEMS: usize = 256;
@@ -157,6 +157,21 @@ impl<G> Epoch<G> {
     /// Hands out all garbage: nobody is left to reach it.
     pub(crate) fn drain(&self) -> Vec<G> {
         lock(&self.garbage).drain(..).map(|(_, item)| item).collect()
+    }
+
+    /// Returns when every participant that is pinned now has unpinned since, and
+    /// asks them to. The caller's is not pinned.
+    pub(crate) fn wait_for_pins(&self) {
+        let start = self.global.load(Ordering::Acquire);
+        loop {
+            // Who is left two epochs on pinned after the first of them began.
+            self.try_advance();
+            if self.global.load(Ordering::Acquire) >= start + 2 {
+                return;
+            }
+            self.ask_all_to_leave();
+            yield_now();
+        }
     }
 
     /// Asks every participant that is pinned in an earlier epoch to unpin.
@@ -293,6 +308,35 @@ mod tests {
             epoch.collect();
         }
         assert!(asked.load(std::sync::atomic::Ordering::Relaxed) > 0);
+    }
+
+    #[test]
+    fn waiting_for_pins_asks_them_and_waits() {
+        use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+        let epoch = domain();
+        let asked = std::sync::Arc::new(AtomicBool::new(false));
+        let hook = asked.clone();
+        let vcpu = epoch.join(Box::new(move || hook.store(true, SeqCst)));
+        epoch.pin(&vcpu);
+        let left = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !asked.load(SeqCst) {
+                    std::thread::yield_now();
+                }
+                left.store(true, SeqCst);
+                epoch.unpin(&vcpu);
+                // Who pins again and again does not make it wait.
+                for _ in 0..1_000 {
+                    epoch.pin(&vcpu);
+                    epoch.unpin(&vcpu);
+                }
+            });
+            epoch.wait_for_pins();
+            assert!(left.load(SeqCst));
+        });
+        epoch.wait_for_pins();
     }
 
     #[test]

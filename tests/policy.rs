@@ -336,9 +336,19 @@ fn a_held_page_is_checked_where_the_policy_has_checked_pages() {
         let held = guest.tracker.prepare_kernel_write(guest.addr(0, 0), 1).unwrap();
         assert!(guest.translate(0).is_checked(), "{mode}");
         drop(held);
+        let held = guest.tracker.prepare_kernel_write(guest.addr(0, 0), 1).unwrap();
         let change = guest.tracker.change_mapping(guest.addr(0, 0), 1).unwrap();
         assert_eq!(guest.tracker.pages_by_state().checked, 0, "{mode}: a change of the mapping ends it");
+        // Pages that a translator sees for the first time among them.
+        for page in [0, 1] {
+            let busy = guest.tracker.begin(guest.addr(page, 0)).map(|claim| claim.is_checked());
+            let expected = if page == 0 { Err(BeginError::Busy(Busy::Unprotecting)) } else { Ok(false) };
+            assert_eq!(busy, expected, "{mode}: nothing is made of a page whose mapping changes");
+        }
+        drop(held);
+        assert!(guest.tracker.begin(guest.addr(0, 0)).is_err(), "{mode}: the change is not over");
         drop(change);
+        assert!(guest.tracker.begin(guest.addr(0, 0)).is_ok(), "{mode}");
     }
 }
 

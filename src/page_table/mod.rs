@@ -18,7 +18,7 @@ use core::{fmt, ops::Range};
 
 pub(crate) use history::{History, Hit};
 pub use word::Busy;
-pub(crate) use word::{Begin, Generation, PageState, PageWord, Unprotect, Word};
+pub(crate) use word::{Begin, Generation, InFlight, PageState, PageWord, Unprotect, Word};
 
 use crate::addr::PageIndex;
 use crate::error::{Error, room_for};
@@ -90,10 +90,19 @@ pub(crate) struct PageTable<D> {
     book: Mutex<Book>,
 }
 
+/// Why pages are held open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum HeldFor {
+    /// Their bytes are written: what compares itself may be made from them.
+    Writing,
+    /// Their mapping or their contents go away: nothing may be.
+    Change,
+}
+
 #[derive(Default)]
 struct Book {
     /// Ranges that are held open.
-    held: Vec<Range<usize>>,
+    held: Vec<(Range<usize>, HeldFor)>,
     /// The numbers of the chunks that there are.
     made: Vec<usize>,
 }
@@ -155,11 +164,11 @@ impl<D: Default> PageTable<D> {
         Ok(self.get(page))
     }
 
-    fn make_chunk(&self, number: usize, held: &[Range<usize>]) {
+    fn make_chunk(&self, number: usize, held: &[(Range<usize>, HeldFor)]) {
         let descs: Box<[PageDesc<D>]> = (0..CHUNK_PAGES)
             .map(|i| {
                 let page = number * CHUNK_PAGES + i;
-                let count = held.iter().filter(|range| range.contains(&page)).count();
+                let count = held.iter().filter(|(pages, _)| pages.contains(&page)).count();
                 PageDesc {
                     word: PageWord::new(count as u64),
                     history: History::default(),
@@ -208,28 +217,47 @@ impl<D: Default> PageTable<D> {
     /// Enters an un-protect on every page of `pages`, those that have no
     /// descriptor yet included: `enter` does it for each that has one. Until
     /// [`PageTable::release`] nobody protects one of them.
-    pub(crate) fn hold(&self, pages: Range<usize>, mut enter: impl FnMut(PageIndex, &PageDesc<D>)) {
+    pub(crate) fn hold(&self, pages: Range<usize>, why: HeldFor, mut enter: impl FnMut(PageIndex, &PageDesc<D>)) {
         let mut book = lock(&self.book);
         for (page, desc) in self.existing(pages.clone()) {
             enter(page, desc);
         }
-        book.held.push(pages);
+        book.held.push((pages, why));
     }
 
-    /// Whether `page` is held now.
-    pub(crate) fn is_held(&self, page: PageIndex) -> bool {
-        lock(&self.book).held.iter().any(|range| range.contains(&page.0))
+    /// Whether `page` is held now, for nothing but writing.
+    pub(crate) fn is_held_for_writing(&self, page: PageIndex) -> bool {
+        lock(&self.book).is_held_for_writing(page)
+    }
+
+    /// [`PageWord::begin_check`] of a page that is held, as long as that is for
+    /// nothing but writing: a change that begins meanwhile waits, and finds the page
+    /// checked.
+    pub(crate) fn begin_check_held(&self, page: PageIndex, desc: &PageDesc<D>) -> Result<Generation, Begin> {
+        let book = lock(&self.book);
+        if book.is_held_for_writing(page) {
+            desc.word.begin_check(InFlight::Ignored)
+        } else {
+            Err(Begin::Busy(Busy::Unprotecting))
+        }
     }
 
     /// Ends one hold of the same pages.
-    pub(crate) fn release(&self, pages: Range<usize>) {
+    pub(crate) fn release(&self, pages: Range<usize>, why: HeldFor) {
         let mut book = lock(&self.book);
-        if let Some(at) = book.held.iter().position(|range| *range == pages) {
+        if let Some(at) = book.held.iter().position(|held| held.0 == pages && held.1 == why) {
             book.held.swap_remove(at);
             for (_, desc) in self.existing(pages) {
                 desc.word.leave_unprotect();
             }
         }
+    }
+}
+
+impl Book {
+    fn is_held_for_writing(&self, page: PageIndex) -> bool {
+        let mut held = self.held.iter().filter(|(pages, _)| pages.contains(&page.0)).peekable();
+        held.peek().is_some() && held.all(|(_, why)| *why == HeldFor::Writing)
     }
 }
 
@@ -267,7 +295,7 @@ mod tests {
         let table = PageTable::<()>::new(2 * CHUNK_PAGES).unwrap();
         let early = table.get_or_make(PageIndex(1)).unwrap().unwrap();
         let pages = 0..CHUNK_PAGES + 4;
-        table.hold(pages.clone(), |_, desc| {
+        table.hold(pages.clone(), HeldFor::Writing, |_, desc| {
             desc.word.enter_unprotect(Unprotect::Write);
         });
         let late = table.get_or_make(PageIndex(CHUNK_PAGES)).unwrap().unwrap();
@@ -275,7 +303,14 @@ mod tests {
         assert_eq!(early.word.begin_protect(), Begin::Busy(Busy::Unprotecting));
         assert_eq!(late.word.begin_protect(), Begin::Busy(Busy::Unprotecting));
         assert_eq!(beyond.word.begin_protect(), Begin::Protect);
-        table.release(pages);
+        assert!(table.is_held_for_writing(PageIndex(1)) && !table.is_held_for_writing(PageIndex(CHUNK_PAGES + 4)));
+        table.hold(1..2, HeldFor::Change, |_, desc| {
+            desc.word.enter_unprotect(Unprotect::Change);
+        });
+        assert_eq!(table.begin_check_held(PageIndex(1), early), Err(Begin::Busy(Busy::Unprotecting)));
+        assert!(!table.is_held_for_writing(PageIndex(1)));
+        table.release(1..2, HeldFor::Change);
+        table.release(pages, HeldFor::Writing);
         assert_eq!(early.word.begin_protect(), Begin::Protect);
         assert_eq!(late.word.begin_protect(), Begin::Protect);
     }

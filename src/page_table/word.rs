@@ -16,7 +16,7 @@
 //! | Protected | Open | whoever un-protects to write code | +1 |
 //! | Protected | Checked | whoever un-protects to write beside code; a harvest, by policy | +1 |
 //! | Protected | Protected | a harvest that found the page written | +1 |
-//! | Open | Checked | a translator that begins, by policy | +1 |
+//! | Open | Checked | a translator that begins, by policy, while nothing but writes is in flight | +1 |
 //! | Checked | Open | policy, once the page has cooled; a change of the mapping | +1 |
 //!
 //! Whoever un-protects (a fault handler, an announced write) raises the count of
@@ -153,6 +153,15 @@ pub(crate) enum Unprotect {
     Change,
 }
 
+/// What a translator does about un-protects in flight.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum InFlight {
+    /// The page is busy.
+    Heeded,
+    /// They are writes.
+    Ignored,
+}
+
 /// The word.
 #[derive(Debug)]
 pub(crate) struct PageWord(AtomicU64);
@@ -199,15 +208,22 @@ impl PageWord {
     }
 
     /// A translator begins whose blocks compare themselves: the page stays
-    /// writable, whatever is in flight. What it is instead, where it is not open.
-    pub(crate) fn begin_check(&self) -> Result<Generation, Begin> {
-        let claimed = self.update(|word| (word.state() == PageState::Open).then(|| word.to_state(PageState::Checked)));
+    /// writable. What it is instead, where it is not open or something is in flight.
+    ///
+    /// For the page's bytes it would not matter what is: but it may be a change of
+    /// the mapping.
+    pub(crate) fn begin_check(&self, in_flight: InFlight) -> Result<Generation, Begin> {
+        let claimed = self.update(|word| {
+            let quiet = word.unprotects_in_flight() == 0 || in_flight == InFlight::Ignored;
+            (word.state() == PageState::Open && quiet).then(|| word.to_state(PageState::Checked))
+        });
         match claimed {
             Ok(before) => Ok(before.to_state(PageState::Checked).generation()),
             Err(word) => Err(match word.state() {
                 PageState::Protected => Begin::Protected(word.generation()),
                 PageState::Checked => Begin::Checked(word.generation()),
-                _ => Begin::Busy(Busy::Protecting),
+                PageState::Open => Begin::Busy(Busy::Unprotecting),
+                PageState::Protecting | PageState::Cancelled => Begin::Busy(Busy::Protecting),
             }),
         }
     }
@@ -355,7 +371,7 @@ mod tests {
         word.enter_unprotect(Unprotect::Beside);
         assert!(!word.holds(generation));
         let Begin::Checked(checked) = word.begin_protect() else { panic!("{word:?}") };
-        assert_eq!(word.begin_check(), Err(Begin::Checked(checked)));
+        assert_eq!(word.begin_check(InFlight::Heeded), Err(Begin::Checked(checked)));
         word.leave_unprotect();
         // Writes are nothing to it; a change of the mapping is.
         word.enter_unprotect(Unprotect::Write);
@@ -369,7 +385,8 @@ mod tests {
     #[test]
     fn a_checked_page_goes_through_open() {
         let word = PageWord::new(1);
-        let checked = word.begin_check().unwrap();
+        assert_eq!(word.begin_check(InFlight::Heeded), Err(Begin::Busy(Busy::Unprotecting)));
+        let checked = word.begin_check(InFlight::Ignored).unwrap();
         assert!(!word.check_harvested());
         assert!(word.cool() && !word.cool());
         assert!(!word.holds(checked));

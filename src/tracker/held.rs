@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::addr::{GuestAddr, PageIndex};
 use crate::error::Error;
+use crate::page_table::HeldFor;
 use crate::protection::Access;
 use crate::sync::Arc;
 
@@ -21,7 +22,7 @@ pub struct Held<O: PageObserver> {
     gate: Gate<O>,
     /// Where the range that was asked for begins.
     start: GuestAddr,
-    holds: Vec<(Arc<Region<O>>, Range<usize>)>,
+    holds: Vec<(Arc<Region<O>>, Range<usize>, HeldFor)>,
 }
 
 impl<O: PageObserver> Held<O> {
@@ -31,7 +32,7 @@ impl<O: PageObserver> Held<O> {
 
     pub(super) fn hold(&mut self, region: &Arc<Region<O>>, pages: Range<usize>, why: Hold) -> Result<(), Error> {
         // In the list first: what a failed hold entered is released as well.
-        self.holds.push((region.clone(), pages.clone()));
+        self.holds.push((region.clone(), pages.clone(), why.held_for()));
         region.hold(pages, why)
     }
 }
@@ -39,8 +40,8 @@ impl<O: PageObserver> Held<O> {
 impl<O: PageObserver> Drop for Held<O> {
     fn drop(&mut self) {
         let _gate = self.gate.read();
-        for (region, pages) in self.holds.drain(..) {
-            region.pages.release(pages);
+        for (region, pages, why) in self.holds.drain(..) {
+            region.pages.release(pages, why);
         }
     }
 }
@@ -68,7 +69,7 @@ impl<O: PageObserver> MappingChange<O> {
         let Held { gate, start: asked, holds } = &self.held;
         let space = &mut *gate.write();
         let mut done = Ok(());
-        for (region, pages) in holds {
+        for (region, pages, _) in holds {
             let host = region.host_of(pages)?;
             let start = region.guest_of(PageIndex(pages.start)).0;
             let range = start..start + host.len() as u64;

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, PageSize};
 use crate::error::Error;
-use crate::page_table::{Begin, Busy, Generation, PageDesc, PageState, PageTable};
+use crate::page_table::{Begin, Busy, Generation, InFlight, PageDesc, PageState, PageTable};
 use crate::policy::{Decision, Limits, Policy};
 use crate::protection::{Access, FaultSink, Mode, Options, Protection};
 use crate::stats::Counters;
@@ -200,10 +200,10 @@ impl<O: PageObserver> Region<O> {
             PageState::Checked => return Ok(Begun { generation: word.generation(), checked: true }),
             _ => {}
         }
-        let held = word.unprotects_in_flight() > 0 && self.pages.is_held(page);
+        let held = word.unprotects_in_flight() > 0 && self.pages.is_held_for_writing(page);
         let begun = match self.policy.on_begin(&desc.history.read(coarse_ms(), held)) {
             Decision::Interpret => Err(BeginError::Busy(if held { Busy::Unprotecting } else { Busy::Hot })),
-            Decision::Check => self.begin_checked(desc, page),
+            Decision::Check => self.begin_checked(desc, page, held),
             Decision::Protect if self.mode == Mode::Deferred => self.begin_deferred(desc, page),
             Decision::Protect => self.begin_protected(desc, page),
         };
@@ -213,19 +213,22 @@ impl<O: PageObserver> Region<O> {
         begun
     }
 
-    fn begin_checked(&self, desc: &PageDesc<O::Data>, page: PageIndex) -> Result<Begun, BeginError> {
+    fn begin_checked(&self, desc: &PageDesc<O::Data>, page: PageIndex, held: bool) -> Result<Begun, BeginError> {
+        let begin = || {
+            if held { self.pages.begin_check_held(page, desc) } else { desc.word.begin_check(InFlight::Heeded) }
+        };
         let begun = if self.mode == Mode::Deferred {
             // Under the lock: a page that another translator protects meanwhile
             // stays in the set.
             let mut set = lock(&self.harvest);
-            let begun = desc.word.begin_check();
+            let begun = begin();
             if begun.is_ok() {
                 // A harvest would protect it again, for nothing.
                 set.remove(page.0..page.0 + 1);
             }
             begun
         } else {
-            desc.word.begin_check()
+            begin()
         };
         let generation = match begun {
             Ok(generation) => generation,
@@ -320,7 +323,7 @@ impl<O: PageObserver> Region<O> {
             if desc.word.load().state() != PageState::Checked {
                 return;
             }
-            let held = self.pages.is_held(page);
+            let held = self.pages.is_held_for_writing(page);
             if self.policy.has_cooled(&desc.history.read(now_ms, held)) && desc.word.cool() {
                 desc.history.leave_checked(now_ms);
                 self.counters.cooled.add(1);

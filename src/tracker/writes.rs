@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::addr::{GuestAddr, PageIndex};
 use crate::error::Error;
-use crate::page_table::{Hit, PageDesc, PageState, Unprotect, Word};
+use crate::page_table::{HeldFor, Hit, PageDesc, PageState, Unprotect, Word};
 use crate::protection::{FaultSink, Handled, WriteFault};
 use crate::sync::{Ordering, Rule, fence, left_out, lock, yield_now};
 use crate::sys::clock::{coarse_ms, precise_ns};
@@ -38,6 +38,15 @@ const ENTERED_WITHIN_BYTES: usize = 64;
 fn set_opened_in_bulk<D>(desc: &PageDesc<D>) {
     if desc.has_any_code() {
         desc.history.set_opened_in_bulk();
+    }
+}
+
+impl Hold {
+    pub(super) fn held_for(self) -> HeldFor {
+        match self {
+            Self::Write { .. } => HeldFor::Writing,
+            Self::Change => HeldFor::Change,
+        }
     }
 }
 
@@ -192,7 +201,7 @@ impl<O: PageObserver> Region<O> {
             }
         };
         let now_ms = coarse_ms();
-        self.pages.hold(pages.clone(), |page, desc| {
+        self.pages.hold(pages.clone(), hold.held_for(), |page, desc| {
             let why = self.why_held(page, desc, hold);
             let before = desc.word.enter_unprotect(why);
             // Where an un-protect is in flight, whoever made it may not have
