@@ -47,6 +47,9 @@ impl MemoryObserver for Recorder {
         };
         self.note(what, range);
     }
+    fn await_harts(&self) {
+        self.events.lock().unwrap().push("await".to_owned());
+    }
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Errno> {
         self.note(&format!("{access:?}"), range);
         NoTracking.set_access(range, access)
@@ -108,10 +111,13 @@ fn losing_the_executable_bit_is_announced_and_gaining_it_is_not() {
     assert_eq!(recorder.take(), ["Read 0x100000 2"]);
     assert!(window.store_u8(AT, 1).is_err() && window.fetch_u16(AT).is_ok());
     space.protect(AT + PAGE, PAGE, RW).unwrap();
-    assert_eq!(recorder.take(), ["begin 0x101000 1", "ReadWrite 0x101000 1", "kept 0x101000 1"]);
+    assert_eq!(recorder.take(), ["begin 0x101000 1", "await", "ReadWrite 0x101000 1", "kept 0x101000 1"]);
     assert!(window.fetch_u16(AT + PAGE).is_err() && window.fetch_u16(AT).is_ok());
+    // So is code that may be written from now on.
     space.protect(AT, PAGE, RW | EXEC).unwrap();
-    assert_eq!(recorder.take(), ["ReadWrite 0x100000 1"]);
+    assert_eq!(recorder.take(), ["begin 0x100000 1", "await", "ReadWrite 0x100000 1", "kept 0x100000 1"]);
+    space.protect(AT, PAGE, READ | EXEC).unwrap();
+    assert_eq!(recorder.take(), ["Read 0x100000 1"]);
     assert_eq!(space.protect(AT, 3 * PAGE, READ), Err(Errno::ENOMEM));
 }
 
@@ -122,7 +128,7 @@ fn a_file_is_copied_or_shared() {
     file.set_len(2 * PAGE).unwrap();
     let (fd, offset) = (file.as_raw_fd(), 0);
     space.map(Place::Fixed(AT), 2 * PAGE, RW, Source::FileShared { fd, offset }).unwrap();
-    assert_eq!(recorder.take(), ["begin 0x100000 2", "shared 0x100000 2"]);
+    assert_eq!(recorder.take(), ["begin 0x100000 2", "shared 0x100000 2", "await"]);
     window.store_u64(AT + PAGE, 0x1234).unwrap();
     let copy = space.map(Place::Hint(0), PAGE, RW, Source::File { fd, offset: PAGE }).unwrap();
     assert_eq!(window.load_u64(copy), Ok(0x1234));
@@ -171,7 +177,7 @@ fn shared_memory_moves_with_its_pages() {
     assert_eq!(window.load_u64(to + PAGE), Ok(5));
     assert!(window.load_u64(AT).is_err() && space.mappings().is_free(AT, AT + 2 * PAGE));
     let events = recorder.take();
-    assert_eq!(events, ["begin 0x100000 2", "anonymous 0x100000 2", "begin 0x110000 2", "shared 0x110000 2"]);
+    assert_eq!(events, ["begin 0x100000 2", "anonymous 0x100000 2", "begin 0x110000 2", "shared 0x110000 2", "await"]);
 }
 
 #[test]

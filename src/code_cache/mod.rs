@@ -203,6 +203,16 @@ impl<P: Payload> CodeCache<P> {
         &self.0.table
     }
 
+    /// Returns when every vCPU that is inside translated code now has been outside
+    /// since; they are asked to leave. So what was made unreachable before runs
+    /// nowhere afterwards: for changes by which blocks that are being run lose what
+    /// they rely on, such as the rights to their own page.
+    ///
+    /// Not to be called by a thread whose vCPU is pinned, nor in a signal handler.
+    pub fn wait_for_vcpus(&self) {
+        self.epoch().wait_for_pins();
+    }
+
     /// A new vCPU. `ask_to_leave` is called by other threads where the vCPU holds
     /// memory back for long: it should make emitted code return to its dispatcher
     /// soon, and the pin be renewed. It must not call into the cache.

@@ -100,6 +100,10 @@ impl MemoryObserver for Tracking {
         let _ = change.map(|change| change.finish_replaced(access, shared));
     }
 
+    fn await_harts(&self) {
+        self.cache.wait_for_vcpus();
+    }
+
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Errno> {
         let done = self.cache.tracker().set_access(self.guest(range.start()), range.len() as u64, access);
         done.map_err(|error| match error {

@@ -179,6 +179,8 @@ impl AddressSpace {
             Backing::Kept
         };
         self.observer.mapping_change_end(range, backing);
+        // Code that knows of one address of its bytes looks for stores there alone.
+        self.observer.await_harts();
         mapped.map(|()| Kind::Shared { device, inode, offset })
     }
 
@@ -276,6 +278,10 @@ impl AddressSpace {
         if changes_code {
             self.observer.mapping_change_begin(range);
             self.window.set_permissions(pages.clone(), prot & mapping.prot);
+        }
+        if code_gains_write {
+            // Code that could not change itself does not look whether it did.
+            self.observer.await_harts();
         }
         let done = match (access_of(mapping.prot), access_of(prot)) {
             (before, after) if before == after => Ok(()),
@@ -389,6 +395,7 @@ impl AddressSpace {
         self.observer.mapping_change_begin(onto);
         let access = access_of(mapping.prot);
         self.observer.mapping_change_end(onto, Backing::Shared { device, inode, offset, access });
+        self.observer.await_harts();
         self.window.set_permissions(to..to + new_len, mapping.prot);
         self.mappings.insert(Mapping { start: to, end: to + new_len, ..mapping });
         Ok(())

@@ -49,6 +49,10 @@ pub trait MemoryObserver: Send + Sync {
     /// The change is done: no translation of `range` made before is true.
     fn mapping_change_end(&self, range: HostRange, backing: Backing);
 
+    /// Returns when no other hart is inside a translation that a change has ended.
+    /// For changes by which such code, while it runs, could change itself unseen.
+    fn await_harts(&self);
+
     /// Carries out the guest's own protection on the host. Whoever write-protects
     /// pages with mprotect merges both here.
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Errno>;
@@ -85,6 +89,7 @@ pub struct NoTracking;
 impl MemoryObserver for NoTracking {
     fn mapping_change_begin(&self, _range: HostRange) {}
     fn mapping_change_end(&self, _range: HostRange, _backing: Backing) {}
+    fn await_harts(&self) {}
 
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Errno> {
         super::host_memory::protect(range, access)
