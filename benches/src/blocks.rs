@@ -70,10 +70,13 @@ impl Blocks {
     }
 }
 
+/// A row: its name, what it shows of the costs, what is wanted.
+type Kind = (&'static str, fn(&Costs) -> f64, Aim);
+
 /// Few and many by turns.
 pub fn measure(rounds: usize, sizes: Sizes) -> Vec<Pair> {
     let [many, few] = [sizes.large, 100].map(|count| (count, Blocks::new(count)));
-    let kinds: [(&str, fn(&Costs) -> f64, Aim); 3] = [
+    let kinds: [Kind; 3] = [
         ("commit one block", |costs| costs.commit_ns, Aim::Told),
         ("invalidate one block", |costs| costs.invalidate_ns, Aim::Same),
         ("retire one block", |costs| costs.retire_ns, Aim::Told),
@@ -86,7 +89,8 @@ pub fn measure(rounds: usize, sizes: Sizes) -> Vec<Pair> {
         aim,
     });
     // Page tables, and memory that is used again.
-    (many.1.run(), few.1.run());
+    many.1.run();
+    few.1.run();
     for _ in 0..rounds {
         let costs = (many.1.run(), few.1.run());
         for (pair, (_, cost, _)) in pairs.iter_mut().zip(kinds) {

@@ -8,8 +8,9 @@
 //! # The life of a cell
 //!
 //! ```text
-//!   free ──▶ in the table ──▶ swept ──▶ free
-//!        made          no link        │ the epoch passes
+//!   free ──────▶ in the table ─────────▶ swept ─────────────────▶ free
+//!      its key is         it has no link        the epoch passes
+//!      wanted             at a sweep
 //! ```
 //!
 //! A cell is needed while there is a [`Link`] to it; the record of each block has
@@ -195,9 +196,8 @@ impl CellPtr {
     unsafe fn rest<'a>(self) -> &'a Rest {
         let head = self.head();
         let at = (self.0.addr().get() - head.addr().get() - offset_of!(Body, cells)) / size_of::<Cell>();
-        // SAFETY: by this function's contract; nothing but the head's two fields is
-        // borrowed.
-        unsafe { &(*(&raw const (*head.as_ptr()).rest))[at] }
+        // SAFETY: by this function's contract; the field does not change.
+        unsafe { &(&(*head.as_ptr()).rest)[at] }
     }
 }
 
