@@ -2,6 +2,7 @@
 //! stay, compare their bytes at each entry, and run nothing that was overwritten.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -234,5 +235,33 @@ fn a_checked_page_cools() {
         assert_eq!(guest.run(CODE, 0, 0), 3, "{}", guest.name);
         guest.put(CODE, &[li(4)]);
         assert_eq!(guest.run(CODE, 0, 0), 4, "{}", guest.name);
+    });
+}
+
+/// Another hart patches the code faster than it can be translated: it runs on all
+/// the same, and is not translated more often than it runs.
+#[test]
+fn code_that_changes_all_the_time_makes_progress() {
+    for_each_way(|guest| {
+        guest.put(CODE, &[li(7), ecall()]);
+        guest.make_checked(CODE, DATA);
+        let made = |guest: &Guest| guest.engine.stats().blocks_compiled + guest.engine.stats().blocks_decoded;
+        let (window, stop) = (guest.window, AtomicBool::new(false));
+        let (stored, mut most) = (AtomicU64::new(0), 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for value in (0..2048).cycle().take_while(|_| !stop.load(Relaxed)) {
+                    window.store_u32(CODE, encode(&li(value))).unwrap();
+                    stored.fetch_add(1, Relaxed);
+                }
+            });
+            while stored.load(Relaxed) < 200_000 {
+                let before = made(guest);
+                assert!(guest.run(CODE, 0, 0) < 2048, "{}", guest.name);
+                most = most.max(made(guest) - before);
+            }
+            stop.store(true, Relaxed);
+        });
+        assert!(most <= 2, "{}: {most} blocks for one run", guest.name);
     });
 }

@@ -287,7 +287,7 @@ fn run_block(
 ) -> Option<Step> {
     if tier != Tier::Decoded {
         match pin.lookup(compiled_key(hart.pc)) {
-            Some(entry) => return run_compiled(pin, cache, space, hart, entry, recorder),
+            Some(entry) => return run_compiled(pin, cache, space, tier, hart, entry, recorder),
             None if tier == Tier::Translated => return Some(Step::Compile),
             None => {}
         }
@@ -324,6 +324,7 @@ fn run_compiled(
     pin: &Pin<'_, Payload>,
     cache: &CodeCache<Payload>,
     space: &CodeSpace,
+    tier: Tier,
     hart: &mut Hart,
     entry: usize,
     recorder: Option<&Recorder>,
@@ -344,7 +345,9 @@ fn run_compiled(
         ExitReason::CheckFailed => {
             cache.remove(compiled_key(hart.pc));
             recorder.iter().for_each(|recorder| recorder.overwritten(hart.pc, true));
-            None
+            // Another hart may patch it faster than it can be compiled: tier 0 sees to
+            // that, where there is one.
+            (tier == Tier::Translated).then_some(Step::InterpretBlock)
         }
         ExitReason::Miss | ExitReason::IndirectMiss | ExitReason::SelfModified => None,
         ExitReason::Interrupted => Some(Step::Exit(Exit::Interrupted)),
