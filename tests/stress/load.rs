@@ -9,7 +9,7 @@
 //!
 //! A policy without sense makes pages checked and cools them all the time, opens
 //! pages ahead and protects them in batches; so every change of a page's state
-//! races every other. Now and then the process forks: the child must find no
+//! races every other. Not all blocks have room, so that some are evicted all the time. Now and then the process forks: the child must find no
 //! block, the parent every one.
 //!
 //! # Safety
@@ -29,7 +29,7 @@ use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::{Decision, Limits, PageHistory, Policy};
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::RegionOptions;
-use codewarden::{CodeCache, Entry, EntryStubs, Key, Pin, Stats};
+use codewarden::{CodeCache, Entry, EntryStubs, Key, MemoryLimit, Pin, Stats};
 
 const PAGES: usize = 8;
 const WORDS_PER_PAGE: usize = 4;
@@ -44,6 +44,8 @@ const STORES_PER_SYNC: usize = 8;
 
 /// Bytes from a word to data beside the code: another code line.
 const BESIDE_BYTES: usize = 2048;
+/// Room for some two thirds of the blocks.
+const LIMIT: MemoryLimit = MemoryLimit::of_bytes(32 << 10);
 const TURN: Duration = Duration::from_millis(2);
 /// Turns from one fork to the next.
 const TURNS_PER_FORK: u32 = 25;
@@ -118,16 +120,19 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     /// The head of the table that [`fmt::Display`] writes a line of.
-    pub(crate) const HEAD: &str = "mode      memory        stores    faults   commits   refused    killed   checked   revived     \
+    pub(crate) const HEAD: &str = "mode      memory        stores    faults   commits   refused    killed   checked   evicted   revived     \
                             freed  forks   lookups      hits  stale";
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { mode, memory, stores, lookups, hits, stale, forks, stats, .. } = self;
-        let Stats { faults, committed, refused, invalidated, checked, revived, freed, .. } = stats;
+        let Stats { faults, committed, refused, invalidated, checked, evicted, revived, freed, .. } = stats;
         write!(f, "{:<9} {memory:<9} {stores:>10}{faults:>10}{committed:>10}{refused:>10}", mode.name())?;
-        write!(f, "{invalidated:>10}{checked:>10}{revived:>10}{freed:>10}{forks:>7}{lookups:>10}{hits:>10}{stale:>7}")
+        write!(
+            f,
+            "{invalidated:>10}{checked:>10}{evicted:>10}{revived:>10}{freed:>10}{forks:>7}{lookups:>10}{hits:>10}{stale:>7}"
+        )
     }
 }
 
@@ -154,6 +159,7 @@ pub(crate) fn run(mode: Mode, memory: &'static str, time: Duration) -> Outcome {
     let bytes = PAGES * page_bytes;
     let guest = if memory == "memfd" { GuestMemory::memfd(bytes) } else { GuestMemory::anonymous(bytes) }.unwrap();
     let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Fickle::default())).unwrap();
+    cache.set_limit(LIMIT);
     let region = RegionOptions {
         guest: GuestAddr(0),
         host: guest.range(),
