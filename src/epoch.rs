@@ -310,6 +310,18 @@ mod tests {
         assert!(asked.load(std::sync::atomic::Ordering::Relaxed) > 0);
     }
 
+    /// The parent's other threads, which did not come along, were inside.
+    #[test]
+    fn a_forks_child_waits_for_nobody() {
+        let epoch = domain();
+        let vcpu = epoch.join(Box::new(|| {}));
+        epoch.pin(&vcpu);
+        core::mem::forget(epoch.walk());
+        epoch.retire(7);
+        epoch.before_fork().after_fork_child();
+        assert_eq!(epoch.collect(), [7]);
+    }
+
     #[test]
     fn waiting_for_pins_asks_them_and_waits() {
         use std::sync::atomic::{AtomicBool, Ordering::SeqCst};

@@ -1,14 +1,22 @@
 //! Atomics, locks and fences: the standard library's, or loom's under
 //! `--cfg loom`, so that the model checker runs the code that ships. In a test
-//! build the standard library's can be interrupted at each operation.
+//! build the standard library's can be interrupted at each operation, and under
+//! `--cfg tsan` its locks and fences tell ThreadSanitizer what they order.
 
 pub(crate) use std::sync::Arc;
 
-#[cfg(not(loom))]
+#[cfg(all(not(loom), any(test, not(tsan))))]
 pub(crate) use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+#[cfg(not(any(loom, test, tsan)))]
+pub(crate) use std::sync::atomic::fence;
 #[cfg(not(any(loom, test)))]
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+
+#[cfg(all(tsan, not(any(loom, test))))]
+mod told;
+#[cfg(all(tsan, not(any(loom, test))))]
+pub(crate) use told::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, fence};
 
 #[cfg(all(test, not(loom)))]
 pub(crate) mod stepped;

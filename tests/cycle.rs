@@ -131,6 +131,18 @@ fn invalidation_by_hand_reaches_the_pages_of_the_range() {
     });
 }
 
+#[test]
+fn an_invalidation_before_the_commit_refuses_it() {
+    in_every_mode(|guest| {
+        let page = GUEST + 0x4000;
+        let mut ticket = guest.cache.begin(Key::new(page));
+        ticket.claim(GuestAddr(page)).unwrap();
+        guest.cache.tracker().invalidate(GuestAddr(page + 9), 1).unwrap();
+        assert_eq!(ticket.commit(0x1000, 0), Err(CommitError::Written));
+        assert_eq!(guest.lookup(page), None);
+    });
+}
+
 /// A control: without tracking the block stays, so the tests above can fail.
 #[test]
 fn without_tracking_the_block_stays() {

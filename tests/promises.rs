@@ -76,6 +76,12 @@ impl Guest {
     }
 
     fn store(&self, offset: usize, value: u32) {
+        if cfg!(tsan) {
+            // ThreadSanitizer makes an atomic store under a lock of its own: a fault in it
+            // would never end.
+            self.memory.write(offset, &value.to_le_bytes()).unwrap();
+            return;
+        }
         self.word(offset).store(value, Ordering::Release);
     }
 
@@ -150,8 +156,10 @@ fn a_store_is_found_by_another_thread(guest: &Guest, told: impl Fn() + Sync) {
                 guest.store(64, round);
                 published.store(round, Ordering::Release);
                 while seen.load(Ordering::Acquire) != round {
-                    // Translations come and go all the time.
-                    let _ = guest.translate(64);
+                    // Translations come and go, in some rounds by the other thread alone.
+                    if round % 2 == 0 {
+                        let _ = guest.translate(64);
+                    }
                     yield_now();
                 }
             }

@@ -102,6 +102,15 @@ impl Kernel {
         seen & PROTECTED == 0 && word.compare_exchange(seen, next, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
+    /// The mechanism ends: its sink is told, then every page is open.
+    #[cfg(loom)]
+    pub(super) fn lose(&self) {
+        if let Some(sink) = self.sink.get() {
+            sink.on_lost();
+        }
+        self.unprotect(self.range).unwrap_or_else(|_| unreachable!("it never fails"));
+    }
+
     /// The next harvest fails, after it protected the pages again.
     #[cfg(loom)]
     pub(super) fn fail_next_harvest(&self) {

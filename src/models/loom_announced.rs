@@ -126,6 +126,18 @@ fn the_end_of_a_region() {
     }
 }
 
+/// The mechanism is lost while a page is translated.
+fn the_loss_of_a_mechanism() {
+    let model = Model::new(Mode::Sigbus, false);
+    let translator = model.spawn(Model::translate);
+    model.guest.kernel.lose();
+    translator.join().unwrap();
+    if !model.guest.kernel.kernel_store(0, 1) {
+        violation("a page stays protected, and nobody answers a fault");
+    }
+    model.old_is_gone("all have ended");
+}
+
 fn store(model: &Model) {
     model.guest.kernel.store(0, 1, 2);
 }
@@ -173,6 +185,11 @@ fn an_announced_write_against_a_store() {
 #[test]
 fn the_end_of_a_region_against_a_translation() {
     holds(5, the_end_of_a_region);
+}
+
+#[test]
+fn the_loss_of_a_mechanism_against_a_translation() {
+    holds(5, the_loss_of_a_mechanism);
 }
 
 #[test]

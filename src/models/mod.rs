@@ -33,8 +33,7 @@
 //! | a changed mapping leaves the harvest set before it is held | `an_announcement_against_a_change_of_mapping` |
 //! | a failed harvest lets go of its lock before its blocks are dead | `two_announcements_at_once_where_the_first_fails` |
 //! | a harvest does not move the generation | `an_announced_store_against_a_first_translation` |
-//! | a begin does not look whether tracking was lost meanwhile | `the_end_of_a_region_against_a_translation` |
-//! | the end of a region does not wait for cancelled begins | `the_end_of_a_region_against_a_translation` |
+//! | a begin does not look whether tracking was lost meanwhile | `the_loss_of_a_mechanism_against_a_translation` |
 //! | a write to a page that is being protected opens it at once, or is ignored | `an_announced_write_against_a_first_translation` |
 //! | a page found protected is looked at without acquire | `translators_of_one_key` |
 //! | a pin does not fence | `no_block_is_freed_under_a_vcpu` |
@@ -46,7 +45,8 @@
 //! Not noticed, because nothing goes wrong: a begin in a deferred region that takes
 //! the harvest's lock later, or enters its page in the set after the harvest; a page
 //! that cools and keeps its blocks, which compare themselves; a retirement without a
-//! fence of its own.
+//! fence of its own; the end of a region that does not wait for cancelled begins, since
+//! none is inside the tracker's gate then.
 
 #[cfg(loom)]
 mod explore;

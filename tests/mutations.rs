@@ -1,0 +1,106 @@
+//! The mutations of `mutations/` are whole: each says what it breaks, names a test
+//! that exists, and still applies. That the test dies of it is what `mutations/run`
+//! finds out.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The patches by name.
+fn patches() -> BTreeMap<String, String> {
+    let folder = fs::read_dir(root().join("mutations")).expect("the mutations");
+    let files = folder.map(|entry| entry.expect("a directory entry").path());
+    let patches = files.filter(|path| path.extension().is_some_and(|end| end == "patch"));
+    let name = |path: &PathBuf| path.file_stem().expect("a name").to_string_lossy().into_owned();
+    patches.map(|path| (name(&path), fs::read_to_string(&path).expect("a patch"))).collect()
+}
+
+/// What the header says of `word`.
+fn field<'a>(patch: &'a str, word: &str) -> Option<&'a str> {
+    let header = patch.split("\n--- ").next()?;
+    header.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(": "))
+}
+
+/// The file of a library's module.
+fn module(parts: &[&str]) -> Option<String> {
+    let path = root().join("src").join(parts.iter().collect::<PathBuf>());
+    fs::read_to_string(path.with_extension("rs")).or_else(|_| fs::read_to_string(path.join("mod.rs"))).ok()
+}
+
+fn has_test(code: &str, name: &str) -> bool {
+    code.split("#[test]").skip(1).any(|after| after.trim_start().starts_with(&format!("fn {name}(")))
+}
+
+/// Whether there is a test of that name, as `mutations/run` would run it.
+fn exists(killer: &str) -> bool {
+    match killer.split(' ').collect::<Vec<_>>()[..] {
+        ["loom" | "--lib", path] => {
+            let parts: Vec<&str> = path.split("::").filter(|&part| part != "tests").collect();
+            let Some((name, parts)) = parts.split_last() else { return false };
+            module(parts).is_some_and(|code| has_test(&code, name))
+        }
+        ["--test", file, ref name @ ..] => {
+            let paths = [format!("tests/{file}.rs"), format!("tests/{file}/main.rs")];
+            let code = paths.iter().find_map(|path| fs::read_to_string(root().join(path)).ok());
+            code.is_some_and(|code| name.iter().all(|name| has_test(&code, name)))
+        }
+        _ => false,
+    }
+}
+
+/// Each hunk's lines before the change.
+fn hunks(patch: &str) -> Vec<String> {
+    let old = |hunk: &str| {
+        let lines = hunk.lines().skip(1).filter(|line| !line.starts_with('+'));
+        lines.map(|line| format!("{}\n", line.get(1..).unwrap_or_default())).collect()
+    };
+    patch.split("\n@@ ").skip(1).map(old).collect()
+}
+
+fn faults_of(name: &str, patch: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if field(patch, "Breaks").is_none_or(str::is_empty) {
+        wrong.push(format!("{name} does not say what it breaks"));
+    }
+    match field(patch, "Kills") {
+        Some(killer) if exists(killer) => {}
+        killer => wrong.push(format!("{name} names no test that exists: {killer:?}")),
+    }
+    let file = patch.lines().find_map(|line| line.strip_prefix("--- a/"));
+    let code = file.filter(|file| file.starts_with("src/")).and_then(|file| fs::read_to_string(root().join(file)).ok());
+    match code {
+        Some(code) => {
+            if hunks(patch).is_empty() || !hunks(patch).iter().all(|hunk| code.contains(hunk)) {
+                wrong.push(format!("{name} does not apply any more"));
+            }
+        }
+        None => wrong.push(format!("{name} changes no file of src/")),
+    }
+    wrong
+}
+
+#[test]
+fn every_mutation_names_a_test_and_applies() {
+    let patches = patches();
+    assert!(patches.len() >= 25, "{}", patches.len());
+    let wrong: Vec<String> = patches.iter().flat_map(|(name, patch)| faults_of(name, patch)).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn what_is_wrong_is_found() {
+    let patches = patches();
+    let (name, good) = patches.first_key_value().expect("a mutation");
+    assert_eq!(faults_of(name, good), [""; 0]);
+    let count = |patch: String| faults_of(name, &patch).len();
+    let killer = field(good, "Kills").expect("a test");
+    assert_eq!(count(good.replace(killer, "--test promises there_is_no_such_test")), 1);
+    assert_eq!(count(good.replace("Kills: ", "Dies: ")), 1);
+    assert_eq!(count(good.replace("Breaks: ", "")), 1);
+    assert_eq!(count(good.replace("\n-", "\n-another line")), 1);
+    assert_eq!(count(good.replace("--- a/src/", "--- a/tests/")), 1);
+}
