@@ -186,14 +186,15 @@ pub(crate) fn run(mode: Mode, memory: &'static str, time: Duration) -> Outcome {
     };
     std::thread::scope(|scope| {
         let load = &load;
+        let mut threads = Vec::new();
         for index in 0..WRITERS {
-            scope.spawn(move || load.write(index));
+            threads.push(scope.spawn(move || load.write(index)));
         }
         for index in 0..TRANSLATORS {
-            scope.spawn(move || load.translate(Random(100 + index as u64)));
+            threads.push(scope.spawn(move || load.translate(Random(100 + index as u64))));
         }
         for index in 0..VCPUS {
-            scope.spawn(move || load.execute(Random(200 + index as u64)));
+            threads.push(scope.spawn(move || load.execute(Random(200 + index as u64))));
         }
         let end = Instant::now() + time;
         let mut turns = 0;
@@ -206,6 +207,8 @@ pub(crate) fn run(mode: Mode, memory: &'static str, time: Duration) -> Outcome {
             }
         }
         load.stop.store(true, Ordering::Relaxed);
+        // ThreadSanitizer learns of a join, and not of the end of a scope.
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
     load.look_at_all();
     load.cache.collect();
