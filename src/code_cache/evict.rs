@@ -39,6 +39,9 @@ impl<P: Payload> CodeCache<P> {
     /// An evicted block is as dead as one that was written to. It is kept for
     /// [`Ticket::revive`](super::Ticket::revive) as others are, so that an embedder who
     /// revives where it can pays little for one that is still in use.
+    ///
+    /// Entry cells are not in it, which are freed with their links, and descriptors of
+    /// pages, which guest memory bounds.
     pub fn set_limit(&self, limit: MemoryLimit) {
         {
             let mut commits = lock(&self.0.commits);

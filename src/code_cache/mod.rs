@@ -22,6 +22,9 @@
 //! - A write to a block's bytes kills it: one store to its cell. What the block
 //!   owned (`P`, its payload) is dropped once no vCPU can be inside it and it is not
 //!   kept any more for [`Ticket::revive`].
+//! - Blocks and what is kept of dead ones have a limit in bytes
+//!   ([`CodeCache::set_limit`]): the oldest are evicted, which is a death like any other,
+//!   and come back by [`Ticket::revive`] where they are wanted.
 //! - A write beside a block's bytes may leave it, from then on entered by the code
 //!   that compares them ([`Entry::with_check`](crate::Entry::with_check)).
 //!   Where that finds a difference, the dispatcher calls [`CodeCache::remove`].
