@@ -82,6 +82,7 @@ impl Protection for OpensAllOrNone {
 
     fn abandon(&self, _: HostRange) -> Result<(), Error> {
         self.abandoned.store(true, SeqCst);
+        *self.meanwhile.lock().unwrap() = self.tracker.get().map(|tracker| tracker.begin(guest(2)).map(drop));
         Ok(())
     }
 
@@ -136,5 +137,7 @@ fn an_announced_write_does_not_rely_on_who_opens_all_pages() {
 fn what_cannot_be_opened_whole_is_abandoned() {
     let (mechanism, tracker) = store(true);
     assert!(mechanism.abandoned.load(SeqCst));
+    let lost = Some(Err(BeginError::Failed(Error::TrackingLost)));
+    assert_eq!(*mechanism.meanwhile.lock().unwrap(), lost, "before the pages are opened");
     assert_eq!(tracker.begin(guest(2)).map(drop), Err(BeginError::Failed(Error::TrackingLost)));
 }
