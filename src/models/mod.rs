@@ -26,7 +26,8 @@
 //! # Each model was seen to fail
 //!
 //! A model can leave a [`crate::sync::Rule`] out: the tests `..._fails_without_...`
-//! do so and want a violation, in each run. Broken by hand and seen to fail:
+//! do so and want a violation, in each run. `mutations/run` breaks the code that ships,
+//! and names the test that died of it. Broken by hand and seen to fail:
 //!
 //! | broken | noticed by |
 //! |---|---|
