@@ -92,6 +92,20 @@ impl Model {
         self.old_is_gone(page);
     }
 
+    /// A store of 1 to the first page and its announcement while `other` runs, and
+    /// once more when it is over.
+    fn announced_store_against(&self, other: thread::JoinHandle<()>) {
+        self.guest.kernel.store(0, 1, 1);
+        self.sync();
+        other.join().unwrap();
+        self.sync();
+    }
+
+    fn sync(&self) {
+        let _ = self.guest.cache.tracker().sync();
+        self.old_is_gone(0);
+    }
+
     fn old_is_gone(&self, page: usize) {
         let entry = self.guest.entry(self.links[page]);
         // What an entry compares that does is the guest's byte of now.
@@ -108,12 +122,7 @@ fn two_minds(mode: Mode) {
     let model = Model::new(mode, 1, ByTurns::new([Decision::Check, Decision::Protect]));
     let other = model.spawn(|model| model.translate(0));
     model.translate(0);
-    model.guest.kernel.store(0, 1, 1);
-    let _ = model.guest.cache.tracker().sync();
-    model.old_is_gone(0);
-    other.join().unwrap();
-    let _ = model.guest.cache.tracker().sync();
-    model.old_is_gone(0);
+    model.announced_store_against(other);
 }
 
 /// A checked page cools and is protected while it is written to.
@@ -124,12 +133,7 @@ fn a_page_cools(mode: Mode) {
         model.guest.cache.tracker().tend();
         model.translate(0);
     });
-    model.guest.kernel.store(0, 1, 1);
-    let _ = model.guest.cache.tracker().sync();
-    model.old_is_gone(0);
-    other.join().unwrap();
-    let _ = model.guest.cache.tracker().sync();
-    model.old_is_gone(0);
+    model.announced_store_against(other);
 }
 
 /// A store opens the page behind its own, from which somebody translates.

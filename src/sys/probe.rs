@@ -17,21 +17,34 @@ use crate::sys::{membarrier, pagemap::Pagemap};
 /// A thing that a kernel may have and a mode may need.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-#[allow(missing_docs)] // the names are the kernel's
 pub enum Facility {
+    /// The `userfaultfd` mechanism, through whichever door.
     Uffd,
+    /// The system call of that name.
     UffdSyscall,
+    /// `/dev/userfaultfd`.
     UffdDevice,
+    /// Faults of the kernel's own writes: what a permission gives.
     KernelFaults,
+    /// `UFFD_USER_MODE_ONLY`: descriptors for any user.
     UserModeOnly,
+    /// Write-protection.
     Wp,
+    /// Write-protection of pages that were never touched.
     WpUnpopulated,
+    /// Write-protection of memfd and shared memory.
     WpShmem,
+    /// Write-protection that the kernel resolves by itself.
     WpAsync,
+    /// SIGBUS in place of a message.
     Sigbus,
+    /// The id of the thread that faulted, in messages.
     ThreadId,
+    /// The byte that faulted, in messages.
     ExactAddress,
+    /// The `PAGEMAP_SCAN` ioctl.
     PagemapScan,
+    /// `membarrier` that other cores fetch instructions anew after.
     MembarrierSyncCore,
 }
 

@@ -48,16 +48,24 @@ pub enum FaultKind {
 
 /// What an atomic memory operation makes of the old and the given value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
 pub enum AmoOp {
+    /// The given one.
     Swap,
+    /// Their sum.
     Add,
+    /// Their exclusive or.
     Xor,
+    /// Their and.
     And,
+    /// Their or.
     Or,
+    /// The lesser, signed.
     Min,
+    /// The greater, signed.
     Max,
+    /// The lesser, unsigned.
     Minu,
+    /// The greater, unsigned.
     Maxu,
 }
 

@@ -230,11 +230,14 @@ pub fn convert(from: Format, to: Format, a: u64, rounding: Rounding) -> Rounded 
 
 /// An integer type of the conversions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
 pub enum Int {
+    /// 32 bits, signed.
     W,
+    /// 32 bits, unsigned.
     Wu,
+    /// 64 bits, signed.
     L,
+    /// 64 bits, unsigned.
     Lu,
 }
 
