@@ -36,6 +36,9 @@ use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Rule
 /// Garbage beyond which collection asks long pins to end.
 const ASK_TO_LEAVE_ITEMS: usize = 256;
 
+/// Places for garbage that stay, however little is waiting.
+const KEPT_PLACES: usize = 256;
+
 /// A participant's word: 0 while not pinned, else twice its epoch plus 1.
 #[derive(Debug)]
 struct PinWord(AtomicU64);
@@ -151,7 +154,13 @@ impl<G> Epoch<G> {
         let mut garbage = lock(&self.garbage);
         let epoch = self.global.load(Ordering::Acquire);
         let free = garbage.iter().take_while(|(of, _)| of + 2 <= epoch).count();
-        garbage.drain(..free).map(|(_, item)| item).collect()
+        let items = garbage.drain(..free).map(|(_, item)| item).collect();
+        // One long pin does not leave its places behind for ever.
+        if garbage.capacity() > 4 * garbage.len().max(KEPT_PLACES) {
+            let places = 2 * garbage.len().max(KEPT_PLACES);
+            garbage.shrink_to(places);
+        }
+        items
     }
 
     /// Hands out all garbage: nobody is left to reach it.
@@ -265,6 +274,19 @@ mod tests {
         }
         epoch.unpin(&vcpu);
         assert_eq!(epoch.collect(), [7]);
+    }
+
+    #[test]
+    fn a_long_pin_leaves_no_places_behind() {
+        let epoch = domain();
+        let vcpu = epoch.join(Box::new(|| {}));
+        let places = || lock(&epoch.garbage).capacity();
+        epoch.pin(&vcpu);
+        (0..100_000).for_each(|i| epoch.retire(i));
+        assert!(places() >= 100_000);
+        epoch.unpin(&vcpu);
+        assert_eq!(epoch.collect().len(), 100_000);
+        assert!(places() <= 4 * KEPT_PLACES, "{}", places());
     }
 
     #[test]

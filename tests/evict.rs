@@ -191,6 +191,32 @@ fn room_is_made_by_hand() {
 }
 
 #[test]
+fn room_that_is_asked_for_again_and_again_is_made_once() {
+    let guest = Fixture::new(LIMIT);
+    (0..100).for_each(|key| guest.commit(key, 1000, ()));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let hook = asked.clone();
+    let mut slow = guest.cache.attach_vcpu(move || {
+        hook.fetch_add(1, Ordering::Relaxed);
+    });
+    let pin = slow.pin();
+    for _ in 0..100 {
+        guest.cache.evict(10_000);
+        let footprint = guest.cache.footprint();
+        assert_eq!((footprint.live.blocks, footprint.waiting.blocks), (90, 10), "{footprint:?}");
+    }
+    assert!(asked.load(Ordering::Relaxed) >= 99, "each time");
+    guest.cache.evict(15_000);
+    assert_eq!(guest.cache.footprint().live.blocks, 85);
+    drop(pin);
+    // It is there now; whoever needs more is given more.
+    guest.cache.collect();
+    guest.cache.evict(10_000);
+    let footprint = guest.cache.footprint();
+    assert_eq!((footprint.live.blocks, footprint.waiting), (75, Weight::default()));
+}
+
+#[test]
 fn vcpus_that_hold_memory_beyond_the_limit_are_asked_to_leave() {
     let guest = Fixture::new(LIMIT);
     let asked = Arc::new(AtomicUsize::new(0));

@@ -62,7 +62,10 @@ impl<P: Payload> CodeCache<P> {
     ///
     /// Payloads that a vCPU may be inside are dropped later: call it while the own vCPU
     /// is not pinned, and do without the memory for a while where it is not there yet.
+    /// What was given up before and waits for that counts: who calls it again and again
+    /// until the memory is there does not lose all blocks to one vCPU that is slow to leave.
     pub fn evict(&self, payload_bytes: usize) {
+        let payload_bytes = payload_bytes.saturating_sub(self.0.waiting.get().payload_bytes);
         {
             let mut commits = lock(&self.0.commits);
             self.reap(&mut commits);
