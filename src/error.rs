@@ -46,9 +46,9 @@ pub enum Error {
         /// Length in bytes.
         len: usize,
     },
-    /// A fixed table of the library is full.
+    /// A table of fixed size is full, or a code buffer.
     Full {
-        /// Which table.
+        /// Of what there is no room for one more.
         what: &'static str,
         /// How many it holds.
         limit: usize,
@@ -64,7 +64,8 @@ pub enum Error {
     /// This process is a fork's child and `after_fork_child` was not called.
     InForkChild,
     /// The kernel no longer tracks the region: its descriptor was closed or its
-    /// handler died. Every translation of it is unreachable.
+    /// handler died. Every translation of it is unreachable. Interpret, or remove the
+    /// region and add it again.
     TrackingLost,
 }
 
@@ -109,7 +110,10 @@ impl fmt::Display for Error {
                  try again"
             ),
             Self::InForkChild => f.write_str("this is a fork's child: call after_fork_child first"),
-            Self::TrackingLost => f.write_str("the kernel no longer tracks this region; its translations are stale"),
+            Self::TrackingLost => f.write_str(
+                "the kernel no longer tracks this region, and none of its translations can be reached: interpret, or \
+                 remove the region and add it again",
+            ),
         }
     }
 }
