@@ -5,10 +5,9 @@ use std::collections::HashSet;
 use demo_emulator::memory::window::{EXEC, READ, WRITE};
 use demo_emulator::memory::{Window, host_fault};
 use demo_emulator::riscv::decode::decode;
-use demo_emulator::riscv::encode::encode;
 use demo_emulator::riscv::inst::Op;
 use demo_emulator::riscv::oracle;
-use demo_emulator::riscv::random::{DATA_REACH_BYTES, DATA_REGISTERS, Generator, OPS};
+use demo_emulator::riscv::random::{DATA_REACH_BYTES, DATA_REGISTERS, Generator, OPS, is_rounded};
 
 const CODE: u64 = 0x10_0000;
 const DATA: u64 = 0x20_0000;
@@ -32,13 +31,6 @@ fn store(window: &Window, addr: u64, bytes: &[u8]) {
     for (addr, &byte) in (addr..).zip(bytes) {
         window.store_u8(addr, byte).unwrap();
     }
-}
-
-/// Whether the operation has a field for a rounding mode: it is illegal with
-/// a reserved one.
-fn is_rounded(op: Op) -> bool {
-    let bits = encode(&demo_emulator::riscv::inst::Inst { op, rm: 5, ..decode(0x13) });
-    matches!(bits & 0x7f, 0x43 | 0x47 | 0x4b | 0x4f | 0x53) && decode(bits).op == Op::Illegal
 }
 
 #[test]

@@ -32,7 +32,7 @@ use demo_emulator::riscv::decode::decode;
 use demo_emulator::riscv::encode::encode;
 use demo_emulator::riscv::inst::{Inst, Op};
 use demo_emulator::riscv::oracle;
-use demo_emulator::riscv::random::{DATA_REACH_BYTES, Generator, OPS, Program};
+use demo_emulator::riscv::random::{DATA_REACH_BYTES, Generator, OPS, Program, is_rounded};
 use demo_emulator::riscv::trap::Trap;
 
 const CODE: u64 = 0x10_0000;
@@ -129,13 +129,6 @@ fn state(hart: &Hart) -> Vec<String> {
     lines.extend(x.iter().enumerate().map(|(i, value)| format!("x{i} {value:#018x}")));
     lines.extend(f.iter().enumerate().map(|(i, value)| format!("f{i} {value:#018x}")));
     lines
-}
-
-/// Whether the operation has a field for a rounding mode: it is illegal with a
-/// reserved one.
-fn is_rounded(op: Op) -> bool {
-    let bits = encode(&Inst { op, rm: 5, ..decode(0x13) });
-    matches!(bits & 0x7f, 0x43 | 0x47 | 0x4b | 0x4f | 0x53) && decode(bits).op == Op::Illegal
 }
 
 /// What ran, by what the oracle saw.

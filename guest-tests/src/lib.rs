@@ -12,6 +12,7 @@
 mod bundle;
 mod run;
 mod skip;
+pub mod streams;
 mod table;
 
 pub use bundle::{Bundle, guests_dir, manifest_mismatches};

@@ -8,11 +8,18 @@
 //! [`DATA_REGISTERS`], which no instruction writes, and CSRs whose value no two
 //! runs agree on are read into x0 alone.
 
+mod numbers;
+mod ops;
+pub mod stream;
+
 use super::csr;
 use super::decode::decode;
 use super::encode::encode;
 use super::inst::{Inst, Op};
 use crate::hart::Hart;
+pub use numbers::Random;
+use ops::{Kind, blank, kind, writes_fp};
+pub use ops::{OPS, accesses_memory, is_atomic, is_rounded};
 
 /// Registers that hold the address of the data, 16-byte aligned: the stack
 /// pointer and two that compressed loads can name.
@@ -23,160 +30,6 @@ pub const DATA_REACH_BYTES: u64 = 4096;
 
 /// Holds the targets of indirect jumps, for which it is written just before.
 const TARGET: u8 = 31;
-
-/// Every operation of a program, each as often as it stands here.
-#[rustfmt::skip]
-pub const OPS: &[Op] = {
-    use Op::*;
-    &[
-        Lui, Auipc, Jal, Jalr, Beq, Bne, Blt, Bge, Bltu, Bgeu,
-        Lb, Lh, Lw, Ld, Lbu, Lhu, Lwu, Sb, Sh, Sw, Sd,
-        Addi, Slti, Sltiu, Xori, Ori, Andi, Slli, Srli, Srai,
-        Add, Sub, Sll, Slt, Sltu, Xor, Srl, Sra, Or, And,
-        Addiw, Slliw, Srliw, Sraiw, Addw, Subw, Sllw, Srlw, Sraw,
-        Fence, Fence_i, Csrrw, Csrrs, Csrrc, Csrrwi, Csrrsi, Csrrci,
-        Mul, Mulh, Mulhsu, Mulhu, Div, Divu, Rem, Remu, Mulw, Divw, Divuw, Remw, Remuw,
-        Lr_w, Sc_w, Amoswap_w, Amoadd_w, Amoxor_w, Amoand_w, Amoor_w, Amomin_w, Amomax_w, Amominu_w, Amomaxu_w,
-        Lr_d, Sc_d, Amoswap_d, Amoadd_d, Amoxor_d, Amoand_d, Amoor_d, Amomin_d, Amomax_d, Amominu_d, Amomaxu_d,
-        Flw, Fsw, Fmadd_s, Fmsub_s, Fnmsub_s, Fnmadd_s, Fadd_s, Fsub_s, Fmul_s, Fdiv_s, Fsqrt_s,
-        Fsgnj_s, Fsgnjn_s, Fsgnjx_s, Fmin_s, Fmax_s,
-        Fcvt_w_s, Fcvt_wu_s, Fcvt_l_s, Fcvt_lu_s, Fcvt_s_w, Fcvt_s_wu, Fcvt_s_l, Fcvt_s_lu,
-        Fmv_x_w, Fmv_w_x, Feq_s, Flt_s, Fle_s, Fclass_s,
-        Fld, Fsd, Fmadd_d, Fmsub_d, Fnmsub_d, Fnmadd_d, Fadd_d, Fsub_d, Fmul_d, Fdiv_d, Fsqrt_d,
-        Fsgnj_d, Fsgnjn_d, Fsgnjx_d, Fmin_d, Fmax_d, Fcvt_s_d, Fcvt_d_s,
-        Fcvt_w_d, Fcvt_wu_d, Fcvt_l_d, Fcvt_lu_d, Fcvt_d_w, Fcvt_d_wu, Fcvt_d_l, Fcvt_d_lu,
-        Fmv_x_d, Fmv_d_x, Feq_d, Flt_d, Fle_d, Fclass_d,
-    ]
-};
-
-/// What an operation reads and writes, as far as a generator must know.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
-    Plain,
-    Access,
-    Atomic,
-    Branch,
-    Jal,
-    Jalr,
-    Csr,
-}
-
-fn kind(op: Op) -> Kind {
-    use Op::*;
-    match op {
-        Lb | Lh | Lw | Ld | Lbu | Lhu | Lwu | Sb | Sh | Sw | Sd | Flw | Fld | Fsw | Fsd => Kind::Access,
-        Beq | Bne | Blt | Bge | Bltu | Bgeu => Kind::Branch,
-        Jal => Kind::Jal,
-        Jalr => Kind::Jalr,
-        Csrrw | Csrrs | Csrrc | Csrrwi | Csrrsi | Csrrci => Kind::Csr,
-        _ if encode(&blank(op)) & 0x7f == 0x2f => Kind::Atomic,
-        _ => Kind::Plain,
-    }
-}
-
-/// Whether `rd` is a floating-point register.
-fn writes_fp(op: Op) -> bool {
-    use Op::*;
-    let bits = encode(&blank(op));
-    let to_integer = bits & 0x7f == 0x53 && matches!(bits >> 27, 0x14 | 0x18 | 0x1c);
-    matches!(op, Flw | Fld) || matches!(bits & 0x7f, 0x43 | 0x47 | 0x4b | 0x4f | 0x53) && !to_integer
-}
-
-fn blank(op: Op) -> Inst {
-    Inst { op, rd: 0, rs1: 0, rs2: 0, rs3: 0, rm: 0, len: 4, imm: 0 }
-}
-
-/// A small generator of random numbers (SplitMix64); the same seed gives the
-/// same numbers everywhere.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    /// Begins with a seed.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// Any 64 bits.
-    pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    /// A number below `bound`, which is not 0.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.bits() % bound
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-
-    /// An integer operand: often at an edge of some width.
-    pub fn integer(&mut self) -> u64 {
-        match self.below(4) {
-            0 => self.bits(),
-            1 => self.bits() as i32 as u64,
-            2 => self.below(33).wrapping_sub(16),
-            _ => {
-                let edge = 1_u64 << self.below(64);
-                edge.wrapping_add(self.below(3)).wrapping_sub(1)
-            }
-        }
-    }
-
-    /// A floating-point operand of a format with the given widths: often one
-    /// at which operations change their behaviour.
-    fn float(&mut self, exponent_bits: u32, fraction_bits: u32) -> u64 {
-        let greatest = (1 << exponent_bits) - 1;
-        let bias = greatest >> 1;
-        let exponent = match self.below(8) {
-            0 => 0,
-            1 => greatest,
-            2 => 1 + self.below(3),
-            3 => greatest - 1 - self.below(3),
-            4..=6 => bias + self.below(130) - 65,
-            _ => self.below(greatest),
-        };
-        let all = (1 << fraction_bits) - 1;
-        let fraction = match self.below(6) {
-            0 => 0,
-            1 => all,
-            2 => self.below(4),
-            3 => all - self.below(4),
-            4 => 1 << self.below(fraction_bits.into()),
-            _ => self.bits() & all,
-        };
-        self.below(2) << (exponent_bits + fraction_bits) | exponent << fraction_bits | fraction
-    }
-
-    /// A single-precision operand.
-    pub fn single(&mut self) -> u32 {
-        self.float(8, 23) as u32
-    }
-
-    /// A double-precision operand.
-    pub fn double(&mut self) -> u64 {
-        self.float(11, 52)
-    }
-
-    /// The contents of a floating-point register: a double, a boxed single, or
-    /// seldom a single that is not boxed.
-    pub fn register(&mut self) -> u64 {
-        match self.below(16) {
-            0 => self.single().into(),
-            1..8 => super::fp::boxed(self.single()),
-            _ => self.double(),
-        }
-    }
-}
 
 /// A program and what it consists of.
 #[derive(Clone, Debug, Default)]
@@ -194,6 +47,8 @@ pub struct Generator {
     /// The compressed instructions that a program may contain anywhere, those
     /// of one operation together: some have thousands, a jump has one.
     compressed: Vec<Vec<Inst>>,
+    /// Registers that no instruction writes, by bits.
+    kept: u32,
 }
 
 /// Instructions that a jump either reaches at their first or skips.
@@ -212,14 +67,20 @@ impl Item {
 impl Generator {
     /// Begins with a seed.
     pub fn new(seed: u64) -> Self {
+        Self::keeping(seed, &DATA_REGISTERS)
+    }
+
+    /// One whose programs do not write the registers `kept` either.
+    fn keeping(seed: u64, kept: &[u8]) -> Self {
+        let kept = kept.iter().chain([&TARGET]).fold(0, |kept, register| kept | 1 << register);
         let mut compressed: Vec<Vec<Inst>> = Vec::new();
-        for inst in (0..=0xffff).filter(|bits| bits & 3 != 3).map(decode).filter(allowed_compressed) {
+        for inst in (0..=0xffff).filter(|bits| bits & 3 != 3).map(decode).filter(|inst| is_allowed(inst, kept)) {
             match compressed.iter_mut().find(|group| group[0].op == inst.op) {
                 Some(group) => group.push(inst),
                 None => compressed.push(vec![inst]),
             }
         }
-        Self { random: Random::new(seed), compressed }
+        Self { random: Random::new(seed), compressed, kept }
     }
 
     /// The numbers that the programs come from.
@@ -270,7 +131,7 @@ impl Generator {
     fn target_register(&mut self) -> u8 {
         loop {
             let register = self.random.below(32) as u8;
-            if may_write(register) {
+            if self.kept & 1 << register == 0 {
                 return register;
             }
         }
@@ -354,14 +215,11 @@ fn normal(inst: Inst) -> Inst {
     decode(encode(&inst))
 }
 
-fn may_write(register: u8) -> bool {
-    register != TARGET && !DATA_REGISTERS.contains(&register)
-}
-
 /// Whether a program may contain this one: as [`Generator::item`] would choose
 /// it.
-fn allowed_compressed(inst: &Inst) -> bool {
-    if matches!(inst.op, Op::Illegal | Op::Ebreak) || !writes_fp(inst.op) && !may_write(inst.rd) {
+fn is_allowed(inst: &Inst, kept: u32) -> bool {
+    let is_kept = !writes_fp(inst.op) && kept & 1 << inst.rd != 0;
+    if matches!(inst.op, Op::Illegal | Op::Ebreak) || is_kept {
         return false;
     }
     match kind(inst.op) {
@@ -390,8 +248,8 @@ impl Program {
             }
         }
         for inst in insts {
-            match inst.len {
-                2 => self.code.extend_from_slice(&compress(&inst).to_le_bytes()),
+            match form(&inst) {
+                Some(bits) if inst.len == 2 => self.code.extend_from_slice(&bits.to_le_bytes()),
                 _ => self.code.extend_from_slice(&encode(&inst).to_le_bytes()),
             }
             self.insts.push(inst);
@@ -401,7 +259,7 @@ impl Program {
 
 /// The 16-bit form of an instruction that was decoded from one, a jump's
 /// displacement changed at most. Found by decoding all of them once.
-fn compress(inst: &Inst) -> u16 {
+fn form(inst: &Inst) -> Option<u16> {
     use std::collections::HashMap;
     use std::sync::OnceLock;
     static FORMS: OnceLock<HashMap<Inst, u16>> = OnceLock::new();
@@ -409,5 +267,5 @@ fn compress(inst: &Inst) -> u16 {
         let all = (0..=u16::MAX).filter(|bits| bits & 3 != 3);
         all.map(|bits| (decode(bits.into()), bits)).collect()
     });
-    forms[inst]
+    forms.get(inst).copied()
 }

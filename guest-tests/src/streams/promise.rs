@@ -1,0 +1,128 @@
+//! The oracle, and a look at what it runs: which modes promise to do the same.
+
+use codewarden::protection::Mode;
+use demo_emulator::hart::Hart;
+use demo_emulator::memory::Window;
+use demo_emulator::riscv::csr;
+use demo_emulator::riscv::inst::{Inst, Op};
+use demo_emulator::riscv::oracle;
+use demo_emulator::riscv::trap::{Flow, Trap};
+
+use super::memory::{ALIAS, CODE, CODE_BYTES, SHARED};
+
+/// Instructions of one start at most: a program that writes itself may run for ever.
+const MAX_STEPS: u32 = 20_000;
+
+/// What each mode owes a program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Owed {
+    /// Every mode: no byte that ran was ever written over.
+    ByAll,
+    /// Those that learn of writes: each byte that ran after it had been written over was
+    /// announced before.
+    Announced,
+    /// Those that learn of writes at once.
+    Unannounced,
+}
+
+impl Owed {
+    pub(super) fn holds_in(self, mode: Mode) -> bool {
+        match self {
+            Self::ByAll => true,
+            Self::Announced => mode != Mode::None,
+            Self::Unannounced => mode.is_synchronous(),
+        }
+    }
+}
+
+/// Why a run says nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Unsuitable;
+
+/// Runs programs, and writes down which bytes of code were written over.
+pub(super) struct Watched {
+    /// By the code's offset: written over since it was announced last.
+    pending: Vec<bool>,
+    /// Written over at any time.
+    written: Vec<bool>,
+    owed: Owed,
+    steps: u32,
+}
+
+impl Watched {
+    pub(super) fn new() -> Self {
+        let none = vec![false; CODE_BYTES as usize];
+        Self { pending: none.clone(), written: none, owed: Owed::ByAll, steps: 0 }
+    }
+
+    /// What is owed for all that ran since the beginning.
+    pub(super) fn owed(&self) -> Owed {
+        self.owed
+    }
+
+    /// Runs to what the instruction at `hart.pc` does not survive.
+    pub(super) fn run(&mut self, hart: &mut Hart, window: &Window) -> Result<Trap, Unsuitable> {
+        loop {
+            self.steps += 1;
+            let inst = match oracle::fetch(window, hart.pc) {
+                Ok(inst) if self.steps <= MAX_STEPS && !tells_the_time(&inst) => inst,
+                Ok(_) => return Err(Unsuitable),
+                Err(trap) => return Ok(trap),
+            };
+            self.fetched(hart.pc, inst.len.into());
+
+            let addr = hart.x[usize::from(inst.rs1)].wrapping_add(inst.imm as i64 as u64);
+            match oracle::step(hart, window) {
+                Ok(Flow::FenceI) => self.announced(0, CODE_BYTES),
+                Ok(_) => self.stored(addr, inst.op.stored_bytes()),
+                Err(trap) => return Ok(trap),
+            }
+        }
+    }
+
+    /// Begins a start.
+    pub(super) fn restart(&mut self) {
+        self.steps = 0;
+        self.announced(0, CODE_BYTES);
+    }
+
+    /// What was written over from `offset` on is announced.
+    pub(super) fn announced(&mut self, offset: u64, len_bytes: u64) {
+        let end = (offset + len_bytes).min(CODE_BYTES) as usize;
+        self.pending[(offset as usize).min(end)..end].fill(false);
+    }
+
+    /// Bytes were written over.
+    pub(super) fn stored(&mut self, addr: u64, len_bytes: u64) {
+        for offset in (addr..addr.saturating_add(len_bytes)).filter_map(offset_of) {
+            self.pending[offset] = true;
+            self.written[offset] = true;
+        }
+    }
+
+    fn fetched(&mut self, pc: u64, len_bytes: u64) {
+        for offset in (pc..pc + len_bytes).filter_map(offset_of) {
+            if self.pending[offset] {
+                self.owed = Owed::Unannounced;
+            } else if self.written[offset] && self.owed == Owed::ByAll {
+                self.owed = Owed::Announced;
+            }
+        }
+    }
+}
+
+/// Where in the code an address is. One program uses the private memory or the
+/// shared one; what it does to the other by chance counts the same.
+fn offset_of(addr: u64) -> Option<usize> {
+    [CODE, SHARED, ALIAS]
+        .into_iter()
+        .map(|start| addr.wrapping_sub(start))
+        .find(|offset| *offset < CODE_BYTES)
+        .map(|offset| offset as usize)
+}
+
+/// Whether it reads what is never the same twice.
+fn tells_the_time(inst: &Inst) -> bool {
+    let is_csr = matches!(inst.op, Op::Csrrw | Op::Csrrs | Op::Csrrc | Op::Csrrwi | Op::Csrrsi | Op::Csrrci);
+    is_csr && inst.rd != 0 && matches!(inst.imm, csr::CYCLE | csr::TIME | csr::INSTRET)
+}
