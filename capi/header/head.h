@@ -1,0 +1,78 @@
+/*
+ * codewarden: keeps translated code true to the guest bytes that it came from.
+ *
+ * For authors of emulators and JITs on Linux. The library write-protects the guest
+ * pages that translations come from, learns of every write to them, and makes stale
+ * translations unreachable before they can run. It knows no guest instruction set and
+ * no compiler.
+ *
+ * Link with -lcodewarden (README.md, "Embed it from C"). Made from the sources of the
+ * package codewarden-capi: change those, and then
+ *     CODEWARDEN_UPDATE_HEADER=1 cargo test -p codewarden-capi --test header
+ *
+ *
+ * The life of a block
+ *
+ *   1. cw_cache_begin() a ticket, cw_ticket_claim() every page of the block. CW_BUSY:
+ *      interpret, and come back.
+ *   2. Read the guest's bytes, once each: not before the claim. Say which of them the
+ *      block is made from, cw_ticket_made_from(), and ask whether one that was made from
+ *      the same can be used again, cw_ticket_revive(). If not, translate.
+ *   3. cw_ticket_commit(): the block is reachable, or CW_WRITTEN: a write came.
+ *   4. cw_lookup() and run it under a vCPU's pin.
+ *   5. Tell of what the kernel cannot tell: cw_cache_sync() and what follows it.
+ *
+ *
+ * Rules, for every function that does not say otherwise
+ *
+ * Answers. A function that can fail returns a cw_status. What failed changed nothing
+ * unless it says so. The message of the failure is cw_last_error_message(). A panic of
+ * the library's becomes CW_INTERNAL.
+ *
+ * Pointers. A handle is one that this library gave and that was not freed; NULL is
+ * CW_BAD_ARGUMENT, and nothing for a _free function. An out parameter is not NULL; it is
+ * written where CW_OK is returned, and a handle that is given through one is NULL
+ * elsewhere. What else is passed by pointer is not NULL, and is read before the return,
+ * not kept.
+ *
+ * Ownership. Each handle is freed once, by the _free function of its kind or by the
+ * function that says that it takes it. Handles may be freed in any order, but a cache is
+ * freed after its tickets, vCPUs, holds, mapping changes and fork guards
+ * (CW_IN_USE tells). Strings are the library's. A handle that was freed, and is used or
+ * freed again, cannot be told: the behaviour is undefined.
+ *
+ * Threads. Any thread may call any function at any time, with two exceptions: an object
+ * that is passed by a pointer to non-const is used by one thread at a time, and nobody
+ * uses what is being freed. So a cache, a link, a code buffer and an allocation may be
+ * shared; a ticket and a vCPU belong to one thread at a time, and may be handed to
+ * another. cw_fork_guard and cw_alt_stack stay with their thread.
+ *
+ * Signals. Only cw_handle_fault() may be called in a signal handler. No function of yours
+ * is called in one.
+ *
+ * Pins. While its own vCPU is pinned a thread may call everything but
+ * cw_cache_wait_for_vcpus() and cw_before_fork(), which wait for it for ever, and
+ * cw_cache_evict(), which frees less than it could.
+ *
+ * Exceptions and longjmp must not leave a function of yours that the library calls.
+ *
+ * Structures whose first field is size_bytes may get more fields at their end: set it to
+ * the structure's sizeof.
+ *
+ *
+ * What the Rust library has and this has not: a tracker without a cache (its observer
+ * runs in signal handlers; ask a block's stale flag instead), policies of your own,
+ * histograms, the journal of writes, the pages written to most, and guest memory (mmap
+ * it).
+ */
+
+#ifndef CODEWARDEN_H
+#define CODEWARDEN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif

@@ -1,0 +1,64 @@
+/* ---- Without a call ------------------------------------------------------------------
+ *
+ * Functions and macros that are compiled into your program.
+ */
+
+/* The index of a key in a vCPU's front. */
+#define CW_FRONT_INDEX(key) ((size_t)((uint64_t)(key) >> 1) & (CW_FRONT_ENTRIES - 1))
+
+/*
+ * The entry of the valid block of the key; 0 where there is none. For a pinned vCPU;
+ * front is what cw_vcpu_front() filled in for it, once. Where the front has the key this
+ * is two loads and three comparisons, elsewhere it is cw_vcpu_lookup().
+ */
+static inline uintptr_t cw_lookup(cw_vcpu *vcpu, const cw_front *front, uint64_t key)
+{
+    const cw_front_entry *entry = &front->entries[CW_FRONT_INDEX(key)];
+    if (entry->key == key) {
+        uintptr_t address = __atomic_load_n(entry->cell, __ATOMIC_ACQUIRE);
+        if (address != front->dead_stub && address != front->pending_stub)
+            return address;
+    }
+    return cw_vcpu_lookup(vcpu, key);
+}
+
+/* The value of a block's stale flag, a CW_STALE_ value. */
+static inline uint8_t cw_stale(const uint8_t *stale_flag)
+{
+    return __atomic_load_n(stale_flag, __ATOMIC_ACQUIRE);
+}
+
+/*
+ * Options for blocks that are looked up and never jumped to through entry cells, and that
+ * have no checked entry. Set the stubs where emitted code jumps through cells.
+ */
+static inline cw_cache_options cw_cache_options_default(void)
+{
+    cw_cache_options options;
+    options.size_bytes = sizeof(options);
+    options.dead_stub = 0;
+    options.pending_stub = 1;
+    options.policy = CW_POLICY_ADAPTIVE;
+    return options;
+}
+
+/* Options for a region that the guest may read and write; the signals are the library's. */
+static inline cw_region_options
+cw_region_options_default(uint64_t guest, void *host, size_t len_bytes, cw_mode mode)
+{
+    cw_region_options options;
+    options.size_bytes = sizeof(options);
+    options.guest = guest;
+    options.host = host;
+    options.len_bytes = len_bytes;
+    options.mode = mode;
+    options.access = CW_ACCESS_READ_WRITE;
+    options.embedder_owns_signals = false;
+    return options;
+}
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+
+#endif /* CODEWARDEN_H */

@@ -1,0 +1,128 @@
+//! Fork.
+//!
+//! A userfaultfd that a child inherits acts on its parent, so a fork is announced:
+//!
+//! ```c
+//! cw_before_fork(cache, &buffer, 1, &guard);            // the own vCPU is not pinned
+//! if ((pid = fork()) == 0)
+//!     cw_after_fork_child(guard);                       // before anything else
+//! else
+//!     cw_after_fork_parent(guard);                      // also where fork failed
+//! ```
+//!
+//! All by one thread. Between the two no other thread gets into the cache or the
+//! buffers; faults are handled. In a child without it the library touches nothing of
+//! the parent's, frees included, and answers CW_IN_FORK_CHILD.
+//!
+//! # Safety
+//!
+//! A guard borrows the cache and the buffers that lie in a box beside it: it goes
+//! first.
+#![allow(unsafe_code)]
+
+use std::ptr::NonNull;
+
+use engine::code_buffer::{self, CodeBuffer};
+use engine::{CodeCache, ForkGuard};
+use libc::size_t;
+
+use crate::cache::{Child, cw_cache};
+use crate::code_buffer::cw_code_buffer;
+use crate::handle::{borrow, out_handle, take_back};
+use crate::payload::Owned;
+use crate::status::{Failure, cw_status, guarded};
+
+/// A cache and its code buffers that stand still over a fork.
+pub struct cw_fork_guard {
+    // In this order: what is freed with blocks of the child lies in the buffers.
+    buffers: Vec<code_buffer::ForkGuard<'static>>,
+    cache: ForkGuard<'static, Owned>,
+    lasting: Lasting,
+}
+
+/// What the guards borrow.
+struct Lasting {
+    /// Owned.
+    borrowed: NonNull<(CodeCache<Owned>, Vec<CodeBuffer>)>,
+    _child: Child,
+}
+
+impl Drop for Lasting {
+    fn drop(&mut self) {
+        // SAFETY: from a box, and the guards are gone.
+        drop(unsafe { Box::from_raw(self.borrowed.as_ptr()) });
+    }
+}
+
+/// Called before fork, by a thread whose vCPU is not pinned: waits until no other
+/// thread is inside the cache or the buffers.
+///
+/// buffers: every code buffer that blocks of the cache lie in, buffer_count of them,
+/// each once; NULL where there is none. They are shared mappings: without this a child's
+/// code would land in its parent's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_before_fork(
+    cache: *const cw_cache,
+    buffers: *const *mut cw_code_buffer,
+    buffer_count: size_t,
+    guard: *mut *mut cw_fork_guard,
+) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let (new, cache) = unsafe { (out_handle(guard)?, borrow(cache)?) };
+        if buffers.is_null() && buffer_count != 0 {
+            return Err(Failure::bad_argument(c"buffers is NULL and buffer_count is not 0"));
+        }
+        let mut clones = Vec::new();
+        for at in 0..buffer_count {
+            // SAFETY: C's array has so many.
+            let buffer = unsafe { *buffers.add(at) };
+            // A lock is taken twice for a buffer that is there twice: for ever.
+            // SAFETY: as above.
+            if (0..at).any(|before| unsafe { *buffers.add(before) } == buffer) {
+                return Err(Failure::bad_argument(c"a code buffer is among the buffers twice"));
+            }
+            // SAFETY: the header's rules.
+            clones.push(unsafe { borrow(buffer) }?.0.clone());
+        }
+        let borrowed = NonNull::from(Box::leak(Box::new((cache.cache.clone(), clones))));
+        let lasting = Lasting { borrowed, _child: cache.child() };
+        // SAFETY: it outlives the guards: fields are dropped, and taken apart, in
+        // their order.
+        let (cache, buffers): &'static (CodeCache<Owned>, Vec<CodeBuffer>) = unsafe { borrowed.as_ref() };
+        let cache = cache.before_fork();
+        new.give(cw_fork_guard { buffers: buffers.iter().map(CodeBuffer::fork_guard).collect(), cache, lasting });
+        Ok(())
+    })
+}
+
+/// In the parent: everything goes on as before. Frees the guard. Nothing for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_after_fork_parent(guard: *mut cw_fork_guard) {
+    // SAFETY: the header's rules.
+    drop(unsafe { take_back(guard) });
+}
+
+/// In the child: every block is dead, the child's own memory is tracked from now on,
+/// and the buffers have memory of their own, empty of code: emit the stubs anew, at the
+/// same addresses. vCPUs of the parent's other threads hold nothing back; free them or
+/// leave them. Frees the guard.
+///
+/// Where it fails, the regions or buffers that could not be had here are not usable:
+/// nothing can be translated from them, and code must not be run.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_after_fork_child(guard: *mut cw_fork_guard) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let guard = unsafe { take_back(guard) };
+        let guard = guard.ok_or(Failure::bad_argument(c"the guard of the fork must not be NULL"))?;
+        let cw_fork_guard { buffers, cache, lasting } = *guard;
+        let mut done = Ok(());
+        for buffer in buffers {
+            done = done.and(buffer.child());
+        }
+        done = done.and(cache.after_fork_child());
+        drop(lasting);
+        Ok(done?)
+    })
+}

@@ -1,0 +1,153 @@
+//! Regions: the guest memory that is tracked.
+//!
+//! Guest memory is yours (mmap it): the library takes write permission from its pages
+//! and gives it back. Private memory is best anonymous; memory that the guest maps at
+//! several places is a memfd, with each mapping in a region and declared. A mapping of
+//! your own that you write through is not tracked: cw_cache_invalidate() tells of it.
+//!
+//! # Safety
+//!
+//! What C promises of a region's memory is what `Tracker::add_region` asks for.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::mem::MaybeUninit;
+
+use engine::addr::{GuestAddr, HostAddr, HostRange};
+use engine::guest_memory::BackingId;
+use engine::tracker::{RegionOptions, SharedMemory};
+use libc::size_t;
+
+use crate::cache::cw_cache;
+use crate::handle::{borrow, filled_in, out};
+use crate::mode::{cw_access, cw_mode};
+use crate::status::{Failure, cw_status, guarded};
+
+/// What a region is made of. cw_region_options_default() fills in the rest.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct cw_region_options {
+    /// sizeof(cw_region_options).
+    pub size_bytes: size_t,
+    /// Where the guest sees it. A multiple of the page size.
+    pub guest: u64,
+    /// Where it lies in this process: mapped, at least with PROT_NONE, on a page
+    /// boundary.
+    pub host: *mut c_void,
+    /// Its length: whole pages.
+    pub len_bytes: size_t,
+    /// How writes to it are learned of.
+    pub mode: MaybeUninit<cw_mode>,
+    /// What the guest may do with it as it is mapped now.
+    pub access: MaybeUninit<cw_access>,
+    /// Whether your own handlers of SIGBUS and SIGSEGV call cw_handle_fault(): the
+    /// library installs none then.
+    pub embedder_owns_signals: bool,
+}
+
+/// Memory that is mapped at several places: a file or memfd by what fstat says of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct cw_shared_memory {
+    /// st_dev.
+    pub device: u64,
+    /// st_ino.
+    pub inode: u64,
+    /// Where in it the mapping begins, in bytes.
+    pub offset_bytes: u64,
+}
+
+impl cw_shared_memory {
+    pub(crate) fn read(self) -> SharedMemory {
+        SharedMemory { backing: BackingId::of_file(self.device, self.inode), offset: self.offset_bytes }
+    }
+}
+
+/// Starts to track a region. All of it is writable until it is translated from.
+///
+/// The memory stays mapped as guest memory until cw_cache_remove_region() or
+/// cw_cache_free() has returned; parts of it are replaced or unmapped only under
+/// cw_cache_change_mapping(), and their protection is changed only by
+/// cw_cache_set_access(). No thread that stores to it has the mode's signal blocked
+/// (SIGBUS for sigbus, SIGSEGV for mprotect): the kernel ends the process there.
+///
+/// CW_BAD_RANGE where it is not whole pages or overlaps another one,
+/// CW_MODE_UNAVAILABLE where the mode cannot be had, CW_SYSTEM where the mode cannot
+/// track this mapping, CW_ALREADY_TRACKED where another userfaultfd does.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_add_region(cache: *const cw_cache, options: *const cw_region_options) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules; the flag is one of C's.
+        let (cache, options) = unsafe { (borrow(cache)?, filled_in(options)?) };
+        let tracker = cache.cache.tracker();
+        let host = HostRange::new(HostAddr::of(options.host), options.len_bytes, tracker.page_size())?;
+        let options = RegionOptions {
+            guest: GuestAddr(options.guest),
+            host,
+            mode: cw_mode::read(options.mode)?,
+            access: cw_access::read(options.access)?,
+            embedder_owns_signals: options.embedder_owns_signals,
+        };
+        // SAFETY: what this function asks of its caller.
+        Ok(unsafe { tracker.add_region(options) }?)
+    })
+}
+
+/// Stops tracking the region that starts at guest: what was translated from it is
+/// unreachable, its pages are writable, and the memory is yours alone.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_remove_region(cache: *const cw_cache, guest: u64) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let cache = unsafe { borrow(cache) }?;
+        Ok(cache.cache.tracker().remove_region(GuestAddr(guest))?)
+    })
+}
+
+/// How writes at guest are learned of; CW_BAD_RANGE outside every region.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_mode_at(cache: *const cw_cache, guest: u64, mode: *mut cw_mode) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let (cache, mode) = unsafe { (borrow(cache)?, out(mode)?) };
+        let found = cache.cache.tracker().mode_at(GuestAddr(guest));
+        mode.write(cw_mode::of(
+            found.ok_or(Failure::new(cw_status::CW_BAD_RANGE, c"no tracked region holds this address"))?,
+        ));
+        Ok(())
+    })
+}
+
+/// Says that len_bytes from guest, in a region and mapped already, show memory that may
+/// be mapped elsewhere too: then a store through any mapping that was declared reaches
+/// the blocks of all. To be said of every mapping of memory that has several, before
+/// the guest can store to it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_declare_shared(
+    cache: *const cw_cache,
+    guest: u64,
+    len_bytes: u64,
+    memory: cw_shared_memory,
+) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let cache = unsafe { borrow(cache) }?;
+        Ok(cache.cache.tracker().declare_shared(GuestAddr(guest), len_bytes, memory.read())?)
+    })
+}
+
+/// Carries out the guest's own mprotect: what the guest may do with len_bytes from
+/// guest, bounds rounded to whole pages. The tracking's protection stays.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_set_access(
+    cache: *const cw_cache,
+    guest: u64,
+    len_bytes: u64,
+    access: MaybeUninit<cw_access>,
+) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let cache = unsafe { borrow(cache) }?;
+        Ok(cache.cache.tracker().set_access(GuestAddr(guest), len_bytes, cw_access::read(access)?)?)
+    })
+}

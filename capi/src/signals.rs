@@ -1,0 +1,75 @@
+//! Signals, where they are yours.
+//!
+//! In modes sigbus and mprotect the library handles write faults by SIGBUS and SIGSEGV.
+//! Its handler hands on what is not its own to the one that was there before. With
+//! embedder_owns_signals it installs none, and your handlers call cw_handle_fault()
+//! first. Install them with SA_SIGINFO, and with SA_ONSTACK where the guest may own the
+//! stack pointer.
+//!
+//! # Safety
+//!
+//! The pointers of a signal handler are those that the kernel gave to it.
+#![allow(unsafe_code)]
+
+use std::ffi::{c_int, c_void};
+
+use engine::protection::{AltStack, Handled, handle_fault, handler_is_ours, is_blocked_here};
+
+use crate::handle::{out_handle, take_back};
+use crate::status::{cw_status, guarded};
+
+/// Decides about one SIGBUS or SIGSEGV. True: it was a store to a protected page, which
+/// can be tried again; return from the handler. False: go on as without this library.
+///
+/// The arguments are those that the kernel gave to the handler (siginfo_t *,
+/// ucontext_t *). Async-signal-safe: it takes no lock, allocates nothing, uses no
+/// thread-local, keeps errno. The only function here that may be called in a signal
+/// handler.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_handle_fault(signo: c_int, info: *mut c_void, context: *mut c_void) -> bool {
+    if info.is_null() || context.is_null() {
+        return false;
+    }
+    // SAFETY: what this function asks of its caller.
+    unsafe { handle_fault(signo, info.cast(), context) == Handled::Retry }
+}
+
+/// Whether the library's handler is the one that the kernel calls for signo (SIGBUS or
+/// SIGSEGV). False before the first region in such a mode, and where somebody installed
+/// another one after it: then write faults reach the library only if that one hands
+/// them on.
+#[unsafe(no_mangle)]
+pub extern "C" fn cw_handler_is_ours(signo: c_int) -> bool {
+    handler_is_ours(signo)
+}
+
+/// Whether this thread has signo blocked: at a store to a protected page the kernel
+/// would end the process.
+#[unsafe(no_mangle)]
+pub extern "C" fn cw_is_blocked_here(signo: c_int) -> bool {
+    is_blocked_here(signo)
+}
+
+/// An alternate signal stack of one thread.
+pub struct cw_alt_stack {
+    _stack: AltStack,
+}
+
+/// Gives this thread an alternate signal stack with a guard page below it, for guests
+/// that own the stack pointer or whose stack is tracked memory.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_alt_stack_new(stack: *mut *mut cw_alt_stack) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let new = unsafe { out_handle(stack) }?;
+        new.give(cw_alt_stack { _stack: AltStack::for_this_thread()? });
+        Ok(())
+    })
+}
+
+/// Puts the thread's previous one back; by the same thread. Nothing for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_alt_stack_free(stack: *mut cw_alt_stack) {
+    // SAFETY: the header's rules.
+    drop(unsafe { take_back(stack) });
+}

@@ -1,0 +1,207 @@
+//! What went on so far, and what is taken of memory.
+//!
+//! Each structure has its size in its first field, so that it can grow: set
+//! size_bytes to its sizeof before the call. What a newer header has and this library
+//! does not know is 0, and size_bytes says afterwards how much was filled in.
+//!
+//! # Safety
+//!
+//! Pointers are used as the header's rules say.
+#![allow(unsafe_code)]
+
+use engine::{Footprint, Weight};
+use libc::size_t;
+
+use crate::cache::cw_cache;
+use crate::handle::{borrow, fill_in};
+use crate::status::{cw_status, guarded};
+
+/// Counters since the cache was made.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct cw_stats {
+    /// sizeof(cw_stats); afterwards what of it was filled in.
+    pub size_bytes: size_t,
+    /// Write faults that were resolved: each hit code or was beside it.
+    pub faults: u64,
+    /// Those of them that hit a line with code.
+    pub faults_code: u64,
+    /// Those of them that hit no line with code: data.
+    pub faults_beside: u64,
+    /// Those of them, of either kind, that the handler thread resolved. It cannot
+    /// tell a store of the guest's from a write of the kernel's for it.
+    pub faults_by_thread: u64,
+    /// Pages that a fault opened ahead of a stream of writes, beside its own.
+    pub opened_ahead: u64,
+    /// Pages that became checked.
+    pub checked: u64,
+    /// Checked pages that cooled.
+    pub cooled: u64,
+    /// Pages that harvests asked the kernel about.
+    pub pages_scanned: u64,
+    /// Pages that a harvest found written.
+    pub pages_harvested: u64,
+    /// Harvests: one for each run of pages that a `sync` asked about.
+    pub harvests: u64,
+    /// Pages held for announced writes and changed mappings.
+    pub pages_announced: u64,
+    /// Those of them that were held for an announced write of the kernel's.
+    pub pages_kernel_written: u64,
+    /// Pages that were protected for a translator.
+    pub protects: u64,
+    /// System calls that protected pages or took protection away.
+    pub protection_calls: u64,
+    /// Translations that could not begin because the page was busy.
+    pub begins_busy: u64,
+    /// Translations that became reachable.
+    pub committed: u64,
+    /// Translations that became reachable where one had been before.
+    pub retranslated: u64,
+    /// Dead blocks that became reachable again, their bytes being the same again.
+    pub revived: u64,
+    /// Commits and revivals refused because a write came between.
+    pub refused: u64,
+    /// Blocks that a write or an announcement made unreachable.
+    pub invalidated: u64,
+    /// Blocks that are entered by a comparison from then on, after a write beside them.
+    pub downgraded: u64,
+    /// Blocks removed by hand: found stale by that comparison, as a rule.
+    pub removed: u64,
+    /// Blocks evicted: made unreachable because there were too many.
+    pub evicted: u64,
+    /// Translations of dead and evicted blocks that are not kept, or not any more.
+    pub given_up: u64,
+    /// Translations whose memory was freed.
+    pub freed: u64,
+}
+
+/// What a kind of translations takes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct cw_weight {
+    /// How many there are.
+    pub blocks: size_t,
+    /// What was said that their payloads own, and the allocations that they keep.
+    pub payload_bytes: size_t,
+    /// What the cache needs for them: records, and the guest bytes that they were made
+    /// from.
+    pub record_bytes: size_t,
+}
+
+/// How much memory a cache takes just now.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct cw_footprint {
+    /// sizeof(cw_footprint); afterwards what of it was filled in.
+    pub size_bytes: size_t,
+    /// Blocks that can be reached.
+    pub live: cw_weight,
+    /// Dead and evicted blocks that are kept for cw_ticket_revive().
+    pub former: cw_weight,
+    /// What is given up and waits until no vCPU can be inside: beyond the limit.
+    pub waiting: cw_weight,
+    /// Keys that have an entry cell.
+    pub cells: size_t,
+    /// Entry cells, those that are free included.
+    pub cell_bytes: size_t,
+    /// The table from keys to cells.
+    pub table_bytes: size_t,
+    /// Descriptors of the pages that were ever translated from.
+    pub page_bytes: size_t,
+}
+
+/// Pages that were ever translated from, by their state now.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct cw_pages_by_state {
+    /// sizeof(cw_pages_by_state); afterwards what of it was filled in.
+    pub size_bytes: size_t,
+    /// Writable; nothing that was made from them can be reached.
+    pub open_pages: u64,
+    /// Write-protected, or about to be.
+    pub protected_pages: u64,
+    /// Writable; what was made from them compares itself.
+    pub checked_pages: u64,
+}
+
+impl From<Weight> for cw_weight {
+    fn from(weight: Weight) -> Self {
+        let Weight { blocks, payload_bytes, record_bytes, .. } = weight;
+        Self { blocks, payload_bytes, record_bytes }
+    }
+}
+
+/// Fills in what went on so far. Set stats->size_bytes before. Any time, any thread;
+/// some counters may be a moment ahead of others.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_get_stats(cache: *const cw_cache, stats: *mut cw_stats) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let of = unsafe { borrow(cache) }?.cache.stats();
+        let found = cw_stats {
+            size_bytes: 0,
+            faults: of.faults,
+            faults_code: of.faults_code,
+            faults_beside: of.faults_beside,
+            faults_by_thread: of.faults_by_thread,
+            opened_ahead: of.opened_ahead,
+            checked: of.checked,
+            cooled: of.cooled,
+            pages_scanned: of.pages_scanned,
+            pages_harvested: of.pages_harvested,
+            harvests: of.harvests,
+            pages_announced: of.pages_announced,
+            pages_kernel_written: of.pages_kernel_written,
+            protects: of.protects,
+            protection_calls: of.protection_calls,
+            begins_busy: of.begins_busy,
+            committed: of.committed,
+            retranslated: of.retranslated,
+            revived: of.revived,
+            refused: of.refused,
+            invalidated: of.invalidated,
+            downgraded: of.downgraded,
+            removed: of.removed,
+            evicted: of.evicted,
+            given_up: of.given_up,
+            freed: of.freed,
+        };
+        // SAFETY: the header's rules; words without padding.
+        unsafe { fill_in(stats, &found) }
+    })
+}
+
+/// Fills in how much memory the cache takes just now. Set footprint->size_bytes before.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_get_footprint(cache: *const cw_cache, footprint: *mut cw_footprint) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let of = unsafe { borrow(cache) }?.cache.footprint();
+        let Footprint { live, former, waiting, cells, cell_bytes, table_bytes, page_bytes, .. } = of;
+        let (live, former, waiting) = (live.into(), former.into(), waiting.into());
+        let found = cw_footprint { size_bytes: 0, live, former, waiting, cells, cell_bytes, table_bytes, page_bytes };
+        // SAFETY: the header's rules; words without padding.
+        unsafe { fill_in(footprint, &found) }
+    })
+}
+
+/// Fills in how many pages are in which state. Set pages->size_bytes before. It looks
+/// at every page that was ever translated from.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_get_pages_by_state(
+    cache: *const cw_cache,
+    pages: *mut cw_pages_by_state,
+) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let of = unsafe { borrow(cache) }?.cache.tracker().pages_by_state();
+        let found = cw_pages_by_state {
+            size_bytes: 0,
+            open_pages: of.open,
+            protected_pages: of.protected,
+            checked_pages: of.checked,
+        };
+        // SAFETY: the header's rules; words without padding.
+        unsafe { fill_in(pages, &found) }
+    })
+}

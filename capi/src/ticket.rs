@@ -1,0 +1,306 @@
+//! Tickets: a translation in progress.
+//!
+//! ```c
+//! cw_cache_begin(cache, pc, &ticket);
+//! cw_ticket_claim(ticket, pc, NULL);                    // protects the page
+//! ... read the guest's bytes, each once, translate ...
+//! cw_ticket_made_from(ticket, pc, bytes, len);          // what it was made from
+//! cw_ticket_commit(ticket, entry, 0, payload, destroy); // reachable, or CW_WRITTEN
+//! cw_ticket_free(ticket);                               // in any case
+//! ```
+//!
+//! A ticket belongs to one thread at a time. After a commit, or a revival that found
+//! something, it is spent, and good for cw_ticket_free() alone. A ticket that is freed
+//! before leaves nothing behind.
+//!
+//! # Safety
+//!
+//! Pointers are used as the header's rules say.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::{ptr, slice};
+
+use engine::addr::GuestAddr;
+use engine::{Entry, Key, StaleFlag, Ticket};
+use libc::size_t;
+
+use crate::cache::{Child, cw_cache};
+use crate::code_buffer::cw_allocation;
+use crate::handle::{borrow, borrow_mut, out, out_handle, take_back};
+use crate::link::cw_link;
+use crate::payload::{Kept, Owned};
+use crate::status::{Failure, cw_status, guarded};
+
+/// The stale flag of a valid block: go on.
+pub const CW_STALE_VALID: u8 = 0;
+/// The block is dead: leave right after the store.
+pub const CW_STALE_DEAD: u8 = 1;
+/// The block's page is writable: leave after a store that may have hit the bytes that
+/// the block was made from.
+pub const CW_STALE_CHECKED: u8 = 2;
+/// The same, and the bytes have other addresses too: leave after any store.
+pub const CW_STALE_CHECKED_SHARED: u8 = 3;
+/// A commit is under way: as for a dead one.
+pub const CW_STALE_PENDING: u8 = 4;
+
+const _: () = assert!(
+    CW_STALE_VALID == StaleFlag::VALID
+        && CW_STALE_DEAD == StaleFlag::DEAD
+        && CW_STALE_CHECKED == StaleFlag::CHECKED
+        && CW_STALE_CHECKED_SHARED == StaleFlag::CHECKED_SHARED
+        && CW_STALE_PENDING == StaleFlag::PENDING
+);
+
+/// A translation in progress.
+pub struct cw_ticket {
+    /// None: spent.
+    ticket: Option<Ticket<Owned>>,
+    kept: Vec<Kept>,
+    payload_bytes: size_t,
+    /// Of the allocations among `kept`.
+    kept_bytes: size_t,
+    _child: Child,
+}
+
+const SPENT: Failure = Failure::bad_argument(c"the ticket is spent: it was committed or revived; begin another one");
+
+impl cw_ticket {
+    fn open(&self) -> Result<&Ticket<Owned>, Failure> {
+        self.ticket.as_ref().ok_or(SPENT)
+    }
+
+    fn open_mut(&mut self) -> Result<&mut Ticket<Owned>, Failure> {
+        self.ticket.as_mut().ok_or(SPENT)
+    }
+}
+
+/// Begins a translation that will be found by key.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_begin(cache: *const cw_cache, key: u64, ticket: *mut *mut cw_ticket) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let (new, cache) = unsafe { (out_handle(ticket)?, borrow(cache)?) };
+        let ticket = Some(cache.cache.begin(Key::new(key)));
+        new.give(cw_ticket { ticket, kept: Vec::new(), payload_bytes: 0, kept_bytes: 0, _child: cache.child() });
+        Ok(())
+    })
+}
+
+/// Protects the page that holds guest, if this ticket did not yet, and every page that
+/// is known to show the same bytes. Its bytes may be read from now on, each of them
+/// once: in a deferred region a second reading may differ.
+///
+/// host_page: where it is not NULL, receives where the page lies in this process.
+///
+/// CW_BUSY: interpret, and begin again later. CW_BAD_RANGE: no region is there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_ticket_claim(
+    ticket: *mut cw_ticket,
+    guest: u64,
+    host_page: *mut *const c_void,
+) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let ticket = unsafe { borrow_mut(ticket) }?;
+        let page = ticket.open_mut()?.claim(GuestAddr(guest))?;
+        // SAFETY: the header's rules; NULL is allowed.
+        if let Ok(host_page) = unsafe { out(host_page) } {
+            host_page.write(page.start().as_ptr().cast_const().cast());
+        }
+        Ok(())
+    })
+}
+
+/// Says that the block is made from these bytes, which were read at guest after the
+/// pages there were claimed. To be called for each piece of the guest's code, in the
+/// same order each time that the same code is translated. The bytes are copied: pass
+/// what you read, not the guest's memory, which may have changed.
+///
+/// It is worth calling: a write to other bytes of the pages is then one beside the
+/// block, and the block can be revived. Without it every byte of the pages is the
+/// block's. Code that depends on anything but the key and these bytes must not call it.
+///
+/// CW_BAD_RANGE where a page of the range was not claimed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_ticket_made_from(
+    ticket: *mut cw_ticket,
+    guest: u64,
+    bytes: *const c_void,
+    len_bytes: size_t,
+) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let ticket = unsafe { borrow_mut(ticket) }?.open_mut()?;
+        if bytes.is_null() || len_bytes == 0 || len_bytes > isize::MAX as usize {
+            return Err(Failure::bad_argument(c"a block is made from one byte at least, and its address is not NULL"));
+        }
+        // SAFETY: `len_bytes` bytes of C's own that nobody changes meanwhile, as
+        // this function asks.
+        let bytes = unsafe { slice::from_raw_parts(bytes.cast::<u8>(), len_bytes) };
+        Ok(ticket.made_from(GuestAddr(guest), bytes)?)
+    })
+}
+
+/// What else the block is made by, in one number of yours: a former block of other
+/// options is not revived. 0 where nothing is said.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_ticket_made_with(ticket: *mut cw_ticket, options: u64) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        unsafe { borrow_mut(ticket) }?.open_mut()?.made_with(options);
+        Ok(())
+    })
+}
+
+/// Says how much memory the payload owns, in bytes, beside the allocations that the
+/// block keeps: it counts against cw_cache_set_limit().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_ticket_weighs(ticket: *mut cw_ticket, payload_bytes: size_t) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let ticket = unsafe { borrow_mut(ticket) }?;
+        ticket.open()?;
+        ticket.payload_bytes = payload_bytes;
+        Ok(())
+    })
+}
+
+/// Gives an allocation to the block: it is freed with the block, when no vCPU can be
+/// inside, or with the ticket where that is not committed. The handle is gone where
+/// this returns CW_OK; its addresses stay. It counts against cw_cache_set_limit().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_ticket_keep_allocation(
+    ticket: *mut cw_ticket,
+    allocation: *mut cw_allocation,
+) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let ticket = unsafe { borrow_mut(ticket) }?;
+        ticket.open()?;
+        // SAFETY: the header's rules: the handle is given up.
+        let allocation = unsafe { take_back(allocation) };
+        let allocation = allocation.ok_or(Failure::bad_argument(c"the allocation must not be NULL"))?.0;
+        ticket.kept_bytes = ticket.kept_bytes.saturating_add(allocation.len());
+        ticket.kept.push(Kept::Allocation { _allocation: allocation });
+        Ok(())
+    })
+}
+
+/// Gives a link to the block whose code jumps through its cell: it is freed with the
+/// block, or with the ticket where that is not committed. The handle is gone where this
+/// returns CW_OK.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_ticket_keep_link(ticket: *mut cw_ticket, link: *mut cw_link) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let ticket = unsafe { borrow_mut(ticket) }?;
+        ticket.open()?;
+        // SAFETY: the header's rules: the handle is given up.
+        let link = unsafe { take_back(link) };
+        let link = link.ok_or(Failure::bad_argument(c"the link must not be NULL"))?.0;
+        ticket.kept.push(Kept::Link { _link: link });
+        Ok(())
+    })
+}
+
+/// Whether the block needs a checked entry: some page that was claimed is written to
+/// all the time and stays writable. Otherwise the page may come to that later. False
+/// for a spent ticket.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_ticket_needs_check(ticket: *const cw_ticket) -> bool {
+    // SAFETY: the header's rules.
+    unsafe { borrow(ticket) }.and_then(cw_ticket::open).is_ok_and(Ticket::needs_check)
+}
+
+/// Whether no write came yet since the pages were claimed: otherwise a commit would be
+/// refused. False for a spent ticket.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_ticket_is_current(ticket: *const cw_ticket) -> bool {
+    // SAFETY: the header's rules.
+    unsafe { borrow(ticket) }.and_then(cw_ticket::open).is_ok_and(Ticket::is_current)
+}
+
+/// The block's stale flag: a byte that is CW_STALE_VALID while the block is valid and
+/// entered by its plain entry, and another CW_STALE_ value where it is not. Emitted
+/// code that may store to its own bytes polls it after stores, and leaves the block
+/// where it is not CW_STALE_VALID. It lives as long as the block's payload. NULL for a
+/// spent ticket.
+///
+/// An emulator with a cache of its own can ask it whether a block may be entered: any
+/// value but CW_STALE_VALID says no.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_ticket_stale_flag(ticket: *const cw_ticket) -> *const u8 {
+    // SAFETY: the header's rules.
+    unsafe { borrow(ticket) }.and_then(cw_ticket::open).map_or(ptr::null(), Ticket::stale_flag)
+}
+
+/// Makes a former block of the same key reachable again, if one is kept that was made
+/// from the same bytes (cw_ticket_made_from(), called for all of them before) with the
+/// same options; or finds that one is reachable.
+///
+/// revived: receives whether: then there is nothing to translate and the ticket is
+/// spent. Otherwise translate, and commit.
+///
+/// CW_WRITTEN: a write came since a page was claimed. The ticket is spent: begin again.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_ticket_revive(ticket: *mut cw_ticket, revived: *mut bool) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let (ticket, revived) = unsafe { (borrow_mut(ticket)?, out(revived)?) };
+        revived.write(false);
+        ticket.ticket = ticket.ticket.take().ok_or(SPENT)?.revive()?;
+        revived.write(ticket.ticket.is_none());
+        Ok(())
+    })
+}
+
+/// Makes the block reachable: lookups of its key and links to it lead to plain until a
+/// write to its bytes arrives. A block of the same key is superseded. The ticket is
+/// spent, whatever is returned.
+///
+/// plain: the address of the block's code. checked: that of code which compares the
+/// guest bytes that the block was made from with what they were, each time, and goes on
+/// as the plain entry does only where they are the same; elsewhere it goes back to the
+/// dispatcher, which calls cw_cache_remove(). 0 where there is none. The two differ
+/// from each other, from both stubs and from 0.
+///
+/// payload, destroy: what the block owns, both may be NULL. destroy(payload) is called
+/// once, whatever is returned: when no vCPU can be inside the block any more and it is
+/// not kept for cw_ticket_revive(), which for a block that was refused may be before
+/// the return. It is called by whichever thread happens to be in a call of this
+/// library, never in a signal handler. It must not call the library but to free links
+/// and allocations, nor unwind or longjmp.
+///
+/// CW_WRITTEN: a write came since a page was claimed: begin again, or interpret.
+/// CW_NEEDS_CHECK: cw_ticket_needs_check(), and there is no checked entry.
+/// CW_BAD_ARGUMENT: no page was claimed, or an address or the key cannot be used.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_ticket_commit(
+    ticket: *mut cw_ticket,
+    plain: usize,
+    checked: usize,
+    payload: *mut c_void,
+    destroy: Option<unsafe extern "C" fn(payload: *mut c_void)>,
+) -> cw_status {
+    guarded(|| {
+        // First: whatever goes wrong, it is taken.
+        let owned = Owned::new(payload, destroy);
+        // SAFETY: the header's rules.
+        let ticket = unsafe { borrow_mut(ticket) }?;
+        let mut open = ticket.ticket.take().ok_or(SPENT)?;
+        if plain == 0 {
+            return Err(Failure::bad_argument(c"the plain entry must not be 0"));
+        }
+        let entry = if checked == 0 { Entry::plain(plain) } else { Entry::with_check(plain, checked) };
+        open.weighs(ticket.payload_bytes.saturating_add(ticket.kept_bytes));
+        Ok(open.commit(entry, owned.keeps(std::mem::take(&mut ticket.kept)))?)
+    })
+}
+
+/// Frees a ticket, spent or not. Nothing for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_ticket_free(ticket: *mut cw_ticket) {
+    // SAFETY: the header's rules.
+    drop(unsafe { take_back(ticket) });
+}

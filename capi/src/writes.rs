@@ -1,0 +1,183 @@
+//! Writes: what the kernel cannot tell of.
+//!
+//! Stores of guest threads are learned of by themselves. These calls are for
+//! announcements of the guest's (deferred regions), for writes by the kernel or by
+//! others, and for changed mappings. None is called in a signal handler. They may be
+//! called while the own vCPU is pinned, but what may last is better done without.
+//!
+//! # Safety
+//!
+//! Pointers are used as the header's rules say.
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+
+use engine::Killer;
+use engine::addr::GuestAddr;
+use engine::tracker::{Held, MappingChange};
+
+use crate::cache::{Child, cw_cache};
+use crate::handle::{borrow, borrow_mut, out_handle, take_back};
+use crate::mode::cw_access;
+use crate::payload::Owned;
+use crate::region::cw_shared_memory;
+use crate::status::{Failure, cw_status, guarded};
+
+/// Pages that are kept writable for somebody who writes where nobody is told.
+pub struct cw_hold {
+    _held: Held<Killer<Owned>>,
+    _child: Child,
+}
+
+/// A change of mappings that is going on.
+pub struct cw_mapping_change {
+    /// None: finished.
+    change: Option<MappingChange<Killer<Owned>>>,
+    _child: Child,
+}
+
+/// The guest announces that code may have changed: when this returns, nothing that was
+/// made from bytes written before the call in a deferred region can be reached. Costs
+/// next to nothing in the other modes.
+///
+/// Where it fails, everything that was asked about counts as written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_sync(cache: *const cw_cache) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let cache = unsafe { borrow(cache) }?;
+        Ok(cache.cache.tracker().sync()?)
+    })
+}
+
+/// cw_cache_sync() for len_bytes from guest.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_sync_range(cache: *const cw_cache, guest: u64, len_bytes: u64) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let cache = unsafe { borrow(cache) }?;
+        Ok(cache.cache.tracker().sync_range(GuestAddr(guest), len_bytes)?)
+    })
+}
+
+/// The bytes changed behind the tracker's back (through a mapping of your own, by a
+/// debugger, by a device): when this returns, nothing that was made from the pages in
+/// the range can be reached, in any mode.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_invalidate(cache: *const cw_cache, guest: u64, len_bytes: u64) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let cache = unsafe { borrow(cache) }?;
+        Ok(cache.cache.tracker().invalidate(GuestAddr(guest), len_bytes)?)
+    })
+}
+
+/// The kernel is about to write len_bytes from guest for the guest (read, recvmsg, an
+/// out parameter of any system call). Until cw_hold_free() the pages are writable, and
+/// nothing is translated from them but blocks with a checked entry, where the policy
+/// has such. Costs next to nothing where the kernel's writes are tracked like the
+/// guest's. Without it such a system call may fail with EFAULT in modes sigbus and
+/// mprotect.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_prepare_kernel_write(
+    cache: *const cw_cache,
+    guest: u64,
+    len_bytes: u64,
+    hold: *mut *mut cw_hold,
+) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let (new, cache) = unsafe { (out_handle(hold)?, borrow(cache)?) };
+        let held = cache.cache.tracker().prepare_kernel_write(GuestAddr(guest), len_bytes)?;
+        new.give(cw_hold { _held: held, _child: cache.child() });
+        Ok(())
+    })
+}
+
+/// Somebody is about to write len_bytes from guest in a way of which the kernel
+/// delivers no fault in any mode: into pinned pages (io_uring's registered buffers, aio
+/// and O_DIRECT under way), as a debugger, at a thread's end (clear_child_tid, robust
+/// lists). As cw_cache_prepare_kernel_write(), in every mode.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_prepare_unseen_write(
+    cache: *const cw_cache,
+    guest: u64,
+    len_bytes: u64,
+    hold: *mut *mut cw_hold,
+) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let (new, cache) = unsafe { (out_handle(hold)?, borrow(cache)?) };
+        let held = cache.cache.tracker().prepare_unseen_write(GuestAddr(guest), len_bytes)?;
+        new.give(cw_hold { _held: held, _child: cache.child() });
+        Ok(())
+    })
+}
+
+/// The writes are over. Nothing for NULL. Any thread may call it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_hold_free(hold: *mut cw_hold) {
+    // SAFETY: the header's rules.
+    drop(unsafe { take_back(hold) });
+}
+
+/// You are about to change what is mapped at len_bytes from guest (mmap with MAP_FIXED,
+/// munmap, mremap), or to throw its contents away (MADV_DONTNEED). When this returns
+/// nothing that was made from the range can be reached, and nothing is translated from
+/// it until cw_mapping_change_free().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_change_mapping(
+    cache: *const cw_cache,
+    guest: u64,
+    len_bytes: u64,
+    change: *mut *mut cw_mapping_change,
+) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let (new, cache) = unsafe { (out_handle(change)?, borrow(cache)?) };
+        let change = cache.cache.tracker().change_mapping(GuestAddr(guest), len_bytes)?;
+        new.give(cw_mapping_change { change: Some(change), _child: cache.child() });
+        Ok(())
+    })
+}
+
+/// A new mapping is in place, with this access for the guest: tracks it. memory: what
+/// it shows, where that may be mapped elsewhere too; NULL where it is private. Not to be
+/// called where the range was unmapped or its contents thrown away: free the change.
+///
+/// CW_SYSTEM where the mode cannot track the new mapping: nothing can be translated
+/// from it then. The change is over in any case, and good for cw_mapping_change_free()
+/// alone.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_mapping_change_replaced(
+    change: *mut cw_mapping_change,
+    access: MaybeUninit<cw_access>,
+    memory: *const cw_shared_memory,
+) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules; NULL is allowed for the memory.
+        let (change, memory) = unsafe { (borrow_mut(change)?, memory.as_ref()) };
+        let access = cw_access::read(access)?;
+        let change = change.change.take().ok_or(Failure::bad_argument(c"the change of mappings is over: free it"))?;
+        Ok(change.finish_replaced(access, memory.map(|memory| memory.read()))?)
+    })
+}
+
+/// Ends a change of mappings. Nothing for NULL. Any thread may call it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_mapping_change_free(change: *mut cw_mapping_change) {
+    // SAFETY: the header's rules.
+    drop(unsafe { take_back(change) });
+}
+
+/// Lets checked pages that have cooled be protected again, and looks whether regions are
+/// still tracked. To be called some times a second, by whoever has a timer; it costs
+/// next to nothing where there is nothing to do.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_tend(cache: *const cw_cache) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        unsafe { borrow(cache) }?.cache.tracker().tend();
+        Ok(())
+    })
+}
