@@ -23,7 +23,7 @@ use crate::addr::{GuestAddr, HostAddr};
 use crate::tracker::{Cause, PageWrite};
 
 /// Writes that are kept.
-const ENTRIES: usize = 256;
+const ENTRIES: usize = if cfg!(miri) { 32 } else { 256 };
 
 /// A write that hit a page with translated code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -38,10 +38,12 @@ use crate::block::{EntryCell, EntryStubs};
 use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, Rule, left_out};
 
 /// Cells of a slab: what 32 KiB hold, without the rest.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, miri)))]
 const SLAB_CELLS: usize = (32_768 - 32) / size_of::<Cell>();
 #[cfg(loom)]
 const SLAB_CELLS: usize = 4;
+#[cfg(miri)]
+const SLAB_CELLS: usize = 30;
 
 /// Bits of an address that the table can keep.
 pub(super) const ADDRESS_BITS: u32 = 48;

@@ -32,7 +32,7 @@ use super::cells::{CellRef, Cells};
 use super::former::{Formers, Source};
 use super::limit::MemoryLimit;
 use super::live::Live;
-use super::record::{Block, BlockPage, Garbage, Translation};
+use super::record::{Block, BlockPage, Garbage, Retired, Translation};
 use super::{CodeCache, Key, Payload};
 use crate::block::StaleFlag;
 use crate::sync::{Arc, Rule, left_out, lock};
@@ -248,8 +248,8 @@ impl<P: Payload> CodeCache<P> {
     /// like the records, handed to the epoch.
     pub(super) fn reap(&self, commits: &mut Commits<P>) {
         // SAFETY: under the commit lock; blocks are freed after they were taken.
-        let dead = unsafe { self.0.killer.dead.take_all() };
-        for &block in &dead {
+        let mut dead = unsafe { self.0.killer.dead.take_all() };
+        for block in &mut dead {
             // SAFETY: not retired yet.
             let shared = unsafe { block.as_ref() };
             for BlockPage { claim, .. } in &shared.pages {
@@ -257,17 +257,18 @@ impl<P: Payload> CodeCache<P> {
                 unsafe { claim.data().0.take_out_reaped() };
             }
             shared.leave_cell();
-            // SAFETY: since its commit.
-            unsafe { commits.live.remove(shared) };
+            // SAFETY: in the queue since its commit.
+            *block = unsafe { commits.live.remove(shared) };
         }
         for block in dead {
-            // SAFETY: from `publish`'s box, taken out of every list, and handed
-            // over by the stack once.
-            let block = unsafe { Box::from_raw(block.as_ptr()) };
-            let given_up = commits.formers.keep(block.key, &block.translation);
+            // SAFETY: as above.
+            let shared = unsafe { block.as_ref() };
+            let given_up = commits.formers.keep(shared.key, &shared.translation);
             self.give_up(given_up);
-            self.0.waiting.add(block.record_weight());
-            self.epoch().retire(Garbage::Block(block));
+            self.0.waiting.add(shared.record_weight());
+            // SAFETY: from `publish`'s box, taken out of every list and handed over by
+            // the stack once; the epoch keeps it as long as somebody is in a list.
+            self.epoch().retire(Garbage::Block(unsafe { Retired::new(block) }));
         }
     }
 
@@ -286,6 +287,7 @@ impl<P: Payload> CodeCache<P> {
         for garbage in self.epoch().collect() {
             let translation = match garbage {
                 Garbage::Block(block) => {
+                    let block = block.into_box();
                     self.0.waiting.sub(block.record_weight());
                     block.translation
                 }

@@ -11,6 +11,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
+use std::mem::replace;
 use std::ptr::NonNull;
 
 use super::Payload;
@@ -64,22 +65,26 @@ impl<P: Payload> Live<P> {
         self.weight += shared.weight();
     }
 
+    /// Takes `block` out. Returns the address by which it was added: the block may be
+    /// freed by that one, and by none that a reference to it gave.
+    ///
     /// # Safety
     ///
     /// `block` is in the queue.
-    pub(super) unsafe fn remove(&mut self, block: &Block<P>) {
+    pub(super) unsafe fn remove(&mut self, block: &Block<P>) -> NonNull<Block<P>> {
         let Neighbours { older, newer } = &block.neighbours;
-        match older.get() {
+        let added = match older.get() {
             // SAFETY: in the queue.
-            Some(older) => unsafe { older.as_ref() }.neighbours.newer.set(newer.get()),
-            None => self.oldest = newer.get(),
-        }
+            Some(older) => unsafe { older.as_ref() }.neighbours.newer.replace(newer.get()),
+            None => replace(&mut self.oldest, newer.get()),
+        };
         match newer.get() {
             // SAFETY: in the queue.
             Some(newer) => unsafe { newer.as_ref() }.neighbours.older.set(older.get()),
             None => self.newest = older.get(),
         }
         self.weight -= block.weight();
+        added.expect("what is before it in the queue leads to it")
     }
 
     /// All but the newest, the oldest first.

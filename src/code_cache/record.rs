@@ -13,6 +13,7 @@
 //! commit until the epoch frees it.
 #![allow(unsafe_code)]
 
+use std::mem::ManuallyDrop;
 use std::ptr::{self, NonNull};
 
 use super::cells::Link;
@@ -150,9 +151,39 @@ impl<P: Payload> Record for Block<P> {
     }
 }
 
+/// What was a box and will be one again when it is dropped or taken back. Until the
+/// epoch has passed others look at it, and a box would be the only way to what it
+/// owns: the compiler may rely on that.
+pub(crate) struct Retired<T>(NonNull<T>);
+
+// SAFETY: it owns a `T`.
+unsafe impl<T: Send> Send for Retired<T> {}
+
+impl<T> Retired<T> {
+    /// # Safety
+    ///
+    /// `this` is what a box was made into, and nobody else makes it into one again.
+    /// Who may look at it has ended that when the result is dropped or taken back.
+    pub(super) unsafe fn new(this: NonNull<T>) -> Self {
+        Self(this)
+    }
+
+    pub(super) fn into_box(self) -> Box<T> {
+        // SAFETY: by the contract of `new`; `self` is forgotten.
+        unsafe { Box::from_raw(ManuallyDrop::new(self).0.as_ptr()) }
+    }
+}
+
+impl<T> Drop for Retired<T> {
+    fn drop(&mut self) {
+        // SAFETY: by the contract of `new`.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
 /// What waits for the epoch.
 pub(crate) enum Garbage<P: Payload> {
-    Block(Box<Block<P>>),
+    Block(Retired<Block<P>>),
     Former(Arc<Translation<P>>),
     Swept(Swept),
 }

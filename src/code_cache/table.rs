@@ -40,15 +40,18 @@
 use std::ptr::NonNull;
 
 use super::cells::{ADDRESS_BITS, Cell, CellPtr, CellRef, Cells};
+use super::record::Retired;
 use super::{Key, Payload};
 use crate::block::EntryStubs;
-use crate::sync::{AtomicPtr, AtomicU64, Ordering};
+use crate::sync::{Arc, AtomicPtr, AtomicU64, Ordering};
 
 /// Slots of an empty table.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, miri)))]
 const FIRST_SLOTS: usize = 1024;
 #[cfg(loom)]
 const FIRST_SLOTS: usize = 4;
+#[cfg(miri)]
+const FIRST_SLOTS: usize = 64;
 
 /// Of cells that are not in the table: not a key.
 pub(super) const NO_KEY: u64 = u64::MAX;
@@ -139,7 +142,7 @@ impl Slots {
 /// What a new array replaced, to be retired.
 pub(crate) struct Swept {
     /// Only to be dropped.
-    _slots: Box<Slots>,
+    _slots: Retired<Slots>,
     pub(super) cells: Vec<CellPtr>,
 }
 
@@ -149,12 +152,13 @@ pub(crate) struct Table {
     /// How often cells were swept.
     sweeps: AtomicU64,
     /// Of no key and leading nowhere.
-    nobody: Box<Cell>,
+    nobody: Arc<Cell>,
 }
 
 impl Table {
     pub(super) fn new(stubs: EntryStubs) -> Self {
-        let nobody = Box::new(Cell::new(stubs));
+        // Slots and fronts lead to it: no box, which would be the only way to it.
+        let nobody = Arc::new(Cell::new(stubs));
         let slots = Slots::new(FIRST_SLOTS, CellPtr::of(&nobody));
         Self { slots: AtomicPtr::new(Box::into_raw(slots)), sweeps: AtomicU64::new(0), nobody }
     }
@@ -236,9 +240,10 @@ impl Table {
         if !swept.is_empty() {
             self.sweeps.fetch_add(1, Ordering::Release);
         }
-        // SAFETY: made by `Box::into_raw`, replaced just now by the only writer;
-        // whoever still reads it is waited for before the box is dropped.
-        Swept { _slots: unsafe { Box::from_raw(old) }, cells: swept }
+        // SAFETY: made by `Box::into_raw`, so not null, and replaced just now by the
+        // only writer; whoever still reads it is waited for before it is dropped.
+        let slots = unsafe { Retired::new(NonNull::new_unchecked(old)) };
+        Swept { _slots: slots, cells: swept }
     }
 }
 

@@ -84,7 +84,6 @@ impl Kernel {
     }
 
     /// A store by thread `tid` to a byte of `page` that no block is made from.
-    #[cfg(loom)]
     pub(super) fn store_beside(&self, page: usize, tid: u32) {
         while self.pages[page].fetch_or(0, Ordering::AcqRel) & PROTECTED != 0 {
             let addr = HostAddr(self.range.start().0 + (page << self.page.shift()) + self.page.bytes() / 2);
@@ -94,7 +93,6 @@ impl Kernel {
     }
 
     /// A store by the kernel itself: whether it went through.
-    #[cfg(loom)]
     pub(super) fn kernel_store(&self, page: usize, byte: u8) -> bool {
         let word = &self.pages[page];
         let seen = word.fetch_or(0, Ordering::AcqRel);

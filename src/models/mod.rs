@@ -11,6 +11,7 @@
 //! | `loom_cells` | loom | entry cells that are swept and used again |
 //! | `loom_evict` | loom | blocks that are evicted while others run, write, commit and revive |
 //! | `injected` | plain | the handler on the translator's own thread, at each step |
+//! | `threads` | plain, Miri | all of a cache at once, under the system's threads |
 //!
 //! Loom explores every interleaving, and every value that a load may see, up to
 //! a number of preemptions:
@@ -69,3 +70,5 @@ mod loom_memory;
 mod loom_policy;
 #[cfg(loom)]
 mod loom_writes;
+#[cfg(not(loom))]
+mod threads;

@@ -25,10 +25,12 @@ use crate::error::{Error, room_for};
 use crate::sync::{AtomicPtr, Mutex, Ordering, lock};
 
 /// Descriptors of a chunk: 2 MiB of guest memory with pages of 4 KiB.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, miri)))]
 const CHUNK_PAGES: usize = 512;
 #[cfg(loom)]
 const CHUNK_PAGES: usize = 2;
+#[cfg(miri)]
+const CHUNK_PAGES: usize = 32;
 
 /// A page's lines, one for each bit of a word: 64 bytes each in a page of 4 KiB.
 const CODE_LINES: usize = 64;
