@@ -18,7 +18,11 @@
 //!   the kernel             userfaultfd, mprotect, signals
 //! ```
 //!
-//! Each layer can be used without those above it.
+//! Each layer can be used without those above it. A translator goes down: it claims a
+//! page, whose word the tracker changes, for which a mechanism makes a system call. A
+//! write comes up: a fault (or what [`sync`](tracker::Tracker::sync) asks the kernel)
+//! names an address, the tracker changes its page's word, the cache kills the blocks
+//! there.
 //!
 //! - [`CodeCache`]: translations found by key, linked through entry cells ([`Link`]), freed
 //!   when no vCPU can be inside them. Its [`CodeCache::tracker`] takes the regions.
@@ -29,11 +33,28 @@
 //!   and [`protection::handle_fault`] for embedders who own the signals.
 //! - [`code_buffer::CodeBuffer`]: executable memory.
 //!
-//! The README has a first embedding in 30 lines, `ARCHITECTURE.md` the protocol. The
-//! [`guide`] goes on from here: what is [promised](guide::promises), every
-//! [way](guide::ways) that bytes change, everything that can
-//! [fail](guide::failures), and how to [move over](guide::moving_over) from a tracker
-//! with mprotect and SIGSEGV.
+//! # Where to read on
+//!
+//! This page first: it has the life of a page and of a block, a small example, and what
+//! is promised. Then, as far as it is needed:
+//!
+//! | | chapter of the [`guide`] |
+//! |---|---|
+//! | 1 | [`words`](guide::words): what each word of these docs means |
+//! | 2 | [`embedding`](guide::embedding): a vCPU's loop, what emitted code does, what is to be told, what may be called where |
+//! | 3 | [`promises`](guide::promises): what is true of stale code, what is not, a test for each sentence |
+//! | 4 | [`ways`](guide::ways): every way that bytes change, and what to call |
+//! | 5 | [`failures`](guide::failures): everything that can fail, and what comes of it |
+//! | 6 | [`moving_over`](guide::moving_over): from a tracker with `mprotect` and SIGSEGV |
+//! | 7 | [`executable_memory`](guide::executable_memory): code buffers, and the rules of instruction streams on x86-64 and aarch64 |
+//! | 8 | [`limits`](guide::limits): memory, eviction, a full code buffer |
+//! | 9 | [`forks`](guide::forks): both sides of a fork |
+//! | 10 | [`protocol`](guide::protocol): invariants, orderings, and the model that checks each |
+//! | 11 | [`checks`](guide::checks): models, mutations, sanitizers, fuzzing, soak: the command of each, and what was not run |
+//!
+//! In the repository `examples/tiny_jit` is a whole embedder that emits code of its own,
+//! the README a first embedding in 30 lines, with kernels, permissions and costs,
+//! `ARCHITECTURE.md` a way into the source.
 //!
 //! # The life of a page
 //!
@@ -49,7 +70,8 @@
 //!
 //! A page is **open** (writable, no block on it), **protected** (the next write is
 //! learned of) or **checked** (writable; its blocks compare their bytes each time they
-//! are entered). In a synchronous mode a page that is hit is open, or checked, when
+//! are entered). A translator that comes to a page which is written to all the time has
+//! it checked at once, by the [`policy`]. In a synchronous mode a page that is hit is open, or checked, when
 //! the store retires. In the deferred mode it stays protected; the next
 //! [`tracker::Tracker::sync`] finds the write, and its blocks are dead, or checked,
 //! when that returns.
@@ -62,8 +84,13 @@
 //!    from the same can be used again ([`Ticket::revive`]). If not, translate.
 //! 3. [`Ticket::commit`]: the block is reachable, or refused because a write came. An
 //!    [`Entry`] with a check lets it stay beside bytes that are written.
-//! 4. Look up and run under a [`Pin`]; let go of it around whatever may last.
-//! 5. Tell the tracker of what the kernel cannot tell:
+//! 4. Look up and run under a [`Pin`]; let go of it around whatever may last. Blocks
+//!    jump to each other through entry cells.
+//! 5. It dies: of a write, or for its memory. Its cell leads to a stub from then on,
+//!    for lookups, links and fronts alike. Who is inside runs it to its end, and polls
+//!    [`Ticket::stale_flag`] after stores of its own. What it owns is dropped when
+//!    nobody can be inside, unless it is kept for [`Ticket::revive`].
+//! 6. Meanwhile: tell the tracker of what the kernel cannot tell:
 //!    [`tracker::Tracker::prepare_kernel_write`],
 //!    [`tracker::Tracker::prepare_unseen_write`], [`tracker::Tracker::change_mapping`],
 //!    [`tracker::Tracker::invalidate`].
@@ -119,6 +146,14 @@
 //! declared; [`guide::promises`] has each sentence, what is not promised, and a test
 //! for each.
 //!
+//! | mode | least Linux | writes are learned of by | writes by the kernel (`read`) into a protected page |
+//! |---|---|---|---|
+//! | [`Mode::Sigbus`] | 6.4 | userfaultfd, SIGBUS in the storing thread | EFAULT unless announced |
+//! | [`Mode::Thread`] | 6.4 | userfaultfd, a thread of the library's | learned of, with a permission; else as sigbus |
+//! | [`Mode::Deferred`] | 6.7 | userfaultfd, a scan by `sync` | learned of |
+//! | [`Mode::Mprotect`] | any | `mprotect`, SIGSEGV | EFAULT unless announced |
+//! | [`Mode::None`] | any | nothing | missed |
+//!
 //! # Invariants
 //!
 //! - A page is writable only while no block lies on it that trusts its bytes.
@@ -129,6 +164,9 @@
 //! - Fault handlers take no lock, allocate nothing, run no code of the embedder's but
 //!   a [`tracker::PageObserver`], and touch no tracked memory.
 //! - What cannot be learned of any more is stale.
+//!
+//! [`guide::protocol`] has all of them, with what keeps each and what was seen to fail
+//! without it.
 //!
 //! [`Mode::Sigbus`]: protection::Mode::Sigbus
 //! [`Mode::Thread`]: protection::Mode::Thread

@@ -3,7 +3,8 @@
 //!
 //! A table of the guide is one whose header is a first column, then the modes. A
 //! cell's facts are links, `[word][module::test]`: the test is a function of that
-//! name in a file `module.rs` under `tests/`.
+//! name in a file `module.rs` under `tests/`. The chapters on the protocol and on checks
+//! name models, mutations and scripts, which exist as well.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -195,4 +196,80 @@ fn every_promise_has_its_litmus_test() {
         assert!(sources.iter().any(|source| source.contains(&function)), "{line}: no such test");
     }
     assert!(promises >= 19, "{promises}");
+}
+
+/// What stands between two backticks in `text`.
+fn named(text: &str) -> BTreeSet<&str> {
+    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
+}
+
+/// The tests of the models of the protocol: `(file, test)`.
+fn models(root: &Path) -> BTreeSet<(String, String)> {
+    let mut files = Vec::new();
+    files_under(&root.join("src/models"), &mut files);
+    let mut models = BTreeSet::new();
+    for path in files {
+        let code = fs::read_to_string(&path).expect("a readable file");
+        let file = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        if !file.starts_with("loom_") && file != "injected" {
+            continue;
+        }
+        for after in code.split("#[test]\n").skip(1) {
+            let test = after.split_once("fn ").and_then(|(_, rest)| rest.split_once('(')).expect("a function").0;
+            models.insert((file.clone(), test.to_owned()));
+        }
+    }
+    models
+}
+
+/// Of the protocol's chapter: models and mutations.
+#[test]
+fn every_ordering_names_a_model_that_exists_and_every_model_is_named() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("src/guide/protocol.md")).expect("the protocol");
+    let models = models(root);
+    assert!(models.len() > 50, "{models:?}");
+    let (named, mut mutations) = (named(&text), 0);
+    for name in &named {
+        if let Some(mutation) = name.strip_prefix("mutations/").filter(|&mutation| mutation != "NAME") {
+            mutations += 1;
+            assert!(root.join(format!("mutations/{mutation}.patch")).exists(), "there is no {name}");
+        } else if let Some((file, test)) = name.split_once("::").filter(|(file, _)| !file.contains('(')) {
+            assert!(models.contains(&(file.to_owned(), test.to_owned())), "there is no model {name}");
+        }
+    }
+    assert!(mutations >= 12, "{mutations}");
+    for (file, test) in models {
+        assert!(named.contains(&*format!("{file}::{test}")), "{file}::{test} is not in the guide");
+    }
+}
+
+/// Of the chapter on checks: scripts, examples and benches.
+#[test]
+fn every_command_names_a_file_that_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("src/guide/checks.md")).expect("the checks");
+    let mut files = 0;
+    for command in named(&text) {
+        let words: Vec<_> = command.split_whitespace().skip_while(|word| word.contains('=')).collect();
+        let paths: Vec<String> = match words.as_slice() {
+            [".ci/run", stages @ ..] => {
+                [".ci/run".to_owned()].into_iter().chain(stages.iter().map(|stage| format!(".ci/{stage}"))).collect()
+            }
+            [script, ..] if script.contains('/') => vec![(*script).to_owned()],
+            words => words
+                .windows(2)
+                .filter(|pair| pair[0] == "--example")
+                .map(|pair| format!("examples/{}", pair[1]))
+                .collect(),
+        };
+        for path in paths {
+            files += 1;
+            assert!(
+                root.join(&path).exists() || root.join(format!("{path}.rs")).exists(),
+                "{command}: there is no {path}"
+            );
+        }
+    }
+    assert!(files >= 8, "{files}");
 }

@@ -202,6 +202,10 @@ impl ForkGuard<'_> {
     /// In the child: puts new memory, empty of code, behind the same addresses.
     /// Allocations stay, to be dropped as usual, but what was in them is gone.
     ///
+    /// Not until then may an allocation be dropped in the child: its memory is the
+    /// parent's, which would be overwritten. So call it before
+    /// [`after_fork_child`](crate::ForkGuard::after_fork_child) of a cache.
+    ///
     /// # Errors
     ///
     /// [`Error::System`]: the buffer is still the parent's and must be

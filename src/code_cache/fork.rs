@@ -29,7 +29,9 @@ impl<P: Payload> CodeCache<P> {
     /// Called before `fork`, by a thread whose vCPU is not pinned: waits until no
     /// other thread is inside the cache. In the parent, drop the guard or call
     /// [`ForkGuard::after_fork_parent`]; in the child call
-    /// [`ForkGuard::after_fork_child`] before anything else.
+    /// [`ForkGuard::after_fork_child`] before anything else but
+    /// [`code_buffer::ForkGuard::child`](crate::code_buffer::ForkGuard::child), which comes
+    /// first: [`forks`](crate::guide::forks) has both sides.
     pub fn before_fork(&self) -> ForkGuard<'_, P> {
         ForkGuard {
             cache: self,

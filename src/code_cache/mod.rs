@@ -123,7 +123,9 @@ struct Shared<P: Payload> {
 }
 
 /// A cache of translated code whose blocks own payloads of type `P`: what is
-/// dropped when a block's memory may be reused. A handle: clones share the cache.
+/// dropped when a block's memory may be reused. A handle: clones share the cache, which
+/// ends with the last of its clones, vCPUs and tickets. Until then its regions stay
+/// protected, so guest memory outlives them all.
 pub struct CodeCache<P: Payload>(Arc<Shared<P>>);
 
 impl<P: Payload> Clone for CodeCache<P> {
@@ -216,9 +218,11 @@ impl<P: Payload> CodeCache<P> {
         self.epoch().wait_for_pins();
     }
 
-    /// A new vCPU. `ask_to_leave` is called by other threads where the vCPU holds
-    /// memory back for long: it should make emitted code return to its dispatcher
-    /// soon, and the pin be renewed. It must not call into the cache.
+    /// A new vCPU. `ask_to_leave` is called, by any thread and more than once, where the
+    /// vCPU holds memory back for long: it should make emitted code return to its
+    /// dispatcher soon, and the pin be renewed. A byte that it sets, and that emitted
+    /// code polls wherever it goes on to another block, is enough. It must not call into
+    /// the cache, nor wait: it is called under a lock.
     pub fn attach_vcpu(&self, ask_to_leave: impl Fn() + Send + Sync + 'static) -> VCpu<P> {
         VCpu::new(self.clone(), self.0.killer.stubs, self.epoch().join(Box::new(ask_to_leave)))
     }

@@ -132,7 +132,8 @@ impl<P: Payload> Ticket<P> {
     /// A byte that is 0 while the block is valid and entered by its plain entry,
     /// and one of [`StaleFlag`]'s other values where it is not. Emitted code may poll
     /// it, for instance after a store of its own; it lives as long as the block's
-    /// payload.
+    /// payload. In a synchronous region a block that can store to its own bytes has to
+    /// poll it, or to know by the address of each store that it did not.
     pub fn stale_flag(&self) -> *const u8 {
         Arc::as_ptr(&self.flag).cast()
     }
@@ -144,9 +145,10 @@ impl<P: Payload> Ticket<P> {
 
     /// Makes a former block of the same key reachable again, if one is kept that was
     /// made from the same bytes ([`Ticket::made_from`], called for all of them
-    /// before) with the same options; or finds that one is reachable. Then there is nothing to translate.
+    /// before) with the same options; or finds that one is reachable.
     ///
-    /// Returns the ticket where there is none: translate, and commit.
+    /// Returns `None` where that is so: look the key up. Returns the ticket where there
+    /// is none: translate, and commit.
     ///
     /// # Errors
     ///
@@ -168,9 +170,11 @@ impl<P: Payload> Ticket<P> {
     /// # Errors
     ///
     /// [`CommitError::Written`]: a write came since a page was claimed; nothing
-    /// of the block can be reached, `payload` was dropped or is kept.
+    /// of the block can be reached, `payload` was dropped or is kept. Begin again, or
+    /// interpret an instruction first.
     /// [`CommitError::NeedsCheck`]: [`Ticket::needs_check`], and `entry` has no
-    /// checked address.
+    /// checked address. [`CommitError::NoPages`]: nothing was claimed.
+    /// [`CommitError::BadEntry`]: an address that is a stub's, or twice the same.
     pub fn commit(self, entry: impl Into<Entry>, payload: P) -> Result<(), CommitError> {
         let needs_check = self.needs_check();
         let Self { cache, key, pages, flag, source, options, payload_bytes } = self;

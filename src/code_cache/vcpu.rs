@@ -35,7 +35,7 @@ pub struct FrontEntry {
     pub cell: *const EntryCell,
 }
 
-/// One vCPU. It may move between threads, and runs on one at a time.
+/// One vCPU, which keeps its cache alive. It may move between threads, and runs on one at a time.
 pub struct VCpu<P: Payload> {
     cache: CodeCache<P>,
     stubs: EntryStubs,
@@ -108,7 +108,9 @@ pub struct Pin<'a, P: Payload> {
 }
 
 impl<P: Payload> Pin<'_, P> {
-    /// The entry of the valid block of `key`.
+    /// Where the valid block of `key` is entered just now, by its plain or by its checked
+    /// entry; its code lives until the pin is dropped. `None`: translate it
+    /// ([`CodeCache::begin`]), or interpret.
     #[inline]
     pub fn lookup(&mut self, key: Key) -> Option<usize> {
         // SAFETY: the front is this vCPU's, which we have alone; no emitted code

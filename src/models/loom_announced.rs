@@ -4,9 +4,12 @@ use loom::thread;
 
 use super::explore::{fails_without, holds, violation};
 use super::guest::{Guest, Link};
+use super::kernel::Kernel;
 use crate::addr::GuestAddr;
-use crate::protection::Mode;
-use crate::sync::Rule;
+use crate::block::EntryStubs;
+use crate::code_cache::{CodeCache, Key, MemoryLimit};
+use crate::protection::{Access, Mode, Options};
+use crate::sync::{Arc, AtomicBool, Ordering, Rule};
 
 const KEY: u64 = 0x40;
 
@@ -138,6 +141,58 @@ fn the_loss_of_a_mechanism() {
     model.old_is_gone("all have ended");
 }
 
+/// What a block owns.
+struct Owned(Arc<AtomicBool>);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A vCPU looks up and runs a block while another thread announces a store to it.
+fn an_announcement_and_a_vcpu() {
+    let kernel = Arc::new(Kernel::new(Mode::Deferred, 1));
+    let cache = CodeCache::<Owned>::new(EntryStubs::NOT_CODE).unwrap();
+    cache.set_limit(MemoryLimit { former_bytes: 0, ..MemoryLimit::default() });
+    cache
+        .tracker()
+        .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), || Ok(kernel.clone()))
+        .unwrap();
+    let [told, freed] = [0, 1].map(|_| Arc::new(AtomicBool::new(false)));
+    let mut ticket = cache.begin(Key::new(KEY));
+    ticket.claim(GuestAddr(0)).unwrap();
+    ticket.commit(2, Owned(freed.clone())).unwrap();
+    let mut vcpu = cache.attach_vcpu(|| {});
+    let runner = {
+        let (told, freed) = (told.clone(), freed.clone());
+        thread::spawn(move || {
+            for _ in 0..2 {
+                let mut pin = vcpu.pin();
+                let was_told = told.load(Ordering::Acquire);
+                let is_found = pin.lookup(Key::new(KEY)).is_some();
+                if was_told && is_found {
+                    violation("who was told of the announcement finds the old block");
+                }
+                // It runs, for a while.
+                thread::yield_now();
+                if is_found && freed.load(Ordering::Relaxed) {
+                    violation("a block was freed under a vCPU");
+                }
+            }
+        })
+    };
+    kernel.store(0, 1, 1);
+    cache.tracker().sync().unwrap();
+    told.store(true, Ordering::Release);
+    cache.collect();
+    runner.join().unwrap();
+    cache.collect();
+    if !freed.load(Ordering::Relaxed) {
+        violation("what the dead block owned is never freed");
+    }
+}
+
 fn store(model: &Model) {
     model.guest.kernel.store(0, 1, 2);
 }
@@ -165,6 +220,11 @@ fn two_announcements_at_once_where_the_first_fails() {
 #[test]
 fn an_announcement_against_a_change_of_mapping() {
     holds(5, an_announcement_and_a_change);
+}
+
+#[test]
+fn an_announcement_against_a_vcpu() {
+    holds(3, an_announcement_and_a_vcpu);
 }
 
 #[test]

@@ -47,6 +47,10 @@ impl<O: PageObserver> Drop for Held<O> {
 }
 
 /// A change of mappings that is going on: see [`Tracker::change_mapping`](super::Tracker::change_mapping).
+///
+/// To be dropped when the change is done where the mapping is still the same (contents
+/// thrown away) or nothing is mapped any more. Where something else is mapped there now:
+/// [`MappingChange::finish_replaced`], also for a mapping that comes where nothing was.
 #[derive(Debug)]
 #[must_use = "nothing is translated from the range until this is finished or dropped"]
 pub struct MappingChange<O: PageObserver> {

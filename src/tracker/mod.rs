@@ -204,7 +204,9 @@ impl<O: PageObserver> Tracker<O> {
     /// # Safety
     ///
     /// The host range is mapped as guest memory and stays so until
-    /// [`Tracker::remove_region`] or the tracker's end; parts of it are replaced
+    /// [`Tracker::remove_region`] or the tracker's end (that of a
+    /// [`CodeCache`](crate::CodeCache) is the end of its last clone, vCPU and ticket);
+    /// parts of it are replaced
     /// or unmapped only under [`Tracker::change_mapping`]. The library takes the
     /// write permission of its pages away and gives it back.
     ///
@@ -437,7 +439,9 @@ impl<O: PageObserver> Tracker<O> {
     /// The embedder is about to change what is mapped at `len_bytes` from
     /// `start`, or to throw its contents away. When this returns nothing that was
     /// derived from the range can be reached, and nothing is translated from it
-    /// until the result is dropped or finished.
+    /// until the result is dropped or finished ([`MappingChange`] says which).
+    ///
+    /// Not to be called in a signal handler.
     ///
     /// # Errors
     ///
@@ -466,9 +470,11 @@ impl<O: PageObserver> Tracker<O> {
         self.for_regions(start, len_bytes, |region, pages| region.set_access(pages, access))
     }
 
-    /// Lets checked pages be protected again that have cooled, as the policy says.
-    /// To be called now and then, some times a second, by whoever has a timer. It
-    /// costs next to nothing where no page is checked.
+    /// Lets checked pages be protected again that have cooled, as the policy says, and
+    /// notices a mechanism that is lost (all its descriptors closed, its thread killed).
+    /// To be called now and then, some times a second, by whoever has a timer. It takes
+    /// one or two cheap system calls a region, and looks at the pages where some are
+    /// checked.
     pub fn tend(&self) {
         self.gate.read().regions.iter().for_each(|region| region.tend());
     }
