@@ -110,4 +110,9 @@ impl Taken {
         let records = live.record_bytes + former.record_bytes + waiting.record_bytes;
         self.heap.bytes as i64 - (records + cell_bytes + table_bytes + page_bytes) as i64
     }
+
+    /// What the heap holds beside what waits for vCPUs to leave.
+    pub(crate) fn settled_bytes(&self) -> i64 {
+        self.heap.bytes as i64 - self.footprint.waiting.record_bytes as i64
+    }
 }
