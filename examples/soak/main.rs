@@ -18,8 +18,8 @@
 //!
 //! # The table
 //!
-//! What there was after the first 100,000 cycles (a quarter, where all are few), a third,
-//! two thirds and all of them. The heap is what was allocated and not freed, to the byte;
+//! What there was after the first 100,000 cycles, after a third and two thirds of the
+//! others, and in the end. The heap is what was allocated and not freed, to the byte;
 //! beside the footprint are the maps and queues that the footprint does not tell, and
 //! whatever was forgotten. The process ends with 1 where the last column differs from the
 //! first too much:
@@ -39,6 +39,8 @@
 //! is looked at under the pin that it was found under. Guest memory outlives the cache.
 #![allow(unsafe_code)]
 
+#[path = "../../tests/support/heap.rs"]
+mod heap;
 mod outcome;
 mod taken;
 
@@ -55,8 +57,9 @@ use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Access, Mode, Probe};
 use codewarden::tracker::{BeginError, RegionOptions};
 use codewarden::{CodeCache, CommitError, EntryCell, EntryStubs, Key, Link, MemoryLimit, VCpu};
+use heap::Heap;
 use outcome::Outcome;
-use taken::{Heap, Taken};
+use taken::Taken;
 
 /// Pages whose code is written again and again, one block each.
 const HOT: u64 = 1024;
@@ -297,9 +300,9 @@ impl Soak {
     /// What there is at some points of so many cycles.
     fn cycles(&self, cycles: u64) -> Result<Vec<(u64, Taken)>, Error> {
         let mut vcpu = self.cache.attach_vcpu(|| {});
-        let warm = WARM_CYCLES.min(cycles / 4);
+        let third = (cycles - WARM_CYCLES) / 3;
         let mut taken: Vec<(u64, Taken)> = Vec::with_capacity(4);
-        for point in [warm, cycles / 3, cycles / 3 * 2, cycles] {
+        for point in [WARM_CYCLES, WARM_CYCLES + third, WARM_CYCLES + 2 * third, cycles] {
             let done = taken.last().map_or(0, |(done, _)| *done);
             for cycle in done..point {
                 self.cycle(&mut vcpu, cycle)?;
@@ -384,8 +387,7 @@ fn main() -> ExitCode {
     for option in std::env::args().skip(1).collect::<Vec<_>>().chunks(2) {
         match option {
             [name, value] if name == "--cycles" => match value.parse() {
-                // Fewer do not reach the limit.
-                Ok(number) if number >= 100_000 => cycles = number,
+                Ok(number) if number >= 2 * WARM_CYCLES => cycles = number,
                 _ => return usage(),
             },
             [name, value] if name == "--mode" => match Mode::from_name(value) {
@@ -404,6 +406,6 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: soak [--cycles N] [--mode MODE], 100000 cycles or more");
+    eprintln!("usage: soak [--cycles N] [--mode MODE], 200000 cycles or more");
     ExitCode::from(2)
 }
