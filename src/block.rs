@@ -266,15 +266,28 @@ pub(crate) trait Record: Sized {
 #[derive(Clone, Copy)]
 pub(crate) struct Reach<'a> {
     pub(crate) cell: &'a EntryCell,
-    pub(crate) flag: &'a StaleFlag,
+    /// Where emitted code polls one.
+    pub(crate) flag: Option<&'a StaleFlag>,
     pub(crate) entry: Entry,
     pub(crate) stubs: EntryStubs,
 }
 
 impl Reach<'_> {
+    fn kill_flag(&self) {
+        if let Some(flag) = self.flag {
+            flag.kill();
+        }
+    }
+
+    /// Whether it was valid until now.
+    fn downgrade_flag(&self, to: u8) -> bool {
+        self.flag.is_some_and(|flag| flag.downgrade(to))
+    }
+
     /// Loads what a kill will change; of no meaning but that it is near afterwards.
     pub(crate) fn look(&self) -> usize {
-        self.cell.0.load(Ordering::Relaxed) ^ usize::from(self.flag.0.load(Ordering::Relaxed))
+        let flag = self.flag.map_or(0, |flag| flag.0.load(Ordering::Relaxed));
+        self.cell.0.load(Ordering::Relaxed) ^ usize::from(flag)
     }
 }
 
@@ -314,7 +327,7 @@ impl<B> Life<B> {
             return false;
         }
         reach.cell.kill(reach.stubs, reach.entry);
-        reach.flag.kill();
+        reach.kill_flag();
         left_out(Rule::KillCellFirst) || !self.dead.swap(true, Ordering::AcqRel)
     }
 
@@ -323,7 +336,7 @@ impl<B> Life<B> {
     pub(crate) fn downgrade(&self, reach: Reach<'_>, flag: u8) -> Downgrade {
         let killed = || if self.kill(reach) { Downgrade::Killed } else { Downgrade::Nothing };
         let Entry { plain, checked: Some(checked) } = reach.entry else { return killed() };
-        if left_out(Rule::DowngradeCellFirst) && !reach.flag.downgrade(flag) {
+        if left_out(Rule::DowngradeCellFirst) && !reach.downgrade_flag(flag) {
             return Downgrade::Nothing;
         }
         let found = reach.cell.downgrade(plain, checked);
@@ -332,7 +345,7 @@ impl<B> Life<B> {
         }
         // Also where the cell was right already: who made it so may not have come
         // to the flag yet.
-        reach.flag.downgrade(flag);
+        reach.downgrade_flag(flag);
         if found == plain { Downgrade::Checked } else { Downgrade::Nothing }
     }
 }
@@ -495,7 +508,7 @@ mod tests {
         }
 
         fn reach(&self) -> Reach<'_> {
-            Reach { cell: &self.cell, flag: &self.flag, entry: self.entry, stubs: STUBS }
+            Reach { cell: &self.cell, flag: Some(&self.flag), entry: self.entry, stubs: STUBS }
         }
 
         fn kill(&self) -> bool {

@@ -64,7 +64,7 @@ impl Guest {
 
     /// Commits a block over 8 bytes from `start`. Its stale flag.
     fn block(&self, key: u64, start: u64, entry: Entry) -> *const AtomicU8 {
-        let ticket = self.ticket(key, start, true);
+        let mut ticket = self.ticket(key, start, true);
         let flag = ticket.stale_flag();
         ticket.commit(entry, 0).unwrap();
         flag.cast()

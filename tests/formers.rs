@@ -41,7 +41,7 @@ fn revive(guest: &Fixture, key: u64, start: u64, len: usize) -> bool {
     ticket(guest, key, start, len).revive().unwrap().is_none()
 }
 
-fn flag_of<T: Send + Sync + 'static>(ticket: &Ticket<T>) -> *const AtomicU8 {
+fn flag_of<T: Send + Sync + 'static>(ticket: &mut Ticket<T>) -> *const AtomicU8 {
     ticket.stale_flag().cast()
 }
 
@@ -58,8 +58,8 @@ fn a_block_whose_bytes_come_back_is_used_again() {
         let (key, start, len) = (7, GUEST + 0x2ffc, 8);
         guest.store(start, 1);
         guest.announce();
-        let ticket = ticket(guest, key, start, len);
-        let stale = flag_of(&ticket);
+        let mut ticket = ticket(guest, key, start, len);
+        let stale = flag_of(&mut ticket);
         ticket.commit(0x1000, 0).unwrap();
         for (at, byte) in [(start, 1), (start + 6, 0), (start, 1)] {
             guest.store(at, 77);

@@ -551,7 +551,7 @@ bool cw_ticket_is_current(const cw_ticket *ticket);
 ///
 /// An emulator with a cache of its own can ask it whether a block may be entered: any
 /// value but CW_STALE_VALID says no.
-const uint8_t *cw_ticket_stale_flag(const cw_ticket *ticket);
+const uint8_t *cw_ticket_stale_flag(cw_ticket *ticket);
 
 /// Makes a former block of the same key reachable again, if one is kept that was made
 /// from the same bytes (cw_ticket_made_from(), called for all of them before) with the

@@ -136,7 +136,7 @@ fn null_is_told_and_never_followed() {
         refused(cw_mode_from_name(null(), &mut cw_mode::CW_MODE_NONE), CW_BAD_ARGUMENT, "name");
         refused(cw_cache_get_stats(null(), null_mut()), CW_BAD_ARGUMENT, "handle");
         assert_eq!(cw_vcpu_lookup(null_mut(), 0), 0);
-        assert!(cw_link_cell(null()).is_null() && cw_ticket_stale_flag(null()).is_null());
+        assert!(cw_link_cell(null()).is_null() && cw_ticket_stale_flag(null_mut()).is_null());
         assert!(cw_allocation_rw(null()).is_null() && cw_allocation_rx(null()).is_null());
         assert!(!cw_handle_fault(libc::SIGBUS, null_mut(), null_mut()));
         // Nothing to free.

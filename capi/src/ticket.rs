@@ -230,9 +230,9 @@ pub unsafe extern "C" fn cw_ticket_is_current(ticket: *const cw_ticket) -> bool 
 /// An emulator with a cache of its own can ask it whether a block may be entered: any
 /// value but CW_STALE_VALID says no.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cw_ticket_stale_flag(ticket: *const cw_ticket) -> *const u8 {
+pub unsafe extern "C" fn cw_ticket_stale_flag(ticket: *mut cw_ticket) -> *const u8 {
     // SAFETY: the header's rules.
-    unsafe { borrow(ticket) }.and_then(cw_ticket::open).map_or(ptr::null(), Ticket::stale_flag)
+    unsafe { borrow_mut(ticket) }.and_then(cw_ticket::open_mut).map_or(ptr::null(), Ticket::stale_flag)
 }
 
 /// Makes a former block of the same key reachable again, if one is kept that was made

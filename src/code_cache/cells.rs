@@ -48,8 +48,8 @@ const SLAB_CELLS: usize = 30;
 /// Bits of an address that the table can keep.
 pub(super) const ADDRESS_BITS: u32 = 48;
 
-/// What a lookup reads.
-#[repr(C)]
+/// What a lookup reads, in one cache line.
+#[repr(C, align(16))]
 pub(crate) struct Cell {
     /// First: the address of the cell is that of the entry cell.
     pub(crate) entry: EntryCell,
@@ -170,11 +170,6 @@ impl CellPtr {
     pub(super) unsafe fn from_bits(bits: u64) -> Self {
         // SAFETY: not null, as it came from one that was not.
         Self(unsafe { NonNull::new_unchecked(ptr::with_exposed_provenance_mut(bits as usize)) })
-    }
-
-    /// Of a cell that is in no slab.
-    pub(super) fn of(cell: &Cell) -> Self {
-        Self(NonNull::from(cell))
     }
 
     /// # Safety

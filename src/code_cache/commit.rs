@@ -32,7 +32,7 @@ use super::cells::{CellRef, Cells};
 use super::former::{Formers, Source};
 use super::limit::MemoryLimit;
 use super::live::Live;
-use super::record::{Block, BlockPage, Garbage, Retired, Translation};
+use super::record::{Block, BlockPage, BlockPages, Garbage, Retired, Translation};
 use super::{CodeCache, Key, Payload};
 use crate::block::StaleFlag;
 use crate::sync::{Arc, Rule, left_out, lock};
@@ -114,7 +114,7 @@ impl<P: Payload> CodeCache<P> {
     pub(super) fn commit(
         &self,
         key: Key,
-        pages: Vec<BlockPage<P>>,
+        pages: BlockPages<P>,
         translation: Translation<P>,
     ) -> Result<(), CommitError> {
         let block = Box::new(Block::new(key, pages, Arc::new(translation)));
@@ -139,10 +139,10 @@ impl<P: Payload> CodeCache<P> {
     pub(super) fn revive(
         &self,
         key: Key,
-        pages: Vec<BlockPage<P>>,
+        pages: BlockPages<P>,
         source: &Source,
         options: u64,
-    ) -> Result<Option<Vec<BlockPage<P>>>, CommitError> {
+    ) -> Result<Option<BlockPages<P>>, CommitError> {
         let needs_check = pages.iter().any(|page| page.claim.is_checked());
         let result = {
             let mut commits = lock(&self.0.commits);
@@ -207,9 +207,10 @@ impl<P: Payload> CodeCache<P> {
         let is_checked = shared.needs_check();
         let Translation { entry, flag, .. } = &*shared.translation;
         let valid = if is_checked { shared.checked_flag() } else { StaleFlag::VALID };
-        flag.begin();
+        let publish_flag = || flag.iter().for_each(|flag| flag.publish(valid));
+        flag.iter().for_each(|flag| flag.begin());
         if left_out(Rule::FlagAfterGenerations) {
-            flag.publish(valid);
+            publish_flag();
         }
         for BlockPage { claim, node, .. } in &shared.pages {
             // SAFETY: under the commit lock; the node is the block's, which the
@@ -224,7 +225,7 @@ impl<P: Payload> CodeCache<P> {
             && let Some(address) = entry.address(is_checked)
         {
             // First: as soon as the cell leads to the block, it may be downgraded.
-            flag.publish(valid);
+            publish_flag();
             if cell.entry().publish(killer.stubs, address) {
                 return Ok(());
             }

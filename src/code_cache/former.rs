@@ -16,6 +16,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use super::limit::{MemoryLimit, Weight};
 use super::record::Translation;
 use super::{Key, Payload};
@@ -29,7 +31,7 @@ const PER_KEY: usize = 2;
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(super) struct Source {
     /// In the order of translation; neighbours are joined.
-    pieces: Vec<Range<u64>>,
+    pieces: SmallVec<[Range<u64>; 1]>,
     /// The bytes of all pieces.
     bytes: Vec<u8>,
 }
@@ -47,7 +49,8 @@ impl Source {
 
     /// What it has on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        self.pieces.capacity() * size_of::<Range<u64>>() + self.bytes.capacity()
+        let spilled = if self.pieces.spilled() { self.pieces.capacity() } else { 0 };
+        spilled * size_of::<Range<u64>>() + self.bytes.capacity()
     }
 }
 
@@ -161,15 +164,15 @@ impl<P: Payload> Formers<P> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::block::{Entry, StaleFlag};
+    use crate::block::Entry;
 
     type Made = Arc<Translation<()>>;
 
     fn made(entry: usize, bytes: &[u8]) -> Made {
         let mut source = Source::default();
         source.add(GuestAddr(0x1000), bytes);
-        let (entry, flag) = (Entry::plain(entry), Arc::new(StaleFlag::new()));
-        Arc::new(Translation { entry, flag, source: Some(source), options: 0, payload_bytes: 100, _payload: () })
+        let entry = Entry::plain(entry);
+        Arc::new(Translation { entry, flag: None, source: Some(source), options: 0, payload_bytes: 100, _payload: () })
     }
 
     fn entries(given_up: Vec<Made>) -> Vec<usize> {
@@ -239,8 +242,9 @@ mod tests {
     #[test]
     fn what_says_nothing_of_its_bytes_is_not_kept() {
         let mut formers = Formers::new();
-        let (entry, flag) = (Entry::plain(10), Arc::new(StaleFlag::new()));
-        let unknown = Arc::new(Translation { entry, flag, source: None, options: 0, payload_bytes: 0, _payload: () });
+        let entry = Entry::plain(10);
+        let unknown =
+            Arc::new(Translation { entry, flag: None, source: None, options: 0, payload_bytes: 0, _payload: () });
         assert_eq!(entries(formers.keep(Key(1), &unknown)), [10]);
         assert!(formers.take(Key(1), |_| true).is_none());
     }

@@ -48,6 +48,7 @@ mod killer;
 mod limit;
 mod live;
 mod record;
+mod slots;
 mod table;
 mod ticket;
 mod vcpu;

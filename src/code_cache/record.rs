@@ -4,17 +4,24 @@
 //! write that ends it. The translation (the embedder's code with its entry, its
 //! stale flag and what it was made from) may have several.
 //!
+//! What a kill needs of a block stands in the record, and but for the cell nowhere
+//! else: where many pages were written, each memory that is looked at is one more
+//! cache miss. So most records have their one page in themselves, and a copy of what
+//! leads into the translation.
+//!
 //! A record keeps a link to its cell until it is freed: walkers may find it, and
 //! through it the cell, as long.
 //!
 //! # Safety
 //!
 //! A record's nodes point to the record itself, which stays where it is from its
-//! commit until the epoch frees it.
+//! commit until the epoch frees it. Its flag is that of the translation that it keeps.
 #![allow(unsafe_code)]
 
 use std::mem::ManuallyDrop;
 use std::ptr::{self, NonNull};
+
+use smallvec::SmallVec;
 
 use super::cells::Link;
 use super::former::Source;
@@ -43,13 +50,16 @@ impl<P: Payload> BlockPage<P> {
     }
 }
 
+/// Of one block. Most lie on one page.
+pub(super) type BlockPages<P> = SmallVec<[BlockPage<P>; 1]>;
+
 /// Code that was made from guest bytes. Records and the list of formers share it;
 /// the last of them goes through the epoch, so that no vCPU is inside it when it is
 /// dropped.
 pub(super) struct Translation<P: Payload> {
     pub(super) entry: Entry,
-    /// Emitted code knows its address.
-    pub(super) flag: Arc<StaleFlag>,
+    /// Where emitted code knows its address.
+    pub(super) flag: Option<Arc<StaleFlag>>,
     /// What it was made from, if the translator said so.
     pub(super) source: Option<Source>,
     /// What else it was made by.
@@ -64,19 +74,26 @@ impl<P: Payload> Translation<P> {
     /// Its own: no record is in it.
     pub(super) fn weight(&self) -> Weight {
         // Each with the two counts of an `Arc`.
-        let shared_bytes = size_of::<Self>() + size_of::<StaleFlag>().next_multiple_of(8) + 4 * size_of::<usize>();
+        let arc_bytes = |bytes: usize| bytes.next_multiple_of(align_of::<usize>()) + 2 * size_of::<usize>();
+        let flag_bytes = self.flag.as_ref().map_or(0, |_| arc_bytes(size_of::<StaleFlag>()));
+        let shared_bytes = arc_bytes(size_of::<Self>()) + flag_bytes;
         let source_bytes = self.source.as_ref().map_or(0, Source::heap_bytes);
         Weight { blocks: 1, payload_bytes: self.payload_bytes, record_bytes: shared_bytes + source_bytes }
     }
 }
 
 /// A translation block's record.
+#[repr(C)]
 pub(crate) struct Block<P: Payload> {
-    pub(super) key: Key,
     pub(super) life: Life<Self>,
     /// Set by the commit.
     link: Option<Link>,
-    pub(super) pages: Vec<BlockPage<P>>,
+    /// The translation's.
+    entry: Entry,
+    /// The translation's.
+    flag: Option<NonNull<StaleFlag>>,
+    pub(super) pages: BlockPages<P>,
+    pub(super) key: Key,
     /// In the queue of live blocks. Used under the commit lock alone.
     pub(super) neighbours: Neighbours<P>,
     pub(super) translation: Arc<Translation<P>>,
@@ -89,13 +106,16 @@ unsafe impl<P: Payload> Send for Block<P> {}
 unsafe impl<P: Payload> Sync for Block<P> {}
 
 impl<P: Payload> Block<P> {
-    pub(super) fn new(key: Key, pages: Vec<BlockPage<P>>, translation: Arc<Translation<P>>) -> Self {
-        Self { key, life: Life::new(), link: None, pages, neighbours: Neighbours::none(), translation }
+    pub(super) fn new(key: Key, pages: BlockPages<P>, translation: Arc<Translation<P>>) -> Self {
+        let Translation { entry, flag, .. } = &*translation;
+        let (entry, flag) = (*entry, flag.as_deref().map(NonNull::from));
+        Self { life: Life::new(), link: None, entry, flag, pages, key, neighbours: Neighbours::none(), translation }
     }
 
     /// The record alone.
     pub(super) fn record_weight(&self) -> Weight {
-        let record_bytes = size_of::<Self>() + self.pages.capacity() * size_of::<BlockPage<P>>();
+        let spilled = if self.pages.spilled() { self.pages.capacity() } else { 0 };
+        let record_bytes = size_of::<Self>() + spilled * size_of::<BlockPage<P>>();
         Weight { record_bytes, ..Weight::default() }
     }
 
@@ -139,9 +159,10 @@ impl<P: Payload> Block<P> {
 
     /// How a block that was committed is reached.
     pub(super) fn reach(&self, stubs: EntryStubs) -> Reach<'_> {
-        let Translation { entry, flag, .. } = &*self.translation;
         let link = self.link.as_ref().expect("a commit binds its block before anybody finds it");
-        Reach { cell: link.cell(), flag, entry: *entry, stubs }
+        // SAFETY: it lives as long as the translation that we keep.
+        let flag = self.flag.map(|flag| unsafe { flag.as_ref() });
+        Reach { cell: link.cell(), flag, entry: self.entry, stubs }
     }
 }
 

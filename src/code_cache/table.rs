@@ -1,10 +1,5 @@
-//! From a key to its entry cell: a hash table that is read without a lock.
-//!
-//! A slot is one word: the address of a cell, and beside it 16 bits of the key's
-//! hash. A lookup probes slots until those bits are the same, and compares the key
-//! in the cell, whose entry stands next to it: two cache lines, one of each array,
-//! whatever lies behind the cell. Empty slots lead to a cell of no key, so that a
-//! lookup that finds something never asks whether a slot is empty.
+//! From a key to its entry cell: a hash table that is read without a lock. What is
+//! read is an array of slots ([`super::slots`]).
 //!
 //! # Sweeps
 //!
@@ -32,123 +27,30 @@
 //!
 //! # Safety
 //!
-//! A cell is published by the release store of its slot. The current array lives
-//! until it is replaced and every pin of then is gone: reading needs a pin or the
-//! commit lock.
+//! The current array lives until it is replaced and every pin of then is gone:
+//! reading needs a pin or the commit lock.
 #![allow(unsafe_code)]
 
-use std::ptr::NonNull;
-
-use super::cells::{ADDRESS_BITS, Cell, CellPtr, CellRef, Cells};
-use super::record::Retired;
+use super::cells::{Cell, CellPtr, CellRef, Cells};
+use super::slots::{Array, Slots};
 use super::{Key, Payload};
 use crate::block::EntryStubs;
 use crate::sync::{Arc, AtomicPtr, AtomicU64, Ordering};
 
-/// Slots of an empty table.
-#[cfg(not(any(loom, miri)))]
-const FIRST_SLOTS: usize = 1024;
-#[cfg(loom)]
-const FIRST_SLOTS: usize = 4;
-#[cfg(miri)]
-const FIRST_SLOTS: usize = 64;
-
 /// Of cells that are not in the table: not a key.
 pub(super) const NO_KEY: u64 = u64::MAX;
-
-/// Bits of a slot that are the hash's.
-const TAG_BITS: u32 = u64::BITS - ADDRESS_BITS;
-
-/// An array of slots, a power of two of them.
-pub(crate) struct Slots {
-    words: Box<[AtomicU64]>,
-    /// What makes an index of a hash.
-    shift: u32,
-    /// The word of an empty slot.
-    empty: u64,
-}
-
-/// Fibonacci hashing: the upper bits are mixed best.
-#[inline]
-fn hash(key: Key) -> u64 {
-    key.raw().wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-/// The bits of `hash` that stand beside the address, none of them in an index of
-/// less than 2^24 slots.
-#[inline]
-fn tag(hash: u64) -> u16 {
-    (hash >> 24) as u16
-}
-
-impl Slots {
-    fn new(len: usize, empty: CellPtr) -> Box<Self> {
-        let empty = empty.to_bits() << TAG_BITS;
-        let words = (0..len).map(|_| AtomicU64::new(empty)).collect();
-        Box::new(Self { words, shift: u64::BITS - len.ilog2(), empty })
-    }
-
-    fn bytes(&self) -> usize {
-        size_of_val(&*self.words)
-    }
-
-    /// The cell of `key`, where there is one.
-    #[inline]
-    fn find(&self, key: Key) -> Option<CellPtr> {
-        let (hash, mask) = (hash(key), self.words.len() - 1);
-        let mut at = (hash >> self.shift) as usize;
-        loop {
-            // SAFETY: an index has as many bits as the mask.
-            let word = unsafe { self.words.get_unchecked(at & mask) }.load(Ordering::Acquire);
-            if word as u16 == tag(hash) {
-                // SAFETY: a slot's upper bits are a cell's address.
-                let cell = unsafe { CellPtr::from_bits(word >> TAG_BITS) };
-                // SAFETY: whoever reads the array keeps what it leads to.
-                if unsafe { cell.as_ref() }.key() == key.raw() {
-                    return Some(cell);
-                }
-            }
-            if word == self.empty {
-                return None;
-            }
-            at += 1;
-        }
-    }
-
-    /// Enters the cell of a key that has none here. Under the commit lock.
-    fn enter(&self, key: Key, cell: CellPtr) {
-        let (hash, mask) = (hash(key), self.words.len() - 1);
-        let mut at = (hash >> self.shift) as usize & mask;
-        while self.words[at].load(Ordering::Relaxed) != self.empty {
-            at = (at + 1) & mask;
-        }
-        self.words[at].store(cell.to_bits() << TAG_BITS | u64::from(tag(hash)), Ordering::Release);
-    }
-
-    /// Slots for `kept` cells and as many new ones at least.
-    fn len_for(kept: usize, capacity: usize) -> usize {
-        let mut len = FIRST_SLOTS;
-        while len * 5 < kept * 16 || len * 5 < capacity * 2 {
-            len *= 2;
-        }
-        len
-    }
-
-    fn is_full(&self, cells: usize) -> bool {
-        cells * 8 >= self.words.len() * 5
-    }
-}
 
 /// What a new array replaced, to be retired.
 pub(crate) struct Swept {
     /// Only to be dropped.
-    _slots: Retired<Slots>,
+    _slots: Array,
     pub(super) cells: Vec<CellPtr>,
 }
 
 /// The table. Its writers have the cells' lock.
 pub(crate) struct Table {
-    slots: AtomicPtr<Slots>,
+    /// Packed; never null.
+    slots: AtomicPtr<AtomicU64>,
     /// How often cells were swept.
     sweeps: AtomicU64,
     /// Of no key and leading nowhere.
@@ -157,19 +59,16 @@ pub(crate) struct Table {
 
 impl Table {
     pub(super) fn new(stubs: EntryStubs) -> Self {
-        // Slots and fronts lead to it: no box, which would be the only way to it.
+        let slots = AtomicPtr::new(Array::for_cells(0, 0).into_packed());
+        // Fronts lead to it: no box, which would be the only way to it.
         let nobody = Arc::new(Cell::new(stubs));
-        let slots = Slots::new(FIRST_SLOTS, CellPtr::of(&nobody));
-        Self { slots: AtomicPtr::new(Box::into_raw(slots)), sweeps: AtomicU64::new(0), nobody }
+        Self { slots, sweeps: AtomicU64::new(0), nobody }
     }
 
-    /// # Safety
-    ///
-    /// Under a pin or the commit lock.
     #[inline]
-    unsafe fn slots(&self) -> &Slots {
-        // SAFETY: never null, and alive by this function's contract.
-        unsafe { &*self.slots.load(Ordering::Acquire) }
+    fn slots(&self) -> Slots {
+        // SAFETY: packed, whenever it was stored.
+        unsafe { Slots::unpack(self.slots.load(Ordering::Acquire)) }
     }
 
     /// The cell of `key`, where there is one.
@@ -197,14 +96,13 @@ impl Table {
 
     /// Memory of the array, in bytes.
     pub(super) fn bytes<P: Payload>(&self, _: &Cells<P>) -> usize {
-        // SAFETY: whoever has the cells has their lock.
-        unsafe { self.slots() }.bytes()
+        self.slots().len() * size_of::<AtomicU64>()
     }
 
     /// The cell of `key`, under the lock of `cells`.
     pub(super) fn cell<'a, P: Payload>(&self, cells: &'a Cells<P>, key: Key) -> Option<CellRef<'a, P>> {
         // SAFETY: whoever has the cells has their lock.
-        let cell = unsafe { self.slots() }.find(key).filter(|_| key.raw() != NO_KEY)?;
+        let cell = unsafe { self.slots().find(key) }?;
         // SAFETY: in the table.
         Some(unsafe { cells.at(cell) })
     }
@@ -218,41 +116,37 @@ impl Table {
         stubs: EntryStubs,
     ) -> (CellRef<'a, P>, Option<Swept>) {
         // SAFETY: whoever has the cells has their lock.
-        if let Some(cell) = unsafe { self.slots() }.find(key) {
+        if let Some(cell) = unsafe { self.slots().find(key) } {
             // SAFETY: in the table.
             return (unsafe { cells.at(cell) }, None);
         }
-        // SAFETY: as above.
-        let is_full = unsafe { self.slots() }.is_full(cells.in_table() + 1);
-        let swept = is_full.then(|| self.sweep(cells));
+        let swept = self.slots().is_full(cells.in_table() + 1).then(|| self.sweep(cells));
         let cell = cells.take(key, stubs);
         // SAFETY: as above.
-        unsafe { self.slots() }.enter(key, cell);
+        unsafe { self.slots().enter(key, cell) };
         // SAFETY: in the table.
         (unsafe { cells.at(cell) }, swept)
     }
 
     fn sweep<P: Payload>(&self, cells: &mut Cells<P>) -> Swept {
         let swept = cells.sweep();
-        let new = Slots::new(Slots::len_for(cells.in_table(), cells.capacity()), CellPtr::of(&self.nobody));
-        cells.each().for_each(|(key, cell)| new.enter(key, cell));
-        let old = self.slots.swap(Box::into_raw(new), Ordering::AcqRel);
+        let new = Array::for_cells(cells.in_table(), cells.capacity());
+        // SAFETY: our own array.
+        cells.each().for_each(|(key, cell)| unsafe { new.slots().enter(key, cell) });
+        let old = self.slots.swap(new.into_packed(), Ordering::AcqRel);
         if !swept.is_empty() {
             self.sweeps.fetch_add(1, Ordering::Release);
         }
-        // SAFETY: made by `Box::into_raw`, so not null, and replaced just now by the
-        // only writer; whoever still reads it is waited for before it is dropped.
-        let slots = unsafe { Retired::new(NonNull::new_unchecked(old)) };
-        Swept { _slots: slots, cells: swept }
+        // SAFETY: replaced just now by the only writer; whoever still reads it is
+        // waited for before it is dropped.
+        Swept { _slots: unsafe { Array::from_packed(old) }, cells: swept }
     }
 }
 
 impl Drop for Table {
     fn drop(&mut self) {
-        if let Some(slots) = NonNull::new(self.slots.load(Ordering::Relaxed)) {
-            // SAFETY: made by `Box::into_raw`; nobody has the table any more.
-            drop(unsafe { Box::from_raw(slots.as_ptr()) });
-        }
+        // SAFETY: nobody has the table any more.
+        drop(unsafe { Array::from_packed(self.slots.load(Ordering::Relaxed)) });
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::former::Source;
-use super::record::{BlockPage, Translation};
+use super::record::{BlockPage, BlockPages, Translation};
 use super::{CodeCache, CommitError, Key, Payload};
 use crate::addr::{GuestAddr, HostRange};
 use crate::block::{Entry, StaleFlag};
@@ -16,8 +16,8 @@ use crate::tracker::BeginError;
 pub struct Ticket<P: Payload> {
     cache: CodeCache<P>,
     key: Key,
-    pages: Vec<BlockPage<P>>,
-    flag: Arc<StaleFlag>,
+    pages: BlockPages<P>,
+    flag: Option<Arc<StaleFlag>>,
     source: Option<Source>,
     options: u64,
     payload_bytes: usize,
@@ -31,10 +31,7 @@ impl<P: Payload> fmt::Debug for Ticket<P> {
 
 impl<P: Payload> Ticket<P> {
     pub(super) fn new(cache: CodeCache<P>, key: Key) -> Self {
-        // Most blocks lie on one page.
-        let pages = Vec::with_capacity(1);
-        let flag = Arc::new(StaleFlag::new());
-        Self { cache, key, pages, flag, source: None, options: 0, payload_bytes: 0 }
+        Self { cache, key, pages: BlockPages::new(), flag: None, source: None, options: 0, payload_bytes: 0 }
     }
 
     /// What the block will be found by.
@@ -133,9 +130,10 @@ impl<P: Payload> Ticket<P> {
     /// and one of [`StaleFlag`]'s other values where it is not. Emitted code may poll
     /// it, for instance after a store of its own; it lives as long as the block's
     /// payload. In a synchronous region a block that can store to its own bytes has to
-    /// poll it, or to know by the address of each store that it did not.
-    pub fn stale_flag(&self) -> *const u8 {
-        Arc::as_ptr(&self.flag).cast()
+    /// poll it, or to know by the address of each store that it did not. A block whose
+    /// ticket was not asked for it has none.
+    pub fn stale_flag(&mut self) -> *const u8 {
+        Arc::as_ptr(self.flag.get_or_insert_with(|| Arc::new(StaleFlag::new()))).cast()
     }
 
     /// Whether a write came already: then a commit would be refused.

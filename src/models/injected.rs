@@ -140,7 +140,7 @@ fn a_store_at_each_step_of_a_revival() -> (usize, Vec<usize>) {
     at_each_step(
         || {
             let run = Run::new(1, false);
-            let (ticket, entry) = run.guest.ticket(KEY, &[0]).expect("nobody else is there");
+            let (mut ticket, entry) = run.guest.ticket(KEY, &[0]).expect("nobody else is there");
             inside.set(Some(ticket.stale_flag().cast::<StaleFlag>()));
             ticket.commit(entry, 0).expect("nobody writes");
             run.guest.cache.remove(Key::new(KEY));

@@ -36,7 +36,7 @@ impl Model {
         let guest = Guest::with_policy(Mode::Sigbus, pages, Adaptive::with_checks());
         let mut model = Self { link: guest.link(KEY), guest, flag: core::ptr::null() };
         let all: Vec<usize> = (0..pages).collect();
-        let (ticket, entry) = model.read(KEY, &all).unwrap();
+        let (mut ticket, entry) = model.read(KEY, &all).unwrap();
         model.flag = ticket.stale_flag().cast();
         ticket.commit(entry, 0).unwrap();
         model

@@ -40,7 +40,7 @@ impl Model {
         let guest = Guest::with_policy(Mode::Sigbus, 2, Adaptive::new());
         guest.cache.set_limit(ONE_ALONE);
         let link = guest.link(KEY);
-        let (ticket, entry) = guest.ticket(KEY, &[0]).unwrap();
+        let (mut ticket, entry) = guest.ticket(KEY, &[0]).unwrap();
         let flag = ticket.stale_flag().cast();
         ticket.commit(entry, 0).unwrap();
         Self { guest, link, flag }

@@ -36,7 +36,7 @@ impl Fake {
     }
 
     fn reach(&self) -> Reach<'_> {
-        Reach { cell: &self.cell, flag: &self.flag, entry: Entry::plain(2), stubs: STUBS }
+        Reach { cell: &self.cell, flag: Some(&self.flag), entry: Entry::plain(2), stubs: STUBS }
     }
 }
 

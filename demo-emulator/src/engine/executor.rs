@@ -116,7 +116,7 @@ impl EngineExecutor {
 
     /// What a block must do behind its own stores, where a store is to be seen by
     /// the very next instruction.
-    fn own_stores(&self, ticket: &Ticket<Payload>, pc: u64, source: &Source) -> OwnStores {
+    fn own_stores(&self, ticket: &mut Ticket<Payload>, pc: u64, source: &Source) -> OwnStores {
         if !self.mode.is_synchronous() || !source.stores() {
             return OwnStores::Ignore;
         }
@@ -145,7 +145,7 @@ impl EngineExecutor {
         };
         // Of pages that were claimed.
         let Ok(()) = ticket.made_from(GuestAddr(pc), &source.bytes) else { return self.interpret(hart) };
-        let own_stores = self.own_stores(&ticket, pc, &source);
+        let own_stores = self.own_stores(&mut ticket, pc, &source);
         ticket.made_with(own_stores.kind());
         match ticket.revive() {
             Ok(None) => {

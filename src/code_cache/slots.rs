@@ -1,0 +1,242 @@
+//! An array of slots, from a key to its entry cell: read without a lock.
+//!
+//! A slot is one word: the address of a cell, and beside it 16 bits of the key's
+//! hash. A lookup probes slots until those bits are the same, and compares the key
+//! in the cell, whose entry stands next to it: two cache lines, one of each array,
+//! whatever lies behind the cell. Slots are filled one by one and never emptied.
+//!
+//! Those misses are what a lookup costs, and a processor has several under way, of
+//! lookups that follow each other, as far as its queues reach. Hence as few
+//! instructions and loads beside them as can be: an array is known by one word, which
+//! says where it is and how large, and the search beyond the first probe is apart.
+//!
+//! # Safety
+//!
+//! A cell is published by the release store of its slot. A [`Slots`] is a copy that
+//! keeps nothing: who uses one knows that the [`Array`] lives.
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::mem::ManuallyDrop;
+use std::ptr::NonNull;
+
+use super::Key;
+use super::cells::{ADDRESS_BITS, CellPtr};
+use crate::sync::{AtomicU64, Ordering};
+
+/// Slots of an empty table.
+#[cfg(not(any(loom, miri)))]
+const FIRST_SLOTS: usize = 1024;
+#[cfg(loom)]
+const FIRST_SLOTS: usize = 4;
+#[cfg(miri)]
+const FIRST_SLOTS: usize = 64;
+
+/// Bits of a slot that are the hash's.
+const TAG_BITS: u32 = u64::BITS - ADDRESS_BITS;
+/// What an empty slot holds.
+const EMPTY: u64 = 0;
+
+/// An array of slots, a power of two of them.
+#[derive(Clone, Copy)]
+pub(super) struct Slots {
+    first: NonNull<AtomicU64>,
+    /// What makes an index of a hash.
+    shift: u32,
+}
+
+/// Fibonacci hashing: the upper bits are mixed best.
+#[inline]
+fn hash(key: Key) -> u64 {
+    key.raw().wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// The bits of `hash` that stand beside the address: of no empty slot, and but for
+/// one none of them in an index of less than 2^24 slots.
+#[inline]
+fn tag(hash: u64) -> u16 {
+    (hash >> 24) as u16 | 1
+}
+
+impl Slots {
+    /// Of the address, so that it has room for the shift.
+    const ALIGN: usize = 64;
+
+    /// One word for both, whence they come back by [`Slots::unpack`].
+    fn pack(self) -> *mut AtomicU64 {
+        self.first.as_ptr().map_addr(|address| address | self.shift as usize)
+    }
+
+    /// # Safety
+    ///
+    /// `packed` is from [`Slots::pack`].
+    #[inline]
+    pub(super) unsafe fn unpack(packed: *mut AtomicU64) -> Self {
+        let first = packed.map_addr(|address| address & !(Self::ALIGN - 1));
+        // SAFETY: not null, as it came from one that was not.
+        Self { first: unsafe { NonNull::new_unchecked(first) }, shift: (packed.addr() % Self::ALIGN) as u32 }
+    }
+
+    pub(super) fn len(self) -> usize {
+        1 << (u64::BITS - self.shift)
+    }
+
+    /// The index behind `at`.
+    fn behind(self, at: usize) -> usize {
+        (at + 1) & (self.len() - 1)
+    }
+
+    /// # Safety
+    ///
+    /// The array lives for `'a`; `at` is an index of it.
+    #[inline]
+    unsafe fn slot<'a>(self, at: usize) -> &'a AtomicU64 {
+        // SAFETY: by this function's contract.
+        unsafe { self.first.add(at).as_ref() }
+    }
+
+    /// The cell of `key`, where there is one.
+    ///
+    /// # Safety
+    ///
+    /// The array, and what it leads to, lives meanwhile.
+    #[inline]
+    pub(super) unsafe fn find(self, key: Key) -> Option<CellPtr> {
+        let hash = hash(key);
+        let at = (hash >> self.shift) as usize;
+        // SAFETY: by this function's contract.
+        match unsafe { self.probe(key, hash, at) } {
+            Probe::Hit(cell) => Some(cell),
+            // SAFETY: as above.
+            Probe::Other => unsafe { self.find_behind(key, hash, at) },
+            Probe::Empty => None,
+        }
+    }
+
+    /// Apart, so that what is found at once costs no instruction more.
+    #[cold]
+    unsafe fn find_behind(self, key: Key, hash: u64, mut at: usize) -> Option<CellPtr> {
+        loop {
+            at = self.behind(at);
+            // SAFETY: by the caller's contract.
+            match unsafe { self.probe(key, hash, at) } {
+                Probe::Hit(cell) => return Some(cell),
+                Probe::Other => {}
+                Probe::Empty => return None,
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Slots::find`]; `at` is an index.
+    #[inline]
+    unsafe fn probe(self, key: Key, hash: u64, at: usize) -> Probe {
+        // SAFETY: by this function's contract.
+        let word = unsafe { self.slot(at) }.load(Ordering::Acquire);
+        if word as u16 == tag(hash) {
+            // SAFETY: a slot's upper bits are a cell's address.
+            let cell = unsafe { CellPtr::from_bits(word >> TAG_BITS) };
+            // SAFETY: by this function's contract.
+            if unsafe { cell.as_ref() }.key() == key.raw() {
+                return Probe::Hit(cell);
+            }
+        }
+        if word == EMPTY { Probe::Empty } else { Probe::Other }
+    }
+
+    /// Enters the cell of a key that has none here.
+    ///
+    /// # Safety
+    ///
+    /// The array lives meanwhile, and has an empty slot; nobody else enters.
+    pub(super) unsafe fn enter(self, key: Key, cell: CellPtr) {
+        let hash = hash(key);
+        let mut at = (hash >> self.shift) as usize;
+        // SAFETY: by this function's contract.
+        while unsafe { self.slot(at) }.load(Ordering::Relaxed) != EMPTY {
+            at = self.behind(at);
+        }
+        let word = cell.to_bits() << TAG_BITS | u64::from(tag(hash));
+        // SAFETY: as above.
+        unsafe { self.slot(at) }.store(word, Ordering::Release);
+    }
+
+    pub(super) fn is_full(self, cells: usize) -> bool {
+        cells * 8 >= self.len() * 5
+    }
+}
+
+/// What is at an index.
+enum Probe {
+    Hit(CellPtr),
+    /// Another key's cell.
+    Other,
+    Empty,
+}
+
+/// Memory for an array.
+pub(super) struct Array(Slots);
+
+// SAFETY: what is in it are atomics.
+unsafe impl Send for Array {}
+
+impl Array {
+    /// Of `len` empty slots, a power of two from [`FIRST_SLOTS`] on.
+    fn new(len: usize) -> Self {
+        let layout = Self::layout(len);
+        // SAFETY: the layout is not empty.
+        let Some(first) = NonNull::new(unsafe { alloc(layout) }.cast::<AtomicU64>()) else {
+            handle_alloc_error(layout)
+        };
+        for at in 0..len {
+            // SAFETY: inside what was just allocated.
+            unsafe { first.add(at).write(AtomicU64::new(EMPTY)) };
+        }
+        Self(Slots { first, shift: u64::BITS - len.ilog2() })
+    }
+
+    /// As large as `kept` cells and as many new ones at least need.
+    pub(super) fn for_cells(kept: usize, capacity: usize) -> Self {
+        let mut len = FIRST_SLOTS;
+        while len * 5 < kept * 16 || len * 5 < capacity * 2 {
+            len *= 2;
+        }
+        Self::new(len)
+    }
+
+    pub(super) fn slots(&self) -> Slots {
+        self.0
+    }
+
+    fn layout(len: usize) -> Layout {
+        Layout::array::<AtomicU64>(len)
+            .and_then(|layout| layout.align_to(Slots::ALIGN))
+            .unwrap_or_else(|_| unreachable!("cells for as many slots are beyond any address space"))
+    }
+
+    /// For a word, which owns it until [`Array::from_packed`].
+    pub(super) fn into_packed(self) -> *mut AtomicU64 {
+        ManuallyDrop::new(self).0.pack()
+    }
+
+    /// # Safety
+    ///
+    /// `packed` is from [`Array::into_packed`], and from there comes one array.
+    pub(super) unsafe fn from_packed(packed: *mut AtomicU64) -> Self {
+        // SAFETY: by this function's contract.
+        Self(unsafe { Slots::unpack(packed) })
+    }
+}
+
+impl Drop for Array {
+    fn drop(&mut self) {
+        let Slots { first, .. } = self.0;
+        let len = self.0.len();
+        // SAFETY: from `new`; nobody has it any more.
+        unsafe {
+            NonNull::slice_from_raw_parts(first, len).drop_in_place();
+            dealloc(first.as_ptr().cast(), Self::layout(len));
+        }
+    }
+}
