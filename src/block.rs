@@ -125,8 +125,8 @@ impl From<usize> for Entry {
 
 /// The values of the byte that emitted code may poll after its own stores, at
 /// [`Ticket::stale_flag`](crate::Ticket::stale_flag). To leave the block after the
-/// store is always right, whatever the value; where the value is none of these but
-/// [`StaleFlag::VALID`] it must.
+/// store is always right, whatever the value, and what code does that finds one that
+/// it does not know.
 #[derive(Debug)]
 pub struct StaleFlag(AtomicU8);
 

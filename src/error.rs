@@ -103,7 +103,9 @@ impl fmt::Display for Error {
                 "{start:#x} + {len:#x} has an owner: another tracker, or another userfaultfd (EBUSY), tracks a part of \
                  it; detach it there first"
             ),
-            Self::Full { what, limit } => write!(f, "no room for another {what}: the limit is {limit}"),
+            Self::Full { what, limit } => {
+                write!(f, "no room for another {what}: the limit is {limit}; remove or evict some, and try again")
+            }
             Self::NoMemory { what, len_bytes } => write!(
                 f,
                 "no memory for {what} ({len_bytes} bytes): raise the limit of addresses (ulimit -v) or free some, and \
