@@ -371,9 +371,7 @@ static bool is_overwritten(struct jit *jit)
     jit->state = (struct state){.counter = 1};
     if (pthread_create(&writer, NULL, overwrite, jit) != 0)
         return false;
-    alarm(10); /* stale code spins for ever */
     run(jit, 0x4000);
-    alarm(0);
     pthread_join(writer, NULL);
     return true;
 }
@@ -383,6 +381,7 @@ int main(int argc, char **argv)
     static const char *const all[] = {"sigbus", "thread", "mprotect", "deferred"};
     const int count = argc > 1 ? argc - 1 : (int)(sizeof(all) / sizeof(all[0]));
     int failures = 0;
+    alarm(60); /* stale code may run for ever */
     for (int at = 0; at < count; at++) {
         const char *name = argc > 1 ? argv[at + 1] : all[at];
         cw_mode mode;

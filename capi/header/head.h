@@ -27,7 +27,8 @@
  *
  * Answers. A function that can fail returns a cw_status. What failed changed nothing
  * unless it says so. The message of the failure is cw_last_error_message(). A panic of
- * the library's becomes CW_INTERNAL.
+ * the library's becomes CW_INTERNAL, and ends the process in a function that returns
+ * something else.
  *
  * Pointers. A handle is one that this library gave and that was not freed; NULL is
  * CW_BAD_ARGUMENT, and nothing for a _free function. An out parameter is not NULL; it is
@@ -51,7 +52,7 @@
  * is called in one.
  *
  * Pins. While its own vCPU is pinned a thread may call everything but
- * cw_cache_wait_for_vcpus() and cw_before_fork(), which wait for it for ever, and
+ * cw_cache_wait_for_vcpus(), which waits for it for ever, cw_before_fork(), and
  * cw_cache_evict(), which frees less than it could.
  *
  * Exceptions and longjmp must not leave a function of yours that the library calls.

@@ -27,7 +27,8 @@
  *
  * Answers. A function that can fail returns a cw_status. What failed changed nothing
  * unless it says so. The message of the failure is cw_last_error_message(). A panic of
- * the library's becomes CW_INTERNAL.
+ * the library's becomes CW_INTERNAL, and ends the process in a function that returns
+ * something else.
  *
  * Pointers. A handle is one that this library gave and that was not freed; NULL is
  * CW_BAD_ARGUMENT, and nothing for a _free function. An out parameter is not NULL; it is
@@ -51,7 +52,7 @@
  * is called in one.
  *
  * Pins. While its own vCPU is pinned a thread may call everything but
- * cw_cache_wait_for_vcpus() and cw_before_fork(), which wait for it for ever, and
+ * cw_cache_wait_for_vcpus(), which waits for it for ever, cw_before_fork(), and
  * cw_cache_evict(), which frees less than it could.
  *
  * Exceptions and longjmp must not leave a function of yours that the library calls.
@@ -357,10 +358,10 @@ cw_status cw_cache_set_access(const cw_cache *cache,
  * One memfd is mapped twice: write code through one address, run it at another. No
  * mapping is writable and executable, and none changes its protection.
  *
- * cw_code_buffer_alloc(buffer, len, 16, &code);         // CW_FULL: evict, try again
- * memcpy(cw_allocation_rw(code), ...);                  // runs at cw_allocation_rx()
- * cw_allocation_publish(code);                          // before the address is given away
- * cw_ticket_keep_allocation(ticket, code);              // freed with its block
+ *     cw_code_buffer_alloc(buffer, len, 16, &code);         // CW_FULL: evict, try again
+ *     memcpy(cw_allocation_rw(code), ...);                  // runs at cw_allocation_rx()
+ *     cw_allocation_publish(code);                          // before the address is given away
+ *     cw_ticket_keep_allocation(ticket, code);              // freed with its block
  *
  * Any thread may use a buffer. An allocation may be freed by any thread, when nobody
  * runs in it.
@@ -434,8 +435,8 @@ void cw_allocation_free(cw_allocation *allocation);
  * its code, of the dead stub or of the pending stub. Emitted code jumps to whatever a
  * cell holds, so that killing a block is one store and reaches every link to it:
  *
- * mov rax, imm64 cell     ; x86-64, the address of the cell
- * jmp [rax]
+ *     mov rax, imm64 cell     ; x86-64, the address of the cell
+ *     jmp [rax]
  */
 
 /// Leads to the blocks of one key, those of now and those to come.
@@ -458,12 +459,12 @@ void cw_link_free(cw_link *link);
 
 /* ---- Tickets: a translation in progress --------------------------------------------
  *
- * cw_cache_begin(cache, pc, &ticket);
- * cw_ticket_claim(ticket, pc, NULL);                    // protects the page
- * ... read the guest's bytes, each once, translate ...
- * cw_ticket_made_from(ticket, pc, bytes, len);          // what it was made from
- * cw_ticket_commit(ticket, entry, 0, payload, destroy); // reachable, or CW_WRITTEN
- * cw_ticket_free(ticket);                               // in any case
+ *     cw_cache_begin(cache, pc, &ticket);
+ *     cw_ticket_claim(ticket, pc, NULL);                    // protects the page
+ *     ... read the guest's bytes, each once, translate ...
+ *     cw_ticket_made_from(ticket, pc, bytes, len);          // what it was made from
+ *     cw_ticket_commit(ticket, entry, 0, payload, destroy); // reachable, or CW_WRITTEN
+ *     cw_ticket_free(ticket);                               // in any case
  *
  * A ticket belongs to one thread at a time. After a commit, or a revival that found
  * something, it is spent, and good for cw_ticket_free() alone. A ticket that is freed
@@ -600,10 +601,10 @@ void cw_ticket_free(cw_ticket *ticket);
  * asked to leave: pinned vCPUs keep the memory of dead blocks back. A vCPU belongs to
  * one thread at a time, and may move between threads.
  *
- * cw_vcpu_pin(vcpu);
- * entry = cw_lookup(vcpu, &front, key);                 // 0: translate, or interpret
- * if (entry) ((run *)entry)(state);
- * cw_vcpu_unpin(vcpu);
+ *     cw_vcpu_pin(vcpu);
+ *     entry = cw_lookup(vcpu, &front, key);                 // 0: translate, or interpret
+ *     if (entry) ((run *)entry)(state);
+ *     cw_vcpu_unpin(vcpu);
  *
  * Emitted code may probe the front itself: the entry of a key is
  * front.entries[CW_FRONT_INDEX(key)], and where its key is the one that is looked for,
@@ -795,11 +796,11 @@ void cw_alt_stack_free(cw_alt_stack *stack);
  *
  * A userfaultfd that a child inherits acts on its parent, so a fork is announced:
  *
- * cw_before_fork(cache, &buffer, 1, &guard);            // the own vCPU is not pinned
- * if ((pid = fork()) == 0)
- *     cw_after_fork_child(guard);                       // before anything else
- * else
- *     cw_after_fork_parent(guard);                      // also where fork failed
+ *     cw_before_fork(cache, &buffer, 1, &guard);            // the own vCPU is not pinned
+ *     if ((pid = fork()) == 0)
+ *         cw_after_fork_child(guard);                       // before anything else
+ *     else
+ *         cw_after_fork_parent(guard);                      // also where fork failed
  *
  * All by one thread. Between the two no other thread gets into the cache or the
  * buffers; faults are handled. In a child without it the library touches nothing of

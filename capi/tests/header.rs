@@ -57,12 +57,19 @@ fn config(source: &str) -> Config {
     config
 }
 
-/// A module's head without its last part, which is for readers of the source.
-fn head(source: &str) -> Vec<&str> {
-    let head =
-        source.lines().map_while(|line| line.strip_prefix("//!")).map(|line| line.strip_prefix(' ').unwrap_or(line));
-    let mut head: Vec<&str> = head.take_while(|line| *line != "# Safety").collect();
-    head.retain(|line| !line.starts_with("```"));
+/// A module's head without its last part, which is for readers of the source. Code is
+/// indented.
+fn head(source: &str) -> Vec<String> {
+    let lines = source.lines().map_while(|line| line.strip_prefix("//!"));
+    let lines = lines.map(|line| line.strip_prefix(' ').unwrap_or(line)).take_while(|line| *line != "# Safety");
+    let (mut head, mut is_code) = (Vec::new(), false);
+    for line in lines {
+        if line.starts_with("```") {
+            is_code = !is_code;
+        } else {
+            head.push(if is_code { format!("    {line}") } else { line.to_owned() });
+        }
+    }
     while head.last().is_some_and(|line| line.is_empty()) {
         head.pop();
     }

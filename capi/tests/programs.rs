@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -44,13 +45,13 @@ enum Linked {
     Shared,
 }
 
-/// Compiles `source` with `with`; `None` where there is no such compiler.
-fn build(with: &str, standard: &str, source: &Path, into: &Path, linked: Linked) -> Option<PathBuf> {
+/// Compiles `source`, a path in this package, for `test`; `None` where there is no such
+/// compiler.
+fn build(compiled_by: &str, standard: &str, source: &str, test: &str, linked: Linked) -> Option<Command> {
     let libraries = library();
-    let name = source.file_stem().expect("a source's name");
-    let program = into.join(name);
-    let mut command = compiler(with)?;
-    command.arg(standard).arg("-O1").arg("-g").arg(source).arg("-o").arg(&program);
+    let program = scratch(test).join("program");
+    let mut command = compiler(compiled_by)?;
+    command.arg(standard).arg("-O1").arg("-g").arg(package().join(source)).arg("-o").arg(&program);
     match linked {
         Linked::Static => command.arg(libraries.join("libcodewarden.a")).args(SYSTEM_LIBRARIES),
         Linked::Shared => {
@@ -59,18 +60,25 @@ fn build(with: &str, standard: &str, source: &Path, into: &Path, linked: Linked)
         }
     };
     run(&mut command);
-    Some(program)
+    Some(Command::new(program))
 }
 
-fn example(name: &str, test: &str, linked: Linked) -> Command {
-    let source = package().join("examples").join(name);
-    Command::new(build("gcc", "-std=c11", &source, &scratch(test), linked).expect("gcc"))
+fn build_c(source: &str, test: &str, linked: Linked) -> Command {
+    build("gcc", "-std=c11", source, test, linked).expect("gcc")
+}
+
+/// Prints the modes that a program could not have here, and fails where all are demanded.
+fn note_skips(text: &str) {
+    for skip in text.lines().filter(|line| line.starts_with("SKIPPED")) {
+        eprintln!("{skip}");
+        assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{skip}");
+    }
 }
 
 #[test]
 fn the_first_embedding_runs() {
     for (test, linked) in [("embed-static", Linked::Static), ("embed-shared", Linked::Shared)] {
-        let output = run(&mut example("embed.c", test, linked));
+        let output = run(&mut build_c("examples/embed.c", test, linked));
         assert!(told(&output).contains("before the store: yes, after it: no"), "{}", told(&output));
     }
 }
@@ -79,15 +87,46 @@ fn the_first_embedding_runs() {
 /// stale code does run, so that the program can fail.
 #[test]
 fn a_jit_runs_no_stale_code_in_any_mode() {
-    let mut jit = example("tiny_jit.c", "tiny-jit", Linked::Static);
-    let output = run(&mut jit);
-    let text = told(&output);
-    let skips: Vec<&str> = text.lines().filter(|line| line.starts_with("SKIPPED")).collect();
-    eprint!("{}", skips.iter().map(|line| format!("{line}\n")).collect::<String>());
-    assert!(skips.is_empty() || std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{text}");
+    let mut jit = build_c("examples/tiny_jit.c", "tiny-jit", Linked::Static);
+    let text = told(&run(&mut jit));
+    note_skips(&text);
     assert_eq!(text.lines().count(), 4, "{text}");
 
     let control = jit.arg("none").output().expect("it runs");
     assert_eq!(control.status.code(), Some(1), "{}", told(&control));
     assert!(told(&control).contains("STALE CODE RAN"), "{}", told(&control));
+}
+
+#[test]
+fn what_the_examples_do_without_holds_in_every_mode() {
+    let program = build_c("tests/c/calls.c", "calls", Linked::Shared);
+    for mode in ["sigbus", "thread", "mprotect", "deferred"] {
+        let text = told(&run(Command::new(program.get_program()).arg(mode)));
+        note_skips(&text);
+        assert!(text.contains("all holds") || text.contains("SKIPPED"), "{mode}: {text}");
+    }
+    let control = Command::new(program.get_program()).arg("none").output().expect("it runs");
+    assert!(!control.status.success(), "without tracking nothing holds");
+}
+
+#[test]
+fn a_program_in_cpp_runs() {
+    if let Some(mut program) = build("g++", "-std=c++17", "tests/c/handles.cpp", "cpp", Linked::Static) {
+        run(&mut program);
+    }
+}
+
+/// And nothing that another library of the embedder's could have too.
+#[test]
+fn the_shared_library_exports_what_the_header_declares() {
+    let mut nm = Command::new("nm");
+    let symbols = told(&run(nm.args(["-D", "--defined-only", "-j"]).arg(library().join("libcodewarden.so"))));
+    let exported: BTreeSet<&str> = symbols.lines().map(str::trim).collect();
+    let header = std::fs::read_to_string(package().join("include/codewarden.h")).expect("the header");
+    let (declarations, _inline) = header.split_once("/* ---- Without a call").expect("the header's last section");
+    let lines = declarations.lines().filter(|line| !line.trim_start().starts_with(['/', '*']));
+    let calls = lines.filter_map(|line| line.split_once('(')).filter_map(|(call, _)| call.rsplit([' ', '*']).next());
+    let declared: BTreeSet<&str> = calls.filter(|name| name.starts_with("cw_")).collect();
+    assert_eq!(exported, declared);
+    assert!(exported.len() > 50, "{exported:?}");
 }
