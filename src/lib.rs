@@ -101,16 +101,15 @@
 //! use codewarden::addr::GuestAddr;
 //! use codewarden::guest_memory::GuestMemory;
 //! use codewarden::policy::Adaptive;
-//! use codewarden::protection::{Access, best_synchronous};
+//! use codewarden::protection::best_synchronous;
 //! use codewarden::tracker::RegionOptions;
 //! use codewarden::{CodeCache, Entry, EntryStubs, Key};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let memory = GuestMemory::anonymous(1 << 20)?;
 //! let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Adaptive::with_checks()))?;
-//! let (guest, host, access) = (GuestAddr(0), memory.range(), Access::ReadWrite);
 //! let (mode, _why) = best_synchronous();
-//! let region = RegionOptions { guest, host, mode, access, embedder_owns_signals: false };
+//! let region = RegionOptions::new(GuestAddr(0), memory.range(), mode);
 //! // SAFETY: `memory` outlives `cache`, which is dropped first.
 //! unsafe { cache.tracker().add_region(region)? };
 //!

@@ -74,8 +74,7 @@ impl Machine {
         let entry_stubs = EntryStubs { dead: start + dead, pending: start + pending };
         let cache = CodeCache::with_policy(entry_stubs, Arc::new(Adaptive::with_checks()))?;
         cache.set_limit(LIMIT);
-        let (guest, host, access) = (GuestAddr(0), memory.range(), Access::ReadWrite);
-        let region = RegionOptions { guest, host, mode, access, embedder_owns_signals: false };
+        let region = RegionOptions::new(GuestAddr(0), memory.range(), mode);
         // SAFETY: `memory` outlives `cache`; see `map_anew` for what is replaced.
         unsafe { cache.tracker().add_region(region)? };
         // SAFETY: the code above, which has this signature.

@@ -1,5 +1,16 @@
 //! How a page becomes read-only and how a write to it is learned of.
 //!
+//! For an embedder:
+//!
+//! - [`Mode`] and [`Access`], which a region is made with; [`best_synchronous`] and
+//!   [`Probe`] say which modes can be had in this process, and what to change for a better
+//!   one.
+//! - [`handle_fault`], for embedders whose own handlers take SIGBUS and SIGSEGV;
+//!   [`handler_is_ours`] and [`is_blocked_here`] say whether faults reach the library at
+//!   all; [`AltStack`] is a signal stack for a thread whose stack pointer is the guest's.
+//!
+//! # Behind it
+//!
 //! A `Protection` is one mechanism (uffd-wp with SIGBUS, uffd-wp with a
 //! handler thread, uffd-wp asynchronous, mprotect, nothing) behind one
 //! contract. It knows ranges of host memory and nothing else: no page state, no

@@ -142,6 +142,13 @@ pub struct RegionOptions {
     pub embedder_owns_signals: bool,
 }
 
+impl RegionOptions {
+    /// Memory that the guest may read and write, with the library's signal handlers.
+    pub const fn new(guest: GuestAddr, host: HostRange, mode: Mode) -> Self {
+        Self { guest, host, mode, access: Access::ReadWrite, embedder_owns_signals: false }
+    }
+}
+
 /// What a tracker's regions have in common.
 pub(crate) struct Wiring<O: PageObserver> {
     observer: Arc<O>,
