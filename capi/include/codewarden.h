@@ -23,6 +23,23 @@
  *   5. Tell of what the kernel cannot tell: cw_cache_sync() and what follows it.
  *
  *
+ * With a cache of your own
+ *
+ *   QEMU, FEX and box64 have tables of blocks already. Then let a "block" stand for a
+ *   guest page, its key be the page's address, and its entry a number: the next one each
+ *   time. The stubs are 0 and 1, numbers begin with 2.
+ *
+ *   1. Once a page: cw_cache_link(), and keep the address of its cell.
+ *   2. To translate, load the cell. Where it holds a number, the page is tracked. Where
+ *      it holds a stub, begin, claim and commit the next number; CW_BUSY or CW_WRITTEN:
+ *      interpret.
+ *   3. Only now read the guest's bytes, translate, and enter your block in your table
+ *      with the address of the cell and the number.
+ *   4. Before a block of yours is entered, load the cell (with acquire): the block is
+ *      valid while the cell holds its number. Any write to the page changes it, at the
+ *      moment that the page's mode promises. A block on two pages has two of them.
+ *
+ *
  * Rules, for every function that does not say otherwise
  *
  * Answers. A function that can fail returns a cw_status. What failed changed nothing
@@ -62,9 +79,8 @@
  *
  *
  * What the Rust library has and this has not: a tracker without a cache (its observer
- * runs in signal handlers; ask a block's stale flag instead), policies of your own,
- * histograms, the journal of writes, the pages written to most, and guest memory (mmap
- * it).
+ * runs in signal handlers; numbers do, as above), policies of your own, histograms, the
+ * journal of writes, the pages written to most, and guest memory (mmap it).
  */
 
 #ifndef CODEWARDEN_H
@@ -549,9 +565,6 @@ bool cw_ticket_is_current(const cw_ticket *ticket);
 /// code that may store to its own bytes polls it after stores, and leaves the block
 /// where it is not CW_STALE_VALID. It lives as long as the block's payload. NULL for a
 /// spent ticket.
-///
-/// An emulator with a cache of its own can ask it whether a block may be entered: any
-/// value but CW_STALE_VALID says no.
 const uint8_t *cw_ticket_stale_flag(cw_ticket *ticket);
 
 /// Makes a former block of the same key reachable again, if one is kept that was made

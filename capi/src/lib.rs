@@ -3,15 +3,15 @@
 //!
 //! | what C holds | what is behind it |
 //! |---|---|
-//! | a handle | a box, given by [`handle::out_handle`] and taken back by the `_free` of its kind |
-//! | a payload, allocations, links of a block | [`payload::Owned`], dropped by the cache when no vCPU can be inside |
+//! | a handle | a box, given by `handle::out_handle` and taken back by the `_free` of its kind |
+//! | a payload, allocations, links of a block | `payload::Owned`, dropped by the cache when no vCPU can be inside |
 //! | strings of the library | thread-locals, or statics |
 //!
 //! A handle keeps a clone of what it needs, so the order in which handles are freed is
 //! C's to choose, with one exception that is told instead of promised: a cache is
 //! freed last, because guest memory may be unmapped when it is gone.
 //!
-//! No panic crosses: [`status::guarded`] turns one into a status. What a fault handler
+//! No panic crosses: `status::guarded` turns one into a status. What a fault handler
 //! or a lookup calls cannot panic and is not wrapped; an `extern "C"` function that
 //! panics all the same ends the process.
 //!

@@ -226,9 +226,6 @@ pub unsafe extern "C" fn cw_ticket_is_current(ticket: *const cw_ticket) -> bool 
 /// code that may store to its own bytes polls it after stores, and leaves the block
 /// where it is not CW_STALE_VALID. It lives as long as the block's payload. NULL for a
 /// spent ticket.
-///
-/// An emulator with a cache of its own can ask it whether a block may be entered: any
-/// value but CW_STALE_VALID says no.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_stale_flag(ticket: *mut cw_ticket) -> *const u8 {
     // SAFETY: the header's rules.

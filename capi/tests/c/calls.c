@@ -344,6 +344,68 @@ static void code_memory_is_bounded(void)
     teardown(&f);
 }
 
+/* A number for a page, as the header says, for blocks in a table of one's own. */
+struct block {
+    const uintptr_t *cell;
+    uintptr_t number;
+    uint8_t made_from;
+};
+
+static bool is_valid(const struct block *block)
+{
+    return __atomic_load_n(block->cell, __ATOMIC_ACQUIRE) == block->number;
+}
+
+static bool translate(struct fixture *f, cw_link *page, uint64_t guest, struct block *block)
+{
+    static uintptr_t next = 2;
+    const uint64_t first = guest & ~(uint64_t)(PAGE - 1);
+    block->cell = cw_link_cell(page);
+    block->number = __atomic_load_n(block->cell, __ATOMIC_ACQUIRE);
+    if (block->number < 2) {
+        cw_ticket *ticket;
+        MUST(cw_cache_begin(f->cache, first, &ticket));
+        const bool tracked = cw_ticket_claim(ticket, first, NULL) == CW_OK &&
+                             cw_ticket_commit(ticket, next, 0, NULL, NULL) == CW_OK;
+        cw_ticket_free(ticket);
+        if (!tracked)
+            return false; /* an emulator would interpret */
+        block->number = next++;
+    }
+    block->made_from = f->memory[guest - GUEST];
+    return true;
+}
+
+static void a_cache_of_my_own(void)
+{
+    uint8_t *memory = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct fixture f = {.memory = memory};
+    const cw_cache_options options = cw_cache_options_default();
+    const cw_region_options region = cw_region_options_default(GUEST, memory, LEN, mode);
+    struct block blocks[3];
+    cw_link *pages[2];
+    CHECK(memory != MAP_FAILED);
+    MUST(cw_cache_new(&options, &f.cache));
+    MUST(cw_cache_add_region(f.cache, &region));
+    for (int page = 0; page < 2; page++)
+        MUST(cw_cache_link(f.cache, GUEST + page * PAGE, &pages[page]));
+    for (int round = 0; round < 100; round++) {
+        /* Two blocks on one page, of which only one is written to, and one on another. */
+        while (!translate(&f, pages[0], GUEST, &blocks[0]) || !translate(&f, pages[0], GUEST + 1000, &blocks[1]) ||
+               !translate(&f, pages[1], GUEST + PAGE, &blocks[2]))
+            sched_yield();
+        CHECK(is_valid(&blocks[0]) && is_valid(&blocks[1]) && is_valid(&blocks[2]));
+        CHECK(blocks[0].number == blocks[1].number && blocks[0].number != blocks[2].number);
+        CHECK(blocks[0].made_from == (uint8_t)round);
+        store(&f, GUEST);
+        CHECK(!is_valid(&blocks[0]) && !is_valid(&blocks[1]) && is_valid(&blocks[2]));
+    }
+    for (int page = 0; page < 2; page++)
+        cw_link_free(pages[page]);
+    MUST(cw_cache_free(f.cache));
+    munmap(memory, LEN);
+}
+
 static void forks(void)
 {
     struct fixture f = setup(CW_POLICY_ADAPTIVE);
@@ -399,6 +461,7 @@ int main(int argc, char **argv)
     several_mappings();
     vcpus_are_asked_to_leave();
     code_memory_is_bounded();
+    a_cache_of_my_own();
     forks();
     puts("all holds");
     return 0;
