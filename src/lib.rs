@@ -78,6 +78,18 @@
 //!
 //! # The life of a block
 //!
+//! ```text
+//!   begin ─▶ claim ─▶ read ─┬─▶ translate ─▶ commit ─┬──▶ valid ──▶ dead ──▶ kept ──▶ given up ──▶ freed
+//!                           │                        │      │        ▲        │
+//!                           │                        ▼      ▼        │        │
+//!                           │                   refused   checked ───┘        │
+//!                           └─▶ revive ─▶ valid ◀──── the same bytes ─────────┘
+//! ```
+//!
+//! A write to its bytes kills it, and eviction; a write beside them leaves it, checked. A
+//! write between claim and commit has the commit refused. It is freed when no vCPU can
+//! be inside.
+//!
 //! 1. Claim every page of the block: [`Ticket::claim`].
 //! 2. Read the guest's bytes, once each: not before the claim. Say which of them the
 //!    block is made from ([`Ticket::made_from`]), and ask whether one that was made
