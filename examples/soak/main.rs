@@ -313,6 +313,8 @@ impl Soak {
     }
 
     fn taken(&self) -> Taken {
+        // A table that was just replaced waits too, and no footprint tells it.
+        self.cache.wait_for_vcpus();
         self.cache.collect();
         Taken::now(self.cache.footprint(), self.buffer.stats(), self.page_bytes)
     }
