@@ -190,6 +190,23 @@ fn room_is_made_by_hand() {
     assert_eq!(guest.cache.footprint().live.blocks, 1, "the newest stays");
 }
 
+/// As they do whose embedder says nothing of its payloads.
+#[test]
+fn blocks_that_weigh_nothing_are_given_up_too() {
+    let guest = Fixture::new(LIMIT);
+    let payload = Arc::new(());
+    (0..10).for_each(|key| guest.commit(key, 1000, payload.clone()));
+    (10..20).for_each(|key| guest.commit(key, 0, payload.clone()));
+    guest.cache.remove(Key::new(15));
+    guest.cache.evict(10_000);
+    assert_eq!(guest.cache.footprint().live.blocks, 9, "as much was there");
+    guest.cache.evict(1);
+    let footprint = guest.cache.footprint();
+    assert_eq!((footprint.live.blocks, footprint.former.blocks, footprint.waiting.blocks), (1, 0, 0), "{footprint:?}");
+    assert!(guest.is_there(19));
+    assert_eq!(Arc::strong_count(&payload) - 1, 1);
+}
+
 #[test]
 fn room_that_is_asked_for_again_and_again_is_made_once() {
     let guest = Fixture::new(LIMIT);

@@ -34,7 +34,8 @@
 //!
 //! Both views are shared mappings: without more, a child's blocks would land in
 //! its parent's code. Hold a [`ForkGuard`] over the fork and call
-//! [`ForkGuard::child`] in the child.
+//! [`ForkGuard::child`] in the child. A child that does not has nothing of the buffer:
+//! what it allocates is refused, and what it drops stays as it is.
 //!
 //! # Safety
 //!
@@ -57,6 +58,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use self::free_list::FreeList;
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
+use crate::sys::fork::Owner;
 use crate::sys::membarrier;
 use crate::sys::mmap::memfd;
 
@@ -83,6 +85,8 @@ struct Shared {
     views: Views,
     executable: HostRange,
     page: PageSize,
+    /// Whose memory is behind the views.
+    owner: Owner,
     state: Mutex<State>,
 }
 
@@ -128,6 +132,7 @@ impl CodeBuffer {
         let len = page.ceil(limit_bytes).filter(|&len| len != 0 && len <= isize::MAX as usize);
         let len = len.ok_or(Error::BadArgument("a code buffer has one byte at least and fits the address space"))?;
         membarrier::register_sync_core()?;
+        let owner = Owner::this_process()?;
         let memfd = memfd("codewarden-code", len)?;
         let views = Views::map(&memfd, len)?;
         let executable = HostRange::new(HostAddr::of(views.rx), len, page)?;
@@ -139,7 +144,7 @@ impl CodeBuffer {
             allocations: 0,
             given_back_bytes: 0,
         };
-        Ok(Self { shared: Arc::new(Shared { views, executable, page, state: Mutex::new(state) }) })
+        Ok(Self { shared: Arc::new(Shared { views, executable, page, owner, state: Mutex::new(state) }) })
     }
 
     /// Memory for `len_bytes` of code at a multiple of `align_bytes`, which is
@@ -149,11 +154,13 @@ impl CodeBuffer {
     ///
     /// [`Error::BadArgument`] for an alignment or a length that cannot be had,
     /// [`Error::Full`] where no free range is large enough: drop allocations
-    /// (evict blocks) and try again.
+    /// (evict blocks) and try again; [`Error::InForkChild`] in a child that has not
+    /// called [`ForkGuard::child`].
     pub fn alloc(&self, len_bytes: usize, align_bytes: usize) -> Result<Allocation, Error> {
         if !align_bytes.is_power_of_two() || align_bytes > self.shared.page.bytes() {
             return Err(Error::BadArgument("code is aligned to a power of two, the page size at most"));
         }
+        self.shared.check_owner()?;
         let limit = self.shared.views.len;
         let full = Error::Full { what: "byte of code", limit };
         if len_bytes > limit {
@@ -202,8 +209,8 @@ impl ForkGuard<'_> {
     /// In the child: puts new memory, empty of code, behind the same addresses.
     /// Allocations stay, to be dropped as usual, but what was in them is gone.
     ///
-    /// Not until then may an allocation be dropped in the child: its memory is the
-    /// parent's, which would be overwritten. So call it before
+    /// What is dropped in the child before is not free afterwards: its memory was the
+    /// parent's. So call it before
     /// [`after_fork_child`](crate::ForkGuard::after_fork_child) of a cache.
     ///
     /// # Errors
@@ -215,7 +222,7 @@ impl ForkGuard<'_> {
         let memfd = memfd("codewarden-code", self.shared.views.len)?;
         self.shared.views.remap(&memfd)?;
         self.state.memfd = memfd;
-        Ok(())
+        self.shared.owner.take_over()
     }
 }
 
@@ -259,7 +266,9 @@ impl Allocation {
     /// # Errors
     ///
     /// [`Error::System`] where `membarrier` fails: the code must not be run.
+    /// [`Error::InForkChild`]: nor may it there.
     pub fn publish(&self) -> Result<(), Error> {
+        self.shared.check_owner()?;
         clean_caches(self.rw(), self.rx(), self.len);
         membarrier::sync_core()
     }
@@ -267,6 +276,11 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
+        // The parent runs what is there; and the lock is one that its other threads
+        // may have had.
+        if !self.shared.owner.is_current() {
+            return;
+        }
         let mut state = self.shared.lock();
         // SAFETY: the range was handed out to this allocation alone and lies
         // in the writable view, which lives as long as `shared`.
@@ -282,6 +296,10 @@ impl Shared {
     /// memory lost: go on.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_owner(&self) -> Result<(), Error> {
+        if self.owner.is_current() { Ok(()) } else { Err(Error::InForkChild) }
     }
 }
 

@@ -115,6 +115,28 @@ fn a_forks_child_leaves_its_parents_code_alone() {
     assert!(bytes(&allocation).iter().all(|byte| *byte == 7), "the child's free wrote to the parent's code");
 }
 
+/// Also one that drops what it inherited, as one that unwinds or exits does.
+#[test]
+fn a_child_that_was_not_announced_leaves_its_parents_code_alone() {
+    let buffer = CodeBuffer::new(1 << 16).unwrap();
+    let allocation = buffer.alloc(64, 16).unwrap();
+    fill(&allocation, 7);
+    // SAFETY: the child makes nothing on its way to `_exit`.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let refused =
+            allocation.publish() == Err(Error::InForkChild) && matches!(buffer.alloc(1, 1), Err(Error::InForkChild));
+        drop(allocation);
+        // SAFETY: ends the child without running anything of the parent's.
+        unsafe { libc::_exit(i32::from(!refused)) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child made above.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0);
+    assert!(bytes(&allocation).iter().all(|byte| *byte == 7), "the child's drop wrote to the parent's code");
+}
+
 #[test]
 fn impossible_requests_are_errors() {
     assert!(matches!(CodeBuffer::new(0), Err(Error::BadArgument(_))));

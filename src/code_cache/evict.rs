@@ -71,12 +71,14 @@ impl<P: Payload> CodeCache<P> {
             self.reap(&mut commits);
             let kept = commits.formers.weight().payload_bytes;
             let wanted = payload_bytes.saturating_sub(kept);
+            // Where there is not as much, all of them: some may weigh nothing.
             if wanted > 0 {
-                let enough = commits.live.weight().payload_bytes.saturating_sub(wanted);
-                self.kill_oldest(&mut commits, |live| live.payload_bytes <= enough);
+                let enough = commits.live.weight().payload_bytes.checked_sub(wanted);
+                self.kill_oldest(&mut commits, |live| enough.is_some_and(|enough| live.payload_bytes <= enough));
             }
-            let left = commits.formers.weight().payload_bytes.saturating_sub(payload_bytes);
-            let given_up = commits.formers.give_up(|formers| formers.payload_bytes <= left);
+            let left = commits.formers.weight().payload_bytes.checked_sub(payload_bytes);
+            let is_left = |formers: Weight| left.is_some_and(|left| formers.payload_bytes <= left);
+            let given_up = commits.formers.give_up(is_left);
             self.give_up(given_up);
         }
         self.collect_garbage();

@@ -57,6 +57,28 @@ impl Generation {
     }
 }
 
+/// Which process an object belongs to, where a child may take one over.
+#[derive(Debug)]
+pub(crate) struct Owner(AtomicU64);
+
+impl Owner {
+    /// This process, for an object that is being made.
+    pub(crate) fn this_process() -> Result<Self, Error> {
+        Ok(Self(AtomicU64::new(Generation::of_this_process()?.0)))
+    }
+
+    /// Whether it belongs to this process, not to a parent of it.
+    pub(crate) fn is_current(&self) -> bool {
+        Generation(self.0.load(Ordering::Relaxed)).is_current()
+    }
+
+    /// It is this process's own from now on.
+    pub(crate) fn take_over(&self) -> Result<(), Error> {
+        self.0.store(Generation::of_this_process()?.0, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
 fn map_cookie() -> Result<*mut AtomicU64, Error> {
     let len = PageSize::host().bytes();
     // SAFETY: a new mapping at an address of the kernel's choice disturbs nobody.
