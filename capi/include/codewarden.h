@@ -877,7 +877,7 @@ typedef struct cw_stats {
     uint64_t pages_scanned;
     /// Pages that a harvest found written.
     uint64_t pages_harvested;
-    /// Harvests: one for each run of pages that a `sync` asked about.
+    /// Harvests: one for each run of pages that a cw_cache_sync() asked about.
     uint64_t harvests;
     /// Pages held for announced writes and changed mappings.
     uint64_t pages_announced;

@@ -41,7 +41,7 @@ pub struct cw_stats {
     pub pages_scanned: u64,
     /// Pages that a harvest found written.
     pub pages_harvested: u64,
-    /// Harvests: one for each run of pages that a `sync` asked about.
+    /// Harvests: one for each run of pages that a cw_cache_sync() asked about.
     pub harvests: u64,
     /// Pages held for announced writes and changed mappings.
     pub pages_announced: u64,

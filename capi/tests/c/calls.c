@@ -389,7 +389,7 @@ static void a_cache_of_my_own(void)
     MUST(cw_cache_add_region(f.cache, &region));
     for (int page = 0; page < 2; page++)
         MUST(cw_cache_link(f.cache, GUEST + page * PAGE, &pages[page]));
-    for (int round = 0; round < 100; round++) {
+    for (int round = 0; round < 20; round++) {
         /* Two blocks on one page, of which only one is written to, and one on another. */
         while (!translate(&f, pages[0], GUEST, &blocks[0]) || !translate(&f, pages[0], GUEST + 1000, &blocks[1]) ||
                !translate(&f, pages[1], GUEST + PAGE, &blocks[2]))
