@@ -4,7 +4,8 @@
 //! # Safety
 //!
 //! The memory is dropped last; a mapping is replaced by one of the same memory, or
-//! of fresh anonymous memory, under `change_mapping`.
+//! of fresh anonymous memory, under `change_mapping`. A fork's child makes calls of the
+//! library's and ends by `_exit`.
 #![allow(unsafe_code)]
 
 use std::os::fd::AsRawFd;
@@ -15,7 +16,7 @@ use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::Adaptive;
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{BeginError, Held, RegionOptions, SharedMemory};
-use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, Killer, MemoryLimit, Ticket, VCpu};
+use codewarden::{Busy, CodeCache, CommitError, Entry, EntryStubs, Key, Killer, Link, MemoryLimit, Ticket, VCpu};
 
 use crate::oracle::{AREA_BYTES, KEYS, Oracle, PAGE_BYTES, PAGES, Source, place};
 
@@ -42,6 +43,7 @@ pub struct Guest {
     oracle: Oracle,
     tickets: Vec<(usize, Ticket<Payload>, Source)>,
     holds: Vec<Hold>,
+    links: Vec<(usize, Link)>,
     vcpu: VCpu<Payload>,
     pub cache: CodeCache<Payload>,
     payload: Payload,
@@ -51,6 +53,10 @@ pub struct Guest {
     /// A number for each time that an area was tracked.
     tracked: [Option<u64>; 3],
     stores: usize,
+    /// Pages of each area that the guest may not write to.
+    read_only: [[bool; PAGES]; 3],
+    /// A fork's child, whose writes to shared memory the parent would not learn of.
+    is_child: bool,
     limit: MemoryLimit,
     next: u64,
     memory: [GuestMemory; 3],
@@ -72,6 +78,7 @@ impl Guest {
             oracle: Oracle::new(mode.is_synchronous()),
             tickets: Vec::new(),
             holds: Vec::new(),
+            links: Vec::new(),
             vcpu: cache.attach_vcpu(|| {}),
             cache,
             payload: Arc::new(()),
@@ -79,6 +86,8 @@ impl Guest {
             has_checks,
             tracked: [None; 3],
             stores: 0,
+            read_only: [[false; PAGES]; 3],
+            is_child: false,
             limit: MemoryLimit::default(),
             next: 2,
             memory: [first, second, GuestMemory::anonymous(AREA_BYTES).expect("memory")],
@@ -109,6 +118,8 @@ impl Guest {
     }
 
     pub fn remove_region(&mut self, area: usize) {
+        // As the next region is to find it.
+        self.set_access(area, 0, PAGES, true);
         let removed = self.cache.tracker().remove_region(guest(area, 0));
         assert_eq!(removed.is_ok(), self.tracked[area].take().is_some(), "{removed:?}");
         if removed.is_ok() {
@@ -124,8 +135,25 @@ impl Guest {
         }
     }
 
-    pub fn store(&mut self, area: usize, offset: usize, len: usize, value: u8) {
+    /// Whether the guest may store there.
+    fn may_write(&self, area: usize, offset: usize, len: usize) -> bool {
+        let pages = offset / PAGE_BYTES..(offset + len).div_ceil(PAGE_BYTES);
+        !(self.is_child && area < 2) && !self.read_only[area][pages].contains(&true)
+    }
+
+    /// The guest's own mprotect. What was translated from the pages stays.
+    pub fn set_access(&mut self, area: usize, page: usize, pages: usize, may_write: bool) {
         if self.tracked[area].is_some() {
+            let pages = page..(page + pages).min(PAGES);
+            let (offset, len) = (pages.start * PAGE_BYTES, pages.len() * PAGE_BYTES);
+            let access = if may_write { Access::ReadWrite } else { Access::Read };
+            self.cache.tracker().set_access(guest(area, offset), len as u64, access).expect("mprotect");
+            self.read_only[area][pages].fill(!may_write);
+        }
+    }
+
+    pub fn store(&mut self, area: usize, offset: usize, len: usize, value: u8) {
+        if self.tracked[area].is_some() && self.may_write(area, offset, len) {
             let bytes = vec![value; len];
             self.memory[area].write(offset, &bytes).expect("inside");
             self.oracle.store(place(area, offset), &bytes);
@@ -134,15 +162,24 @@ impl Guest {
     }
 
     pub fn host_store(&mut self, area: usize, offset: usize, value: u8) {
-        if self.memory[area].write_untracked(offset, &[value]).is_ok() {
+        if !self.is_child && self.memory[area].write_untracked(offset, &[value]).is_ok() {
             self.oracle.set(place(area, offset), &[value]);
             (0..2).for_each(|view| self.invalidate(view, offset, 1));
         }
     }
 
-    pub fn kernel_write(&mut self, area: usize, offset: usize, len: usize, value: u8) {
+    /// A write by the kernel: a system call's, or one of which it tells nobody.
+    pub fn kernel_write(&mut self, area: usize, offset: usize, len: usize, value: u8, is_unseen: bool) {
         let Some(tracked_as) = self.tracked[area] else { return };
-        let held = self.cache.tracker().prepare_kernel_write(guest(area, offset), len as u64).expect("a hold");
+        if !self.may_write(area, offset, len) {
+            return;
+        }
+        let (tracker, start) = (self.cache.tracker(), guest(area, offset));
+        let held = match is_unseen {
+            true => tracker.prepare_unseen_write(start, len as u64),
+            false => tracker.prepare_kernel_write(start, len as u64),
+        };
+        let held = held.expect("a hold");
         let bytes = vec![value; len];
         self.source.write_untracked(0, &bytes).expect("inside");
         let from = self.source.file().expect("a memfd").as_raw_fd();
@@ -151,7 +188,7 @@ impl Guest {
         let done = unsafe { libc::pread(from, to as *mut libc::c_void, len, 0) };
         assert_eq!(done, len as isize, "a write that was announced");
         self.oracle.store(place(area, offset), &bytes);
-        if self.mode.is_synchronous() {
+        if is_unseen || matches!(self.mode, Mode::Sigbus | Mode::Mprotect) {
             let (start, end) = (place(area, offset), place(area, offset + len));
             if !self.has_checks {
                 self.oracle.must_kill(start..end);
@@ -194,6 +231,7 @@ impl Guest {
         assert!(done, "{}", std::io::Error::last_os_error());
         if is_replaced {
             change.finish_replaced(Access::ReadWrite, shared).expect("it can be tracked again");
+            self.read_only[area][page..(page + pages).min(PAGES)].fill(false);
         } else {
             drop(change);
         }
@@ -249,7 +287,13 @@ impl Guest {
     pub fn claim(&mut self, which: usize, area: usize, offset: usize) {
         let is_held = self.is_held(place(area, offset) / PAGE_BYTES);
         let Some((key, ticket, source)) = self.tickets.get_mut(which) else { return };
-        match ticket.claim(guest(area, offset)) {
+        let mut claimed = ticket.claim(guest(area, offset));
+        // A writer goes on before the handler thread has written down that it does.
+        while self.mode == Mode::Thread && !is_held && matches!(claimed, Err(BeginError::Busy(Busy::Unprotecting))) {
+            std::thread::yield_now();
+            claimed = ticket.claim(guest(area, offset));
+        }
+        match claimed {
             Ok(host) => {
                 assert_eq!(host.start().0, self.memory[area].range().start().0 + offset / PAGE_BYTES * PAGE_BYTES);
                 let mut byte = [0];
@@ -291,6 +335,45 @@ impl Guest {
                 done => self.oracle.revived(key, source, done.is_ok()),
             }
         }
+    }
+
+    /// One more link to a key, or one less.
+    pub fn link(&mut self, key: usize) {
+        match self.links.iter().position(|(linked, _)| *linked == key) {
+            Some(old) if self.links.len() > 2 => drop(self.links.swap_remove(old)),
+            _ => self.links.push((key, self.cache.link(Key::new(key as u64)).expect("a key"))),
+        }
+    }
+
+    /// Forks: whether this is the child, whose memory is a copy but for what is shared,
+    /// and who begins without a block. The parent waits for its end.
+    pub fn fork(&mut self) -> bool {
+        if self.is_child {
+            return false;
+        }
+        let cache = self.cache.clone();
+        let guard = cache.before_fork();
+        // SAFETY: see the module's head.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            guard.after_fork_child().expect("regions of the child's own");
+            self.is_child = true;
+            self.holds.clear();
+            self.oracle.must_kill(0..2 * AREA_BYTES);
+            return true;
+        }
+        guard.after_fork_parent();
+        let mut status = 0;
+        // SAFETY: the child is ours and not waited for yet.
+        let done = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        assert!(pid > 0 && done == pid && status == 0, "a child's status is {status:#x}");
+        false
+    }
+
+    /// The end of a child.
+    pub fn exit(&self) -> ! {
+        // SAFETY: the parent's exit handlers are the parent's.
+        unsafe { libc::_exit(0) }
     }
 
     fn lookup(&mut self, key: usize) -> Option<usize> {
@@ -342,6 +425,9 @@ impl Guest {
             let mut pin = self.vcpu.pin();
             let found = pin.lookup(Key::new(key as u64));
             assert_eq!(found, pin.lookup_shared(Key::new(key as u64)));
+            for (_, link) in self.links.iter().filter(|(linked, _)| *linked == key) {
+                assert_eq!(link.cell().load(), found.unwrap_or(EntryStubs::NOT_CODE.dead), "key {key}: a link");
+            }
             drop(pin);
             self.oracle.check(key, found, |page| self.is_held(page));
         }
@@ -349,8 +435,8 @@ impl Guest {
 
     /// At the end every payload was dropped, once.
     pub fn finish(self) {
-        let Self { tickets, holds, vcpu, cache, payload, memory, .. } = self;
-        drop((tickets, holds, vcpu, cache));
+        let Self { tickets, holds, links, vcpu, cache, payload, memory, .. } = self;
+        drop((tickets, holds, links, vcpu, cache));
         assert_eq!(Arc::strong_count(&payload), 1, "payloads that nobody dropped");
         drop(memory);
     }

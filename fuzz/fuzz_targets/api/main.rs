@@ -15,6 +15,12 @@ use codewarden::protection::Mode;
 use guest::Guest;
 use oracle::{AREA_BYTES, KEYS, PAGE_BYTES};
 
+/// Forks of one sequence at most: each takes as long as many calls.
+const MAX_FORKS: u32 = 2;
+
+/// Calls that a fork's child makes.
+const CALLS_IN_CHILD: usize = 24;
+
 /// A place in one of the three areas, near the bounds of its pages.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 struct Spot {
@@ -46,7 +52,15 @@ enum Kind {
     HostStore,
     /// The kernel writes for the guest; the pages are held until `Release`.
     KernelWrite,
+    /// The same in a way of which the kernel tells nobody.
+    UnseenWrite,
     Release,
+    /// The guest may write to some pages, or only read them.
+    SetAccess,
+    /// A link to a key, or one less.
+    Link,
+    /// The calls that follow are made in a child as well, some of them.
+    Fork,
     /// The mapping of some pages is replaced.
     Replace,
     /// The contents of some pages are thrown away.
@@ -77,7 +91,7 @@ const KINDS: &[Kind] = {
         Translate, Translate, Translate, Translate, Translate, Translate, Store, Store, Store, Store, Store, Store,
         Sync, Sync, Sync, Begin, Claim, Claim, Claim, Commit, KernelWrite, Release, Release, SyncRange,
         AddRegion, AddRegion, RemoveRegion, DeclareAgain, HostStore, Replace, Discard, Invalidate, Collect,
-        Revive, Remove, Remove, Tend, SetLimit, Evict,
+        Revive, Remove, Remove, Tend, SetLimit, Evict, UnseenWrite, SetAccess, SetAccess, Link, Link, Fork,
     ]
 };
 
@@ -109,7 +123,11 @@ fn run(guest: &mut Guest, call: Call) {
         Kind::DeclareAgain => guest.declare(area),
         Kind::Store => guest.store(area, first, len, value),
         Kind::HostStore => guest.host_store(area, offset, value),
-        Kind::KernelWrite => guest.kernel_write(area, first, len, value),
+        Kind::KernelWrite => guest.kernel_write(area, first, len, value, false),
+        Kind::UnseenWrite => guest.kernel_write(area, first, len, value, true),
+        Kind::SetAccess => guest.set_access(area, page, pages, value % 4 != 0),
+        Kind::Link => guest.link(key),
+        Kind::Fork => {}
         Kind::Release => guest.release(which),
         Kind::Replace => guest.replace(area, page, pages),
         Kind::Discard => guest.discard(page, pages),
@@ -140,7 +158,7 @@ struct Sequence {
 
 impl<'a> Arbitrary<'a> for Sequence {
     fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
-        let mode = *input.choose(&[Mode::Sigbus, Mode::Deferred, Mode::Mprotect])?;
+        let mode = *input.choose(&[Mode::Sigbus, Mode::Deferred, Mode::Mprotect, Mode::Thread])?;
         let has_checks = input.arbitrary()?;
         // Not as a `Vec` does it, which tosses a coin for an end after each call.
         let mut calls = Vec::new();
@@ -154,7 +172,19 @@ impl<'a> Arbitrary<'a> for Sequence {
 fuzz_target!(|sequence: Sequence| {
     let mut guest = Guest::new(sequence.mode, sequence.has_checks);
     (0..3).for_each(|area| guest.add_region(area));
-    for call in sequence.calls {
+    let mut forks = 0;
+    for (index, &call) in sequence.calls.iter().enumerate() {
+        if matches!(call.kind, Kind::Fork) && forks < MAX_FORKS {
+            forks += 1;
+            if guest.fork() {
+                guest.check();
+                sequence.calls[index + 1..].iter().take(CALLS_IN_CHILD).for_each(|&call| {
+                    run(&mut guest, call);
+                    guest.check();
+                });
+                guest.exit();
+            }
+        }
         run(&mut guest, call);
         guest.check();
     }

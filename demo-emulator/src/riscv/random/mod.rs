@@ -164,6 +164,8 @@ impl Generator {
         let op = self.random.pick(OPS);
         let rd = if writes_fp(op) { self.random.below(32) as u8 } else { self.target_register() };
         let [rs1, rs2, rs3] = [(); 3].map(|()| self.random.below(32) as u8);
+        // Results differ most where operands are the same.
+        let rs2 = if self.random.one_in(8) { rs1 } else { rs2 };
         let imm = self.random.bits() as i32;
         let inst = Inst { rd, rs1, rs2, rs3, imm, ..blank(op) };
         let single = |inst: Inst| Item { insts: vec![normal(inst)], skips: None };
