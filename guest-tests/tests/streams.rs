@@ -15,7 +15,7 @@ use guest_tests::streams::Comparison;
 use guest_tests::{note, skip};
 
 /// Programs of the bounded run.
-const PROGRAMS: u64 = 40;
+const PROGRAMS: u64 = 30;
 
 /// Bytes of an input at most.
 const MAX_INPUT_BYTES: u64 = 800;

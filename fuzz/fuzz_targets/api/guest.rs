@@ -364,8 +364,14 @@ impl Guest {
         }
         guard.after_fork_parent();
         let mut status = 0;
-        // SAFETY: the child is ours and not waited for yet.
-        let done = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        // libFuzzer's own timer interrupts it.
+        let done = loop {
+            // SAFETY: the child is ours and not waited for yet.
+            let done = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+            if done >= 0 || std::io::Error::last_os_error().kind() != std::io::ErrorKind::Interrupted {
+                break done;
+            }
+        };
         assert!(pid > 0 && done == pid && status == 0, "a child's status is {status:#x}");
         false
     }

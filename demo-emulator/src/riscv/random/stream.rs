@@ -310,8 +310,13 @@ impl Streams {
             Announces::Mostly => !self.random().one_in(8),
             Announces::Always => true,
         };
-        if is_announced {
-            piece.push(blank(Op::Fence_i));
+        match is_announced {
+            true if self.random().one_in(4) => {
+                piece.push(blank(Op::Ecall));
+                piece.asked = Some(Asked::Flush(to, 8));
+            }
+            true => drop(piece.push(blank(Op::Fence_i))),
+            false => {}
         }
         piece
     }
@@ -442,12 +447,13 @@ fn assemble(pieces: &[Piece]) -> Stream {
             }
         }
         stream.code.extend(&piece.data);
+        let ecall = start as u64 + (piece.insts_len_bytes() as u64).saturating_sub(4);
         let event = piece.asked.as_ref().map(|asked| match *asked {
             Asked::KernelWrite(at, ref bytes) => Event::KernelWrite { offset: place(at), bytes: bytes.clone() },
             Asked::Flush(at, len_bytes) => Event::Flush { offset: place(at), len_bytes },
             Asked::FlushAll => Event::FlushAll,
         });
-        stream.events.extend(event.map(|event| (start as u64, event)));
+        stream.events.extend(event.map(|event| (ecall, event)));
     }
     stream
 }
