@@ -5,7 +5,7 @@
 //! ```
 //!
 //! In sigbus and in deferred mode one thread stores other bytes to a block, finds it
-//! gone, translates it again and runs it; and every other time it runs cold code, some
+//! gone, translates it again and runs it; and every other time it runs cold code, most
 //! of it at addresses that never come again, so that blocks are evicted all the time
 //! and entry cells are swept. Beside it a vCPU runs in a loop of blocks that are linked
 //! through their entry cells, and makes those that were evicted under it again; another
@@ -72,8 +72,9 @@ const RING: u64 = 8;
 const PAGES: u64 = HOT + RING + COLD / COLD_PER_PAGE;
 /// Cycles from one cold block to the next.
 const CYCLES_PER_COLD: u64 = 2;
-/// Of so many cold blocks one is at an address that never comes again.
-const COLD_PER_NEW: u64 = 4;
+/// Of so many cold blocks one is at an address that comes again: the others use up the
+/// table of cells twice before the first look.
+const COLD_PER_OLD: u64 = 4;
 /// Keys from here on are such addresses.
 const NEW: u64 = 1 << 40;
 /// Bytes that a block is made from, from the start of its place.
@@ -256,7 +257,7 @@ impl Soak {
         wrong |= !self.run(vcpu, key);
         if cycle.is_multiple_of(CYCLES_PER_COLD) {
             let cold = cycle / CYCLES_PER_COLD;
-            let key = if cold.is_multiple_of(COLD_PER_NEW) { NEW + cold } else { HOT + RING + spread(cold) % COLD };
+            let key = if cold.is_multiple_of(COLD_PER_OLD) { HOT + RING + spread(cold) % COLD } else { NEW + cold };
             if !self.run(vcpu, key) {
                 self.translate(key)?;
                 wrong |= !self.run(vcpu, key);
