@@ -77,6 +77,8 @@ const CYCLES_PER_COLD: u64 = 2;
 const COLD_PER_OLD: u64 = 4;
 /// Keys from here on are such addresses.
 const NEW: u64 = 1 << 40;
+/// Links that are made once and used by nobody.
+const SPARE_LINKS: u64 = 100_000;
 /// Bytes that a block is made from, from the start of its place.
 const SOURCE_BYTES: usize = 64;
 
@@ -306,6 +308,11 @@ impl Soak {
         for point in [WARM_CYCLES, WARM_CYCLES + third, WARM_CYCLES + 2 * third, cycles] {
             let done = taken.last().map_or(0, |(done, _)| *done);
             for cycle in done..point {
+                // As many cells that nobody needs as the table ever has are there once
+                // early: it is swept when it is full.
+                if cycle == WARM_CYCLES / 2 {
+                    (0..SPARE_LINKS).try_for_each(|key| self.cache.link(Key::new(2 * NEW + key)).map(drop))?;
+                }
                 self.cycle(&mut vcpu, cycle)?;
             }
             taken.push((point, self.taken()));
