@@ -470,6 +470,9 @@ impl<O: PageObserver> Tracker<O> {
     /// range, without losing the tracking's protection. Bounds are rounded to
     /// whole pages.
     ///
+    /// No block dies of it. Where the guest may not run what is there any more, hold
+    /// [`Tracker::change_mapping`] over it.
+    ///
     /// # Errors
     ///
     /// What mprotect answered.
