@@ -58,15 +58,22 @@ fn no_mapping_is_writable_and_executable() {
     assert!(!buffer.executable().contains(HostAddr::of(allocation.rw())));
 }
 
-#[cfg(target_arch = "x86_64")]
 #[test]
 fn what_is_written_in_one_view_runs_in_the_other() {
     let buffer = CodeBuffer::new(1 << 16).unwrap();
-    let first = buffer.alloc(6, 16).unwrap();
+    let [first, second] = [(); 2].map(|()| buffer.alloc(CONSTANT_BYTES, 16).unwrap());
+    assert_eq!(run_constant(&first, 42), 42);
+    assert_eq!(run_constant(&second, 43), 43);
+}
+
+#[test]
+fn new_code_runs_where_old_code_was() {
+    let buffer = CodeBuffer::new(1 << 16).unwrap();
+    let first = buffer.alloc(CONSTANT_BYTES, 16).unwrap();
     let address = first.rx();
     assert_eq!(run_constant(&first, 42), 42);
     drop(first);
-    let second = buffer.alloc(6, 16).unwrap();
+    let second = buffer.alloc(CONSTANT_BYTES, 16).unwrap();
     assert_eq!(second.rx(), address, "freed code memory is used again");
     assert_eq!(bytes(&second)[0], FREED_FILL);
     assert_eq!(run_constant(&second, 43), 43);
@@ -166,11 +173,22 @@ fn memory_behind(buffer: &CodeBuffer) -> usize {
     rustix::fs::fstat(&buffer.shared.lock().memfd).unwrap().st_blocks as usize * 512
 }
 
-#[cfg(target_arch = "x86_64")]
+const CONSTANT_BYTES: usize = 8;
+
+/// A function that returns `value`.
+fn constant(value: u8) -> [u8; CONSTANT_BYTES] {
+    if cfg!(target_arch = "x86_64") {
+        // mov eax, value; ret; what comes behind it is not reached
+        return [0xb8, value, 0, 0, 0, 0xc3, 0xcc, 0xcc];
+    }
+    // mov w0, value; ret
+    let words = [0x5280_0000 | u32::from(value) << 5, 0xd65f_03c0];
+    (u64::from(words[1]) << 32 | u64::from(words[0])).to_le_bytes()
+}
+
 fn run_constant(allocation: &Allocation, value: u8) -> u32 {
-    // mov eax, value; ret
-    let code = [0xb8, value, 0, 0, 0, 0xc3];
-    // SAFETY: six bytes fit the allocation; what runs is a whole function.
+    let code = constant(value);
+    // SAFETY: the function fits the allocation, and is whole.
     unsafe {
         ptr::copy_nonoverlapping(code.as_ptr(), allocation.rw(), code.len());
         allocation.publish().unwrap();
