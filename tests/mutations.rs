@@ -38,7 +38,7 @@ fn has_test(code: &str, name: &str) -> bool {
 /// Whether there is a test of that name, as `mutations/run` would run it.
 fn exists(killer: &str) -> bool {
     match killer.split(' ').collect::<Vec<_>>()[..] {
-        ["loom" | "--lib", path] => {
+        ["loom" | "--lib" | "miri", path] => {
             let parts: Vec<&str> = path.split("::").filter(|&part| part != "tests").collect();
             let Some((name, parts)) = parts.split_last() else { return false };
             module(parts).is_some_and(|code| has_test(&code, name))

@@ -158,7 +158,7 @@ mod tests {
     const STUBS: EntryStubs = EntryStubs::NOT_CODE;
 
     /// Slabs and arrays are smaller there as well.
-    const KEYS: u64 = if cfg!(miri) { 100 } else { 10_000 };
+    const KEYS: u64 = if cfg!(miri) { 40 } else { 10_000 };
 
     struct Fixture {
         table: Table,
@@ -219,7 +219,7 @@ mod tests {
         let mut fixture = Fixture::new();
         let mut links: Vec<_> = (0..2 * KEYS).map(|key| fixture.link(key)).collect();
         let most_bytes = fixture.cells.bytes();
-        links.truncate(KEYS as usize / 50);
+        links.truncate(KEYS as usize / 20);
         for key in 0..20 * KEYS {
             drop(fixture.link(1 << 32 | key));
         }
