@@ -218,19 +218,19 @@ impl<G> Epoch<G> {
 
     /// Waits until no thread is inside the domain's locks; nobody gets in until
     /// the guard is dropped.
-    pub(crate) fn before_fork(&self) -> EpochForkGuard<'_, G> {
-        EpochForkGuard { walkers: &self.walkers, participants: lock(&self.participants), _garbage: lock(&self.garbage) }
+    pub(crate) fn before_fork(&self) -> ForkGuard<'_, G> {
+        ForkGuard { walkers: &self.walkers, participants: lock(&self.participants), _garbage: lock(&self.garbage) }
     }
 }
 
 /// A domain that stands still over a `fork`.
-pub(crate) struct EpochForkGuard<'a, G> {
+pub(crate) struct ForkGuard<'a, G> {
     walkers: &'a [AtomicUsize; 3],
     participants: MutexGuard<'a, Vec<Arc<Participant>>>,
     _garbage: MutexGuard<'a, VecDeque<(u64, G)>>,
 }
 
-impl<G> EpochForkGuard<'_, G> {
+impl<G> ForkGuard<'_, G> {
     /// In the child only the calling thread lives, and it is not pinned: nobody
     /// is, and nobody walks.
     pub(crate) fn after_fork_child(self) {

@@ -103,7 +103,7 @@ fn both_sides(mode: Mode, drops_in_child: bool) {
         // SAFETY: ends the child without the parent's exit handlers.
         unsafe { libc::_exit(status) };
     }
-    guard.after_fork_parent();
+    drop(guard);
     let mut status = 0;
     // SAFETY: the child is ours and not waited for yet.
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);

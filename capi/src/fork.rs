@@ -91,7 +91,7 @@ pub unsafe extern "C" fn cw_before_fork(
         // their order.
         let (cache, buffers): &'static (CodeCache<Owned>, Vec<CodeBuffer>) = unsafe { borrowed.as_ref() };
         let cache = cache.before_fork();
-        new.give(cw_fork_guard { buffers: buffers.iter().map(CodeBuffer::fork_guard).collect(), cache, lasting });
+        new.give(cw_fork_guard { buffers: buffers.iter().map(CodeBuffer::before_fork).collect(), cache, lasting });
         Ok(())
     })
 }
@@ -119,7 +119,7 @@ pub unsafe extern "C" fn cw_after_fork_child(guard: *mut cw_fork_guard) -> cw_st
         let cw_fork_guard { buffers, cache, lasting } = *guard;
         let mut done = Ok(());
         for buffer in buffers {
-            done = done.and(buffer.child());
+            done = done.and(buffer.after_fork_child());
         }
         done = done.and(cache.after_fork_child());
         drop(lasting);

@@ -34,8 +34,8 @@
 //!
 //! Both views are shared mappings: without more, a child's blocks would land in
 //! its parent's code. Hold a [`ForkGuard`] over the fork and call
-//! [`ForkGuard::child`] in the child. A child that does not has nothing of the buffer:
-//! what it allocates is refused, and what it drops stays as it is.
+//! [`ForkGuard::after_fork_child`] in the child. A child that does not has nothing of the
+//! buffer: what it allocates is refused, and what it drops stays as it is.
 //!
 //! # Safety
 //!
@@ -46,6 +46,7 @@
 //! be handed out again.
 #![allow(unsafe_code)]
 
+mod fork;
 mod free_list;
 
 use std::os::fd::OwnedFd;
@@ -54,6 +55,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::FallocateFlags;
 use rustix::mm::{MapFlags, ProtFlags};
+
+pub use self::fork::ForkGuard;
 
 use self::free_list::FreeList;
 use crate::addr::{HostAddr, HostRange, PageSize};
@@ -155,7 +158,7 @@ impl CodeBuffer {
     /// [`Error::BadArgument`] for an alignment or a length that cannot be had,
     /// [`Error::Full`] where no free range is large enough: drop allocations
     /// (evict blocks) and try again; [`Error::InForkChild`] in a child that has not
-    /// called [`ForkGuard::child`].
+    /// called [`ForkGuard::after_fork_child`].
     pub fn alloc(&self, len_bytes: usize, align_bytes: usize) -> Result<Allocation, Error> {
         if !align_bytes.is_power_of_two() || align_bytes > self.shared.page.bytes() {
             return Err(Error::BadArgument("code is aligned to a power of two, the page size at most"));
@@ -189,40 +192,6 @@ impl CodeBuffer {
             allocations: state.allocations,
             given_back_bytes: state.given_back_bytes,
         }
-    }
-
-    /// Keeps every other thread from allocating and freeing until it is
-    /// dropped: to be held over a `fork`, on both sides.
-    pub fn fork_guard(&self) -> ForkGuard<'_> {
-        ForkGuard { shared: &self.shared, state: self.shared.lock() }
-    }
-}
-
-/// A buffer that stands still over a `fork`.
-#[derive(Debug)]
-pub struct ForkGuard<'a> {
-    shared: &'a Shared,
-    state: MutexGuard<'a, State>,
-}
-
-impl ForkGuard<'_> {
-    /// In the child: puts new memory, empty of code, behind the same addresses.
-    /// Allocations stay, to be dropped as usual, but what was in them is gone.
-    ///
-    /// What is dropped in the child before is not free afterwards: its memory was the
-    /// parent's. So call it before
-    /// [`after_fork_child`](crate::ForkGuard::after_fork_child) of a cache.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::System`]: the buffer is still the parent's and must be
-    /// neither written nor run.
-    pub fn child(mut self) -> Result<(), Error> {
-        membarrier::register_sync_core()?;
-        let memfd = memfd("codewarden-code", self.shared.views.len)?;
-        self.shared.views.remap(&memfd)?;
-        self.state.memfd = memfd;
-        self.shared.owner.take_over()
     }
 }
 

@@ -104,12 +104,12 @@ fn a_forks_child_leaves_its_parents_code_alone() {
     let buffer = CodeBuffer::new(1 << 16).unwrap();
     let allocation = buffer.alloc(64, 16).unwrap();
     fill(&allocation, 7);
-    let guard = buffer.fork_guard();
+    let guard = buffer.before_fork();
     // SAFETY: the child makes system calls and writes to its own memory only;
     // no lock but the guard's is needed on its way to `_exit`.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        let fine = guard.child().is_ok() && bytes(&allocation)[0] == 0;
+        let fine = guard.after_fork_child().is_ok() && bytes(&allocation)[0] == 0;
         drop(allocation);
         // SAFETY: ends the child without running anything of the parent's.
         unsafe { libc::_exit(i32::from(!fine)) };

@@ -5,7 +5,7 @@ use std::fmt;
 use super::commit::Commits;
 use super::record::Garbage;
 use super::{CodeCache, Killer, Payload};
-use crate::epoch::EpochForkGuard;
+use crate::epoch;
 use crate::error::Error;
 use crate::sync::{MutexGuard, lock};
 use crate::tracker;
@@ -16,7 +16,7 @@ pub struct ForkGuard<'a, P: Payload> {
     cache: &'a CodeCache<P>,
     tracker: tracker::ForkGuard<'a, Killer<P>>,
     commits: MutexGuard<'a, Commits<P>>,
-    epoch: EpochForkGuard<'a, Garbage<P>>,
+    epoch: epoch::ForkGuard<'a, Garbage<P>>,
 }
 
 impl<P: Payload> fmt::Debug for ForkGuard<'_, P> {
@@ -27,10 +27,9 @@ impl<P: Payload> fmt::Debug for ForkGuard<'_, P> {
 
 impl<P: Payload> CodeCache<P> {
     /// Called before `fork`, by a thread whose vCPU is not pinned: waits until no
-    /// other thread is inside the cache. In the parent, drop the guard or call
-    /// [`ForkGuard::after_fork_parent`]; in the child call
-    /// [`ForkGuard::after_fork_child`] before anything else but
-    /// [`code_buffer::ForkGuard::child`](crate::code_buffer::ForkGuard::child), which comes
+    /// other thread is inside the cache. In the parent, drop the guard; in the child
+    /// call [`ForkGuard::after_fork_child`] before anything else but a
+    /// [code buffer's](crate::code_buffer::ForkGuard::after_fork_child), which comes
     /// first: [`forks`](crate::guide::forks) has both sides.
     pub fn before_fork(&self) -> ForkGuard<'_, P> {
         ForkGuard {
@@ -43,9 +42,6 @@ impl<P: Payload> CodeCache<P> {
 }
 
 impl<P: Payload> ForkGuard<'_, P> {
-    /// In the parent: everything goes on as before.
-    pub fn after_fork_parent(self) {}
-
     /// In the child: every block is dead, and the child's own memory is tracked
     /// from now on. vCPUs of the parent's other threads hold nothing back.
     ///

@@ -3,14 +3,23 @@
 use crate::error::Error;
 use crate::sync::RwLockWriteGuard;
 
-use super::PageObserver;
 use super::space::Space;
+use super::{PageObserver, Tracker};
 
-/// A tracker that stands still over a `fork`: see [`Tracker::before_fork`](super::Tracker::before_fork).
+/// A tracker that stands still over a `fork`: see [`Tracker::before_fork`].
 #[derive(Debug)]
 #[must_use = "the tracker stands still until this is dropped"]
 pub struct ForkGuard<'a, O: PageObserver> {
-    pub(super) space: RwLockWriteGuard<'a, Space<O>>,
+    space: RwLockWriteGuard<'a, Space<O>>,
+}
+
+impl<O: PageObserver> Tracker<O> {
+    /// Called before `fork`: waits until no thread is inside the tracker. Until
+    /// the guard is dropped, in the parent, or [`ForkGuard::after_fork_child`] is
+    /// called, in the child, no other thread gets in; faults are handled.
+    pub fn before_fork(&self) -> ForkGuard<'_, O> {
+        ForkGuard { space: self.gate.write() }
+    }
 }
 
 impl<O: PageObserver> ForkGuard<'_, O> {

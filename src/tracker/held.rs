@@ -12,7 +12,6 @@ use super::PageObserver;
 use super::region::Region;
 use super::space::Gate;
 use super::views::SharedMemory;
-use super::writes::Hold;
 
 /// Pages that are held writable: nothing is translated from them but blocks that
 /// compare themselves.
@@ -20,28 +19,31 @@ use super::writes::Hold;
 #[must_use = "the pages are held until this is dropped"]
 pub struct Held<O: PageObserver> {
     gate: Gate<O>,
-    /// Where the range that was asked for begins.
-    start: GuestAddr,
-    holds: Vec<(Arc<Region<O>>, Range<usize>, HeldFor)>,
+    why: HeldFor,
+    /// The guest bytes that were asked for.
+    asked: Range<u64>,
+    holds: Vec<(Arc<Region<O>>, Range<usize>)>,
 }
 
 impl<O: PageObserver> Held<O> {
-    pub(super) fn new(gate: &Gate<O>, start: GuestAddr) -> Self {
-        Self { gate: gate.clone(), start, holds: Vec::new() }
+    /// Nothing is held yet of the `len_bytes` from `start`.
+    pub(super) fn new(gate: &Gate<O>, why: HeldFor, start: GuestAddr, len_bytes: u64) -> Self {
+        let asked = start.0..start.0.saturating_add(len_bytes);
+        Self { gate: gate.clone(), why, asked, holds: Vec::new() }
     }
 
-    pub(super) fn hold(&mut self, region: &Arc<Region<O>>, pages: Range<usize>, why: Hold) -> Result<(), Error> {
+    pub(super) fn hold(&mut self, region: &Arc<Region<O>>, pages: Range<usize>) -> Result<(), Error> {
         // In the list first: what a failed hold entered is released as well.
-        self.holds.push((region.clone(), pages.clone(), why.held_for()));
-        region.hold(pages, why)
+        self.holds.push((region.clone(), pages.clone()));
+        region.hold(pages, self.why, &self.asked)
     }
 }
 
 impl<O: PageObserver> Drop for Held<O> {
     fn drop(&mut self) {
         let _gate = self.gate.read();
-        for (region, pages, why) in self.holds.drain(..) {
-            region.pages.release(pages, why);
+        for (region, pages) in self.holds.drain(..) {
+            region.pages.release(pages, self.why);
         }
     }
 }
@@ -70,16 +72,16 @@ impl<O: PageObserver> MappingChange<O> {
     /// The new mapping cannot be tracked in the region's mode. Nothing can be
     /// translated from it then.
     pub fn finish_replaced(self, access: Access, shared: Option<SharedMemory>) -> Result<(), Error> {
-        let Held { gate, start: asked, holds } = &self.held;
+        let Held { gate, asked, holds, .. } = &self.held;
         let space = &mut *gate.write();
         let mut done = Ok(());
-        for (region, pages, _) in holds {
+        for (region, pages) in holds {
             let host = region.host_of(pages)?;
             let start = region.guest_of(PageIndex(pages.start)).0;
             let range = start..start + host.len() as u64;
             match shared {
                 Some(memory) => {
-                    let offset = memory.offset + (start - asked.0);
+                    let offset = memory.offset + (start - asked.start);
                     gate.declare(space, range, SharedMemory { offset, ..memory });
                 }
                 None => space.views.remove(range),

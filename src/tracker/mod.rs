@@ -50,10 +50,10 @@ pub(crate) use region::Region;
 pub use views::SharedMemory;
 
 use space::Gate;
-use writes::Hold;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
+use crate::page_table::HeldFor;
 use crate::policy::{Adaptive, Policy};
 use crate::protection::{self, Access, KernelWrites, Mode, Protection};
 use crate::stats::{Counters, Histograms, Stats};
@@ -413,10 +413,10 @@ impl<O: PageObserver> Tracker<O> {
     /// [`Error::BadRange`] where the range wraps; a page that could not be made
     /// writable.
     pub fn prepare_kernel_write(&self, start: GuestAddr, len_bytes: u64) -> Result<Held<O>, Error> {
-        let mut held = Held::new(&self.gate, start);
+        let mut held = Held::new(&self.gate, HeldFor::Writing, start, len_bytes);
         self.for_regions(start, len_bytes, |region, pages| {
             if region.protection.kernel_writes() == KernelWrites::Refused {
-                held.hold(region, pages, Hold::Write { start: start.0, end: start.0 + len_bytes })?;
+                held.hold(region, pages)?;
             }
             Ok(())
         })?;
@@ -437,9 +437,8 @@ impl<O: PageObserver> Tracker<O> {
     /// [`Error::BadRange`] where the range wraps; a page that could not be made
     /// writable.
     pub fn prepare_unseen_write(&self, start: GuestAddr, len_bytes: u64) -> Result<Held<O>, Error> {
-        let mut held = Held::new(&self.gate, start);
-        let why = Hold::Write { start: start.0, end: start.0.saturating_add(len_bytes) };
-        self.for_regions(start, len_bytes, |region, pages| held.hold(region, pages, why))?;
+        let mut held = Held::new(&self.gate, HeldFor::Writing, start, len_bytes);
+        self.for_regions(start, len_bytes, |region, pages| held.hold(region, pages))?;
         Ok(held)
     }
 
@@ -455,9 +454,9 @@ impl<O: PageObserver> Tracker<O> {
     /// [`Error::BadRange`] where the range wraps; a page that could not be made
     /// writable.
     pub fn change_mapping(&self, start: GuestAddr, len_bytes: u64) -> Result<MappingChange<O>, Error> {
-        let mut held = Held::new(&self.gate, start);
+        let mut held = Held::new(&self.gate, HeldFor::Change, start, len_bytes);
         self.for_regions(start, len_bytes, |region, pages| {
-            held.hold(region, pages.clone(), Hold::Change)?;
+            held.hold(region, pages.clone())?;
             // Not before: until then blocks lie on them that a harvest by
             // another thread has to find, and a begin may enter one again.
             region.forget(pages);
@@ -487,13 +486,6 @@ impl<O: PageObserver> Tracker<O> {
     /// checked.
     pub fn tend(&self) {
         self.gate.read().regions.iter().for_each(|region| region.tend());
-    }
-
-    /// Called before `fork`: waits until no thread is inside the tracker. Until
-    /// the guard is dropped, in the parent, or [`ForkGuard::after_fork_child`] is
-    /// called, in the child, no other thread gets in; faults are handled.
-    pub fn before_fork(&self) -> ForkGuard<'_, O> {
-        ForkGuard { space: self.gate.write() }
     }
 }
 

@@ -20,15 +20,6 @@ use crate::sys::clock::{coarse_ms, precise_ns};
 use super::region::Region;
 use super::{Cause, PageObserver, PageWrite};
 
-/// Why pages are held.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Hold {
-    /// The kernel writes guest bytes `start..end`.
-    Write { start: u64, end: u64 },
-    /// Mapping or contents go away.
-    Change,
-}
-
 /// A stream comes to a page within so many of its first bytes: a cache line, as
 /// stores over two pages fault at the second one's first byte.
 const ENTERED_WITHIN_BYTES: usize = 64;
@@ -38,15 +29,6 @@ const ENTERED_WITHIN_BYTES: usize = 64;
 fn set_opened_in_bulk<D>(desc: &PageDesc<D>) {
     if desc.has_any_code() {
         desc.history.set_opened_in_bulk();
-    }
-}
-
-impl Hold {
-    pub(super) fn held_for(self) -> HeldFor {
-        match self {
-            Self::Write { .. } => HeldFor::Writing,
-            Self::Change => HeldFor::Change,
-        }
     }
 }
 
@@ -189,8 +171,9 @@ impl<O: PageObserver> Region<O> {
     }
 
     /// Makes `pages` writable, their blocks unreachable or checked, and keeps
-    /// whoever would protect one of them away until `PageTable::release`.
-    pub(super) fn hold(&self, pages: Range<usize>, hold: Hold) -> Result<(), Error> {
+    /// whoever would protect one of them away until `PageTable::release`. Of their
+    /// bytes those of guest addresses `asked` are held.
+    pub(super) fn hold(&self, pages: Range<usize>, held_for: HeldFor, asked: &Range<u64>) -> Result<(), Error> {
         let mut done = Ok(());
         let mut run: Option<Range<usize>> = None;
         let mut flush = |run: Option<Range<usize>>| {
@@ -201,8 +184,8 @@ impl<O: PageObserver> Region<O> {
             }
         };
         let now_ms = coarse_ms();
-        self.pages.hold(pages.clone(), hold.held_for(), |page, desc| {
-            let why = self.why_held(page, desc, hold);
+        self.pages.hold(pages.clone(), held_for, |page, desc| {
+            let why = self.why_held(page, desc, held_for, asked);
             let before = desc.word.enter_unprotect(why);
             // Where an un-protect is in flight, whoever made it may not have
             // told the observer or made its system call yet. Who opens all pages
@@ -218,7 +201,7 @@ impl<O: PageObserver> Region<O> {
                 return;
             }
             self.counters.pages_announced.add(1);
-            if hold != Hold::Change {
+            if held_for == HeldFor::Writing {
                 self.counters.pages_kernel_written.add(1);
                 desc.history.record(Hit::Kernel, None, 0, now_ms);
             }
@@ -241,12 +224,14 @@ impl<O: PageObserver> Region<O> {
         done
     }
 
-    fn why_held(&self, page: PageIndex, desc: &PageDesc<O::Data>, hold: Hold) -> Unprotect {
-        let Hold::Write { start, end } = hold else { return Unprotect::Change };
+    fn why_held(&self, page: PageIndex, desc: &PageDesc<O::Data>, held_for: HeldFor, asked: &Range<u64>) -> Unprotect {
+        if held_for == HeldFor::Change {
+            return Unprotect::Change;
+        }
         let first = self.guest_of(page).0;
         let page_bytes = self.page.bytes() as u64;
-        let bytes = start.saturating_sub(first) as usize..end.saturating_sub(first).min(page_bytes) as usize;
-        let beside = self.limits.checks_beside && !desc.has_code(bytes, self.page.bytes()) && desc.has_any_code();
+        let [start, end] = [asked.start, asked.end].map(|at| at.saturating_sub(first).min(page_bytes) as usize);
+        let beside = self.limits.checks_beside && !desc.has_code(start..end, self.page.bytes()) && desc.has_any_code();
         if beside { Unprotect::Beside } else { Unprotect::Write }
     }
 

@@ -356,7 +356,7 @@ impl Load {
             // SAFETY: ends the child without the parent's exit handlers.
             unsafe { libc::_exit(status) };
         }
-        guard.after_fork_parent();
+        drop(guard);
         let mut status = 0;
         // SAFETY: the child is ours and was not waited for.
         unsafe { libc::waitpid(child, &raw mut status, 0) };

@@ -129,7 +129,7 @@ impl MemoryObserver for Tracking {
     }
 
     fn before_fork(&self) {
-        let guards = (self.cache.before_fork(), self.space.buffer().fork_guard());
+        let guards = (self.cache.before_fork(), self.space.buffer().before_fork());
         FORK.with_borrow_mut(|fork| *fork = Some(guards));
     }
 
@@ -140,7 +140,7 @@ impl MemoryObserver for Tracking {
     fn after_fork_child(&self) {
         let Some((cache, buffer)) = FORK.with_borrow_mut(Option::take) else { return };
         // The code goes first: what frees it must find the child's own buffer.
-        let code = buffer.child();
+        let code = buffer.after_fork_child();
         let tracking = cache.after_fork_child();
         self.descriptors.refresh();
         if code.is_err() {

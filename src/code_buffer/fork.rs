@@ -1,0 +1,46 @@
+//! A buffer over a `fork`.
+
+use std::sync::MutexGuard;
+
+use super::{CodeBuffer, Shared, State};
+use crate::error::Error;
+use crate::sys::membarrier;
+use crate::sys::mmap::memfd;
+
+/// A buffer that stands still over a `fork`: see [`CodeBuffer::before_fork`].
+#[derive(Debug)]
+#[must_use = "the buffer stands still until this is dropped"]
+pub struct ForkGuard<'a> {
+    shared: &'a Shared,
+    state: MutexGuard<'a, State>,
+}
+
+impl CodeBuffer {
+    /// Called before `fork`: until the guard is dropped, in the parent, or
+    /// [`ForkGuard::after_fork_child`] is called, in the child, no other thread
+    /// allocates or frees.
+    pub fn before_fork(&self) -> ForkGuard<'_> {
+        ForkGuard { shared: &self.shared, state: self.shared.lock() }
+    }
+}
+
+impl ForkGuard<'_> {
+    /// In the child: puts new memory, empty of code, behind the same addresses.
+    /// Allocations stay, to be dropped as usual, but what was in them is gone.
+    ///
+    /// What is dropped in the child before is not free afterwards: its memory was the
+    /// parent's. So call it before
+    /// [`after_fork_child`](crate::ForkGuard::after_fork_child) of a cache.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`]: the buffer is still the parent's and must be
+    /// neither written nor run.
+    pub fn after_fork_child(mut self) -> Result<(), Error> {
+        membarrier::register_sync_core()?;
+        let memfd = memfd("codewarden-code", self.shared.views.len)?;
+        self.shared.views.remap(&memfd)?;
+        self.state.memfd = memfd;
+        self.shared.owner.take_over()
+    }
+}
