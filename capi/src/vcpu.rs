@@ -106,8 +106,9 @@ impl Drop for cw_vcpu {
 
 /// A new vCPU, not pinned. Free it with cw_vcpu_free().
 ///
-/// ask_to_leave(context), where it is not NULL, is called by other threads where this
-/// vCPU holds memory back for long or cw_cache_wait_for_vcpus() waits for it. It should
+/// ask_to_leave(context), where it is not NULL, is called where this vCPU holds memory
+/// back for long or cw_cache_wait_for_vcpus() waits for it: by other threads, and by
+/// this one's own where that is in a call of the library while it is pinned. It should
 /// make emitted code return to its dispatcher soon (set a byte that back edges poll),
 /// and the vCPU be unpinned. It must not call the library, and is not called any more
 /// when cw_vcpu_free() has returned.
