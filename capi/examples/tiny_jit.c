@@ -381,7 +381,7 @@ int main(int argc, char **argv)
     static const char *const all[] = {"sigbus", "thread", "mprotect", "deferred"};
     const int count = argc > 1 ? argc - 1 : (int)(sizeof(all) / sizeof(all[0]));
     int failures = 0;
-    alarm(60); /* stale code may run for ever */
+    alarm(300); /* stale code may run for ever */
     for (int at = 0; at < count; at++) {
         const char *name = argc > 1 ? argv[at + 1] : all[at];
         cw_mode mode;

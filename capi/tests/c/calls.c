@@ -445,7 +445,7 @@ static void forks(void)
 int main(int argc, char **argv)
 {
     CHECK(argc == 2);
-    alarm(60); /* whoever waits for ever */
+    alarm(300); /* whoever waits for ever */
     MUST(cw_mode_from_name(argv[1], &mode));
     if (cw_mode_check(mode) == CW_MODE_UNAVAILABLE) {
         printf("SKIPPED %s\n", cw_last_error_message());
