@@ -362,7 +362,7 @@ impl Guest {
             self.oracle.must_kill(0..2 * AREA_BYTES);
             return true;
         }
-        guard.after_fork_parent();
+        drop(guard);
         let mut status = 0;
         // libFuzzer's own timer interrupts it.
         let done = loop {
