@@ -158,7 +158,7 @@ mod tests {
     const STUBS: EntryStubs = EntryStubs::NOT_CODE;
 
     /// Slabs and arrays are smaller there as well.
-    const KEYS: u64 = if cfg!(miri) { 40 } else { 10_000 };
+    const KEYS: u64 = if cfg!(miri) { 60 } else { 10_000 };
 
     struct Fixture {
         table: Table,
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn slabs_go_when_they_are_empty() {
         let mut fixture = Fixture::new();
-        let mut links: Vec<_> = (0..2 * KEYS).map(|key| fixture.link(key)).collect();
+        let mut links: Vec<_> = (0..4 * KEYS).map(|key| fixture.link(key)).collect();
         let most_bytes = fixture.cells.bytes();
         links.truncate(KEYS as usize / 20);
         for key in 0..20 * KEYS {

@@ -284,9 +284,10 @@ mod tests {
     #[test]
     fn descriptors_are_made_where_somebody_looks() {
         let table = PageTable::<()>::new(3 * CHUNK_PAGES + 1).unwrap();
-        assert!(table.get(PageIndex(700)).is_none());
-        assert!(table.get_or_make(PageIndex(700)).unwrap().is_some());
-        assert!(table.get(PageIndex(701)).is_some() && table.get(PageIndex(0)).is_none());
+        let page = CHUNK_PAGES + CHUNK_PAGES / 2;
+        assert!(table.get(PageIndex(page)).is_none());
+        assert!(table.get_or_make(PageIndex(page)).unwrap().is_some());
+        assert!(table.get(PageIndex(page + 1)).is_some() && table.get(PageIndex(0)).is_none());
         assert!(table.get_or_make(PageIndex(3 * CHUNK_PAGES)).unwrap().is_some());
         assert!(table.get_or_make(PageIndex(3 * CHUNK_PAGES + 1)).unwrap().is_none());
         assert_eq!(table.existing(0..usize::MAX).count(), CHUNK_PAGES + 1);
