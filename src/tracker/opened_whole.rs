@@ -2,7 +2,7 @@
 //! limit of mappings: what a translator finds at each step of that.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::{BeginError, PageObserver, PageWrite, Tracker};
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
@@ -25,14 +25,21 @@ type Meanwhile = Mutex<Option<Result<(), BeginError>>>;
 
 #[derive(Default)]
 struct OpensAllOrNone {
-    sink: OnceLock<Arc<dyn FaultSink>>,
-    tracker: OnceLock<Arc<Tracker<Nobody>>>,
+    // Weak: both keep the mechanism.
+    sink: OnceLock<Weak<dyn FaultSink>>,
+    tracker: OnceLock<Weak<Tracker<Nobody>>>,
     meanwhile: Meanwhile,
     /// Calls for single pages while the kernel is asked to write one.
     for_kernel_write: AtomicUsize,
     single: AtomicUsize,
     opens_nothing: AtomicBool,
     abandoned: AtomicBool,
+}
+
+impl OpensAllOrNone {
+    fn tracker(&self) -> Option<Arc<Tracker<Nobody>>> {
+        self.tracker.get()?.upgrade()
+    }
 }
 
 impl std::fmt::Debug for OpensAllOrNone {
@@ -51,7 +58,7 @@ impl Protection for OpensAllOrNone {
     }
 
     fn attach(&self, _: HostRange, sink: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
-        let _ = self.sink.set(sink.clone());
+        let _ = self.sink.set(Arc::downgrade(sink));
         Ok(())
     }
 
@@ -70,7 +77,7 @@ impl Protection for OpensAllOrNone {
         if range.len() == PAGE.bytes() || self.opens_nothing.load(SeqCst) {
             return Err(Error::system("mprotect", range.start().0, range.len(), rustix::io::Errno::NOMEM));
         }
-        let Some(tracker) = self.tracker.get().filter(|_| self.meanwhile.lock().unwrap().is_none()) else {
+        let Some(tracker) = self.tracker().filter(|_| self.meanwhile.lock().unwrap().is_none()) else {
             return Ok(());
         };
         *self.meanwhile.lock().unwrap() = Some(tracker.begin(guest(2)).map(drop));
@@ -82,7 +89,7 @@ impl Protection for OpensAllOrNone {
 
     fn abandon(&self, _: HostRange) -> Result<(), Error> {
         self.abandoned.store(true, SeqCst);
-        *self.meanwhile.lock().unwrap() = self.tracker.get().map(|tracker| tracker.begin(guest(2)).map(drop));
+        *self.meanwhile.lock().unwrap() = self.tracker().map(|tracker| tracker.begin(guest(2)).map(drop));
         Ok(())
     }
 
@@ -106,13 +113,13 @@ fn guest(page: u64) -> GuestAddr {
 fn store(opens_nothing: bool) -> (Arc<OpensAllOrNone>, Arc<Tracker<Nobody>>) {
     let tracker = Arc::new(Tracker::new(Arc::new(Nobody)));
     let mechanism = Arc::new(OpensAllOrNone { opens_nothing: opens_nothing.into(), ..Default::default() });
-    assert!(mechanism.tracker.set(tracker.clone()).is_ok());
+    assert!(mechanism.tracker.set(Arc::downgrade(&tracker)).is_ok());
     let host = HostRange::of_pages(HostAddr(HOST), 4, PAGE);
     let open = || Ok(mechanism.clone() as Arc<dyn Protection>);
     tracker.add_region_on(guest(0), host, Access::ReadWrite, Options::default(), open).unwrap();
     let claim = tracker.begin(guest(1)).unwrap();
     let fault = WriteFault { addr: HostAddr(HOST + PAGE.bytes()), pc: None, tid: 0 };
-    assert_eq!(mechanism.sink.get().unwrap().on_write(&fault), Handled::Retry);
+    assert_eq!(mechanism.sink.get().and_then(Weak::upgrade).unwrap().on_write(&fault), Handled::Retry);
     assert!(!claim.is_current());
     (mechanism, tracker)
 }
