@@ -5,6 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use loom::thread::{self, JoinHandle};
+
 use crate::sync::{LEFT_OUT, Rule};
 
 thread_local! {
@@ -21,6 +23,12 @@ pub(super) fn violation(what: impl Into<String>) {
     VIOLATION.with_borrow_mut(|first| {
         first.get_or_insert(what.into());
     });
+}
+
+/// Another thread of `model`, which is a bundle of handles.
+pub(super) fn spawn<M: Clone + 'static>(model: &M, run: impl FnOnce(&M) + 'static) -> JoinHandle<()> {
+    let model = model.clone();
+    thread::spawn(move || run(&model))
 }
 
 /// Explores until the end or the first violation, with `preemptions` at most or

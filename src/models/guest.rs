@@ -11,7 +11,7 @@ use core::ptr;
 use super::kernel::Kernel;
 use crate::addr::GuestAddr;
 use crate::block::{EntryCell, EntryStubs};
-use crate::code_cache::{self, CodeCache, CommitError, Key, Ticket};
+use crate::code_cache::{self, CodeCache, CommitError, Key, Payload, Ticket};
 use crate::policy::{Adaptive, Policy};
 use crate::protection::{Access, Mode, Options};
 use crate::sync::Arc;
@@ -26,6 +26,16 @@ pub(super) struct Guest {
     pub(super) kernel: Arc<Kernel>,
     /// Kept for all who copied them. No lock of loom's: it is not of the model.
     links: Arc<std::sync::Mutex<Vec<code_cache::Link>>>,
+}
+
+/// A cache whose only region is the kernel's memory, at guest address 0.
+pub(super) fn cache_over<P: Payload>(kernel: &Arc<Kernel>, policy: impl Policy) -> CodeCache<P> {
+    let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(policy)).unwrap();
+    cache
+        .tracker()
+        .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), || Ok(kernel.clone()))
+        .unwrap();
+    cache
 }
 
 /// What a link to a block holds.
@@ -53,12 +63,7 @@ impl Guest {
 
     pub(super) fn with_policy(mode: Mode, pages: usize, policy: impl Policy) -> Self {
         let kernel = Arc::new(Kernel::new(mode, pages));
-        let cache = Cache::with_policy(EntryStubs::NOT_CODE, Arc::new(policy)).unwrap();
-        cache
-            .tracker()
-            .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), || Ok(kernel.clone()))
-            .unwrap();
-        Self { cache, kernel, links: Arc::default() }
+        Self { cache: cache_over(&kernel, policy), kernel, links: Arc::default() }
     }
 
     /// The whole page, as start and length.

@@ -2,17 +2,19 @@
 
 use loom::thread;
 
-use super::explore::{fails_without, holds, violation};
-use super::guest::{Guest, Link};
+use super::explore::{fails_without, holds, spawn, violation};
+use super::guest::{Guest, Link, cache_over};
+use super::inside::commit_owner;
 use super::kernel::Kernel;
 use crate::addr::GuestAddr;
-use crate::block::EntryStubs;
-use crate::code_cache::{CodeCache, Key, MemoryLimit};
-use crate::protection::{Access, Mode, Options};
+use crate::code_cache::{Key, MemoryLimit};
+use crate::policy::Adaptive;
+use crate::protection::Mode;
 use crate::sync::{Arc, AtomicBool, Ordering, Rule};
 
 const KEY: u64 = 0x40;
 
+#[derive(Clone)]
 struct Model {
     guest: Guest,
     link: Link,
@@ -26,11 +28,6 @@ impl Model {
             guest.translate(KEY, &[0]).unwrap();
         }
         Self { guest, link }
-    }
-
-    fn spawn(&self, run: impl FnOnce(&Self) + 'static) -> thread::JoinHandle<()> {
-        let model = Self { guest: self.guest.clone(), link: self.link };
-        thread::spawn(move || run(&model))
     }
 
     /// Nothing leads to a block of the first byte.
@@ -55,7 +52,7 @@ impl Model {
 /// A store and its announcement while the page is translated.
 fn a_store_and_a_translation(translated: bool) {
     let model = Model::new(Mode::Deferred, translated);
-    let translator = model.spawn(Model::translate);
+    let translator = spawn(&model, Model::translate);
     model.guest.kernel.store(0, 1, 1);
     model.sync();
     translator.join().unwrap();
@@ -66,7 +63,7 @@ fn a_store_and_a_translation(translated: bool) {
 fn two_announcements() {
     let model = Model::new(Mode::Deferred, true);
     model.guest.kernel.store(0, 1, 1);
-    let other = model.spawn(Model::sync);
+    let other = spawn(&model, Model::sync);
     model.sync();
     other.join().unwrap();
 }
@@ -76,7 +73,7 @@ fn two_announcements_and_a_failure() {
     let model = Model::new(Mode::Deferred, true);
     model.guest.kernel.store(0, 1, 1);
     model.guest.kernel.fail_next_harvest();
-    let other = model.spawn(Model::sync);
+    let other = spawn(&model, Model::sync);
     model.sync();
     other.join().unwrap();
 }
@@ -85,7 +82,7 @@ fn two_announcements_and_a_failure() {
 fn an_announcement_and_a_change() {
     let model = Model::new(Mode::Deferred, true);
     model.guest.kernel.store(0, 1, 1);
-    let other = model.spawn(|model| {
+    let other = spawn(&model, |model| {
         let (start, len) = model.guest.span(0);
         let change = model.guest.cache.tracker().change_mapping(start, len).unwrap();
         model.old_is_gone("the change may begin");
@@ -98,7 +95,7 @@ fn an_announcement_and_a_change() {
 /// The kernel writes for the guest, announced, against `other`.
 fn an_announced_write(translated: bool, other: fn(&Model)) {
     let model = Model::new(Mode::Sigbus, translated);
-    let other = model.spawn(other);
+    let other = spawn(&model, other);
     let (start, len) = model.guest.span(0);
     let held = model.guest.cache.tracker().prepare_kernel_write(start, len).unwrap();
     if !model.guest.kernel.kernel_store(0, 2) {
@@ -116,7 +113,7 @@ fn an_announced_write(translated: bool, other: fn(&Model)) {
 /// The tracking ends while a page is translated.
 fn the_end_of_a_region() {
     let model = Model::new(Mode::Sigbus, false);
-    let translator = model.spawn(Model::translate);
+    let translator = spawn(&model, Model::translate);
     model.guest.cache.tracker().remove_region(GuestAddr(0)).unwrap();
     if !model.guest.kernel.kernel_store(0, 1) {
         violation("the memory is the embedder's and a page of it is protected");
@@ -132,7 +129,7 @@ fn the_end_of_a_region() {
 /// The mechanism is lost while a page is translated.
 fn the_loss_of_a_mechanism() {
     let model = Model::new(Mode::Sigbus, false);
-    let translator = model.spawn(Model::translate);
+    let translator = spawn(&model, Model::translate);
     model.guest.kernel.lose();
     translator.join().unwrap();
     if !model.guest.kernel.kernel_store(0, 1) {
@@ -141,28 +138,13 @@ fn the_loss_of_a_mechanism() {
     model.old_is_gone("all have ended");
 }
 
-/// What a block owns.
-struct Owned(Arc<AtomicBool>);
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// A vCPU looks up and runs a block while another thread announces a store to it.
 fn an_announcement_and_a_vcpu() {
     let kernel = Arc::new(Kernel::new(Mode::Deferred, 1));
-    let cache = CodeCache::<Owned>::new(EntryStubs::NOT_CODE).unwrap();
+    let cache = cache_over(&kernel, Adaptive::new());
     cache.set_limit(MemoryLimit { former_bytes: 0, ..MemoryLimit::default() });
-    cache
-        .tracker()
-        .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), || Ok(kernel.clone()))
-        .unwrap();
     let [told, freed] = [0, 1].map(|_| Arc::new(AtomicBool::new(false)));
-    let mut ticket = cache.begin(Key::new(KEY));
-    ticket.claim(GuestAddr(0)).unwrap();
-    ticket.commit(2, Owned(freed.clone())).unwrap();
+    commit_owner(&cache, KEY, 2, &freed);
     let mut vcpu = cache.attach_vcpu(|| {});
     let runner = {
         let (told, freed) = (told.clone(), freed.clone());

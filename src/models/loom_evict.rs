@@ -1,92 +1,53 @@
 //! Blocks that are evicted, while others commit, run, revive or write to them.
 //!
 //! Whatever is committed evicts every older block: the limit has room for one.
-//!
-//! # Safety
-//!
-//! A stale flag is looked at while its block lives or is kept.
-#![allow(unsafe_code)]
 
 use loom::thread;
 
-use super::explore::{fails_without, holds, violation};
-use super::guest::{Guest, Link};
+use super::explore::{fails_without, holds, spawn, violation};
+use super::guest::{Guest, cache_over};
+use super::inside::{Inside, KEY, commit_owner};
 use super::kernel::Kernel;
-use crate::addr::GuestAddr;
-use crate::block::{EntryStubs, StaleFlag};
-use crate::code_cache::{CodeCache, Key, MemoryLimit};
+use crate::block::{Entry, StaleFlag};
+use crate::code_cache::{Key, MemoryLimit};
 use crate::policy::Adaptive;
-use crate::protection::{Access, Mode, Options};
+use crate::protection::Mode;
 use crate::sync::{Arc, AtomicBool, Ordering::Relaxed, Rule};
 
-const KEY: u64 = 0x40;
 const OTHER: u64 = 0x80;
 
 /// Room for the newest block, and for what is kept.
 const ONE_ALONE: MemoryLimit = MemoryLimit { live_bytes: 0, former_bytes: 1 << 20 };
 
-/// Guest and block of `KEY` on page 0; `OTHER`'s are made of page 1.
-struct Model {
-    guest: Guest,
-    link: Link,
-    flag: *const StaleFlag,
+/// A block of `KEY` on page 0; `OTHER`'s are made of page 1.
+fn room_for_one() -> Inside {
+    let guest = Guest::with_policy(Mode::Sigbus, 2, Adaptive::new());
+    guest.cache.set_limit(ONE_ALONE);
+    Inside::new(guest, &[0], Entry::plain)
 }
 
-// SAFETY: a flag is shared between threads by design.
-unsafe impl Send for Model {}
+/// Commits another block, which evicts the first one.
+fn evict(model: &Inside) {
+    let (ticket, entry) = model.guest.ticket(OTHER, &[1]).unwrap();
+    ticket.commit(entry, 0).unwrap();
+}
 
-impl Model {
-    fn new() -> Self {
-        let guest = Guest::with_policy(Mode::Sigbus, 2, Adaptive::new());
-        guest.cache.set_limit(ONE_ALONE);
-        let link = guest.link(KEY);
-        let (mut ticket, entry) = guest.ticket(KEY, &[0]).unwrap();
-        let flag = ticket.stale_flag().cast();
-        ticket.commit(entry, 0).unwrap();
-        Self { guest, link, flag }
-    }
-
-    fn spawn(&self, run: impl FnOnce(&Self) + 'static) -> thread::JoinHandle<()> {
-        let model = Self { guest: self.guest.clone(), link: self.link, flag: self.flag };
-        thread::spawn(move || run(&model))
-    }
-
-    /// Commits another block, which evicts the first one.
-    fn evict(&self) {
-        let (ticket, entry) = self.guest.ticket(OTHER, &[1]).unwrap();
-        ticket.commit(entry, 0).unwrap();
-    }
-
-    /// Makes the first one reachable again, as a dispatcher does that does not find it.
-    fn want_again(&self) {
-        let Some((ticket, entry)) = self.guest.ticket(KEY, &[0]) else { return };
-        if let Ok(Some(ticket)) = ticket.revive() {
-            let _ = ticket.commit(entry, 0);
-        }
-    }
-
-    fn flag(&self) -> u8 {
-        // SAFETY: as the module says.
-        unsafe { &*self.flag }.load()
-    }
-
-    fn old_is_gone(&self, when: &str) {
-        if self.guest.follow(self.link) == Some(0) {
-            violation(format!("{when}: the old block runs"));
-        }
+/// Makes the first one reachable again, as a dispatcher does that does not find it.
+fn want_again(model: &Inside) {
+    let Some((ticket, entry)) = model.guest.ticket(KEY, &[0]) else { return };
+    if let Ok(Some(ticket)) = ticket.revive() {
+        let _ = ticket.commit(entry, 0);
     }
 }
 
 /// An evicted block is written to: whoever killed it, it is dead when the store has
 /// retired, for those inside too.
 fn an_eviction_and_a_write() {
-    let model = Model::new();
-    let other = model.spawn(Model::evict);
+    let model = room_for_one();
+    let other = spawn(&model, evict);
     model.guest.kernel.store(0, 1, 1);
     model.old_is_gone("the store has retired");
-    if model.flag() == StaleFlag::VALID {
-        violation("who is inside goes on as if nothing had been written");
-    }
+    model.must_leave();
     other.join().unwrap();
     model.old_is_gone("all have ended");
 }
@@ -94,9 +55,9 @@ fn an_eviction_and_a_write() {
 /// A block is wanted again while it is evicted: it is there, or the other one is, and
 /// the flag agrees with the cell.
 fn an_eviction_and_a_revival() {
-    let model = Model::new();
-    let other = model.spawn(Model::evict);
-    model.want_again();
+    let model = room_for_one();
+    let other = spawn(&model, evict);
+    want_again(&model);
     other.join().unwrap();
     let (is_there, flag) = (model.guest.follow(model.link).is_some(), model.flag());
     let live = model.guest.cache.footprint().live.blocks;
@@ -111,33 +72,23 @@ fn an_eviction_and_a_revival() {
 
 /// A block is evicted and wanted again under the eyes of a walker.
 fn an_eviction_and_a_late_walker() {
-    let model = Model::new();
-    let walker = model.spawn(|model| {
-        let (start, len) = model.guest.span(0);
-        model.guest.cache.tracker().invalidate(start, len).unwrap();
-    });
-    model.evict();
-    if let Some((ticket, _)) = model.guest.ticket(KEY, &[0]) {
-        drop(ticket.revive());
-    }
+    let model = room_for_one();
+    let walker = spawn(&model, Inside::invalidate);
+    evict(&model);
+    model.revive();
     walker.join().unwrap();
-    let flag = model.flag();
-    match model.guest.follow(model.link) {
-        Some(_) if flag != StaleFlag::VALID => violation(format!("a valid block whose flag is {flag}")),
-        None if flag != StaleFlag::DEAD => violation(format!("a dead block whose flag is {flag}")),
-        _ => {}
-    }
+    model.flag_agrees();
 }
 
 /// Two translators of one key, each of whom evicts what is older.
 fn an_eviction_and_a_commit_of_the_same_key() {
-    let model = Model::new();
+    let model = room_for_one();
     model.guest.kernel.store(0, 1, 1);
-    let other = model.spawn(|model| {
-        model.evict();
-        model.want_again();
+    let other = spawn(&model, |model| {
+        evict(model);
+        want_again(model);
     });
-    model.want_again();
+    want_again(&model);
     model.old_is_gone("another one was committed");
     other.join().unwrap();
     model.old_is_gone("all have ended");
@@ -147,32 +98,14 @@ fn an_eviction_and_a_commit_of_the_same_key() {
     }
 }
 
-/// What a block owns.
-struct Owned(Arc<AtomicBool>);
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
-}
-
 /// A vCPU finds and runs a block that is evicted and given up at once.
 fn an_eviction_and_a_vcpu() {
-    let kernel = Arc::new(Kernel::new(Mode::Sigbus, 1));
-    let cache = CodeCache::<Owned>::new(EntryStubs::NOT_CODE).unwrap();
+    let cache = cache_over(&Arc::new(Kernel::new(Mode::Sigbus, 1)), Adaptive::new());
     cache.set_limit(MemoryLimit { live_bytes: 0, former_bytes: 0 });
-    cache
-        .tracker()
-        .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), || Ok(kernel.clone()))
-        .unwrap();
     let freed = [0, 1].map(|_| Arc::new(AtomicBool::new(false)));
     let commit = {
         let (cache, freed) = (cache.clone(), freed.clone());
-        move |block: usize| {
-            let mut ticket = cache.begin(Key::new(2 * block as u64));
-            ticket.claim(GuestAddr(0)).unwrap();
-            ticket.commit(2 + block, Owned(freed[block].clone())).unwrap();
-        }
+        move |block: usize| commit_owner(&cache, 2 * block as u64, 2 + block, &freed[block])
     };
     commit(0);
     let (mut vcpu, first) = (cache.attach_vcpu(|| {}), freed[0].clone());

@@ -10,13 +10,15 @@ use core::ptr::NonNull;
 
 use loom::thread;
 
-use super::explore::{fails_without, holds, violation};
-use super::guest::Guest;
-use crate::addr::GuestAddr;
+use super::explore::{fails_without, holds, spawn, violation};
+use super::guest::{Guest, cache_over};
+use super::inside::commit_owner;
+use super::kernel::Kernel;
 use crate::block::{BlockList, DeadStack, Entry, EntryCell, EntryStubs, Life, Node, Reach, Record, StaleFlag};
-use crate::code_cache::{CodeCache, Key};
+use crate::code_cache::Key;
 use crate::epoch::Epoch;
-use crate::protection::{Access, Mode, Options};
+use crate::policy::Adaptive;
+use crate::protection::Mode;
 use crate::sync::{Arc, AtomicBool, Ordering::Relaxed, Rule};
 
 const STUBS: EntryStubs = EntryStubs::NOT_CODE;
@@ -127,10 +129,7 @@ impl Page {
 fn a_walker_and_a_reaper() {
     let page = Page::new(2);
     page.kill(&page.blocks[1]);
-    let walker = {
-        let page = page.clone();
-        thread::spawn(move || page.walk_and_kill())
-    };
+    let walker = spawn(&page, |page| page.walk_and_kill());
     page.reap();
     page.reap();
     walker.join().unwrap();
@@ -144,39 +143,18 @@ fn a_walker_and_a_reaper() {
 /// Two walkers that kill the same blocks.
 fn two_walkers_and_a_reaper() {
     let page = Page::new(1);
-    let walkers = [0, 1].map(|_| {
-        let page = page.clone();
-        thread::spawn(move || page.walk_and_kill())
-    });
+    let walkers = [0, 1].map(|_| spawn(&page, |page| page.walk_and_kill()));
     page.reap();
     walkers.into_iter().for_each(|walker| walker.join().unwrap());
 }
 
-/// What a block owns.
-struct Owned(Arc<AtomicBool>);
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
-}
-
 /// A vCPU runs a block that is superseded, and whose memory is collected.
 fn a_vcpu_and_a_collector() {
-    let kernel = Arc::new(super::kernel::Kernel::new(Mode::Sigbus, 1));
-    let cache = CodeCache::<Owned>::new(STUBS).unwrap();
-    cache
-        .tracker()
-        .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), || Ok(kernel.clone()))
-        .unwrap();
+    let cache = cache_over(&Arc::new(Kernel::new(Mode::Sigbus, 1)), Adaptive::new());
     let freed = [0, 1].map(|_| Arc::new(AtomicBool::new(false)));
     let commit = {
         let (cache, freed) = (cache.clone(), freed.clone());
-        move |block: usize| {
-            let mut ticket = cache.begin(Key::new(0));
-            ticket.claim(GuestAddr(0)).unwrap();
-            ticket.commit(2 + block, Owned(freed[block].clone())).unwrap();
-        }
+        move |block: usize| commit_owner(&cache, 0, 2 + block, &freed[block])
     };
     commit(0);
     let mut vcpu = cache.attach_vcpu(|| {});

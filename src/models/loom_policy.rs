@@ -5,15 +5,12 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use loom::thread;
 
-use super::explore::{holds, violation};
+use super::explore::{holds, spawn, violation};
 use super::guest::{Guest, Link};
-use crate::block::Entry;
+use super::inside::{CHECKED, with_check};
 use crate::code_cache::Key;
 use crate::policy::{Decision, Limits, PageHistory, Policy};
 use crate::protection::Mode;
-
-/// Of the addresses of entries that compare.
-const CHECKED: usize = 1 << 32;
 
 /// Decides by turns: the first to ask may be told otherwise than the second.
 #[derive(Debug)]
@@ -54,6 +51,7 @@ impl Policy for ByTurns {
     }
 }
 
+#[derive(Clone)]
 struct Model {
     guest: Guest,
     /// To the block of each page.
@@ -67,11 +65,6 @@ impl Model {
         Self { guest, links }
     }
 
-    fn spawn(&self, run: impl FnOnce(&Self) + 'static) -> thread::JoinHandle<()> {
-        let model = Self { guest: self.guest.clone(), links: self.links.clone() };
-        thread::spawn(move || run(&model))
-    }
-
     /// A block of the page's byte, with both entries; nothing where it is busy.
     fn translate(&self, page: usize) {
         let mut ticket = self.guest.cache.begin(Key::new(page as u64));
@@ -81,9 +74,8 @@ impl Model {
         }
         let byte = self.guest.kernel.load(page);
         ticket.made_from(start, &[byte]).unwrap();
-        let plain = 0x100 | usize::from(byte);
         // A refusal is as good.
-        let _ = ticket.commit(Entry::with_check(plain, plain | CHECKED), 0);
+        let _ = ticket.commit(with_check(0x100 | usize::from(byte)), 0);
     }
 
     /// A store of 1, and nothing that was made from 0 runs afterwards.
@@ -120,7 +112,7 @@ impl Model {
 /// check it.
 fn two_minds(mode: Mode) {
     let model = Model::new(mode, 1, ByTurns::new([Decision::Check, Decision::Protect]));
-    let other = model.spawn(|model| model.translate(0));
+    let other = spawn(&model, |model| model.translate(0));
     model.translate(0);
     model.announced_store_against(other);
 }
@@ -129,7 +121,7 @@ fn two_minds(mode: Mode) {
 fn a_page_cools(mode: Mode) {
     let model = Model::new(mode, 1, ByTurns::new([Decision::Check, Decision::Protect]));
     model.translate(0);
-    let other = model.spawn(|model| {
+    let other = spawn(&model, |model| {
         model.guest.cache.tracker().tend();
         model.translate(0);
     });
@@ -143,7 +135,7 @@ fn opened_ahead(translated: bool) {
         model.translate(page);
     }
     model.store(0, 1);
-    let other = model.spawn(|model| model.translate(2));
+    let other = spawn(&model, |model| model.translate(2));
     model.store(1, 1);
     model.store(2, 1);
     other.join().unwrap();
@@ -156,7 +148,7 @@ fn a_batch() {
     (0..2).for_each(|page| model.translate(page));
     let (start, len) = model.guest.span(0);
     drop(model.guest.cache.tracker().prepare_kernel_write(start, 2 * len).unwrap());
-    let other = model.spawn(|model| {
+    let other = spawn(&model, |model| {
         model.translate(0);
         model.translate(1);
     });

@@ -1,14 +1,16 @@
 //! Stores in a synchronous region: once one has retired, nothing leads to a
 //! block that was made from the old byte.
 
-use loom::thread;
-
-use super::explore::{fails_without, holds, violation};
+use super::explore::{fails_without, holds, spawn, violation};
 use super::guest::{Guest, Link};
 use crate::protection::Mode;
 use crate::sync::Rule;
 
 const KEY: u64 = 0x40;
+
+fn translate(guest: &Guest) {
+    drop(guest.translate(KEY, &[0]));
+}
 
 /// A store by this thread, and what must hold when it has retired. The bytes of a
 /// page only grow in these models, so a smaller one is an older one.
@@ -21,6 +23,13 @@ fn store(guest: &Guest, links: &[Link], byte: u8, tid: u32) {
     }
 }
 
+/// Nothing leads to a block of the first byte.
+fn old_is_gone(guest: &Guest, link: Link, when: &str) {
+    if guest.follow(link) == Some(0) {
+        violation(format!("{when} and the old block can be reached"));
+    }
+}
+
 /// In the end each block is of the byte of now.
 fn settled(guest: &Guest, links: &[Link]) {
     for &link in links {
@@ -30,31 +39,25 @@ fn settled(guest: &Guest, links: &[Link]) {
     }
 }
 
-/// One store while a page is translated from for the first time.
-fn first_translation() {
+/// One store while a page is translated from, for the first time or with a block on it.
+fn one_store(translated: bool) {
     let guest = Guest::new(Mode::Sigbus, 1);
     let links = [guest.link(KEY)];
-    let translator = {
-        let guest = guest.clone();
-        thread::spawn(move || drop(guest.translate(KEY, &[0])))
-    };
+    if translated {
+        guest.translate(KEY, &[0]).unwrap();
+    }
+    let translator = spawn(&guest, translate);
     store(&guest, &links, 1, 1);
     translator.join().unwrap();
     settled(&guest, &links);
 }
 
-/// One store to a page with a block on it, while it is translated again.
+fn first_translation() {
+    one_store(false);
+}
+
 fn second_translation() {
-    let guest = Guest::new(Mode::Sigbus, 1);
-    let links = [guest.link(KEY)];
-    guest.translate(KEY, &[0]).unwrap();
-    let translator = {
-        let guest = guest.clone();
-        thread::spawn(move || drop(guest.translate(KEY, &[0])))
-    };
-    store(&guest, &links, 1, 1);
-    translator.join().unwrap();
-    settled(&guest, &links);
+    one_store(true);
 }
 
 /// Two stores to a page with a block on it: neither handler may rely on what the
@@ -63,19 +66,12 @@ fn two_stores() {
     let guest = Guest::new(Mode::Sigbus, 1);
     let links = [guest.link(KEY)];
     guest.translate(KEY, &[0]).unwrap();
-    let other = {
-        let guest = guest.clone();
-        thread::spawn(move || {
-            guest.kernel.store(0, 1, 2);
-            if guest.follow(links[0]) == Some(0) {
-                violation("the other store retired and the old block can be reached");
-            }
-        })
-    };
+    let other = spawn(&guest, move |guest| {
+        guest.kernel.store(0, 1, 2);
+        old_is_gone(guest, links[0], "the other store retired");
+    });
     guest.kernel.store(0, 2, 1);
-    if guest.follow(links[0]) == Some(0) {
-        violation("the store retired and the old block can be reached");
-    }
+    old_is_gone(&guest, links[0], "the store retired");
     other.join().unwrap();
     settled(&guest, &links);
 }
@@ -85,16 +81,10 @@ fn two_stores_and_a_translator() {
     let guest = Guest::new(Mode::Sigbus, 1);
     let links = [guest.link(KEY)];
     guest.translate(KEY, &[0]).unwrap();
-    let spawn = |run: fn(&Guest)| {
-        let guest = guest.clone();
-        thread::spawn(move || run(&guest))
-    };
-    let translator = spawn(|guest| drop(guest.translate(KEY, &[0])));
-    let other = spawn(|guest| guest.kernel.store(0, 1, 2));
+    let translator = spawn(&guest, translate);
+    let other = spawn(&guest, |guest| guest.kernel.store(0, 1, 2));
     guest.kernel.store(0, 1, 1);
-    if guest.follow(links[0]) == Some(0) {
-        violation("the store retired and the old block can be reached");
-    }
+    old_is_gone(&guest, links[0], "the store retired");
     other.join().unwrap();
     translator.join().unwrap();
     settled(&guest, &links);
@@ -104,11 +94,7 @@ fn two_stores_and_a_translator() {
 fn two_translators(keys: [u64; 2]) {
     let guest = Guest::new(Mode::Sigbus, 1);
     let links = keys.map(|key| guest.link(key));
-    let spawn = |key| {
-        let guest = guest.clone();
-        thread::spawn(move || drop(guest.translate(key, &[0])))
-    };
-    let translators = keys.map(spawn);
+    let translators = keys.map(|key| spawn(&guest, move |guest| drop(guest.translate(key, &[0]))));
     store(&guest, &links, 1, 1);
     translators.into_iter().for_each(|translator| translator.join().unwrap());
     settled(&guest, &links);
@@ -118,18 +104,11 @@ fn two_translators(keys: [u64; 2]) {
 fn two_pages() {
     let guest = Guest::new(Mode::Sigbus, 2);
     let link = guest.link(KEY);
-    let translator = {
-        let guest = guest.clone();
-        thread::spawn(move || drop(guest.translate(KEY, &[0, 1])))
-    };
+    let translator = spawn(&guest, |guest| drop(guest.translate(KEY, &[0, 1])));
     guest.kernel.store(1, 1, 1);
-    if guest.follow(link) == Some(0) {
-        violation("the store retired and the old block can be reached");
-    }
+    old_is_gone(&guest, link, "the store retired");
     translator.join().unwrap();
-    if guest.follow(link) == Some(0) {
-        violation("an old block stays");
-    }
+    old_is_gone(&guest, link, "all have ended");
 }
 
 /// Who has seen the byte of a store finds no older block.
@@ -137,12 +116,9 @@ fn a_bystander() {
     let guest = Guest::new(Mode::Sigbus, 1);
     let link = guest.link(KEY);
     guest.translate(KEY, &[0]).unwrap();
-    let writer = {
-        let guest = guest.clone();
-        thread::spawn(move || guest.kernel.store(0, 1, 2))
-    };
-    if guest.kernel.load(0) == 1 && guest.follow(link) == Some(0) {
-        violation("the byte is new and the old block can be reached");
+    let writer = spawn(&guest, |guest| guest.kernel.store(0, 1, 2));
+    if guest.kernel.load(0) == 1 {
+        old_is_gone(&guest, link, "the byte is new");
     }
     writer.join().unwrap();
 }

@@ -1,5 +1,6 @@
 //! Models of the protocol: the real code of begin, commit, handler, un-protect,
-//! link, harvest, hold, downgrade, revival and epoch, over a software [`kernel`].
+//! link, harvest, hold, downgrade, revival and epoch, over a software [`kernel`]. A
+//! [`guest`] translates on it; `inside` is what a vCPU inside a block sees.
 //!
 //! | module | how | what |
 //! |---|---|---|
@@ -55,6 +56,8 @@ mod explore;
 mod guest;
 #[cfg(not(loom))]
 mod injected;
+#[cfg(loom)]
+mod inside;
 mod kernel;
 #[cfg(loom)]
 mod loom_announced;

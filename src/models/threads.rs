@@ -17,12 +17,13 @@ use std::ptr::{NonNull, with_exposed_provenance};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 
+use super::guest::cache_over;
 use super::kernel::Kernel;
 use crate::addr::GuestAddr;
 use crate::block::{Entry, EntryStubs};
 use crate::code_cache::{CodeCache, Key, Link, MemoryLimit, Pin, VCpu};
 use crate::policy::{Adaptive, Plain, Policy};
-use crate::protection::{Access, Mode, Options, Protection};
+use crate::protection::Mode;
 use crate::sync::Arc;
 
 const PAGES: usize = 3;
@@ -122,13 +123,7 @@ fn any_key(numbers: &mut Numbers) -> Key {
 impl World {
     fn new(mode: Mode, policy: impl Policy) -> Self {
         let kernel = Arc::new(Kernel::new(mode, PAGES));
-        let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(policy)).unwrap();
-        let open = || Ok(kernel.clone() as Arc<dyn Protection>);
-        cache
-            .tracker()
-            .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), open)
-            .unwrap();
-        Self { cache, kernel, alive: Arc::default(), done: AtomicBool::new(false) }
+        Self { cache: cache_over(&kernel, policy), kernel, alive: Arc::default(), done: AtomicBool::new(false) }
     }
 
     fn page_bytes(&self) -> u64 {
