@@ -54,8 +54,8 @@ pub(crate) use choice::open;
 
 #[cfg(all(test, not(loom)))]
 mod conformance;
-#[cfg(any(test, loom))]
-pub(crate) mod model;
+#[cfg(all(test, not(loom)))]
+mod model;
 
 /// What happens to a write by the kernel for the guest (`read`, an out
 /// parameter) into a protected page.
