@@ -7,7 +7,7 @@
 
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{Access, Mode};
+use codewarden::protection::Mode;
 use codewarden::tracker::RegionOptions;
 use codewarden::{CodeCache, EntryStubs, Footprint, Key, Link, MemoryLimit};
 
@@ -46,13 +46,7 @@ fn ever_new_keys_take_no_more_memory() {
     let memory = GuestMemory::anonymous(1 << 16).unwrap();
     let cache = CodeCache::<Links>::new(EntryStubs::NOT_CODE).unwrap();
     cache.set_limit(MemoryLimit { former_bytes: 0, ..MemoryLimit::default() });
-    let options = RegionOptions {
-        guest: GuestAddr(0),
-        host: memory.range(),
-        mode: Mode::None,
-        access: Access::ReadWrite,
-        embedder_owns_signals: false,
-    };
+    let options = RegionOptions::new(GuestAddr(0), memory.range(), Mode::None);
     // SAFETY: nobody else has the memory, which outlives the cache.
     unsafe { cache.tracker().add_region(options) }.unwrap();
     run(&cache, 0..KEYS / 20);

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use codewarden::addr::{GuestAddr, PageSize};
 use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::Adaptive;
-use codewarden::protection::{Access, Mode, Probe};
+use codewarden::protection::{Mode, Probe};
 use codewarden::tracker::{BeginError, RegionOptions, SharedMemory};
 use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, StaleFlag, Ticket};
 
@@ -31,8 +31,7 @@ struct Guest {
 }
 
 fn add_region(cache: &CodeCache<u32>, guest: u64, memory: &GuestMemory, mode: Mode) {
-    let (guest, host, access) = (GuestAddr(guest), memory.range(), Access::ReadWrite);
-    let options = RegionOptions { guest, host, mode, access, embedder_owns_signals: false };
+    let options = RegionOptions::new(GuestAddr(guest), memory.range(), mode);
     // SAFETY: each caller drops the cache before the memory.
     unsafe { cache.tracker().add_region(options) }.unwrap();
 }

@@ -12,7 +12,7 @@
 
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{Access, Mode, Probe};
+use codewarden::protection::{Mode, Probe};
 use codewarden::tracker::{BeginError, RegionOptions};
 use codewarden::{CodeCache, EntryStubs, Key, Ticket};
 
@@ -73,13 +73,7 @@ fn in_the_child(cache: &CodeCache<()>, memory: &GuestMemory, mode: Mode) -> i32 
 fn both_sides(mode: Mode, drops_in_child: bool) {
     let memory = GuestMemory::anonymous((PAGES << 12) as usize).unwrap();
     let cache = CodeCache::<()>::new(EntryStubs::NOT_CODE).unwrap();
-    let options = RegionOptions {
-        guest: GuestAddr(0),
-        host: memory.range(),
-        mode,
-        access: Access::ReadWrite,
-        embedder_owns_signals: false,
-    };
+    let options = RegionOptions::new(GuestAddr(0), memory.range(), mode);
     // SAFETY: the memory outlives the cache.
     unsafe { cache.tracker().add_region(options) }.unwrap();
     for page in 0..PAGES {

@@ -61,13 +61,7 @@ impl Guest {
         let page = PageSize::host().bytes();
         let memory = GuestMemory::anonymous(PAGES * page).unwrap();
         let tracker = Tracker::with_policy(Arc::new(Counting), Arc::new(policy));
-        let options = RegionOptions {
-            guest: GuestAddr(0),
-            host: memory.range(),
-            mode,
-            access: Access::ReadWrite,
-            embedder_owns_signals: false,
-        };
+        let options = RegionOptions::new(GuestAddr(0), memory.range(), mode);
         // SAFETY: fields are dropped in order: the tracker before the memory.
         unsafe { tracker.add_region(options) }.unwrap();
         Self { tracker, memory, mode, page }

@@ -12,7 +12,7 @@ use std::thread::yield_now;
 use codewarden::addr::{GuestAddr, PageSize};
 use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::Plain;
-use codewarden::protection::{Access, Mode, Probe};
+use codewarden::protection::{Mode, Probe};
 use codewarden::tracker::{BeginError, PageObserver, PageWrite, RegionOptions, Tracker};
 use codewarden::{Histogram, Histograms, Stats};
 
@@ -39,8 +39,7 @@ impl Guest {
         let page = PageSize::host().bytes();
         let memory = GuestMemory::anonymous(PAGES * page).unwrap();
         let tracker = Tracker::with_policy(Arc::new(Nobody), Arc::new(Plain));
-        let (guest, host, access) = (GuestAddr(0), memory.range(), Access::ReadWrite);
-        let options = RegionOptions { guest, host, mode, access, embedder_owns_signals: false };
+        let options = RegionOptions::new(GuestAddr(0), memory.range(), mode);
         // SAFETY: fields are dropped in order: the tracker before the memory.
         unsafe { tracker.add_region(options) }.unwrap();
         Self { tracker, memory, page }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::Plain;
-use codewarden::protection::{Access, Mode};
+use codewarden::protection::Mode;
 use codewarden::tracker::{BeginError, RegionOptions};
 use codewarden::{Busy, CodeCache, EntryStubs, Key, Payload, Ticket, VCpu};
 
@@ -24,8 +24,7 @@ const GUEST: u64 = 0x4000_0000;
 
 /// Tracks `memory` at `guest`; the callers drop the cache before the memory.
 pub(crate) fn add_region<P: Payload>(cache: &CodeCache<P>, guest: GuestAddr, memory: &GuestMemory, mode: Mode) {
-    let options =
-        RegionOptions { guest, host: memory.range(), mode, access: Access::ReadWrite, embedder_owns_signals: false };
+    let options = RegionOptions::new(guest, memory.range(), mode);
     // SAFETY: the memory is guest memory that nobody else has, and outlives the cache.
     unsafe { cache.tracker().add_region(options) }.expect("a mode that can be had here");
 }

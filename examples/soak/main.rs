@@ -54,7 +54,7 @@ use codewarden::addr::{GuestAddr, PageSize};
 use codewarden::code_buffer::{Allocation, CodeBuffer};
 use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{Access, Mode, Probe};
+use codewarden::protection::{Mode, Probe};
 use codewarden::tracker::{BeginError, RegionOptions};
 use codewarden::{CodeCache, CommitError, EntryCell, EntryStubs, Key, Link, MemoryLimit, VCpu};
 use heap::Heap;
@@ -159,13 +159,7 @@ impl Soak {
         }
         let cache = CodeCache::new(EntryStubs::NOT_CODE)?;
         cache.set_limit(LIMIT);
-        let region = RegionOptions {
-            guest: GuestAddr(0),
-            host: memory.range(),
-            mode,
-            access: Access::ReadWrite,
-            embedder_owns_signals: false,
-        };
+        let region = RegionOptions::new(GuestAddr(0), memory.range(), mode);
         // SAFETY: the cache is dropped before the memory.
         unsafe { cache.tracker().add_region(region) }?;
         let buffer = CodeBuffer::new(BUFFER_BYTES)?;

@@ -14,29 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Access, Mode};
-use codewarden::tracker::{PageObserver, PageWrite, Tracker};
+use codewarden::tracker::Tracker;
 
-use crate::scenario::{End, OTHERS, SYNCHRONOUS, byte_of, fixture, scenario};
+use crate::scenario::{End, Gate, OTHERS, SYNCHRONOUS, byte_of, fixture, scenario};
 use crate::support::{GUEST, PAGES, page_bytes, region};
-
-/// Keeps each write fault until it is let go.
-#[derive(Default)]
-struct Gate {
-    inside: AtomicBool,
-    open: AtomicBool,
-}
-
-// SAFETY: atomics and a spin that the test ends.
-unsafe impl PageObserver for Gate {
-    type Data = ();
-
-    fn written(&self, (): &(), _: &PageWrite) {
-        self.inside.store(true, SeqCst);
-        while !self.open.load(SeqCst) {
-            core::hint::spin_loop();
-        }
-    }
-}
 
 pub(crate) fn unmap(memory: &GuestMemory, page: usize) {
     let at = memory.range().start().as_ptr().wrapping_add(page * page_bytes());
@@ -65,11 +46,9 @@ fn under_a_store(mode: Mode, change: impl Fn(&GuestMemory)) {
     tracker.begin(GuestAddr(byte_of(1))).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| memory.write(page_bytes() + 100, &[7]).unwrap());
-        while !gate.inside.load(SeqCst) {
-            std::thread::yield_now();
-        }
+        gate.await_fault();
         change(&memory);
-        gate.open.store(true, SeqCst);
+        gate.let_go();
     });
     let mut byte = [0];
     memory.read(page_bytes() + 100, &mut byte).unwrap();

@@ -105,6 +105,13 @@ fn use_up_mappings() -> Option<()> {
     Some(())
 }
 
+/// Blocks on pages 4 to 8, each of them protected.
+fn five_blocks_and_no_mapping_left(mode: Mode) -> Option<Fixture> {
+    let guest = fixture(mode);
+    (4..9).for_each(|page| guest.block(page));
+    use_up_mappings().map(|()| guest)
+}
+
 /// A userfaultfd splits no mapping: the modes that have one go on.
 #[test]
 fn mappings_where_none_is_split() {
@@ -125,11 +132,7 @@ fn mappings_where_none_is_split() {
 #[test]
 fn mappings_under_mprotect() {
     scenario("limits::mappings_under_mprotect", &[Mode::Mprotect], End::Well, |mode| {
-        let guest = fixture(mode);
-        (4..9).for_each(|page| guest.block(page));
-        if use_up_mappings().is_none() {
-            return;
-        }
+        let Some(guest) = five_blocks_and_no_mapping_left(mode) else { return };
         let error = guest.begin_error(1).expect("no mapping is left");
         assert!(error.to_string().contains("vm.max_map_count"), "{error}");
         guest.store_to(1);
@@ -193,11 +196,7 @@ fn translate_if_possible(guest: &Fixture, page: usize) {
 #[test]
 fn mappings_under_an_announcement() {
     scenario("limits::mappings_under_an_announcement", &[Mode::Mprotect], End::Well, |mode| {
-        let guest = fixture(mode);
-        (4..9).for_each(|page| guest.block(page));
-        if use_up_mappings().is_none() {
-            return;
-        }
+        let Some(guest) = five_blocks_and_no_mapping_left(mode) else { return };
         let held = guest.cache.tracker().prepare_kernel_write(GuestAddr(byte_of(6)), 1).unwrap();
         guest.expect_dead(6);
         let file = std::fs::File::open("/dev/zero").unwrap();

@@ -2,17 +2,18 @@
 //!
 //! # Safety
 //!
-//! Sets a timer.
+//! Sets a timer. An observer that lets a fault wait.
 #![allow(unsafe_code)]
 
 use core::ffi::c_int;
 use std::os::unix::process::ExitStatusExt;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use codewarden::addr::GuestAddr;
 use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Mode, Probe};
-use codewarden::tracker::BeginError;
+use codewarden::tracker::{BeginError, PageObserver, PageWrite};
 
 use crate::alone::{run_alone, task};
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, skip};
@@ -139,5 +140,37 @@ impl Fixture {
     /// Nothing can be translated any more, and the error says why.
     pub(crate) fn expect_lost(&self) {
         assert_eq!(self.begin_error(PAGES - 1), Some(Error::TrackingLost), "{}", self.mode);
+    }
+}
+
+/// Keeps the first fault of page 1 until it is let go.
+#[derive(Default)]
+pub(crate) struct Gate {
+    inside: AtomicBool,
+    open: AtomicBool,
+}
+
+// SAFETY: atomics and a spin that the test ends.
+unsafe impl PageObserver for Gate {
+    type Data = ();
+
+    fn written(&self, (): &(), write: &PageWrite) {
+        if write.page == GuestAddr(GUEST + page_bytes() as u64) && !self.inside.swap(true, SeqCst) {
+            while !self.open.load(SeqCst) {
+                core::hint::spin_loop();
+            }
+        }
+    }
+}
+
+impl Gate {
+    pub(crate) fn await_fault(&self) {
+        while !self.inside.load(SeqCst) {
+            std::thread::yield_now();
+        }
+    }
+
+    pub(crate) fn let_go(&self) {
+        self.open.store(true, SeqCst);
     }
 }

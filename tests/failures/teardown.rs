@@ -7,15 +7,15 @@
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
-use codewarden::tracker::{PageObserver, PageWrite, Tracker};
+use codewarden::tracker::Tracker;
 use codewarden::{CodeCache, EntryStubs};
 
-use crate::scenario::{End, byte_of, fixture, scenario};
+use crate::scenario::{End, Gate, byte_of, fixture, scenario};
 use crate::support::{Fixture, GUEST, PAGES, in_modes, page_bytes, region, tracking_modes};
 
 const ROUNDS: usize = 30;
@@ -94,26 +94,6 @@ fn a_ticket_outlives_its_region() {
     });
 }
 
-/// Keeps the handler thread busy with the fault of page 1.
-#[derive(Default)]
-struct Gate {
-    faults: AtomicUsize,
-    open: AtomicBool,
-}
-
-// SAFETY: atomics and a spin that the test ends.
-unsafe impl PageObserver for Gate {
-    type Data = ();
-
-    fn written(&self, (): &(), write: &PageWrite) {
-        if write.page == GuestAddr(GUEST + page_bytes() as u64) && self.faults.fetch_add(1, SeqCst) == 0 {
-            while !self.open.load(SeqCst) {
-                core::hint::spin_loop();
-            }
-        }
-    }
-}
-
 /// A second writer sleeps with a message that nobody read: the end of the region
 /// wakes it, before it waits for the handler.
 #[test]
@@ -129,16 +109,14 @@ fn asleep_with_an_unread_message() {
         }
         std::thread::scope(|scope| {
             let kept = scope.spawn(|| memory.write(page_bytes(), &[1]).unwrap());
-            while gate.faults.load(SeqCst) == 0 {
-                std::thread::yield_now();
-            }
+            gate.await_fault();
             let asleep = scope.spawn(|| memory.write(2 * page_bytes(), &[1]).unwrap());
             let remover = scope.spawn(|| tracker.remove_region(GuestAddr(GUEST)).unwrap());
             while !(asleep.is_finished() && kept.is_finished()) {
                 std::thread::yield_now();
             }
             assert!(!remover.is_finished(), "the handler is still in the sink");
-            gate.open.store(true, SeqCst);
+            gate.let_go();
         });
     });
 }

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::{Decision, Limits, PageHistory, Policy};
-use codewarden::protection::{Access, Mode};
+use codewarden::protection::Mode;
 use codewarden::tracker::RegionOptions;
 use codewarden::{CodeCache, Entry, EntryStubs, Key, MemoryLimit, Pin, Stats};
 
@@ -160,13 +160,7 @@ pub(crate) fn run(mode: Mode, memory: &'static str, time: Duration) -> Outcome {
     let guest = if memory == "memfd" { GuestMemory::memfd(bytes) } else { GuestMemory::anonymous(bytes) }.unwrap();
     let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Fickle::default())).unwrap();
     cache.set_limit(LIMIT);
-    let region = RegionOptions {
-        guest: GuestAddr(0),
-        host: guest.range(),
-        mode,
-        access: Access::ReadWrite,
-        embedder_owns_signals: false,
-    };
+    let region = RegionOptions::new(GuestAddr(0), guest.range(), mode);
     // SAFETY: the load drops its cache before its memory.
     unsafe { cache.tracker().add_region(region) }.unwrap();
     let load = Load {

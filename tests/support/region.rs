@@ -2,7 +2,7 @@
 
 use codewarden::addr::{GuestAddr, PageSize};
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{Access, Mode};
+use codewarden::protection::Mode;
 use codewarden::tracker::RegionOptions;
 
 /// Where the guest sees the region.
@@ -15,11 +15,5 @@ pub(crate) fn page_bytes() -> usize {
 }
 
 pub(crate) fn region(guest: u64, memory: &GuestMemory, mode: Mode) -> RegionOptions {
-    RegionOptions {
-        guest: GuestAddr(guest),
-        host: memory.range(),
-        mode,
-        access: Access::ReadWrite,
-        embedder_owns_signals: false,
-    }
+    RegionOptions::new(GuestAddr(guest), memory.range(), mode)
 }

@@ -52,12 +52,13 @@ impl Fixture {
         self.expect_tracked(page, AT);
     }
 
-    /// Nobody was told, and the protection is still there: a store is learned of.
-    fn expect_missed_but_protected(&self, page: usize, throw: impl Fn(usize)) {
+    /// Nobody was told, the page holds `byte` then, and the protection is still there: a
+    /// store is learned of.
+    fn expect_missed_but_protected(&self, page: usize, byte: u8, throw: impl Fn(usize)) {
         self.set_byte(page);
         let block = self.block(page, AT);
         throw(page);
-        assert_eq!(self.bytes(page, AT, 1), [0], "{}", self.mode);
+        assert_eq!(self.bytes(page, AT, 1), [byte], "{}", self.mode);
         self.expect_reachable(block);
         self.set_byte(page);
         self.expect_learned(block);
@@ -93,13 +94,7 @@ fn dontneed_on_a_memfd() {
         if guest.is_anonymous() {
             return;
         }
-        guest.set_byte(1);
-        let block = guest.block(1, AT);
-        guest.advise(1, Advice::LinuxDontNeed);
-        assert_eq!(guest.bytes(1, AT, 1), [9]);
-        guest.expect_reachable(block);
-        guest.set_byte(1);
-        guest.expect_learned(block);
+        guest.expect_missed_but_protected(1, 9, |page| guest.advise(page, Advice::LinuxDontNeed));
     });
 }
 
@@ -134,13 +129,7 @@ fn free() {
 #[test]
 fn pageout() {
     in_every_mode(|guest| {
-        guest.set_byte(1);
-        let block = guest.block(1, AT);
-        guest.advise(1, Advice::LinuxPageOut);
-        assert_eq!(guest.bytes(1, AT, 1), [9]);
-        guest.expect_reachable(block);
-        guest.set_byte(1);
-        guest.expect_learned(block);
+        guest.expect_missed_but_protected(1, 9, |page| guest.advise(page, Advice::LinuxPageOut));
     });
 }
 
@@ -174,7 +163,7 @@ fn a_hole_punched_into_a_memfd() {
             let (start, len) = ((page * page_bytes()) as u64, page_bytes() as u64);
             rustix::fs::fallocate(file, flags, start, len).unwrap();
         };
-        guest.expect_missed_but_protected(1, throw);
+        guest.expect_missed_but_protected(1, 0, throw);
         guest.expect_thrown_away(3, throw);
     });
 }
@@ -191,7 +180,7 @@ fn remove_on_a_memfd() {
         if remove(15) != 0 {
             return skip(&"MADV_REMOVE is refused");
         }
-        guest.expect_missed_but_protected(1, |page| assert_eq!(remove(page), 0));
+        guest.expect_missed_but_protected(1, 0, |page| assert_eq!(remove(page), 0));
         guest.expect_thrown_away(3, |page| assert_eq!(remove(page), 0));
     });
 }
@@ -206,7 +195,7 @@ fn truncation_and_extension() {
             rustix::fs::ftruncate(file, (page * page_bytes()) as u64).unwrap();
             rustix::fs::ftruncate(file, (PAGES * page_bytes()) as u64).unwrap();
         };
-        guest.expect_missed_but_protected(12, throw);
+        guest.expect_missed_but_protected(12, 0, throw);
         // Everything behind the new end lost its contents: the page alone is looked at here.
         guest.expect_thrown_away(10, throw);
     });

@@ -171,13 +171,8 @@ impl Engine {
         // harts have not left yet, is not full before.
         cache.set_limit(MemoryLimit::of_bytes(code_limit_bytes));
         let base = HostAddr(window.base() as usize);
-        let options = RegionOptions {
-            guest: GuestAddr(0),
-            host: HostRange::new(base, WINDOW_LEN_BYTES as usize, PageSize::host())?,
-            mode,
-            access: Access::None,
-            embedder_owns_signals: false,
-        };
+        let host = HostRange::new(base, WINDOW_LEN_BYTES as usize, PageSize::host())?;
+        let options = RegionOptions { access: Access::None, ..RegionOptions::new(GuestAddr(0), host, mode) };
         add_region(&cache, options)?;
         // A process has one engine as long as it lives; a fork keeps both still
         // from one call of the observer to another.

@@ -55,8 +55,7 @@ impl Way {
         self.memory.fill(pc, code, data);
         let tracker = self.engine.cache().tracker();
         let (guest, host) = (GuestAddr(ALL.start), self.memory.range(ALL));
-        let (mode, access) = (self.mode, Access::None);
-        let options = RegionOptions { guest, host, mode, access, embedder_owns_signals: false };
+        let options = RegionOptions { access: Access::None, ..RegionOptions::new(guest, host, self.mode) };
         // SAFETY: see the module's head.
         unsafe { tracker.add_region(options) }.expect("a region");
         self.memory.allow(&*self.observer);
