@@ -219,17 +219,17 @@ static void compile(struct emitter *e, struct jit *jit, cw_ticket *ticket, const
     emit_link(e, jit, ticket, pc);
 }
 
-/* Instructions of the block, up to the first that ends one. */
-static uint32_t block_insns(const uint8_t *bytes)
+/* Instructions of the block, most at most, up to the first that ends one. */
+static uint32_t block_insns(const uint8_t *bytes, uint32_t most)
 {
     uint32_t insns = 0;
-    while (insns < BLOCK_INSNS) {
+    while (insns < most) {
         const uint8_t opcode = decode(bytes + insns * INSN_BYTES).opcode;
         if (opcode != OP_ADD && opcode != OP_ADD_COUNTER)
             break;
         insns++;
     }
-    return insns < BLOCK_INSNS ? insns + 1 : insns;
+    return insns < most ? insns + 1 : insns;
 }
 
 static cw_allocation *allocate(struct jit *jit)
@@ -247,13 +247,20 @@ static bool translate(struct jit *jit, uint32_t pc)
     cw_ticket *ticket;
     bool done = false;
     MUST(cw_cache_begin(jit->cache, GUEST_BASE + pc, &ticket));
-    if (cw_ticket_claim(ticket, GUEST_BASE + pc, NULL) != CW_OK)
-        goto out; /* busy */
-    memcpy(bytes, jit->guest + pc, sizeof(bytes)); /* once, after the claim */
-    const uint32_t insns = block_insns(bytes);
+    cw_status status = cw_ticket_claim(ticket, GUEST_BASE + pc, NULL);
+    if (status == CW_BUSY)
+        goto out;
+    must(status, "cw_ticket_claim");
+    /* A block ends with its page: no other one was claimed, so none is read. */
+    const uint32_t page = (uint32_t)sysconf(_SC_PAGESIZE), room = (page - pc % page) / INSN_BYTES;
+    const uint32_t most = room < BLOCK_INSNS ? room : BLOCK_INSNS;
+    memcpy(bytes, jit->guest + pc, most * INSN_BYTES); /* once, after the claim */
+    const uint32_t insns = block_insns(bytes, most);
     MUST(cw_ticket_made_from(ticket, GUEST_BASE + pc, bytes, insns * INSN_BYTES));
-    if (cw_ticket_revive(ticket, &done) != CW_OK || done)
-        goto out; /* written meanwhile, or there already */
+    status = cw_ticket_revive(ticket, &done);
+    if (status == CW_WRITTEN || done)
+        goto out;
+    must(status, "cw_ticket_revive");
 
     cw_allocation *code = allocate(jit);
     struct emitter e = {cw_allocation_rw(code)};
@@ -261,7 +268,7 @@ static bool translate(struct jit *jit, uint32_t pc)
     MUST(cw_allocation_publish(code));
     const uintptr_t entry = (uintptr_t)cw_allocation_rx(code);
     MUST(cw_ticket_keep_allocation(ticket, code));
-    const cw_status status = cw_ticket_commit(ticket, entry, 0, NULL, NULL);
+    status = cw_ticket_commit(ticket, entry, 0, NULL, NULL);
     if (status != CW_WRITTEN)
         must(status, "cw_ticket_commit");
     done = status == CW_OK;
