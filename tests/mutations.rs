@@ -25,10 +25,12 @@ fn field<'a>(patch: &'a str, word: &str) -> Option<&'a str> {
     header.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(": "))
 }
 
-/// The file of a library's module.
+/// The file of a library's module, and that of its tests where they have one.
 fn module(parts: &[&str]) -> Option<String> {
     let path = root().join("src").join(parts.iter().collect::<PathBuf>());
-    fs::read_to_string(path.with_extension("rs")).or_else(|_| fs::read_to_string(path.join("mod.rs"))).ok()
+    let code =
+        fs::read_to_string(path.with_extension("rs")).or_else(|_| fs::read_to_string(path.join("mod.rs"))).ok()?;
+    Some(code + &fs::read_to_string(path.join("tests.rs")).unwrap_or_default())
 }
 
 fn has_test(code: &str, name: &str) -> bool {
