@@ -164,19 +164,19 @@ impl HostRange {
     }
 
     /// Whether all of `other` lies in it.
-    pub fn contains_range(self, other: HostRange) -> bool {
+    pub(crate) fn contains_range(self, other: HostRange) -> bool {
         other.start >= self.start && other.start + other.len <= self.start + self.len
     }
 
     /// What of this range lies below and above `other`.
-    pub fn without(self, other: HostRange) -> [Option<HostRange>; 2] {
+    pub(crate) fn without(self, other: HostRange) -> [Option<HostRange>; 2] {
         let (end, other_end) = (self.start + self.len, other.start + other.len);
         let part = |start: usize, end: usize| (start < end).then(|| HostRange { start, len: end - start });
         [part(self.start, end.min(other.start)), part(self.start.max(other_end), end)]
     }
 
     /// What both have in common.
-    pub fn intersection(self, other: HostRange) -> Option<HostRange> {
+    pub(crate) fn intersection(self, other: HostRange) -> Option<HostRange> {
         let start = self.start.max(other.start);
         let end = (self.start + self.len).min(other.start + other.len);
         (start < end).then(|| HostRange { start, len: end - start })

@@ -20,7 +20,7 @@
 //!
 //! - When `Protection::protect` has returned, no store to the range that had
 //!   not retired before can retire without being learned of.
-//! - A synchronous mechanism calls the range's [`FaultSink`] for each store that hits a
+//! - A synchronous mechanism calls the range's `FaultSink` for each store that hits a
 //!   protected page, before the store retires; the sink un-protects (or not),
 //!   and the store is tried again.
 //! - A deferred one lets the store retire and reports its page at the next
@@ -36,7 +36,8 @@ use crate::error::Error;
 pub use crate::mode::Mode;
 pub use crate::sys::alt_stack::AltStack;
 pub use crate::sys::descriptor::LOWEST_OWN_DESCRIPTOR;
-pub use crate::sys::fault::{FaultSink, Handled, WriteFault, handle_fault};
+pub(crate) use crate::sys::fault::{FaultSink, WriteFault};
+pub use crate::sys::fault::{Handled, handle_fault};
 pub use crate::sys::probe::{Facility, Probe};
 pub use crate::sys::signal::{handler_is_ours, is_blocked_here};
 
@@ -60,7 +61,7 @@ mod model;
 /// What happens to a write by the kernel for the guest (`read`, an out
 /// parameter) into a protected page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum KernelWrites {
+pub(crate) enum KernelWrites {
     /// It works and is learned of like any other.
     Tracked,
     /// The system call fails with EFAULT or is cut short: announce the write.

@@ -22,16 +22,16 @@ use crate::sys::range_table::{InsertError, Lookup, RangeTable, SlotId};
 
 /// A store that hit a protected page of a synchronous region.
 #[derive(Clone, Copy, Debug)]
-pub struct WriteFault {
+pub(crate) struct WriteFault {
     /// Where it faulted; not the extent of the store, which nobody knows here.
-    pub addr: HostAddr,
+    pub(crate) addr: HostAddr,
     /// The host instruction that stored; `None` where a thread handles the
     /// fault of another one or the kernel wrote.
-    pub pc: Option<HostAddr>,
+    pub(crate) pc: Option<HostAddr>,
     /// Kernel thread id of the storing thread where another thread handles its
     /// fault; 0 in the thread itself, where asking would cost a system call in
     /// every fault, and where it is not known.
-    pub tid: u32,
+    pub(crate) tid: u32,
 }
 
 /// What became of a fault.
@@ -51,7 +51,7 @@ pub enum Handled {
 ///
 /// The implementation is async-signal-safe: no lock, no allocation, no
 /// thread-local, no panic, no access to tracked memory, errno kept.
-pub unsafe trait FaultSink: Send + Sync {
+pub(crate) unsafe trait FaultSink: Send + Sync {
     /// Resolves one write fault: un-protects the page or says that it is not
     /// ours. With a handler thread the call may be late: somebody else opened the
     /// page, the store went through, and the page may be protected anew.
