@@ -85,6 +85,11 @@ impl Kernel {
 
     /// A store by thread `tid` to a byte of `page` that no block is made from.
     pub(super) fn store_beside(&self, page: usize, tid: u32) {
+        if self.mode == Mode::Deferred {
+            // No fault: the next harvest finds it.
+            self.pages[page].fetch_and(!PROTECTED, Ordering::AcqRel);
+            return;
+        }
         while self.pages[page].fetch_or(0, Ordering::AcqRel) & PROTECTED != 0 {
             let addr = HostAddr(self.range.start().0 + (page << self.page.shift()) + self.page.bytes() / 2);
             let handled = self.sink.get().map(|sink| sink.on_write(&WriteFault { addr, pc: None, tid }));
