@@ -155,29 +155,7 @@ struct Load {
 
 /// Runs the load for `time`.
 pub(crate) fn run(mode: Mode, memory: &'static str, time: Duration) -> Outcome {
-    let page_bytes = codewarden::addr::PageSize::host().bytes();
-    let bytes = PAGES * page_bytes;
-    let guest = if memory == "memfd" { GuestMemory::memfd(bytes) } else { GuestMemory::anonymous(bytes) }.unwrap();
-    let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Fickle::default())).unwrap();
-    cache.set_limit(LIMIT);
-    let region = RegionOptions::new(GuestAddr(0), guest.range(), mode);
-    // SAFETY: the load drops its cache before its memory.
-    unsafe { cache.tracker().add_region(region) }.unwrap();
-    let load = Load {
-        mode,
-        cache,
-        memory: guest,
-        page_bytes,
-        published: [const { AtomicU32::new(0) }; WORDS],
-        stop: AtomicBool::new(false),
-        stores: AtomicU64::new(0),
-        lookups: AtomicU64::new(0),
-        hits: AtomicU64::new(0),
-        stale: AtomicU64::new(0),
-        freed_under_pin: AtomicU64::new(0),
-        forks: AtomicU64::new(0),
-        wrong_in_child: AtomicU64::new(0),
-    };
+    let load = Load::new(mode, memory);
     std::thread::scope(|scope| {
         let load = &load;
         let mut threads = Vec::new();
@@ -206,22 +184,52 @@ pub(crate) fn run(mode: Mode, memory: &'static str, time: Duration) -> Outcome {
     });
     load.look_at_all();
     load.cache.collect();
-    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    Outcome {
-        mode,
-        memory,
-        stores: get(&load.stores),
-        lookups: get(&load.lookups),
-        hits: get(&load.hits),
-        stale: get(&load.stale),
-        freed_under_pin: get(&load.freed_under_pin),
-        forks: get(&load.forks),
-        wrong_in_child: get(&load.wrong_in_child),
-        stats: load.cache.stats(),
-    }
+    load.outcome(memory)
 }
 
 impl Load {
+    fn new(mode: Mode, memory: &str) -> Self {
+        let page_bytes = codewarden::addr::PageSize::host().bytes();
+        let bytes = PAGES * page_bytes;
+        let guest = if memory == "memfd" { GuestMemory::memfd(bytes) } else { GuestMemory::anonymous(bytes) }.unwrap();
+        let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Fickle::default())).unwrap();
+        cache.set_limit(LIMIT);
+        let region = RegionOptions::new(GuestAddr(0), guest.range(), mode);
+        // SAFETY: the load drops its cache before its memory.
+        unsafe { cache.tracker().add_region(region) }.unwrap();
+        Self {
+            mode,
+            cache,
+            memory: guest,
+            page_bytes,
+            published: [const { AtomicU32::new(0) }; WORDS],
+            stop: AtomicBool::new(false),
+            stores: AtomicU64::new(0),
+            lookups: AtomicU64::new(0),
+            hits: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
+            freed_under_pin: AtomicU64::new(0),
+            forks: AtomicU64::new(0),
+            wrong_in_child: AtomicU64::new(0),
+        }
+    }
+
+    fn outcome(&self, memory: &'static str) -> Outcome {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Outcome {
+            mode: self.mode,
+            memory,
+            stores: get(&self.stores),
+            lookups: get(&self.lookups),
+            hits: get(&self.hits),
+            stale: get(&self.stale),
+            freed_under_pin: get(&self.freed_under_pin),
+            forks: get(&self.forks),
+            wrong_in_child: get(&self.wrong_in_child),
+            stats: self.cache.stats(),
+        }
+    }
+
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }

@@ -11,14 +11,13 @@
 //! The area lies in the fixture's memory, which outlives its registration.
 #![allow(unsafe_code)]
 
-use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
 
-use crate::alone::{run_alone, task};
-use crate::support::{Fixture, PAGES, page_bytes, skip, tracking_modes};
+use crate::own_process::{NOT_HERE, fatal_unless_announced};
+use crate::support::{Fixture, PAGES, page_bytes};
 
 /// Any number; the kernel looks for it in front of abort handlers, of which there are none.
 const SIGNATURE: u32 = 0x5305_3053;
@@ -27,9 +26,6 @@ const AREA_BYTES: usize = 32;
 const UNREGISTER: i32 = 1;
 /// `cpu_id` of an area that nobody registered.
 const UNINITIALIZED: [u8; 4] = [0xff; 4];
-
-/// Exit codes of the process of its own.
-const NOT_REGISTERED: i32 = 3;
 
 fn rseq(area: *mut u8, flags: i32) -> bool {
     // SAFETY: the caller's area.
@@ -45,7 +41,7 @@ fn with_an_area(mode: Mode, announced: bool) {
     let block = guest.block(1, 64);
     let held = announced.then(|| guest.prepare(1, 64, AREA_BYTES));
     if !rseq(area, 0) {
-        std::process::exit(NOT_REGISTERED);
+        std::process::exit(NOT_HERE);
     }
     std::thread::sleep(Duration::from_millis(2));
     assert_ne!(guest.bytes(1, 68, 4), UNINITIALIZED);
@@ -56,26 +52,7 @@ fn with_an_area(mode: Mode, announced: bool) {
 
 #[test]
 fn an_area_on_a_protected_page() {
-    if let Some(task) = task() {
-        let (mode, how) = task.split_once(' ').unwrap();
-        with_an_area(Mode::from_name(mode).unwrap(), how == "announced");
-        std::process::exit(0);
-    }
-    for mode in tracking_modes().into_iter().chain([Mode::None]) {
-        let guest = Fixture::new(mode, GuestMemory::anonymous(PAGES * page_bytes()).unwrap());
-        for how in ["announced", "unannounced"] {
-            // Threads of it have no rseq area of the C library's.
-            let variables = [("GLIBC_TUNABLES", "glibc.pthread.rseq=0")];
-            let task = format!("{mode} {how}");
-            let status = run_alone("rseq::an_area_on_a_protected_page", &task, &variables).status;
-            if status.code() == Some(NOT_REGISTERED) {
-                return skip(&"no rseq area can be registered here");
-            }
-            if how == "announced" || guest.kernel_writes_pass() {
-                assert_eq!(status.code(), Some(0), "{mode} {how}: {status}");
-            } else {
-                assert_eq!(status.signal(), Some(libc::SIGSEGV), "{mode} {how}: {status}");
-            }
-        }
-    }
+    // Threads of it have no rseq area of the C library's.
+    let variables = [("GLIBC_TUNABLES", "glibc.pthread.rseq=0")];
+    fatal_unless_announced("rseq::an_area_on_a_protected_page", &variables, with_an_area);
 }

@@ -14,13 +14,12 @@
 use core::ffi::c_int;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::os::unix::process::ExitStatusExt;
 
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
 
-use crate::alone::{run_alone, task};
-use crate::support::{Fixture, page_bytes, tracking_modes};
+use crate::own_process::fatal_unless_announced;
+use crate::support::{Fixture, page_bytes};
 
 /// Room for a frame with every register that a processor has.
 const STACK_BYTES: usize = 256 << 10;
@@ -31,13 +30,9 @@ extern "C" fn note(_: c_int) {
     HANDLED.store(true, SeqCst);
 }
 
-fn fixture(mode: Mode) -> Fixture {
-    Fixture::new(mode, GuestMemory::anonymous(STACK_BYTES).unwrap())
-}
-
 /// Handles a signal on a stack whose last pages are protected.
 fn on_a_guests_stack(mode: Mode, announced: bool) {
-    let guest = fixture(mode);
+    let guest = Fixture::new(mode, GuestMemory::anonymous(STACK_BYTES).unwrap());
     let pages = STACK_BYTES / page_bytes();
     let blocks: Vec<_> = (0..pages).map(|page| guest.block(page, 0)).collect();
     let held = announced.then(|| guest.prepare(0, 0, STACK_BYTES));
@@ -60,20 +55,5 @@ fn on_a_guests_stack(mode: Mode, announced: bool) {
 
 #[test]
 fn a_frame_on_a_protected_stack() {
-    if let Some(task) = task() {
-        let (mode, how) = task.split_once(' ').unwrap();
-        on_a_guests_stack(Mode::from_name(mode).unwrap(), how == "announced");
-        std::process::exit(0);
-    }
-    for mode in tracking_modes().into_iter().chain([Mode::None]) {
-        let passes = fixture(mode).kernel_writes_pass();
-        for how in ["announced", "unannounced"] {
-            let status = run_alone("signal_frame::a_frame_on_a_protected_stack", &format!("{mode} {how}"), &[]).status;
-            if passes || how == "announced" {
-                assert_eq!(status.code(), Some(0), "{mode} {how}: {status}");
-            } else {
-                assert_eq!(status.signal(), Some(libc::SIGSEGV), "{mode} {how}: {status}");
-            }
-        }
-    }
+    fatal_unless_announced("signal_frame::a_frame_on_a_protected_stack", &[], on_a_guests_stack);
 }
