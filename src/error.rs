@@ -145,6 +145,9 @@ fn advice(call: &str, errno: i32) -> Option<&'static str> {
         ("membarrier(REGISTER_PRIVATE_EXPEDITED_SYNC_CORE)", _) => {
             "executable memory needs it: Linux 4.16 or newer has it, and CODEWARDEN_HIDE must not hide it"
         }
+        ("membarrier(REGISTER_PRIVATE_EXPEDITED)", _) => {
+            "synchronous modes need it: Linux 4.14 or newer has it, and a seccomp filter must not refuse it"
+        }
         (_, libc::EPERM | libc::ENOSYS) => "a seccomp filter may refuse the call: allow it there",
         _ => return None,
     })

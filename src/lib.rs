@@ -162,7 +162,7 @@
 //! | [`Mode::Sigbus`] | 6.4 | userfaultfd, SIGBUS in the storing thread | EFAULT unless announced |
 //! | [`Mode::Thread`] | 6.4 | userfaultfd, a thread of the library's | learned of, with a permission; else as sigbus |
 //! | [`Mode::Deferred`] | 6.7 | userfaultfd, a scan by `sync` | learned of |
-//! | [`Mode::Mprotect`] | any | `mprotect`, SIGSEGV | EFAULT unless announced |
+//! | [`Mode::Mprotect`] | 4.14 | `mprotect`, SIGSEGV | EFAULT unless announced |
 //! | [`Mode::None`] | any | nothing | missed |
 //!
 //! # Invariants

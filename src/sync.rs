@@ -83,6 +83,8 @@ pub(crate) enum Rule {
     ClearFronts,
     /// A sweep leaves the cells that have links.
     KeepLinked,
+    /// Every thread passes a barrier between a kill and the opening of its pages.
+    FenceThreads,
     /// A hold looks after pages that somebody else is opening just now.
     HoldBehindHandler,
 }

@@ -3,7 +3,9 @@
 //!
 //! A store is one step that either finds the page writable and changes the byte,
 //! or faults: then the range's sink runs and the store is tried again. Protecting
-//! and un-protecting are barriers for every thread, as the TLB shootdown is.
+//! and un-protecting are barriers for every thread, as the TLB shootdown is. A core
+//! that runs a load ahead of its store is [`Kernel::store_behind`]: a barrier on every
+//! thread has it run the load again, and so does a fault.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -22,6 +24,8 @@ pub(super) struct Kernel {
     page: PageSize,
     pages: Box<[AtomicU64]>,
     sink: SinkOf,
+    /// How often every thread passed a barrier.
+    fences: AtomicU64,
     /// No part of the model.
     fails: std::sync::atomic::AtomicBool,
 }
@@ -52,7 +56,15 @@ impl Kernel {
         let page = PageSize::host();
         let range = HostRange::of_pages(HostAddr(page.bytes() * 16), pages, page);
         let words = (0..pages).map(|_| AtomicU64::new(0)).collect();
-        Self { mode, range, page, pages: words, sink: SinkOf(Mutex::new(None)), fails: false.into() }
+        Self {
+            mode,
+            range,
+            page,
+            pages: words,
+            sink: SinkOf(Mutex::new(None)),
+            fences: AtomicU64::new(0),
+            fails: false.into(),
+        }
     }
 
     pub(super) fn range(&self) -> HostRange {
@@ -64,8 +76,9 @@ impl Kernel {
         (self.pages[page].load(Ordering::Acquire) >> BYTE_SHIFT) as u8
     }
 
-    /// A store by thread `tid`, to its end.
-    pub(super) fn store(&self, page: usize, byte: u8, tid: u32) {
+    /// A store by thread `tid`, to its end. Whether it faulted.
+    pub(super) fn store(&self, page: usize, byte: u8, tid: u32) -> bool {
+        let mut faulted = false;
         let word = &self.pages[page];
         let next = u64::from(byte) << BYTE_SHIFT;
         loop {
@@ -73,14 +86,27 @@ impl Kernel {
             let seen = word.fetch_or(0, Ordering::AcqRel);
             if seen & PROTECTED == 0 || self.mode == Mode::Deferred {
                 if word.compare_exchange(seen, next, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                    return;
+                    return faulted;
                 }
                 continue;
             }
             let addr = HostAddr(self.range.start().0 + (page << self.page.shift()) + usize::from(byte));
             let handled = self.sink.get().map(|sink| sink.on_write(&WriteFault { addr, pc: None, tid }));
             assert_ne!(handled, Some(Handled::NotOurs), "the fault is the tracker's own");
+            faulted = true;
         }
+    }
+
+    /// A store and, behind it in the program, a look: what the core finds that looks
+    /// before its store has an address.
+    #[cfg(loom)]
+    pub(super) fn store_behind<T>(&self, page: usize, byte: u8, tid: u32, look: impl Fn() -> T) -> T {
+        // Read-modify-writes: in one order with the barriers.
+        let fences = || self.fences.fetch_or(0, Ordering::AcqRel);
+        let before = fences();
+        let ahead = look();
+        let faulted = self.store(page, byte, tid);
+        if faulted || fences() != before { look() } else { ahead }
     }
 
     /// A store by thread `tid` to a byte of `page` that no block is made from.
@@ -149,6 +175,11 @@ impl Protection for Kernel {
     fn detach(&self, range: HostRange) -> Result<(), Error> {
         self.unprotect(range)?;
         self.sink.set(None);
+        Ok(())
+    }
+
+    fn fence_threads(&self) -> Result<(), Error> {
+        self.fences.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 

@@ -82,7 +82,7 @@ fn two_stores_and_a_translator() {
     let links = [guest.link(KEY)];
     guest.translate(KEY, &[0]).unwrap();
     let translator = spawn(&guest, translate);
-    let other = spawn(&guest, |guest| guest.kernel.store(0, 1, 2));
+    let other = spawn(&guest, another_store);
     guest.kernel.store(0, 1, 1);
     old_is_gone(&guest, links[0], "the store retired");
     other.join().unwrap();
@@ -116,11 +116,32 @@ fn a_bystander() {
     let guest = Guest::new(Mode::Sigbus, 1);
     let link = guest.link(KEY);
     guest.translate(KEY, &[0]).unwrap();
-    let writer = spawn(&guest, |guest| guest.kernel.store(0, 1, 2));
+    let writer = spawn(&guest, another_store);
     if guest.kernel.load(0) == 1 {
         old_is_gone(&guest, link, "the byte is new");
     }
     writer.join().unwrap();
+}
+
+/// The same with a core that goes through a link before its store has an address.
+fn a_look_ahead(other: fn(&Guest)) {
+    let guest = Guest::new(Mode::Sigbus, 1);
+    let link = guest.link(KEY);
+    guest.translate(KEY, &[0]).unwrap();
+    let opener = spawn(&guest, other);
+    if guest.kernel.store_behind(0, 2, 1, || guest.follow(link)) == Some(0) {
+        violation("the store retired and what follows it went on into the old block");
+    }
+    opener.join().unwrap();
+}
+
+fn another_store(guest: &Guest) {
+    guest.kernel.store(0, 1, 2);
+}
+
+fn an_announced_write(guest: &Guest) {
+    let (start, len) = guest.span(0);
+    drop(guest.cache.tracker().prepare_kernel_write(start, len).unwrap());
 }
 
 #[test]
@@ -161,6 +182,22 @@ fn a_store_against_a_block_over_two_pages() {
 #[test]
 fn who_sees_the_byte_finds_no_old_block() {
     holds(5, a_bystander);
+}
+
+#[test]
+fn a_look_ahead_of_a_store_against_another_store() {
+    holds(3, || a_look_ahead(another_store));
+}
+
+#[test]
+fn a_look_ahead_of_a_store_against_an_announced_write() {
+    holds(3, || a_look_ahead(an_announced_write));
+}
+
+#[test]
+fn it_fails_without_a_barrier_on_all_threads() {
+    fails_without(Rule::FenceThreads, || a_look_ahead(another_store));
+    fails_without(Rule::FenceThreads, || a_look_ahead(an_announced_write));
 }
 
 #[test]

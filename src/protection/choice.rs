@@ -11,18 +11,19 @@ use super::{Facility, Mode, Options, Probe, Protection};
 use crate::addr::PageSize;
 use crate::error::Error;
 use crate::sys::pagemap::Pagemap;
-use crate::sys::signal;
 use crate::sys::uffd::{KernelFaults, Uffd, feature};
+use crate::sys::{membarrier, signal};
 
 /// What a mode cannot do without.
 fn needs(mode: Mode) -> &'static [Facility] {
-    use Facility::{PagemapScan, Sigbus, Uffd, Wp, WpAsync, WpUnpopulated};
+    use Facility::{Membarrier, PagemapScan, Sigbus, Uffd, Wp, WpAsync, WpUnpopulated};
     match mode {
         // A page that was never touched escapes the protection without WpUnpopulated.
-        Mode::Sigbus => &[Uffd, Wp, WpUnpopulated, Sigbus],
-        Mode::Thread => &[Uffd, Wp, WpUnpopulated],
+        Mode::Sigbus => &[Membarrier, Uffd, Wp, WpUnpopulated, Sigbus],
+        Mode::Thread => &[Membarrier, Uffd, Wp, WpUnpopulated],
         Mode::Deferred => &[Uffd, Wp, WpUnpopulated, WpAsync, PagemapScan],
-        Mode::Mprotect | Mode::None => &[],
+        Mode::Mprotect => &[Membarrier],
+        Mode::None => &[],
     }
 }
 
@@ -83,6 +84,9 @@ pub(crate) fn open_with(
     options: Options,
 ) -> Result<Arc<dyn Protection>, Error> {
     probe.check(mode)?;
+    if mode.is_synchronous() {
+        membarrier::register_fence()?;
+    }
     if matches!(mode, Mode::Sigbus | Mode::Mprotect) && !options.embedder_owns_signals {
         signal::install()?;
     }

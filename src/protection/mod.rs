@@ -38,6 +38,7 @@ pub use crate::sys::alt_stack::AltStack;
 pub use crate::sys::descriptor::LOWEST_OWN_DESCRIPTOR;
 pub(crate) use crate::sys::fault::{FaultSink, WriteFault};
 pub use crate::sys::fault::{Handled, handle_fault};
+use crate::sys::membarrier;
 pub use crate::sys::probe::{Facility, Probe};
 pub use crate::sys::signal::{handler_is_ours, is_blocked_here};
 
@@ -109,6 +110,15 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// before it may be protected. A deferred mechanism refuses: protecting hides
     /// what was written since the last [`Protection::harvest`], which protects.
     fn protect(&self, range: HostRange) -> Result<(), Error>;
+
+    /// A barrier on every thread of the process: whoever makes something unreachable
+    /// calls it before [`Protection::unprotect`], in a synchronous mechanism. A core may
+    /// have run a load ahead of an older store of its own, which waits for its address:
+    /// it found what is gone now, and the store would find the page open, and retire.
+    /// Behind the barrier such a load runs again. Async-signal-safe.
+    fn fence_threads(&self) -> Result<(), Error> {
+        membarrier::fence_threads()
+    }
 
     /// Lets stores to `range` through again and wakes who waits for it.
     /// Async-signal-safe.

@@ -156,6 +156,10 @@ impl Protection for Model {
         Ok(())
     }
 
+    fn fence_threads(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn protect(&self, range: HostRange) -> Result<(), Error> {
         if self.mode == Mode::Deferred {
             return Err(Error::BadArgument("a deferred region is protected by its harvest alone"));

@@ -1,8 +1,17 @@
-//! An instruction-stream barrier on every running thread of the process.
+//! Barriers on every running thread of the process, made by one of them.
+//!
+//! # Memory
+//!
+//! [`fence_threads`] (4.14): what was stored before the call is seen by every load of
+//! every thread that has not retired when it returns, and every store that has retired
+//! by then went through what the page tables said before. It is for a core that runs a
+//! load ahead of an older store of its own.
+//!
+//! # Instructions
 //!
 //! x86-64 serializes a core on its return from the kernel only with
 //! `SYNC_CORE`, and aarch64 needs an ISB on each core that may run new bytes:
-//! `membarrier` does both from one thread, where the kernel has it (4.16).
+//! [`sync_core`] does both from one thread, where the kernel has it (4.16).
 
 use rustix::io::Errno;
 use rustix::thread::{MembarrierCommand, membarrier, membarrier_query};
@@ -10,7 +19,26 @@ use rustix::thread::{MembarrierCommand, membarrier, membarrier_query};
 use crate::error::Error;
 use crate::sys::probe::{self, Facility};
 
-/// Whether the kernel offers it.
+/// Whether the kernel offers [`fence_threads`].
+pub(crate) fn has_fence() -> bool {
+    membarrier_query().contains_command(MembarrierCommand::PrivateExpedited)
+}
+
+/// Announces that this process will use [`fence_threads`]; once is enough, a fork's
+/// child inherits it.
+pub(crate) fn register_fence() -> Result<(), Error> {
+    membarrier(MembarrierCommand::RegisterPrivateExpedited)
+        .map_err(|errno| Error::system("membarrier(REGISTER_PRIVATE_EXPEDITED)", 0, 0, errno))
+}
+
+/// When it returns, every thread of the process has passed a full memory barrier since
+/// the call. Async-signal-safe.
+pub(crate) fn fence_threads() -> Result<(), Error> {
+    membarrier(MembarrierCommand::PrivateExpedited)
+        .map_err(|errno| Error::system("membarrier(PRIVATE_EXPEDITED)", 0, 0, errno))
+}
+
+/// Whether the kernel offers [`sync_core`].
 pub(crate) fn has_sync_core() -> bool {
     membarrier_query().contains_command(MembarrierCommand::PrivateExpeditedSyncCore)
 }
@@ -38,6 +66,9 @@ mod tests {
 
     #[test]
     fn works_once_registered() {
+        assert!(has_fence());
+        register_fence().unwrap();
+        fence_threads().unwrap();
         assert!(has_sync_core());
         register_sync_core().unwrap();
         sync_core().unwrap();

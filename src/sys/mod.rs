@@ -13,7 +13,7 @@
 //! | [`fault`] | which sink a fault belongs to; what a signal handler runs |
 //! | [`range_table`] | the table behind it: read in handlers without a lock |
 //! | [`fork`] | whether this process is a fork's child |
-//! | [`membarrier`] | an instruction-stream barrier on every thread of the process |
+//! | [`membarrier`] | barriers on every thread of the process: memory, and the instruction stream |
 //! | [`pieces`] | one operation over a range with holes and several VMAs |
 //! | [`probe`] | what this kernel and these permissions allow |
 //!

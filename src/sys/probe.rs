@@ -44,6 +44,8 @@ pub enum Facility {
     ExactAddress,
     /// The `PAGEMAP_SCAN` ioctl.
     PagemapScan,
+    /// `membarrier` that orders the loads and stores of all threads.
+    Membarrier,
     /// `membarrier` that other cores fetch instructions anew after.
     MembarrierSyncCore,
 }
@@ -51,7 +53,7 @@ pub enum Facility {
 impl Facility {
     /// Every facility with the name that `CODEWARDEN_HIDE` and reports use, and
     /// the first kernel that has it.
-    pub const NAMES: [(Facility, &'static str, &'static str); 14] = [
+    pub const NAMES: [(Facility, &'static str, &'static str); 15] = [
         (Facility::Uffd, "uffd", "4.3"),
         (Facility::UffdSyscall, "uffd_syscall", "4.3"),
         (Facility::UffdDevice, "uffd_device", "6.1"),
@@ -65,6 +67,7 @@ impl Facility {
         (Facility::ThreadId, "thread_id", "4.14"),
         (Facility::ExactAddress, "exact_address", "5.18"),
         (Facility::PagemapScan, "pagemap_scan", "6.7"),
+        (Facility::Membarrier, "membarrier", "4.14"),
         (Facility::MembarrierSyncCore, "membarrier_sync_core", "4.16"),
     ];
 
@@ -129,6 +132,7 @@ impl Probe {
         probe.ask_userfaultfd();
         probe.scan_errno = Pagemap::ask().err();
         probe.note(Facility::PagemapScan, probe.scan_errno.is_none());
+        probe.note(Facility::Membarrier, membarrier::has_fence());
         probe.note(Facility::MembarrierSyncCore, membarrier::has_sync_core());
         probe
     }
@@ -184,7 +188,9 @@ impl Probe {
                 None | Some(Errno::NOTTY | Errno::INVAL) => self.too_old(facility),
                 errno => refusal("PAGEMAP_SCAN on /proc/self/pagemap", errno),
             },
-            Facility::MembarrierSyncCore => self.too_old(facility),
+            Facility::Membarrier | Facility::MembarrierSyncCore => {
+                format!("{}, or a seccomp filter refuses it", self.too_old(facility))
+            }
             _ if !self.has(Facility::Uffd) => "there is no userfaultfd".to_owned(),
             Facility::KernelFaults => {
                 format!("this user may not handle the kernel's own faults: {ADVICE_KERNEL_FAULTS}")

@@ -66,6 +66,10 @@ impl Protection for OpensAllOrNone {
         Ok(())
     }
 
+    fn fence_threads(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn protect(&self, _: HostRange) -> Result<(), Error> {
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::page_table::{Begin, Busy, Generation, InFlight, PageDesc, PageState, 
 use crate::policy::{Decision, Limits, Policy};
 use crate::protection::{Access, FaultSink, Mode, Options, Protection};
 use crate::stats::Counters;
-use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, fence, lock};
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, Rule, fence, left_out, lock};
 use crate::sys::clock::coarse_ms;
 
 use super::harvest::HarvestSet;
@@ -171,7 +171,8 @@ impl<O: PageObserver> Region<O> {
         // The memory is the embedder's alone afterwards.
         self.await_cancelled(0..self.pages.pages());
         // A claim may keep the mechanism for long, and nobody answers a fault any more.
-        self.protection.detach(self.host).or_else(|_| self.protection.abandon(self.host))
+        let detached = self.fence_threads().and_then(|()| self.protection.detach(self.host));
+        detached.or_else(|_| self.protection.abandon(self.host))
     }
 
     /// The harvest looks at `pages` no more.
@@ -337,8 +338,19 @@ impl<O: PageObserver> Region<O> {
         }
     }
 
-    /// Makes `pages` writable. Async-signal-safe.
+    /// Between a kill and the opening of its pages: what any thread looked up before the
+    /// kill, for something behind a store that is still to come, is looked up again.
+    /// Async-signal-safe.
+    pub(super) fn fence_threads(&self) -> Result<(), Error> {
+        if self.mode.is_synchronous() && !left_out(Rule::FenceThreads) {
+            self.protection.fence_threads()?;
+        }
+        Ok(())
+    }
+
+    /// Makes `pages` writable, whose blocks died. Async-signal-safe.
     pub(super) fn unprotect_pages(&self, pages: Range<usize>) -> Result<(), Error> {
+        self.fence_threads()?;
         let unprotect = |pages: &Range<usize>| {
             self.count_call();
             self.protection.unprotect(self.host_of(pages)?)

@@ -4,8 +4,8 @@
 //! Every way has one order: the page's word moves on, so that no generation that
 //! a translator holds stays valid; then the observer makes what was derived from
 //! the page unreachable, or, where the write is beside it and the region's
-//! policy has checked pages, has it compare itself from now on; then the page is
-//! opened. Whoever opens a page does all three, also where somebody else has
+//! policy has checked pages, has it compare itself from now on; then every thread
+//! passes a barrier; then the page is opened. Whoever opens a page does all four, also where somebody else has
 //! moved the word already: that one may not have come to the end.
 
 use std::ops::Range;
@@ -276,7 +276,7 @@ impl<O: PageObserver> Region<O> {
         // Pairs with the fence of a translator that begins, as in `lose`.
         fence(Ordering::SeqCst);
         self.stop_translating(0..self.pages.pages());
-        let opened = self.protection.unprotect(self.host);
+        let opened = self.fence_threads().and_then(|()| self.protection.unprotect(self.host));
         self.opening.fetch_sub(1, Ordering::AcqRel);
         opened.or_else(|_| self.abandon())
     }

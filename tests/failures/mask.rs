@@ -19,7 +19,8 @@ use crate::scenario::{End, TRACKING, UFFD, byte_of, expect_end};
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, skip};
 
 /// What is hidden, the modes that cannot be had then, and what `auto` takes.
-const MASKS: [(&str, &[Mode], Mode); 18] = [
+/// Without a barrier on all threads every synchronous mode says so, mprotect too.
+const MASKS: [(&str, &[Mode], Mode); 19] = [
     ("", &[], Mode::Sigbus),
     ("uffd", &UFFD, Mode::Mprotect),
     ("uffd_syscall", &[], Mode::Sigbus),
@@ -36,6 +37,7 @@ const MASKS: [(&str, &[Mode], Mode); 18] = [
     ("thread_id", &[], Mode::Sigbus),
     ("exact_address", &[], Mode::Sigbus),
     ("pagemap_scan", &[Mode::Deferred], Mode::Sigbus),
+    ("membarrier", &[Mode::Sigbus, Mode::Thread, Mode::Mprotect], Mode::Mprotect),
     ("membarrier_sync_core", &[], Mode::Sigbus),
     // A kernel of 2020, 5.8.
     ("uffd_device,user_mode_only,wp_unpopulated,wp_shmem,wp_async,exact_address,pagemap_scan", &UFFD, Mode::Mprotect),
