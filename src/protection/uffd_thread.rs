@@ -50,7 +50,7 @@ pub(super) struct UffdThread {
 struct Shared {
     ranges: UffdRanges,
     page: PageSize,
-    /// Readable when the thread is to end.
+    /// Readable when the thread is to end, and when the descriptor was given up.
     stop: KeptFd,
     is_stopping: AtomicBool,
     lost: AtomicBool,
@@ -110,7 +110,8 @@ impl Shared {
                 last_will.was_stopped = true;
                 return;
             }
-            // No other bit, and no word from `stop` unless we are stopping: something took a number of ours.
+            // No other bit, and no word from `stop` unless we are stopping: something took a number of ours,
+            // or somebody gave the descriptor up.
             if ready.iter().any(|events| events.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
                 || ready[2].contains(PollFlags::IN)
             {
@@ -212,8 +213,15 @@ impl Protection for UffdThread {
         if self.shared.thread_exists() { Ok(()) } else { Err(Error::TrackingLost) }
     }
 
+    /// A `poll` that sleeps keeps the kernel's object, whatever its numbers name by
+    /// then: writers sleep until the thread has left it. It ends, as after any loss.
     fn abandon(&self, _: HostRange) -> Result<(), Error> {
-        self.shared.ranges.uffd.abandon()
+        let given_up = self.shared.ranges.uffd.abandon();
+        if self.shared.ranges.uffd.is_own() && self.shared.stop.is_ours() {
+            // Where it cannot be told it is told already: the count is at its limit.
+            let _ = rustix::io::write(self.shared.stop.as_fd(), &1_u64.to_ne_bytes());
+        }
+        given_up
     }
 
     fn harvest(&self, _: HostRange, _: &mut dyn FnMut(HostRange)) -> Result<(), Error> {

@@ -138,6 +138,8 @@ fn ioctl_refused_under_a_region() {
         let guest = fixture(mode);
         guest.block(1);
         guest.block(2);
+        // A handler thread waits for messages by then.
+        std::thread::sleep(std::time::Duration::from_millis(50));
         refuse(&[UFFDIO_WRITEPROTECT], errno(libc::EPERM));
         let error = guest.begin_error(3).expect("protecting is refused");
         assert!(error.to_string().contains("seccomp"), "{error}");
