@@ -238,6 +238,9 @@ impl EntryCell {
 /// One block on one page.
 pub(crate) struct Node<B> {
     next: AtomicPtr<Node<B>>,
+    /// What leads to it: the list's head or the node before. Used under the commit lock
+    /// alone, so that a node is taken out at once, however long its list.
+    at: AtomicPtr<AtomicPtr<Node<B>>>,
     block: NonNull<B>,
 }
 
@@ -253,7 +256,30 @@ impl<B> Node<B> {
     }
 
     pub(crate) fn new(block: NonNull<B>) -> Self {
-        Self { next: AtomicPtr::new(ptr::null_mut()), block }
+        Self { next: AtomicPtr::new(ptr::null_mut()), at: AtomicPtr::new(ptr::null_mut()), block }
+    }
+
+    /// Notes what leads to it from now on.
+    fn set_at(&self, at: &AtomicPtr<Self>) {
+        self.at.store(ptr::from_ref(at).cast_mut(), Ordering::Relaxed);
+    }
+
+    /// Takes it out of its list. Walkers that are at it go on as before.
+    ///
+    /// # Safety
+    ///
+    /// Under the commit lock; it was entered, in a list that is still there, and was
+    /// not taken out.
+    pub(crate) unsafe fn take_out(&self) {
+        let next = self.next.load(Ordering::Relaxed);
+        // SAFETY: the head of a list that is there, or in a node of it: nodes are
+        // taken out under the commit lock, which we hold, and freed later.
+        let at = unsafe { &*self.at.load(Ordering::Relaxed) };
+        at.store(next, Ordering::Release);
+        // SAFETY: as above.
+        if let Some(next) = unsafe { next.as_ref() } {
+            next.set_at(at);
+        }
     }
 }
 
@@ -306,18 +332,12 @@ pub(crate) enum Downgrade {
 pub(crate) struct Life<B> {
     /// Cell and flag are done, and the block was handed over.
     dead: AtomicBool,
-    /// Being taken out of its lists. Used under the commit lock only.
-    reaped: AtomicBool,
     next_dead: AtomicPtr<B>,
 }
 
 impl<B> Life<B> {
     pub(crate) fn new() -> Self {
-        Self {
-            dead: AtomicBool::new(false),
-            reaped: AtomicBool::new(false),
-            next_dead: AtomicPtr::new(ptr::null_mut()),
-        }
+        Self { dead: AtomicBool::new(false), next_dead: AtomicPtr::new(ptr::null_mut()) }
     }
 
     /// Makes the block unreachable. Returns whether this call is the one that
@@ -387,6 +407,11 @@ impl<B: Record> BlockList<B> {
     pub(crate) unsafe fn enter(&self, node: &Node<B>) {
         let head = self.head.load(Ordering::Relaxed);
         node.next.store(head, Ordering::Relaxed);
+        node.set_at(&self.head);
+        // SAFETY: nodes are taken out under the commit lock, which we hold, and freed later.
+        if let Some(head) = unsafe { head.as_ref() } {
+            head.set_at(&node.next);
+        }
         self.head.store(ptr::from_ref(node).cast_mut(), Ordering::Release);
     }
 
@@ -403,26 +428,6 @@ impl<B: Record> BlockList<B> {
             // SAFETY: as above.
             each(unsafe { node.block.as_ref() });
             next = node.next.load(Ordering::Acquire);
-        }
-    }
-
-    /// Takes out every block that is marked as reaped.
-    ///
-    /// # Safety
-    ///
-    /// Under the commit lock.
-    pub(crate) unsafe fn take_out_reaped(&self) {
-        let mut link = &self.head;
-        // SAFETY: nodes are taken out under the commit lock alone, which we hold,
-        // and freed later.
-        while let Some(node) = unsafe { link.load(Ordering::Relaxed).as_ref() } {
-            // SAFETY: as above.
-            let reaped = unsafe { node.block.as_ref() }.life().reaped.load(Ordering::Relaxed);
-            if reaped {
-                link.store(node.next.load(Ordering::Relaxed), Ordering::Release);
-            } else {
-                link = &node.next;
-            }
         }
     }
 }
@@ -457,7 +462,7 @@ impl<B: Record> DeadStack<B> {
         }
     }
 
-    /// Takes all, each marked as reaped.
+    /// Takes all.
     ///
     /// # Safety
     ///
@@ -471,7 +476,6 @@ impl<B: Record> DeadStack<B> {
         while let Some(block) = NonNull::new(next) {
             // SAFETY: by this function's contract.
             let life = unsafe { block.as_ref() }.life();
-            life.reaped.store(true, Ordering::Relaxed);
             next = life.next_dead.load(Ordering::Relaxed);
             blocks.push(block);
         }
@@ -523,6 +527,34 @@ mod tests {
         fn state(&self) -> (usize, u8) {
             (self.cell.load(), self.flag.load())
         }
+    }
+
+    impl Record for Fake {
+        fn life(&self) -> &Life<Self> {
+            &self.life
+        }
+    }
+
+    #[test]
+    fn a_node_is_taken_out_wherever_it_is() {
+        let blocks = [1, 2, 3, 4].map(|entry| Fake::pending(Entry::plain(entry)));
+        let list = BlockList::default();
+        let nodes = blocks.each_ref().map(|block| Node::new(NonNull::from(block)));
+        // SAFETY: the only thread; nodes and blocks stay.
+        nodes.iter().for_each(|node| unsafe { list.enter(node) });
+        let entries = || {
+            let mut entries = Vec::new();
+            // SAFETY: as above.
+            unsafe { list.for_each(|block: &Fake| entries.extend(block.entry.address(false))) };
+            entries
+        };
+        assert_eq!(entries(), [4, 3, 2, 1]);
+        for (at, left) in [(2, &[4, 2, 1][..]), (3, &[2, 1]), (0, &[2]), (1, &[])] {
+            // SAFETY: as above; each once.
+            unsafe { nodes[at].take_out() };
+            assert_eq!(entries(), left);
+        }
+        assert!(list.is_empty());
     }
 
     #[test]

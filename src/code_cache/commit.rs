@@ -253,9 +253,10 @@ impl<P: Payload> CodeCache<P> {
         for block in &mut dead {
             // SAFETY: not retired yet.
             let shared = unsafe { block.as_ref() };
-            for BlockPage { claim, .. } in &shared.pages {
-                // SAFETY: under the commit lock.
-                unsafe { claim.data().0.take_out_reaped() };
+            for BlockPage { node, .. } in &shared.pages {
+                // SAFETY: under the commit lock; entered by `publish`, and handed over once.
+                // The claim beside it keeps the list.
+                unsafe { node.take_out() };
             }
             shared.leave_cell();
             // SAFETY: in the queue since its commit.

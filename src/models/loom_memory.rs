@@ -113,9 +113,10 @@ impl Page {
     fn reap(&self) {
         // SAFETY: one thread alone reaps, and blocks stay until the model's end.
         let dead = unsafe { self.dead.take_all() };
-        if !dead.is_empty() {
-            // SAFETY: as above.
-            unsafe { self.list.take_out_reaped() };
+        let places = self.blocks.iter().zip(&self.nodes);
+        for (_, node) in places.filter(|(block, _)| dead.contains(&NonNull::from(&***block))) {
+            // SAFETY: as above; entered by `new`, and handed over once.
+            unsafe { node.take_out() };
         }
         for block in dead {
             self.epoch.retire(Free(block));
