@@ -24,7 +24,7 @@ use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::{Adaptive, Decision, Limits, PageHistory, Plain, Policy};
 use codewarden::protection::Mode;
 use codewarden::tracker::{BeginError, SharedMemory};
-use codewarden::{CodeCache, CommitError, Entry, EntryCell, EntryStubs, Key, Link, MemoryLimit, StaleFlag};
+use codewarden::{CodeCache, CommitError, Entry, EntryCell, EntryStubs, FrontEntry, Key, Link, MemoryLimit, StaleFlag};
 
 use modes::tracking_modes;
 use region::{GUEST, PAGES, page_bytes, region};
@@ -482,6 +482,29 @@ fn a_store_through_another_view() {
         assert_eq!(guest.lookup(64), None, "{mode}");
         tracker.remove_region(second).unwrap();
     }
+}
+
+/// E5: as emitted code does it, by a link, by the front and by a cell that was
+/// remembered for a return.
+#[test]
+fn a_kill_reaches_links_fronts_and_predictions() {
+    synchronous(|guest| {
+        guest.translate(64).unwrap();
+        let key = Guest::key(64);
+        let link = guest.cache.link(key).unwrap();
+        let mut vcpu = guest.cache.attach_vcpu(|| {});
+        let mut pin = vcpu.pin();
+        let entry = pin.lookup(key).expect("a block");
+        // SAFETY: an index of the front, which is ours while no emitted code runs.
+        let FrontEntry { key: found, cell: predicted } = unsafe { *pin.front().add(key.front_index()) };
+        assert_eq!(found, key.raw());
+        // SAFETY: what the front leads to lives under the pin.
+        let through = || [link.cell().load(), unsafe { &*predicted }.load()];
+        assert_eq!(through(), [entry; 2], "{}", guest.mode);
+        guest.store(64, 9);
+        assert_eq!(through(), [EntryStubs::NOT_CODE.dead; 2], "{}", guest.mode);
+        assert_eq!(pin.lookup(key), None, "{}", guest.mode);
+    });
 }
 
 /// E2, N5.
