@@ -281,6 +281,18 @@ impl<O: PageObserver> Region<O> {
         opened.or_else(|_| self.abandon())
     }
 
+    /// A fault on a page that was never protected. It may have been on its way when the
+    /// region before this one ended: then the store goes through now. If it comes back it
+    /// is not ours.
+    fn retry_once(&self, fault: &WriteFault) -> Handled {
+        const NEVER: u64 = 0;
+        if self.repeats.is_repeat(fault, NEVER) {
+            return Handled::NotOurs;
+        }
+        self.repeats.record(fault, NEVER);
+        Handled::Retry
+    }
+
     /// Enters an un-protect on the pages behind `page` that are protected, `most`
     /// pages at most with it. Where it ends.
     fn enter_ahead(&self, page: PageIndex, most: usize) -> usize {
@@ -308,11 +320,8 @@ unsafe impl<O: PageObserver> FaultSink for Region<O> {
     fn on_write(&self, fault: &WriteFault) -> Handled {
         let entered_ns = precise_ns();
         let page = PageIndex((fault.addr.0 - self.host.start().0) >> self.page.shift());
-        let Some(desc) = self.pages.get(page) else { return Handled::NotOurs };
-        let seen = desc.word.load();
-        if seen.is_pristine() {
-            return Handled::NotOurs;
-        }
+        let used = self.pages.get(page).map(|desc| (desc, desc.word.load())).filter(|(_, seen)| !seen.is_pristine());
+        let Some((desc, seen)) = used else { return self.retry_once(fault) };
         let writable = matches!(seen.state(), PageState::Open | PageState::Checked);
         if writable && self.repeats.is_repeat(fault, seen.without_count()) {
             return Handled::NotOurs;
