@@ -57,7 +57,7 @@ pub(crate) use choice::open;
 #[cfg(all(test, not(loom)))]
 mod conformance;
 #[cfg(all(test, not(loom)))]
-mod model;
+pub(crate) mod model;
 
 /// What happens to a write by the kernel for the guest (`read`, an out
 /// parameter) into a protected page.

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::page_table::Busy;
 use crate::protection::{Access, FaultSink, Handled, KernelWrites, Mode, Options, Protection, WriteFault};
 
-struct Nobody;
+pub(super) struct Nobody;
 
 #[allow(unsafe_code)]
 // SAFETY: does nothing.

@@ -56,3 +56,46 @@ fn fingerprint(fault: &WriteFault, word: u64) -> u64 {
         (hash ^ part).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(31)
     }) | 1
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::sync::{Arc, OnceLock, Weak};
+
+    use super::super::Tracker;
+    use super::super::opened_whole::Nobody;
+    use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
+    use crate::protection::model::{Model, Moment};
+    use crate::protection::{Access, Handled, Mode, Options, Protection};
+
+    const PAGE: PageSize = PageSize::from_shift(12);
+    const HOST: HostAddr = HostAddr(1 << 45);
+
+    fn add_region(tracker: &Tracker<Nobody>, model: &Arc<Model>) {
+        let host = HostRange::of_pages(HOST, 4, PAGE);
+        let open = || Ok(model.clone() as Arc<dyn Protection>);
+        tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), open).unwrap();
+    }
+
+    /// Between the fault and its handler its region ends and another one begins.
+    #[test]
+    fn a_fault_that_is_on_its_way_while_its_region_ends() {
+        let tracker = Arc::new(Tracker::new(Arc::new(Nobody)));
+        let all: Arc<OnceLock<(Weak<Tracker<Nobody>>, Weak<Model>)>> = Arc::default();
+        let model = Arc::new(Model::new(Mode::Sigbus, HostRange::of_pages(HOST, 4, PAGE), PAGE).with_pause({
+            let all = all.clone();
+            move |moment| {
+                let Some((tracker, model)) = all.get().filter(|_| moment == Moment::BeforeSink) else { return };
+                let (tracker, model) = (tracker.upgrade().unwrap(), model.upgrade().unwrap());
+                tracker.remove_region(GuestAddr(0)).unwrap();
+                add_region(&tracker, &model);
+            }
+        }));
+        add_region(&tracker, &model);
+        tracker.begin(GuestAddr(0)).unwrap();
+        assert!(all.set((Arc::downgrade(&tracker), Arc::downgrade(&model))).is_ok());
+        let retired = AtomicBool::new(false);
+        assert_eq!(model.store(HOST, 1, || retired.store(true, SeqCst)), Handled::Retry);
+        assert!(retired.into_inner());
+    }
+}
