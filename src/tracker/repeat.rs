@@ -71,6 +71,8 @@ mod tests {
     const PAGE: PageSize = PageSize::from_shift(12);
     const HOST: HostAddr = HostAddr(1 << 45);
 
+    type Both = (Weak<Tracker<Nobody>>, Weak<Model>);
+
     fn add_region(tracker: &Tracker<Nobody>, model: &Arc<Model>) {
         let host = HostRange::of_pages(HOST, 4, PAGE);
         let open = || Ok(model.clone() as Arc<dyn Protection>);
@@ -81,7 +83,7 @@ mod tests {
     #[test]
     fn a_fault_that_is_on_its_way_while_its_region_ends() {
         let tracker = Arc::new(Tracker::new(Arc::new(Nobody)));
-        let all: Arc<OnceLock<(Weak<Tracker<Nobody>>, Weak<Model>)>> = Arc::default();
+        let all: Arc<OnceLock<Both>> = Arc::default();
         let model = Arc::new(Model::new(Mode::Sigbus, HostRange::of_pages(HOST, 4, PAGE), PAGE).with_pause({
             let all = all.clone();
             move |moment| {
