@@ -3,10 +3,11 @@
 //!
 //! A table of the guide is one whose header is a first column, then the modes. A
 //! cell's facts are links, `[word][module::test]`: the test is a function of that
-//! name in a file `module.rs` under `tests/`. The chapters on the protocol and on checks
-//! name models, mutations and scripts, which exist as well.
+//! name in a file `module.rs` under `tests/`, and the link leads to the file's line in the
+//! chapter's list of tests. The chapters on the protocol and on checks name models,
+//! mutations and scripts, which exist as well.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -64,9 +65,18 @@ fn cells(text: &str) -> Vec<Cell> {
     cells
 }
 
-/// The tests that the links of `text` are defined for: `[module::test]: URL`.
-fn defined(text: &str) -> BTreeSet<&str> {
-    text.lines().filter_map(|line| Some(line.strip_prefix('[')?.split_once("]: http")?.0)).collect()
+/// The tests that `text` defines links for, each with where the link leads:
+/// `[module::test]: #test-module "module::test"`.
+fn defined(text: &str) -> BTreeMap<&str, &str> {
+    text.lines().filter_map(|line| line.strip_prefix('[')?.split_once("]: ")).collect()
+}
+
+/// The files that the chapter lists, by the anchors that links lead to.
+fn listed(text: &str) -> BTreeMap<&str, &str> {
+    text.lines()
+        .filter_map(|line| line.strip_prefix("| <a id=\"")?.split_once("\"></a>`"))
+        .filter_map(|(anchor, rest)| Some((anchor, rest.split_once('`')?.0)))
+        .collect()
 }
 
 fn files_under(dir: &Path, found: &mut Vec<PathBuf>) {
@@ -87,9 +97,21 @@ fn exists(name: &str, files: &[PathBuf]) -> bool {
 }
 
 fn faults_of(text: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
-    let defined = defined(text);
-    let missing = defined.iter().filter(|test| !exists(test));
-    let mut wrong: Vec<String> = missing.map(|test| format!("there is no test {test}")).collect();
+    let (defined, listed) = (defined(text), listed(text));
+    let mut wrong = Vec::new();
+    for (test, leads_to) in &defined {
+        if !exists(test) {
+            wrong.push(format!("there is no test {test}"));
+        }
+        let module = test.split("::").next().unwrap_or_default();
+        if *leads_to != format!("#test-{module} \"{test}\"") {
+            wrong.push(format!("the link of {test} leads to {leads_to}, not to #test-{module} \"{test}\""));
+        }
+        let file = listed.get(&*format!("test-{module}"));
+        if !file.is_some_and(|file| file.ends_with(&format!("/{module}.rs"))) {
+            wrong.push(format!("the list of tests has no line <a id=\"test-{module}\"></a> with a file {module}.rs"));
+        }
+    }
     for Cell { row, mode, facts } in cells(text) {
         if facts.is_empty() {
             wrong.push(format!("{row}, {mode}: nothing is said, or no test named"));
@@ -101,7 +123,7 @@ fn faults_of(text: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
             if word == "missed" && mode != "none" {
                 wrong.push(format!("{row}, {mode}: a mode that tracks promises more than that"));
             }
-            if !defined.contains(test.as_str()) {
+            if !defined.contains_key(test.as_str()) {
                 wrong.push(format!("{row}, {mode}: the link of {test} leads nowhere"));
             }
         }
@@ -119,6 +141,8 @@ fn every_cell_names_a_test_that_exists() {
         assert!(cells(&text).len() >= 50, "{name}: its tables were not found");
         let wrong = faults_of(&text, |test| exists(test, &files));
         assert!(wrong.is_empty(), "{name}:\n{}", wrong.join("\n"));
+        let absent: Vec<_> = listed(&text).into_values().filter(|file| !root.join(file).exists()).collect();
+        assert!(absent.is_empty(), "{name} lists files that do not exist: {absent:?}");
     }
 }
 
@@ -157,10 +181,13 @@ fn the_modes_are_all_there() {
 #[test]
 fn what_is_wrong_is_found() {
     let head = "| way | sigbus | thread | mprotect | deferred | none |\n|---|---|---|---|---|---|\n";
-    let row = |cells: &str| format!("{head}| a | {cells} |\n\n[m::t]: https://x/m.rs\n");
+    let list = "| <a id=\"test-m\"></a>`tests/m.rs` | a command |\n";
+    let row = |cells: &str| format!("{head}| a | {cells} |\n\n{list}\n[m::t]: #test-m \"m::t\"\n");
     let good = row(&["[handled][m::t]"; 5].join(" | "));
     assert_eq!(faults_of(&good, |test| test == "m::t"), [""; 0]);
     assert_eq!(faults_of(&good, |_| false).len(), 1);
+    assert_eq!(faults_of(&good.replace(": #test-m", ": https://example.org/m.rs"), |_| true).len(), 1, "leads away");
+    assert_eq!(faults_of(&good.replace(list, ""), |_| true).len(), 1, "leads nowhere in the chapter");
     let count = |cells: &str| faults_of(&row(cells), |_| true).len();
     assert_eq!(count(&["[handled][m::t]"; 4].join(" | ")), 1, "a cell is missing");
     assert_eq!(count(&["EFAULT; [announced][m::t], [refused][m::t]"; 5].join(" | ")), 0);
