@@ -127,6 +127,7 @@ fn advice(call: &str, errno: i32) -> Option<&'static str> {
     Some(match (call, errno) {
         (_, libc::EMFILE) => "raise the limit of open files (ulimit -n)",
         (_, libc::ENFILE) => "raise the system's limit of open files (sysctl fs.file-max)",
+        (_, libc::EFBIG) => "raise the limit of file sizes (ulimit -f), or take anonymous memory, which has none",
         ("mprotect", libc::ENOMEM) => {
             "each protected page between open ones takes two mappings: raise vm.max_map_count, or take a mode of \
              userfaultfd, which takes none"

@@ -113,7 +113,8 @@ impl GuestMemory {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] where descriptors or address space are short.
+    /// [`Error::System`] where descriptors or address space are short, or `len` is beyond
+    /// the limit on file sizes (`ulimit -f`).
     pub fn memfd(len: usize) -> Result<Self, Error> {
         let page = PageSize::host();
         let len = whole_pages(len, page)?;

@@ -37,6 +37,11 @@ fn has_test(code: &str, name: &str) -> bool {
     code.split("#[test]").skip(1).any(|after| after.trim_start().starts_with(&format!("fn {name}(")))
 }
 
+/// The text of the first of `paths` that there is.
+fn text_of(paths: &[String]) -> Option<String> {
+    paths.iter().find_map(|path| fs::read_to_string(root().join(path)).ok())
+}
+
 /// Whether there is a test of that name, as `mutations/run` would run it.
 fn exists(killer: &str) -> bool {
     match killer.split(' ').collect::<Vec<_>>()[..] {
@@ -45,10 +50,13 @@ fn exists(killer: &str) -> bool {
             let Some((name, parts)) = parts.split_last() else { return false };
             module(parts).is_some_and(|code| has_test(&code, name))
         }
-        ["--test", file, ref name @ ..] => {
-            let paths = [format!("tests/{file}.rs"), format!("tests/{file}/main.rs")];
-            let code = paths.iter().find_map(|path| fs::read_to_string(root().join(path)).ok());
-            code.is_some_and(|code| name.iter().all(|name| has_test(&code, name)))
+        ["--test", file] => text_of(&[format!("tests/{file}.rs"), format!("tests/{file}/main.rs")]).is_some(),
+        ["--test", file, path] => {
+            let (files, name) = match path.split_once("::") {
+                Some((module, name)) => (vec![format!("tests/{file}/{module}.rs")], name),
+                None => (vec![format!("tests/{file}.rs"), format!("tests/{file}/main.rs")], path),
+            };
+            text_of(&files).is_some_and(|code| has_test(&code, name))
         }
         _ => false,
     }

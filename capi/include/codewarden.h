@@ -371,7 +371,7 @@ cw_status cw_cache_set_access(const cw_cache *cache,
 
 /* ---- Executable memory, for embedders who have no allocator of their own -----------
  *
- * One memfd is mapped twice: write code through one address, run it at another. No
+ * One piece of memory is mapped twice: write code through one address, run it at another. No
  * mapping is writable and executable, and none changes its protection.
  *
  *     cw_code_buffer_alloc(buffer, len, 16, &code);         // CW_FULL: evict, try again

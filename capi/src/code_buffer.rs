@@ -1,6 +1,6 @@
 //! Executable memory, for embedders who have no allocator of their own.
 //!
-//! One memfd is mapped twice: write code through one address, run it at another. No
+//! One piece of memory is mapped twice: write code through one address, run it at another. No
 //! mapping is writable and executable, and none changes its protection.
 //!
 //! ```c

@@ -4,15 +4,13 @@ use std::sync::MutexGuard;
 
 use super::{CodeBuffer, Shared, State};
 use crate::error::Error;
-use crate::sys::membarrier;
-use crate::sys::mmap::memfd;
 
 /// A buffer that stands still over a `fork`: see [`CodeBuffer::before_fork`].
 #[derive(Debug)]
 #[must_use = "the buffer stands still until this is dropped"]
 pub struct ForkGuard<'a> {
     shared: &'a Shared,
-    state: MutexGuard<'a, State>,
+    _state: MutexGuard<'a, State>,
 }
 
 impl CodeBuffer {
@@ -20,7 +18,7 @@ impl CodeBuffer {
     /// [`ForkGuard::after_fork_child`] is called, in the child, no other thread
     /// allocates or frees.
     pub fn before_fork(&self) -> ForkGuard<'_> {
-        ForkGuard { shared: &self.shared, state: self.shared.lock() }
+        ForkGuard { shared: &self.shared, _state: self.shared.lock() }
     }
 }
 
@@ -36,11 +34,9 @@ impl ForkGuard<'_> {
     ///
     /// [`Error::System`]: the buffer is still the parent's and must be
     /// neither written nor run.
-    pub fn after_fork_child(mut self) -> Result<(), Error> {
-        membarrier::register_sync_core()?;
-        let memfd = memfd("codewarden-code", self.shared.views.len)?;
-        self.shared.views.remap(&memfd)?;
-        self.state.memfd = memfd;
+    pub fn after_fork_child(self) -> Result<(), Error> {
+        // The registration for `membarrier` is inherited.
+        self.shared.views.renew()?;
         self.shared.owner.take_over()
     }
 }

@@ -1,14 +1,15 @@
 //! Executable memory, never writable and executable through one mapping.
 //!
-//! One memfd is mapped twice: a writable view, through which a compiler puts
+//! One piece of memory is mapped twice: a writable view, through which a compiler puts
 //! code, and an executable view at other addresses, where the code runs. No
-//! mapping changes its protection, so that publishing a block costs no VMA and
-//! no TLB shootdown, and a stray write through a code address faults.
+//! mapping changes its protection later, so that publishing a block costs no VMA and
+//! no TLB shootdown, and a stray write through a code address faults. The memory needs no
+//! descriptor and no file.
 //!
-//! The memfd has the size of the limit from the start and memory behind it only
+//! The views have the size of the limit from the start and memory behind them only
 //! where something was written. What is freed goes to an address-ordered free
-//! list that coalesces (`free_list`); whole free pages are given back by hole
-//! punching, in sweeps that are bounded and far apart.
+//! list that coalesces (`free_list`); whole free pages are given back to the system
+//! in sweeps that are bounded and far apart.
 //!
 //! # Coherence of instructions
 //!
@@ -39,31 +40,26 @@
 //!
 //! # Safety
 //!
-//! The views are mapped in `Views::map`, replaced in place by
-//! `Views::remap` and unmapped when the last of the buffer and its
-//! allocations is dropped. Bytes are written here in one place, a freed
-//! range's fill, while the free list's lock is held and before the range can
-//! be handed out again.
+//! The views live until the last of the buffer and its allocations is dropped. Bytes are
+//! written here in one place, a freed range's fill, while the free list's lock is held and
+//! before the range can be handed out again.
 #![allow(unsafe_code)]
 
 mod fork;
 mod free_list;
+mod views;
 
-use std::os::fd::OwnedFd;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use rustix::fs::FallocateFlags;
-use rustix::mm::{MapFlags, ProtFlags};
 
 pub use self::fork::ForkGuard;
 
 use self::free_list::FreeList;
+use self::views::Views;
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::sys::fork::Owner;
 use crate::sys::membarrier;
-use crate::sys::mmap::memfd;
 
 /// What lies in freed code, so that a stray jump there traps: `int3`, and on
 /// other processors zeros, which are undefined instructions on aarch64.
@@ -95,9 +91,8 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    memfd: OwnedFd,
     free: FreeList,
-    /// For each page of the memfd, whether it may have memory behind it.
+    /// For each page, whether it may have memory behind it.
     resident: Vec<bool>,
     resident_pages: usize,
     allocations: usize,
@@ -136,11 +131,9 @@ impl CodeBuffer {
         let len = len.ok_or(Error::BadArgument("a code buffer has one byte at least and fits the address space"))?;
         membarrier::register_sync_core()?;
         let owner = Owner::this_process()?;
-        let memfd = memfd("codewarden-code", len)?;
-        let views = Views::map(&memfd, len)?;
+        let views = Views::map(len)?;
         let executable = HostRange::new(HostAddr::of(views.rx), len, page)?;
         let state = State {
-            memfd,
             free: FreeList::new(len),
             resident: vec![false; len >> page.shift()],
             resident_pages: 0,
@@ -256,7 +249,7 @@ impl Drop for Allocation {
         unsafe { ptr::write_bytes(self.rw(), FREED_FILL, self.end - self.start) };
         state.allocations -= 1;
         state.free.give(self.start..self.end);
-        state.give_back(self.shared.page);
+        state.give_back(&self.shared.views, self.shared.page);
     }
 }
 
@@ -284,7 +277,7 @@ impl State {
     /// Gives memory back once much of what is resident is not in use. Each
     /// sweep starts at the largest ranges, so that a bounded number of calls
     /// gives back most.
-    fn give_back(&mut self, page: PageSize) {
+    fn give_back(&mut self, views: &Views, page: PageSize) {
         let used = self.free.len_bytes() - self.free.free_bytes();
         if (self.resident_pages << page.shift()).saturating_sub(used) <= KEPT_FREE_BYTES.max(used / 4) {
             return;
@@ -300,69 +293,12 @@ impl State {
             if resident == 0 {
                 continue;
             }
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             // A refusal costs memory and nothing else.
-            if rustix::fs::fallocate(&self.memfd, flags, start as u64, (end - start) as u64).is_ok() {
+            if views.give_back(start, end - start).is_ok() {
                 pages.fill(false);
                 self.resident_pages -= resident;
                 self.given_back_bytes += (resident << page.shift()) as u64;
             }
-        }
-    }
-}
-
-/// The two mappings of one memfd.
-#[derive(Debug)]
-struct Views {
-    rw: *mut u8,
-    rx: *mut u8,
-    len: usize,
-}
-
-// SAFETY: two addresses of mappings that belong to the process, not a thread.
-unsafe impl Send for Views {}
-// SAFETY: as for `Send`; nothing is reached through a shared `Views` except by
-// an allocation that owns its range.
-unsafe impl Sync for Views {}
-
-impl Views {
-    fn map(memfd: &OwnedFd, len: usize) -> Result<Self, Error> {
-        let map = |protection| {
-            // SAFETY: a new mapping at an address of the kernel's choice.
-            unsafe { rustix::mm::mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, memfd, 0) }
-                .map_err(|errno| Error::system("mmap of code", 0, len, errno))
-        };
-        let rw = map(ProtFlags::READ | ProtFlags::WRITE)?;
-        match map(ProtFlags::READ | ProtFlags::EXEC) {
-            Ok(rx) => Ok(Self { rw: rw.cast(), rx: rx.cast(), len }),
-            Err(error) => {
-                // SAFETY: mapped above, and nobody else has the address.
-                let _ = unsafe { rustix::mm::munmap(rw, len) };
-                Err(error)
-            }
-        }
-    }
-
-    /// Puts `memfd` behind both views, at the same addresses.
-    fn remap(&self, memfd: &OwnedFd) -> Result<(), Error> {
-        let (rw, rx) = (ProtFlags::READ | ProtFlags::WRITE, ProtFlags::READ | ProtFlags::EXEC);
-        for (address, protection) in [(self.rw, rw), (self.rx, rx)] {
-            let flags = MapFlags::SHARED | MapFlags::FIXED;
-            // SAFETY: replaces a mapping of this view, of the same length and
-            // protection; no reference is ever formed to what is in it.
-            unsafe { rustix::mm::mmap(address.cast(), self.len, protection, flags, memfd, 0) }
-                .map_err(|errno| Error::system("mmap of code", address as usize, self.len, errno))?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Views {
-    fn drop(&mut self) {
-        for view in [self.rw, self.rx] {
-            // SAFETY: mapped by `map` with this length; every allocation holds
-            // the `Shared` that this is part of, so that none is left.
-            let _ = unsafe { rustix::mm::munmap(view.cast(), self.len) };
         }
     }
 }

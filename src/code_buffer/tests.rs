@@ -168,9 +168,14 @@ fn bytes(allocation: &Allocation) -> Vec<u8> {
     (0..allocation.len()).map(|index| unsafe { allocation.rx().add(index).read_volatile() }).collect()
 }
 
-/// Bytes that the file system holds for the memfd.
+/// Bytes that the kernel holds for the buffer, by its own word.
 fn memory_behind(buffer: &CodeBuffer) -> usize {
-    rustix::fs::fstat(&buffer.shared.lock().memfd).unwrap().st_blocks as usize * 512
+    let Views { rw, len, .. } = buffer.shared.views;
+    let page_bytes = PageSize::host().bytes();
+    let mut resident = vec![0_u8; len / page_bytes];
+    // SAFETY: asks about a mapping that the buffer keeps; one byte for each page of it.
+    assert_eq!(unsafe { libc::mincore(rw.cast(), len, resident.as_mut_ptr()) }, 0);
+    resident.iter().filter(|page| **page & 1 != 0).count() * page_bytes
 }
 
 const CONSTANT_BYTES: usize = 8;

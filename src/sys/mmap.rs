@@ -15,7 +15,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
-use crate::sys::descriptor;
+use crate::sys::{descriptor, signal};
 
 /// A mapping of this process, unmapped on drop.
 #[derive(Debug)]
@@ -80,7 +80,9 @@ const READ_WRITE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 pub(crate) fn memfd(name: &str, len: usize) -> Result<OwnedFd, Error> {
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
         .map_err(|errno| Error::system("memfd_create", 0, len, errno))?;
-    rustix::fs::ftruncate(&fd, len as u64).map_err(|errno| Error::system("ftruncate", 0, len, errno))?;
+    // Beyond the limit on file sizes the kernel says EFBIG, and sends a signal that ends the process.
+    signal::without(libc::SIGXFSZ, || rustix::fs::ftruncate(&fd, len as u64))
+        .map_err(|errno| Error::system("ftruncate", 0, len, errno))?;
     Ok(descriptor::raise(fd))
 }
 

@@ -108,6 +108,31 @@ pub(crate) fn with_all_blocked<R>(body: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Runs `body` with `signo` blocked in this thread, and takes back the one that `body` had
+/// the kernel send to this thread: for a call that says by its result too what the signal
+/// would have said.
+pub(crate) fn without<R>(signo: c_int, body: impl FnOnce() -> R) -> R {
+    let [mut only, mut before, mut pending] = [MaybeUninit::<libc::sigset_t>::zeroed(); 3];
+    // SAFETY: all are locals of this function; zeroed sets are valid ones.
+    let was_pending = unsafe {
+        libc::sigemptyset(only.as_mut_ptr());
+        libc::sigaddset(only.as_mut_ptr(), signo);
+        libc::pthread_sigmask(libc::SIG_BLOCK, only.as_ptr(), before.as_mut_ptr());
+        libc::sigpending(pending.as_mut_ptr());
+        libc::sigismember(pending.as_ptr(), signo) == 1
+    };
+    let result = body();
+    // SAFETY: as above; a timeout of zero does not wait.
+    unsafe {
+        if !was_pending {
+            let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            libc::sigtimedwait(only.as_ptr(), ptr::null_mut(), &now);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut());
+    }
+    result
+}
+
 /// Whether this process has a thread of that kernel id. The answer "no" alone is
 /// certain: the id may be another thread's by now.
 pub(crate) fn thread_exists(tid: c_int) -> bool {

@@ -74,13 +74,51 @@ fn open_files_of_a_region() {
 }
 
 #[test]
-fn open_files_of_memory_and_code() {
-    scenario("limits::open_files_of_memory_and_code", &[Mode::Mprotect], End::Well, |_| {
+fn open_files_of_guest_memory() {
+    scenario("limits::open_files_of_guest_memory", &[Mode::Mprotect], End::Well, |_| {
         let (memory, needed) = with_ever_more_files(|| GuestMemory::memfd(page_bytes()));
         assert_eq!(needed, 1);
         drop(memory);
-        let (_buffer, needed) = with_ever_more_files(|| CodeBuffer::new(1 << 20));
-        assert_eq!(needed, 1);
+        let (_memory, needed) = with_ever_more_files(|| GuestMemory::anonymous(page_bytes()));
+        assert_eq!(needed, 0);
+    });
+}
+
+/// Memory for code has neither a descriptor nor a file size.
+#[test]
+fn code_needs_no_file() {
+    scenario("limits::code_needs_no_file", &[Mode::Mprotect], End::Well, |_| {
+        set_limit(libc::RLIMIT_FSIZE, 0);
+        let (buffer, needed) = with_ever_more_files(|| CodeBuffer::new(1 << 20));
+        assert_eq!(needed, 0);
+        let code = buffer.alloc(100, 16).unwrap();
+        // SAFETY: the first byte of an allocation that is alive, in either view.
+        unsafe {
+            code.rw().write_volatile(7);
+            assert_eq!(code.rx().read_volatile(), 7);
+        }
+        code.publish().unwrap();
+    });
+}
+
+/// The kernel's signal for it would end the process.
+#[test]
+fn file_size_of_guest_memory() {
+    scenario("limits::file_size_of_guest_memory", &[Mode::Mprotect], End::Well, |_| {
+        set_limit(libc::RLIMIT_FSIZE, 2 * page_bytes() as u64);
+        let before = open_files();
+        let refused = GuestMemory::memfd(3 * page_bytes()).unwrap_err();
+        assert!(refused.to_string().contains("ulimit -f"), "{refused}");
+        assert_eq!(open_files(), before);
+        GuestMemory::memfd(2 * page_bytes()).unwrap();
+        // Nor does it come later.
+        // SAFETY: reads this thread's signals into a local, for which zeroes are valid.
+        let waiting = unsafe {
+            let mut set = core::mem::zeroed();
+            libc::sigpending(&raw mut set);
+            libc::sigismember(&raw const set, libc::SIGXFSZ)
+        };
+        assert_eq!(waiting, 0);
     });
 }
 

@@ -1,0 +1,113 @@
+//! The two mappings of a code buffer's memory.
+//!
+//! The memory is shared and anonymous: it needs no descriptor and has no file size, so
+//! neither the limit on open files nor the one on file sizes stands in its way. A second
+//! view of it comes from `mremap` with an old size of 0, which leaves the first view where
+//! it is and maps the same memory at another address.
+//!
+//! The executable view is mapped first and never changes. The copy takes the right to
+//! execute away and the right to write in return: kernels and filters that refuse to make
+//! memory executable afterwards (`PR_SET_MDWE`, systemd's `MemoryDenyWriteExecute`) allow
+//! that order.
+//!
+//! # Safety
+//!
+//! A [`Views`] owns both address ranges: they are mapped by `map`, replaced in place by
+//! `renew` and unmapped by the drop. No reference is ever formed to the bytes.
+#![allow(unsafe_code)]
+
+use core::ffi::c_void;
+use std::ptr;
+
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
+
+use crate::error::Error;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Views {
+    pub(super) rw: *mut u8,
+    pub(super) rx: *mut u8,
+    pub(super) len: usize,
+}
+
+// SAFETY: two addresses of mappings that belong to the process, not a thread.
+unsafe impl Send for Views {}
+// SAFETY: as for `Send`; nothing is reached through a shared `Views` except by
+// an allocation that owns its range.
+unsafe impl Sync for Views {}
+
+impl Views {
+    /// Views of `len` bytes (whole pages) of new memory, at addresses of the kernel's
+    /// choice.
+    pub(super) fn map(len: usize) -> Result<Self, Error> {
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let rx = unsafe { map_executable(ptr::null_mut(), len, MapFlags::empty()) }?;
+        // SAFETY: the mapping is our own and stays where it is; the copy is a new one.
+        let rw = unsafe { rustix::mm::mremap(rx, 0, len, MremapFlags::MAYMOVE) };
+        let rw = rw.map_err(|errno| Error::system("mremap of code", rx as usize, len, errno));
+        let rw = rw.inspect_err(|_| {
+            // SAFETY: mapped above, and nobody else has the address.
+            let _ = unsafe { rustix::mm::munmap(rx, len) };
+        })?;
+        let views = Self { rw: rw.cast(), rx: rx.cast(), len };
+        views.make_writable()?;
+        Ok(views)
+    }
+
+    /// Puts new memory, full of zeroes, behind both views, at the same addresses.
+    ///
+    /// After an error the old memory may be behind one of them or behind both.
+    pub(super) fn renew(&self) -> Result<(), Error> {
+        let (rw, rx) = (self.rw.cast::<c_void>(), self.rx.cast::<c_void>());
+        // SAFETY: replaces the executable view of this object.
+        unsafe { map_executable(rx, self.len, MapFlags::FIXED) }?;
+        // SAFETY: replaces the writable view of this object by a copy of the other one.
+        let copied = unsafe { rustix::mm::mremap_fixed(rx, 0, self.len, MremapFlags::MAYMOVE, rw) };
+        if let Err(errno) = copied {
+            // The kernel may have unmapped the view before it failed. The addresses stay this object's.
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
+            // SAFETY: FIXED_NOREPLACE replaces nothing.
+            let _ = unsafe { rustix::mm::mmap_anonymous(rw, self.len, ProtFlags::empty(), flags) };
+            return Err(Error::system("mremap of code", rw as usize, self.len, errno));
+        }
+        self.make_writable()
+    }
+
+    fn make_writable(&self) -> Result<(), Error> {
+        let flags = MprotectFlags::READ | MprotectFlags::WRITE;
+        // SAFETY: a mapping of this object, which nobody has written to or run yet.
+        unsafe { rustix::mm::mprotect(self.rw.cast(), self.len, flags) }
+            .map_err(|errno| Error::system("mprotect of code", self.rw as usize, self.len, errno))
+    }
+
+    /// Gives the memory of `len` bytes at `start`, whole pages that nobody uses, back to
+    /// the system. Both views show zeroes there afterwards.
+    pub(super) fn give_back(&self, start: usize, len: usize) -> Result<(), Errno> {
+        // SAFETY: inside the view; the caller says that nobody uses the bytes.
+        unsafe { rustix::mm::madvise(self.rw.wrapping_add(start).cast(), len, Advice::LinuxRemove) }
+    }
+}
+
+impl Drop for Views {
+    fn drop(&mut self) {
+        for view in [self.rw, self.rx] {
+            // SAFETY: mapped by `map` with this length; every allocation holds
+            // the `Shared` that this is part of, so that none is left.
+            let _ = unsafe { rustix::mm::munmap(view.cast(), self.len) };
+        }
+    }
+}
+
+/// New shared memory that takes no swap space before it is touched.
+///
+/// # Safety
+///
+/// With `MapFlags::FIXED` the caller owns the mapping at `at`.
+unsafe fn map_executable(at: *mut c_void, len: usize, more: MapFlags) -> Result<*mut c_void, Error> {
+    let flags = MapFlags::SHARED | MapFlags::NORESERVE | more;
+    // SAFETY: the caller's obligation.
+    unsafe { rustix::mm::mmap_anonymous(at, len, ProtFlags::READ | ProtFlags::EXEC, flags) }
+        .map_err(|errno| Error::system("mmap of code", at as usize, len, errno))
+}
