@@ -59,6 +59,8 @@ pub(crate) enum Rule {
     CountUnprotects,
     /// Whoever learned of a write fences before it walks the page's blocks.
     FenceBeforeWalk,
+    /// An announcement of bytes that have changed fences before it looks at their pages.
+    FenceBeforeLook,
     /// A commit fences between entering its block and asking for generations.
     FenceBeforeGenerations,
     /// A commit takes its own `pending` away; it does not overwrite a kill.

@@ -131,6 +131,13 @@ impl Kernel {
         seen & PROTECTED == 0 && word.compare_exchange(seen, next, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
+    /// A store through the host's own view, which nothing stops and nothing orders.
+    #[cfg(loom)]
+    pub(super) fn host_store(&self, page: usize, byte: u8) {
+        let change = u64::from(self.load(page) ^ byte) << BYTE_SHIFT;
+        self.pages[page].fetch_xor(change, Ordering::Relaxed);
+    }
+
     /// The mechanism ends: its sink is told, then every page is open.
     #[cfg(loom)]
     pub(super) fn lose(&self) {

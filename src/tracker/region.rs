@@ -243,7 +243,7 @@ impl<O: PageObserver> Region<O> {
     /// After the page's word was claimed: either the region is not lost, or who
     /// lost it sees the claim.
     fn not_lost(&self) -> Result<(), BeginError> {
-        // Pairs with the fences in `lose` and in `open_all`.
+        // Pairs with the fences in `lose`, in `open_all` and in `invalidate`.
         fence(Ordering::SeqCst);
         if self.lost.load(Ordering::Acquire) {
             return Err(BeginError::Failed(Error::TrackingLost));

@@ -164,6 +164,14 @@ impl<O: PageObserver> Region<O> {
     /// The bytes of `pages` changed or are about to, in a way that the kernel
     /// does not tell.
     pub(super) fn invalidate(&self, pages: Range<usize>) {
+        // The caller stored the bytes and looks for words now; a translator stores its
+        // word and reads the bytes then. Pairs with the fence in `not_lost`: either a
+        // page that is about to be translated from is seen here, or its translator
+        // reads the new bytes. A word that is pristine, and one that is not there yet,
+        // are only looked at: no exchange orders that.
+        if !left_out(Rule::FenceBeforeLook) {
+            fence(Ordering::SeqCst);
+        }
         for (page, desc) in self.pages.existing(pages) {
             desc.word.bump();
             self.invalidated(page, desc, Cause::Announced);
