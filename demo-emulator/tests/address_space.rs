@@ -9,6 +9,8 @@ use codewarden::addr::{HostAddr, HostRange};
 use codewarden::protection::Access;
 use demo_emulator::linux::address_space::{AddressSpace, Place, Source};
 use demo_emulator::linux::errno::Errno;
+use demo_emulator::linux::observer::{ByteRange, UnseenWrite};
+use demo_emulator::linux::vma::FileId;
 use demo_emulator::linux::{Backing, MemoryObserver, NoTracking};
 use demo_emulator::memory::window::{EXEC, READ, WINDOW_LEN_BYTES, WRITE};
 use demo_emulator::memory::{Window, host_fault};
@@ -28,6 +30,11 @@ impl Recorder {
     fn note(&self, what: &str, range: HostRange) {
         let start = range.start().0 as u64 - self.base;
         self.events.lock().unwrap().push(format!("{what} {start:#x} {}", range.len() as u64 / PAGE));
+    }
+
+    fn note_bytes(&self, what: &str, range: &ByteRange) {
+        let [start, end] = [range.start, range.end].map(|at| at.0 as u64 - self.base);
+        self.events.lock().unwrap().push(format!("{what} {start:#x}..{end:#x}"));
     }
 
     fn take(&self) -> Vec<String> {
@@ -56,6 +63,13 @@ impl MemoryObserver for Recorder {
     }
     fn kernel_write_begin(&self, _start: HostAddr, _len_bytes: usize) {}
     fn kernel_write_end(&self, _start: HostAddr, _len_bytes: usize) {}
+    fn unseen_write(&self, range: &ByteRange) -> UnseenWrite {
+        self.note_bytes("write", range);
+        None
+    }
+    fn changed(&self, range: &ByteRange) {
+        self.note_bytes("changed", range);
+    }
     fn flush_icache(&self, _range: Option<HostRange>) {}
     fn before_fork(&self) {}
     fn after_fork_parent(&self) {}
@@ -208,4 +222,57 @@ fn advice_that_drops_contents_is_announced() {
     assert_eq!(recorder.take(), [""; 0]);
     assert_eq!(space.advise(AT, 3 * PAGE, libc::MADV_DONTNEED), Err(Errno::ENOMEM));
     assert_eq!(space.residency(AT, 2 * PAGE).map(|pages| pages.len()), Ok(2));
+}
+
+/// A file's bytes change while pages that show them come, become executable and go.
+#[test]
+fn bytes_that_change_through_a_file_are_announced_where_they_are_code() {
+    let (_, recorder, mut space) = new_space();
+    let file = File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(4 * PAGE).unwrap();
+    let stat = rustix::fs::fstat(&file).unwrap();
+    let id = FileId { device: stat.st_dev, inode: stat.st_ino };
+    let shared = |offset| Source::FileShared { fd: file.as_raw_fd(), offset };
+    space.map(Place::Fixed(AT), 2 * PAGE, READ | EXEC, shared(0)).unwrap();
+    space.map(Place::Fixed(AT + 16 * PAGE), PAGE, RW, shared(PAGE)).unwrap();
+    recorder.take();
+    let change = space.file_change_begin(id, PAGE + 4..PAGE + 8);
+    assert_eq!(recorder.take(), ["write 0x101004..0x101008"]);
+    // Another view, and one that becomes executable, while the call is going on.
+    space.protect(AT + 16 * PAGE, PAGE, READ | EXEC).unwrap();
+    space.map(Place::Fixed(AT + 32 * PAGE), 4 * PAGE, READ | EXEC, shared(0)).unwrap();
+    let announced = recorder.take();
+    assert!(announced.contains(&"write 0x110004..0x110008".to_owned()), "{announced:?}");
+    assert!(announced.contains(&"write 0x121004..0x121008".to_owned()), "{announced:?}");
+    // One that is gone has nothing to be told.
+    space.unmap(AT, 2 * PAGE).unwrap();
+    recorder.take();
+    space.file_change_end(change);
+    assert_eq!(recorder.take(), ["changed 0x110004..0x110008", "changed 0x121004..0x121008"]);
+    space.protect(AT + 16 * PAGE, PAGE, RW).unwrap();
+    space.protect(AT + 16 * PAGE, PAGE, READ | EXEC).unwrap();
+    assert!(!recorder.take().iter().any(|event| event.starts_with("write")));
+    // Nothing shows it.
+    let change = space.file_change_begin(FileId { inode: 0, ..id }, 0..u64::MAX);
+    space.file_change_end(change);
+    assert_eq!(recorder.take(), [""; 0]);
+}
+
+#[test]
+fn shared_memory_is_shown_a_second_time() {
+    let (window, recorder, mut space) = new_space();
+    space.map(Place::Fixed(AT), 2 * PAGE, RW, Source::AnonymousShared).unwrap();
+    let once_more = space.remap(AT + PAGE, 0, PAGE, true, None).unwrap();
+    window.store_u64(AT + PAGE, 5).unwrap();
+    assert_eq!(window.load_u64(once_more), Ok(5));
+    window.store_u64(once_more, 6).unwrap();
+    assert_eq!(window.load_u64(AT + PAGE), Ok(6));
+    let placed = space.remap(AT, 0, 2 * PAGE, true, Some(AT + 16 * PAGE)).unwrap();
+    assert_eq!((placed, window.load_u64(placed + PAGE)), (AT + 16 * PAGE, Ok(6)));
+    assert!(recorder.take().iter().any(|event| event == "shared 0x110000 2"));
+    // Private memory has one place, and a second view needs a place of its own.
+    space.map(Place::Fixed(AT + 32 * PAGE), PAGE, RW, Source::Anonymous).unwrap();
+    assert_eq!(space.remap(AT + 32 * PAGE, 0, PAGE, true, None), Err(Errno::EINVAL));
+    assert_eq!(space.remap(AT, 0, PAGE, false, None), Err(Errno::ENOMEM));
+    assert_eq!(space.remap(AT + 48 * PAGE, 0, PAGE, true, None), Err(Errno::EFAULT));
 }

@@ -13,7 +13,7 @@ use codewarden::{CodeCache, ForkGuard, Killer};
 
 use super::{Payload, upkeep};
 use crate::linux::errno::Errno;
-use crate::linux::observer::{Backing, MemoryObserver};
+use crate::linux::observer::{Backing, ByteRange, MemoryObserver, UnseenWrite};
 use crate::memory::Window;
 use crate::translate::CodeSpace;
 
@@ -120,6 +120,19 @@ impl MemoryObserver for Tracking {
 
     fn kernel_write_end(&self, _: HostAddr, _: usize) {
         WRITES.with_borrow_mut(Vec::pop);
+    }
+
+    fn unseen_write(&self, range: &ByteRange) -> UnseenWrite {
+        let len_bytes = (range.end.0 - range.start.0) as u64;
+        // Where a page could not be made writable the kernel answers EIO.
+        let held = self.cache.tracker().prepare_unseen_write(self.guest(range.start), len_bytes).ok();
+        held.map(|held| Box::new(held) as _)
+    }
+
+    fn changed(&self, range: &ByteRange) {
+        let len_bytes = (range.end.0 - range.start.0) as u64;
+        // The range is one of the window, which is a region.
+        let _ = self.cache.tracker().invalidate(self.guest(range.start), len_bytes);
     }
 
     fn flush_icache(&self, range: Option<HostRange>) {

@@ -13,6 +13,7 @@
 //! host does and gains one after, and every change that can make a translation
 //! untrue is announced to the [`MemoryObserver`].
 
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
@@ -23,9 +24,10 @@ use crate::memory::Window;
 use crate::memory::window::{EXEC, READ, WINDOW_LEN_BYTES, WRITE};
 
 use super::errno::Errno;
+use super::file_change::{FileChangeId, FileChanges};
 use super::host_memory;
 use super::observer::{Backing, MemoryObserver};
-use super::vma::{Kind, Mapping, Mappings, Prot};
+use super::vma::{FileId, Kind, Mapping, Mappings, Prot};
 
 /// Guest page size in bytes; the host's must be the same.
 pub const PAGE_BYTES: u64 = 4096;
@@ -76,6 +78,7 @@ pub struct AddressSpace {
     page: PageSize,
     observer: Arc<dyn MemoryObserver>,
     mappings: Mappings,
+    file_changes: FileChanges,
     /// mmap places downwards from here.
     mmap_top: u64,
     brk_start: u64,
@@ -115,6 +118,7 @@ impl AddressSpace {
             page: PageSize::host(),
             observer,
             mappings: Mappings::default(),
+            file_changes: FileChanges::default(),
             mmap_top: (WINDOW_LEN_BYTES - stack_bytes - STACK_GAP_BYTES) & !(PAGE_BYTES - 1),
             brk_start: 0,
             brk: 0,
@@ -160,8 +164,29 @@ impl AddressSpace {
             Source::FileShared { fd, offset } => self.map_shared(range, prot, fd, offset)?,
         };
         self.window.set_permissions(start..end, prot);
-        self.mappings.insert(Mapping { start, end, prot, kind });
+        self.enter(Mapping { start, end, prot, kind });
         Ok(start)
+    }
+
+    /// `mapping` is there now, in place of whatever was.
+    fn enter(&mut self, mapping: Mapping) {
+        self.mappings.insert(mapping);
+        self.file_changes.mapped(&mapping, &self.window, &*self.observer);
+    }
+
+    /// A call is about to change `bytes` of `file`, which may be mapped.
+    pub fn file_change_begin(&mut self, file: FileId, bytes: Range<u64>) -> FileChangeId {
+        self.file_changes.begin((&self.mappings, &self.window, &*self.observer), file, bytes)
+    }
+
+    /// The call is over.
+    pub fn file_change_end(&mut self, change: FileChangeId) {
+        self.file_changes.end((&self.mappings, &self.window, &*self.observer), change);
+    }
+
+    /// In a fork's child, once the observer has been told.
+    pub fn after_fork_child(&mut self) {
+        self.file_changes.forget();
     }
 
     fn map_shared(&mut self, range: HostRange, prot: Prot, fd: RawFd, offset: u64) -> Result<Kind, Errno> {
@@ -292,7 +317,7 @@ impl AddressSpace {
             self.observer.mapping_change_end(range, Backing::Kept);
         }
         done?;
-        self.mappings.insert(Mapping { prot, ..mapping });
+        self.enter(Mapping { prot, ..mapping });
         Ok(())
     }
 
@@ -337,6 +362,9 @@ impl AddressSpace {
         may_move: bool,
         to: Option<u64>,
     ) -> Result<u64, Errno> {
+        if old_len == 0 {
+            return self.show_again(start, new_len, may_move, to);
+        }
         let old_len = whole_pages(old_len).filter(|_| is_aligned(start)).ok_or(Errno::EINVAL)?;
         let new_len = whole_pages(new_len).ok_or(Errno::EINVAL)?;
         let old_end = checked_end(start, old_len).ok_or(Errno::EFAULT)?;
@@ -368,6 +396,37 @@ impl AddressSpace {
         Ok(target)
     }
 
+    /// mremap of nothing to something: a second view of shared memory from `start`
+    /// on.
+    fn show_again(&mut self, start: u64, len: u64, may_move: bool, to: Option<u64>) -> Result<u64, Errno> {
+        let len = whole_pages(len).filter(|_| is_aligned(start)).ok_or(Errno::EINVAL)?;
+        let mapping = self.mappings.at(start).ok_or(Errno::EFAULT)?;
+        let Kind::Shared { device, inode, offset } = mapping.kind else { return Err(Errno::EINVAL) };
+        if !may_move {
+            return Err(Errno::ENOMEM);
+        }
+        let to = self.choose(to.map_or(Place::Hint(0), Place::Fixed), len)?;
+        self.clear(to, to + len)?;
+        let (from, onto) = (self.host_range(start, start + PAGE_BYTES)?, self.host_range(to, to + len)?);
+        let (access, offset) = (access_of(mapping.prot), offset + (start - mapping.start));
+        self.observer.mapping_change_begin(onto);
+        let shown = host_memory::show_again(from, onto, access);
+        let backing = match shown {
+            Ok(()) => Backing::Shared { device, inode, offset, access },
+            // Nothing is mapped there, whatever the call left.
+            Err(_) => Backing::Anonymous,
+        };
+        let shown = shown.or_else(|errno| host_memory::map_reserve(onto).and(Err(errno)));
+        self.observer.mapping_change_end(onto, backing);
+        // As for any new view: `map_shared`.
+        self.observer.await_harts();
+        shown?;
+        self.window.set_permissions(to..to + len, mapping.prot);
+        let kind = Kind::Shared { device, inode, offset };
+        self.enter(Mapping { start: to, end: to + len, prot: mapping.prot, kind });
+        Ok(to)
+    }
+
     /// Moves by copying: moving host pages would tear the reserved mapping.
     fn move_private(&mut self, start: u64, len: u64, to: u64, new_len: u64, prot: Prot) -> Result<(), Errno> {
         let kept = len.min(new_len);
@@ -397,7 +456,7 @@ impl AddressSpace {
         self.observer.mapping_change_end(onto, Backing::Shared { device, inode, offset, access });
         self.observer.await_harts();
         self.window.set_permissions(to..to + new_len, mapping.prot);
-        self.mappings.insert(Mapping { start: to, end: to + new_len, ..mapping });
+        self.enter(Mapping { start: to, end: to + new_len, ..mapping });
         Ok(())
     }
 

@@ -80,6 +80,16 @@ pub fn move_mapping(from: HostRange, to: HostRange) -> Result<(), Errno> {
     map_reserve(from)
 }
 
+/// Shows the shared memory at the start of `from` at `to` as well, with `access`,
+/// whatever the host lets be done with `from` now.
+pub fn show_again(from: HostRange, to: HostRange, access: Access) -> Result<(), Errno> {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    let (old, new) = (from.start().as_ptr().cast(), to.start().as_ptr());
+    // SAFETY: both are ranges of the guest's window (module head).
+    let shown = unsafe { libc::mremap(old, 0, to.len(), flags, new) };
+    if shown == libc::MAP_FAILED { Err(Errno::last()) } else { protect(to, access) }
+}
+
 /// Reads up to the length of `range` from `fd` at `offset` into it, which must
 /// be writable; the rest stays zero. A file that ends early is no error.
 pub fn read_file(range: HostRange, fd: RawFd, offset: u64) -> Result<(), Errno> {

@@ -6,7 +6,8 @@
 //! is what differs: addresses, a few structures, signal frames.
 //!
 //! - [`program`] finds and loads ([`elf`], [`stack`]) into an [`address_space`]
-//!   ([`vma`] is its bookkeeping, [`host_memory`] its system calls);
+//!   ([`vma`] is its bookkeeping, [`host_memory`] its system calls, [`file_change`]
+//!   has the bytes of it that change through files);
 //! - [`process`] and [`thread`] run it; [`machine`] is what they run it on and
 //!   [`observer`] who hears of memory events;
 //! - [`syscalls`] is the kernel interface, over [`safe_syscall`], which signals
@@ -17,12 +18,14 @@
 pub mod address_space;
 pub mod elf;
 pub mod errno;
+pub mod file_change;
 pub mod host_memory;
 pub mod host_signals;
 pub mod log;
 pub mod machine;
 pub mod observer;
 pub mod own_descriptor;
+pub mod own_memory;
 pub mod process;
 pub mod program;
 pub mod safe_syscall;

@@ -40,6 +40,12 @@ pub enum Backing {
     },
 }
 
+/// Host addresses inside the guest's window, not of whole pages.
+pub type ByteRange = std::ops::Range<HostAddr>;
+
+/// Keeps what was announced by [`MemoryObserver::unseen_write`] in force.
+pub type UnseenWrite = Option<Box<dyn std::any::Any + Send>>;
+
 /// Hears of every event that changes guest memory behind the guest's stores.
 pub trait MemoryObserver: Send + Sync {
     /// The mapping, the contents or the executable bit of `range` are about to
@@ -62,6 +68,14 @@ pub trait MemoryObserver: Send + Sync {
 
     /// The system call that was announced with the same range has returned.
     fn kernel_write_end(&self, start: HostAddr, len_bytes: usize);
+
+    /// Bytes of the range are about to change in a way that no page protection
+    /// tells of: through a file that is mapped there, or by `/proc/self/mem`. They
+    /// have changed when the answer is dropped.
+    fn unseen_write(&self, range: &ByteRange) -> UnseenWrite;
+
+    /// Bytes of the range have changed.
+    fn changed(&self, range: &ByteRange);
 
     /// The guest flushed its instruction cache: what it wrote to `range`, or
     /// anywhere, must be seen by fetches from now on.
@@ -97,6 +111,10 @@ impl MemoryObserver for NoTracking {
 
     fn kernel_write_begin(&self, _start: HostAddr, _len_bytes: usize) {}
     fn kernel_write_end(&self, _start: HostAddr, _len_bytes: usize) {}
+    fn unseen_write(&self, _range: &ByteRange) -> UnseenWrite {
+        None
+    }
+    fn changed(&self, _range: &ByteRange) {}
     fn flush_icache(&self, _range: Option<HostRange>) {}
     fn before_fork(&self) {}
     fn after_fork_parent(&self) {}

@@ -1,6 +1,7 @@
 //! A guest process: what its threads share, and how it starts and ends.
 
 use std::fmt;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,8 +16,10 @@ use crate::memory::window::{EXEC, READ, WRITE};
 
 use super::address_space::{AddressSpace, PAGE_BYTES, Place, Source};
 use super::errno::Errno;
+use super::file_change::FileChangeId;
 use super::machine::Machine;
 use super::observer::MemoryObserver;
+use super::own_memory::{OwnMemory, file_id};
 use super::program::{self, LoadError};
 use super::signal::Actions;
 use super::signal_frame::TRAMPOLINE;
@@ -85,6 +88,8 @@ pub struct Process {
     pub trampoline: u64,
     /// Threads that live.
     pub thread_count: AtomicUsize,
+    /// Its descriptors of `/proc/self/mem`.
+    pub own_memory: OwnMemory,
     space: Mutex<AddressSpace>,
     actions: Mutex<Actions>,
 }
@@ -135,6 +140,7 @@ impl Process {
             argv,
             trampoline,
             thread_count: AtomicUsize::new(1),
+            own_memory: OwnMemory::default(),
             space: Mutex::new(space),
             actions: Mutex::new(Actions::inherited()),
         };
@@ -165,6 +171,16 @@ impl Process {
         let (start, len_bytes) = (HostAddr(start as usize), len_bytes as usize);
         self.observer.kernel_write_begin(start, len_bytes);
         KernelWrite { observer: &*self.observer, start, len_bytes }
+    }
+
+    /// Announces that a call changes `bytes` of the file that `stat` is about, until
+    /// the guard is dropped. What is no file has no bytes that are mapped.
+    pub fn file_change(&self, stat: &libc::stat, bytes: Range<u64>) -> Option<FileChange<'_>> {
+        if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
+            return None;
+        }
+        let change = self.space().file_change_begin(file_id(stat), bytes);
+        Some(FileChange { process: self, change: Some(change) })
     }
 
     /// The descriptors in use by the emulator itself, ascending.
@@ -209,6 +225,21 @@ pub struct KernelWrite<'a> {
 impl Drop for KernelWrite<'_> {
     fn drop(&mut self) {
         self.observer.kernel_write_end(self.start, self.len_bytes);
+    }
+}
+
+/// The bytes of a file change while this lives.
+#[must_use]
+pub struct FileChange<'a> {
+    process: &'a Process,
+    /// Until it is dropped.
+    change: Option<FileChangeId>,
+}
+
+impl Drop for FileChange<'_> {
+    fn drop(&mut self) {
+        let mut space = self.process.space();
+        self.change.take().into_iter().for_each(|change| space.file_change_end(change));
     }
 }
 

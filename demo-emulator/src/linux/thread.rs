@@ -291,7 +291,7 @@ impl Thread {
             // The child must not have a copy of it.
             return Err(Stop::Restart);
         }
-        let (space, actions) = (process.space(), process.actions());
+        let (mut space, actions, own_memory) = (process.space(), process.actions(), process.own_memory.lock());
         process.observer.before_fork();
         // SAFETY: see the module's head.
         let pid = unsafe { libc::fork() };
@@ -300,8 +300,9 @@ impl Thread {
             process.observer.after_fork_parent();
         } else {
             process.observer.after_fork_child();
+            space.after_fork_child();
         }
-        drop((space, actions));
+        drop((space, actions, own_memory));
         if pid == 0 {
             self.enter_fork_child(request)?;
             host_signals::set_mask(old_mask);

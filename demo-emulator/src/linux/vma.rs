@@ -3,7 +3,8 @@
 //! A pure data structure: it makes no system call. Ranges are page-aligned and
 //! disjoint; neighbours that continue each other are one entry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Guest protection bits, as `PROT_*`: read 1, write 2, execute 4.
 pub type Prot = u8;
@@ -25,6 +26,15 @@ pub enum Kind {
     },
 }
 
+/// Which file's bytes a shared mapping shows.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct FileId {
+    /// Its device; 0 for anonymous shared memory.
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+}
+
 /// One mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mapping {
@@ -42,6 +52,22 @@ impl Mapping {
     /// Length in bytes.
     pub fn len_bytes(&self) -> u64 {
         self.end - self.start
+    }
+
+    /// The file that it shows.
+    pub(super) fn file(&self) -> Option<FileId> {
+        match self.kind {
+            Kind::Private => None,
+            Kind::Shared { device, inode, .. } => Some(FileId { device, inode }),
+        }
+    }
+
+    /// The part of it that shows `bytes` of its file.
+    pub(super) fn showing(&self, bytes: &Range<u64>) -> Option<Self> {
+        let Kind::Shared { offset, .. } = self.kind else { return None };
+        let first = bytes.start.max(offset);
+        let last = bytes.end.min(offset.saturating_add(self.len_bytes()));
+        (first < last).then(|| self.clip(self.start + (first - offset), self.start + (last - offset)))
     }
 
     /// The part of it in `start..end`.
@@ -81,6 +107,8 @@ impl Mapping {
 pub struct Mappings {
     /// By first address; disjoint.
     by_start: BTreeMap<u64, Mapping>,
+    /// First addresses of the shared ones, by what they show.
+    by_file: BTreeMap<FileId, BTreeSet<u64>>,
 }
 
 impl Mappings {
@@ -113,6 +141,16 @@ impl Mappings {
         at >= end
     }
 
+    /// Where the mapped pages that begin with the one of `address` end; `address`
+    /// itself where nothing is mapped.
+    pub fn mapped_up_to(&self, address: u64) -> u64 {
+        let mut end = address;
+        while let Some(mapping) = self.at(end) {
+            end = mapping.end;
+        }
+        end
+    }
+
     /// Forgets what is mapped in `start..end`, splitting what sticks out.
     pub fn remove(&mut self, start: u64, end: u64) {
         if start >= end {
@@ -121,15 +159,39 @@ impl Mappings {
         let mut touched: Vec<Mapping> = self.by_start.range(start..end).map(|(_, mapping)| *mapping).collect();
         touched.extend(self.at(start).filter(|mapping| mapping.start < start));
         for mapping in touched {
-            self.by_start.remove(&mapping.start);
+            self.take(mapping.start);
             if mapping.start < start {
-                self.by_start.insert(mapping.start, mapping.clip(mapping.start, start));
+                self.put(mapping.clip(mapping.start, start));
             }
             if mapping.end > end {
-                let rest = mapping.clip(end, mapping.end);
-                self.by_start.insert(rest.start, rest);
+                self.put(mapping.clip(end, mapping.end));
             }
         }
+    }
+
+    /// Enters a mapping in both maps.
+    fn put(&mut self, mapping: Mapping) {
+        self.by_start.insert(mapping.start, mapping);
+        if let Some(file) = mapping.file() {
+            self.by_file.entry(file).or_default().insert(mapping.start);
+        }
+    }
+
+    /// Takes the mapping at `start` out of both.
+    fn take(&mut self, start: u64) {
+        let Some(file) = self.by_start.remove(&start).and_then(|mapping| mapping.file()) else { return };
+        if let Some(starts) = self.by_file.get_mut(&file) {
+            starts.remove(&start);
+            if starts.is_empty() {
+                self.by_file.remove(&file);
+            }
+        }
+    }
+
+    /// The parts of mappings that show `bytes` of `file`.
+    pub fn showing(&self, file: FileId, bytes: &Range<u64>) -> Vec<Mapping> {
+        let starts = self.by_file.get(&file).into_iter().flatten();
+        starts.filter_map(|start| self.by_start.get(start)?.showing(bytes)).collect()
     }
 
     /// Puts `mapping` there in place of whatever was.
@@ -139,15 +201,15 @@ impl Mappings {
             && before.continues_with(&mapping)
         {
             mapping = Mapping { end: mapping.end, ..*before };
-            self.by_start.remove(&start);
+            self.take(start);
         }
         if let Some(after) = self.by_start.get(&mapping.end).copied()
             && mapping.continues_with(&after)
         {
-            self.by_start.remove(&after.start);
+            self.take(after.start);
             mapping.end = after.end;
         }
-        self.by_start.insert(mapping.start, mapping);
+        self.put(mapping);
     }
 
     /// The highest free place of `len` bytes below `limit` and from `floor` on.
@@ -217,12 +279,39 @@ mod tests {
     }
 
     #[test]
+    fn the_views_of_a_file_are_found_by_its_bytes() {
+        let kind = |inode, offset| Kind::Shared { device: 1, inode, offset };
+        let view =
+            |start: u64, pages: u64, kind| Mapping { start: start * PAGE, end: (start + pages) * PAGE, prot: 5, kind };
+        let file = |inode| FileId { device: 1, inode };
+        let mut all = mappings(&[private(1, 9, 3)]);
+        all.insert(view(10, 4, kind(7, 0)));
+        all.insert(view(20, 4, kind(7, 2 * PAGE)));
+        all.insert(view(30, 4, kind(8, 0)));
+        let shown = |all: &Mappings, inode, bytes| {
+            all.showing(file(inode), &bytes).iter().map(|part| part.start..part.end).collect::<Vec<_>>()
+        };
+        let at = 3 * PAGE + 4..3 * PAGE + 8;
+        assert_eq!(shown(&all, 7, at.clone()), [13 * PAGE + 4..13 * PAGE + 8, 21 * PAGE + 4..21 * PAGE + 8]);
+        assert_eq!(shown(&all, 7, 0..u64::MAX), [10 * PAGE..14 * PAGE, 20 * PAGE..24 * PAGE]);
+        assert!(shown(&all, 7, 6 * PAGE..u64::MAX).is_empty() && shown(&all, 9, 0..u64::MAX).is_empty());
+        // Cut, and gone.
+        all.remove(11 * PAGE, 21 * PAGE);
+        assert_eq!(shown(&all, 7, 0..u64::MAX), [10 * PAGE..11 * PAGE, 21 * PAGE..24 * PAGE]);
+        all.remove(0, 30 * PAGE);
+        assert!(shown(&all, 7, 0..u64::MAX).is_empty());
+        assert_eq!(all.by_file.len(), 1);
+    }
+
+    #[test]
     fn removal_splits() {
         let mut all = mappings(&[private(1, 9, 3)]);
         all.remove(3 * PAGE, 5 * PAGE);
         assert_eq!(all.within(0, 100 * PAGE), [private(1, 3, 3), private(5, 9, 3)]);
         assert!(all.is_free(3 * PAGE, 5 * PAGE) && !all.is_free(2 * PAGE, 5 * PAGE));
         assert!(!all.is_covered(PAGE, 9 * PAGE) && all.is_covered(6 * PAGE, 9 * PAGE));
+        all.insert(private(9, 10, 0));
+        assert_eq!((all.mapped_up_to(6 * PAGE + 5), all.mapped_up_to(3 * PAGE + 5)), (10 * PAGE, 3 * PAGE + 5));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Files: opening, vectors, fcntl, ioctl, links; and the few files of `/proc`
+//! Files: opening, fcntl, ioctl, links; and the few files of `/proc`
 //! that must speak of the guest.
 
 use std::ffi::CString;
@@ -8,15 +8,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::super::errno::{Errno, SysResult};
-use super::super::process::KernelWrite;
 use super::super::program::{c_path, in_sysroot};
 use super::super::thread::Thread;
-use super::super::user_memory::{host_pointer, read_bytes, word_at, write_bytes};
+use super::super::user_memory::write_bytes;
 use super::super::vma::Kind;
-use super::{as_path, read_path};
-
-/// Most entries of an iovec.
-const IOV_MAX: u64 = 1024;
+use super::{as_path, file_change, read_path};
 
 /// What a path below `/proc` of this very process names, "exe" for instance.
 fn own_proc_entry(path: &[u8]) -> Option<&[u8]> {
@@ -46,7 +42,16 @@ pub(super) fn open(thread: &mut Thread, [dir, path, flags, mode, ..]: [u64; 6]) 
         return open_contents(&contents, flags);
     }
     let path = host_path(thread, path)?;
-    thread.host_call(libc::SYS_openat, [dir, path.as_ptr() as u64, flags, mode, 0, 0])
+    let arguments = [dir, path.as_ptr() as u64, flags, mode, 0, 0];
+    let fd = if flags & libc::O_TRUNC as u64 == 0 {
+        thread.host_call(libc::SYS_openat, arguments)?
+    } else {
+        file_change::truncating_open(thread, dir as i32, &path, flags, || {
+            thread.host_call(libc::SYS_openat, arguments)
+        })?
+    };
+    thread.process.own_memory.opened(fd as i32);
+    Ok(fd)
 }
 
 /// A descriptor that reads `contents`.
@@ -105,62 +110,6 @@ pub(super) fn read_link(thread: &mut Thread, [dir, path, buffer, len, ..]: [u64;
     thread.host_call(libc::SYS_readlinkat, [dir, path.as_ptr() as u64, pointer, len, 0, 0])
 }
 
-/// A guest iovec as the host's: pairs of host address and length.
-pub(super) fn vector(thread: &Thread, address: u64, count: u64) -> Result<Vec<[u64; 2]>, Errno> {
-    if count > IOV_MAX {
-        return Err(Errno::EINVAL);
-    }
-    let window = &thread.process.window;
-    let mut bytes = vec![0; 16 * count as usize];
-    read_bytes(window, address, &mut bytes)?;
-    bytes
-        .chunks_exact(16)
-        .map(|entry| {
-            let (base, len) = (word_at(entry, 0), word_at(entry, 8));
-            // The kernel looks at no pointer of an empty entry.
-            let host = if len == 0 { 0 } else { host_pointer(window, base, len)? };
-            Ok([host, len])
-        })
-        .collect()
-}
-
-/// Announces the kernel's writes to every entry.
-pub(super) fn announce<'a>(thread: &'a Thread, vector: &[[u64; 2]]) -> Vec<KernelWrite<'a>> {
-    vector.iter().filter(|[_, len]| *len != 0).map(|[host, len]| thread.process.kernel_write(*host, *len)).collect()
-}
-
-fn vector_call(thread: &Thread, number: i64, arguments: [u64; 6], reads_into_guest: bool) -> SysResult {
-    let [fd, address, count, low, high, flags] = arguments;
-    let vector = vector(thread, address, count)?;
-    let _writes = if reads_into_guest { announce(thread, &vector) } else { Vec::new() };
-    thread.host_call(number, [fd, vector.as_ptr() as u64, count, low, high, flags])
-}
-
-/// readv.
-pub(super) fn read_vector(thread: &mut Thread, arguments: [u64; 6]) -> SysResult {
-    vector_call(thread, libc::SYS_readv, arguments, true)
-}
-
-/// writev.
-pub(super) fn write_vector(thread: &mut Thread, arguments: [u64; 6]) -> SysResult {
-    vector_call(thread, libc::SYS_writev, arguments, false)
-}
-
-/// preadv and preadv2.
-pub(super) fn read_vector_at(thread: &mut Thread, arguments: [u64; 6]) -> SysResult {
-    vector_call(thread, positioned(thread, libc::SYS_preadv, libc::SYS_preadv2), arguments, true)
-}
-
-/// pwritev and pwritev2.
-pub(super) fn write_vector_at(thread: &mut Thread, arguments: [u64; 6]) -> SysResult {
-    vector_call(thread, positioned(thread, libc::SYS_pwritev, libc::SYS_pwritev2), arguments, false)
-}
-
-/// The guest's numbers of preadv2 and pwritev2 are 286 and 287.
-fn positioned(thread: &Thread, plain: i64, with_flags: i64) -> i64 {
-    if thread.hart.x[17] >= 286 { with_flags } else { plain }
-}
-
 /// fcntl: the commands are the same on both machines, and so is `struct flock`.
 pub(super) fn control(thread: &mut Thread, [fd, command, argument, ..]: [u64; 6]) -> SysResult {
     const F_SETOWN_EX: i32 = 15;
@@ -192,6 +141,10 @@ pub(super) fn control(thread: &mut Thread, [fd, command, argument, ..]: [u64; 6]
     let (pointer, _write) = thread.out_pointer(argument, written)?;
     thread.host_call(libc::SYS_fcntl, [fd, command, pointer, 0, 0, 0])
 }
+
+/// Put another file's bytes into this one.
+const FICLONE: u64 = 0x4004_9409;
+const FICLONERANGE: u64 = 0x4020_940d;
 
 /// What an ioctl's argument is.
 enum Device {
@@ -229,7 +182,7 @@ fn device_argument(request: u64) -> Device {
         // FIOASYNC
         0x5452 => Pointer(4),
         // TIOCGPTPEER and FICLONE look like others and take a number
-        0x5441 | 0x4004_9409 => Number,
+        0x5441 | FICLONE => Number,
         // SIOCGIFNAME to SIOCGIFINDEX: struct ifreq; SIOCGIFCONF holds a pointer.
         0x8912 => Unknown,
         0x8910..=0x8933 => Pointer(40),
@@ -242,6 +195,7 @@ fn device_argument(request: u64) -> Device {
 /// ioctl.
 pub(super) fn device_control(thread: &mut Thread, [fd, request, argument, ..]: [u64; 6]) -> SysResult {
     let request = request & 0xffff_ffff;
+    let _change = if matches!(request, FICLONE | FICLONERANGE) { file_change::of_all(thread, fd) } else { None };
     match device_argument(request) {
         Device::Number => thread.host_call(libc::SYS_ioctl, [fd, request, argument, 0, 0, 0]),
         Device::Pointer(len) => {

@@ -6,11 +6,13 @@
 mod descriptors;
 mod epoll;
 mod file;
+mod file_change;
 mod host;
 mod ids;
 mod memory;
 mod misc;
 mod net;
+mod own_memory;
 mod process;
 mod signals;
 mod spec;
@@ -19,6 +21,7 @@ mod table;
 mod threads;
 mod time;
 mod trace;
+mod transfer;
 mod wait;
 
 use std::ffi::{CString, OsStr};

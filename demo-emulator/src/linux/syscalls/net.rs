@@ -3,7 +3,7 @@
 use super::super::errno::SysResult;
 use super::super::thread::Thread;
 use super::super::user_memory::{Fields, half_at, read_array, word_at, write_bytes};
-use super::file::{announce, vector};
+use super::transfer::{announce, vector};
 
 /// The kernel's `struct msghdr`.
 const BYTES: usize = 56;

@@ -7,7 +7,10 @@ use super::spec::Arg::{
 };
 use super::spec::Handler::{Host, Own};
 use super::spec::Spec;
-use super::{descriptors, epoll, file, ids, memory, misc, net, process, signals, status, threads, time, wait};
+use super::{
+    descriptors, epoll, file, file_change, ids, memory, misc, net, process, signals, status, threads, time, transfer,
+    wait,
+};
 
 macro_rules! table {
     ($($number:literal $name:ident $handler:expr, [$($arg:expr),*];)*) => {
@@ -50,9 +53,9 @@ pub(super) static TABLE: &[Spec] = table! {
     37 linkat Host(libc::SYS_linkat), [D, P, D, P, X];
     43 statfs Host(libc::SYS_statfs), [P, Out(120)];
     44 fstatfs Host(libc::SYS_fstatfs), [I, Out(120)];
-    45 truncate Host(libc::SYS_truncate), [P, I];
-    46 ftruncate Host(libc::SYS_ftruncate), [I, I];
-    47 fallocate Host(libc::SYS_fallocate), [I, X, I, I];
+    45 truncate Own(file_change::resize_path), [P, I];
+    46 ftruncate Own(file_change::resize), [I, I];
+    47 fallocate Own(file_change::allocate), [I, X, I, I];
     48 faccessat Host(libc::SYS_faccessat), [D, P, O];
     49 chdir Host(libc::SYS_chdir), [P];
     50 fchdir Host(libc::SYS_fchdir), [I];
@@ -65,19 +68,19 @@ pub(super) static TABLE: &[Spec] = table! {
     59 pipe2 Host(libc::SYS_pipe2), [Out(8), X];
     61 getdents64 Host(libc::SYS_getdents64), [I, OutLen(2), I];
     62 lseek Host(libc::SYS_lseek), [I, I, I];
-    63 read Host(libc::SYS_read), [I, OutLen(2), I];
-    64 write Host(libc::SYS_write), [I, InLen(2), I];
-    65 readv Own(file::read_vector), [I, A, I];
-    66 writev Own(file::write_vector), [I, A, I];
-    67 pread64 Host(libc::SYS_pread64), [I, OutLen(2), I, I];
-    68 pwrite64 Host(libc::SYS_pwrite64), [I, InLen(2), I, I];
-    69 preadv Own(file::read_vector_at), [I, A, I, I, I];
-    70 pwritev Own(file::write_vector_at), [I, A, I, I, I];
-    71 sendfile Host(libc::SYS_sendfile), [I, I, Out(8), I];
+    63 read Own(transfer::read), [I, OutLen(2), I];
+    64 write Own(transfer::write), [I, InLen(2), I];
+    65 readv Own(transfer::read_vector), [I, A, I];
+    66 writev Own(transfer::write_vector), [I, A, I];
+    67 pread64 Own(transfer::read_at), [I, OutLen(2), I, I];
+    68 pwrite64 Own(transfer::write_at), [I, InLen(2), I, I];
+    69 preadv Own(transfer::read_vector_at), [I, A, I, I, I];
+    70 pwritev Own(transfer::write_vector_at), [I, A, I, I, I];
+    71 sendfile Own(file_change::send), [I, I, Out(8), I];
     72 pselect6 Own(wait::select), [I, A, A, A, A, A];
     73 ppoll Own(wait::poll), [A, I, A, A, I];
     74 signalfd4 Host(libc::SYS_signalfd4), [I, In(8), I, X];
-    76 splice Host(libc::SYS_splice), [I, Out(8), I, Out(8), I, X];
+    76 splice Own(file_change::splice), [I, Out(8), I, Out(8), I, X];
     77 tee Host(libc::SYS_tee), [I, I, I, X];
     78 readlinkat Own(file::read_link), [D, P, A, I];
     79 newfstatat Own(status::stat_at), [D, P, A, X];
@@ -208,9 +211,9 @@ pub(super) static TABLE: &[Spec] = table! {
     279 memfd_create Host(libc::SYS_memfd_create), [T, X];
     281 execveat Own(process::execute_at), [D, P, A, A, X];
     283 membarrier Host(libc::SYS_membarrier), [I, X, I];
-    285 copy_file_range Host(libc::SYS_copy_file_range), [I, Out(8), I, Out(8), I, X];
-    286 preadv2 Own(file::read_vector_at), [I, A, I, I, I, X];
-    287 pwritev2 Own(file::write_vector_at), [I, A, I, I, I, X];
+    285 copy_file_range Own(file_change::copy), [I, Out(8), I, Out(8), I, X];
+    286 preadv2 Own(transfer::read_vector_at), [I, A, I, I, I, X];
+    287 pwritev2 Own(transfer::write_vector_at), [I, A, I, I, I, X];
     291 statx Host(libc::SYS_statx), [D, P, X, X, Out(256)];
     424 pidfd_send_signal Host(libc::SYS_pidfd_send_signal), [I, I, In(128), X];
     434 pidfd_open Host(libc::SYS_pidfd_open), [I, X];

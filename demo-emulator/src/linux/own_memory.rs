@@ -1,0 +1,94 @@
+//! `/proc/self/mem`, whose addresses are the guest's.
+//!
+//! The descriptor is the host's own, of this very process. So it is remembered which
+//! files of procfs they are, by device and inode, however the guest came to the
+//! descriptor; reads and writes of such a file have their addresses moved into the
+//! window, see `syscalls::own_memory`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::host_fs;
+use super::vma::FileId;
+
+/// The open files that are this process's memory.
+#[derive(Default, Debug)]
+pub struct OwnMemory {
+    /// Whether there is one: most programs have none.
+    is_used: AtomicBool,
+    files: Mutex<Vec<FileId>>,
+}
+
+/// Device and inode of what `stat` is about.
+pub(super) fn file_id(stat: &libc::stat) -> FileId {
+    FileId { device: stat.st_dev, inode: stat.st_ino }
+}
+
+impl OwnMemory {
+    /// All of them, for this thread alone: also over a fork, so that a child finds
+    /// them whole.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Vec<FileId>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest has opened `fd`.
+    pub(super) fn opened(&self, fd: i32) {
+        let Ok(stat) = host_fs::stat_fd(fd) else { return };
+        if stat.st_mode & libc::S_IFMT != libc::S_IFREG || stat.st_size != 0 || !host_fs::is_of_proc(fd) {
+            return;
+        }
+        let Ok(name) = std::fs::read_link(format!("/proc/self/fd/{fd}")) else { return };
+        if !is_own(name.as_os_str().as_encoded_bytes()) {
+            return;
+        }
+        let mut files = self.lock();
+        if !files.contains(&file_id(&stat)) {
+            files.push(file_id(&stat));
+        }
+        self.is_used.store(true, Ordering::Release);
+    }
+
+    /// Whether `fd` is one of them.
+    pub(super) fn is(&self, fd: i32) -> bool {
+        self.is_used.load(Ordering::Acquire)
+            && host_fs::stat_fd(fd).is_ok_and(|stat| self.lock().contains(&file_id(&stat)))
+    }
+}
+
+/// Whether the file of procfs with that name is the memory of this process:
+/// `PID/mem` or `PID/task/TID/mem`, wherever procfs is mounted.
+fn is_own(name: &[u8]) -> bool {
+    let mut parts = name.rsplit(|byte| *byte == b'/');
+    if parts.next() != Some(b"mem") {
+        return false;
+    }
+    let (Some(id), above) = (parts.next(), parts.next()) else { return false };
+    let id = if above == Some(b"task") { parts.next().unwrap_or_default() } else { id };
+    let Ok(id) = std::str::from_utf8(id) else { return false };
+    // A thread has a folder of its own there, too.
+    id.parse::<u32>().is_ok() && std::fs::metadata(format!("/proc/self/task/{id}")).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_own_memory_are_known() {
+        let pid = std::process::id();
+        for name in ["self", "thread-self", &pid.to_string(), &format!("self/task/{pid}")] {
+            let own = std::fs::File::open(format!("/proc/{name}/mem")).unwrap();
+            let memory = OwnMemory::default();
+            use std::os::fd::AsRawFd;
+            assert!(!memory.is(own.as_raw_fd()));
+            memory.opened(own.as_raw_fd());
+            assert!(memory.is(own.as_raw_fd()), "{name}");
+            assert!(memory.is(own.try_clone().unwrap().as_raw_fd()), "a duplicate");
+            let other = std::fs::File::open("/proc/self/maps").unwrap();
+            memory.opened(other.as_raw_fd());
+            assert!(!memory.is(other.as_raw_fd()));
+        }
+        assert!(!is_own(b"/proc/1/mem") && !is_own(b"/tmp/mem") && !is_own(b"mem"));
+        assert!(!is_own(format!("/proc/{pid}/maps").as_bytes()));
+    }
+}
