@@ -92,8 +92,9 @@ const fn awaited(name: &'static str, checksum: u64) -> Guest {
 }
 
 impl Guest {
-    /// Each change goes with a system call that changes the mapping. Linux's side
-    /// of the emulator tells the cache of those by itself, under `none` too.
+    /// Each change goes with a system call that changes the mapping or the mapped
+    /// file. Linux's side of the emulator tells the cache of those by itself, under
+    /// `none` too.
     const fn passes_untracked(self) -> Self {
         Self { none: Expected::Pass, ..self }
     }
@@ -149,6 +150,7 @@ pub const GUESTS: &[Guest] = &[
     announced("self-patching-loop", &[], 0x13eb_71b8_628d_2190),
     announced("patch-linked-page", &[], 0xae65_a804_3042_6c43),
     announced("identical-rewrite", &[], 0x88cb_aad2_5c8c_33e7),
+    announced("file-writes", &[], 0x379b_cd2b_d31a_16c6).passes_untracked(),
     announced("memfd-dual-next", &[], 0xe3e3_8866_4040_d604),
     announced("patch-beside-data", &[], 0x95e8_be4b_99b4_0839),
     announced("two-pages-one-checked", &[], 0xf300_5853_b67b_0da4),
@@ -183,6 +185,7 @@ pub const GUESTS: &[Guest] = &[
     silent("stack-trampoline", NO_FLUSH, 0x2882_ad7f_21c3_42f4),
     silent("self-patching-loop", NO_FLUSH, 0x13eb_71b8_628d_2190),
     silent("patch-linked-page", NO_FLUSH, 0xae65_a804_3042_6c43),
+    silent("file-writes", NO_FLUSH, 0x379b_cd2b_d31a_16c6).passes_untracked(),
     silent("memfd-dual-next", NO_FLUSH, 0xe3e3_8866_4040_d604),
     silent("patch-beside-data", NO_FLUSH, 0x95e8_be4b_99b4_0839),
     silent("two-pages-one-checked", NO_FLUSH, 0xf300_5853_b67b_0da4),

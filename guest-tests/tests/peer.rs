@@ -6,9 +6,11 @@ use guest_tests::{BENCHES, EXIT_STALE, Emulator, Exit, GUESTS, Tier, Way, find_p
 use codewarden::protection::Mode;
 
 /// What `qemu-riscv64` 7.2 to 10 gets wrong: it never leaves a running RISC-V
-/// block for a store into it, and does not know that two mappings are one.
+/// block for a store into it, and knows neither that two mappings are one nor that a
+/// file may be one of them.
 fn qemu_runs_stale_code(name: &str, args: &[&str]) -> bool {
     let always = [
+        "file-writes",
         "memfd-dual-map",
         "memfd-dual-harts",
         "memfd-dual-next",
