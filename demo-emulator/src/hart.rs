@@ -14,7 +14,7 @@ pub struct Hart {
     pub x: [u64; 32],
     /// Floating-point registers, singles NaN-boxed.
     pub f: [u64; 32],
-    /// Address of the instruction that runs next.
+    /// Address of the instruction that runs next; even.
     pub pc: u64,
     /// Accrued exception flags: NV 16, DZ 8, OF 4, UF 2, NX 1.
     pub fflags: u8,
@@ -39,12 +39,13 @@ pub struct Hart {
 }
 
 impl Hart {
-    /// A hart about to run at `pc`, all registers 0.
+    /// A hart about to run at `pc`, all registers 0. Instructions have even
+    /// addresses: the lowest bit is dropped, as a jump drops it.
     pub fn new(pc: u64) -> Self {
         Self {
             x: [0; 32],
             f: [0; 32],
-            pc,
+            pc: pc & !1,
             fflags: 0,
             frm: RNE,
             reserved: 0,

@@ -123,10 +123,10 @@ fn losing_the_executable_bit_is_announced_and_gaining_it_is_not() {
     recorder.take();
     space.protect(AT, 2 * PAGE, READ | EXEC).unwrap();
     assert_eq!(recorder.take(), ["Read 0x100000 2"]);
-    assert!(window.store_u8(AT, 1).is_err() && window.fetch_u16(AT).is_ok());
+    assert!(window.store_u8(AT, 1).is_err() && window.fetch(AT).is_ok());
     space.protect(AT + PAGE, PAGE, RW).unwrap();
     assert_eq!(recorder.take(), ["begin 0x101000 1", "await", "ReadWrite 0x101000 1", "kept 0x101000 1"]);
-    assert!(window.fetch_u16(AT + PAGE).is_err() && window.fetch_u16(AT).is_ok());
+    assert!(window.fetch(AT + PAGE).is_err() && window.fetch(AT).is_ok());
     // So is code that may be written from now on.
     space.protect(AT, PAGE, RW | EXEC).unwrap();
     assert_eq!(recorder.take(), ["begin 0x100000 1", "await", "ReadWrite 0x100000 1", "kept 0x100000 1"]);

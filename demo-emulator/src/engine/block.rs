@@ -6,17 +6,15 @@ use codewarden::addr::GuestAddr;
 
 use super::Payload;
 use crate::memory::Window;
+use crate::memory::code::FETCH_BYTES;
 use crate::memory::window::PAGE_LEN_BYTES;
-use crate::riscv::decode::decode;
+use crate::riscv::fetch::fetch;
 use crate::riscv::inst::Inst;
 use crate::riscv::trap::Trap;
 use crate::translate::ends_block;
 
 /// Instructions of a block at most.
 pub(super) const MAX_INSTS: usize = 64;
-
-/// Bytes that are read at once: most blocks are not longer.
-const CHUNK_BYTES: usize = 32;
 
 /// A block as it was read.
 #[derive(Debug)]
@@ -55,16 +53,16 @@ impl Source {
 }
 
 /// Reads the block at `pc`: up to the first instruction that may go elsewhere,
-/// over page boundaries, [`MAX_INSTS`] instructions at most. Every byte is read
-/// once, after its page was claimed.
+/// over page boundaries, [`MAX_INSTS`] instructions at most. Each aligned piece is
+/// read once, after its page was claimed: instructions and bytes are of one reading.
 pub(super) fn read(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Result<Source, ReadError> {
-    let mut reader = Reader { ticket, window, pc, bytes: Vec::with_capacity(2 * CHUNK_BYTES) };
-    let (mut insts, mut len_bytes) = (Vec::with_capacity(16), 0);
+    let mut reader = Reader { ticket, window, first: pc & !(FETCH_BYTES - 1), pieces: Vec::with_capacity(8) };
+    let (mut insts, mut end) = (Vec::with_capacity(16), pc);
     while insts.len() < MAX_INSTS {
-        match reader.inst(len_bytes) {
+        match fetch(end, |at| reader.piece(at)) {
             Ok(inst) => {
                 insts.push(inst);
-                len_bytes += usize::from(inst.len);
+                end = end.wrapping_add(u64::from(inst.len));
                 if ends_block(inst.op) {
                     break;
                 }
@@ -74,69 +72,42 @@ pub(super) fn read(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Re
             Err(_) => break,
         }
     }
-    let mut bytes = reader.bytes;
-    bytes.truncate(len_bytes);
+    let (lead, len_bytes) = ((pc - reader.first) as usize, end.wrapping_sub(pc) as usize);
+    let bytes = reader.pieces.into_iter().flat_map(u64::to_le_bytes).skip(lead).take(len_bytes).collect();
     Ok(Source { insts, bytes })
 }
 
-/// Reads ahead of the decoder, never into a page that is not needed.
+/// Reads for the decoder, never from a page that is not needed.
 struct Reader<'a> {
     ticket: &'a mut Ticket<Payload>,
     window: &'a Window,
-    pc: u64,
-    /// What was read, from `pc` on.
-    bytes: Vec<u8>,
+    /// Where the first piece lies.
+    first: u64,
+    /// What was read, from there on.
+    pieces: Vec<u64>,
 }
 
 impl Reader<'_> {
-    /// The instruction that begins `offset` bytes behind the first.
-    fn inst(&mut self, offset: usize) -> Result<Inst, ReadError> {
-        let low = self.half(offset)?;
-        if low & 3 != 3 {
-            return Ok(decode(low));
+    /// The aligned bytes among which `at` is: the last ones that were read, or those
+    /// behind them.
+    fn piece(&mut self, at: u64) -> Result<u64, ReadError> {
+        let index = (at.wrapping_sub(self.first) / FETCH_BYTES) as usize;
+        if let Some(&piece) = self.pieces.get(index) {
+            return Ok(piece);
         }
-        Ok(decode(self.half(offset + 2)? << 16 | low))
+        if self.pieces.is_empty() || at.is_multiple_of(PAGE_LEN_BYTES) {
+            // Pages that cannot be fetched from are not the tracker's business. What
+            // the guest may do with it is asked again under the claim, which ends if
+            // that changes.
+            self.fetch(at)?;
+            self.ticket.claim(GuestAddr(at)).map_err(|_| ReadError::Busy)?;
+        }
+        let piece = self.fetch(at)?;
+        self.pieces.push(piece);
+        Ok(piece)
     }
 
-    fn half(&mut self, offset: usize) -> Result<u32, ReadError> {
-        if offset == self.bytes.len() {
-            self.read_on()?;
-        }
-        match self.bytes.get(offset..offset + 2) {
-            Some(&[low, high]) => Ok(u32::from(u16::from_le_bytes([low, high]))),
-            // An odd pc at the end of a page.
-            _ => Err(ReadError::Busy),
-        }
-    }
-
-    fn read_on(&mut self) -> Result<(), ReadError> {
-        let at = self.pc.wrapping_add(self.bytes.len() as u64);
-        let in_page = (at % PAGE_LEN_BYTES) as usize;
-        if self.bytes.is_empty() || in_page == 0 {
-            self.claim(at)?;
-        }
-        let mut left = CHUNK_BYTES.min(PAGE_LEN_BYTES as usize - in_page);
-        let unreadable = |fault| ReadError::Fetch(Trap::FetchFault(fault));
-        while left >= 2 {
-            let at = self.pc.wrapping_add(self.bytes.len() as u64);
-            if left >= 8 {
-                self.bytes.extend(self.window.load_u64(at).map_err(unreadable)?.to_le_bytes());
-                left -= 8;
-            } else {
-                self.bytes.extend(self.window.load_u16(at).map_err(unreadable)?.to_le_bytes());
-                left -= 2;
-            }
-        }
-        Ok(())
-    }
-
-    /// Claims the page of `at`. Pages that cannot be fetched from are not the
-    /// tracker's business; what the guest may do with it is asked again under the
-    /// claim, which ends where that changes.
-    fn claim(&mut self, at: u64) -> Result<(), ReadError> {
-        let fetch = || self.window.fetch_u16(at).map_err(|fault| ReadError::Fetch(Trap::FetchFault(fault)));
-        fetch()?;
-        self.ticket.claim(GuestAddr(at)).map_err(|_| ReadError::Busy)?;
-        fetch().map(drop)
+    fn fetch(&self, at: u64) -> Result<u64, ReadError> {
+        self.window.fetch(at).map_err(|fault| ReadError::Fetch(Trap::FetchFault(fault)))
     }
 }

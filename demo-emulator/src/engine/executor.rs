@@ -26,6 +26,7 @@ use crate::hart::Hart;
 use crate::linux::machine::{Executor, Exit};
 use crate::memory::Window;
 use crate::memory::window::WRITE;
+use crate::riscv::exec::exec;
 use crate::riscv::oracle;
 use crate::riscv::trap::{Flow, Trap};
 use crate::translate::{BlockOptions, CodeSpace, ExitReason, LinkSlot, OwnStores, TranslateError, Translator};
@@ -243,8 +244,9 @@ impl EngineExecutor {
     fn oracle_step(&mut self, hart: &mut Hart) -> Result<Flow, Trap> {
         let Self { vcpu, window, recorder, .. } = self;
         let Some(recorder) = recorder else { return oracle::step(hart, window) };
-        let store = recorder.next_store(window, hart);
-        let flow = oracle::step(hart, window);
+        let inst = oracle::fetch(window, hart.pc)?;
+        let store = recorder.store(&inst, hart);
+        let flow = exec(&inst, hart, window);
         let _alive = vcpu.pin();
         store.into_iter().for_each(|store| recorder.stored(store));
         flow

@@ -17,9 +17,7 @@ use codewarden::{CodeCache, RecentWrite};
 
 use super::Payload;
 use crate::hart::Hart;
-use crate::memory::Window;
 use crate::riscv::inst::Inst;
-use crate::riscv::oracle;
 use crate::translate::{CodeSpace, CompiledBlock};
 
 /// Bytes of the widest guest store.
@@ -144,11 +142,6 @@ impl Recorder {
     pub(super) fn store(&self, inst: &Inst, hart: &Hart) -> Option<Store> {
         let address = hart.x[usize::from(inst.rs1 & 31)].wrapping_add(inst.imm as i64 as u64);
         inst.op.stores().then_some(Store { pc: hart.pc, address })
-    }
-
-    /// The store that the instruction at the hart's pc is.
-    pub(super) fn next_store(&self, window: &Window, hart: &Hart) -> Option<Store> {
-        self.store(&oracle::fetch(window, hart.pc).ok()?, hart)
     }
 
     /// Whether some listener wants to hear of blocks.

@@ -25,7 +25,7 @@ use codewarden::Entry;
 use super::block::Source;
 use super::listener::Recorder;
 use crate::hart::Hart;
-use crate::memory::{Fault, Window};
+use crate::memory::Window;
 use crate::riscv::exec::exec;
 use crate::riscv::inst::Inst;
 use crate::riscv::trap::{Flow, Trap};
@@ -118,7 +118,7 @@ impl DecodedBlock {
     /// Compares the guest's bytes with those that the block was made from.
     pub(super) fn admits(&self, window: &Window) -> Admission {
         // Where the bytes cannot be read any more, whoever decodes them says why.
-        if self.is_unchanged(window).unwrap_or(false) {
+        if window.has_code(self.start, &self.source.bytes).unwrap_or(false) {
             count(&self.admitted);
             return Admission::Run;
         }
@@ -128,25 +128,6 @@ impl DecodedBlock {
         let failed = count(&self.failed) + 1;
         let is_rare = admitted >= RUNS_WORTH_DECODING;
         if is_rare || failed.is_multiple_of(FAILURES) { Admission::Decode } else { Admission::Interpret }
-    }
-
-    fn is_unchanged(&self, window: &Window) -> Result<bool, Fault> {
-        let (words, rest) = self.source.bytes.as_chunks();
-        let mut at = self.start;
-        for &word in words {
-            if window.load_u64(at)? != u64::from_le_bytes(word) {
-                return Ok(false);
-            }
-            at += 8;
-        }
-        let (halves, _) = rest.as_chunks();
-        for &half in halves {
-            if window.load_u16(at)? != u16::from_le_bytes(half) {
-                return Ok(false);
-            }
-            at += 2;
-        }
-        Ok(true)
     }
 
     /// Runs the block on `hart`, which is at its start.

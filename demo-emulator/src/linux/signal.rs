@@ -180,7 +180,7 @@ impl Thread {
         hart.x[10] = u64::from(signal.number);
         hart.x[11] = frame;
         hart.x[12] = frame + SIGINFO_BYTES as u64;
-        hart.pc = action.handler;
+        hart.pc = action.handler & !1;
         hart.reserved = 0;
         let own = if action.flags & libc::SA_NODEFER as u64 == 0 { set_of(signal.number) } else { 0 };
         if action.flags & libc::SA_RESETHAND as u64 != 0 {

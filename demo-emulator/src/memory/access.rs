@@ -21,7 +21,7 @@
 
 use std::arch::global_asm;
 
-use super::window::{EXEC, Window};
+use super::window::{WINDOW_LEN_BYTES, Window};
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("the guest memory stubs are written for x86-64 hosts only: add them for this one here");
@@ -179,8 +179,8 @@ impl Outcome {
     #[cold]
     fn refused(self, window: &Window, addr: u64) -> Fault {
         let kind = if self.value == libc::SIGBUS as u64 { FaultKind::Bus } else { FaultKind::Segv };
-        // Beyond the window's end there is no guest address to tell.
-        Fault { addr: window.guest(self.fault as usize).unwrap_or(addr), kind }
+        // An access that ends beyond the window met its guard: there the window ends.
+        Fault { addr: window.guest(self.fault as usize).unwrap_or(WINDOW_LEN_BYTES.max(addr)), kind }
     }
 }
 
@@ -269,21 +269,12 @@ impl Window {
         u32, i32: compare_exchange_u32 guest_cas_32, amo_u32 load_u32 guest_swap_32 guest_add_32;
         u64, i64: compare_exchange_u64 guest_cas_64, amo_u64 load_u64 guest_swap_64 guest_add_64;
     }
-
-    /// Fetches one parcel of an instruction, which the page must allow.
-    #[inline]
-    pub fn fetch_u16(&self, addr: u64) -> Result<u16, Fault> {
-        if self.permissions(addr) & EXEC == 0 {
-            return Err(outside(addr));
-        }
-        self.load_u16(addr)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::host_fault;
-    use super::super::window::{PAGE_LEN_BYTES, READ, WINDOW_LEN_BYTES, WRITE};
+    use super::super::window::{EXEC, PAGE_LEN_BYTES, READ, WRITE};
     use super::*;
 
     const PAGE: u64 = PAGE_LEN_BYTES;
@@ -363,14 +354,14 @@ mod tests {
         for addr in [WINDOW_LEN_BYTES, WINDOW_LEN_BYTES + PAGE, u64::MAX, u64::MAX - 7] {
             assert_eq!(window.load_u64(addr), Err(segv(addr)));
             assert_eq!(window.store_u8(addr, 1), Err(segv(addr)));
-            assert_eq!(window.fetch_u16(addr), Err(segv(addr)));
+            assert_eq!(window.fetch(addr), Err(segv(addr)));
         }
         // Begins inside and ends in the guard.
         let last = WINDOW_LEN_BYTES - PAGE;
         // SAFETY: the window's last page, which nothing else uses.
         let protected = unsafe { libc::mprotect(window.host(last).unwrap().cast(), PAGE as usize, libc::PROT_READ) };
         assert_eq!(protected, 0);
-        assert_eq!(window.load_u64(WINDOW_LEN_BYTES - 4), Err(segv(WINDOW_LEN_BYTES - 4)));
+        assert_eq!(window.load_u64(WINDOW_LEN_BYTES - 4), Err(segv(WINDOW_LEN_BYTES)));
     }
 
     #[test]
@@ -450,7 +441,12 @@ mod tests {
     #[test]
     fn fetch_wants_the_execute_permission() {
         let window = window();
-        assert_eq!(window.fetch_u16(PAGE), Err(segv(PAGE)));
-        assert_eq!(window.fetch_u16(2 * PAGE), Ok(0));
+        assert_eq!(window.fetch(PAGE), Err(segv(PAGE)));
+        assert_eq!(window.fetch(2 * PAGE), Ok(0));
+        // The piece begins before the byte that is wanted.
+        assert_eq!(window.fetch(2 * PAGE + 6), Ok(0));
+        assert_eq!(window.fetch(PAGE + 6), Err(segv(PAGE + 6)));
+        window.set_permissions(3 * PAGE..4 * PAGE, EXEC);
+        assert_eq!(window.fetch(3 * PAGE + 6), Err(segv(3 * PAGE + 6)));
     }
 }

@@ -3,6 +3,7 @@
 //! signal handler that makes this so.
 
 pub mod access;
+pub mod code;
 pub mod host_fault;
 pub mod window;
 

@@ -4,6 +4,7 @@ pub mod csr;
 pub mod decode;
 pub mod encode;
 pub mod exec;
+pub mod fetch;
 pub mod fp;
 pub mod inst;
 pub mod oracle;

@@ -220,7 +220,9 @@ impl Translator {
         self.build(insts, &kept, &links, options);
 
         let start = insts[0].0;
-        let check = options.source.map(|source| Check::new(self.space.host_address(start), source));
+        let check = options
+            .source
+            .map(|source| Check::new(self.space.host_address(start), source, self.space.loads_vectors_at_once));
         let (provider, place) = OneFunction::new(&self.space, check.as_ref().map_or(0, Check::len_bytes));
         let mut builder = JITBuilder::with_isa(Arc::clone(&self.space.isa.0), default_libcall_names());
         builder.memory_provider(Box::new(provider));

@@ -9,24 +9,29 @@
 //! ```text
 //!   up to 16 bytes                      more
 //!   mov rax, guest bytes                mov rax, guest bytes
-//!   mov rcx, first 8 bytes              movdqu xmm0, [rax]
-//!   cmp [rax], rcx                      pcmpeqb xmm0, [snapshot]
-//!   jne failed                          movdqu xmm1, [rax + 16]
-//!   mov rcx, last 8 bytes               pcmpeqb xmm1, [snapshot + 16]
-//!   cmp [rax + len - 8], rcx            pand xmm0, xmm1 ...
-//!   je plain                            pmovmskb ecx, xmm0; cmp ecx, 0xffff; je plain
+//!   mov rcx, first piece                movdqa xmm0, [rax]
+//!   xor rcx, [rax]                      pcmpeqb xmm0, [snapshot]
+//!   mov rdx, mask                       por xmm0, [what is not the block's]
+//!   test rcx, rdx                       movdqa xmm1, [rax + 16]
+//!   jne failed                          pcmpeqb xmm1, [snapshot + 16]
+//!   mov rcx, second piece               pand xmm0, xmm1 ...
+//!   cmp [rax + 8], rcx                  pmovmskb ecx, xmm0; cmp ecx, 0xffff
+//!   je plain                            je plain
 //!   failed: mov eax, CheckFailed; ret
 //! ```
 //!
-//! The last piece overlaps the one before it, so that no byte is read but the
-//! block's own: the page behind it may not be there. Whoever jumps to a block
-//! has put its address into `hart.pc`. A load that faults counts as the block's
-//! first instruction. rax, rcx and xmm0 are the block's to clobber; rdi and rsi
-//! hold its arguments.
+//! Memory is read in aligned pieces, each by one load
+//! ([`memory::code`](crate::memory::code) says why). A mask leaves out what beside
+//! the block lies in its first and last piece. Aligned `movdqa` loads are atomic on
+//! every processor with AVX; others compare 8 bytes at a time. Whoever jumps to a
+//! block has put its address into `hart.pc`. A load that faults counts as the block's
+//! first instruction. rax, rcx, rdx, xmm0 and xmm1 are the block's to clobber; rdi
+//! and rsi hold its arguments.
 
 use std::ops::Range;
 
 use super::entry::ExitReason;
+use crate::memory::code::pieces;
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("the checked entry is written for x86-64 hosts only: add it for this one here");
@@ -34,6 +39,7 @@ compile_error!("the checked entry is written for x86-64 hosts only: add it for t
 /// Where a check may be placed, in bytes: its constants are vectors.
 pub(super) const CHECK_ALIGN_BYTES: usize = VECTOR_BYTES;
 const VECTOR_BYTES: usize = 16;
+const WORD_BYTES: usize = 8;
 
 /// The host code of one checked entry.
 #[derive(Debug)]
@@ -47,16 +53,15 @@ pub(super) struct Check {
 }
 
 impl Check {
-    /// Compares `source`, an instruction at least, with the bytes at `host`.
-    pub(super) fn new(host: u64, source: &[u8]) -> Self {
+    /// Compares `source`, an instruction at least, with the bytes at `host`. The
+    /// host loads aligned vectors at once if `vectors` says so.
+    pub(super) fn new(host: u64, source: &[u8], vectors: bool) -> Self {
         debug_assert!(source.len() >= 2, "{source:?}");
         let mut check = Self { code: Vec::with_capacity(64 + 3 * source.len()), inst_bytes: 0, to_plain: 0 };
-        // mov rax, host
-        check.emit(&[0x48, 0xb8], &host.to_le_bytes());
-        if source.len() <= VECTOR_BYTES {
-            check.scalar(source)
+        if vectors && source.len() > VECTOR_BYTES {
+            check.vectors(host, source)
         } else {
-            check.vectors(source)
+            check.words(host, source)
         }
         check
     }
@@ -84,56 +89,58 @@ impl Check {
         self.code.extend(operand);
     }
 
-    fn scalar(&mut self, source: &[u8]) {
-        let (width, offsets) = pieces(source.len());
+    /// mov rax, the address of the first piece.
+    fn load_base(&mut self, host: u64, piece_bytes: usize) -> u64 {
+        let base = host & !(piece_bytes as u64 - 1);
+        self.emit(&[0x48, 0xb8], &base.to_le_bytes());
+        base
+    }
+
+    fn words(&mut self, host: u64, source: &[u8]) {
+        let base = self.load_base(host, WORD_BYTES);
         let mut to_failed = Vec::new();
-        for (index, &at) in offsets.iter().enumerate() {
-            self.compare(at, &source[at..at + width]);
-            if index + 1 < offsets.len() {
+        for piece in pieces::<WORD_BYTES>(host, source) {
+            if piece.at != base {
                 // jne failed
-                self.emit(&[0x75], &[0]);
+                self.emit(&[0x0f, 0x85], &[0; 4]);
                 to_failed.push(self.code.len());
+            }
+            let at = ((piece.at - base) as i32).to_le_bytes();
+            // mov rcx, piece
+            self.emit(&[0x48, 0xb9], &piece.bytes);
+            if piece.is_whole() {
+                // cmp [rax + at], rcx
+                self.emit(&[0x48, 0x39, 0x88], &at);
+            } else {
+                // xor rcx, [rax + at]; mov rdx, mask; test rcx, rdx
+                self.emit(&[0x48, 0x33, 0x88], &at);
+                self.emit(&[0x48, 0xba], &piece.mask);
+                self.emit(&[0x48, 0x85, 0xd1], &[]);
             }
         }
         self.end();
         for from in to_failed {
             // Behind the `je` that stands last.
-            self.code[from - 1] = (self.to_plain + 4 - from) as u8;
+            self.set_distance(from, self.to_plain + 4);
         }
     }
 
-    /// Compares the piece at `at`.
-    fn compare(&mut self, at: usize, piece: &[u8]) {
-        let at = (at as i32).to_le_bytes();
-        match piece.len() {
-            8 => {
-                // mov rcx, piece; cmp [rax + at], rcx
-                self.emit(&[0x48, 0xb9], piece);
-                self.emit(&[0x48, 0x39, 0x88], &at);
+    fn vectors(&mut self, host: u64, source: &[u8]) {
+        let base = self.load_base(host, VECTOR_BYTES);
+        let mut constants = Vec::new();
+        for piece in pieces::<VECTOR_BYTES>(host, source) {
+            let first = piece.at == base;
+            // The register as the first operand, a displacement or a constant as the other.
+            let (displaced, constant) = if first { (0x80, 0x05) } else { (0x88, 0x0d) };
+            // movdqa xmm, [rax + at]; pcmpeqb xmm, [rip + bytes]
+            self.emit(&[0x66, 0x0f, 0x6f, displaced], &((piece.at - base) as i32).to_le_bytes());
+            self.emit(&[0x66, 0x0f, 0x74, constant], &[0; 4]);
+            constants.push((self.code.len(), piece.bytes));
+            if !piece.is_whole() {
+                // por xmm, [rip + what is not the block's]
+                self.emit(&[0x66, 0x0f, 0xeb, constant], &[0; 4]);
+                constants.push((self.code.len(), piece.mask.map(|own| !own)));
             }
-            4 => {
-                // cmp dword ptr [rax + at], piece
-                self.emit(&[0x81, 0xb8], &at);
-                self.code.extend(piece);
-            }
-            _ => {
-                // movzx ecx, word ptr [rax + at]; cmp ecx, piece
-                self.emit(&[0x0f, 0xb7, 0x88], &at);
-                self.emit(&[0x81, 0xf9], piece);
-                self.code.extend([0, 0]);
-            }
-        }
-    }
-
-    fn vectors(&mut self, source: &[u8]) {
-        let (_, offsets) = pieces(source.len());
-        let mut constants = Vec::with_capacity(offsets.len());
-        for &at in &offsets {
-            let first = constants.is_empty();
-            // movdqu xmm, [rax + at]; pcmpeqb xmm, [rip + constant]
-            self.emit(&[0xf3, 0x0f, 0x6f, if first { 0x80 } else { 0x88 }], &(at as i32).to_le_bytes());
-            self.emit(&[0x66, 0x0f, 0x74, if first { 0x05 } else { 0x0d }], &[0; 4]);
-            constants.push(self.code.len());
             if !first {
                 // pand xmm0, xmm1
                 self.emit(&[0x66, 0x0f, 0xdb, 0xc1], &[]);
@@ -144,11 +151,15 @@ impl Check {
         self.emit(&[0x81, 0xf9], &0xffff_u32.to_le_bytes());
         self.end();
         self.code.resize(self.code.len().next_multiple_of(VECTOR_BYTES), PADDING);
-        for (from, at) in constants.into_iter().zip(offsets) {
-            let distance = (self.code.len() - from) as i32;
-            self.code[from - 4..from].copy_from_slice(&distance.to_le_bytes());
-            self.code.extend(&source[at..at + VECTOR_BYTES]);
+        for (from, constant) in constants {
+            self.set_distance(from, self.code.len());
+            self.code.extend(constant);
         }
+    }
+
+    /// Lets the four bytes before `from` lead to `to`.
+    fn set_distance(&mut self, from: usize, to: usize) {
+        self.code[from - 4..from].copy_from_slice(&((to - from) as i32).to_le_bytes());
     }
 
     /// Goes to the plain entry if the last comparison found no difference.
@@ -165,16 +176,3 @@ impl Check {
 
 /// `int3`.
 const PADDING: u8 = 0xcc;
-
-/// How `len` bytes are read: in pieces of one width, at these offsets.
-fn pieces(len: usize) -> (usize, Vec<usize>) {
-    let width = match len {
-        0..4 => 2,
-        4..8 => 4,
-        8..=VECTOR_BYTES => 8,
-        _ => VECTOR_BYTES,
-    };
-    let whole = (0..len / width).map(|index| index * width);
-    let rest = (!len.is_multiple_of(width)).then(|| len - width);
-    (width, whole.chain(rest).collect())
-}

@@ -37,6 +37,8 @@ pub struct CodeSpace {
     pub(super) window: Window,
     /// Whether the host multiplies and adds with one rounding.
     pub(super) has_fma: bool,
+    /// Whether the host's aligned loads of 16 bytes are atomic.
+    pub(super) loads_vectors_at_once: bool,
     buffer: CodeBuffer,
 }
 
@@ -62,7 +64,9 @@ impl CodeSpace {
         host_fault::set_fault_hook(entry::fault_hook);
         host_fault::install().map_err(TranslateError::Signal)?;
         let faults = FaultIndex::new(buffer.executable());
-        Ok(Arc::new(Self { isa, faults, window, has_fma: std::is_x86_feature_detected!("fma"), buffer }))
+        let [has_fma, loads_vectors_at_once] =
+            [std::is_x86_feature_detected!("fma"), std::is_x86_feature_detected!("avx")];
+        Ok(Arc::new(Self { isa, faults, window, has_fma, loads_vectors_at_once, buffer }))
     }
 
     /// Where a guest address of the window lies in this process.

@@ -1,5 +1,5 @@
-//! The checked entry: equal bytes run, any other byte leaves, and nothing is
-//! read but the block's own bytes.
+//! The checked entry: equal bytes run, any other byte leaves, and nothing beyond
+//! the block's pages is read.
 
 use super::*;
 
@@ -32,41 +32,56 @@ fn put(bench: &Bench, start: u64, bytes: &[u8]) {
     (start..).zip(bytes).for_each(|(at, &byte)| bench.window.store_u8(at, byte).unwrap());
 }
 
+/// A bench as on a host that loads aligned vectors at once, or not.
+fn bench(vectors: bool) -> Bench {
+    let mut bench = Bench::new(1 << 20);
+    let mut space = CodeSpace::new(bench.window, CodeBuffer::new(1 << 20).unwrap()).unwrap();
+    Arc::get_mut(&mut space).unwrap().loads_vectors_at_once = vectors;
+    bench.translator = Translator::new(Arc::clone(&space));
+    bench.space = space;
+    bench
+}
+
 #[test]
 fn equal_bytes_run_and_each_byte_counts() {
-    let mut bench = Bench::new(1 << 20);
+    for vectors in [false, true] {
+        each_byte_counts(&mut bench(vectors));
+    }
+}
+
+fn each_byte_counts(bench: &mut Bench) {
     for len in (2..=BLOCK_BYTES_MAX).step_by(2) {
         let source = source(len);
         let (half, len_bytes) = (len as u64 / 4 * 2, len as u64);
         // Nothing is mapped before the first page and behind the last one.
-        for start in [DATA, DATA + PAGE_LEN_BYTES - half, END - len_bytes] {
-            put(&bench, start, &source);
-            let block = compile(&mut bench, start, &source);
+        for start in [DATA, DATA + 2 + half % 16, DATA + PAGE_LEN_BYTES - half, END - len_bytes] {
+            put(bench, start, &source);
+            let block = compile(bench, start, &source);
             let run = (ExitReason::Unlinked, start + len_bytes, len_bytes / 2);
-            assert_eq!(enter(&mut bench, start, &block), run, "{len} bytes at {start:#x}");
+            assert_eq!(enter(bench, start, &block), run, "{len} bytes at {start:#x}");
             for at in start..start + len_bytes {
                 let byte = bench.window.load_u8(at).unwrap();
                 bench.window.store_u8(at, byte ^ 1 << (at % 8)).unwrap();
-                let left = enter(&mut bench, start, &block);
+                let left = enter(bench, start, &block);
                 assert_eq!(left, (ExitReason::CheckFailed, start, 0), "{len} bytes at {start:#x}, changed at {at:#x}");
                 bench.window.store_u8(at, byte).unwrap();
             }
-            assert_eq!(enter(&mut bench, start, &block), run, "{len} bytes at {start:#x} restored");
+            assert_eq!(enter(bench, start, &block), run, "{len} bytes at {start:#x} restored");
             // The bytes around it are not its own.
             for beside in [start.wrapping_sub(1), start + len_bytes] {
                 if let Ok(byte) = bench.window.load_u8(beside) {
                     bench.window.store_u8(beside, !byte).unwrap();
                 }
             }
-            assert_eq!(enter(&mut bench, start, &block), run, "{len} bytes at {start:#x}");
+            assert_eq!(enter(bench, start, &block), run, "{len} bytes at {start:#x}");
         }
     }
 }
 
 #[test]
 fn a_fault_of_the_check_is_one_of_the_first_instruction() {
-    let mut bench = Bench::new(1 << 20);
-    for len in [2, 4, 6, 8, 10, 16, 18, 40] {
+    for (vectors, len) in [false, true].into_iter().flat_map(|v| [2, 4, 6, 8, 10, 16, 18, 40].map(|len| (v, len))) {
+        let mut bench = bench(vectors);
         let source = source(len);
         for start in [END, END - 2, END - len as u64 + 2, READ_ONLY - 2, 2 * PAGE_LEN_BYTES] {
             if start + len as u64 <= END {
