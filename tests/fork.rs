@@ -115,6 +115,7 @@ fn both_sides(mode: Mode, drops_in_child: bool) {
     }
 }
 
+/// E3.
 #[test]
 fn both_sides_of_a_fork_are_right() {
     let probe = Probe::of_this_process();

@@ -1,0 +1,28 @@
+//! An alarm for a test that waits: a test that could wait for ever notices nothing.
+
+use std::io::Write as _;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+/// A test that waits longer waits for ever.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Ends when it is dropped.
+pub(crate) struct Alarm {
+    _over: Sender<()>,
+}
+
+impl Alarm {
+    /// From now on the test waits for `what`. After the limit the process says so and ends.
+    pub(crate) fn while_waiting_for(what: &'static str) -> Self {
+        let (over, end) = channel();
+        std::thread::spawn(move || {
+            if end.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+                // Not by a macro: a test's output is kept back until it ends.
+                let _ = writeln!(std::io::stderr(), "waited {} s for {what}", LIMIT.as_secs());
+                std::process::abort();
+            }
+        });
+        Self { _over: over }
+    }
+}
