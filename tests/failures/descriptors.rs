@@ -84,19 +84,22 @@ fn one_replaced() {
     });
 }
 
-/// The kernel opens every page and tells nobody: the next call notices.
+/// The kernel opens every page and tells nobody: the next call notices, and the block is
+/// dead when it returns. A deferred region's `sync` says so too.
 #[test]
 fn both_closed() {
-    let notices: [fn(&Fixture); 2] =
-        [|guest| guest.cache.tracker().tend(), |guest| assert_eq!(guest.begin_error(5), Some(Error::TrackingLost))];
+    let tend: fn(&Fixture) = |guest| guest.cache.tracker().tend();
+    let begin: fn(&Fixture) = |guest| assert_eq!(guest.begin_error(5), Some(Error::TrackingLost));
+    let sync: fn(&Fixture) = |guest| assert_eq!(guest.cache.tracker().sync(), Err(Error::TrackingLost));
     scenario("descriptors::both_closed", &UFFD, End::Well, |mode| {
+        let notices: &[_] = if mode == Mode::Deferred { &[tend, begin, sync] } else { &[tend, begin] };
         for notice in notices {
             let guest = fixture(mode);
             guest.block(1);
             userfaultfds().into_iter().for_each(close);
             guest.store_to(1);
             notice(&guest);
-            guest.expect_dead(1);
+            assert_eq!(guest.lookup(byte_of(1)), None, "{mode}: the block is stale");
             guest.expect_lost();
             guest.store_to(1);
         }

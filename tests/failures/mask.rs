@@ -99,6 +99,8 @@ fn every_fallback() {
             }
         }
     }
+    // It asks the kernel for nothing.
+    try_mode(Mode::None).unwrap();
     let has_code = CodeBuffer::new(1 << 20);
     assert_eq!(has_code.is_err(), hidden == "membarrier_sync_core");
     if let Err(error) = has_code {

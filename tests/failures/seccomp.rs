@@ -12,7 +12,7 @@ use codewarden::error::Error;
 use codewarden::protection::{Mode, Probe};
 
 use crate::address_space::{replace, unmap};
-use crate::scenario::{End, TRACKING, UFFD, byte_of, fixture, scenario};
+use crate::scenario::{End, SYNCHRONOUS, TRACKING, UFFD, byte_of, fixture, scenario};
 
 /// One call that a filter answers: its number, and the low half of its second
 /// argument where that decides.
@@ -127,6 +127,7 @@ fn scan_refused_before() {
     scenario("seccomp::scan_refused_before", &[Mode::Deferred], End::Well, |_| {
         refuse(&[PAGEMAP_SCAN], errno(libc::EPERM));
         expect_fallback(&[Mode::Deferred], "seccomp");
+        SYNCHRONOUS.into_iter().for_each(|mode| fixture(mode).expect_tracked(1));
     });
 }
 
@@ -151,18 +152,35 @@ fn ioctl_refused_under_a_region() {
     });
 }
 
+/// A deferred region asks by one call, whatever else is refused with it.
+fn scan_and_more_refused(mode: Mode, more: &[Call]) {
+    let guest = fixture(mode);
+    guest.block(1);
+    refuse(&[&[PAGEMAP_SCAN], more].concat(), errno(libc::ENOSYS));
+    guest.store_to(1);
+    let error = guest.cache.tracker().sync().expect_err("nothing can be asked");
+    assert!(error.to_string().contains("PAGEMAP_SCAN"), "{error}");
+    assert_eq!(guest.lookup(byte_of(1)), None, "the block is stale");
+    assert!(guest.begin_error(1).is_some());
+    guest.store_to(1);
+}
+
 #[test]
 fn scan_refused_under_a_region() {
-    scenario("seccomp::scan_refused_under_a_region", &[Mode::Deferred], End::Well, |mode| {
-        let guest = fixture(mode);
-        guest.block(1);
-        refuse(&[PAGEMAP_SCAN], errno(libc::ENOSYS));
-        guest.store_to(1);
-        let error = guest.cache.tracker().sync().expect_err("nothing can be asked");
-        assert!(error.to_string().contains("PAGEMAP_SCAN"), "{error}");
-        guest.expect_dead(1);
-        assert!(guest.begin_error(1).is_some());
-    });
+    let name = "seccomp::scan_refused_under_a_region";
+    scenario(name, &[Mode::Deferred], End::Well, |mode| scan_and_more_refused(mode, &[]));
+}
+
+#[test]
+fn scan_and_replacing_refused_under_a_region() {
+    let name = "seccomp::scan_and_replacing_refused_under_a_region";
+    scenario(name, &[Mode::Deferred], End::Well, |mode| scan_and_more_refused(mode, &[DUP3]));
+}
+
+#[test]
+fn scan_replacing_and_closing_refused_under_a_region() {
+    let name = "seccomp::scan_replacing_and_closing_refused_under_a_region";
+    scenario(name, &[Mode::Deferred], End::Well, |mode| scan_and_more_refused(mode, &[DUP3, CLOSE]));
 }
 
 /// Whether a page that cannot be protected is a hole is asked by `mincore`: where
@@ -186,11 +204,24 @@ fn mincore_refused_under_a_region() {
 /// process, rather than to come back for ever.
 #[test]
 fn mprotect_refused_under_a_region() {
-    let end = End::Signal(libc::SIGSEGV);
-    scenario("seccomp::mprotect_refused_under_a_region", &[Mode::Mprotect], end, |mode| {
+    mprotect_and_more_refused("seccomp::mprotect_refused_under_a_region", &[]);
+}
+
+#[test]
+fn mprotect_and_replacing_refused_under_a_region() {
+    mprotect_and_more_refused("seccomp::mprotect_and_replacing_refused_under_a_region", &[DUP3]);
+}
+
+#[test]
+fn mprotect_replacing_and_closing_refused_under_a_region() {
+    mprotect_and_more_refused("seccomp::mprotect_replacing_and_closing_refused_under_a_region", &[DUP3, CLOSE]);
+}
+
+fn mprotect_and_more_refused(name: &str, more: &[Call]) {
+    scenario(name, &[Mode::Mprotect], End::Signal(libc::SIGSEGV), |mode| {
         let guest = fixture(mode);
         guest.block(1);
-        refuse(&[MPROTECT], errno(libc::EPERM));
+        refuse(&[&[MPROTECT], more].concat(), errno(libc::EPERM));
         guest.store(byte_of(1), 1);
     });
 }
@@ -233,9 +264,13 @@ fn everything_refused_under_thread() {
 #[test]
 fn none_needs_nothing() {
     scenario("seccomp::none_needs_nothing", &[Mode::None], End::Well, |mode| {
-        let calls =
-            [USERFAULTFD, USERFAULTFD_IOC_NEW, UFFDIO_API, UFFDIO_WRITEPROTECT, PAGEMAP_SCAN, MINCORE, MPROTECT, DUP3];
-        refuse(&calls, errno(libc::EPERM));
-        fixture(mode).expect_tracked(1);
+        let (before, under) =
+            ([USERFAULTFD, USERFAULTFD_IOC_NEW, UFFDIO_API, PAGEMAP_SCAN], [UFFDIO_WRITEPROTECT, MPROTECT]);
+        refuse(&before, errno(libc::EPERM));
+        let guest = fixture(mode);
+        guest.block(1);
+        refuse(&[&under[..], &[MINCORE, DUP3, CLOSE]].concat(), errno(libc::EPERM));
+        guest.store_to(1);
+        guest.expect_tracked(2);
     });
 }

@@ -98,7 +98,7 @@ fn io_uring_registered_buffer() {
     });
 }
 
-/// A protected page is pinned for writing: that is a write already.
+/// A protected page is pinned for writing: that is a write already, and announced as one.
 #[test]
 fn io_uring_registering_a_protected_page() {
     in_every_mode(|guest| {
@@ -111,6 +111,14 @@ fn io_uring_registering_a_protected_page() {
             assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EFAULT), "{}", guest.mode);
             guest.expect_reachable(block);
         }
+
+        let block = guest.block(2, 0);
+        let held = guest.prepare(2, 0, page_bytes());
+        let Some((_second_ring, result)) = registered(guest, 2) else { return };
+        drop(held);
+        result.unwrap();
+        guest.expect_learned(block);
+        guest.expect_tracked(2, 0);
     });
 }
 

@@ -9,6 +9,8 @@
 #![allow(unsafe_code)]
 
 use core::ffi::c_int;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use codewarden::protection::Mode;
 use rustix::fs::FallocateFlags;
@@ -125,11 +127,60 @@ fn free() {
     });
 }
 
-/// Contents and protection come back. (Where there is no swap they never leave.)
+/// Whether the page table leads to the page.
+fn is_mapped(at: *const u8) -> bool {
+    const PRESENT: u64 = 1 << 63;
+    let mut entry = [0; 8];
+    let pagemap = File::open("/proc/self/pagemap").unwrap();
+    pagemap.read_exact_at(&mut entry, (at as usize / page_bytes() * 8) as u64).unwrap();
+    u64::from_ne_bytes(entry) & PRESENT != 0
+}
+
+impl Fixture {
+    /// Whether the page left; what the kernel is busy with it leaves for later.
+    fn pages_out(&self, page: usize) -> bool {
+        if let Some(view) = self.memory.host_view() {
+            // What is mapped twice the kernel leaves alone, and the host has read it.
+            let mapped = view.as_ptr().wrapping_add(page * page_bytes());
+            // SAFETY: the contents are the memfd's and stay.
+            unsafe { rustix::mm::madvise(mapped.cast(), page_bytes(), Advice::LinuxDontNeed) }.unwrap();
+        }
+        (0..100).any(|_| {
+            self.advise(page, Advice::LinuxPageOut);
+            !is_mapped(self.host(page, 0))
+        })
+    }
+}
+
+/// The page leaves the page table, with the protection noted in it, and comes back with
+/// both.
 #[test]
-fn pageout() {
+fn pageout_of_a_memfd() {
     in_every_mode(|guest| {
-        guest.expect_missed_but_protected(1, 9, |page| guest.advise(page, Advice::LinuxPageOut));
+        if guest.is_anonymous() {
+            return;
+        }
+        guest.expect_missed_but_protected(1, 9, |page| {
+            assert!(guest.pages_out(page), "{}: the page never left", guest.mode);
+        });
+    });
+}
+
+/// The same of anonymous memory, which has nowhere to go but swap. Nothing is wrong with
+/// a machine that has none, so this is never a failure.
+#[test]
+fn pageout_to_swap() {
+    in_every_mode(|guest| {
+        if !guest.is_anonymous() {
+            return;
+        }
+        guest.set_byte(3);
+        if !guest.pages_out(3) {
+            return println!("skipped: the page never left; this machine has no swap");
+        }
+        guest.expect_missed_but_protected(1, 9, |page| {
+            assert!(guest.pages_out(page), "{}: the page never left", guest.mode);
+        });
     });
 }
 

@@ -159,7 +159,7 @@ fn recvmsg() {
 #[test]
 fn a_datagram_is_lost_unless_announced() {
     in_modes(tracking_modes().into_iter().chain([Mode::None]), |guest| {
-        guest.block(1, 0);
+        let block = guest.block(1, 0);
         let (from, peer) = UnixDatagram::pair().unwrap();
         from.set_nonblocking(true).unwrap();
         peer.send(NEW).unwrap();
@@ -168,9 +168,12 @@ fn a_datagram_is_lost_unless_announced() {
             assert!(from.recv(&mut [0; 16]).is_err(), "{}: the datagram is still there", guest.mode);
             peer.send(NEW).unwrap();
         }
-        let _held = guest.prepare(1, 0, NEW.len());
+        let held = guest.prepare(1, 0, NEW.len());
         receive(std::os::fd::AsFd::as_fd(&from), guest.host(1, 0)).unwrap();
+        drop(held);
         assert!(is_new(&guest.bytes(1, 0, NEW.len())));
+        guest.expect_learned(block);
+        guest.expect_tracked(1, 0);
     });
 }
 
@@ -331,7 +334,8 @@ fn a_read_over_two_pages_loses_nothing() {
     });
 }
 
-/// Two threads announce; the second hold outlives the first.
+/// Two threads announce; whichever hold ends first, the call passes as long as one is
+/// there. Without any it is refused.
 #[test]
 fn announcements_nest() {
     in_every_mode(|guest: &Fixture| {
@@ -340,12 +344,17 @@ fn announcements_nest() {
             from_pipe(|from| unsafe { libc::read(from, into.cast(), NEW.len()) as c_long })
         };
         guest.block(1, 0);
-        let first = guest.prepare(1, 0, 1);
-        let second = guest.prepare(1, 8, 8);
-        drop(first);
-        call(guest.host(1, 0)).unwrap();
-        drop(second);
-        if guest.mode != Mode::None {
+        let unannounced = call(guest.host(1, 0));
+        assert_eq!(fault(&unannounced), !guest.kernel_writes_pass(), "{}: {unannounced:?}", guest.mode);
+        for first_ends_first in [true, false] {
+            let block = guest.block(1, 0);
+            let first = guest.prepare(1, 0, 1);
+            let second = std::thread::scope(|scope| scope.spawn(|| guest.prepare(1, 8, 8)).join().unwrap());
+            let mut held = [Some(first), Some(second)];
+            held[usize::from(!first_ends_first)] = None;
+            call(guest.host(1, 0)).unwrap();
+            drop(held);
+            guest.expect_learned(block);
             guest.expect_tracked(1, 0);
         }
     });

@@ -47,7 +47,7 @@ fn over_two_pages() {
 /// the store changes beyond the byte that it faulted at is never run.
 #[test]
 fn to_data_beside_code() {
-    for mode in tracking_modes() {
+    for mode in tracking_modes().into_iter().chain([Mode::None]) {
         for policy in [Adaptive::new(), Adaptive::with_checks()] {
             let guest = fixture(mode, GuestMemory::anonymous(PAGES * page_bytes()).unwrap(), policy);
             let block = guest.block(1, 1000);
@@ -55,12 +55,12 @@ fn to_data_beside_code() {
                 guest.store(guest.guest(1, 2000).0, byte);
                 guest.announce();
             }
-            let stays = mode.is_synchronous() && policy.limits().checks_beside;
+            let stays = mode == Mode::None || mode.is_synchronous() && policy.limits().checks_beside;
             assert_eq!(guest.is_reachable(block), stays, "{mode}, {policy:?}");
             guest.block(1, 1000);
             // SAFETY: 1,024 bytes in the memory, the first of which are beside the code.
             unsafe { guest.host(1, 500).write_bytes(0x5a, 1024) };
-            guest.expect_dead(block);
+            guest.expect_learned(block);
         }
     }
 }
