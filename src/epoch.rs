@@ -32,6 +32,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Rule, fence, left_out, lock, yield_now};
+use crate::sys::fault::this_thread;
 
 /// Garbage beyond which collection asks long pins to end.
 const ASK_TO_LEAVE_ITEMS: usize = 256;
@@ -48,6 +49,9 @@ pub(crate) type AskToLeave = Box<dyn Fn() + Send + Sync>;
 
 pub(crate) struct Participant {
     pin: PinWord,
+    /// The thread that pinned it last. Not a model's atomic: nobody reads it but a fork's
+    /// child, which is one thread.
+    holder: core::sync::atomic::AtomicU64,
     ask_to_leave: AskToLeave,
 }
 
@@ -78,7 +82,8 @@ impl<G> Epoch<G> {
 
     /// A new participant, not pinned.
     pub(crate) fn join(&self, ask_to_leave: AskToLeave) -> Arc<Participant> {
-        let participant = Arc::new(Participant { pin: PinWord(AtomicU64::new(0)), ask_to_leave });
+        let (pin, holder) = (PinWord(AtomicU64::new(0)), core::sync::atomic::AtomicU64::new(0));
+        let participant = Arc::new(Participant { pin, holder, ask_to_leave });
         lock(&self.participants).push(participant.clone());
         participant
     }
@@ -89,8 +94,9 @@ impl<G> Epoch<G> {
     }
 
     /// Nothing that is reachable from now on is freed until
-    /// [`Epoch::unpin`]. Pins do not nest.
+    /// [`Epoch::unpin`]. Pins do not nest, and stay on their thread.
     pub(crate) fn pin(&self, participant: &Participant) {
+        participant.holder.store(this_thread(), core::sync::atomic::Ordering::Relaxed);
         let epoch = self.global.load(Ordering::Relaxed);
         // Release: who reads this pin also sees what the last one did.
         participant.pin.0.store(epoch << 1 | 1, Ordering::Release);
@@ -231,14 +237,17 @@ pub(crate) struct ForkGuard<'a, G> {
 }
 
 impl<G> ForkGuard<'_, G> {
-    /// In the child only the calling thread lives, and it is not pinned: nobody
-    /// is, and nobody walks.
+    /// In the child only the calling thread lives. Nobody walks, and nobody else is
+    /// pinned; what the thread has pinned itself stays so.
     pub(crate) fn after_fork_child(self) {
         for counter in self.walkers {
             counter.store(0, Ordering::SeqCst);
         }
+        let own = this_thread();
         for participant in self.participants.iter() {
-            participant.pin.0.store(0, Ordering::SeqCst);
+            if participant.holder.load(core::sync::atomic::Ordering::Relaxed) != own {
+                participant.pin.0.store(0, Ordering::SeqCst);
+            }
         }
     }
 }
@@ -338,10 +347,26 @@ mod tests {
     fn a_forks_child_waits_for_nobody() {
         let epoch = domain();
         let vcpu = epoch.join(Box::new(|| {}));
-        epoch.pin(&vcpu);
+        std::thread::scope(|scope| scope.spawn(|| epoch.pin(&vcpu)).join().unwrap());
         core::mem::forget(epoch.walk());
         epoch.retire(7);
         epoch.before_fork().after_fork_child();
+        assert_eq!(epoch.collect(), [7]);
+    }
+
+    /// The thread that forks comes along, and with it all that it can reach.
+    #[test]
+    fn what_the_forking_thread_pinned_outlives_the_fork() {
+        let epoch = domain();
+        let [own, others] = [(); 2].map(|()| epoch.join(Box::new(|| {})));
+        epoch.pin(&own);
+        std::thread::scope(|scope| scope.spawn(|| epoch.pin(&others)).join().unwrap());
+        epoch.retire(7);
+        epoch.before_fork().after_fork_child();
+        for _ in 0..5 {
+            assert!(epoch.collect().is_empty());
+        }
+        epoch.unpin(&own);
         assert_eq!(epoch.collect(), [7]);
     }
 

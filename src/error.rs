@@ -63,6 +63,9 @@ pub enum Error {
     },
     /// This process is a fork's child and `after_fork_child` was not called.
     InForkChild,
+    /// `after_fork_child` was called in the process that made the guard, not in a child of
+    /// it. Nothing was changed.
+    NotInForkChild,
     /// The kernel no longer tracks the region: its descriptor was closed or its
     /// handler died. Every translation of it is unreachable. Interpret, or remove the
     /// region and add it again.
@@ -112,6 +115,9 @@ impl fmt::Display for Error {
                  try again"
             ),
             Self::InForkChild => f.write_str("this is a fork's child: call after_fork_child first"),
+            Self::NotInForkChild => f.write_str(
+                "this is no fork's child: call after_fork_child in the child alone, and drop the guard here",
+            ),
             Self::TrackingLost => f.write_str(
                 "the kernel no longer tracks this region, and none of its translations can be reached: interpret, or \
                  remove the region and add it again",

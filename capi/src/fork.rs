@@ -3,7 +3,7 @@
 //! A userfaultfd that a child inherits acts on its parent, so a fork is announced:
 //!
 //! ```c
-//! cw_before_fork(cache, &buffer, 1, &guard);            // the own vCPU is not pinned
+//! cw_before_fork(cache, &buffer, 1, &guard);            // not from code of the buffer
 //! if ((pid = fork()) == 0)
 //!     cw_after_fork_child(guard);                       // before anything else
 //! else
@@ -54,8 +54,9 @@ impl Drop for Lasting {
     }
 }
 
-/// Called before fork, by a thread whose vCPU is not pinned: waits until no other
-/// thread is inside the cache or the buffers.
+/// Called before fork: waits until no other thread is inside the cache or the buffers.
+/// Until the guard is given back no other thread adds or removes a region or a code
+/// buffer of any cache.
 ///
 /// buffers: every code buffer that blocks of the cache lie in, buffer_count of them,
 /// each once; NULL where there is none. They are shared mappings: without this a child's
@@ -106,7 +107,10 @@ pub unsafe extern "C" fn cw_after_fork_parent(guard: *mut cw_fork_guard) {
 /// In the child: every block is dead, the child's own memory is tracked from now on,
 /// and the buffers have memory of their own, empty of code: emit the stubs anew, at the
 /// same addresses. vCPUs of the parent's other threads hold nothing back; free them or
-/// leave them. Frees the guard.
+/// leave them. One that this thread has pinned stays pinned. Frees the guard.
+///
+/// CW_BAD_ARGUMENT in the process that made the guard: nothing was changed, and the guard
+/// is given back as by cw_after_fork_parent().
 ///
 /// Where it fails, the regions or buffers that could not be had here are not usable:
 /// nothing can be translated from them, and code must not be run.

@@ -92,6 +92,7 @@ impl From<Error> for Failure {
             Error::Full { .. } => (cw_status::CW_FULL, 0),
             Error::NoMemory { .. } => (cw_status::CW_NO_MEMORY, 0),
             Error::InForkChild => (cw_status::CW_IN_FORK_CHILD, 0),
+            Error::NotInForkChild => (cw_status::CW_BAD_ARGUMENT, 0),
             Error::TrackingLost => (cw_status::CW_TRACKING_LOST, 0),
             // What this interface does not know yet is an error all the same.
             _ => (cw_status::CW_INTERNAL, 0),

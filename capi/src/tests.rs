@@ -285,6 +285,8 @@ fn a_cache_is_freed_last() {
         done(cw_vcpu_free(vcpu));
         let guard = given(|guard| cw_before_fork(fixture.cache, null(), 0, guard));
         in_use();
+        refused(cw_after_fork_child(guard), CW_BAD_ARGUMENT, "no fork's child");
+        let guard = given(|guard| cw_before_fork(fixture.cache, null(), 0, guard));
         cw_after_fork_parent(guard);
         // A link keeps what it needs.
         let link = given(|link| cw_cache_link(fixture.cache, GUEST, link));

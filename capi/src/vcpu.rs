@@ -3,7 +3,7 @@
 //! A vCPU is pinned while it looks blocks up and runs them: what it finds lives until
 //! it is unpinned. Unpin around guest system calls and whatever else may last, and when
 //! asked to leave: pinned vCPUs keep the memory of dead blocks back. A vCPU belongs to
-//! one thread at a time, and may move between threads.
+//! one thread at a time, and may move between threads while it is not pinned.
 //!
 //! ```c
 //! cw_vcpu_pin(vcpu);

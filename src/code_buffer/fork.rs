@@ -4,6 +4,7 @@ use std::sync::MutexGuard;
 
 use super::{CodeBuffer, Shared, State};
 use crate::error::Error;
+use crate::sys::fork::Fork;
 
 /// A buffer that stands still over a `fork`: see [`CodeBuffer::before_fork`].
 #[derive(Debug)]
@@ -11,20 +12,23 @@ use crate::error::Error;
 pub struct ForkGuard<'a> {
     shared: &'a Shared,
     _state: MutexGuard<'a, State>,
+    fork: Fork,
 }
 
 impl CodeBuffer {
     /// Called before `fork`: until the guard is dropped, in the parent, or
     /// [`ForkGuard::after_fork_child`] is called, in the child, no other thread
-    /// allocates or frees.
+    /// allocates or frees, and none makes a code buffer, or adds or removes a region.
     pub fn before_fork(&self) -> ForkGuard<'_> {
-        ForkGuard { shared: &self.shared, _state: self.shared.lock() }
+        let (state, fork) = Fork::around(|| self.shared.lock());
+        ForkGuard { shared: &self.shared, _state: state, fork }
     }
 }
 
 impl ForkGuard<'_> {
     /// In the child: puts new memory, empty of code, behind the same addresses.
-    /// Allocations stay, to be dropped as usual, but what was in them is gone.
+    /// Allocations stay, to be dropped as usual, but what was in them is gone. So no
+    /// code of the buffer calls this: there is nothing to return to.
     ///
     /// What is dropped in the child before is not free afterwards: its memory was the
     /// parent's. So call it before
@@ -32,10 +36,13 @@ impl ForkGuard<'_> {
     ///
     /// # Errors
     ///
+    /// [`Error::NotInForkChild`] in the process that made the guard: nothing was changed.
     /// [`Error::System`]: the buffer is still the parent's and must be
     /// neither written nor run.
     pub fn after_fork_child(self) -> Result<(), Error> {
-        // The registration for `membarrier` is inherited.
+        self.fork.check_child()?;
+        // The registration for `membarrier` is inherited. What was resident may be so here as well:
+        // allocations that are dropped are filled.
         self.shared.views.renew()?;
         self.shared.owner.take_over()
     }

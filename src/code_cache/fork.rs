@@ -8,15 +8,17 @@ use super::{CodeCache, Killer, Payload};
 use crate::epoch;
 use crate::error::Error;
 use crate::sync::{MutexGuard, lock};
-use crate::tracker;
+use crate::sys::fork::Fork;
+use crate::tracker::Still;
 
 /// A cache that stands still over a `fork`: see [`CodeCache::before_fork`].
 #[must_use = "the cache stands still until this is dropped"]
 pub struct ForkGuard<'a, P: Payload> {
     cache: &'a CodeCache<P>,
-    tracker: tracker::ForkGuard<'a, Killer<P>>,
+    tracker: Still<'a, Killer<P>>,
     commits: MutexGuard<'a, Commits<P>>,
     epoch: epoch::ForkGuard<'a, Garbage<P>>,
+    fork: Fork,
 }
 
 impl<P: Payload> fmt::Debug for ForkGuard<'_, P> {
@@ -26,33 +28,39 @@ impl<P: Payload> fmt::Debug for ForkGuard<'_, P> {
 }
 
 impl<P: Payload> CodeCache<P> {
-    /// Called before `fork`, by a thread whose vCPU is not pinned: waits until no
-    /// other thread is inside the cache. In the parent, drop the guard; in the child
+    /// Called before `fork`: waits until no other thread is inside the cache. In the
+    /// parent, drop the guard; in the child
     /// call [`ForkGuard::after_fork_child`] before anything else but a
     /// [code buffer's](crate::code_buffer::ForkGuard::after_fork_child), which comes
     /// first: [`forks`](crate::guide::forks) has both sides.
+    ///
+    /// Until then no other thread adds or removes a region or a code buffer of any other
+    /// instance. A child never waits for the locks of instances that have no guard: it
+    /// leaves those instances alone.
     pub fn before_fork(&self) -> ForkGuard<'_, P> {
-        ForkGuard {
-            cache: self,
-            tracker: self.0.tracker.before_fork(),
-            commits: lock(&self.0.commits),
-            epoch: self.epoch().before_fork(),
-        }
+        let take_locks = || (self.0.tracker.stand_still(), lock(&self.0.commits), self.epoch().before_fork());
+        let ((tracker, commits, epoch), fork) = Fork::around(take_locks);
+        ForkGuard { cache: self, tracker, commits, epoch, fork }
     }
 }
 
 impl<P: Payload> ForkGuard<'_, P> {
     /// In the child: every block is dead, and the child's own memory is tracked
-    /// from now on. vCPUs of the parent's other threads hold nothing back.
+    /// from now on. vCPUs of the parent's other threads hold nothing back. A vCPU that
+    /// this thread has pinned stays pinned: blocks that it is inside are dead, and live
+    /// until it is unpinned.
     ///
     /// # Errors
     ///
-    /// A region that cannot be tracked here: nothing can be translated from it.
+    /// [`Error::NotInForkChild`] in the process that made the guard: nothing was changed.
+    /// Otherwise a region that cannot be tracked here: nothing can be translated from it.
     pub fn after_fork_child(self) -> Result<(), Error> {
-        let Self { cache, tracker, commits, epoch } = self;
+        self.fork.check_child()?;
+        let Self { cache, tracker, commits, epoch, fork } = self;
         epoch.after_fork_child();
         drop(commits);
-        let done = tracker.after_fork_child();
+        let done = tracker.continue_in_child();
+        drop(fork);
         // Nor are there formers: code may lie in memory that is the parent's.
         cache.forget_formers();
         done

@@ -13,6 +13,7 @@
 
 use std::cell::UnsafeCell;
 use std::fmt;
+use std::marker::PhantomData;
 
 use super::table::NO_KEY;
 use super::{CodeCache, Key, Payload};
@@ -91,7 +92,7 @@ impl<P: Payload> VCpu<P> {
                 self.clear_front();
             }
         }
-        Pin { vcpu: self }
+        Pin { vcpu: self, _of_this_thread: PhantomData }
     }
 }
 
@@ -101,10 +102,17 @@ impl<P: Payload> Drop for VCpu<P> {
     }
 }
 
-/// A vCPU that may look up and run blocks.
+/// A vCPU that may look up and run blocks. It stays on the thread that pinned it: a fork's
+/// child keeps the pins of its own thread and forgets the others.
+///
+/// ```compile_fail,E0277
+/// fn is_send<T: Send>() {}
+/// is_send::<codewarden::Pin<'static, ()>>();
+/// ```
 #[derive(Debug)]
 pub struct Pin<'a, P: Payload> {
     vcpu: &'a mut VCpu<P>,
+    _of_this_thread: PhantomData<*const ()>,
 }
 
 impl<P: Payload> Pin<'_, P> {

@@ -18,7 +18,8 @@ use std::sync::Arc;
 use crate::addr::{HostAddr, HostRange};
 use crate::error::Error;
 use crate::sys::fork::Generation;
-use crate::sys::range_table::{InsertError, Lookup, RangeTable, SlotId};
+use crate::sys::range_table::{InsertError, Lookup, RangeTable, SlotId, Writer};
+use crate::sys::statics;
 
 /// A store that hit a protected page of a synchronous region.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +77,7 @@ pub(crate) enum Delivery {
     Never,
 }
 
-struct Entry {
+pub(crate) struct Entry {
     delivery: Delivery,
     sink: Arc<dyn FaultSink>,
 }
@@ -85,6 +86,20 @@ struct Entry {
 const MAX_RANGES: usize = 1024;
 
 static RANGES: RangeTable<Entry, MAX_RANGES> = RangeTable::new();
+
+/// The only thread that changes the table of ranges.
+pub(crate) type RangesWriter = Writer<'static, Entry, MAX_RANGES>;
+
+/// For [`statics`] alone, which takes it in its order.
+pub(super) fn ranges_writer() -> RangesWriter {
+    RANGES.writer()
+}
+
+/// Whether a thread changes the table just now.
+#[cfg(test)]
+pub(super) fn ranges_writer_is_held() -> bool {
+    RANGES.has_writer()
+}
 
 /// A range whose faults go to a sink, until this is dropped. Dropping waits
 /// until no handler is inside the sink, so it must not happen in a sink.
@@ -105,7 +120,8 @@ impl Registration {
     /// [`Error::Full`] where the process has no slot left.
     pub(crate) fn new(range: HostRange, delivery: Delivery, sink: &Arc<dyn FaultSink>) -> Result<Self, Error> {
         let generation = Generation::of_this_process()?;
-        let slot = RANGES.insert(range, Entry { delivery, sink: sink.clone() }).map_err(|error| match error {
+        let entry = Entry { delivery, sink: sink.clone() };
+        let slot = statics::with(|all| all.ranges.insert(range, entry)).map_err(|error| match error {
             InsertError::Overlap => Error::AlreadyTracked { start: range.start().0, len: range.len() },
             InsertError::Full => Error::Full { what: "tracked range", limit: MAX_RANGES },
         })?;
@@ -126,7 +142,8 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            RANGES.remove(slot, !self.generation.is_current());
+            let slot = RANGES.take_out(slot, !self.generation.is_current());
+            statics::with(|all| all.ranges.give_back(slot));
         }
     }
 }

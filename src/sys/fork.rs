@@ -18,16 +18,14 @@
 
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::addr::PageSize;
 use crate::error::Error;
+use crate::sys::statics;
 
 static COOKIE: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
 static NEXT: AtomicU64 = AtomicU64::new(1);
-static SETUP: Mutex<()> = Mutex::new(());
 
 /// Which process, in a line of forks, made an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,16 +34,18 @@ pub(crate) struct Generation(u64);
 impl Generation {
     /// The generation of this process, for an object that is being made.
     pub(crate) fn of_this_process() -> Result<Self, Error> {
-        let _setup = SETUP.lock().unwrap_or_else(PoisonError::into_inner);
-        if COOKIE.load(Ordering::Acquire).is_null() {
-            COOKIE.store(map_cookie()?, Ordering::Release);
-        }
-        // SAFETY: just seen to be set; it points to a page that is never unmapped.
-        let cookie = unsafe { &*COOKIE.load(Ordering::Acquire) };
-        if cookie.load(Ordering::Relaxed) == 0 {
-            cookie.store(NEXT.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-        }
-        Ok(Self(cookie.load(Ordering::Relaxed)))
+        // One thread at a time: a cookie is mapped once, and gets one number.
+        statics::with(|_| {
+            if COOKIE.load(Ordering::Acquire).is_null() {
+                COOKIE.store(map_cookie()?, Ordering::Release);
+            }
+            // SAFETY: just seen to be set; it points to a page that is never unmapped.
+            let cookie = unsafe { &*COOKIE.load(Ordering::Acquire) };
+            if cookie.load(Ordering::Relaxed) == 0 {
+                cookie.store(NEXT.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+            }
+            Ok(Self(cookie.load(Ordering::Relaxed)))
+        })
     }
 
     /// Whether the object of this generation was made by this process, not by
@@ -76,6 +76,33 @@ impl Owner {
     pub(crate) fn take_over(&self) -> Result<(), Error> {
         self.0.store(Generation::of_this_process()?.0, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// A part of each guard over a fork: the process that made the guard, and the static
+/// locks, which no other thread has meanwhile.
+#[derive(Debug)]
+pub(crate) struct Fork {
+    made_in: Result<Generation, Error>,
+    _statics: statics::Hold,
+}
+
+impl Fork {
+    /// Calls `take_locks`, which waits for the locks of one instance.
+    pub(crate) fn around<L>(take_locks: impl FnOnce() -> L) -> (L, Self) {
+        let made_in = Generation::of_this_process();
+        let (locks, statics) = statics::Hold::around(take_locks);
+        (locks, Self { made_in, _statics: statics })
+    }
+
+    /// An error unless this process is a child of the one that made the guard.
+    pub(crate) fn check_child(&self) -> Result<(), Error> {
+        match &self.made_in {
+            Ok(made_in) if !made_in.is_current() => Ok(()),
+            Ok(_) => Err(Error::NotInForkChild),
+            // Without the page nobody can tell a child.
+            Err(error) => Err(error.clone()),
+        }
     }
 }
 

@@ -12,7 +12,8 @@
 //! | [`kept_fd`] | a descriptor that others may close behind our back |
 //! | [`fault`] | which sink a fault belongs to; what a signal handler runs |
 //! | [`range_table`] | the table behind it: read in handlers without a lock |
-//! | [`fork`] | whether this process is a fork's child |
+//! | [`fork`] | whether this process is a fork's child; what each guard over a fork has |
+//! | [`statics`] | the static locks, and their hold over a fork |
 //! | [`membarrier`] | barriers on every thread of the process: memory, and the instruction stream |
 //! | [`pieces`] | one operation over a range with holes and several VMAs |
 //! | [`probe`] | what this kernel and these permissions allow |
@@ -34,4 +35,5 @@ pub(crate) mod pieces;
 pub(crate) mod probe;
 pub(crate) mod range_table;
 pub(crate) mod signal;
+pub(crate) mod statics;
 pub(crate) mod uffd;

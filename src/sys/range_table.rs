@@ -27,7 +27,7 @@
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::addr::{HostAddr, HostRange};
 
@@ -91,6 +91,29 @@ pub(crate) enum InsertError {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct SlotId(usize);
 
+/// A slot whose value is gone, for the next writer.
+#[derive(Debug)]
+#[must_use = "a slot that is not given back is never used again"]
+pub(crate) struct FreeSlot(usize);
+
+/// The only thread that changes a table just now.
+pub(crate) struct Writer<'a, T, const N: usize> {
+    table: &'a RangeTable<T, N>,
+    retired: MutexGuard<'a, VecDeque<usize>>,
+}
+
+impl<T, const N: usize> Writer<'_, T, N> {
+    /// Adds `range`. From here on readers find it.
+    pub(crate) fn insert(&mut self, range: HostRange, value: T) -> Result<SlotId, InsertError> {
+        self.table.insert_as_writer(&mut self.retired, range, value)
+    }
+
+    /// The slot may be used again.
+    pub(crate) fn give_back(&mut self, slot: FreeSlot) {
+        self.retired.push_back(slot.0);
+    }
+}
+
 /// See the module.
 pub(crate) struct RangeTable<T, const N: usize> {
     slots: [Slot<T>; N],
@@ -105,9 +128,28 @@ impl<T, const N: usize> RangeTable<T, N> {
         Self { slots: [const { Slot::new() }; N], used: AtomicUsize::new(0), retired: Mutex::new(VecDeque::new()) }
     }
 
+    /// Waits for every other writer.
+    pub(crate) fn writer(&self) -> Writer<'_, T, N> {
+        Writer { table: self, retired: self.retired.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    /// Whether there is a writer just now.
+    #[cfg(test)]
+    pub(crate) fn has_writer(&self) -> bool {
+        matches!(self.retired.try_lock(), Err(std::sync::TryLockError::WouldBlock))
+    }
+
     /// Adds `range`. From here on readers find it.
     pub(crate) fn insert(&self, range: HostRange, value: T) -> Result<SlotId, InsertError> {
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        self.writer().insert(range, value)
+    }
+
+    fn insert_as_writer(
+        &self,
+        retired: &mut VecDeque<usize>,
+        range: HostRange,
+        value: T,
+    ) -> Result<SlotId, InsertError> {
         let used = self.used.load(SeqCst);
         let overlaps = |slot: &Slot<T>| {
             slot.state.load(SeqCst) == LIVE
@@ -131,10 +173,16 @@ impl<T, const N: usize> RangeTable<T, N> {
         Ok(SlotId(index))
     }
 
+    /// Takes a range out: see [`RangeTable::take_out`].
+    pub(crate) fn remove(&self, id: SlotId, in_fork_child: bool) {
+        let slot = self.take_out(id, in_fork_child);
+        self.writer().give_back(slot);
+    }
+
     /// Takes a range out and waits until no reader is inside its value. Must not
     /// be called from a reader. With `in_fork_child` nobody is waited for: the
     /// readers were threads of the parent.
-    pub(crate) fn remove(&self, id: SlotId, in_fork_child: bool) {
+    pub(crate) fn take_out(&self, id: SlotId, in_fork_child: bool) -> FreeSlot {
         let slot = &self.slots[id.0];
         slot.turns_left.store(RETIRED_TURNS, SeqCst);
         slot.state.store(RETIRED, SeqCst);
@@ -147,7 +195,7 @@ impl<T, const N: usize> RangeTable<T, N> {
         let value = slot.value.swap(ptr::null_mut(), SeqCst);
         // SAFETY: made by `insert`, taken out by this swap alone; no reader is inside and none gets in.
         drop(unsafe { Box::from_raw(value) });
-        self.retired.lock().unwrap_or_else(PoisonError::into_inner).push_back(id.0);
+        FreeSlot(id.0)
     }
 
     /// Runs `found` on the value of the live range that holds `address`.

@@ -25,12 +25,11 @@ use core::ffi::{c_int, c_void};
 use core::mem::MaybeUninit;
 use core::ptr;
 use core::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Mutex, PoisonError};
-
 use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::sys::fault::{Handled, handle_fault};
+use crate::sys::statics;
 
 /// The signals that write protection can give.
 const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
@@ -50,7 +49,6 @@ impl Previous {
 }
 
 static PREVIOUS: [Previous; 2] = [Previous::new(), Previous::new()];
-static INSTALLED: Mutex<bool> = Mutex::new(false);
 
 fn previous(signo: c_int) -> &'static Previous {
     &PREVIOUS[usize::from(signo != libc::SIGBUS)]
@@ -58,20 +56,21 @@ fn previous(signo: c_int) -> &'static Previous {
 
 /// Installs the handler for both signals, once for the process.
 pub(crate) fn install() -> Result<(), Error> {
-    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
-    if *installed {
-        return Ok(());
-    }
-    for signo in SIGNALS {
-        let old = action_of(signo)?;
-        let slot = previous(signo);
-        slot.handler.store(old.sa_sigaction, SeqCst);
-        slot.flags.store(old.sa_flags, SeqCst);
-        slot.mask.store(first_word(&old.sa_mask), SeqCst);
-        set_action(signo, &our_action())?;
-    }
-    *installed = true;
-    Ok(())
+    statics::with(|all| {
+        if *all.handlers_installed {
+            return Ok(());
+        }
+        for signo in SIGNALS {
+            let old = action_of(signo)?;
+            let slot = previous(signo);
+            slot.handler.store(old.sa_sigaction, SeqCst);
+            slot.flags.store(old.sa_flags, SeqCst);
+            slot.mask.store(first_word(&old.sa_mask), SeqCst);
+            set_action(signo, &our_action())?;
+        }
+        *all.handlers_installed = true;
+        Ok(())
+    })
 }
 
 /// Whether the library's handler is the one that the kernel calls for `signo`

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::sync::RwLockWriteGuard;
+use crate::sys::fork::Fork;
 
 use super::space::Space;
 use super::{PageObserver, Tracker};
@@ -10,15 +11,26 @@ use super::{PageObserver, Tracker};
 #[derive(Debug)]
 #[must_use = "the tracker stands still until this is dropped"]
 pub struct ForkGuard<'a, O: PageObserver> {
-    space: RwLockWriteGuard<'a, Space<O>>,
+    still: Still<'a, O>,
+    fork: Fork,
 }
 
 impl<O: PageObserver> Tracker<O> {
     /// Called before `fork`: waits until no thread is inside the tracker. Until
     /// the guard is dropped, in the parent, or [`ForkGuard::after_fork_child`] is
-    /// called, in the child, no other thread gets in; faults are handled.
+    /// called, in the child, no other thread gets in, and none adds or removes a region
+    /// or a code buffer of any other instance; faults are handled.
+    ///
+    /// A child never waits for the locks of instances that have no guard: it leaves those
+    /// instances alone.
     pub fn before_fork(&self) -> ForkGuard<'_, O> {
-        ForkGuard { space: self.gate.write() }
+        let (still, fork) = Fork::around(|| self.stand_still());
+        ForkGuard { still, fork }
+    }
+
+    /// Waits until no thread is inside.
+    pub(crate) fn stand_still(&self) -> Still<'_, O> {
+        Still { space: self.gate.write() }
     }
 }
 
@@ -29,8 +41,24 @@ impl<O: PageObserver> ForkGuard<'_, O> {
     ///
     /// # Errors
     ///
-    /// A region that cannot be tracked here; nothing can be translated from it.
-    pub fn after_fork_child(mut self) -> Result<(), Error> {
+    /// [`Error::NotInForkChild`] in the process that made the guard: nothing was changed.
+    /// Otherwise a region that cannot be tracked here; nothing can be translated from it.
+    pub fn after_fork_child(self) -> Result<(), Error> {
+        self.fork.check_child()?;
+        self.still.continue_in_child()
+    }
+}
+
+/// A tracker that no other thread is inside.
+#[derive(Debug)]
+pub(crate) struct Still<'a, O: PageObserver> {
+    space: RwLockWriteGuard<'a, Space<O>>,
+}
+
+impl<O: PageObserver> Still<'_, O> {
+    /// In a child of the process in which it stood still: see
+    /// [`ForkGuard::after_fork_child`].
+    pub(crate) fn continue_in_child(mut self) -> Result<(), Error> {
         let mut done = Ok(());
         for region in &mut self.space.regions {
             match region.continue_in_child() {

@@ -45,6 +45,7 @@ use std::ops::Range;
 pub use census::{HotPage, PagesByState};
 pub use claim::{BeginError, PageClaim};
 pub use fork::ForkGuard;
+pub(crate) use fork::Still;
 pub use held::{Held, MappingChange};
 pub(crate) use region::Region;
 pub use views::SharedMemory;

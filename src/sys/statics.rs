@@ -1,0 +1,144 @@
+//! The locks that the whole process has once, and who holds them over a fork.
+//!
+//! A fork copies memory and one thread. A lock that another thread holds at that moment
+//! stays locked in the child for ever, and the data behind it may be half changed. So each
+//! guard over a fork has a [`Hold`]: as long as it lives, no other thread has one of the
+//! static locks. [`All`] is all of them; `tests/fork.rs` fails if a static lock is missing
+//! there.
+//!
+//! # One thread, several guards
+//!
+//! A thread may hold the guards of two caches and a code buffer at once, and may use the
+//! library meanwhile. So the locks are held by the thread and not by one guard: they are
+//! given up with its last guard, and [`with`] works on what its own thread holds.
+//!
+//! # Order
+//!
+//! A thread inside an instance may wait for a static lock, for example when it adds a
+//! region. A thread that holds the static locks therefore never waits for an instance:
+//! [`Hold::around`] lets go of them, waits for the locks of the instance, and takes them
+//! again.
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::sys::fault::{RangesWriter, ranges_writer};
+
+/// Whether the signal handlers are installed. Also serializes [`super::fork`]'s setup.
+static HANDLERS_INSTALLED: Mutex<bool> = Mutex::new(false);
+
+/// Every static lock.
+pub(crate) struct All {
+    /// Whether the signal handlers are installed.
+    pub(crate) handlers_installed: MutexGuard<'static, bool>,
+    /// Changes the table of tracked ranges.
+    pub(crate) ranges: RangesWriter,
+}
+
+impl All {
+    /// Takes every lock, in one order.
+    fn lock() -> Self {
+        let handlers_installed = HANDLERS_INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+        Self { handlers_installed, ranges: ranges_writer() }
+    }
+}
+
+/// What this thread holds for its guards.
+struct Held {
+    guards: usize,
+    /// `None` while there is no guard, and while [`Hold::around`] waits for another one.
+    all: Option<All>,
+}
+
+thread_local! {
+    static HELD: RefCell<Held> = const { RefCell::new(Held { guards: 0, all: None }) };
+}
+
+/// Runs `body` on the static data, with every lock held. `body` calls neither this nor
+/// code of the embedder.
+pub(crate) fn with<R>(body: impl FnOnce(&mut All) -> R) -> R {
+    // A thread that ends has given its guards up already.
+    let is_held = HELD.try_with(|held| held.borrow().all.is_some()).unwrap_or(false);
+    if !is_held {
+        return body(&mut All::lock());
+    }
+    HELD.with_borrow_mut(|held| body(held.all.get_or_insert_with(All::lock)))
+}
+
+/// A part of each guard over a fork: see the module. It stays on its thread.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    _of_this_thread: PhantomData<*const ()>,
+}
+
+impl Hold {
+    /// Calls `take_locks`, which waits for the locks of one instance, and holds the static
+    /// locks behind it.
+    pub(crate) fn around<L>(take_locks: impl FnOnce() -> L) -> (L, Self) {
+        drop(HELD.with_borrow_mut(|held| held.all.take()));
+        let locks = take_locks();
+        let all = All::lock();
+        HELD.with_borrow_mut(|held| {
+            held.guards += 1;
+            held.all = Some(all);
+        });
+        (locks, Self { _of_this_thread: PhantomData })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // A thread that ends with a guard in a variable of its own has given the locks up already.
+        let _ = HELD.try_with(|held| {
+            let held = &mut *held.borrow_mut();
+            held.guards -= 1;
+            if held.guards == 0 {
+                held.all = None;
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::fault::ranges_writer_is_held;
+
+    /// Whether another thread finds a lock free.
+    fn one_is_free() -> bool {
+        let look = || HANDLERS_INSTALLED.try_lock().is_ok() || !ranges_writer_is_held();
+        std::thread::scope(|scope| scope.spawn(look).join().unwrap())
+    }
+
+    /// Nobody else has a lock while there is a guard, and its own thread goes on.
+    #[test]
+    fn a_guard_has_every_lock() {
+        let (kept, first) = Hold::around(|| 7);
+        assert_eq!(kept, 7);
+        assert!(!one_is_free());
+        with(|_| ()); // a thread that waited for itself would never come back
+        let second = Hold::around(|| ()).1;
+        drop(first);
+        assert!(!one_is_free(), "the second guard holds them");
+        drop(second);
+    }
+
+    /// A second guard waits for a thread that is inside the other instance and waits for
+    /// a static lock.
+    #[test]
+    fn a_second_guard_waits_without_the_static_locks() {
+        let instance = Mutex::new(());
+        let (_, _first) = Hold::around(|| ());
+        let (inside, is_inside) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _instance = instance.lock().unwrap();
+                inside.send(()).unwrap();
+                with(|_| ());
+            });
+            is_inside.recv().unwrap();
+            let (_locks, _second) = Hold::around(|| instance.lock().unwrap());
+        });
+    }
+}

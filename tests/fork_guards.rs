@@ -1,0 +1,301 @@
+//! The guards over a fork: no order of safe calls frees what is in use, and no lock of the
+//! library is held in a child by a thread that did not come along.
+//!
+//! # Safety
+//!
+//! A child uses what its guards cover, makes no call that a lock of the standard library
+//! could hold, and ends by `_exit`. Memory outlives its cache.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use codewarden::addr::{GuestAddr, PageSize};
+use codewarden::code_buffer::CodeBuffer;
+use codewarden::error::Error;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::{Mode, Probe};
+use codewarden::tracker::{PageObserver, PageWrite, RegionOptions, Tracker};
+use codewarden::{CodeCache, EntryStubs, Key, Payload};
+
+/// One test at a time forks.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A child that hangs is ended after so long.
+const CHILD_LIMIT_S: u32 = 60;
+
+/// Forks. Gives the status of the child, which is the result of `child`, or the signal that
+/// ended it as a negative number.
+fn fork(child: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: see the head.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        // SAFETY: sets a timer of this process.
+        unsafe { libc::alarm(CHILD_LIMIT_S) };
+        let status = child();
+        // SAFETY: ends the child without the parent's exit handlers.
+        unsafe { libc::_exit(status) };
+    }
+    let mut status = 0;
+    // SAFETY: the child is ours and not waited for yet.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) }
+}
+
+/// The modes that can be had here. What cannot is told.
+fn modes() -> Vec<Mode> {
+    let probe = Probe::of_this_process();
+    let can_be_had = |mode: &Mode| match probe.check(*mode) {
+        Ok(()) => true,
+        Err(error) => {
+            assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{error}");
+            println!("skipped: {error}");
+            false
+        }
+    };
+    Mode::ALL.into_iter().filter(can_be_had).collect()
+}
+
+fn cache_on<P: Payload>(memory: &GuestMemory, mode: Mode) -> CodeCache<P> {
+    let cache = CodeCache::new(EntryStubs::NOT_CODE).unwrap();
+    // SAFETY: the callers keep the memory longer than the cache.
+    unsafe { cache.tracker().add_region(RegionOptions::new(GuestAddr(0), memory.range(), mode)) }.unwrap();
+    cache
+}
+
+/// A block at the first byte.
+fn translate<P: Payload>(cache: &CodeCache<P>, payload: P) {
+    let mut ticket = loop {
+        let mut ticket = cache.begin(Key::new(0));
+        if ticket.claim(GuestAddr(0)).is_ok() {
+            break ticket;
+        }
+    };
+    ticket.made_from(GuestAddr(0), &[0]).unwrap();
+    ticket.commit(0x1000, payload).unwrap();
+}
+
+struct Nobody;
+
+// SAFETY: does nothing.
+unsafe impl PageObserver for Nobody {
+    type Data = ();
+
+    fn written(&self, (): &(), _: &PageWrite) {}
+}
+
+/// And what was there is as before: blocks, and code.
+#[test]
+fn a_guard_makes_no_child_of_its_own_process() {
+    let _alone = alone();
+    let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
+    for mode in modes() {
+        let cache = cache_on::<()>(&memory, mode);
+        translate(&cache, ());
+        let mut vcpu = cache.attach_vcpu(|| {});
+        let mut pin = vcpu.pin();
+        assert_eq!(cache.before_fork().after_fork_child(), Err(Error::NotInForkChild));
+        assert_eq!(pin.lookup(Key::new(0)), Some(0x1000), "{mode}");
+        // A child that is none of the guard's: the guard was made in the child itself.
+        let guard = cache.before_fork();
+        let status = fork(|| {
+            drop(guard);
+            i32::from(cache.clone().before_fork().after_fork_child() != Err(Error::NotInForkChild))
+        });
+        assert_eq!(status, 0, "{mode}");
+    }
+    let tracker = Tracker::new(Arc::new(Nobody));
+    assert_eq!(tracker.before_fork().after_fork_child(), Err(Error::NotInForkChild));
+    let buffer = CodeBuffer::new(4096).unwrap();
+    let code = buffer.alloc(1, 1).unwrap();
+    // SAFETY: one byte of an allocation that is alive.
+    unsafe { code.rw().write_volatile(7) };
+    assert_eq!(buffer.before_fork().after_fork_child(), Err(Error::NotInForkChild));
+    // SAFETY: as above.
+    assert_eq!(unsafe { code.rx().read_volatile() }, 7);
+}
+
+/// Counts its own end.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+/// The thread that forks comes along with all that it can reach, and so do its pins. The
+/// pins of other threads hold nothing back.
+#[test]
+fn the_forking_threads_pin_holds_in_the_child() {
+    let _alone = alone();
+    let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
+    for mode in modes() {
+        let ended = Arc::new(AtomicUsize::new(0));
+        let cache = cache_on::<Counted>(&memory, mode);
+        translate(&cache, Counted(ended.clone()));
+        let mut vcpu = cache.attach_vcpu(|| {});
+        let pin = vcpu.pin();
+        let (is_pinned, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+        let status = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut others = cache.attach_vcpu(|| {});
+                let _pin = others.pin();
+                is_pinned.store(true, SeqCst);
+                while !stop.load(SeqCst) {
+                    std::thread::yield_now();
+                }
+            });
+            while !is_pinned.load(SeqCst) {
+                std::thread::yield_now();
+            }
+            let guard = cache.before_fork();
+            let status = fork(|| {
+                if guard.after_fork_child().is_err() {
+                    return 1;
+                }
+                (0..10).for_each(|_| cache.collect());
+                if ended.load(SeqCst) != 0 {
+                    return 2; // the pin is ours, and the block was freed under it
+                }
+                drop(pin);
+                (0..10).for_each(|_| cache.collect());
+                3 * i32::from(ended.load(SeqCst) != 1)
+            });
+            stop.store(true, SeqCst);
+            status
+        });
+        assert_eq!(status, 0, "{mode}");
+    }
+}
+
+/// Other instances of the process come and go while one forks: their threads are inside
+/// the library's static locks all the time.
+fn forks_beside(other: impl Fn() + Sync) {
+    const FORKS: usize = 300;
+    let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
+    for mode in modes().into_iter().filter(|&mode| mode != Mode::None) {
+        let cache = cache_on::<()>(&memory, mode);
+        let buffer = CodeBuffer::new(4096).unwrap();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(SeqCst) {
+                    other();
+                }
+            });
+            let fork_once = || {
+                let guards = (buffer.before_fork(), cache.before_fork());
+                fork(|| match (guards.0.after_fork_child(), guards.1.after_fork_child()) {
+                    (Ok(()), Ok(())) => {
+                        // What a child makes afterwards takes the locks again.
+                        translate(&cache, ());
+                        2 * i32::from(CodeBuffer::new(4096).is_err())
+                    }
+                    _ => 1,
+                })
+            };
+            let status = (0..FORKS).map(|_| fork_once()).find(|&status| status != 0);
+            stop.store(true, SeqCst);
+            assert_eq!(status, None, "{mode}: {} is a child that hung", -libc::SIGALRM);
+        });
+    }
+}
+
+#[test]
+fn forks_beside_regions_that_come_and_go() {
+    let _alone = alone();
+    let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
+    forks_beside(|| drop(cache_on::<()>(&memory, Mode::Mprotect)));
+}
+
+#[test]
+fn forks_beside_code_buffers_that_come_and_go() {
+    let _alone = alone();
+    forks_beside(|| drop(CodeBuffer::new(4096).unwrap()));
+}
+
+/// What each static of the library is. A lock is one that `All::lock` takes; the text that
+/// takes it is here.
+const STATICS: [(&str, &str, Static); 7] = [
+    ("guest_memory.rs", "NEXT", Static::Atomic),
+    ("sync/told.rs", "FENCE", Static::Atomic),
+    ("sys/fault.rs", "RANGES", Static::Lock("ranges_writer()")),
+    ("sys/fork.rs", "COOKIE", Static::Atomic),
+    ("sys/fork.rs", "NEXT", Static::Atomic),
+    ("sys/signal.rs", "PREVIOUS", Static::Atomic),
+    ("sys/statics.rs", "HANDLERS_INSTALLED", Static::Lock("HANDLERS_INSTALLED.lock()")),
+];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Static {
+    Lock(&'static str),
+    Atomic,
+}
+
+/// The sources of the library that are in a build that ships.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The statics of `code` that all threads share, by name.
+fn statics(code: &str) -> Vec<&str> {
+    let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let of_threads = |line: &str| line.starts_with("thread_local!");
+    let mut in_thread_local = false;
+    let mut names = Vec::new();
+    for line in code.lines() {
+        in_thread_local = (in_thread_local || of_threads(line)) && line != "}";
+        let line = line.trim_start();
+        let line =
+            ["pub(crate) ", "pub(super) ", "pub "].iter().find_map(|open| line.strip_prefix(open)).unwrap_or(line);
+        let Some((name, _)) = line.strip_prefix("static ").and_then(|rest| rest.split_once(':')) else { continue };
+        if !in_thread_local {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// A static lock that no guard holds hangs a child. So each static is known here, and each
+/// lock is taken by the one function that guards call.
+#[test]
+fn every_static_lock_is_held_over_a_fork() {
+    const FOR_TESTS: [&str; 4] = ["models/", "protection/conformance/", "sys/kernel_facts.rs", "sync/stepped.rs"];
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut files, mut found) = (Vec::new(), Vec::new());
+    sources(&src, &mut files);
+    for path in files {
+        let file = path.strip_prefix(&src).expect("in src").to_string_lossy().into_owned();
+        if FOR_TESTS.iter().any(|tests| file.starts_with(tests)) {
+            continue;
+        }
+        let code = fs::read_to_string(&path).expect("a source");
+        found.extend(statics(&code).into_iter().map(|name| (file.clone(), name.to_owned())));
+    }
+    found.sort();
+    let known: Vec<_> = STATICS.iter().map(|(file, name, _)| ((*file).to_owned(), (*name).to_owned())).collect();
+    assert_eq!(found, known, "say of each static what it is; `All::lock` takes each lock");
+    let code = fs::read_to_string(src.join("sys/statics.rs")).expect("a source");
+    let takes =
+        code.split("fn lock() -> Self {").nth(1).and_then(|rest| rest.split("\n    }").next()).expect("All::lock");
+    for (_, name, what) in STATICS {
+        if let Static::Lock(taken) = what {
+            assert!(takes.contains(taken), "All::lock does not take {name}");
+        }
+    }
+    assert_eq!(statics("pub(crate) static A: u8 = 0;\nthread_local! {\n    static B: u8 = 0;\n}\n"), ["A"]);
+}
