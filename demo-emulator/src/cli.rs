@@ -1,5 +1,6 @@
 //! The command line, in the style of QEMU's user mode: options, then the
-//! program, then everything that is the program's own.
+//! program, then everything that is the program's own. An option that would say
+//! nothing beside another one is refused, and so is what is left over.
 //!
 //! Long options may have one dash or two. Parsing opens no file and reads no
 //! environment.
@@ -31,23 +32,26 @@ How the program is run:
   --tier TIER          auto, 0 (decoded blocks) or translated (compiled blocks)
   --tracking MODE      auto, sigbus, thread, deferred, mprotect or none: how
                        writes to translated code are learned of
-  --code-limit SIZE    memory for translations, 256M if not given; the oldest are
-                       evicted; K, M and G may follow the number
+  --code-limit SIZE    memory for translations, 128K to 4G, 256M if not given;
+                       the oldest are evicted; K, M and G may follow the number
 
 What the program sees:
   -L DIR               look absolute paths up below DIR first
   -E VAR=VALUE         set an environment variable
   -U VAR               unset an environment variable
   -0 NAME              the program's argv[0]
-  -s SIZE              stack of SIZE bytes; K, M and G may follow the number
+  -s SIZE              stack of SIZE bytes, 64K to 64G, 8M if not given; K, M and G
+                       may follow the number
 
 What is told:
   -strace              print system calls
   -d ITEM[,ITEM...]    log in_asm (guest instructions as they are translated),
                        out_asm (the host code made from them)
-  -D FILE              write what -strace and -d print to FILE
+  -D FILE              append what -strace, -d and --stats print to FILE
   --stats              counters, histograms and the pages written to most, at exit
   --stats=json         the same for programs
+
+Each of these alone, with nothing else on the line:
   --probe              say what this kernel and these permissions allow, and
                        what to change to get more
   --probe=json         the same for programs
@@ -195,28 +199,33 @@ impl std::error::Error for UsageError {}
 pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, UsageError> {
     let mut cli = Cli::default();
     let mut arguments = arguments.peekable();
+    let mut given = Vec::new();
     while let Some(argument) = arguments.next_if(|argument| is_option(argument)) {
         if argument == "--" {
             break;
         }
-        let text = argument.to_string_lossy().into_owned();
-        let bare = text.strip_prefix("--").or_else(|| text.strip_prefix('-')).unwrap_or(&text);
-        let (name, joined) = match bare.split_once('=') {
-            Some((name, value)) => (name, Some(OsString::from(value))),
+        let bytes = argument.as_bytes();
+        let bare = bytes.strip_prefix(b"--").or_else(|| bytes.strip_prefix(b"-")).unwrap_or(bytes);
+        // A value may be any bytes; a name is text.
+        let (name, joined) = match bare.iter().position(|byte| *byte == b'=') {
+            Some(at) => (&bare[..at], Some(OsStr::from_bytes(&bare[at + 1..]))),
             None => (bare, None),
         };
-        match name {
-            "help" | "h" => return Ok(Command::Help),
-            "version" => return Ok(Command::Version),
-            "probe" => return form("probe", joined.as_deref()).map(Command::Probe),
-            _ => {}
+        let (name, text) = (&*String::from_utf8_lossy(name), argument.to_string_lossy());
+        if let Some(command) = alone(name, joined, &text)? {
+            return match given.pop().map(OsString::from).or_else(|| arguments.next()) {
+                None => Ok(command),
+                Some(other) => Err(UsageError(format!("{text} stands alone: leave out {}", other.to_string_lossy()))),
+            };
         }
+        given.push(format!("-{name}"));
         if !takes_value(name) {
-            flag(&mut cli, name, joined.as_deref(), &text)?;
+            flag(&mut cli, name, joined, &text)?;
             cli.inherited.push(argument.into_vec());
             continue;
         }
-        let value = joined.or_else(|| arguments.next()).ok_or_else(|| UsageError(format!("{text} needs a value")))?;
+        let value = joined.map(OsString::from).or_else(|| arguments.next());
+        let value = value.ok_or_else(|| UsageError(format!("{text} needs a value")))?;
         let inherits = valued(&mut cli, name, &value)?;
         if inherits {
             // A program may change its directory before it executes another.
@@ -227,9 +236,36 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, Usage
             cli.inherited.extend([format!("-{name}").into_bytes(), value.into_vec()]);
         }
     }
+    check_together(&cli, &given)?;
     cli.program = arguments.next().map(PathBuf::from);
     cli.arguments = arguments.collect();
     Ok(Command::Run(Box::new(cli)))
+}
+
+/// What an option asks for that goes with nothing else.
+fn alone(name: &str, value: Option<&OsStr>, text: &str) -> Result<Option<Command>, UsageError> {
+    Ok(Some(match (name, value) {
+        ("help" | "h", None) => Command::Help,
+        ("version", None) => Command::Version,
+        ("help" | "h" | "version", Some(_)) => return Err(UsageError(format!("{text}: takes no value"))),
+        ("probe", value) => Command::Probe(form("probe", value)?),
+        _ => return Ok(None),
+    }))
+}
+
+/// Options that say nothing beside others.
+fn check_together(cli: &Cli, given: &[String]) -> Result<(), UsageError> {
+    let of_translations = ["-tier", "-tracking", "-code-limit", "-d"];
+    if let (true, Some(option)) =
+        (cli.interpret, given.iter().find(|option| of_translations.contains(&option.as_str())))
+    {
+        let option = if option.len() == 2 { option.clone() } else { format!("-{option}") };
+        return Err(UsageError(format!("{option} is about translations, and --interpret makes none: leave out one")));
+    }
+    if cli.tier == Tier::Decoded && cli.log.out_asm {
+        return Err(UsageError("-d out_asm is about host code, and --tier 0 makes none: leave out one".to_owned()));
+    }
+    Ok(())
 }
 
 /// A lone dash is a program's name, if an odd one.
@@ -245,6 +281,7 @@ fn flag(cli: &mut Cli, name: &str, value: Option<&OsStr>, text: &str) -> Result<
     match (name, value.map(OsStr::as_bytes)) {
         ("interpret", None) => cli.interpret = true,
         ("strace", None) => cli.strace = true,
+        ("interpret" | "strace", Some(_)) => return Err(UsageError(format!("{text}: takes no value"))),
         ("stats", _) => cli.stats = Some(form("stats", value)?),
         _ => return Err(UsageError(format!("unknown option {text}"))),
     }
@@ -288,6 +325,9 @@ fn valued(cli: &mut Cli, name: &str, value: &OsStr) -> Result<bool, UsageError> 
             return Ok(false);
         }
         "U" => {
+            if text.is_empty() || text.contains('=') {
+                return Err(UsageError(format!("-U {text}: must be the name of a variable, which has no =")));
+            }
             cli.environment.push((value.into(), None));
             return Ok(false);
         }
@@ -399,16 +439,63 @@ mod tests {
             "-s 1 p",
             "-s 8X p",
             "--code-limit 1K p",
+            "--code-limit 5G p",
+            "-s 65G p",
+            "-s 99999999999999999999 p",
             "-E novalue p",
             "-E =v p",
+            "-U A=B p",
+            "--interpret=sigbus p",
+            "-strace=1 p",
+            "--help=x",
         ] {
-            let option = line.split(' ').nth(1).unwrap_or_default();
-            assert!(error(line).contains(option), "{line}");
+            let said = line.split(' ').take(2).filter(|word| *word != "p").last().unwrap_or_default();
+            assert!(error(line).contains(said), "{line}: {}", error(line));
         }
+        assert!(error("-s 1 p").contains("from 64K to 64G"));
+        assert!(error("--code-limit 1 p").contains("from 128K to 4G"));
+        assert!(parse(["-U", "", "p"].into_iter().map(OsString::from)).is_err());
         assert!(error("--wat p").contains("--wat"));
         assert!(error("-L").contains("needs a value"));
         assert!(error("--stats=xml p").contains("--stats=json"));
         assert!(error("--probe=xml").contains("--probe=json"));
+    }
+
+    #[test]
+    fn an_option_that_would_say_nothing_is_refused() {
+        for line in ["--interpret --tier 0 p", "--tracking=none --interpret p", "--interpret -d in_asm p"] {
+            assert!(error(line).contains("--interpret makes none"), "{line}: {}", error(line));
+        }
+        assert!(error("--code-limit 1M --interpret").contains("--code-limit"));
+        assert!(error("--tier 0 -d out_asm p").contains("--tier 0 makes none"));
+        for alone in ["--help", "-h", "--version", "--probe", "--probe=json"] {
+            for line in [format!("{alone} left"), format!("--tier 0 {alone}"), format!("{alone} --help")] {
+                let error = error(&line);
+                assert!(error.contains("stands alone") && error.contains(alone), "{line}: {error}");
+            }
+        }
+        // Behind the program they are its own.
+        assert_eq!(run("p --help").arguments, ["--help"]);
+    }
+
+    #[test]
+    fn a_value_may_be_any_bytes() {
+        let odd = [b"-L=/\xff=x".to_vec(), b"-E=A=\xfe".to_vec(), b"p".to_vec()].map(OsString::from_vec);
+        let Ok(Command::Run(cli)) = parse(odd.into_iter()) else { panic!("not understood") };
+        assert_eq!(cli.sysroot.unwrap().as_os_str().as_bytes(), b"/\xff=x");
+        assert_eq!(cli.environment[0].1.as_deref().unwrap().as_bytes(), b"\xfe");
+    }
+
+    #[test]
+    fn the_help_tells_each_option_and_each_range() {
+        for option in ["-D", "-E", "-L", "-U", "-0", "-s", "-d", "-strace", "--tier", "--tracking", "--interpret"] {
+            assert!(HELP.contains(&format!("\n  {option} ")), "{option}");
+        }
+        for part in ["128K to 4G", "64K to 64G", "--stats=json", "--probe=json", "--version", "--code-limit"] {
+            assert!(HELP.contains(part), "{part}");
+        }
+        assert_eq!((DEFAULT_CODE_LIMIT_BYTES, DEFAULT_STACK_BYTES), (256 << 20, 8 << 20));
+        assert!(HELP.lines().all(|line| line.len() <= 80));
     }
 
     #[test]

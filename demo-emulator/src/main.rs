@@ -76,6 +76,8 @@ fn run(cli: Cli) -> Failure {
 }
 
 fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
+    check_sysroot(cli.sysroot.as_deref())?;
+    check_mask()?;
     let (path, bundle) = match cli.program.take() {
         Some(path) => (path, None),
         None => {
@@ -90,7 +92,8 @@ fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
     // In this order: the fault handler hands on what it does not know.
     host_signals::catch_sent_faults().map_err(failed("the signal handler cannot be installed"))?;
     host_fault::install().map_err(failed("the fault handler cannot be installed"))?;
-    let log = LogFile::open(cli.log_file.as_deref()).map_err(failed("-D: the log cannot be opened"))?;
+    let log_name = cli.log_file.as_deref().unwrap_or(Path::new("")).display().to_string();
+    let log = LogFile::open(cli.log_file.as_deref()).map_err(failed(&format!("-D {log_name}: cannot be opened")))?;
     let writers = Arc::new(Writers::default());
     let (machine, engine) = machine(&cli, window, &path, bundle.is_some(), &log, &writers)?;
     let at_exit = at_exit(&cli, engine, &path, bundle, &log, writers);
@@ -113,6 +116,19 @@ fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
     let (process, hart) = Process::load(window, machine, options, start)
         .map_err(|error| (error.exit_status() as u8, error.to_string()))?;
     process.run(hart).map_err(failed("the first hart cannot be started"))
+}
+
+fn check_sysroot(sysroot: Option<&Path>) -> Result<(), Failure> {
+    let Some(path) = sysroot else { return Ok(()) };
+    let about = path.metadata().map_err(failed(&format!("-L {}: cannot be used", path.display())))?;
+    if about.is_dir() { Ok(()) } else { Err((FAILURE_STATUS, format!("-L {}: is not a directory", path.display()))) }
+}
+
+/// Where something is hidden it is by a name that something has, whether the
+/// program's way needs it or not.
+fn check_mask() -> Result<(), Failure> {
+    let mistake = std::env::var_os("CODEWARDEN_HIDE").and_then(|_| Probe::of_this_process().mistake());
+    mistake.map_or(Ok(()), |mistake| Err((FAILURE_STATUS, mistake)))
 }
 
 /// Says `what` cannot be done, before the reason.
@@ -163,6 +179,8 @@ fn symbols_of(program: &Path) -> Symbols {
 fn cannot_start(error: EngineError) -> Failure {
     let advice = match &error {
         EngineError::Codewarden(Error::ModeUnavailable { .. }) => "demo-emulator --probe says what can be had here",
+        EngineError::NoMode(_) => "--interpret needs no tracking; demo-emulator --probe says what can be had here",
+        EngineError::NoCompiler(_) => "--tier 0 runs without compiled code",
         EngineError::Codewarden(Error::System { errno: libc::ENOMEM, .. }) => {
             "there is no memory for translated code: raise the limit with ulimit -v unlimited"
         }
@@ -180,7 +198,7 @@ fn at_exit(
     log: &LogFile,
     writers: Arc<Writers>,
 ) -> AtExit {
-    let (stats, tier) = (cli.stats, cli.tier.name());
+    let stats = cli.stats;
     // Read now: a guest may change its directory.
     let symbols = if stats.is_some() { symbols_of(program) } else { Symbols::default() };
     let (log, start) = (log.clone(), Instant::now());
@@ -188,6 +206,7 @@ fn at_exit(
         // Before the summary runs other processes.
         let report = stats.map(|stats| (stats, Report::new(engine.as_deref(), &writers, &symbols, start)));
         if let (Some(engine), Some(bundle)) = (&engine, &bundle) {
+            let tier = engine.tier().name();
             summary::tell(&bundle.path(), engine.mode().0.name(), &["--tier", tier], Style::of_stdout());
         }
         match report {

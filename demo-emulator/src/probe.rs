@@ -33,6 +33,11 @@ fn describe(probe: &Probe, text: &mut String) -> std::fmt::Result {
         };
         writeln!(text, "  {name:<22}{state:<27}since Linux {since}")?;
     }
+    writeln!(text, "\nways to run guest code")?;
+    for (name, about, needs) in WAYS {
+        let state = if needs.is_none_or(|facility| probe.has(facility)) { "yes" } else { "no" };
+        writeln!(text, "  {name:<14}{state:<5}{about}")?;
+    }
     writeln!(text, "\ntracking modes")?;
     for mode in Mode::ALL {
         let state = if probe.check(mode).is_ok() { "yes" } else { "no" };
@@ -61,12 +66,17 @@ pub fn json(probe: &Probe) -> String {
         let why = why_not(probe, mode);
         (mode.name(), json!({ "available": why.is_none(), "synchronous": mode.is_synchronous(), "why_missing": why }))
     };
+    let way = |(name, _, needs): (&'static str, _, Option<Facility>)| {
+        let why = needs.and_then(|facility| probe.why_missing(facility));
+        (name, json!({ "available": why.is_none(), "why_missing": why }))
+    };
     let (auto, why) = probe.best_synchronous();
     let report = object(vec![
         ("kernel", json!(probe.kernel)),
         ("user", json!(user())),
         ("settings", json!(object(SETTINGS.iter().map(|(name, path)| (*name, json!(setting(path)))).collect()))),
         ("facilities", json!(object(Facility::NAMES.into_iter().map(facility).collect()))),
+        ("ways", json!(object(WAYS.into_iter().map(way).collect()))),
         ("modes", json!(object(Mode::ALL.into_iter().map(mode).collect()))),
         ("auto", json!({ "mode": auto.name(), "why": why })),
         ("changes", json!(changes(probe).collect::<Vec<_>>())),
@@ -101,6 +111,13 @@ fn about(probe: &Probe, mode: Mode) -> &'static str {
     }
 }
 
+/// How guest code is run, and what the way needs.
+const WAYS: [(&str, &str, Option<Facility>); 3] = [
+    ("--interpret", "every instruction is fetched and decoded", None),
+    ("--tier 0", "decoded blocks are kept", None),
+    ("translated", "blocks are compiled; --tier auto does without where it must", Some(Facility::MembarrierSyncCore)),
+];
+
 /// What keeps `mode` away, and the change that helps.
 fn why_not(probe: &Probe, mode: Mode) -> Option<String> {
     match probe.check(mode) {
@@ -116,7 +133,7 @@ const BETTER: [(Facility, &str); 5] = [
     (Facility::ExactAddress, "the byte that was written, in mode thread"),
     (Facility::ThreadId, "who wrote, in mode thread"),
     (Facility::WpShmem, "memfd and shared memory"),
-    (Facility::MembarrierSyncCore, "compiled code"),
+    (Facility::MembarrierSyncCore, "compiled code (--tier translated)"),
 ];
 
 /// For each thing that cannot be had, what to change: modes first.
@@ -155,6 +172,36 @@ mod tests {
             assert!(text.contains(&format!("\n  {:<10}", mode.name())), "{mode}: {text}");
         }
         assert!(text.contains("auto takes "), "{text}");
+    }
+
+    #[test]
+    fn what_needs_no_compiled_code_can_be_had_without_it() {
+        let line = |hidden| {
+            let text = text(&Probe::with_hidden(hidden));
+            let at = text.find("ways to run guest code").unwrap();
+            text[at..]
+                .lines()
+                .skip(1)
+                .take(3)
+                .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+                .collect::<Vec<_>>()
+        };
+        let has = |line: &str| {
+            if line.contains(" yes ") {
+                true
+            } else {
+                assert!(line.contains(" no "));
+                false
+            }
+        };
+        let without = line("membarrier_sync_core");
+        assert_eq!(without.iter().map(|line| has(line)).collect::<Vec<_>>(), [true, true, false], "{without:?}");
+        assert!(line("").iter().all(|line| has(line)));
+        let told: Value = serde_json::from_str(&json(&Probe::with_hidden("membarrier_sync_core"))).unwrap();
+        assert_eq!(told["ways"]["translated"]["available"], false);
+        assert_eq!(told["ways"]["--tier 0"]["available"], true);
+        let why = told["ways"]["translated"]["why_missing"].as_str().unwrap();
+        assert!(why.contains("membarrier_sync_core is hidden by CODEWARDEN_HIDE"), "{why}");
     }
 
     /// People and programs are told the same, whatever is missing.

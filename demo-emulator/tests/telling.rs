@@ -276,7 +276,31 @@ fn errors_say_what_to_do_and_end_with_a_shells_statuses() {
         (emulator().args(["--frobnicate", "x"]), 2, &["--frobnicate", "--help"]),
         (emulator().args(["--tracking", "hope", "x"]), 2, &["sigbus", "mprotect", "--help"]),
         (emulator().args(["-d", "everything", "x"]), 2, &["in_asm"]),
-        (emulator().args(["-D", "/no/such/folder/log"]).arg(guest()), 125, &["-D: ", "No such file"]),
+        (
+            emulator().args(["-D", "/no/such/folder/log"]).arg(guest()),
+            125,
+            &["-D /no/such/folder/log: cannot be opened", "No such file"],
+        ),
+        (emulator().args(["-L", "/no/such/root"]).arg(guest()), 125, &["-L /no/such/root: ", "No such file"]),
+        (emulator().arg("-L").arg(&broken).arg(guest()), 125, &["-L ", "broken: is not a directory"]),
+        (emulator().args(["-U", "A=B"]).arg(guest()), 2, &["-U A=B", "name", "--help"]),
+        (emulator().args(["--probe", "more"]), 2, &["--probe stands alone", "more", "--help"]),
+        (emulator().args(["--interpret", "--tier", "0"]).arg(guest()), 2, &["--tier", "--interpret", "--help"]),
+        (
+            emulator().args(["--interpret"]).arg(guest()).env("CODEWARDEN_HIDE", "no_such_thing"),
+            125,
+            &["CODEWARDEN_HIDE", "nothing is called: no_such_thing", "wp_async"],
+        ),
+        (
+            emulator().args(["--tier", "translated"]).arg(guest()).env("CODEWARDEN_HIDE", "membarrier_sync_core"),
+            125,
+            &["--tier translated", "membarrier_sync_core is hidden by CODEWARDEN_HIDE", "--tier 0"],
+        ),
+        (
+            emulator().arg(guest()).env("CODEWARDEN_HIDE", "uffd,membarrier"),
+            125,
+            &["--tracking auto", "sigbus", "thread", "mprotect", "CODEWARDEN_HIDE", "--interpret"],
+        ),
         (
             emulator().args(sigbus).arg(guest()).env("CODEWARDEN_HIDE", "uffd"),
             125,
@@ -300,4 +324,64 @@ fn errors_say_what_to_do_and_end_with_a_shells_statuses() {
         assert_in_order(&said, parts);
     }
     done(&folder);
+}
+
+/// What needs no compiled code goes without it, and `auto` needs none.
+#[test]
+fn without_a_barrier_for_code_the_rest_works() {
+    for options in [&["--tier", "0"][..], &["--tier", "auto"], &["--interpret"]] {
+        let told = output(emulator().args(options).arg(guest()).env("CODEWARDEN_HIDE", "membarrier_sync_core"));
+        assert_eq!((told.status.code(), text(&told.stderr)), (Some(0), String::new()), "{options:?}");
+    }
+    let told = output(emulator().args(["--stats=json"]).arg(guest()).env("CODEWARDEN_HIDE", "membarrier_sync_core"));
+    let stats: Value = serde_json::from_slice(&told.stderr).unwrap();
+    assert_eq!(stats["tier"], "0");
+    assert!(stats["why"].as_str().unwrap().contains("membarrier_sync_core is hidden by CODEWARDEN_HIDE"), "{stats}");
+    let probe = text(&output(emulator().arg("--probe").env("CODEWARDEN_HIDE", "membarrier_sync_core")).stdout);
+    assert_in_order(&probe, &["--tier 0      yes", "translated    no", "for compiled code"]);
+}
+
+/// A mode that is asked for and hidden: the message names both, whatever the mode.
+#[test]
+fn a_hidden_mode_is_told_by_its_name() {
+    for (mode, hidden) in [
+        ("sigbus", "sigbus"),
+        ("thread", "wp"),
+        ("deferred", "pagemap_scan"),
+        ("mprotect", "membarrier"),
+        ("sigbus", "uffd"),
+    ] {
+        let (code, said) = failure(emulator().args(["--tracking", mode]).arg(guest()).env("CODEWARDEN_HIDE", hidden));
+        assert_eq!(code, 125, "{said}");
+        assert!(said.contains(&format!("{mode} cannot be had here")), "{said}");
+        assert!(said.contains(&format!("{hidden} is hidden by CODEWARDEN_HIDE")), "{said}");
+    }
+}
+
+#[test]
+fn a_full_log_is_told_once_and_changes_nothing() {
+    let told = output(emulator().args(["-strace", "--stats", "-D", "/dev/full"]).arg(guest()));
+    assert_eq!(told.status.code(), Some(0));
+    let said = text(&told.stderr);
+    assert_in_order(&said, &["demo-emulator: -D /dev/full: cannot be written", "No space left"]);
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+/// Under limits that a small program runs under without an emulator.
+#[test]
+fn small_limits_leave_every_mode_as_it_is() {
+    let probe: Value = serde_json::from_slice(&output(emulator().arg("--probe=json")).stdout).unwrap();
+    for limit in ["-n 16", "-n 10", "-n 8", "-f 32768", "-f 0", "-l 0"] {
+        for mode in ["auto", "sigbus", "thread", "mprotect", "deferred"] {
+            if mode != "auto" && probe["modes"][mode]["available"] != true {
+                assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "no {mode}");
+                eprintln!("SKIPPED: this process has no {mode}");
+                continue;
+            }
+            let emulator = env!("CARGO_BIN_EXE_demo-emulator");
+            let line = format!("ulimit {limit}; exec {emulator} --tracking {mode} {}", guest().display());
+            let told = output(Command::new("sh").args(["-c", &line]).env_remove("CODEWARDEN_HIDE"));
+            assert_eq!(told.status.code(), Some(0), "{limit}, {mode}: {}", text(&told.stderr));
+        }
+    }
 }

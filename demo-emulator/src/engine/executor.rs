@@ -86,8 +86,8 @@ pub(super) struct EngineExecutor {
     vcpu: VCpu<Payload>,
     cache: CodeCache<Payload>,
     window: Window,
-    space: Arc<CodeSpace>,
-    translator: Translator,
+    /// What compiles, and where to; `None` where nothing is compiled.
+    compiler: Option<(Arc<CodeSpace>, Translator)>,
     mode: Mode,
     tier: Tier,
     running: Arc<Running>,
@@ -104,8 +104,7 @@ impl EngineExecutor {
             vcpu: engine.cache.attach_vcpu(move || asked.ask_to_leave()),
             cache: engine.cache.clone(),
             window: engine.window,
-            space: engine.space.clone(),
-            translator: Translator::new(engine.space.clone()),
+            compiler: engine.space.clone().map(|space| (space.clone(), Translator::new(space))),
             mode: engine.mode,
             tier: engine.tier,
             running,
@@ -186,11 +185,12 @@ impl EngineExecutor {
         let bytes = (self.mode != Mode::None).then_some(&*source.bytes);
         let options = BlockOptions { own_stores, source: bytes };
         let placed = source.placed(pc);
-        let mut block = self.translator.compile(&placed, &options);
+        let (space, translator) = self.compiler.as_mut()?;
+        let mut block = translator.compile(&placed, &options);
         if let Err(TranslateError::NoCodeMemory(_)) = block {
             // What other harts are in is there the next time.
-            self.cache.evict(self.space.buffer().executable().len() / EVICTED_SHARE);
-            block = self.translator.compile(&placed, &options);
+            self.cache.evict(space.buffer().executable().len() / EVICTED_SHARE);
+            block = translator.compile(&placed, &options);
         }
         let block = block.ok()?;
         let plain = block.entry();
@@ -263,7 +263,8 @@ impl EngineExecutor {
 
     /// Looks up and runs blocks until something needs more than that.
     fn dispatch(&mut self, hart: &mut Hart) -> Step {
-        let Self { vcpu, cache, window, space, tier, recorder, .. } = self;
+        let Self { vcpu, cache, window, compiler, tier, recorder, .. } = self;
+        let space = compiler.as_ref().map(|(space, _)| &**space).filter(|space| space.is_usable());
         let mut pin = vcpu.pin();
         loop {
             if hart.exit_request.load(Ordering::Acquire) != 0 {
@@ -282,12 +283,12 @@ fn run_block(
     pin: &mut Pin<'_, Payload>,
     cache: &CodeCache<Payload>,
     window: &Window,
-    space: &CodeSpace,
+    space: Option<&CodeSpace>,
     tier: Tier,
     hart: &mut Hart,
     recorder: Option<&Recorder>,
 ) -> Option<Step> {
-    if tier != Tier::Decoded {
+    if let Some(space) = space {
         match pin.lookup(compiled_key(hart.pc)) {
             Some(entry) => return run_compiled(pin, cache, space, tier, hart, entry, recorder),
             None if tier == Tier::Translated => return Some(Step::Compile),
@@ -312,7 +313,7 @@ fn run_block(
             }
         }
     }
-    if tier == Tier::Auto && decoded.count_run() % HOT_RUNS == HOT_RUNS - 1 {
+    if space.is_some() && decoded.count_run() % HOT_RUNS == HOT_RUNS - 1 {
         return Some(Step::Compile);
     }
     match decoded.run(hart, window, recorder) {

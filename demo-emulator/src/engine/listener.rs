@@ -91,7 +91,7 @@ pub(super) struct Recorder {
     hears_blocks: bool,
     listeners: Vec<Box<dyn Listener>>,
     cache: &'static CodeCache<Payload>,
-    space: Arc<CodeSpace>,
+    space: Option<Arc<CodeSpace>>,
     /// Writes up to here were taken from the journal.
     taken: AtomicU64,
     /// Whether some of them may be pending.
@@ -125,7 +125,7 @@ impl Recorder {
     pub(super) fn new(
         listeners: Vec<Box<dyn Listener>>,
         cache: &'static CodeCache<Payload>,
-        space: Arc<CodeSpace>,
+        space: Option<Arc<CodeSpace>>,
     ) -> Self {
         Self {
             hears_blocks: listeners.iter().any(|listener| listener.hears_blocks()),
@@ -221,7 +221,9 @@ impl Recorder {
             let is_old = old > 0;
             old = old.saturating_sub(1);
             let compiled = match write.cause {
-                Cause::Store { pc: Some(host), .. } if !is_old => self.space.guest_pc(host.0),
+                Cause::Store { pc: Some(host), .. } if !is_old => {
+                    self.space.as_ref().and_then(|space| space.guest_pc(host.0))
+                }
                 _ => None,
             };
             let told = compiled.map(Some).or_else(|| store_pc(write));

@@ -14,6 +14,8 @@
 //! with two keys. Both die of a write to their bytes; what runs next is decoded
 //! afresh. On a page that the guest writes to all the time, data beside code for
 //! instance, blocks live on and compare their bytes at each entry.
+//!
+//! Where there can be no compiled code, tier 0 runs what would be compiled.
 
 mod block;
 mod counters;
@@ -31,7 +33,7 @@ use codewarden::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use codewarden::code_buffer::CodeBuffer;
 use codewarden::error::Error;
 use codewarden::policy::Adaptive;
-use codewarden::protection::{Access, Mode, best_synchronous};
+use codewarden::protection::{Access, Facility, Mode, Probe};
 use codewarden::tracker::RegionOptions;
 use codewarden::{CodeCache, Key, MemoryLimit};
 
@@ -110,6 +112,10 @@ pub enum EngineError {
     Codewarden(Error),
     /// The translator's.
     Translate(TranslateError),
+    /// No synchronous mode can be had; for each of them why.
+    NoMode(String),
+    /// Code was asked for that is compiled, and none can be.
+    NoCompiler(Box<EngineError>),
 }
 
 impl fmt::Display for EngineError {
@@ -117,6 +123,8 @@ impl fmt::Display for EngineError {
         match self {
             Self::Codewarden(error) => error.fmt(f),
             Self::Translate(error) => error.fmt(f),
+            Self::NoMode(why) => write!(f, "--tracking auto: {why}"),
+            Self::NoCompiler(error) => write!(f, "--tier translated: {}", no_compiler(error)),
         }
     }
 }
@@ -139,7 +147,8 @@ impl From<TranslateError> for EngineError {
 pub struct Engine {
     window: Window,
     cache: &'static CodeCache<Payload>,
-    space: Arc<CodeSpace>,
+    /// `None` where nothing is compiled.
+    space: Option<Arc<CodeSpace>>,
     mode: Mode,
     why: String,
     tier: Tier,
@@ -161,22 +170,29 @@ impl Engine {
         tier: Tier,
         code_limit_bytes: usize,
     ) -> Result<Self, EngineError> {
-        let (mode, why) = match tracking {
-            cli::Tracking::Auto => best_synchronous(),
-            cli::Tracking::Mode(mode) => (mode, "asked for by name".to_owned()),
-        };
-        let space = CodeSpace::new(window, CodeBuffer::new(code_limit_bytes)?)?;
+        let (space, tier, no_compiler) = code_space(window, tier, code_limit_bytes)?;
         let cache = CodeCache::with_policy(entry_stubs(), Arc::new(Adaptive::with_checks()))?;
         // All of it is never code, so that the buffer, which is in pieces and has what
         // harts have not left yet, is not full before.
         cache.set_limit(MemoryLimit::of_bytes(code_limit_bytes));
         let base = HostAddr(window.base() as usize);
         let host = HostRange::new(base, WINDOW_LEN_BYTES as usize, PageSize::host())?;
-        let options = RegionOptions { access: Access::None, ..RegionOptions::new(GuestAddr(0), host, mode) };
-        add_region(&cache, options)?;
+        let add = |mode| {
+            let options = RegionOptions { access: Access::None, ..RegionOptions::new(GuestAddr(0), host, mode) };
+            add_region(&cache, options)
+        };
+        let (mode, mut why) = match tracking {
+            cli::Tracking::Auto => best_mode(add)?,
+            cli::Tracking::Mode(mode) => {
+                add(mode)?;
+                (mode, "asked for by name".to_owned())
+            }
+        };
+        why.extend(no_compiler.map(|no_compiler| format!("; {no_compiler}")));
         // A process has one engine as long as it lives; a fork keeps both still
         // from one call of the observer to another.
-        let (cache, leaked) = (&*Box::leak(Box::new(cache)), Box::leak(Box::new(space.clone())));
+        let cache = &*Box::leak(Box::new(cache));
+        let leaked = space.clone().map(|space| &**Box::leak(Box::new(space)));
         upkeep::start(cache, mode);
         let tracking = Arc::new(Tracking {
             cache,
@@ -220,6 +236,50 @@ impl Engine {
     pub fn cache(&self) -> &CodeCache<Payload> {
         self.cache
     }
+}
+
+/// The space for compiled code and the tier that runs; where `auto` has to do without
+/// compiled code, why.
+#[allow(clippy::type_complexity)]
+fn code_space(
+    window: Window,
+    tier: Tier,
+    code_limit_bytes: usize,
+) -> Result<(Option<Arc<CodeSpace>>, Tier, Option<String>), EngineError> {
+    if tier == Tier::Decoded {
+        return Ok((None, tier, None));
+    }
+    let made = CodeBuffer::new(code_limit_bytes).map_err(EngineError::from);
+    match made.and_then(|buffer| Ok(CodeSpace::new(window, buffer)?)) {
+        Ok(space) => Ok((Some(space), tier, None)),
+        Err(error) if tier == Tier::Auto => Ok((None, Tier::Decoded, Some(no_compiler(&error)))),
+        Err(error) => Err(EngineError::NoCompiler(Box::new(error))),
+    }
+}
+
+/// Says that code cannot be compiled, and why.
+fn no_compiler(error: &EngineError) -> String {
+    let why = Probe::of_this_process().why_missing(Facility::MembarrierSyncCore);
+    format!("no code can be compiled: {}", why.unwrap_or_else(|| error.to_string()))
+}
+
+/// Adds the region in the best synchronous mode that it can be added in; gives the
+/// mode and why it is that one.
+fn best_mode(add: impl Fn(Mode) -> Result<(), Error>) -> Result<(Mode, String), EngineError> {
+    let mut why = String::new();
+    for mode in [Mode::Sigbus, Mode::Thread, Mode::Mprotect] {
+        match add(mode) {
+            Ok(()) if why.is_empty() => {
+                return Ok((mode, "the fastest synchronous mode, and this kernel allows it".to_owned()));
+            }
+            Ok(()) => return Ok((mode, why)),
+            Err(error) => {
+                let separator = if why.is_empty() { "" } else { "; " };
+                why.push_str(&format!("{separator}{error}"));
+            }
+        }
+    }
+    Err(EngineError::NoMode(why))
 }
 
 #[allow(unsafe_code)]

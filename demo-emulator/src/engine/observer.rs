@@ -24,7 +24,7 @@ thread_local! {
 
 thread_local! {
     /// What stands still while this thread forks.
-    static FORK: RefCell<Option<(ForkGuard<'static, Payload>, code_buffer::ForkGuard<'static>)>> =
+    static FORK: RefCell<Option<(ForkGuard<'static, Payload>, Option<code_buffer::ForkGuard<'static>>)>> =
         const { RefCell::new(None) };
 }
 
@@ -56,7 +56,7 @@ impl Descriptors {
 /// Tells a cache.
 pub(super) struct Tracking {
     pub(super) cache: &'static CodeCache<Payload>,
-    pub(super) space: &'static CodeSpace,
+    pub(super) space: Option<&'static CodeSpace>,
     pub(super) descriptors: Descriptors,
     pub(super) window: Window,
     pub(super) mode: Mode,
@@ -142,7 +142,7 @@ impl MemoryObserver for Tracking {
     }
 
     fn before_fork(&self) {
-        let guards = (self.cache.before_fork(), self.space.buffer().before_fork());
+        let guards = (self.cache.before_fork(), self.space.map(|space| space.buffer().before_fork()));
         FORK.with_borrow_mut(|fork| *fork = Some(guards));
     }
 
@@ -153,14 +153,12 @@ impl MemoryObserver for Tracking {
     fn after_fork_child(&self) {
         let Some((cache, buffer)) = FORK.with_borrow_mut(Option::take) else { return };
         // The code goes first: what frees it must find the child's own buffer.
-        let code = buffer.after_fork_child();
+        if buffer.is_some_and(|buffer| buffer.after_fork_child().is_err()) {
+            // Its memory is the parent's: nothing may be compiled. Tier 0 runs it all.
+            self.space.iter().for_each(|space| space.lose());
+        }
         let tracking = cache.after_fork_child();
         self.descriptors.refresh();
-        if code.is_err() {
-            // Its memory is the parent's: nothing may be compiled or freed.
-            eprintln!("demo-emulator: no memory for code after a fork");
-            std::process::abort();
-        }
         // A region that cannot be tracked is interpreted.
         let _ = tracking;
         upkeep::start(self.cache, self.mode);

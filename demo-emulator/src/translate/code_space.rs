@@ -11,6 +11,7 @@
 
 use std::io;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use codewarden::code_buffer::{Allocation, CodeBuffer};
@@ -40,6 +41,8 @@ pub struct CodeSpace {
     /// Whether the host's aligned loads of 16 bytes are atomic.
     pub(super) loads_vectors_at_once: bool,
     buffer: CodeBuffer,
+    /// Whether the buffer is a parent's, and none of this process could be had.
+    is_lost: AtomicBool,
 }
 
 /// The target, which does not print itself.
@@ -66,7 +69,8 @@ impl CodeSpace {
         let faults = FaultIndex::new(buffer.executable());
         let [has_fma, loads_vectors_at_once] =
             [std::is_x86_feature_detected!("fma"), std::is_x86_feature_detected!("avx")];
-        Ok(Arc::new(Self { isa, faults, window, has_fma, loads_vectors_at_once, buffer }))
+        let is_lost = AtomicBool::new(false);
+        Ok(Arc::new(Self { isa, faults, window, has_fma, loads_vectors_at_once, buffer, is_lost }))
     }
 
     /// Where a guest address of the window lies in this process.
@@ -77,6 +81,16 @@ impl CodeSpace {
     /// The buffer that the code lies in.
     pub fn buffer(&self) -> &CodeBuffer {
         &self.buffer
+    }
+
+    /// In a fork's child that could not have a buffer: nothing may be compiled here.
+    pub fn lose(&self) {
+        self.is_lost.store(true, Ordering::Release);
+    }
+
+    /// Whether code may be compiled and run here.
+    pub fn is_usable(&self) -> bool {
+        !self.is_lost.load(Ordering::Acquire)
     }
 
     /// The guest instruction whose access compiled code makes at `host_pc`. The
