@@ -31,7 +31,10 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Rule, fence, left_out, lock, yield_now};
+use crate::panics::FirstPanic;
+use crate::sync::{
+    Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Rule, fence, left_out, lock, try_lock, yield_now,
+};
 use crate::sys::fault::this_thread;
 
 /// Garbage beyond which collection asks long pins to end.
@@ -44,7 +47,8 @@ const KEPT_PLACES: usize = 256;
 #[derive(Debug)]
 struct PinWord(AtomicU64);
 
-/// Called by any thread to ask a participant to unpin soon.
+/// Called by any thread to ask a participant to unpin soon. It is code of the embedder's,
+/// and may panic.
 pub(crate) type AskToLeave = Box<dyn Fn() + Send + Sync>;
 
 pub(crate) struct Participant {
@@ -67,6 +71,9 @@ pub(crate) struct Epoch<G> {
     global: AtomicU64,
     walkers: [AtomicUsize; 3],
     participants: Mutex<Vec<Arc<Participant>>>,
+    /// Held by the thread that asks participants to leave, and by none of the others: a
+    /// hook runs under this lock alone. Taken before the other locks.
+    asking: Mutex<()>,
     garbage: Mutex<VecDeque<(u64, G)>>,
 }
 
@@ -76,6 +83,7 @@ impl<G> Epoch<G> {
             global: AtomicU64::new(2),
             walkers: [AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0)],
             participants: Mutex::new(Vec::new()),
+            asking: Mutex::new(()),
             garbage: Mutex::new(VecDeque::new()),
         }
     }
@@ -88,8 +96,10 @@ impl<G> Epoch<G> {
         participant
     }
 
-    /// The participant is gone.
+    /// The participant is gone. Its hook is called no more when this returns.
     pub(crate) fn leave(&self, participant: &Arc<Participant>) {
+        // Waits for a thread that asks just now.
+        let _asking = lock(&self.asking);
         lock(&self.participants).retain(|other| !Arc::ptr_eq(other, participant));
     }
 
@@ -146,17 +156,12 @@ impl<G> Epoch<G> {
         lock(&self.garbage).len()
     }
 
-    /// Advances if it can and hands out what nobody can reach any more; asks
-    /// long pins to end where much is waiting.
+    /// Advances if it can and hands out what nobody can reach any more.
     pub(crate) fn collect(&self) -> Vec<G> {
-        let waiting = self.waiting();
-        if waiting == 0 {
+        if self.waiting() == 0 {
             return Vec::new();
         }
-        let advanced = self.try_advance() && self.try_advance();
-        if !advanced && waiting >= ASK_TO_LEAVE_ITEMS {
-            self.ask_all_to_leave();
-        }
+        let _ = self.try_advance() && self.try_advance();
         let mut garbage = lock(&self.garbage);
         let epoch = self.global.load(Ordering::Acquire);
         let free = garbage.iter().take_while(|(of, _)| of + 2 <= epoch).count();
@@ -167,6 +172,11 @@ impl<G> Epoch<G> {
             garbage.shrink_to(places);
         }
         items
+    }
+
+    /// Whether so many items wait, after a collection, that long pins have to end.
+    pub(crate) fn is_held_back(&self) -> bool {
+        self.waiting() >= ASK_TO_LEAVE_ITEMS
     }
 
     /// Hands out all garbage: nobody is left to reach it.
@@ -189,15 +199,22 @@ impl<G> Epoch<G> {
         }
     }
 
-    /// Asks every participant that is pinned in an earlier epoch to unpin.
+    /// Asks every participant that is pinned in an earlier epoch to unpin. If another
+    /// thread is asking them just now, that is enough.
     pub(crate) fn ask_all_to_leave(&self) {
+        let Some(asking) = try_lock(&self.asking) else { return };
         let global = self.global.load(Ordering::Acquire);
-        for participant in lock(&self.participants).iter() {
+        let is_behind = |participant: &&Arc<Participant>| {
             let pin = participant.pin.0.load(Ordering::Relaxed);
-            if pin != 0 && pin >> 1 != global {
-                (participant.ask_to_leave)();
-            }
+            pin != 0 && pin >> 1 != global
+        };
+        let behind: Vec<_> = lock(&self.participants).iter().filter(is_behind).cloned().collect();
+        let mut panics = FirstPanic::default();
+        for participant in behind {
+            panics.catch(|| (participant.ask_to_leave)());
         }
+        drop(asking);
+        panics.resume();
     }
 
     fn try_advance(&self) -> bool {
@@ -225,13 +242,20 @@ impl<G> Epoch<G> {
     /// Waits until no thread is inside the domain's locks; nobody gets in until
     /// the guard is dropped.
     pub(crate) fn before_fork(&self) -> ForkGuard<'_, G> {
-        ForkGuard { walkers: &self.walkers, participants: lock(&self.participants), _garbage: lock(&self.garbage) }
+        let _asking = lock(&self.asking);
+        ForkGuard {
+            walkers: &self.walkers,
+            _asking,
+            participants: lock(&self.participants),
+            _garbage: lock(&self.garbage),
+        }
     }
 }
 
 /// A domain that stands still over a `fork`.
 pub(crate) struct ForkGuard<'a, G> {
     walkers: &'a [AtomicUsize; 3],
+    _asking: MutexGuard<'a, ()>,
     participants: MutexGuard<'a, Vec<Arc<Participant>>>,
     _garbage: MutexGuard<'a, VecDeque<(u64, G)>>,
 }
@@ -338,6 +362,9 @@ mod tests {
         for i in 0..ASK_TO_LEAVE_ITEMS as u32 {
             epoch.retire(i);
             epoch.collect();
+            if epoch.is_held_back() {
+                epoch.ask_all_to_leave();
+            }
         }
         assert!(asked.load(std::sync::atomic::Ordering::Relaxed) > 0);
     }

@@ -198,6 +198,7 @@ mod mode;
 #[cfg(test)]
 mod models;
 mod page_table;
+mod panics;
 pub mod policy;
 pub mod protection;
 mod stats;

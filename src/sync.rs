@@ -4,6 +4,7 @@
 //! `--cfg tsan` its locks and fences tell ThreadSanitizer what they order.
 
 pub(crate) use std::sync::Arc;
+use std::sync::TryLockError;
 
 #[cfg(all(not(loom), any(test, not(tsan))))]
 pub(crate) use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -29,10 +30,20 @@ pub(crate) use loom::sync::{
     atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
-/// Locks `mutex`. What it guards is whole even where a thread died with it: no
-/// code of an embedder runs under the library's locks.
+/// Locks `mutex`. What it guards is whole even if a thread panicked with it: of the
+/// embedder's code nothing runs under the library's locks but a hook, under one that
+/// guards nothing else.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poison| poison.into_inner())
+}
+
+/// Locks `mutex` if no thread has it.
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poison)) => Some(poison.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 /// A pause in a short spin; a scheduling point under loom.

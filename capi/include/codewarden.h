@@ -284,9 +284,8 @@ cw_status cw_cache_wait_for_vcpus(const cw_cache *cache);
 /// (cw_ticket_keep_allocation()), and the cache's own records.
 cw_status cw_cache_set_limit(const cw_cache *cache, size_t live_bytes, size_t former_bytes);
 
-/// Gives up blocks whose payloads weigh payload_bytes, the oldest first, or all but
-/// the one that was committed last: for a code buffer that says CW_FULL. SIZE_MAX gives
-/// up all.
+/// Gives up blocks whose payloads weigh payload_bytes, the oldest first, and all if they
+/// weigh less: for a code buffer that says CW_FULL. SIZE_MAX gives up all.
 ///
 /// Call it while the own vCPU is not pinned, and try the allocation again. What another
 /// vCPU may be inside is freed when that has unpinned, as it is asked to: do without

@@ -182,9 +182,8 @@ pub unsafe extern "C" fn cw_cache_set_limit(
     })
 }
 
-/// Gives up blocks whose payloads weigh payload_bytes, the oldest first, or all but
-/// the one that was committed last: for a code buffer that says CW_FULL. SIZE_MAX gives
-/// up all.
+/// Gives up blocks whose payloads weigh payload_bytes, the oldest first, and all if they
+/// weigh less: for a code buffer that says CW_FULL. SIZE_MAX gives up all.
 ///
 /// Call it while the own vCPU is not pinned, and try the allocation again. What another
 /// vCPU may be inside is freed when that has unpinned, as it is asked to: do without

@@ -35,6 +35,7 @@ use super::live::Live;
 use super::record::{Block, BlockPage, BlockPages, Garbage, Retired, Translation};
 use super::{CodeCache, Key, Payload};
 use crate::block::StaleFlag;
+use crate::panics::FirstPanic;
 use crate::sync::{Arc, Rule, left_out, lock};
 
 /// Why a block did not become reachable.
@@ -282,9 +283,11 @@ impl<P: Payload> CodeCache<P> {
         }
     }
 
-    /// Frees what nobody can reach any more. Payloads are the embedder's and are
-    /// dropped here: to be called under no lock.
+    /// Frees what nobody can reach any more, and asks vCPUs to leave if they hold much
+    /// back. Payloads are the embedder's and are dropped here: to be called under no
+    /// lock. If one of them panics, all is done first.
     pub(super) fn collect_garbage(&self) {
+        let mut panics = FirstPanic::default();
         let mut cells = Vec::new();
         for garbage in self.epoch().collect() {
             let translation = match garbage {
@@ -299,19 +302,21 @@ impl<P: Payload> CodeCache<P> {
                     continue;
                 }
             };
-            // Who is not the last leaves it to a record that waits as well, or to one
-            // that lives again.
+            // Another owner remains: a record that waits as well, or one that lives again.
+            // The last one frees it.
             if let Some(last) = Arc::into_inner(translation) {
                 self.0.waiting.sub(last.weight());
                 self.0.counters.freed.add(1);
+                panics.catch(|| drop(last));
             }
-        }
-        if self.0.waiting.is_too_much() {
-            self.epoch().ask_all_to_leave();
         }
         if !cells.is_empty() {
             lock(&self.0.commits).cells.give_back(cells);
         }
+        if self.0.waiting.is_too_much() || self.epoch().is_held_back() {
+            panics.catch(|| self.epoch().ask_all_to_leave());
+        }
+        panics.resume();
     }
 
     /// Frees what dead blocks own, as far as no vCPU can be inside them and it is

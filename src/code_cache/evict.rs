@@ -18,8 +18,8 @@
 //! **given up**. A block whose bytes nobody knows cannot be revived, and is given up at
 //! once. Everything is never flushed.
 //!
-//! The block that was committed last stays whatever it weighs: who made it is about to
-//! run it. What vCPUs may be inside is beyond the limit until they leave; where
+//! The block that was committed last stays within any limit, whatever it weighs: who made
+//! it is about to run it. What vCPUs may be inside is beyond the limit until they leave; where
 //! that is much they are asked to.
 
 use super::commit::Commits;
@@ -40,8 +40,10 @@ impl<P: Payload> CodeCache<P> {
     /// [`Ticket::revive`](super::Ticket::revive) as others are, so that an embedder who
     /// revives where it can pays little for one that is still in use.
     ///
-    /// Entry cells are not in it, which are freed with their links, and descriptors of
-    /// pages, which guest memory bounds.
+    /// Entry cells and descriptors of pages are not in it. Guest memory bounds the
+    /// descriptors. The keys that have a block or a [`Link`](super::Link) bound the
+    /// cells: a cell that no link leads to stays until the table of keys is full, and is
+    /// used again then.
     pub fn set_limit(&self, limit: MemoryLimit) {
         {
             let mut commits = lock(&self.0.commits);
@@ -56,9 +58,10 @@ impl<P: Payload> CodeCache<P> {
     }
 
     /// Gives up blocks whose payloads own `payload_bytes`, as was said of them
-    /// ([`Ticket::weighs`](super::Ticket::weighs)), or all but the one that was
-    /// committed last: dead blocks that are kept, then the oldest that can be reached.
-    /// For embedders whose memory for code is full before the limit is reached.
+    /// ([`Ticket::weighs`](super::Ticket::weighs)): dead blocks that are kept, then the
+    /// oldest that can be reached. If there are not as many bytes, it gives up every
+    /// block: `usize::MAX` empties the cache. For embedders whose memory for code is
+    /// full before the limit is reached.
     ///
     /// Payloads that a vCPU may be inside are dropped later: call it while the own vCPU
     /// is not pinned, and do without the memory for a while where it is not there yet.
@@ -71,7 +74,7 @@ impl<P: Payload> CodeCache<P> {
             self.reap(&mut commits);
             let kept = commits.formers.weight().payload_bytes;
             let wanted = payload_bytes.saturating_sub(kept);
-            // Where there is not as much, all of them: some may weigh nothing.
+            // If there is not as much, all of them: some may weigh nothing.
             if wanted > 0 {
                 let enough = commits.live.weight().payload_bytes.checked_sub(wanted);
                 self.kill_oldest(&mut commits, |live| enough.is_some_and(|enough| live.payload_bytes <= enough));
@@ -92,7 +95,8 @@ impl<P: Payload> CodeCache<P> {
         let limit = commits.live_limit_bytes;
         if commits.live.weight().bytes() > limit {
             let ahead = limit - AHEAD_BYTES.min(limit / 8);
-            self.kill_oldest(commits, |live| live.bytes() <= ahead);
+            // The newest stays.
+            self.kill_oldest(commits, |live| live.bytes() <= ahead || live.blocks == 1);
         }
     }
 

@@ -87,15 +87,14 @@ impl<P: Payload> Live<P> {
         added.expect("what is before it in the queue leads to it")
     }
 
-    /// All but the newest, the oldest first.
+    /// All, the oldest first.
     pub(super) fn oldest_first(&self) -> impl Iterator<Item = &Block<P>> {
         let newer = |&block: &NonNull<Block<P>>| {
             // SAFETY: in the queue, which is borrowed.
             unsafe { block.as_ref() }.neighbours.newer.get()
         };
-        let all = std::iter::successors(self.oldest, newer);
         // SAFETY: as above.
-        all.take_while(|&block| Some(block) != self.newest).map(|block| unsafe { block.as_ref() })
+        std::iter::successors(self.oldest, newer).map(|block| unsafe { block.as_ref() })
     }
 
     /// Takes the newest out, to be freed: nobody else has the cache any more.

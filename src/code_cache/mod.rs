@@ -69,6 +69,7 @@ use crate::block::EntryStubs;
 use crate::epoch::Epoch;
 use crate::error::Error;
 use crate::journal::RecentWrite;
+use crate::panics::FirstPanic;
 use crate::policy::{Adaptive, Policy};
 use crate::stats::{Counters, Histograms, Stats};
 use crate::sync::{Arc, Mutex, lock};
@@ -107,7 +108,12 @@ impl From<GuestAddr> for Key {
     }
 }
 
-/// What a block owns: dropped when no vCPU can be inside the block any more.
+/// What a block owns: dropped when no vCPU can be inside the block any more, by the call
+/// that finds that out (a commit, a revival, an eviction, [`CodeCache::collect`]), under no
+/// lock.
+///
+/// A drop that panics harms no other block: the call frees and counts what else it can, and
+/// then passes the panic on.
 pub trait Payload: Send + Sync + 'static {}
 
 impl<T: Send + Sync + 'static> Payload for T {}
@@ -223,7 +229,11 @@ impl<P: Payload> CodeCache<P> {
     /// vCPU holds memory back for long: it should make emitted code return to its
     /// dispatcher soon, and the pin be renewed. A byte that it sets, and that emitted
     /// code polls wherever it goes on to another block, is enough. It must not call into
-    /// the cache, nor wait: it is called under a lock.
+    /// the cache, nor wait: it is called under a lock. It is called no more when the
+    /// vCPU was dropped.
+    ///
+    /// If it panics, the other vCPUs are asked all the same, and then the call that asked
+    /// passes the panic on.
     pub fn attach_vcpu(&self, ask_to_leave: impl Fn() + Send + Sync + 'static) -> VCpu<P> {
         VCpu::new(self.clone(), self.0.killer.stubs, self.epoch().join(Box::new(ask_to_leave)))
     }
@@ -262,14 +272,21 @@ impl<P: Payload> CodeCache<P> {
 impl<P: Payload> Drop for Shared<P> {
     fn drop(&mut self) {
         self.tracker.clear();
-        let mut commits = lock(&self.commits);
+        let mut panics = FirstPanic::default();
+        let commits = &mut *lock(&self.commits);
         while let Some(block) = commits.live.pop() {
             // SAFETY: what was committed and not reaped is here once; no vCPU,
             // ticket or handler is left: each keeps the cache or was waited for.
-            drop(unsafe { Box::from_raw(block.as_ptr()) });
+            let block = unsafe { Box::from_raw(block.as_ptr()) };
+            panics.catch(|| drop(block));
         }
-        drop(commits);
+        for former in commits.formers.clear() {
+            panics.catch(|| drop(former));
+        }
         // Its blocks keep their regions, and these the killer with its epoch.
-        drop(self.killer.epoch.drain());
+        for garbage in self.killer.epoch.drain() {
+            panics.catch(|| drop(garbage));
+        }
+        panics.resume();
     }
 }

@@ -8,7 +8,7 @@
 
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{LockResult, PoisonError};
+use std::sync::{LockResult, PoisonError, TryLockError, TryLockResult};
 
 static FENCE: AtomicU64 = AtomicU64::new(0);
 
@@ -30,6 +30,14 @@ impl<T> Mutex<T> {
 
     pub(crate) fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
         Guard::of(&self.told, self.lock.lock())
+    }
+
+    pub(crate) fn try_lock(&self) -> TryLockResult<MutexGuard<'_, T>> {
+        match self.lock.try_lock() {
+            Ok(guard) => Guard::of(&self.told, Ok(guard)).map_err(TryLockError::Poisoned),
+            Err(TryLockError::Poisoned(poison)) => Guard::of(&self.told, Err(poison)).map_err(TryLockError::Poisoned),
+            Err(TryLockError::WouldBlock) => Err(TryLockError::WouldBlock),
+        }
     }
 }
 
