@@ -8,10 +8,15 @@
 //! | check it: blocks compare their bytes at every entry | nothing | some loads at each entry |
 //! | interpret it for a while | nothing | all that interpreting costs |
 //!
-//! It is asked by translators and by [`Tracker::tend`](crate::tracker::Tracker::tend),
-//! never in a fault handler: that goes by [`Limits`], numbers which the policy
-//! gives once, and writes down what happened; the next translator that comes to
-//! the page asks with it.
+//! It is asked by translators, after harvests and by
+//! [`Tracker::tend`](crate::tracker::Tracker::tend), never in a fault handler: that goes
+//! by [`Limits`], numbers which the policy gives once, and writes down what happened; the
+//! next translator that comes to the page asks with it.
+//!
+//! No call runs between a system call and the words that tell of it, and none under a lock
+//! but the tracker's own, which is held for reading: a policy must not add or remove
+//! regions, and must not declare views. If a call panics, the page stays as it is, nothing
+//! that was written can be reached, and the panic goes on in the caller.
 
 use core::fmt;
 
@@ -76,7 +81,8 @@ pub trait Policy: Send + Sync + fmt::Debug + 'static {
     /// A translator comes to a page that is open.
     fn on_begin(&self, page: &PageHistory) -> Decision;
 
-    /// A harvest found the page written: whether it becomes checked.
+    /// A harvest found the page written, and what was made from it is unreachable: whether
+    /// the page becomes checked.
     fn on_harvest(&self, page: &PageHistory) -> bool;
 
     /// Whether a checked page may be protected again when a translator comes

@@ -56,19 +56,14 @@ impl<P: Payload> Ticket<P> {
         }
         let claim = self.cache.claim(guest)?;
         let (host, shows) = (claim.host_page(), claim.guest_page());
-        let before = self.pages.len();
-        self.pages.push(BlockPage::new(claim, shows));
+        // All of the page's views or none, also if a policy panics in between: a page that
+        // is found here is not claimed again.
+        let mut views = BlockPages::new();
+        views.push(BlockPage::new(claim, shows));
         for alias in self.cache.tracker().aliases(guest) {
-            match self.cache.claim(alias) {
-                Ok(claim) => self.pages.push(BlockPage::new(claim, shows)),
-                Err(error) => {
-                    // All of the page's views or none: the caller may ask again,
-                    // and a page that is found here is not claimed again.
-                    self.pages.truncate(before);
-                    return Err(error);
-                }
-            }
+            views.push(BlockPage::new(self.cache.claim(alias)?, shows));
         }
+        self.pages.extend(views);
         Ok(host)
     }
 

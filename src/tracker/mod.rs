@@ -55,6 +55,7 @@ use space::Gate;
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::page_table::HeldFor;
+use crate::panics::FirstPanic;
 use crate::policy::{Adaptive, Policy};
 use crate::protection::{self, Access, KernelWrites, Mode, Protection};
 use crate::stats::{Counters, Histograms, Stats};
@@ -242,6 +243,8 @@ impl<O: PageObserver> Tracker<O> {
         if guest.0 & (self.page.bytes() as u64 - 1) != 0 || guest.checked_add(host.len() as u64).is_none() {
             return Err(bad("a region starts on a page of the guest and does not wrap"));
         }
+        // Under no lock: this is code of the embedder's.
+        let limits = self.wiring.policy.limits();
         let regions = &mut self.gate.write().regions;
         let end = guest.0 + host.len() as u64;
         for other in regions.iter() {
@@ -249,7 +252,8 @@ impl<O: PageObserver> Tracker<O> {
                 return Err(bad("it overlaps a region that is tracked already"));
             }
         }
-        let region = Arc::new(Region::new(guest, host, self.page, open()?, options, self.wiring.clone())?);
+        let region = Region::new(guest, host, self.page, open()?, options, limits, self.wiring.clone())?;
+        let region = Arc::new(region);
         region.attach(host, access)?;
         regions.push(region);
         Ok(())
@@ -485,8 +489,13 @@ impl<O: PageObserver> Tracker<O> {
     /// To be called now and then, some times a second, by whoever has a timer. It takes
     /// one or two cheap system calls a region, and looks at the pages where some are
     /// checked.
+    ///
+    /// If the policy panics, every region is looked at all the same, and then the panic
+    /// goes on.
     pub fn tend(&self) {
-        self.gate.read().regions.iter().for_each(|region| region.tend());
+        let mut panics = FirstPanic::default();
+        self.gate.read().regions.iter().for_each(|region| region.tend(&mut panics));
+        panics.resume();
     }
 }
 

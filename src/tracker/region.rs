@@ -7,6 +7,7 @@ use std::ops::Range;
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, PageSize};
 use crate::error::Error;
 use crate::page_table::{Begin, Busy, Generation, InFlight, PageDesc, PageState, PageTable};
+use crate::panics::FirstPanic;
 use crate::policy::{Decision, Limits, Policy};
 use crate::protection::{Access, FaultSink, Mode, Options, Protection};
 use crate::stats::Counters;
@@ -65,10 +66,10 @@ impl<O: PageObserver> Region<O> {
         page: PageSize,
         protection: Arc<dyn Protection>,
         options: Options,
+        limits: Limits,
         wiring: Wiring<O>,
     ) -> Result<Self, Error> {
         let Wiring { observer, counters, policy } = wiring;
-        let limits = policy.limits();
         let (mode, pages) = (protection.mode(), host.len() >> page.shift());
         let harvested = if mode == Mode::Deferred { pages } else { 0 };
         Ok(Self {
@@ -310,8 +311,8 @@ impl<O: PageObserver> Region<O> {
     }
 
     /// Looks whether the mechanism is still there, and lets checked pages that have
-    /// cooled be protected again.
-    pub(super) fn tend(&self) {
+    /// cooled be protected again. A page about which the policy panics stays checked.
+    pub(super) fn tend(&self, panics: &mut FirstPanic) {
         if !self.lost.load(Ordering::Relaxed) && self.protection.check().is_err() {
             let _ = self.abandon();
         }
@@ -324,8 +325,9 @@ impl<O: PageObserver> Region<O> {
             if desc.word.load().state() != PageState::Checked {
                 return;
             }
-            let held = self.pages.is_held_for_writing(page);
-            if self.policy.has_cooled(&desc.history.read(now_ms, held)) && desc.word.cool() {
+            let history = desc.history.read(now_ms, self.pages.is_held_for_writing(page));
+            let has_cooled = panics.catch(|| self.policy.has_cooled(&history)).unwrap_or(false);
+            if has_cooled && desc.word.cool() {
                 desc.history.leave_checked(now_ms);
                 self.counters.cooled.add(1);
                 self.invalidated(page, desc, Cause::Cooled);
@@ -399,7 +401,9 @@ impl<O: PageObserver> Region<O> {
         self.protection.clone().continue_in_child(self.host, self.page, self.options, &mut |protection| {
             let (observer, counters) = (self.observer.clone(), self.counters.clone());
             let wiring = Wiring { observer, counters, policy: self.policy.clone() };
-            let region = Region::new(self.guest, self.host, self.page, protection, self.options, wiring)?;
+            // The policy was asked when the region was added.
+            let (options, limits) = (self.options, self.limits);
+            let region = Region::new(self.guest, self.host, self.page, protection, options, limits, wiring)?;
             Ok(child.insert(Arc::new(region)).clone())
         })?;
         child.ok_or(Error::InForkChild)

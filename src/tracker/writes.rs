@@ -17,6 +17,7 @@ use crate::protection::{FaultSink, Handled, WriteFault};
 use crate::sync::{Ordering, Rule, fence, left_out, lock, yield_now};
 use crate::sys::clock::{coarse_ms, precise_ns};
 
+use super::harvest::HarvestSet;
 use super::region::Region;
 use super::{Cause, PageObserver, PageWrite};
 
@@ -76,9 +77,18 @@ impl<O: PageObserver> Region<O> {
     }
 
     /// Finds what was written in `pages` since the last harvest, protects it
-    /// again and invalidates it.
+    /// again and invalidates it. Then it asks the policy which of the pages become checked.
     pub(super) fn sync(&self, pages: Range<usize>) -> Result<(), Error> {
         let entered_ns = precise_ns();
+        let (found, done) = self.harvest(pages);
+        self.counters.histograms.sync_ns.record(precise_ns().saturating_sub(entered_ns));
+        // Under no lock and when all is told: this is code of the embedder's.
+        self.ask_of_harvested(&found);
+        done
+    }
+
+    /// The pages that were found written, which are told of when this returns.
+    fn harvest(&self, pages: Range<usize>) -> (Vec<(PageIndex, &PageDesc<O::Data>)>, Result<(), Error>) {
         let mut set = lock(&self.harvest);
         let (mut failed, mut found) = (Vec::new(), Vec::new());
         let mut done = Ok(());
@@ -99,28 +109,20 @@ impl<O: PageObserver> Region<O> {
                 done = done.and(Err(error));
             }
         }
-        let checked = self.harvested(&found);
-        // Checked pages are written to as their guest likes: a harvest need not
-        // know.
-        for page in checked {
-            set.remove(page..page + 1);
-        }
+        self.harvested(&found, &mut set);
         // Never run on hope: what could not be asked about is stale. Under the
         // lock: the next announcement asks about these pages no more.
         for run in failed {
             set.remove(run.clone());
             self.stop_translating(run);
         }
-        self.counters.histograms.sync_ns.record(precise_ns().saturating_sub(entered_ns));
-        done
+        (found, done)
     }
 
-    /// A harvest found these pages written. Returns those that are checked from now
-    /// on.
-    fn harvested(&self, found: &[(PageIndex, &PageDesc<O::Data>)]) -> Vec<usize> {
-        let mut checked = Vec::new();
+    /// A harvest found these pages written.
+    fn harvested(&self, found: &[(PageIndex, &PageDesc<O::Data>)], set: &mut HarvestSet) {
         if found.is_empty() {
-            return checked;
+            return;
         }
         // Where code is spread, each descriptor is a cache miss. Loads overlap; the
         // locked operations below would wait for one after the other.
@@ -131,14 +133,10 @@ impl<O: PageObserver> Region<O> {
         let mut written = Vec::with_capacity(found.len());
         for &(page, desc) in found {
             desc.history.record(Hit::Harvested, None, 0, now_ms);
-            if self.policy.on_harvest(&desc.history.read(now_ms, false)) && desc.word.check_harvested() {
-                self.compared(page, desc, Cause::Harvest);
-                self.became_checked(desc);
-                checked.push(page.0);
-            } else if desc.word.load().state() == PageState::Checked {
+            if desc.word.load().state() == PageState::Checked {
                 // By an announcement, which may not have told the observer yet.
                 self.compared(page, desc, Cause::Harvest);
-                checked.push(page.0);
+                set.remove(page.0..page.0 + 1);
             } else {
                 desc.word.bump();
                 written.push((&desc.data, PageWrite { page: self.guest_of(page), cause: Cause::Harvest }));
@@ -148,7 +146,28 @@ impl<O: PageObserver> Region<O> {
         // One fence between every word and every walk.
         self.fence_before_walk();
         self.observer.written_all(&written);
-        checked
+    }
+
+    /// Asks the policy of pages that were found written, and makes those checked that it
+    /// wants so.
+    fn ask_of_harvested(&self, found: &[(PageIndex, &PageDesc<O::Data>)]) {
+        let now_ms = coarse_ms();
+        for &(page, desc) in found {
+            let is_protected = desc.word.load().state() == PageState::Protected;
+            if !is_protected || !self.policy.on_harvest(&desc.history.read(now_ms, false)) {
+                continue;
+            }
+            // An announcement that asks about the page no more comes after the walk.
+            let mut set = lock(&self.harvest);
+            if desc.word.check_harvested() {
+                // What was committed since.
+                self.compared(page, desc, Cause::Harvest);
+                self.became_checked(desc);
+                // Checked pages are written to as their guest likes: a harvest need not
+                // know.
+                set.remove(page.0..page.0 + 1);
+            }
+        }
     }
 
     /// Every block on `pages` dies and they are open afterwards, whatever the
