@@ -369,6 +369,32 @@ mod tests {
         assert!(asked.load(std::sync::atomic::Ordering::Relaxed) > 0);
     }
 
+    #[test]
+    fn a_hook_that_panics_leaves_nobody_unasked() {
+        use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+        use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+        let epoch = domain();
+        let asked = std::sync::Arc::new(AtomicUsize::new(0));
+        let vcpus = [(); 3].map(|()| {
+            let hook = asked.clone();
+            epoch.join(Box::new(move || resume_unwind(Box::new(hook.fetch_add(1, Relaxed)))))
+        });
+        vcpus.iter().for_each(|vcpu| epoch.pin(vcpu));
+        epoch.retire(7);
+        epoch.collect();
+        for round in 1..4 {
+            let end = catch_unwind(AssertUnwindSafe(|| epoch.ask_all_to_leave()));
+            assert_eq!(end.unwrap_err().downcast_ref(), Some(&(3 * (round - 1))), "the first one goes on");
+            assert_eq!(asked.load(Relaxed), 3 * round);
+        }
+        // Nothing is held that a hook or a vCPU needs.
+        vcpus.iter().for_each(|vcpu| epoch.unpin(vcpu));
+        vcpus.iter().for_each(|vcpu| epoch.leave(vcpu));
+        assert_eq!(epoch.collect(), [7]);
+        drop(epoch.before_fork());
+    }
+
     /// The parent's other threads, which did not come along, were inside.
     #[test]
     fn a_forks_child_waits_for_nobody() {
