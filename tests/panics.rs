@@ -1,5 +1,6 @@
 //! Each function of the embedder's that safe code may write panics at each of its calls,
-//! in every mode: nothing is stale, lost or stuck afterwards.
+//! in every mode: nothing is stale (mode `none` promises none of that), lost or stuck
+//! afterwards.
 //!
 //! One script of calls runs over a guest of two views. Each call may end in the panic that
 //! was planted; the script goes on behind it. After each call a naive model compares what
@@ -263,6 +264,9 @@ impl Script {
 
     /// The promise: what is entered by its plain entry was made of the byte that is there.
     fn nothing_is_stale(&mut self) {
+        if self.mode == Mode::None {
+            return;
+        }
         let mut vcpu = self.cache.attach_vcpu(|| {});
         for page in 0..2 * PAGES {
             let entry = vcpu.pin().lookup_shared(Key::new(page as u64));
@@ -398,7 +402,7 @@ fn within_a_minute<T: Send + 'static>(what: String, run: impl FnOnce() -> T + Se
 
 #[test]
 fn every_function_of_the_embedders_panics_at_each_call() {
-    for mode in modes::tracking_modes() {
+    for mode in modes::tracking_modes().into_iter().chain([Mode::None]) {
         for of in ALL {
             let mut at = 0;
             while within_a_minute(format!("{mode}, {of:?} {at}"), move || run(mode, of, at)) {
