@@ -25,6 +25,9 @@ use super::{Cause, PageObserver, PageWrite};
 /// stores over two pages fault at the second one's first byte.
 const ENTERED_WITHIN_BYTES: usize = 64;
 
+/// The pages that a harvest found written.
+type Found<'a, D> = Vec<(PageIndex, &'a PageDesc<D>)>;
+
 /// The page was opened together with others. One that was only protected along
 /// with its neighbours, for nothing, is not taken along again.
 fn set_opened_in_bulk<D>(desc: &PageDesc<D>) {
@@ -88,7 +91,7 @@ impl<O: PageObserver> Region<O> {
     }
 
     /// The pages that were found written, which are told of when this returns.
-    fn harvest(&self, pages: Range<usize>) -> (Vec<(PageIndex, &PageDesc<O::Data>)>, Result<(), Error>) {
+    fn harvest(&self, pages: Range<usize>) -> (Found<'_, O::Data>, Result<(), Error>) {
         let mut set = lock(&self.harvest);
         let (mut failed, mut found) = (Vec::new(), Vec::new());
         let mut done = Ok(());
