@@ -321,6 +321,46 @@ fn every_ordering_names_a_model_that_exists_and_every_model_is_named() {
     }
 }
 
+/// The rows of the table that follows the heading `heading`, without its head.
+fn table<'a>(text: &'a str, heading: &str) -> Vec<&'a str> {
+    let after = text.split_once(&format!("\n{heading}\n")).map_or("", |(_, after)| after);
+    let lines = after.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    lines.skip(2).collect()
+}
+
+/// Each ordering has a model that fails without it and a mutation that takes it out.
+#[test]
+fn every_ordering_names_a_model_and_a_mutation() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("src/guide/protocol.md")).expect("the protocol");
+    let rows = table(&text, "# The orderings");
+    assert!(rows.len() >= 17, "{rows:?}");
+    for row in rows {
+        let columns = columns(row);
+        let shown = columns[columns.len() - 1];
+        let (mutations, models): (Vec<_>, Vec<_>) =
+            named(shown).into_iter().partition(|name| name.starts_with("mutations/"));
+        assert!(!mutations.is_empty(), "no mutation takes this out: {}", columns[0]);
+        assert!(models.iter().any(|name| name.contains("::")), "no model fails without this: {}", columns[0]);
+    }
+}
+
+/// Each rule that a model can leave out is left out by one.
+#[test]
+fn every_rule_is_left_out_by_a_model() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sync = fs::read_to_string(root.join("src/sync.rs")).expect("the rules");
+    let (_, rules) = sync.split_once("pub(crate) enum Rule {").expect("the rules");
+    let (rules, _) = rules.split_once("\n}").expect("their end");
+    let rules: Vec<_> = rules.lines().map(str::trim).filter_map(|line| line.strip_suffix(',')).collect();
+    assert!(rules.len() >= 16, "{rules:?}");
+    let mut files = Vec::new();
+    files_under(&root.join("src/models"), &mut files);
+    let models: String = files.iter().filter_map(|path| fs::read_to_string(path).ok()).collect();
+    let never: Vec<_> = rules.iter().filter(|rule| !models.contains(&format!("fails_without(Rule::{rule},"))).collect();
+    assert!(never.is_empty(), "no model leaves these out: {never:?}");
+}
+
 /// Of the chapter on checks: scripts, examples and benches.
 #[test]
 fn every_command_names_a_file_that_exists() {

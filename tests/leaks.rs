@@ -1,5 +1,6 @@
 //! Blocks that come and go at the limit leave nothing on the heap: the soak
-//! (`examples/soak`) in a second, in one thread, to the byte.
+//! (`examples/soak`) in a second, in one thread. Each byte is counted; what may differ is
+//! the size of maps, `ROUGH_BYTES`.
 //!
 //! # Safety
 //!

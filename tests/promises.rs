@@ -1,4 +1,4 @@
-//! One litmus test for each sentence of `src/guide/promises.md`.
+//! Litmus tests of the promises of `src/guide/promises.md`: each says which it shows.
 //!
 //! Guest memory holds words; a block is made from one word, and its entry tells
 //! which value it was made from, so that a stale block shows.

@@ -1,5 +1,5 @@
-//! An allocator that counts, so that what is forgotten shows to the byte, long before
-//! it fills a page. For a process that measures nothing but one thing.
+//! An allocator that counts each byte, so that what is forgotten shows long before it
+//! fills a page. For a process that measures nothing but one thing.
 //!
 //! # Safety
 //!
