@@ -53,6 +53,12 @@
  * elsewhere. What else is passed by pointer is not NULL, and is read before the return,
  * not kept.
  *
+ * Alignment. A pointer to a structure, a handle or a number is aligned for its type, as C
+ * demands; a pointer to void need not be. Whole pages are needed only by guest, host and
+ * len_bytes of a cw_region_options, and by the range and the offset of
+ * cw_cache_declare_shared(). Every other guest address and length is any number of bytes,
+ * and stands for each page that it touches. Keys, entries and stubs need no alignment.
+ *
  * Ownership. Each handle is freed once, by the _free function of its kind or by the
  * function that says that it takes it. Handles may be freed in any order, but a cache is
  * freed after its tickets, vCPUs, holds, mapping changes and fork guards

@@ -53,6 +53,12 @@
  * elsewhere. What else is passed by pointer is not NULL, and is read before the return,
  * not kept.
  *
+ * Alignment. A pointer to a structure, a handle or a number is aligned for its type, as C
+ * demands; a pointer to void need not be. Whole pages are needed only by guest, host and
+ * len_bytes of a cw_region_options, and by the range and the offset of
+ * cw_cache_declare_shared(). Every other guest address and length is any number of bytes,
+ * and stands for each page that it touches. Keys, entries and stubs need no alignment.
+ *
  * Ownership. Each handle is freed once, by the _free function of its kind or by the
  * function that says that it takes it. Handles may be freed in any order, but a cache is
  * freed after its tickets, vCPUs, holds, mapping changes and fork guards
@@ -201,7 +207,7 @@ cw_status cw_mode_check(cw_mode mode);
 /// for a number that is no mode.
 const char *cw_mode_name(cw_mode mode);
 
-/// The mode of that name.
+/// The mode of that name. CW_BAD_ARGUMENT for a name that no mode has: mode is as before.
 cw_status cw_mode_from_name(const char *name, cw_mode *mode);
 
 
@@ -346,6 +352,10 @@ cw_status cw_cache_add_region(const cw_cache *cache, const cw_region_options *op
 
 /// Stops tracking the region that starts at guest: what was translated from it is
 /// unreachable, its pages are writable, and the memory is yours alone.
+///
+/// CW_BAD_ARGUMENT if no region starts there: nothing was done. After any other failure
+/// the region is gone all the same, and what was translated from it is unreachable, but
+/// pages of it may have been left protected: map the memory anew before you store to it.
 cw_status cw_cache_remove_region(const cw_cache *cache, uint64_t guest);
 
 /// How writes at guest are learned of; CW_BAD_RANGE outside every region.
@@ -514,7 +524,20 @@ cw_status cw_cache_begin(const cw_cache *cache, uint64_t key, cw_ticket **ticket
 ///
 /// host_page: where it is not NULL, receives where the page lies in this process.
 ///
-/// CW_BUSY: interpret, and begin again later. CW_BAD_RANGE: no region is there.
+/// Unless the answer is CW_OK this page is not claimed. What the ticket claimed before
+/// stays claimed, and the ticket may be used as before. What to do after each answer:
+///
+/// CW_OK: read the page's bytes.
+/// CW_BUSY: somebody writes to the page, or has announced a write. Interpret, and claim it
+/// later, by this ticket or another one.
+/// CW_BAD_RANGE: no region holds guest. Add the region, or interpret.
+/// CW_TRACKING_LOST: the kernel tracks the region no more. Interpret, or take the region
+/// away and add it again (cw_cache_remove_region(), cw_cache_add_region()).
+/// CW_SYSTEM, CW_NO_MEMORY: the kernel did not protect the page; the message says what to
+/// change. Interpret; a later claim asks the kernel again, or answers CW_TRACKING_LOST.
+/// CW_IN_FORK_CHILD: nobody announced the fork that made this process. Interpret; nothing
+/// can be translated here.
+/// CW_BAD_ARGUMENT: the ticket is NULL or spent. Begin another one.
 cw_status cw_ticket_claim(cw_ticket *ticket, uint64_t guest, const void **host_page);
 
 /// Says that the block is made from these bytes, which were read at guest after the
@@ -801,8 +824,11 @@ bool cw_is_blocked_here(int signo);
 /// that own the stack pointer or whose stack is tracked memory.
 cw_status cw_alt_stack_new(cw_alt_stack **stack);
 
-/// Puts the thread's previous one back; by the same thread. Nothing for NULL.
-void cw_alt_stack_free(cw_alt_stack *stack);
+/// Puts the thread's previous one back and frees this one. Nothing for NULL.
+///
+/// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it: the kernel
+/// keeps the address of the stack for that thread, which frees it before it ends.
+cw_status cw_alt_stack_free(cw_alt_stack *stack);
 
 
 /* ---- Fork --------------------------------------------------------------------------

@@ -138,7 +138,7 @@ pub extern "C" fn cw_mode_name(mode: MaybeUninit<cw_mode>) -> *const c_char {
     cw_mode::find(mode).map_or(ptr::null(), |(_, name)| name.as_ptr())
 }
 
-/// The mode of that name.
+/// The mode of that name. CW_BAD_ARGUMENT for a name that no mode has: mode is as before.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_mode_from_name(name: *const c_char, mode: *mut cw_mode) -> cw_status {
     guarded(|| {

@@ -95,6 +95,10 @@ pub unsafe extern "C" fn cw_cache_add_region(cache: *const cw_cache, options: *c
 
 /// Stops tracking the region that starts at guest: what was translated from it is
 /// unreachable, its pages are writable, and the memory is yours alone.
+///
+/// CW_BAD_ARGUMENT if no region starts there: nothing was done. After any other failure
+/// the region is gone all the same, and what was translated from it is unreachable, but
+/// pages of it may have been left protected: map the memory anew before you store to it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_remove_region(cache: *const cw_cache, guest: u64) -> cw_status {
     guarded(|| {

@@ -12,11 +12,12 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};
+use std::thread::{self, ThreadId};
 
 use engine::protection::{AltStack, Handled, handle_fault, handler_is_ours, is_blocked_here};
 
-use crate::handle::{out_handle, take_back};
-use crate::status::{cw_status, guarded};
+use crate::handle::{borrow, out_handle, take_back};
+use crate::status::{Failure, cw_status, guarded};
 
 /// Decides about one SIGBUS or SIGSEGV. True: it was a store to a protected page, which
 /// can be tried again; return from the handler. False: go on as without this library.
@@ -53,6 +54,7 @@ pub extern "C" fn cw_is_blocked_here(signo: c_int) -> bool {
 /// An alternate signal stack of one thread.
 pub struct cw_alt_stack {
     _stack: AltStack,
+    thread: ThreadId,
 }
 
 /// Gives this thread an alternate signal stack with a guard page below it, for guests
@@ -62,14 +64,24 @@ pub unsafe extern "C" fn cw_alt_stack_new(stack: *mut *mut cw_alt_stack) -> cw_s
     guarded(|| {
         // SAFETY: the header's rules.
         let new = unsafe { out_handle(stack) }?;
-        new.give(cw_alt_stack { _stack: AltStack::for_this_thread()? });
+        new.give(cw_alt_stack { _stack: AltStack::for_this_thread()?, thread: thread::current().id() });
         Ok(())
     })
 }
 
-/// Puts the thread's previous one back; by the same thread. Nothing for NULL.
+/// Puts the thread's previous one back and frees this one. Nothing for NULL.
+///
+/// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it: the kernel
+/// keeps the address of the stack for that thread, which frees it before it ends.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cw_alt_stack_free(stack: *mut cw_alt_stack) {
-    // SAFETY: the header's rules.
-    drop(unsafe { take_back(stack) });
+pub unsafe extern "C" fn cw_alt_stack_free(stack: *mut cw_alt_stack) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        if unsafe { borrow(stack) }.is_ok_and(|stack| stack.thread != thread::current().id()) {
+            return Err(Failure::bad_argument(c"an alternate signal stack is freed by the thread that made it"));
+        }
+        // SAFETY: the header's rules.
+        drop(unsafe { take_back(stack) });
+        Ok(())
+    })
 }

@@ -148,7 +148,7 @@ fn null_is_told_and_never_followed() {
         cw_mapping_change_free(null_mut());
         cw_code_buffer_free(null_mut());
         cw_allocation_free(null_mut());
-        cw_alt_stack_free(null_mut());
+        done(cw_alt_stack_free(null_mut()));
         cw_after_fork_parent(null_mut());
     }
 }
@@ -176,6 +176,7 @@ fn modes_have_names() {
     // SAFETY: strings and places that live.
     unsafe {
         refused(cw_mode_from_name(c"sigbuss".as_ptr(), &mut mode), CW_BAD_ARGUMENT, "sigbus, thread");
+        assert_eq!(mode, cw_mode::CW_MODE_NONE, "as before");
         for name in [c"sigbus", c"thread", c"mprotect", c"deferred", c"none"] {
             done(cw_mode_from_name(name.as_ptr(), &mut mode));
             assert_eq!(CStr::from_ptr(cw_mode_name(MaybeUninit::new(mode))), name);

@@ -93,7 +93,20 @@ pub unsafe extern "C" fn cw_cache_begin(cache: *const cw_cache, key: u64, ticket
 ///
 /// host_page: where it is not NULL, receives where the page lies in this process.
 ///
-/// CW_BUSY: interpret, and begin again later. CW_BAD_RANGE: no region is there.
+/// Unless the answer is CW_OK this page is not claimed. What the ticket claimed before
+/// stays claimed, and the ticket may be used as before. What to do after each answer:
+///
+/// CW_OK: read the page's bytes.
+/// CW_BUSY: somebody writes to the page, or has announced a write. Interpret, and claim it
+/// later, by this ticket or another one.
+/// CW_BAD_RANGE: no region holds guest. Add the region, or interpret.
+/// CW_TRACKING_LOST: the kernel tracks the region no more. Interpret, or take the region
+/// away and add it again (cw_cache_remove_region(), cw_cache_add_region()).
+/// CW_SYSTEM, CW_NO_MEMORY: the kernel did not protect the page; the message says what to
+/// change. Interpret; a later claim asks the kernel again, or answers CW_TRACKING_LOST.
+/// CW_IN_FORK_CHILD: nobody announced the fork that made this process, and the mode has a
+/// userfaultfd, which is the parent's. Interpret; later claims are CW_TRACKING_LOST.
+/// CW_BAD_ARGUMENT: the ticket is NULL or spent. Begin another one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_claim(
     ticket: *mut cw_ticket,

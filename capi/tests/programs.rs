@@ -111,6 +111,13 @@ fn what_the_examples_do_without_holds_in_every_mode() {
 }
 
 #[test]
+fn what_the_header_says_of_mistakes_is_so() {
+    let text = told(&run(&mut build_c("tests/c/answers.c", "answers", Linked::Static)));
+    note_skips(&text);
+    assert!(text.contains("all holds") || text.contains("SKIPPED"), "{text}");
+}
+
+#[test]
 fn a_program_in_cpp_runs() {
     if let Some(mut program) = build("g++", "-std=c++17", "tests/c/handles.cpp", "cpp", Linked::Static) {
         run(&mut program);

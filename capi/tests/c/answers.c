@@ -1,0 +1,383 @@
+/*
+ * What codewarden.h says that calls answer when something is wrong, and what it says to do
+ * then. The process does to itself what embedders do by mistake.
+ *
+ * Exits with 0 where all holds, otherwise says where it does not.
+ */
+#define _GNU_SOURCE
+#include <codewarden.h>
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define CHECK(condition)                                                                            \
+    do {                                                                                            \
+        if (!(condition)) {                                                                         \
+            fprintf(stderr, "%s:%d: %s\nlast error: %s\n", __FILE__, __LINE__, #condition,           \
+                    cw_last_error_message());                                                       \
+            exit(1);                                                                                \
+        }                                                                                           \
+    } while (0)
+#define MUST(call) CHECK((call) == CW_OK)
+
+enum { PAGE = 4096, LEN = 16 * PAGE };
+#define GUEST UINT64_C(0x10000000)
+
+static uint8_t *memory;
+static cw_cache *cache;
+
+static cw_status add_region(cw_mode mode)
+{
+    const cw_region_options region = cw_region_options_default(GUEST, memory, LEN, mode);
+    return cw_cache_add_region(cache, &region);
+}
+
+static void setup(cw_mode mode)
+{
+    const cw_cache_options options = cw_cache_options_default();
+    memory = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(memory != MAP_FAILED);
+    MUST(cw_cache_new(&options, &cache));
+    MUST(add_region(mode));
+}
+
+static void teardown(void)
+{
+    MUST(cw_cache_free(cache));
+    munmap(memory, LEN);
+}
+
+static cw_ticket *begin(void)
+{
+    cw_ticket *ticket;
+    MUST(cw_cache_begin(cache, GUEST, &ticket));
+    return ticket;
+}
+
+/* What a claim by a ticket of its own answers. */
+static cw_status claim(uint64_t guest)
+{
+    cw_ticket *ticket = begin();
+    const cw_status status = cw_ticket_claim(ticket, guest, NULL);
+    cw_ticket_free(ticket);
+    return status;
+}
+
+static void commit(uint64_t guest)
+{
+    cw_ticket *ticket;
+    MUST(cw_cache_begin(cache, guest, &ticket));
+    MUST(cw_ticket_claim(ticket, guest, NULL));
+    MUST(cw_ticket_commit(ticket, 0x100, 0, NULL, NULL));
+    cw_ticket_free(ticket);
+}
+
+static uintptr_t lookup(uint64_t key)
+{
+    cw_vcpu *vcpu;
+    MUST(cw_cache_attach_vcpu(cache, NULL, NULL, &vcpu));
+    MUST(cw_vcpu_pin(vcpu));
+    const uintptr_t entry = cw_vcpu_lookup(vcpu, key);
+    MUST(cw_vcpu_unpin(vcpu));
+    MUST(cw_vcpu_free(vcpu));
+    return entry;
+}
+
+/* Runs part in a child of its own, which fails the parent where it fails. */
+static void alone(void (*part)(void))
+{
+    int status;
+    const pid_t pid = fork();
+    if (pid == 0) {
+        alarm(60); /* whoever waits for ever */
+        part();
+        fflush(stdout);
+        _exit(0);
+    }
+    CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0);
+}
+
+/* From here on the system call number fails with EPERM. */
+static void refuse(uint32_t number)
+{
+    struct sock_filter steps[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = {.len = 4, .filter = steps};
+    CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+    CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0);
+}
+
+/* ---- What follows each status of cw_ticket_claim() */
+
+static void a_busy_page_is_claimed_later(void)
+{
+    setup(CW_MODE_MPROTECT);
+    cw_ticket *ticket = begin();
+    cw_hold *hold;
+    MUST(cw_ticket_claim(ticket, GUEST + PAGE, NULL));
+    MUST(cw_cache_prepare_kernel_write(cache, GUEST, 1, &hold));
+    CHECK(cw_ticket_claim(ticket, GUEST, NULL) == CW_BUSY);
+    cw_hold_free(hold);
+    MUST(cw_ticket_claim(ticket, GUEST, NULL));
+    CHECK(cw_ticket_is_current(ticket)); /* what was claimed before is still */
+    MUST(cw_ticket_commit(ticket, 0x100, 0, NULL, NULL));
+    CHECK(cw_ticket_claim(ticket, GUEST, NULL) == CW_BAD_ARGUMENT); /* spent */
+    cw_ticket_free(ticket);
+    CHECK(cw_ticket_claim(NULL, GUEST, NULL) == CW_BAD_ARGUMENT);
+    teardown();
+}
+
+static void outside_every_region(void)
+{
+    setup(CW_MODE_MPROTECT);
+    cw_ticket *ticket = begin();
+    CHECK(cw_ticket_claim(ticket, GUEST - 1, NULL) == CW_BAD_RANGE);
+    CHECK(cw_ticket_claim(ticket, GUEST + LEN, NULL) == CW_BAD_RANGE);
+    MUST(cw_ticket_claim(ticket, GUEST + LEN - 1, NULL));
+    cw_ticket_free(ticket);
+    teardown();
+}
+
+static void a_page_that_the_kernel_does_not_protect(void)
+{
+    /* What it does not even open again is lost. */
+    setup(CW_MODE_MPROTECT);
+    refuse(SYS_mprotect);
+    CHECK(claim(GUEST) == CW_SYSTEM && cw_last_errno() == EPERM);
+    CHECK(claim(GUEST) == CW_TRACKING_LOST);
+    *memory = 1;
+    teardown();
+}
+
+static bool has_sigbus(void)
+{
+    if (cw_mode_check(CW_MODE_SIGBUS) == CW_OK)
+        return true;
+    printf("SKIPPED %s\n", cw_last_error_message());
+    return false;
+}
+
+static void a_page_that_nobody_said_was_replaced(void)
+{
+    cw_mapping_change *change;
+    if (!has_sigbus())
+        return;
+    setup(CW_MODE_SIGBUS);
+    CHECK(mmap(memory, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory);
+    CHECK(claim(GUEST) == CW_SYSTEM && cw_last_errno() != 0);
+    CHECK(claim(GUEST) == CW_SYSTEM);
+    /* The kernel is asked again: */
+    MUST(cw_cache_change_mapping(cache, GUEST, PAGE, &change));
+    MUST(cw_mapping_change_replaced(change, CW_ACCESS_READ_WRITE, NULL));
+    cw_mapping_change_free(change);
+    MUST(claim(GUEST));
+    teardown();
+}
+
+static void close_userfaultfds(void)
+{
+    for (int fd = 0; fd < 4096; fd++) {
+        char link[64], name[64] = "";
+        snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+        if (readlink(link, name, sizeof(name) - 1) > 0 && strstr(name, "[userfaultfd]"))
+            close(fd);
+    }
+}
+
+static void a_region_that_is_lost_is_added_again(void)
+{
+    if (!has_sigbus())
+        return;
+    setup(CW_MODE_SIGBUS);
+    commit(GUEST);
+    close_userfaultfds();
+    CHECK(claim(GUEST + PAGE) == CW_TRACKING_LOST);
+    CHECK(lookup(GUEST) == 0);
+    CHECK(claim(GUEST) == CW_TRACKING_LOST);
+    cw_cache_remove_region(cache, GUEST); /* whatever it answers */
+    MUST(add_region(CW_MODE_SIGBUS));
+    commit(GUEST);
+    *memory = 1;
+    CHECK(lookup(GUEST) == 0);
+    teardown();
+}
+
+static void a_child_that_nobody_announced(void)
+{
+    CHECK(claim(GUEST + PAGE) == CW_IN_FORK_CHILD);
+    CHECK(claim(GUEST) == CW_TRACKING_LOST && lookup(GUEST) == 0);
+    *memory = 1;
+}
+
+/* mprotect works on the child's own memory. */
+static void a_child_that_nobody_announced_under_mprotect(void)
+{
+    MUST(claim(GUEST + PAGE));
+    CHECK(lookup(GUEST) == 0x100);
+    *memory = 1;
+    CHECK(lookup(GUEST) == 0);
+}
+
+static void a_fork_that_nobody_announced(void)
+{
+    setup(CW_MODE_MPROTECT);
+    commit(GUEST);
+    alone(a_child_that_nobody_announced_under_mprotect);
+    CHECK(lookup(GUEST) == 0x100);
+    teardown();
+    if (!has_sigbus())
+        return;
+    setup(CW_MODE_SIGBUS);
+    commit(GUEST);
+    alone(a_child_that_nobody_announced);
+    MUST(claim(GUEST + PAGE));
+    CHECK(lookup(GUEST) == 0x100);
+    teardown();
+}
+
+/* ---- Regions that are taken away */
+
+static void a_region_is_taken_away_once(void)
+{
+    setup(CW_MODE_MPROTECT);
+    commit(GUEST);
+    CHECK(cw_cache_remove_region(cache, GUEST + PAGE) == CW_BAD_ARGUMENT);
+    CHECK(lookup(GUEST) == 0x100);
+    MUST(cw_cache_remove_region(cache, GUEST));
+    *memory = 1;
+    CHECK(lookup(GUEST) == 0 && claim(GUEST) == CW_BAD_RANGE);
+    CHECK(cw_cache_remove_region(cache, GUEST) == CW_BAD_ARGUMENT);
+    teardown();
+}
+
+static void a_region_that_stays_protected_is_gone_all_the_same(void)
+{
+    setup(CW_MODE_MPROTECT);
+    commit(GUEST);
+    refuse(SYS_mprotect);
+    CHECK(cw_cache_remove_region(cache, GUEST) == CW_SYSTEM && cw_last_errno() == EPERM);
+    CHECK(lookup(GUEST) == 0 && claim(GUEST) == CW_BAD_RANGE);
+    CHECK(cw_cache_remove_region(cache, GUEST) == CW_BAD_ARGUMENT);
+    CHECK(mmap(memory, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory);
+    *memory = 1;
+    teardown();
+}
+
+/* ---- Alignment */
+
+static void any_byte_stands_for_its_page(void)
+{
+    struct {
+        char odd;
+        uint8_t bytes[3];
+    } made_from = {0};
+    cw_ticket *ticket;
+    cw_hold *hold;
+    cw_mapping_change *change;
+    setup(CW_MODE_MPROTECT);
+    MUST(cw_cache_begin(cache, GUEST + 3, &ticket));
+    MUST(cw_ticket_claim(ticket, GUEST + 3, NULL));
+    MUST(cw_ticket_made_from(ticket, GUEST + 3, made_from.bytes, 3));
+    MUST(cw_ticket_commit(ticket, 0x101, 0, NULL, NULL));
+    cw_ticket_free(ticket);
+    MUST(cw_cache_sync_range(cache, GUEST + 1, 1));
+    MUST(cw_cache_set_access(cache, GUEST + 5, 1, CW_ACCESS_READ));
+    MUST(cw_cache_set_access(cache, GUEST + 5, 1, CW_ACCESS_READ_WRITE));
+    CHECK(lookup(GUEST + 3) == 0x101);
+    MUST(cw_cache_prepare_unseen_write(cache, GUEST + 7, 1, &hold));
+    CHECK(lookup(GUEST + 3) == 0);
+    cw_hold_free(hold);
+    commit(GUEST + 3);
+    MUST(cw_cache_invalidate(cache, GUEST + PAGE - 1, 1));
+    CHECK(lookup(GUEST + 3) == 0);
+    commit(GUEST + 3);
+    MUST(cw_cache_change_mapping(cache, GUEST + 9, 1, &change));
+    CHECK(lookup(GUEST + 3) == 0);
+    MUST(cw_mapping_change_replaced(change, CW_ACCESS_READ_WRITE, NULL));
+    cw_mapping_change_free(change);
+    commit(GUEST + 3);
+    *memory = 1;
+    CHECK(lookup(GUEST + 3) == 0);
+    MUST(cw_cache_remove_region(cache, GUEST));
+
+    cw_region_options region = cw_region_options_default(GUEST + 1, memory, LEN, CW_MODE_MPROTECT);
+    CHECK(cw_cache_add_region(cache, &region) == CW_BAD_RANGE);
+    region = cw_region_options_default(GUEST, memory + 1, LEN - PAGE, CW_MODE_MPROTECT);
+    CHECK(cw_cache_add_region(cache, &region) == CW_BAD_RANGE);
+    region = cw_region_options_default(GUEST, memory, LEN - 1, CW_MODE_MPROTECT);
+    CHECK(cw_cache_add_region(cache, &region) == CW_BAD_RANGE);
+    MUST(add_region(CW_MODE_MPROTECT));
+    cw_shared_memory shared = {.device = 1, .inode = 1, .offset_bytes = 0};
+    CHECK(cw_cache_declare_shared(cache, GUEST + 1, PAGE, shared) == CW_BAD_RANGE);
+    CHECK(cw_cache_declare_shared(cache, GUEST, PAGE - 1, shared) == CW_BAD_RANGE);
+    shared.offset_bytes = 1;
+    CHECK(cw_cache_declare_shared(cache, GUEST, PAGE, shared) == CW_BAD_RANGE);
+    teardown();
+}
+
+/* ---- Alternate signal stacks */
+
+static void *frees(void *stack)
+{
+    CHECK(cw_alt_stack_free(stack) == CW_BAD_ARGUMENT);
+    CHECK(strstr(cw_last_error_message(), "thread that made it"));
+    return NULL;
+}
+
+static void an_alternate_stack_is_freed_by_its_thread(void)
+{
+    cw_alt_stack *stack;
+    pthread_t thread;
+    stack_t mine, now;
+    MUST(cw_alt_stack_new(&stack));
+    CHECK(sigaltstack(NULL, &mine) == 0 && !(mine.ss_flags & SS_DISABLE));
+    CHECK(pthread_create(&thread, NULL, frees, stack) == 0 && pthread_join(thread, NULL) == 0);
+    CHECK(sigaltstack(NULL, &now) == 0 && now.ss_sp == mine.ss_sp);
+    memset(mine.ss_sp, 1, mine.ss_size); /* it is there */
+    MUST(cw_alt_stack_free(stack));
+    CHECK(sigaltstack(NULL, &now) == 0 && now.ss_sp != mine.ss_sp);
+}
+
+/* ---- Modes */
+
+static void a_name_that_no_mode_has(void)
+{
+    cw_mode mode = CW_MODE_DEFERRED;
+    CHECK(cw_mode_from_name("Sigbus", &mode) == CW_BAD_ARGUMENT && mode == CW_MODE_DEFERRED);
+    CHECK(cw_mode_from_name("", &mode) == CW_BAD_ARGUMENT && mode == CW_MODE_DEFERRED);
+}
+
+int main(void)
+{
+    if (cw_mode_check(CW_MODE_MPROTECT) == CW_MODE_UNAVAILABLE) {
+        printf("SKIPPED %s\n", cw_last_error_message());
+        return 0;
+    }
+    alone(a_busy_page_is_claimed_later);
+    alone(outside_every_region);
+    alone(a_page_that_the_kernel_does_not_protect);
+    alone(a_page_that_nobody_said_was_replaced);
+    alone(a_region_that_is_lost_is_added_again);
+    alone(a_fork_that_nobody_announced);
+    alone(a_region_is_taken_away_once);
+    alone(a_region_that_stays_protected_is_gone_all_the_same);
+    alone(any_byte_stands_for_its_page);
+    alone(an_alternate_stack_is_freed_by_its_thread);
+    alone(a_name_that_no_mode_has);
+    puts("all holds");
+    return 0;
+}
