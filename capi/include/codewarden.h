@@ -535,8 +535,8 @@ cw_status cw_cache_begin(const cw_cache *cache, uint64_t key, cw_ticket **ticket
 /// away and add it again (cw_cache_remove_region(), cw_cache_add_region()).
 /// CW_SYSTEM, CW_NO_MEMORY: the kernel did not protect the page; the message says what to
 /// change. Interpret; a later claim asks the kernel again, or answers CW_TRACKING_LOST.
-/// CW_IN_FORK_CHILD: nobody announced the fork that made this process. Interpret; nothing
-/// can be translated here.
+/// CW_IN_FORK_CHILD: nobody announced the fork that made this process, and the mode has a
+/// userfaultfd, which is the parent's. Interpret; later claims are CW_TRACKING_LOST.
 /// CW_BAD_ARGUMENT: the ticket is NULL or spent. Begin another one.
 cw_status cw_ticket_claim(cw_ticket *ticket, uint64_t guest, const void **host_page);
 
@@ -843,7 +843,8 @@ cw_status cw_alt_stack_free(cw_alt_stack *stack);
  *
  * All by one thread. Between the two no other thread gets into the cache or the
  * buffers; faults are handled. In a child without it the library touches nothing of
- * the parent's, frees included, and answers CW_IN_FORK_CHILD.
+ * the parent's, frees included. What needs a userfaultfd or a code buffer answers
+ * CW_IN_FORK_CHILD there, and then CW_TRACKING_LOST.
  */
 
 /// A cache and its code buffers that stand still over a fork.

@@ -12,7 +12,8 @@
 //!
 //! All by one thread. Between the two no other thread gets into the cache or the
 //! buffers; faults are handled. In a child without it the library touches nothing of
-//! the parent's, frees included, and answers CW_IN_FORK_CHILD.
+//! the parent's, frees included. What needs a userfaultfd or a code buffer answers
+//! CW_IN_FORK_CHILD there, and then CW_TRACKING_LOST.
 //!
 //! # Safety
 //!
