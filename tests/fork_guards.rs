@@ -175,6 +175,39 @@ fn the_forking_threads_pin_holds_in_the_child() {
     }
 }
 
+fn open_files() -> usize {
+    fs::read_dir("/proc/self/fd").expect("this process's descriptors").count()
+}
+
+/// `left` generations more, each the child of the one before. Gives the number of the
+/// first that has not as many descriptors as `files`.
+fn generations(cache: &CodeCache<()>, files: usize, left: u8) -> u8 {
+    if left == 0 {
+        return 0;
+    }
+    let guard = cache.before_fork();
+    let status = fork(|| {
+        if guard.after_fork_child().is_err() || open_files() != files {
+            return i32::from(left);
+        }
+        translate(cache, ());
+        if open_files() != files { i32::from(left) } else { i32::from(generations(cache, files, left - 1)) }
+    });
+    u8::try_from(status).expect("a child that ends by itself")
+}
+
+/// What a child inherited it closes: its own descriptors take the numbers.
+#[test]
+fn generations_of_children_have_as_many_descriptors() {
+    let _alone = alone();
+    let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
+    for mode in modes() {
+        let cache = cache_on::<()>(&memory, mode);
+        translate(&cache, ());
+        assert_eq!(generations(&cache, open_files(), 5), 0, "{mode}: left generations");
+    }
+}
+
 /// Other instances of the process come and go while one forks: their threads are inside
 /// the library's static locks all the time.
 fn forks_beside(other: impl Fn() + Sync) {

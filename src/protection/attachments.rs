@@ -4,18 +4,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::addr::HostRange;
 use crate::error::Error;
-use crate::sys::fault::{Delivery, FaultSink, Registration};
+use crate::sys::fault::{Delivery, FaultSink, RangeOwner, Registration};
 
-/// Taken by attach and detach only, never where a fault is handled.
+/// The list is locked by attach and detach only, never by a handler: a handler may not come
+/// along into a fork's child.
 #[derive(Debug)]
 pub(super) struct Attachments {
+    owner: RangeOwner,
     delivery: Delivery,
     list: Mutex<Vec<Registration>>,
 }
 
 impl Attachments {
     pub(super) fn new(delivery: Delivery) -> Self {
-        Self { delivery, list: Mutex::new(Vec::new()) }
+        Self { owner: RangeOwner::new(), delivery, list: Mutex::new(Vec::new()) }
     }
 
     fn list(&self) -> MutexGuard<'_, Vec<Registration>> {
@@ -38,7 +40,7 @@ impl Attachments {
         // Dropped on the way out after an error.
         let mut added = Vec::with_capacity(missing.len());
         for part in missing {
-            added.push(Registration::new(part, self.delivery, sink)?);
+            added.push(Registration::new(part, &self.owner, self.delivery, sink)?);
         }
         attach()?;
         list.append(&mut added);
@@ -61,10 +63,10 @@ impl Attachments {
         list.clear();
     }
 
-    /// Tells every sink that its ranges are stale, then calls `open` for each range.
+    /// Tells every sink that its ranges are stale, then calls `open` for each range. Takes no
+    /// lock.
     pub(super) fn lose(&self, mut open: impl FnMut(HostRange)) {
-        let list = self.list();
-        list.iter().for_each(|known| known.sink().on_lost());
-        list.iter().for_each(|known| open(known.range()));
+        self.owner.for_each_range(|_, sink| sink.on_lost());
+        self.owner.for_each_range(|range, _| open(range));
     }
 }

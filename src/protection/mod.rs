@@ -31,7 +31,7 @@
 use core::fmt;
 use std::sync::Arc;
 
-use crate::addr::{HostRange, PageSize};
+use crate::addr::HostRange;
 use crate::error::Error;
 pub use crate::mode::Mode;
 pub use crate::sys::alt_stack::AltStack;
@@ -147,19 +147,23 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// tracking's protection of any page of it.
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error>;
 
+    /// In a fork's child, of a mechanism of the parent's: the same for this process. What
+    /// was inherited is closed first, since its numbers may be all that the child gets.
+    fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
+        Err(Error::InForkChild)
+    }
+
     /// In a fork's child, of a mechanism of the parent's: finds the one that goes
     /// on for it here, has `sink` made for it, and attaches `range`, which is all
     /// that was attached, un-protected. What the guest may do with it stays.
     fn continue_in_child(
         self: Arc<Self>,
         range: HostRange,
-        page: PageSize,
-        options: Options,
         sink: &mut dyn FnMut(Arc<dyn Protection>) -> Result<Arc<dyn FaultSink>, Error>,
     ) -> Result<(), Error> {
-        // The descriptor is the parent's and is left alone; its ranges are given up.
+        // The descriptor acts on the parent and is not used; its ranges are given up.
         let _ = self.detach(range);
-        let own = open(self.mode(), page, options)?;
+        let own = self.open_in_child()?;
         own.attach(range, &sink(own.clone())?, Access::ReadWrite)
     }
 }

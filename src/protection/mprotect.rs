@@ -273,8 +273,6 @@ impl Protection for Mprotect {
     fn continue_in_child(
         self: Arc<Self>,
         range: HostRange,
-        _: PageSize,
-        _: super::Options,
         sink: &mut dyn FnMut(Arc<dyn Protection>) -> Result<Arc<dyn FaultSink>, Error>,
     ) -> Result<(), Error> {
         self.attachments.remove(range, || Ok(()))?;

@@ -39,6 +39,10 @@ impl Protection for NoProtection {
         Ok(())
     }
 
+    fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
+        Ok(Arc::new(Self))
+    }
+
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
         mmap::set_access(range, access != Access::None, access == Access::ReadWrite)
     }

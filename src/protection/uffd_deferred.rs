@@ -70,6 +70,11 @@ impl Protection for UffdDeferred {
         self.pagemap.harvest(range, written)
     }
 
+    fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
+        let (uffd, pagemap) = (self.ranges.uffd.reopen_in_child(), self.pagemap.reopen_in_child());
+        Ok(Arc::new(Self::new(uffd?, pagemap?)))
+    }
+
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
         self.ranges.set_access(range, access)
     }

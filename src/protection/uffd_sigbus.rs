@@ -65,6 +65,10 @@ impl Protection for UffdSigbus {
         Ok(()) // every write was told when it was made
     }
 
+    fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
+        Ok(Arc::new(Self::new(self.ranges.uffd.reopen_in_child()?)))
+    }
+
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
         self.ranges.set_access(range, access)
     }

@@ -19,10 +19,10 @@
 //! A thread that is killed (a seccomp filter can kill one alone) has no last will.
 //! [`Protection::check`] asks the kernel whether it is there.
 
+use core::ffi::CStr;
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
@@ -36,6 +36,7 @@ use crate::sys::descriptor;
 use crate::sys::fault::{Delivery, dispatch};
 use crate::sys::kept_fd::KeptFd;
 use crate::sys::signal::{thread_exists, with_all_blocked};
+use crate::sys::thread::{Body, Thread};
 use crate::sys::uffd::{KernelFaults, MessageBuffer, Uffd};
 
 #[derive(Debug)]
@@ -43,7 +44,7 @@ pub(super) struct UffdThread {
     shared: Arc<Shared>,
     kernel_faults: KernelFaults,
     /// Taken by `drop` alone.
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Thread<Shared>>,
 }
 
 #[derive(Debug)]
@@ -72,12 +73,7 @@ impl UffdThread {
             lost: AtomicBool::new(false),
             tid: AtomicI32::new(0),
         });
-        let own = shared.clone();
-        let builder = std::thread::Builder::new().name("codewarden-uffd".to_owned());
-        let thread = with_all_blocked(|| builder.spawn(move || own.run())).map_err(|error| {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
-            Error::system("pthread_create", 0, 0, errno)
-        })?;
+        let thread = with_all_blocked(|| Thread::start(&shared))?;
         Ok(Self { shared, kernel_faults, thread: Some(thread) })
     }
 
@@ -86,7 +82,9 @@ impl UffdThread {
     }
 }
 
-impl Shared {
+impl Body for Shared {
+    const NAME: &'static CStr = c"codewarden-uffd";
+
     fn run(&self) {
         let mut last_will = LastWill { shared: self, was_stopped: false };
         self.tid.store(gettid().as_raw_nonzero().get(), Ordering::SeqCst);
@@ -129,7 +127,9 @@ impl Shared {
             }
         }
     }
+}
 
+impl Shared {
     /// Whether the kernel still has the thread, or it is yet to begin.
     fn thread_exists(&self) -> bool {
         match self.tid.load(Ordering::SeqCst) {
@@ -228,6 +228,12 @@ impl Protection for UffdThread {
         Ok(()) // every write was told when it was made
     }
 
+    fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
+        self.shared.stop.close_inherited();
+        let uffd = self.shared.ranges.uffd.reopen_in_child()?;
+        Ok(Arc::new(Self::start(uffd, self.kernel_faults, self.shared.page)?))
+    }
+
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
         self.shared.ranges.set_access(range, access)
     }
@@ -237,19 +243,13 @@ impl Drop for UffdThread {
     fn drop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
         if !self.shared.ranges.uffd.is_own() {
-            // A fork's child: the thread is the parent's, and so is the event.
-            core::mem::forget(thread);
+            // A fork's child has no such thread. The event is the parent's.
             return;
         }
         self.shared.is_stopping.store(true, Ordering::SeqCst);
-        // Where the number was taken from us the thread cannot be told: it sleeps on, and harms nobody.
-        // Where it was killed there is nobody to tell, and its handle never hears of its end.
-        if !self.shared.stop.is_ours() || !thread.is_finished() && !self.shared.thread_exists() {
-            return;
-        }
-        if rustix::io::write(self.shared.stop.as_fd(), &1_u64.to_ne_bytes()).is_ok() {
-            // A panic of the thread was a sink's, and was printed there.
-            let _ = thread.join();
+        // If another file has the number, the thread cannot be told: it sleeps on, and harms nobody.
+        if self.shared.stop.is_ours() && rustix::io::write(self.shared.stop.as_fd(), &1_u64.to_ne_bytes()).is_ok() {
+            thread.join();
         }
     }
 }

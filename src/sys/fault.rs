@@ -78,6 +78,8 @@ pub(crate) enum Delivery {
 }
 
 pub(crate) struct Entry {
+    range: HostRange,
+    owner: RangeOwner,
     delivery: Delivery,
     sink: Arc<dyn FaultSink>,
 }
@@ -101,11 +103,30 @@ pub(super) fn ranges_writer_is_held() -> bool {
     RANGES.has_writer()
 }
 
+/// Tells the ranges of one mechanism from those of others.
+#[derive(Clone, Debug)]
+pub(crate) struct RangeOwner(Arc<()>);
+
+impl RangeOwner {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(()))
+    }
+
+    /// Calls `each` for every range that is registered for this owner. Whoever drops a
+    /// [`Registration`] waits for it. Takes no lock.
+    pub(crate) fn for_each_range(&self, mut each: impl FnMut(HostRange, &dyn FaultSink)) {
+        RANGES.for_each(|entry| {
+            if Arc::ptr_eq(&entry.owner.0, &self.0) {
+                each(entry.range, &*entry.sink);
+            }
+        });
+    }
+}
+
 /// A range whose faults go to a sink, until this is dropped. Dropping waits
 /// until no handler is inside the sink, so it must not happen in a sink.
 pub(crate) struct Registration {
     range: HostRange,
-    sink: Arc<dyn FaultSink>,
     /// Taken by `drop` alone.
     slot: Option<SlotId>,
     generation: Generation,
@@ -118,24 +139,24 @@ impl Registration {
     ///
     /// [`Error::AlreadyTracked`] where another registration has a part of it,
     /// [`Error::Full`] where the process has no slot left.
-    pub(crate) fn new(range: HostRange, delivery: Delivery, sink: &Arc<dyn FaultSink>) -> Result<Self, Error> {
+    pub(crate) fn new(
+        range: HostRange,
+        owner: &RangeOwner,
+        delivery: Delivery,
+        sink: &Arc<dyn FaultSink>,
+    ) -> Result<Self, Error> {
         let generation = Generation::of_this_process()?;
-        let entry = Entry { delivery, sink: sink.clone() };
+        let entry = Entry { range, owner: owner.clone(), delivery, sink: sink.clone() };
         let slot = statics::with(|all| all.ranges.insert(range, entry)).map_err(|error| match error {
             InsertError::Overlap => Error::AlreadyTracked { start: range.start().0, len: range.len() },
             InsertError::Full => Error::Full { what: "tracked range", limit: MAX_RANGES },
         })?;
-        Ok(Self { range, sink: sink.clone(), slot: Some(slot), generation })
+        Ok(Self { range, slot: Some(slot), generation })
     }
 
     /// Its range.
     pub(crate) fn range(&self) -> HostRange {
         self.range
-    }
-
-    /// Its sink.
-    pub(crate) fn sink(&self) -> &Arc<dyn FaultSink> {
-        &self.sink
     }
 }
 
@@ -297,7 +318,7 @@ mod tests {
         let count = Arc::new(Count::default());
         let sink: Arc<dyn FaultSink> = count.clone();
         assert_eq!(dispatch(Delivery::Sigbus, &fault), Handled::NotOurs);
-        let registration = Registration::new(range, Delivery::Sigbus, &sink).unwrap();
+        let registration = Registration::new(range, &RangeOwner::new(), Delivery::Sigbus, &sink).unwrap();
         assert_eq!(dispatch(Delivery::Sigbus, &fault), Handled::Retry);
         assert_eq!(dispatch(Delivery::Sigsegv, &fault), Handled::NotOurs, "not how its faults arrive");
         drop(registration);

@@ -10,8 +10,8 @@
 //!
 //! # Safety
 //!
-//! The number is closed by the drop or by `give_up`, and only while it names the
-//! library's own file. `dup3` over it puts another file of the library's in its
+//! The number is closed once, by the drop, by `give_up` or by `close_inherited`, and only
+//! while it names the library's own file. `dup3` over it puts another file of the library's in its
 //! place.
 #![allow(unsafe_code)]
 
@@ -31,18 +31,29 @@ pub(crate) struct KeptFd {
     file: Option<(u64, u64)>,
     /// The library itself put another file in its place.
     replaced: AtomicBool,
+    /// The number is nobody's: it was closed in a fork's child.
+    closed: AtomicBool,
 }
 
 impl KeptFd {
     pub(crate) fn new(fd: OwnedFd) -> Self {
         let file = file_of(fd.as_fd());
-        Self { fd: ManuallyDrop::new(fd), file, replaced: AtomicBool::new(false) }
+        Self { fd: ManuallyDrop::new(fd), file, replaced: AtomicBool::new(false), closed: AtomicBool::new(false) }
     }
 
     /// Whether the number still names the file that was opened. One system call;
     /// async-signal-safe but for errno.
     pub(crate) fn is_ours(&self) -> bool {
         self.file.is_none_or(|file| file_of(self.fd.as_fd()) == Some(file))
+    }
+
+    /// In a fork's child, where nobody uses it any more: closes the number, which frees it
+    /// for what the child opens itself. The parent's copy stays.
+    pub(crate) fn close_inherited(&self) {
+        if (self.replaced.load(Ordering::SeqCst) || self.is_ours()) && !self.closed.swap(true, Ordering::SeqCst) {
+            // SAFETY: the number is this object's own, and `closed` says from here on that it is not.
+            unsafe { libc::close(self.fd.as_raw_fd()) };
+        }
     }
 
     /// Gives this copy of the file up: the number names an inert file from here
@@ -78,6 +89,9 @@ impl AsFd for KeptFd {
 
 impl Drop for KeptFd {
     fn drop(&mut self) {
+        if self.closed.load(Ordering::SeqCst) {
+            return;
+        }
         if self.replaced.load(Ordering::SeqCst) || self.is_ours() {
             // SAFETY: dropped once, here.
             unsafe { ManuallyDrop::drop(&mut self.fd) };
@@ -109,6 +123,23 @@ mod tests {
         drop(kept);
         // SAFETY: the number is the stranger's copy, made above.
         let left = unsafe { OwnedFd::from_raw_fd(number) };
+        assert_eq!(rustix::fs::fstat(&left).unwrap().st_size, 8192);
+    }
+
+    /// Another file may take the number: the drop must not close that one.
+    #[test]
+    fn a_copy_that_was_closed_in_a_child_is_closed_once() {
+        let kept = KeptFd::new(crate::sys::mmap::memfd("kept", 4096).unwrap());
+        let number = kept.as_fd().as_raw_fd();
+        let stranger = crate::sys::mmap::memfd("stranger", 8192).unwrap();
+        kept.close_inherited();
+        // SAFETY: the number is free, unless another test took it meanwhile; the file is a stranger's.
+        let taken = unsafe { libc::fcntl(stranger.as_raw_fd(), libc::F_DUPFD_CLOEXEC, number) };
+        assert!(taken >= number);
+        kept.close_inherited();
+        drop(kept);
+        // SAFETY: made by the call above.
+        let left = unsafe { OwnedFd::from_raw_fd(taken) };
         assert_eq!(rustix::fs::fstat(&left).unwrap().st_size, 8192);
     }
 

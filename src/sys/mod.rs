@@ -13,6 +13,7 @@
 //! | [`fault`] | which sink a fault belongs to; what a signal handler runs |
 //! | [`range_table`] | the table behind it: read in handlers without a lock |
 //! | [`fork`] | whether this process is a fork's child; what each guard over a fork has |
+//! | [`thread`] | a thread of the library's own |
 //! | [`statics`] | the static locks, and their hold over a fork |
 //! | [`membarrier`] | barriers on every thread of the process: memory, and the instruction stream |
 //! | [`pieces`] | one operation over a range with holes and several VMAs |
@@ -36,4 +37,5 @@ pub(crate) mod probe;
 pub(crate) mod range_table;
 pub(crate) mod signal;
 pub(crate) mod statics;
+pub(crate) mod thread;
 pub(crate) mod uffd;

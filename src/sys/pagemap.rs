@@ -49,6 +49,12 @@ impl Pagemap {
         Ok(Self { fd: KeptFd::new(fd), page, generation })
     }
 
+    /// In a fork's child: closes the parent's and opens this process's own.
+    pub(crate) fn reopen_in_child(&self) -> Result<Self, Error> {
+        self.fd.close_inherited();
+        Self::open(self.page)
+    }
+
     /// Whether the descriptor is still the one that was opened.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.fd.is_ours() { Ok(()) } else { Err(Error::TrackingLost) }

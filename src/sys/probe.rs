@@ -227,7 +227,7 @@ impl Probe {
     }
 
     /// A descriptor, with kernel faults where `wanted` and to be had.
-    pub(crate) fn open_uffd(&self, wanted: KernelFaults) -> Result<(std::os::fd::OwnedFd, KernelFaults), Errno> {
+    pub(crate) fn open_uffd(&self, wanted: KernelFaults) -> Result<(uffd::Opened, KernelFaults), Errno> {
         let exact = self.ways.iter().find(|(_, faults)| *faults == wanted);
         let (door, faults) = *exact.or(self.ways.first()).ok_or(Errno::NOSYS)?;
         uffd::open(door, faults).map(|fd| (fd, faults))

@@ -223,6 +223,21 @@ impl<T, const N: usize> RangeTable<T, N> {
     }
 }
 
+impl<T, const N: usize> RangeTable<T, N> {
+    /// Runs `each` on every value that is live all the time. Async-signal-safe where `each`
+    /// is; as [`RangeTable::with`], a remover waits for it.
+    pub(crate) fn for_each(&self, mut each: impl FnMut(&T)) {
+        for slot in &self.slots[..self.used.load(SeqCst)] {
+            slot.users.fetch_add(1, SeqCst);
+            if slot.state.load(SeqCst) == LIVE {
+                // SAFETY: live was seen after `users` was raised, so the remover waits for us.
+                each(unsafe { &*slot.value.load(SeqCst) });
+            }
+            slot.users.fetch_sub(1, SeqCst);
+        }
+    }
+}
+
 impl<T, const N: usize> Drop for RangeTable<T, N> {
     fn drop(&mut self) {
         for slot in &mut self.slots {

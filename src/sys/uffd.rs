@@ -80,9 +80,23 @@ pub(crate) enum Door {
     Device,
 }
 
+/// A descriptor that is not negotiated yet, and how it was had.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    fd: OwnedFd,
+    door: Door,
+    faults: KernelFaults,
+}
+
+impl AsFd for Opened {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// Opens a descriptor, not negotiated yet. Kernel faults need privilege
 /// (CAP_SYS_PTRACE, `vm.unprivileged_userfaultfd`, or the device).
-pub(crate) fn open(door: Door, faults: KernelFaults) -> Result<OwnedFd, Errno> {
+pub(crate) fn open(door: Door, faults: KernelFaults) -> Result<Opened, Errno> {
     let user_mode_only = match faults {
         KernelFaults::Delivered => 0,
         KernelFaults::Refused => raw::UFFD_USER_MODE_ONLY,
@@ -98,7 +112,7 @@ pub(crate) fn open(door: Door, faults: KernelFaults) -> Result<OwnedFd, Errno> {
             unsafe { rustix::ioctl::ioctl(device, NewUffd(flags.bits() as usize)) }
         }
     };
-    opened.map(descriptor::raise)
+    opened.map(|fd| Opened { fd: descriptor::raise(fd), door, faults })
 }
 
 /// `USERFAULTFD_IOC_NEW`: its argument is the flags, its result the descriptor.
@@ -163,19 +177,34 @@ pub(crate) struct Uffd {
     copy: Copy,
     /// Keeps the kernel's object while the other is gone and nobody noticed yet.
     spare: Copy,
+    /// How it was had, for a fork's child that opens the same.
+    door: Door,
+    faults: KernelFaults,
+    features: u64,
     page: PageSize,
     generation: Generation,
 }
 
 impl Uffd {
-    /// Asks `fd` for `features` and takes it over.
-    pub(crate) fn new(fd: OwnedFd, features: u64, page: PageSize) -> Result<Self, Error> {
+    /// Asks `opened` for `features` and takes it over.
+    pub(crate) fn new(opened: Opened, features: u64, page: PageSize) -> Result<Self, Error> {
+        let Opened { fd, door, faults } = opened;
         let generation = Generation::of_this_process()?;
         negotiate(fd.as_fd(), features).map_err(|errno| Error::system("UFFDIO_API", 0, 0, errno))?;
         let spare = rustix::io::fcntl_dupfd_cloexec(&fd, 0)
             .map(descriptor::raise)
             .map_err(|errno| Error::system("fcntl(F_DUPFD_CLOEXEC)", 0, 0, errno))?;
-        Ok(Self { copy: Copy::new(fd), spare: Copy::new(spare), page, generation })
+        Ok(Self { copy: Copy::new(fd), spare: Copy::new(spare), door, faults, features, page, generation })
+    }
+
+    /// In a fork's child: closes both copies, which are the parent's, and opens the same
+    /// for this process. The kernel is not asked again what it has: that takes more
+    /// descriptors, and the environment, which a lock guards.
+    pub(crate) fn reopen_in_child(&self) -> Result<Self, Error> {
+        self.copy.fd.close_inherited();
+        self.spare.fd.close_inherited();
+        let opened = open(self.door, self.faults).map_err(|errno| Error::system("userfaultfd", 0, 0, errno))?;
+        Self::new(opened, self.features, self.page)
     }
 
     /// Whether this process, not a parent of it, made the descriptor.

@@ -398,7 +398,7 @@ impl<O: PageObserver> Region<O> {
         }
         self.stop_translating(0..self.pages.pages());
         let mut child = None;
-        self.protection.clone().continue_in_child(self.host, self.page, self.options, &mut |protection| {
+        self.protection.clone().continue_in_child(self.host, &mut |protection| {
             let (observer, counters) = (self.observer.clone(), self.counters.clone());
             let wiring = Wiring { observer, counters, policy: self.policy.clone() };
             // The policy was asked when the region was added.

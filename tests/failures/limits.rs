@@ -122,6 +122,40 @@ fn file_size_of_guest_memory() {
     });
 }
 
+/// A child closes what it inherited, and needs no more than that. Nor does its memory for
+/// code.
+#[test]
+fn open_files_of_a_forks_child() {
+    scenario("limits::open_files_of_a_forks_child", &Mode::ALL, End::Well, |mode| {
+        let (guest, buffer) = (fixture(mode), CodeBuffer::new(1 << 20).unwrap());
+        guest.block(1);
+        set_limit(libc::RLIMIT_FSIZE, 0);
+        let before = open_files();
+        let first_free = (0..).find(|number| !before.contains(number)).unwrap();
+        set_limit(libc::RLIMIT_NOFILE, first_free as u64);
+        let guards = (buffer.before_fork(), guest.cache.before_fork());
+        // SAFETY: the child uses what its guards cover, and leaves.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0);
+        if pid == 0 {
+            guards.0.after_fork_child().unwrap();
+            guards.1.after_fork_child().unwrap();
+            buffer.alloc(100, 16).unwrap().publish().unwrap();
+            guest.expect_dead(1);
+            guest.expect_tracked(2);
+            assert_eq!(open_files().len(), before.len());
+            // SAFETY: ends the child without the parent's exit handlers.
+            unsafe { libc::_exit(0) };
+        }
+        drop(guards);
+        let mut status = 0;
+        // SAFETY: our own child and a local to write to.
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        assert_eq!(status, 0, "{mode}: the child");
+        guest.expect_tracked(3);
+    });
+}
+
 /// Makes mappings until the kernel gives no more; `None` where it gives more than
 /// a test should take.
 fn use_up_mappings() -> Option<()> {

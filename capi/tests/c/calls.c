@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include <codewarden.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -442,6 +443,41 @@ static void forks(void)
     teardown(&f);
 }
 
+static int open_files(void)
+{
+    int open = 0;
+    for (int number = 0; number < 4096; number++)
+        open += fcntl(number, F_GETFD) != -1;
+    return open;
+}
+
+/* A child of a child of a child: each has as many descriptors as the first. */
+static void generations_of_forks(void)
+{
+    struct fixture f = setup(CW_POLICY_ADAPTIVE);
+    cw_fork_guard *guard;
+    const int before = open_files();
+    int status;
+    pid_t pid = 0;
+    for (int left = 5; pid == 0 && left > 0; left--) {
+        commit(&f, GUEST, 0x100, 0);
+        MUST(cw_before_fork(f.cache, NULL, 0, &guard));
+        CHECK((pid = fork()) >= 0);
+        if (pid == 0) {
+            MUST(cw_after_fork_child(guard));
+            CHECK(open_files() == before);
+        } else {
+            cw_after_fork_parent(guard);
+            CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+            if (left != 5)
+                _exit(0);
+        }
+    }
+    if (pid == 0)
+        _exit(0);
+    teardown(&f);
+}
+
 int main(int argc, char **argv)
 {
     CHECK(argc == 2);
@@ -463,6 +499,7 @@ int main(int argc, char **argv)
     code_memory_is_bounded();
     a_cache_of_my_own();
     forks();
+    generations_of_forks();
     puts("all holds");
     return 0;
 }

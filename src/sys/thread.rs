@@ -1,0 +1,171 @@
+//! A thread of the library's own.
+//!
+//! The standard library takes locks of its own where one of its threads starts or ends, and
+//! reads the environment under another one. A thread of the parent may hold one of them at a
+//! fork. A thread that the child starts would then hang before its first line, and every
+//! writer that waits for it as well. So this one is the C library's, whose `fork` looks after
+//! the locks of `pthread_create`.
+//!
+//! # Safety
+//!
+//! A [`Thread`] has a reference to its body for the thread's own use. It gives that up once
+//! the thread has ended, or in a fork's child, which has no such thread.
+#![allow(unsafe_code)]
+
+use core::ffi::{CStr, c_void};
+use core::mem::{ManuallyDrop, MaybeUninit};
+use core::ptr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use crate::error::Error;
+use crate::sys::fork::Generation;
+
+/// What a thread does.
+pub(crate) trait Body: Send + Sync + 'static {
+    /// Its name, 15 bytes at most.
+    const NAME: &'static CStr;
+
+    /// All of it. A panic ends the thread alone.
+    fn run(&self);
+}
+
+/// Enough for a panic with a backtrace.
+const STACK_BYTES: usize = 512 << 10;
+
+/// A thread that runs. Dropped without [`Thread::join`], it runs on.
+pub(crate) struct Thread<B: Body> {
+    /// Taken by the end.
+    id: Option<libc::pthread_t>,
+    /// The thread's own reference.
+    body: ManuallyDrop<Arc<B>>,
+    generation: Generation,
+}
+
+impl<B: Body> Thread<B> {
+    /// Starts a thread with the signal mask of the caller.
+    pub(crate) fn start(body: &Arc<B>) -> Result<Self, Error> {
+        let generation = Generation::of_this_process()?;
+        let body = body.clone();
+        let (mut id, mut attributes) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        // SAFETY: both are locals that the calls write; the body outlives the thread.
+        let errno = unsafe {
+            libc::pthread_attr_init(attributes.as_mut_ptr());
+            libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK_BYTES);
+            let argument = Arc::as_ptr(&body).cast_mut().cast();
+            let errno = libc::pthread_create(id.as_mut_ptr(), attributes.as_ptr(), entry::<B>, argument);
+            libc::pthread_attr_destroy(attributes.as_mut_ptr());
+            errno
+        };
+        if errno != 0 {
+            return Err(Error::system("pthread_create", 0, 0, Errno::from_raw_os_error(errno)));
+        }
+        // SAFETY: written by the call that succeeded.
+        let id = Some(unsafe { id.assume_init() });
+        Ok(Self { id, body: ManuallyDrop::new(body), generation })
+    }
+
+    /// Returns when the thread has ended, of itself or by the kernel's hand.
+    pub(crate) fn join(mut self) {
+        if let Some(id) = self.id.take() {
+            // SAFETY: a thread of this process that was neither joined nor detached; it has no use
+            // for its reference any more.
+            unsafe {
+                libc::pthread_join(id, ptr::null_mut());
+                ManuallyDrop::drop(&mut self.body);
+            }
+        }
+    }
+}
+
+impl<B: Body> Drop for Thread<B> {
+    fn drop(&mut self) {
+        let Some(id) = self.id.take() else { return };
+        if self.generation.is_current() {
+            // SAFETY: neither joined nor detached before; the reference stays the thread's.
+            unsafe { libc::pthread_detach(id) };
+        } else {
+            // SAFETY: dropped once, here. This process has no such thread.
+            unsafe { ManuallyDrop::drop(&mut self.body) };
+        }
+    }
+}
+
+impl<B: Body> core::fmt::Debug for Thread<B> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Thread").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+extern "C" fn entry<B: Body>(body: *mut c_void) -> *mut c_void {
+    // SAFETY: names the calling thread; the name is a string of the program.
+    unsafe { libc::prctl(libc::PR_SET_NAME, B::NAME.as_ptr()) };
+    // SAFETY: `Thread` keeps the body until this thread has ended.
+    let body = unsafe { &*body.cast::<B>() };
+    // The panic was printed.
+    let _ = catch_unwind(AssertUnwindSafe(|| body.run()));
+    ptr::null_mut()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count {
+        runs: AtomicUsize,
+        panics: bool,
+    }
+
+    impl Body for Count {
+        const NAME: &'static CStr = c"count";
+
+        fn run(&self) {
+            self.runs.fetch_add(1, SeqCst);
+            assert!(!self.panics, "on purpose");
+        }
+    }
+
+    #[test]
+    fn a_thread_runs_once_and_gives_its_body_back() {
+        for panics in [false, true] {
+            let count = Arc::new(Count { panics, ..Count::default() });
+            Thread::start(&count).unwrap().join();
+            assert_eq!((count.runs.load(SeqCst), Arc::strong_count(&count)), (1, 1));
+        }
+    }
+
+    /// Whoever comes last there, and not the thread that did not come along, ends the body.
+    #[test]
+    fn a_forks_child_gives_the_body_up() {
+        let count = Arc::new(Count::default());
+        let thread = Thread::start(&count).unwrap();
+        // SAFETY: the child frees one reference and leaves.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0);
+        if pid == 0 {
+            drop(thread);
+            // SAFETY: leaves without running anything else of the parent's.
+            unsafe { libc::_exit(Arc::strong_count(&count) as i32) };
+        }
+        let mut status = 0;
+        // SAFETY: our own child and a local to write to.
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        assert_eq!((libc::WEXITSTATUS(status), Arc::strong_count(&count)), (1, 2));
+        thread.join();
+    }
+
+    #[test]
+    fn a_thread_that_nobody_joins_keeps_its_body() {
+        let count = Arc::new(Count::default());
+        drop(Thread::start(&count).unwrap());
+        while count.runs.load(SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(Arc::strong_count(&count), 2);
+    }
+}
