@@ -48,11 +48,11 @@ impl MemoryObserver for Recorder {
     }
     fn mapping_change_end(&self, range: HostRange, backing: Backing) {
         let what = match backing {
-            Backing::Kept => "kept",
-            Backing::Anonymous => "anonymous",
-            Backing::Shared { .. } => "shared",
+            Backing::Kept => "kept".to_owned(),
+            Backing::Private { access } => format!("private {access:?}"),
+            Backing::Shared { .. } => "shared".to_owned(),
         };
-        self.note(what, range);
+        self.note(&what, range);
     }
     fn await_harts(&self) {
         self.events.lock().unwrap().push("await".to_owned());
@@ -94,7 +94,7 @@ fn what_is_unmapped_is_gone_and_comes_back_as_zero() {
     space.unmap(AT + PAGE, PAGE).unwrap();
     assert!(window.load_u64(AT + PAGE).is_err() && window.load_u64(AT + 2 * PAGE).is_ok());
     assert_eq!(window.permissions(AT + PAGE), 0);
-    assert_eq!(recorder.take(), ["begin 0x101000 1", "None 0x101000 1", "kept 0x101000 1"]);
+    assert_eq!(recorder.take(), ["begin 0x101000 1", "private None 0x101000 1"]);
     space.map(Place::FixedNoReplace(AT + PAGE), PAGE, RW, Source::Anonymous).unwrap();
     assert_eq!(window.load_u64(AT + PAGE), Ok(0));
     assert_eq!(space.mappings().iter().count(), 1);
@@ -153,7 +153,7 @@ fn a_file_is_copied_or_shared() {
     assert_eq!(window.load_u64(AT + PAGE), Ok(2));
     recorder.take();
     space.unmap(AT, PAGE).unwrap();
-    assert_eq!(recorder.take(), ["begin 0x100000 1", "anonymous 0x100000 1"]);
+    assert_eq!(recorder.take(), ["begin 0x100000 1", "private None 0x100000 1"]);
     assert!(window.load_u64(AT).is_err());
     assert_eq!(window.load_u64(AT + PAGE), Ok(2));
     let closed = Source::File { fd: -1, offset: 0 };
@@ -191,7 +191,12 @@ fn shared_memory_moves_with_its_pages() {
     assert_eq!(window.load_u64(to + PAGE), Ok(5));
     assert!(window.load_u64(AT).is_err() && space.mappings().is_free(AT, AT + 2 * PAGE));
     let events = recorder.take();
-    assert_eq!(events, ["begin 0x100000 2", "anonymous 0x100000 2", "begin 0x110000 2", "shared 0x110000 2", "await"]);
+    let expected = [
+        // The source is gone first, and is given back last.
+        ["begin 0x100000 2", "None 0x100000 2", "kept 0x100000 2"],
+        ["begin 0x110000 2", "shared 0x110000 2", "await"],
+    ];
+    assert_eq!(events, [&expected.concat()[..], &["begin 0x100000 2", "private None 0x100000 2"]].concat());
 }
 
 #[test]

@@ -155,6 +155,8 @@ pub const GUESTS: &[Guest] = &[
     announced("patch-beside-data", &[], 0x95e8_be4b_99b4_0839),
     announced("two-pages-one-checked", &[], 0xf300_5853_b67b_0da4),
     announced("two-pages-one-checked", &["first"], 0xf300_5853_b67b_0da4),
+    announced("patch-both-halves", &[], 0x9b13_be01_42e0_37f3),
+    announced("replace-mapping", &[], 0x5cbb_9d08_1042_abac).passes_untracked(),
     announced("patch-storm", &[], 0xf7c2_36ff_fe03_cb7b),
     announced("workload-jit", &[], 0x94fa_7ee5_3b10_1b34),
     announced("story", &[], 0xa131_2ca9_3887_6709),
@@ -190,6 +192,8 @@ pub const GUESTS: &[Guest] = &[
     silent("patch-beside-data", NO_FLUSH, 0x95e8_be4b_99b4_0839),
     silent("two-pages-one-checked", NO_FLUSH, 0xf300_5853_b67b_0da4),
     silent("two-pages-one-checked", &["first", "no-flush"], 0xf300_5853_b67b_0da4),
+    silent("patch-both-halves", NO_FLUSH, 0x9b13_be01_42e0_37f3),
+    silent("replace-mapping", NO_FLUSH, 0x5cbb_9d08_1042_abac).passes_untracked(),
     silent("patch-storm", NO_FLUSH, 0xf7c2_36ff_fe03_cb7b),
     silent("identical-rewrite", NO_FLUSH, 0x88cb_aad2_5c8c_33e7),
 ];

@@ -91,7 +91,7 @@ impl MemoryObserver for Tracking {
         let change = self.change.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (access, shared) = match backing {
             Backing::Kept => return,
-            Backing::Anonymous => (Access::None, None),
+            Backing::Private { access } => (access, None),
             Backing::Shared { device, inode, offset, access } => {
                 (access, Some(SharedMemory { backing: BackingId::of_file(device, inode), offset }))
             }

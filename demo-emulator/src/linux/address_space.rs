@@ -1,13 +1,24 @@
 //! The guest's address space: mmap, munmap, mprotect, mremap, brk, madvise.
 //!
-//! The window is one reserved private anonymous host mapping. Invariant: where
-//! the guest has nothing mapped, the host has no access and the pages are
-//! absent. Private memory is made by lifting the protection and is given back by
-//! dropping the pages, so the reserved mapping, and a userfaultfd registration on
-//! it, stay whole. A private mapping of a file is its contents read into such
-//! memory: later writes to the file are not seen, as POSIX allows, and reading
-//! past its end gives zeros where Linux raises SIGBUS. Only shared memory is
-//! mapped for real, with MAP_FIXED.
+//! The window begins as one reserved private anonymous host mapping. Invariant:
+//! where the guest has nothing mapped, the host has a part of such a mapping, without
+//! access and without pages. New private memory is made by lifting the protection
+//! there, so that the reserved mapping, and a userfaultfd registration on it, stay
+//! whole. A private mapping of a file is its contents read into private memory: later
+//! writes to the file are not seen, as POSIX allows, and reading past its end gives
+//! zeros where Linux raises SIGBUS.
+//!
+//! # Old or new, and nothing between
+//!
+//! Other harts run on while mappings change. Linux lets them wait, so that each
+//! access meets the old mapping or the new one. Here:
+//!
+//! - Whatever has contents, or comes where something is, is made aside and moved in
+//!   at once ([`staged`](super::staged)); what goes is replaced by a reserved mapping
+//!   at once; a protection changes by one mprotect.
+//! - A fault is the guest's only if the mappings forbid the access when no change is
+//!   going on, which [`AddressSpace::permits`] says under the lock. Otherwise the
+//!   instruction runs again.
 //!
 //! The window's page table says what may be fetched. It loses a bit before the
 //! host does and gains one after, and every change that can make a translation
@@ -27,6 +38,7 @@ use super::errno::Errno;
 use super::file_change::{FileChangeId, FileChanges};
 use super::host_memory;
 use super::observer::{Backing, MemoryObserver};
+use super::staged::Staged;
 use super::vma::{FileId, Kind, Mapping, Mappings, Prot};
 
 /// Guest page size in bytes; the host's must be the same.
@@ -85,6 +97,19 @@ pub struct AddressSpace {
     brk: u64,
     /// Stands for the inode of the next anonymous shared mapping.
     next_anonymous_inode: u64,
+    /// Counts what changes mappings, or tries to.
+    changes: u64,
+}
+
+/// What an instruction does to memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Touch {
+    /// It reads.
+    Load,
+    /// It writes, or reads and writes.
+    Store,
+    /// It is fetched.
+    Fetch,
 }
 
 /// `len` rounded up to whole pages, if it is a length at all.
@@ -123,12 +148,29 @@ impl AddressSpace {
             brk_start: 0,
             brk: 0,
             next_anonymous_inode: 1,
+            changes: 0,
         }
     }
 
     /// All mappings in order.
     pub fn mappings(&self) -> &Mappings {
         &self.mappings
+    }
+
+    /// Whether the guest may do that at `address`. The page's own protection differs
+    /// only while a change is going on, which is never so for whoever asks.
+    pub fn permits(&self, address: u64, touch: Touch) -> bool {
+        self.mappings.at(address).is_some_and(|mapping| match touch {
+            Touch::Load => access_of(mapping.prot) != Access::None,
+            Touch::Store => mapping.prot & WRITE != 0,
+            Touch::Fetch => mapping.prot & EXEC != 0,
+        })
+    }
+
+    /// How many changes there were: whoever finds the same number twice knows that
+    /// nothing changed in between.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     fn host_range(&self, start: u64, end: u64) -> Result<HostRange, Errno> {
@@ -141,31 +183,60 @@ impl AddressSpace {
         let len = whole_pages(len).ok_or(if len == 0 { Errno::EINVAL } else { Errno::ENOMEM })?;
         let start = self.choose(place, len)?;
         let end = start + len;
-        self.clear(start, end)?;
-        let range = self.host_range(start, end)?;
-        let kind = match source {
-            Source::Anonymous => {
-                self.observer.set_access(range, access_of(prot))?;
-                Kind::Private
+        self.changes += 1;
+        let (access, len_bytes) = (access_of(prot), len as usize);
+        let (staged, kind) = match source {
+            Source::Anonymous if self.mappings.is_free(start, end) => {
+                self.observer.set_access(self.host_range(start, end)?, access)?;
+                self.window.set_permissions(start..end, prot);
+                self.enter(Mapping { start, end, prot, kind: Kind::Private });
+                return Ok(start);
             }
-            Source::File { fd, offset } => {
-                self.observer.set_access(range, Access::ReadWrite)?;
-                self.observer.kernel_write_begin(range.start(), range.len());
-                let read = host_memory::read_file(range, fd, offset);
-                self.observer.kernel_write_end(range.start(), range.len());
-                if let Err(errno) = read {
-                    self.release(range, Kind::Private)?;
-                    return Err(if errno == Errno::EISDIR { Errno::ENODEV } else { errno });
-                }
-                self.observer.set_access(range, access_of(prot))?;
-                Kind::Private
+            Source::Anonymous => (Staged::anonymous(len_bytes, access), Kind::Private),
+            Source::File { fd, offset } => (Staged::file(len_bytes, access, fd, offset), Kind::Private),
+            Source::AnonymousShared => {
+                self.next_anonymous_inode += 1;
+                let kind = Kind::Shared { device: 0, inode: self.next_anonymous_inode, offset: 0 };
+                (Staged::shared(len_bytes, access, -1, 0), kind)
             }
-            Source::AnonymousShared => self.map_shared(range, prot, -1, 0)?,
-            Source::FileShared { fd, offset } => self.map_shared(range, prot, fd, offset)?,
+            Source::FileShared { fd, offset } => {
+                let (device, inode) = file_identity(fd)?;
+                (Staged::shared(len_bytes, access, fd, offset), Kind::Shared { device, inode, offset })
+            }
         };
-        self.window.set_permissions(start..end, prot);
-        self.enter(Mapping { start, end, prot, kind });
+        let staged = staged.map_err(|errno| if errno == Errno::EISDIR { Errno::ENODEV } else { errno })?;
+        self.replace(Mapping { start, end, prot, kind }, staged)?;
         Ok(start)
+    }
+
+    /// Puts `mapping`, which is `staged`, in the place of whatever is there.
+    fn replace(&mut self, mapping: Mapping, staged: Staged) -> Result<(), Errno> {
+        let Mapping { start, end, prot, kind } = mapping;
+        let (range, access) = (self.host_range(start, end)?, access_of(prot));
+        let before = self.mappings.within(start, end);
+        self.observer.mapping_change_begin(range);
+        for old in &before {
+            self.window.set_permissions(old.start..old.end, old.prot & prot);
+        }
+        if before.iter().any(|old| old.prot & (EXEC | WRITE) == EXEC) && prot & WRITE != 0 {
+            // Code that could not change itself does not look whether it did.
+            self.observer.await_harts();
+        }
+        let moved = staged.move_onto(range);
+        let backing = match (&moved, kind) {
+            (Ok(()), Kind::Private) => Backing::Private { access },
+            (Ok(()), Kind::Shared { device, inode, offset }) => Backing::Shared { device, inode, offset, access },
+            (Err(_), _) => self.not_replaced(range, start..end, &before),
+        };
+        self.observer.mapping_change_end(range, backing);
+        moved?;
+        if kind != Kind::Private {
+            // Code that knows of one address of its bytes looks for stores there alone.
+            self.observer.await_harts();
+        }
+        self.window.set_permissions(start..end, prot);
+        self.enter(mapping);
+        Ok(())
     }
 
     /// `mapping` is there now, in place of whatever was.
@@ -189,24 +260,16 @@ impl AddressSpace {
         self.file_changes.forget();
     }
 
-    fn map_shared(&mut self, range: HostRange, prot: Prot, fd: RawFd, offset: u64) -> Result<Kind, Errno> {
-        let (device, inode) = if fd < 0 {
-            self.next_anonymous_inode += 1;
-            (0, self.next_anonymous_inode)
-        } else {
-            file_identity(fd)?
-        };
-        self.observer.mapping_change_begin(range);
-        let mapped = host_memory::map_shared(range, access_of(prot), fd, offset);
-        let backing = if mapped.is_ok() {
-            Backing::Shared { device, inode, offset, access: access_of(prot) }
-        } else {
-            Backing::Kept
-        };
-        self.observer.mapping_change_end(range, backing);
-        // Code that knows of one address of its bytes looks for stores there alone.
-        self.observer.await_harts();
-        mapped.map(|()| Kind::Shared { device, inode, offset })
+    /// A replacement failed: as Linux does, it left `before` as it was, or a hole.
+    fn not_replaced(&mut self, range: HostRange, pages: Range<u64>, before: &[Mapping]) -> Backing {
+        if host_memory::is_mapped(range) {
+            before.iter().for_each(|old| self.window.set_permissions(old.start..old.end, old.prot));
+            return Backing::Kept;
+        }
+        self.window.set_permissions(pages.clone(), 0);
+        self.mappings.remove(pages.start, pages.end);
+        let closed = host_memory::map_reserve(range);
+        closed.map_or(Backing::Kept, |()| Backing::Private { access: Access::None })
     }
 
     fn choose(&self, place: Place, len: u64) -> Result<u64, Errno> {
@@ -251,27 +314,22 @@ impl AddressSpace {
 
     /// Leaves nothing mapped in `start..end`.
     fn clear(&mut self, start: u64, end: u64) -> Result<(), Errno> {
-        for mapping in self.mappings.within(start, end) {
-            let range = self.host_range(mapping.start, mapping.end)?;
-            self.window.set_permissions(mapping.start..mapping.end, 0);
-            self.mappings.remove(mapping.start, mapping.end);
-            self.release(range, mapping.kind)?;
-        }
-        Ok(())
-    }
-
-    /// Makes the host memory under `range` what it is where nothing is mapped.
-    fn release(&self, range: HostRange, kind: Kind) -> Result<(), Errno> {
+        let gone = self.mappings.within(start, end);
+        let (Some(first), Some(last)) = (gone.first(), gone.last()) else { return Ok(()) };
+        let (start, end) = (first.start, last.end);
+        let range = self.host_range(start, end)?;
+        self.changes += 1;
+        self.window.set_permissions(start..end, 0);
         self.observer.mapping_change_begin(range);
-        let (done, backing) = match kind {
-            Kind::Private => {
-                let dropped = host_memory::discard(range);
-                (dropped.and_then(|()| self.observer.set_access(range, Access::None)), Backing::Kept)
-            }
-            Kind::Shared { .. } => (host_memory::map_reserve(range), Backing::Anonymous),
-        };
+        let done = host_memory::map_reserve(range);
+        let backing = if done.is_ok() { Backing::Private { access: Access::None } } else { Backing::Kept };
         self.observer.mapping_change_end(range, backing);
-        done
+        if let Err(errno) = done {
+            gone.iter().for_each(|kept| self.window.set_permissions(kept.start..kept.end, kept.prot));
+            return Err(errno);
+        }
+        self.mappings.remove(start, end);
+        Ok(())
     }
 
     /// mprotect.
@@ -284,6 +342,7 @@ impl AddressSpace {
         if !self.mappings.is_covered(start, end) {
             return Err(Errno::ENOMEM);
         }
+        self.changes += 1;
         for mapping in self.mappings.within(start, end) {
             if mapping.prot != prot {
                 self.protect_one(mapping, prot)?;
@@ -388,11 +447,8 @@ impl AddressSpace {
             Some(to) => self.choose(Place::Fixed(to), new_len)?,
             None => self.find(new_len).ok_or(Errno::ENOMEM)?,
         };
-        self.clear(target, target + new_len)?;
-        match mapping.kind {
-            Kind::Private => self.move_private(start, old_len, target, new_len, mapping.prot)?,
-            Kind::Shared { .. } => self.move_shared(start, old_len, target, new_len)?,
-        }
+        let source = mapping.clip(start, old_end);
+        self.relocate(source, Mapping { start: target, end: target + new_len, ..source })?;
         Ok(target)
     }
 
@@ -406,58 +462,40 @@ impl AddressSpace {
             return Err(Errno::ENOMEM);
         }
         let to = self.choose(to.map_or(Place::Hint(0), Place::Fixed), len)?;
-        self.clear(to, to + len)?;
-        let (from, onto) = (self.host_range(start, start + PAGE_BYTES)?, self.host_range(to, to + len)?);
-        let (access, offset) = (access_of(mapping.prot), offset + (start - mapping.start));
-        self.observer.mapping_change_begin(onto);
-        let shown = host_memory::show_again(from, onto, access);
-        let backing = match shown {
-            Ok(()) => Backing::Shared { device, inode, offset, access },
-            // Nothing is mapped there, whatever the call left.
-            Err(_) => Backing::Anonymous,
-        };
-        let shown = shown.or_else(|errno| host_memory::map_reserve(onto).and(Err(errno)));
-        self.observer.mapping_change_end(onto, backing);
-        // As for any new view: `map_shared`.
-        self.observer.await_harts();
-        shown?;
-        self.window.set_permissions(to..to + len, mapping.prot);
-        let kind = Kind::Shared { device, inode, offset };
-        self.enter(Mapping { start: to, end: to + len, prot: mapping.prot, kind });
+        self.changes += 1;
+        let from = self.host_range(start, start + PAGE_BYTES)?;
+        let staged = Staged::view_of(from, len as usize, access_of(mapping.prot))?;
+        let kind = Kind::Shared { device, inode, offset: offset + (start - mapping.start) };
+        self.replace(Mapping { start: to, end: to + len, prot: mapping.prot, kind }, staged)?;
         Ok(to)
     }
 
-    /// Moves by copying: moving host pages would tear the reserved mapping.
-    fn move_private(&mut self, start: u64, len: u64, to: u64, new_len: u64, prot: Prot) -> Result<(), Errno> {
-        let kept = len.min(new_len);
-        let (from, onto) = (self.host_range(start, start + kept)?, self.host_range(to, to + kept)?);
-        self.map(Place::Fixed(to), new_len, READ | WRITE, Source::Anonymous)?;
-        self.window.set_permissions(start..start + len, 0);
-        self.observer.set_access(from, Access::Read)?;
-        host_memory::copy_pages(from, onto, PAGE_BYTES as usize);
-        self.clear(start, start + len)?;
-        self.protect(to, new_len, prot)
-    }
-
-    fn move_shared(&mut self, start: u64, len: u64, to: u64, new_len: u64) -> Result<(), Errno> {
-        let Some(mapping) = self.mappings.within(start, start + len).first().copied() else {
-            return Err(Errno::EFAULT);
-        };
-        let Kind::Shared { device, inode, offset } = mapping.kind else { return Err(Errno::EFAULT) };
-        let (from, onto) = (self.host_range(start, start + len)?, self.host_range(to, to + new_len)?);
-        self.window.set_permissions(start..start + len, 0);
-        self.mappings.remove(start, start + len);
+    /// Moves the mapping `source` to `target`, in place of what is there.
+    fn relocate(&mut self, source: Mapping, target: Mapping) -> Result<(), Errno> {
+        self.changes += 1;
+        let from = self.host_range(source.start, source.end)?;
+        let (len_bytes, access) = (target.len_bytes() as usize, access_of(source.prot));
+        // First it is gone for the guest, so that no store to it is lost.
+        self.window.set_permissions(source.start..source.end, 0);
         self.observer.mapping_change_begin(from);
-        let moved = host_memory::move_mapping(from, onto);
-        self.observer.mapping_change_end(from, Backing::Anonymous);
-        moved?;
-        self.observer.mapping_change_begin(onto);
-        let access = access_of(mapping.prot);
-        self.observer.mapping_change_end(onto, Backing::Shared { device, inode, offset, access });
-        self.observer.await_harts();
-        self.window.set_permissions(to..to + new_len, mapping.prot);
-        self.enter(Mapping { start: to, end: to + new_len, ..mapping });
-        Ok(())
+        let staged = match source.kind {
+            // A copy: moving host pages would leave mappings that never become one again.
+            Kind::Private => self.observer.set_access(from, Access::Read).and_then(|()| {
+                let kept_end = source.end.min(source.start + target.len_bytes());
+                Staged::copy_of(self.host_range(source.start, kept_end)?, len_bytes, access)
+            }),
+            Kind::Shared { .. } => Staged::view_of(from, len_bytes, access),
+        };
+        let hidden = self.observer.set_access(from, Access::None);
+        self.observer.mapping_change_end(from, Backing::Kept);
+        let moved = staged.and_then(|staged| hidden.and_then(|()| self.replace(target, staged)));
+        let done = moved.and_then(|()| self.clear(source.start, source.end));
+        if done.is_err() {
+            // It stays: its contents are still there.
+            self.observer.set_access(from, access)?;
+            self.window.set_permissions(source.start..source.end, source.prot);
+        }
+        done
     }
 
     /// madvise.
@@ -467,6 +505,7 @@ impl AddressSpace {
         }
         let Some(len) = whole_pages(len) else { return Ok(()) };
         let end = checked_end(start, len).ok_or(Errno::ENOMEM)?;
+        self.changes += 1;
         for mapping in self.mappings.within(start, end) {
             let range = self.host_range(mapping.start, mapping.end)?;
             match advice {

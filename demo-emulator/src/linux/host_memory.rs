@@ -35,69 +35,32 @@ pub fn protect(range: HostRange, access: Access) -> Result<(), Errno> {
     check(unsafe { libc::mprotect(range.start().as_ptr().cast(), range.len(), host_protection(access)) })
 }
 
-/// Throws the contents of private anonymous memory away: it reads as zero.
-pub fn discard(range: HostRange) -> Result<(), Errno> {
-    advise(range, libc::MADV_DONTNEED)
-}
-
 /// madvise.
 pub fn advise(range: HostRange, advice: i32) -> Result<(), Errno> {
     // SAFETY: a range of the guest's window (module head).
     check(unsafe { libc::madvise(range.start().as_ptr().cast(), range.len(), advice) })
 }
 
-/// Puts a fresh, inaccessible private anonymous mapping there.
+/// Puts a fresh, inaccessible private anonymous mapping there, in place of whatever
+/// is.
 pub fn map_reserve(range: HostRange) -> Result<(), Errno> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-    map_fixed(range, libc::PROT_NONE, flags, -1, 0)
-}
-
-/// Puts a shared mapping of `fd` (or anonymous shared memory, -1) there.
-pub fn map_shared(range: HostRange, access: Access, fd: RawFd, offset: u64) -> Result<(), Errno> {
-    let mut flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
-    if fd < 0 {
-        flags |= libc::MAP_ANONYMOUS;
-    }
-    map_fixed(range, host_protection(access), flags, fd, offset)
-}
-
-fn map_fixed(range: HostRange, prot: i32, flags: i32, fd: RawFd, offset: u64) -> Result<(), Errno> {
-    let start = range.start().as_ptr().cast();
     // SAFETY: MAP_FIXED replaces a range of the guest's window (module head).
-    let mapped = unsafe { libc::mmap(start, range.len(), prot, flags, fd, offset as libc::off_t) };
+    let mapped = unsafe { libc::mmap(range.start().as_ptr().cast(), range.len(), libc::PROT_NONE, flags, -1, 0) };
     if mapped == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(()) }
 }
 
-/// Moves the shared mapping `from` over `to`; `from` becomes inaccessible.
-pub fn move_mapping(from: HostRange, to: HostRange) -> Result<(), Errno> {
-    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    let (old, new) = (from.start().as_ptr().cast(), to.start().as_ptr());
-    // SAFETY: both are ranges of the guest's window (module head).
-    let moved = unsafe { libc::mremap(old, from.len(), to.len(), flags, new) };
-    if moved == libc::MAP_FAILED {
-        return Err(Errno::last());
-    }
-    map_reserve(from)
-}
-
-/// Shows the shared memory at the start of `from` at `to` as well, with `access`,
-/// whatever the host lets be done with `from` now.
-pub fn show_again(from: HostRange, to: HostRange, access: Access) -> Result<(), Errno> {
-    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    let (old, new) = (from.start().as_ptr().cast(), to.start().as_ptr());
-    // SAFETY: both are ranges of the guest's window (module head).
-    let shown = unsafe { libc::mremap(old, 0, to.len(), flags, new) };
-    if shown == libc::MAP_FAILED { Err(Errno::last()) } else { protect(to, access) }
-}
-
-/// Reads up to the length of `range` from `fd` at `offset` into it, which must
-/// be writable; the rest stays zero. A file that ends early is no error.
-pub fn read_file(range: HostRange, fd: RawFd, offset: u64) -> Result<(), Errno> {
+/// Reads up to `len_bytes` from `fd` at `offset` to `to`; what the file does not have
+/// stays as it is. A file that ends early is no error.
+///
+/// # Safety
+///
+/// `to` may be written, and nobody else uses it.
+pub unsafe fn read_file(to: *mut u8, len_bytes: usize, fd: RawFd, offset: u64) -> Result<(), Errno> {
     let mut done = 0;
-    while done < range.len() {
-        let start = range.start().as_ptr().wrapping_add(done).cast();
-        // SAFETY: the kernel writes into a range of the guest's window only.
-        let read = unsafe { libc::pread64(fd, start, range.len() - done, (offset + done as u64) as i64) };
+    while done < len_bytes {
+        // SAFETY: the caller's promise.
+        let read = unsafe { libc::pread64(fd, to.add(done).cast(), len_bytes - done, (offset + done as u64) as i64) };
         match read {
             0 => break,
             n if n > 0 => done += n as usize,
@@ -110,20 +73,32 @@ pub fn read_file(range: HostRange, fd: RawFd, offset: u64) -> Result<(), Errno> 
     Ok(())
 }
 
-/// Copies the pages of `from` to `to`, which is zero and writable; pages that
+/// Copies the pages of `from`, which can be read, to `to`, which is zero; pages that
 /// are zero are not touched, so sparse memory stays sparse.
-pub fn copy_pages(from: HostRange, to: HostRange, page_bytes: usize) {
-    for offset in (0..from.len().min(to.len())).step_by(page_bytes) {
+///
+/// # Safety
+///
+/// So many bytes at `to` may be written, and nobody else uses them.
+pub unsafe fn copy_pages(from: HostRange, to: *mut u8) {
+    let page_bytes = rustix::param::page_size();
+    for offset in (0..from.len()).step_by(page_bytes) {
         let source = from.start().as_ptr().wrapping_add(offset);
-        // SAFETY: whole readable pages of the guest's window; as raw bytes, since
-        // other harts may write them meanwhile, which is the guest's own race.
+        // SAFETY: whole readable pages of the guest's window; as raw bytes, since the
+        // kernel may write them meanwhile, which is the guest's own race. Of the
+        // target the caller answers.
         unsafe {
             let words = source.cast::<u64>();
             if (0..page_bytes / 8).any(|i| words.add(i).read_volatile() != 0) {
-                core::ptr::copy_nonoverlapping(source, to.start().as_ptr().wrapping_add(offset), page_bytes);
+                core::ptr::copy_nonoverlapping(source, to.add(offset), page_bytes);
             }
         }
     }
+}
+
+/// Whether something is mapped at each page of it.
+pub fn is_mapped(range: HostRange) -> bool {
+    // SAFETY: no effect but the answer.
+    unsafe { libc::msync(range.start().as_ptr().cast(), range.len(), libc::MS_ASYNC) == 0 }
 }
 
 /// Whether each page is resident: mincore.

@@ -32,6 +32,7 @@ pub mod safe_syscall;
 pub mod signal;
 pub mod signal_frame;
 pub mod stack;
+pub mod staged;
 pub mod syscalls;
 pub mod thread;
 pub mod user_memory;

@@ -23,9 +23,11 @@ pub enum Backing {
     /// The same host mapping as before: its pages, its protection and its
     /// registrations. The contents may be gone (zero) all the same.
     Kept,
-    /// A fresh private anonymous mapping without access replaced it: no
-    /// registration survives.
-    Anonymous,
+    /// A private mapping replaced it: no registration survives.
+    Private {
+        /// What the guest may do with it.
+        access: Access,
+    },
     /// A shared mapping replaced it. Other ranges with the same file and the
     /// same offsets are aliases of it.
     Shared {

@@ -23,6 +23,7 @@ use crate::hart::Hart;
 use crate::memory::FaultKind;
 use crate::riscv::trap::Trap;
 
+use super::address_space::Touch;
 use super::errno::{Errno, Stop, SysResult};
 use super::host_signals::{self, Registration, SigSet, Signal};
 use super::machine::{Executor, Exit};
@@ -62,6 +63,17 @@ pub struct Thread {
     pub clear_child_tid: u64,
     /// Head of its robust list; 0 for none.
     pub robust_list: u64,
+    /// The last fault whose instruction was run again.
+    run_again: Option<Refused>,
+}
+
+/// An access that the host refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Refused {
+    pc: u64,
+    address: u64,
+    /// Changes of the address space before.
+    changes: u64,
 }
 
 /// What a clone asks for.
@@ -103,6 +115,7 @@ impl Thread {
             queued: Vec::new(),
             clear_child_tid: 0,
             robust_list: 0,
+            run_again: None,
         })
     }
 
@@ -144,6 +157,9 @@ impl Thread {
     }
 
     fn fault(&mut self, trap: Trap) {
+        if self.is_passing(&trap) {
+            return;
+        }
         let (signal, code, address) = match trap {
             Trap::Ecall => return,
             Trap::Ebreak => (libc::SIGTRAP, TRAP_BRKPT, self.hart.pc),
@@ -158,6 +174,25 @@ impl Thread {
             },
         };
         self.raise_fault(signal, code, address);
+    }
+
+    /// Whether the mappings permit what the host refused: another hart was changing
+    /// them, and the instruction is to run again. Once for each state that they are in,
+    /// so that a host which refuses more than the guest's mappings do ends nothing.
+    fn is_passing(&mut self, trap: &Trap) -> bool {
+        let (fault, touch) = match trap {
+            Trap::LoadFault(fault) => (fault, Touch::Load),
+            Trap::StoreFault(fault) => (fault, Touch::Store),
+            Trap::FetchFault(fault) => (fault, Touch::Fetch),
+            _ => return false,
+        };
+        let space = self.process.space();
+        if fault.kind != FaultKind::Segv || !space.permits(fault.addr, touch) {
+            return false;
+        }
+        let refused = Refused { pc: self.hart.pc, address: fault.addr, changes: space.changes() };
+        drop(space);
+        self.run_again.replace(refused) != Some(refused)
     }
 
     /// What Linux does when a thread ends. The last one's status is the process's;

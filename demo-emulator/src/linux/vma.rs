@@ -71,7 +71,7 @@ impl Mapping {
     }
 
     /// The part of it in `start..end`.
-    fn clip(&self, start: u64, end: u64) -> Self {
+    pub(super) fn clip(&self, start: u64, end: u64) -> Self {
         let from = self.start.max(start);
         let kind = match self.kind {
             Kind::Private => Kind::Private,
