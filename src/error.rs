@@ -38,6 +38,13 @@ pub enum Error {
         /// What is missing, and what to change to get it.
         why: String,
     },
+    /// Something that is not one mode alone cannot be had here.
+    Unavailable {
+        /// Which thing.
+        what: &'static str,
+        /// What is missing, and what to change to get it.
+        why: String,
+    },
     /// Another tracker, of this library or not, has the range or a part of it:
     /// one range has one owner.
     AlreadyTracked {
@@ -79,6 +86,9 @@ impl Error {
     }
 }
 
+/// A process has a limited number of them.
+pub(crate) const TRACKED_RANGE: &str = "tracked range";
+
 /// Asks whether there is room for an allocation of zeroes that comes next, which
 /// would end the process where there is none. (`Vec` can be asked, but then touches
 /// every byte.)
@@ -101,13 +111,21 @@ impl fmt::Display for Error {
                 advice(call, *errno).map_or(Ok(()), |advice| write!(f, "; {advice}"))
             }
             Self::ModeUnavailable { mode, why } => write!(f, "tracking mode {mode} cannot be had here: {why}"),
+            Self::Unavailable { what, why } => write!(f, "{what} cannot be had here: {why}"),
             Self::AlreadyTracked { start, len } => write!(
                 f,
                 "{start:#x} + {len:#x} has an owner: another tracker, or another userfaultfd (EBUSY), tracks a part of \
                  it; detach it there first"
             ),
             Self::Full { what, limit } => {
-                write!(f, "no room for another {what}: the limit is {limit}; remove or evict some, and try again")
+                let advice = match *what {
+                    TRACKED_RANGE => {
+                        "make one region of memory that lies together, with what lies between it mapped without access; \
+                         the size of a region costs nothing"
+                    }
+                    _ => "remove or evict some, and try again",
+                };
+                write!(f, "no room for another {what}: the limit is {limit}; {advice}")
             }
             Self::NoMemory { what, len_bytes } => write!(
                 f,
@@ -150,7 +168,7 @@ fn advice(call: &str, errno: i32) -> Option<&'static str> {
         ("pthread_create", _) => "the handler thread needs addresses and a thread: raise ulimit -v and ulimit -u",
         (_, libc::ENOMEM) => "memory or addresses are short: raise the limits (ulimit -v, vm.max_map_count)",
         ("membarrier(REGISTER_PRIVATE_EXPEDITED_SYNC_CORE)", _) => {
-            "executable memory needs it: Linux 4.16 or newer has it, and CODEWARDEN_HIDE must not hide it"
+            "executable memory needs it: Linux 4.16 or newer has it, and a seccomp filter must not refuse it"
         }
         ("membarrier(REGISTER_PRIVATE_EXPEDITED)", _) => {
             "synchronous modes need it: Linux 4.14 or newer has it, and a seccomp filter must not refuse it"

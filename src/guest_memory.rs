@@ -2,7 +2,8 @@
 //!
 //! No reference to guest bytes is ever formed: guest threads store to them
 //! whenever they like, so a `&[u8]` would be a lie. Bytes go in and out by
-//! copies through raw pointers.
+//! copies that may race ([`copy`]): an aligned word is copied whole, and of more a
+//! reader may see a part old and a part new.
 //!
 //! # Views
 //!
@@ -22,7 +23,8 @@
 //! promised to keep mapped; it is checked before the copy.
 #![allow(unsafe_code)]
 
-use core::ptr;
+mod copy;
+
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -203,7 +205,8 @@ impl GuestMemory {
     }
 
     /// Copies the bytes at `offset` out, through the host's view where there is
-    /// one. Bytes that the guest is storing to may come out old or new.
+    /// one. Bytes that somebody is storing to may come out old or new; an aligned word of
+    /// 8, 4 or 2 bytes comes out whole.
     ///
     /// # Errors
     ///
@@ -211,12 +214,13 @@ impl GuestMemory {
     pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), Error> {
         let from = self.at(self.host_view.unwrap_or(self.range.start()), offset, into.len())?;
         // SAFETY: checked to be inside the memory; `into` is no guest memory, as references to that do not exist.
-        unsafe { ptr::copy_nonoverlapping(from.cast_const(), into.as_mut_ptr(), into.len()) };
+        unsafe { copy::copy_out(from.cast_const(), into) };
         Ok(())
     }
 
     /// Copies bytes in through the guest's view: a store like the guest's own,
-    /// which faults where the page is protected and is learned of.
+    /// which faults where the page is protected and is learned of. An aligned word of 8,
+    /// 4 or 2 bytes goes in whole.
     ///
     /// # Errors
     ///
@@ -224,7 +228,7 @@ impl GuestMemory {
     pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), Error> {
         let into = self.at(self.range.start(), offset, from.len())?;
         // SAFETY: as in `read`.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };
+        unsafe { copy::copy_in(from, into) };
         Ok(())
     }
 
@@ -239,7 +243,7 @@ impl GuestMemory {
         let host_view = self.host_view.ok_or(Error::BadArgument("this guest memory has no host view"))?;
         let into = self.at(host_view, offset, from.len())?;
         // SAFETY: as in `read`.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };
+        unsafe { copy::copy_in(from, into) };
         Ok(())
     }
 
@@ -252,8 +256,8 @@ impl GuestMemory {
     pub fn copy_within(&self, from_offset: usize, to_offset: usize, len: usize) -> Result<(), Error> {
         let from = self.at(self.range.start(), from_offset, len)?;
         let into = self.at(self.range.start(), to_offset, len)?;
-        // SAFETY: both checked to be inside; `ptr::copy` lets them overlap.
-        unsafe { ptr::copy(from.cast_const(), into, len) };
+        // SAFETY: both checked to be inside.
+        unsafe { copy::copy_within(from.cast_const(), into, len) };
         Ok(())
     }
 

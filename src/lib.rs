@@ -120,7 +120,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let memory = GuestMemory::anonymous(1 << 20)?;
 //! let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Adaptive::with_checks()))?;
-//! let (mode, _why) = best_synchronous();
+//! let (mode, _why) = best_synchronous()?;
 //! let region = RegionOptions::new(GuestAddr(0), memory.range(), mode);
 //! // SAFETY: `memory` outlives `cache`, which is dropped first.
 //! unsafe { cache.tracker().add_region(region)? };
@@ -201,6 +201,7 @@ mod page_table;
 mod panics;
 pub mod policy;
 pub mod protection;
+mod sparse;
 mod stats;
 mod sync;
 mod sys;

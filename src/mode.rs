@@ -14,7 +14,7 @@ pub enum Mode {
     Thread,
     /// uffd-wp asynchronous: writes are found by `sync`.
     Deferred,
-    /// mprotect and SIGSEGV: the baseline that every kernel has. Synchronous.
+    /// mprotect and SIGSEGV: the baseline, for kernels without userfaultfd. Synchronous.
     Mprotect,
     /// No tracking at all: promises nothing.
     None,

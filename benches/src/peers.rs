@@ -229,7 +229,7 @@ pub fn measure(setup: &Setup) -> Outcome {
     }
     let changes = CHANGES.iter().map(|change| compare(setup, peer.as_deref(), change)).collect();
     let pairs = PAIRS.iter().map(|pair| matched(setup, pair)).collect();
-    let (mode, _) = best_synchronous();
+    let mode = best_synchronous().map_or("no mode".to_owned(), |(mode, _)| mode.to_string());
     let versions = [
         format!("{}, `--tracking auto`, which takes {mode} here", version(&setup.emulator)),
         peer.as_deref().map_or_else(|| format!("SKIPPED: no {PEER} here"), version),

@@ -28,7 +28,8 @@ int main(void)
     cw_cache *cache;
     must(cw_cache_new(&options, &cache), "cw_cache_new");
     const char *why;
-    const cw_mode mode = cw_best_synchronous(&why);
+    cw_mode mode;
+    must(cw_best_synchronous(&mode, &why), "cw_best_synchronous");
     printf("%s: %s\n", cw_mode_name(mode), why);
     const cw_region_options region = cw_region_options_default(0x80000000, memory, len, mode);
     must(cw_cache_add_region(cache, &region), "cw_cache_add_region");

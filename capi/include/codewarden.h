@@ -127,7 +127,8 @@ typedef enum cw_status {
     CW_BAD_RANGE = 6,
     /// The system refused a call: see cw_last_errno().
     CW_SYSTEM = 7,
-    /// The mode cannot be had here; the message says what to change.
+    /// The mode, or what the call needs of the kernel, cannot be had here; the message
+    /// says what to change.
     CW_MODE_UNAVAILABLE = 8,
     /// Somebody tracks a part of the range already.
     CW_ALREADY_TRACKED = 9,
@@ -160,9 +161,8 @@ const char *cw_version(void);
 /* ---- Modes: how the writes to a region are learned of ------------------------------
  *
  * Take cw_best_synchronous(), or the deferred mode where the guest announces its code
- * changes (RISC-V FENCE.I, Arm IC IVAU). CW_MODE_MPROTECT is there on every kernel.
- * The environment variable CODEWARDEN_HIDE hides kernel features, to try what happens
- * without them.
+ * changes (RISC-V FENCE.I, Arm IC IVAU). The environment variable CODEWARDEN_HIDE hides
+ * kernel features, to try what happens without them.
  */
 
 /// How the writes to a region are learned of.
@@ -173,7 +173,7 @@ typedef enum cw_mode {
     /// userfaultfd; the fault is handled by a thread of the library's, and the kernel's
     /// own writes are learned of where the permissions allow. Synchronous.
     CW_MODE_THREAD = 1,
-    /// mprotect and SIGSEGV, which every kernel has. Synchronous.
+    /// mprotect and SIGSEGV, for kernels without userfaultfd. Synchronous.
     CW_MODE_MPROTECT = 2,
     /// userfaultfd without faults: writes are found by cw_cache_sync(). When that has
     /// returned, every block on bytes that were written before is unreachable.
@@ -193,11 +193,14 @@ typedef enum cw_access {
 } cw_access;
 
 /// The best synchronous mode of this kernel and these permissions: sigbus, thread or
-/// mprotect, in this order.
+/// mprotect, in this order. If none can be had (each needs membarrier, which a seccomp
+/// filter may refuse) CW_MODE_UNAVAILABLE, with a message that says what to change, and
+/// neither mode nor why is written.
 ///
+/// mode: receives it.
 /// why: where it is not NULL, receives the reason in UTF-8, and what to change to have
 /// a better one. Owned by the library, valid until this thread calls this again.
-cw_mode cw_best_synchronous(const char **why);
+cw_status cw_best_synchronous(cw_mode *mode, const char **why);
 
 /// Whether a mode can be had here: CW_OK, or CW_MODE_UNAVAILABLE with a message that
 /// says what is missing and what to change.
@@ -824,7 +827,8 @@ bool cw_is_blocked_here(int signo);
 /// that own the stack pointer or whose stack is tracked memory.
 cw_status cw_alt_stack_new(cw_alt_stack **stack);
 
-/// Puts the thread's previous one back and frees this one. Nothing for NULL.
+/// Frees this one. The thread has the one again that it had before, or keeps a later one:
+/// stacks may be freed in any order. Nothing for NULL.
 ///
 /// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it: the kernel
 /// keeps the address of the stack for that thread, which frees it before it ends.

@@ -1,9 +1,8 @@
 //! Modes: how the writes to a region are learned of.
 //!
 //! Take cw_best_synchronous(), or the deferred mode where the guest announces its code
-//! changes (RISC-V FENCE.I, Arm IC IVAU). CW_MODE_MPROTECT is there on every kernel.
-//! The environment variable CODEWARDEN_HIDE hides kernel features, to try what happens
-//! without them.
+//! changes (RISC-V FENCE.I, Arm IC IVAU). The environment variable CODEWARDEN_HIDE hides
+//! kernel features, to try what happens without them.
 //!
 //! # Safety
 //!
@@ -30,7 +29,7 @@ pub enum cw_mode {
     /// userfaultfd; the fault is handled by a thread of the library's, and the kernel's
     /// own writes are learned of where the permissions allow. Synchronous.
     CW_MODE_THREAD = 1,
-    /// mprotect and SIGSEGV, which every kernel has. Synchronous.
+    /// mprotect and SIGSEGV, for kernels without userfaultfd. Synchronous.
     CW_MODE_MPROTECT = 2,
     /// userfaultfd without faults: writes are found by cw_cache_sync(). When that has
     /// returned, every block on bytes that were written before is unreachable.
@@ -101,16 +100,20 @@ thread_local! {
 }
 
 /// The best synchronous mode of this kernel and these permissions: sigbus, thread or
-/// mprotect, in this order.
+/// mprotect, in this order. If none can be had (each needs membarrier, which a seccomp
+/// filter may refuse) CW_MODE_UNAVAILABLE, with a message that says what to change, and
+/// neither mode nor why is written.
 ///
+/// mode: receives it.
 /// why: where it is not NULL, receives the reason in UTF-8, and what to change to have
 /// a better one. Owned by the library, valid until this thread calls this again.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cw_best_synchronous(why: *mut *const c_char) -> cw_mode {
-    let mut best = cw_mode::CW_MODE_MPROTECT;
-    let told = guarded(|| {
-        let (mode, reason) = best_synchronous();
-        best = cw_mode::of(mode);
+pub unsafe extern "C" fn cw_best_synchronous(mode: *mut cw_mode, why: *mut *const c_char) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let mode = unsafe { out(mode) }?;
+        let (best, reason) = best_synchronous()?;
+        mode.write(cw_mode::of(best));
         let reason = c_string(&reason);
         // SAFETY: the header's rules.
         if let Ok(why) = unsafe { out(why) } {
@@ -118,10 +121,7 @@ pub unsafe extern "C" fn cw_best_synchronous(why: *mut *const c_char) -> cw_mode
             why.write(kept.unwrap_or(c"".as_ptr()));
         }
         Ok(())
-    });
-    // Every kernel has mprotect.
-    debug_assert_eq!(told, cw_status::CW_OK);
-    best
+    })
 }
 
 /// Whether a mode can be had here: CW_OK, or CW_MODE_UNAVAILABLE with a message that

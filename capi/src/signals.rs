@@ -69,7 +69,8 @@ pub unsafe extern "C" fn cw_alt_stack_new(stack: *mut *mut cw_alt_stack) -> cw_s
     })
 }
 
-/// Puts the thread's previous one back and frees this one. Nothing for NULL.
+/// Frees this one. The thread has the one again that it had before, or keeps a later one:
+/// stacks may be freed in any order. Nothing for NULL.
 ///
 /// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it: the kernel
 /// keeps the address of the stack for that thread, which frees it before it ends.

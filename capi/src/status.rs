@@ -41,7 +41,8 @@ pub enum cw_status {
     CW_BAD_RANGE = 6,
     /// The system refused a call: see cw_last_errno().
     CW_SYSTEM = 7,
-    /// The mode cannot be had here; the message says what to change.
+    /// The mode, or what the call needs of the kernel, cannot be had here; the message
+    /// says what to change.
     CW_MODE_UNAVAILABLE = 8,
     /// Somebody tracks a part of the range already.
     CW_ALREADY_TRACKED = 9,
@@ -87,7 +88,7 @@ impl From<Error> for Failure {
             Error::BadRange { .. } => (cw_status::CW_BAD_RANGE, 0),
             Error::BadArgument(_) => (cw_status::CW_BAD_ARGUMENT, 0),
             Error::System { errno, .. } => (cw_status::CW_SYSTEM, errno),
-            Error::ModeUnavailable { .. } => (cw_status::CW_MODE_UNAVAILABLE, 0),
+            Error::ModeUnavailable { .. } | Error::Unavailable { .. } => (cw_status::CW_MODE_UNAVAILABLE, 0),
             Error::AlreadyTracked { .. } => (cw_status::CW_ALREADY_TRACKED, 0),
             Error::Full { .. } => (cw_status::CW_FULL, 0),
             Error::NoMemory { .. } => (cw_status::CW_NO_MEMORY, 0),

@@ -182,10 +182,14 @@ fn modes_have_names() {
             assert_eq!(CStr::from_ptr(cw_mode_name(MaybeUninit::new(mode))), name);
         }
         let mut why = null();
-        let best = cw_best_synchronous(&mut why);
+        let mut best = cw_mode::CW_MODE_NONE;
+        done(cw_best_synchronous(&mut best, &mut why));
         assert_ne!(best, cw_mode::CW_MODE_NONE);
         assert!(!CStr::from_ptr(why).is_empty());
-        assert_eq!(cw_best_synchronous(null_mut()), best);
+        refused(cw_best_synchronous(null_mut(), null_mut()), CW_BAD_ARGUMENT, "NULL");
+        let mut again = cw_mode::CW_MODE_NONE;
+        done(cw_best_synchronous(&mut again, null_mut()));
+        assert_eq!(again, best);
     }
 }
 

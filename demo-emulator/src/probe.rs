@@ -43,8 +43,11 @@ fn describe(probe: &Probe, text: &mut String) -> std::fmt::Result {
         let state = if probe.check(mode).is_ok() { "yes" } else { "no" };
         writeln!(text, "  {:<10}{state:<5}{}", mode.name(), about(probe, mode))?;
     }
-    let (mode, why) = probe.best_synchronous();
-    write!(text, "\n{}", wrapped(&format!("auto takes {mode}: {why}")))?;
+    let auto = match probe.best_synchronous() {
+        Ok((mode, why)) => format!("auto takes {mode}: {why}"),
+        Err(error) => error.to_string(),
+    };
+    write!(text, "\n{}", wrapped(&auto))?;
     let changes: Vec<String> = changes(probe).collect();
     if !changes.is_empty() {
         writeln!(text, "\nwhat to change")?;
@@ -70,7 +73,10 @@ pub fn json(probe: &Probe) -> String {
         let why = needs.and_then(|facility| probe.why_missing(facility));
         (name, json!({ "available": why.is_none(), "why_missing": why }))
     };
-    let (auto, why) = probe.best_synchronous();
+    let (auto, why) = match probe.best_synchronous() {
+        Ok((mode, why)) => (Some(mode.name()), why),
+        Err(error) => (None, error.to_string()),
+    };
     let report = object(vec![
         ("kernel", json!(probe.kernel)),
         ("user", json!(user())),
@@ -78,7 +84,7 @@ pub fn json(probe: &Probe) -> String {
         ("facilities", json!(object(Facility::NAMES.into_iter().map(facility).collect()))),
         ("ways", json!(object(WAYS.into_iter().map(way).collect()))),
         ("modes", json!(object(Mode::ALL.into_iter().map(mode).collect()))),
-        ("auto", json!({ "mode": auto.name(), "why": why })),
+        ("auto", json!({ "mode": auto, "why": why })),
         ("changes", json!(changes(probe).collect::<Vec<_>>())),
     ]);
     format!("{}\n", Value::Object(report))

@@ -60,6 +60,7 @@ use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::sys::fork::Owner;
 use crate::sys::membarrier;
+use crate::sys::probe;
 
 /// What lies in freed code, so that a stray jump there traps: `int3`, and on
 /// other processors zeros, which are undefined instructions on aarch64.
@@ -123,13 +124,14 @@ impl CodeBuffer {
     /// # Errors
     ///
     /// [`Error::BadArgument`] for a limit of 0 or one that cannot be rounded
-    /// up, [`Error::System`] where the system refuses the memory or has no
-    /// `membarrier` (Linux 4.16 has it; a seccomp filter may hide it).
+    /// up, [`Error::System`] if the system refuses the memory,
+    /// [`Error::Unavailable`] if it has no `membarrier` that other cores fetch anew after
+    /// ([`Probe::check_code`](crate::protection::Probe::check_code) says so before).
     pub fn new(limit_bytes: usize) -> Result<Self, Error> {
         let page = PageSize::host();
         let len = page.ceil(limit_bytes).filter(|&len| len != 0 && len <= isize::MAX as usize);
         let len = len.ok_or(Error::BadArgument("a code buffer has one byte at least and fits the address space"))?;
-        membarrier::register_sync_core()?;
+        probe::register_sync_core()?;
         let owner = Owner::this_process()?;
         let views = Views::map(len)?;
         let executable = HostRange::new(HostAddr::of(views.rx), len, page)?;

@@ -1,14 +1,8 @@
-//! The page descriptors of one region: a sparse table, two levels deep.
+//! The page descriptors of one region, in a sparse table.
 //!
 //! Descriptors are made by translators, a chunk at a time, where they first
 //! look; a fault handler only finds them. A page without a descriptor never
 //! held a block. Descriptors stay until the region goes.
-//!
-//! # Safety
-//!
-//! A chunk is published once by a release store of its pointer and freed when
-//! the table is dropped; a reference to a descriptor lives as long as the table.
-#![allow(unsafe_code)]
 
 mod history;
 mod word;
@@ -21,8 +15,9 @@ pub use word::Busy;
 pub(crate) use word::{Begin, Generation, InFlight, PageState, PageWord, Unprotect, Word};
 
 use crate::addr::PageIndex;
-use crate::error::{Error, room_for};
-use crate::sync::{AtomicPtr, Mutex, Ordering, lock};
+use crate::error::Error;
+use crate::sparse::Sparse;
+use crate::sync::{Mutex, lock};
 
 /// Descriptors of a chunk: 2 MiB of guest memory with pages of 4 KiB.
 #[cfg(not(any(loom, miri)))]
@@ -85,8 +80,7 @@ fn lines_of(bytes: Range<usize>, page_bytes: usize) -> u64 {
 
 /// The table of a region.
 pub(crate) struct PageTable<D> {
-    pages: usize,
-    chunks: Box<[AtomicPtr<PageDesc<D>>]>,
+    chunks: Sparse<PageDesc<D>>,
     /// Also the lock under which chunks are made, so that a hold and a new chunk
     /// agree on the counts.
     book: Mutex<Book>,
@@ -105,41 +99,26 @@ pub(crate) enum HeldFor {
 struct Book {
     /// Ranges that are held open.
     held: Vec<(Range<usize>, HeldFor)>,
-    /// The numbers of the chunks that there are.
-    made: Vec<usize>,
 }
 
 impl<D> fmt::Debug for PageTable<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PageTable").field("pages", &self.pages).finish_non_exhaustive()
+        f.debug_struct("PageTable").field("chunks", &self.chunks).finish_non_exhaustive()
     }
 }
 
-impl<D: Default> PageTable<D> {
+impl<D: Default + Send + Sync> PageTable<D> {
     pub(crate) fn new(pages: usize) -> Result<Self, Error> {
-        let count = pages.div_ceil(CHUNK_PAGES);
-        room_for::<AtomicPtr<PageDesc<D>>>(count, "the table of pages")?;
-        let chunks = (0..count).map(|_| AtomicPtr::new(core::ptr::null_mut())).collect();
-        Ok(Self { pages, chunks, book: Mutex::default() })
+        Ok(Self { chunks: Sparse::new(pages, CHUNK_PAGES)?, book: Mutex::default() })
     }
 
     pub(crate) fn pages(&self) -> usize {
-        self.pages
-    }
-
-    fn chunk(&self, number: usize) -> Option<&[PageDesc<D>]> {
-        let first = self.chunks.get(number)?.load(Ordering::Acquire);
-        if first.is_null() {
-            return None;
-        }
-        // SAFETY: a pointer that is not null came from `make_chunk`: it points to
-        // CHUNK_PAGES descriptors that are freed only by `drop`.
-        Some(unsafe { core::slice::from_raw_parts(first, CHUNK_PAGES) })
+        self.chunks.len()
     }
 
     /// The descriptor of `page`, where there is one. Async-signal-safe.
     pub(crate) fn get(&self, page: PageIndex) -> Option<&PageDesc<D>> {
-        self.chunk(page.0 / CHUNK_PAGES)?.get(page.0 % CHUNK_PAGES)
+        self.chunks.get(page.0)
     }
 
     /// The descriptor of `page`, made where there is none; `None` outside the
@@ -149,71 +128,35 @@ impl<D: Default> PageTable<D> {
     ///
     /// [`Error::NoMemory`], where there is none for it.
     pub(crate) fn get_or_make(&self, page: PageIndex) -> Result<Option<&PageDesc<D>>, Error> {
-        if page.0 >= self.pages {
+        if page.0 >= self.pages() {
             return Ok(None);
         }
         if let Some(desc) = self.get(page) {
             return Ok(Some(desc));
         }
-        let mut book = lock(&self.book);
-        let number = page.0 / CHUNK_PAGES;
-        if self.chunk(number).is_none() {
-            room_for::<PageDesc<D>>(CHUNK_PAGES + book.made.len(), "page descriptors")?;
-            self.make_chunk(number, &book.held);
-            book.made.push(number);
-        }
+        let book = lock(&self.book);
+        self.chunks.make(page.0, |page| {
+            let count = book.held.iter().filter(|(pages, _)| pages.contains(&page)).count();
+            PageDesc {
+                word: PageWord::new(count as u64),
+                history: History::default(),
+                code_lines: AtomicU64::new(0),
+                data: D::default(),
+            }
+        })?;
         drop(book);
         Ok(self.get(page))
     }
 
-    fn make_chunk(&self, number: usize, held: &[(Range<usize>, HeldFor)]) {
-        let descs: Box<[PageDesc<D>]> = (0..CHUNK_PAGES)
-            .map(|i| {
-                let page = number * CHUNK_PAGES + i;
-                let count = held.iter().filter(|(pages, _)| pages.contains(&page)).count();
-                PageDesc {
-                    word: PageWord::new(count as u64),
-                    history: History::default(),
-                    code_lines: AtomicU64::new(0),
-                    data: D::default(),
-                }
-            })
-            .collect();
-        let first = Box::into_raw(descs).cast::<PageDesc<D>>();
-        self.chunks[number].store(first, Ordering::Release);
-    }
-
-    /// Every descriptor there is in `pages`, with its page.
+    /// Every descriptor there is in `pages`, with its page. What it costs follows how
+    /// many there are. Async-signal-safe.
     pub(crate) fn existing(&self, pages: Range<usize>) -> impl Iterator<Item = (PageIndex, &PageDesc<D>)> {
-        let end = pages.end.min(self.pages);
-        let mut next = pages.start;
-        core::iter::from_fn(move || {
-            while next < end {
-                let page = PageIndex(next);
-                if let Some(desc) = self.get(page) {
-                    next += 1;
-                    return Some((page, desc));
-                }
-                next = (next / CHUNK_PAGES + 1) * CHUNK_PAGES;
-            }
-            None
-        })
-    }
-
-    /// Calls `each` with every descriptor there is: what it costs follows how many
-    /// there are, not how large the region is.
-    pub(crate) fn for_each_made(&self, mut each: impl FnMut(PageIndex, &PageDesc<D>)) {
-        let made = lock(&self.book).made.clone();
-        for number in made {
-            let pages = number * CHUNK_PAGES..(number + 1) * CHUNK_PAGES;
-            self.existing(pages).for_each(|(page, desc)| each(page, desc));
-        }
+        self.chunks.existing(pages).map(|(page, desc)| (PageIndex(page), desc))
     }
 
     /// Memory of all descriptors, in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        let made = lock(&self.book).made.len();
-        made * CHUNK_PAGES * size_of::<PageDesc<D>>() + size_of_val(&*self.chunks)
+        self.chunks.bytes()
     }
 
     /// Enters an un-protect on every page of `pages`, those that have no
@@ -260,20 +203,6 @@ impl Book {
     fn is_held_for_writing(&self, page: PageIndex) -> bool {
         let mut held = self.held.iter().filter(|(pages, _)| pages.contains(&page.0)).peekable();
         held.peek().is_some() && held.all(|(_, why)| *why == HeldFor::Writing)
-    }
-}
-
-impl<D> Drop for PageTable<D> {
-    fn drop(&mut self) {
-        for chunk in &mut self.chunks {
-            let first = chunk.load(Ordering::Relaxed);
-            if !first.is_null() {
-                let descs = core::ptr::slice_from_raw_parts_mut(first, CHUNK_PAGES);
-                // SAFETY: made by `make_chunk` from a box of that length, and
-                // nobody has the table any more.
-                drop(unsafe { Box::from_raw(descs) });
-            }
-        }
     }
 }
 

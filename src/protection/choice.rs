@@ -1,8 +1,9 @@
 //! Which modes can be had here, and opening one of them.
 
+use core::ffi::c_int;
 use std::sync::Arc;
 
-use super::mprotect::Mprotect;
+use super::mprotect::{Mprotect, ThisKernel};
 use super::none::NoProtection;
 use super::uffd_deferred::UffdDeferred;
 use super::uffd_sigbus::UffdSigbus;
@@ -41,42 +42,69 @@ impl Probe {
     }
 
     /// The best synchronous mode that can be had, and why it and no better one.
-    pub fn best_synchronous(&self) -> (Mode, String) {
-        let mut why = String::new();
-        for mode in [Mode::Sigbus, Mode::Thread] {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] if none can be had, which says what to change.
+    pub fn best_synchronous(&self) -> Result<(Mode, String), Error> {
+        let mut why: Vec<String> = Vec::new();
+        for mode in Mode::ALL.into_iter().filter(|mode| mode.is_synchronous()) {
             match self.check(mode) {
                 Ok(()) if why.is_empty() => {
-                    return (mode, "the fastest synchronous mode, and this kernel allows it".into());
+                    return Ok((mode, "the fastest synchronous mode, and this kernel allows it".into()));
                 }
-                Ok(()) => return (mode, why),
-                Err(error) => {
-                    if !why.is_empty() {
-                        why.push_str("; ");
-                    }
-                    why.push_str(&error.to_string());
-                }
+                Ok(()) => return Ok((mode, why.join("; "))),
+                Err(error) => why.push(error.to_string()),
             }
         }
-        (Mode::Mprotect, why)
+        Err(Error::Unavailable { what: "a synchronous mode", why: why.join("; ") })
     }
 }
 
 /// The best synchronous mode of this kernel and these permissions (sigbus,
 /// thread, mprotect, in this order), and why it was taken.
-pub fn best_synchronous() -> (Mode, String) {
-    Probe::of_this_process().best_synchronous()
-}
-
-/// Opens the mechanism of `mode`.
 ///
 /// # Errors
 ///
-/// [`Error::ModeUnavailable`] where it cannot be had here.
-pub(crate) fn open(mode: Mode, page: PageSize, options: Options) -> Result<Arc<dyn Protection>, Error> {
-    open_with(&Probe::of_this_process(), mode, page, options)
+/// [`Error::Unavailable`] if none can be had: each needs `membarrier`, which Linux has
+/// from 4.14 on and a seccomp filter may refuse. The message says what to change.
+pub fn best_synchronous() -> Result<(Mode, String), Error> {
+    Probe::of_this_process().best_synchronous()
 }
 
-/// Like [`open`], with the kernel asked already.
+/// The signal by which the faults of `mode` arrive.
+fn signal_of(mode: Mode) -> Option<c_int> {
+    match mode {
+        Mode::Sigbus => Some(libc::SIGBUS),
+        Mode::Mprotect => Some(libc::SIGSEGV),
+        _ => None,
+    }
+}
+
+/// Opens the mechanism of `mode` for a region that is added.
+///
+/// # Errors
+///
+/// [`Error::ModeUnavailable`] if it cannot be had here, [`Error::BadArgument`] if this thread blocks the signal by
+/// which the mode's faults arrive.
+pub(crate) fn open(mode: Mode, page: PageSize, options: Options) -> Result<Arc<dyn Protection>, Error> {
+    let probe = Probe::of_this_process();
+    probe.check(mode)?;
+    // Threads inherit the mask. It is this thread's alone that can be asked for.
+    match signal_of(mode).filter(|&signo| signal::is_blocked_here(signo)) {
+        Some(libc::SIGBUS) => Err(Error::BadArgument(
+            "this thread blocks SIGBUS, so the kernel would end the process at its first store to a protected page of \
+             a region in mode sigbus: unblock it in each thread that stores to guest memory",
+        )),
+        Some(_) => Err(Error::BadArgument(
+            "this thread blocks SIGSEGV, so the kernel would end the process at its first store to a protected page of \
+             a region in mode mprotect: unblock it in each thread that stores to guest memory",
+        )),
+        None => open_with(&probe, mode, page, options),
+    }
+}
+
+/// Opens the mechanism, with the kernel asked already.
 pub(crate) fn open_with(
     probe: &Probe,
     mode: Mode,
@@ -87,7 +115,7 @@ pub(crate) fn open_with(
     if mode.is_synchronous() {
         membarrier::register_fence()?;
     }
-    if matches!(mode, Mode::Sigbus | Mode::Mprotect) && !options.embedder_owns_signals {
+    if signal_of(mode).is_some() && !options.embedder_owns_signals {
         signal::install()?;
     }
     Ok(match mode {
@@ -105,7 +133,7 @@ pub(crate) fn open_with(
             let (uffd, _) = open_uffd(probe, mode, page, KernelFaults::Refused, feature::WP_ASYNC)?;
             Arc::new(UffdDeferred::new(uffd, Pagemap::open(page)?))
         }
-        Mode::Mprotect => Arc::new(Mprotect::new(page)?),
+        Mode::Mprotect => Arc::new(Mprotect::new(page, ThisKernel)?),
         Mode::None => Arc::new(NoProtection),
     })
 }
@@ -131,13 +159,68 @@ mod tests {
 
     #[test]
     fn the_next_best_mode_is_taken_and_says_why() {
-        let best = |hidden| Probe::with_hidden(hidden).best_synchronous();
+        let best = |hidden| Probe::with_hidden(hidden).best_synchronous().unwrap();
         assert_eq!(best("").0, Mode::Sigbus);
         let (mode, why) = best("sigbus");
         assert_eq!(mode, Mode::Thread);
         assert!(why.contains("CODEWARDEN_HIDE"), "{why}");
         for hidden in ["uffd", "wp", "wp_unpopulated", "uffd_syscall,uffd_device"] {
             assert_eq!(best(hidden).0, Mode::Mprotect, "{hidden}");
+        }
+    }
+
+    /// Without membarrier no synchronous mode can be had, and none is named.
+    #[test]
+    fn the_best_mode_is_one_that_can_be_had() {
+        for (_, hidden, _) in Facility::NAMES {
+            let probe = Probe::with_hidden(hidden);
+            match probe.best_synchronous() {
+                Ok((mode, _)) => assert_eq!(probe.check(mode), Ok(()), "{hidden}"),
+                Err(error) => {
+                    assert_eq!(hidden, "membarrier");
+                    let text = error.to_string();
+                    assert!(text.contains("a synchronous mode cannot be had") && text.contains("remove it"), "{text}");
+                }
+            }
+        }
+    }
+
+    /// Whatever is hidden, alone or with another: a mode that cannot be had names itself,
+    /// what is hidden and the list, and never the kernel.
+    #[test]
+    fn each_mode_says_what_is_hidden_from_it() {
+        for (first, first_name, _) in Facility::NAMES {
+            for (second, second_name, _) in Facility::NAMES {
+                let probe = Probe::with_hidden(&format!("{first_name},{second_name}"));
+                for mode in Mode::ALL {
+                    let Err(error) = probe.check(mode) else { continue };
+                    let text = error.to_string();
+                    let is_named = [first, second].iter().any(|facility| text.contains(facility.name()));
+                    assert!(text.starts_with(&format!("tracking mode {mode} ")), "{text}");
+                    assert!(is_named && text.contains("hidden by CODEWARDEN_HIDE; remove it"), "{text}");
+                    assert!(needs(mode).iter().any(|needed| text.contains(needed.name())), "{text}");
+                    assert!(!text.contains("Linux") && !text.contains("kernel ("), "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_blocked_signal_is_told_when_a_region_is_added() {
+        for (mode, signo, name) in [(Mode::Sigbus, libc::SIGBUS, "SIGBUS"), (Mode::Mprotect, libc::SIGSEGV, "SIGSEGV")]
+        {
+            for embedder_owns_signals in [false, true] {
+                let options = Options { embedder_owns_signals };
+                let refused = signal::with_all_blocked(|| {
+                    assert!(signal::is_blocked_here(signo));
+                    open(mode, PageSize::host(), options).map(drop)
+                });
+                let text = refused.unwrap_err().to_string();
+                assert!(text.contains(name) && text.contains(mode.name()) && text.contains("unblock"), "{text}");
+            }
+        }
+        for mode in [Mode::Thread, Mode::Deferred, Mode::None] {
+            assert!(signal::with_all_blocked(|| open(mode, PageSize::host(), Options::default())).is_ok());
         }
     }
 

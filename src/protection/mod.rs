@@ -4,7 +4,7 @@
 //!
 //! - [`Mode`] and [`Access`], which a region is made with; [`best_synchronous`] and
 //!   [`Probe`] say which modes can be had in this process, and what to change for a better
-//!   one.
+//!   one; [`MAX_REGIONS`] is how many regions a process can have.
 //! - [`handle_fault`], for embedders whose own handlers take SIGBUS and SIGSEGV;
 //!   [`handler_is_ours`] and [`is_blocked_here`] say whether faults reach the library at
 //!   all; [`AltStack`] is a signal stack for a thread whose stack pointer is the guest's.
@@ -31,20 +31,20 @@
 use core::fmt;
 use std::sync::Arc;
 
-use crate::addr::HostRange;
+use crate::addr::{HostAddr, HostRange};
 use crate::error::Error;
 pub use crate::mode::Mode;
 pub use crate::sys::alt_stack::AltStack;
 pub use crate::sys::descriptor::LOWEST_OWN_DESCRIPTOR;
 pub(crate) use crate::sys::fault::{FaultSink, WriteFault};
-pub use crate::sys::fault::{Handled, handle_fault};
+pub use crate::sys::fault::{Handled, MAX_REGIONS, handle_fault};
 use crate::sys::membarrier;
 pub use crate::sys::probe::{Facility, Probe};
-pub use crate::sys::signal::{handler_is_ours, is_blocked_here};
+pub use crate::sys::signal::{HANDLER_STACK_BYTES, handler_is_ours, is_blocked_here};
 
 mod attachments;
 mod choice;
-mod mprotect;
+pub(crate) mod mprotect;
 mod none;
 mod uffd_deferred;
 mod uffd_ranges;
@@ -137,6 +137,14 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// protected by this object afterwards. Async-signal-safe.
     fn abandon(&self, range: HostRange) -> Result<(), Error> {
         self.unprotect(range)
+    }
+
+    /// How many changes of what the kernel allows at the page of `address` this object
+    /// has made that a store may have met before they were over; `None` while one is
+    /// under way. A fault that comes back with this number unchanged was not caused by
+    /// one of them. Async-signal-safe.
+    fn access_changes(&self, _address: HostAddr) -> Option<u64> {
+        Some(0)
     }
 
     /// Deferred only: reports the parts of `range` that were written since they

@@ -16,7 +16,7 @@ use core::fmt;
 use std::sync::Arc;
 
 use crate::addr::{HostAddr, HostRange};
-use crate::error::Error;
+use crate::error::{Error, TRACKED_RANGE};
 use crate::sys::fork::Generation;
 use crate::sys::range_table::{InsertError, Lookup, RangeTable, SlotId, Writer};
 use crate::sys::statics;
@@ -84,13 +84,14 @@ pub(crate) struct Entry {
     sink: Arc<dyn FaultSink>,
 }
 
-/// Most ranges of one process.
-const MAX_RANGES: usize = 1024;
+/// Most regions that a process can have at once, in all its trackers. A region may be
+/// as large as the address space at no cost, so make one of memory that lies together.
+pub const MAX_REGIONS: usize = 1024;
 
-static RANGES: RangeTable<Entry, MAX_RANGES> = RangeTable::new();
+static RANGES: RangeTable<Entry, MAX_REGIONS> = RangeTable::new();
 
 /// The only thread that changes the table of ranges.
-pub(crate) type RangesWriter = Writer<'static, Entry, MAX_RANGES>;
+pub(crate) type RangesWriter = Writer<'static, Entry, MAX_REGIONS>;
 
 /// For [`statics`] alone, which takes it in its order.
 pub(super) fn ranges_writer() -> RangesWriter {
@@ -149,7 +150,7 @@ impl Registration {
         let entry = Entry { range, owner: owner.clone(), delivery, sink: sink.clone() };
         let slot = statics::with(|all| all.ranges.insert(range, entry)).map_err(|error| match error {
             InsertError::Overlap => Error::AlreadyTracked { start: range.start().0, len: range.len() },
-            InsertError::Full => Error::Full { what: "tracked range", limit: MAX_RANGES },
+            InsertError::Full => Error::Full { what: TRACKED_RANGE, limit: MAX_REGIONS },
         })?;
         Ok(Self { range, slot: Some(slot), generation })
     }

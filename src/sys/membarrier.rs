@@ -13,11 +13,9 @@
 //! `SYNC_CORE`, and aarch64 needs an ISB on each core that may run new bytes:
 //! [`sync_core`] does both from one thread, where the kernel has it (4.16).
 
-use rustix::io::Errno;
 use rustix::thread::{MembarrierCommand, membarrier, membarrier_query};
 
 use crate::error::Error;
-use crate::sys::probe::{self, Facility};
 
 /// Whether the kernel offers [`fence_threads`].
 pub(crate) fn has_fence() -> bool {
@@ -46,11 +44,8 @@ pub(crate) fn has_sync_core() -> bool {
 /// Announces that this process will use [`sync_core`]; once is enough, a fork's
 /// child inherits it.
 pub(crate) fn register_sync_core() -> Result<(), Error> {
-    const CALL: &str = "membarrier(REGISTER_PRIVATE_EXPEDITED_SYNC_CORE)";
-    if probe::hides(Facility::MembarrierSyncCore) {
-        return Err(Error::system(CALL, 0, 0, Errno::INVAL));
-    }
-    membarrier(MembarrierCommand::RegisterPrivateExpeditedSyncCore).map_err(|errno| Error::system(CALL, 0, 0, errno))
+    membarrier(MembarrierCommand::RegisterPrivateExpeditedSyncCore)
+        .map_err(|errno| Error::system("membarrier(REGISTER_PRIVATE_EXPEDITED_SYNC_CORE)", 0, 0, errno))
 }
 
 /// When it returns, every thread of the process has passed a core-serializing

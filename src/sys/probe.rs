@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
+use crate::error::Error;
 use crate::sys::uffd::{self, Door, KernelFaults, feature};
 use crate::sys::{membarrier, pagemap::Pagemap};
 
@@ -113,13 +114,23 @@ pub struct Probe {
 impl Probe {
     /// Asks the kernel; takes a dozen system calls.
     pub fn of_this_process() -> Self {
-        Self::with_hidden(&std::env::var("CODEWARDEN_HIDE").unwrap_or_default())
+        Self::with_hidden(&hidden_names())
     }
 
     /// Like [`Probe::of_this_process`], with the names to hide given.
     pub fn with_hidden(names: &str) -> Self {
         let (hidden, unknown_names) = parse_hidden(names);
-        let mut probe = Self {
+        let mut probe = Self::that_knows_nothing(hidden, unknown_names);
+        probe.ask_userfaultfd();
+        probe.scan_errno = Pagemap::ask().err();
+        probe.note(Facility::PagemapScan, probe.scan_errno.is_none());
+        probe.note(Facility::Membarrier, membarrier::has_fence());
+        probe.note(Facility::MembarrierSyncCore, membarrier::has_sync_core());
+        probe
+    }
+
+    fn that_knows_nothing(hidden: u32, unknown_names: Vec<String>) -> Self {
+        Self {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             unknown_names,
             present: 0,
@@ -128,13 +139,7 @@ impl Probe {
             api_errno: None,
             scan_errno: None,
             ways: Vec::new(),
-        };
-        probe.ask_userfaultfd();
-        probe.scan_errno = Pagemap::ask().err();
-        probe.note(Facility::PagemapScan, probe.scan_errno.is_none());
-        probe.note(Facility::Membarrier, membarrier::has_fence());
-        probe.note(Facility::MembarrierSyncCore, membarrier::has_sync_core());
-        probe
+        }
     }
 
     /// Whether the kernel has it for this process, and it is not hidden.
@@ -155,6 +160,19 @@ impl Probe {
         let names = Facility::NAMES.map(|(_, name, _)| name).join(", ");
         let unknown = self.unknown_names.join(", ");
         Some(format!("CODEWARDEN_HIDE names what nothing is called: {unknown}; the names are {names}"))
+    }
+
+    /// Whether a [`CodeBuffer`](crate::code_buffer::CodeBuffer) can be had. Blocks that
+    /// are no code of the host's, and interpreters, need none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], which says what is missing and what to change.
+    pub fn check_code(&self) -> Result<(), Error> {
+        match self.missing(&[Facility::MembarrierSyncCore]) {
+            None => Ok(()),
+            Some(why) => Err(Error::Unavailable { what: "executable memory", why }),
+        }
     }
 
     /// The first of `needed` that is missing, said in a form that helps.
@@ -191,7 +209,7 @@ impl Probe {
             Facility::Membarrier | Facility::MembarrierSyncCore => {
                 format!("{}, or a seccomp filter refuses it", self.too_old(facility))
             }
-            _ if !self.has(Facility::Uffd) => "there is no userfaultfd".to_owned(),
+            _ if !self.has(Facility::Uffd) => return self.why_missing(Facility::Uffd),
             Facility::KernelFaults => {
                 format!("this user may not handle the kernel's own faults: {ADVICE_KERNEL_FAULTS}")
             }
@@ -206,11 +224,15 @@ impl Probe {
 
     fn why_no_userfaultfd(&self) -> String {
         let [syscall, _] = self.door_errnos;
-        if self.is_hidden(Facility::UffdSyscall) && self.is_hidden(Facility::UffdDevice) {
-            return "both ways to a userfaultfd are hidden by CODEWARDEN_HIDE; remove one from the list".to_owned();
-        }
-        if self.is_hidden(Facility::KernelFaults) && self.is_hidden(Facility::UserModeOnly) {
-            return "both kinds of userfaultfd are hidden by CODEWARDEN_HIDE; remove one from the list".to_owned();
+        // Any of them may be the way that the kernel allows.
+        let ways = [Facility::UffdSyscall, Facility::UffdDevice, Facility::KernelFaults, Facility::UserModeOnly];
+        let hidden: Vec<_> = ways.into_iter().filter(|way| self.is_hidden(*way)).map(Facility::name).collect();
+        if !hidden.is_empty() {
+            return format!(
+                "no way to a userfaultfd (uffd) is left: {} hidden by CODEWARDEN_HIDE; remove it from the list, or one \
+                 of them",
+                hidden.join(", ")
+            );
         }
         let reason = match syscall {
             Some(Errno::NOSYS) => "the kernel is built without CONFIG_USERFAULTFD, or a seccomp filter hides it",
@@ -309,9 +331,18 @@ fn refusal(what: &str, errno: Option<Errno>) -> String {
     }
 }
 
-/// Whether `CODEWARDEN_HIDE` hides `facility` from this process.
-pub(crate) fn hides(facility: Facility) -> bool {
-    std::env::var("CODEWARDEN_HIDE").is_ok_and(|names| parse_hidden(&names).0 & facility.bit() != 0)
+/// [`membarrier::register_sync_core`] for a code buffer, unless `CODEWARDEN_HIDE` hides
+/// it. Asks for nothing else.
+pub(crate) fn register_sync_core() -> Result<(), Error> {
+    let (hidden, unknown_names) = parse_hidden(&hidden_names());
+    let mut probe = Probe::that_knows_nothing(hidden, unknown_names);
+    probe.note(Facility::MembarrierSyncCore, membarrier::has_sync_core());
+    probe.check_code()?;
+    membarrier::register_sync_core()
+}
+
+fn hidden_names() -> String {
+    std::env::var("CODEWARDEN_HIDE").unwrap_or_default()
 }
 
 fn parse_hidden(names: &str) -> (u32, Vec<String>) {
@@ -362,10 +393,35 @@ mod tests {
             let why = Probe::with_hidden(name).why_missing(facility).unwrap();
             assert!(why.contains(name) && why.contains("remove it"), "{why}");
         }
-        let neither = Probe::with_hidden("kernel_faults,user_mode_only").why_missing(Facility::Uffd).unwrap();
-        assert!(neither.contains("both kinds"), "{neither}");
-        let no_door = Probe::with_hidden("uffd_syscall,uffd_device").why_missing(Facility::Uffd).unwrap();
-        assert!(no_door.contains("both ways"), "{no_door}");
+        // What a userfaultfd has is not to be had without one.
+        for hidden in ["uffd", "kernel_faults,user_mode_only", "uffd_syscall,uffd_device"] {
+            let probe = Probe::with_hidden(hidden);
+            for facility in [Facility::Uffd, Facility::Wp, Facility::Sigbus, Facility::WpAsync] {
+                let why = probe.why_missing(facility).unwrap();
+                assert!(hidden.split(',').all(|name| why.contains(name)) && why.contains("CODEWARDEN_HIDE"), "{why}");
+            }
+        }
+    }
+
+    /// An ordinary user, whom the kernel allows one way only, and that one is hidden.
+    #[test]
+    fn what_is_hidden_is_not_blamed_on_the_kernel() {
+        for hidden in ["uffd_device", "uffd_syscall", "user_mode_only", "kernel_faults"] {
+            let (bits, unknown_names) = parse_hidden(hidden);
+            let mut probe = Probe::that_knows_nothing(bits, unknown_names);
+            probe.door_errnos = [Some(Errno::PERM), Some(Errno::ACCESS)];
+            for mode in [Facility::Uffd, Facility::Wp, Facility::Sigbus] {
+                let why = probe.why_missing(mode).unwrap();
+                assert!(why.contains(hidden) && why.contains("CODEWARDEN_HIDE") && !why.contains("container"), "{why}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_code_buffer_needs_what_the_probe_says() {
+        assert_eq!(Probe::with_hidden("uffd,membarrier").check_code(), Ok(()));
+        let error = Probe::with_hidden("membarrier_sync_core").check_code().unwrap_err().to_string();
+        assert!(error.contains("executable memory") && error.contains("hidden by CODEWARDEN_HIDE"), "{error}");
     }
 
     #[test]

@@ -139,8 +139,9 @@ impl<T, const N: usize> RangeTable<T, N> {
         matches!(self.retired.try_lock(), Err(std::sync::TryLockError::WouldBlock))
     }
 
-    /// Adds `range`. From here on readers find it.
-    pub(crate) fn insert(&self, range: HostRange, value: T) -> Result<SlotId, InsertError> {
+    /// [`Writer::insert`], alone.
+    #[cfg(test)]
+    fn insert(&self, range: HostRange, value: T) -> Result<SlotId, InsertError> {
         self.writer().insert(range, value)
     }
 
@@ -173,8 +174,9 @@ impl<T, const N: usize> RangeTable<T, N> {
         Ok(SlotId(index))
     }
 
-    /// Takes a range out: see [`RangeTable::take_out`].
-    pub(crate) fn remove(&self, id: SlotId, in_fork_child: bool) {
+    /// [`RangeTable::take_out`], and the slot may be used again.
+    #[cfg(test)]
+    fn remove(&self, id: SlotId, in_fork_child: bool) {
         let slot = self.take_out(id, in_fork_child);
         self.writer().give_back(slot);
     }

@@ -31,6 +31,14 @@ use crate::error::Error;
 use crate::sys::fault::{Handled, handle_fault};
 use crate::sys::statics;
 
+/// Bytes of stack that a fault handler of the library takes at most, in a debug build
+/// too, beside the kernel's own frame (`AT_MINSIGSTKSZ` of `getauxval`). An alternate
+/// signal stack of a thread that stores to guest memory has room for both. That of a
+/// thread of the standard library has 8,192 bytes, or `AT_MINSIGSTKSZ` if that is more:
+/// then there is not room for both, and an [`AltStack`](crate::protection::AltStack) is
+/// needed.
+pub const HANDLER_STACK_BYTES: usize = 4608;
+
 /// The signals that write protection can give.
 const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
 

@@ -55,7 +55,7 @@ impl HotPage {
 
 impl<O: PageObserver> Region<O> {
     fn count_states(&self, pages: &mut PagesByState) {
-        self.pages.for_each_made(|_, desc| {
+        self.pages.existing(0..self.pages.pages()).for_each(|(_, desc)| {
             let word = desc.word.load();
             match word.state() {
                 PageState::Protected | PageState::Protecting => pages.protected += 1,
@@ -68,7 +68,7 @@ impl<O: PageObserver> Region<O> {
 
     fn list_hot(&self, hot: &mut Vec<HotPage>) {
         let now_ms = coarse_ms();
-        self.pages.for_each_made(|page, desc| {
+        self.pages.existing(0..self.pages.pages()).for_each(|(page, desc)| {
             let totals = desc.history.totals();
             let first = self.guest_of(page);
             let found = HotPage {

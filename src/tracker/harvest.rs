@@ -2,109 +2,69 @@
 //! translation was ever begun on, as runs of neighbouring pages, so that the
 //! cost of `sync` follows where code lies and not the size of guest memory.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::error::{Error, room_for};
+const WORD_PAGES: usize = u64::BITS as usize;
 
-/// A set of pages, as bits: the first level has one for each page, each further
-/// level one for each word of the level below that is not 0. Adding a page costs
-/// the same however many there are, and finding the next one skips what is empty.
-/// Words that were never set take no memory.
-#[derive(Debug)]
-pub(super) struct HarvestSet {
-    /// At least one level; the last has few words.
-    levels: Vec<Vec<u64>>,
+/// A set of pages, as words of bits by the number of the word; none is 0. What it
+/// costs follows the pages in it and not how many there could be.
+#[derive(Debug, Default)]
+pub(super) struct HarvestSet(BTreeMap<usize, u64>);
+
+/// The bits of word `word` that stand for `pages`.
+fn bits_of(word: usize, pages: &Range<usize>) -> u64 {
+    let first = word * WORD_PAGES;
+    let [start, end] = [pages.start, pages.end].map(|page| page.saturating_sub(first).min(WORD_PAGES));
+    // 64 shifts would overflow.
+    let below = |bit: usize| if bit == WORD_PAGES { u64::MAX } else { (1 << bit) - 1 };
+    below(end) & !below(start)
 }
 
-/// Words of the last level at most, where there are several.
-const LAST_LEVEL_WORDS: usize = 256;
-
 impl HarvestSet {
-    /// An empty set of pages below `pages`.
-    pub(super) fn new(pages: usize) -> Result<Self, Error> {
-        let mut words = pages.div_ceil(64);
-        // The levels above are a small part of the first.
-        room_for::<u64>(words + words / 32, "the harvest's pages")?;
-        let mut levels = vec![vec![0; words]];
-        while words > LAST_LEVEL_WORDS {
-            words = words.div_ceil(64);
-            levels.push(vec![0; words]);
-        }
-        Ok(Self { levels })
-    }
-
     /// Adds one page.
     pub(super) fn insert(&mut self, page: usize) {
-        let mut at = page;
-        for level in &mut self.levels {
-            let Some(word) = level.get_mut(at / 64) else { return };
-            let was = *word;
-            *word |= 1 << (at % 64);
-            if was != 0 {
-                return;
-            }
-            at /= 64;
-        }
+        *self.0.entry(page / WORD_PAGES).or_default() |= 1 << (page % WORD_PAGES);
     }
 
     /// Takes pages out.
     pub(super) fn remove(&mut self, pages: Range<usize>) {
-        let mut next = pages.start;
-        while let Some(page) = self.next_in(0, next).filter(|&page| page < pages.end) {
-            self.clear(page);
-            next = page + 1;
-        }
-    }
-
-    fn clear(&mut self, page: usize) {
-        let mut at = page;
-        for level in &mut self.levels {
-            level[at / 64] &= !(1 << (at % 64));
-            if level[at / 64] != 0 {
-                return;
+        let mut word = pages.start / WORD_PAGES;
+        while let Some((&found, bits)) = self.0.range_mut(word..pages.end.div_ceil(WORD_PAGES).max(word)).next() {
+            *bits &= !bits_of(found, &pages);
+            if *bits == 0 {
+                self.0.remove(&found);
             }
-            at /= 64;
+            word = found + 1;
         }
-    }
-
-    /// The first bit of `level` that is set, from `from` on.
-    fn next_in(&self, level: usize, from: usize) -> Option<usize> {
-        let words = &self.levels[level];
-        let word = from / 64;
-        let here = words.get(word)? & (u64::MAX << (from % 64));
-        if here != 0 {
-            return Some(word * 64 + here.trailing_zeros() as usize);
-        }
-        let next = if level + 1 < self.levels.len() {
-            self.next_in(level + 1, word + 1)?
-        } else {
-            word + 1 + words[word + 1..].iter().position(|&word| word != 0)?
-        };
-        Some(next * 64 + words[next].trailing_zeros() as usize)
-    }
-
-    /// The first page from `from` on that is not in the set.
-    fn next_out(&self, from: usize) -> usize {
-        let words = &self.levels[0];
-        let mut word = from / 64;
-        let mut out = !words[word] & (u64::MAX << (from % 64));
-        while out == 0 {
-            word += 1;
-            match words.get(word) {
-                Some(&bits) => out = !bits,
-                None => return word * 64,
-            }
-        }
-        word * 64 + out.trailing_zeros() as usize
     }
 
     /// The runs of neighbouring pages of the set that lie in `pages`, cut to it.
     pub(super) fn within(&self, pages: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let mut next = pages.start;
+        let first = pages.start / WORD_PAGES;
+        let mut words = self.0.range(first..pages.end.div_ceil(WORD_PAGES).max(first)).peekable();
+        // What of the word at hand is not told yet.
+        let mut left = (0, 0);
         std::iter::from_fn(move || {
-            let start = self.next_in(0, next).filter(|&page| page < pages.end)?;
-            let end = self.next_out(start).min(pages.end);
-            next = end;
+            while left.1 == 0 {
+                let (&word, &bits) = words.next()?;
+                left = (word, bits & bits_of(word, &pages));
+            }
+            let start = left.0 * WORD_PAGES + left.1.trailing_zeros() as usize;
+            let mut end = start;
+            loop {
+                let bit = end % WORD_PAGES;
+                let run = (left.1 >> bit).trailing_ones() as usize;
+                end += run;
+                if bit + run < WORD_PAGES {
+                    left.1 &= !bits_of(left.0, &(start..end));
+                    break;
+                }
+                // To the word's end: it may go on in the next.
+                left.1 = 0;
+                let Some((&word, &bits)) = words.next_if(|(word, _)| **word == left.0 + 1) else { break };
+                left = (word, bits & bits_of(word, &pages));
+            }
             Some(start..end)
         })
     }
@@ -120,7 +80,7 @@ mod tests {
 
     #[test]
     fn neighbours_become_one_run() {
-        let mut set = HarvestSet::new(1_000).unwrap();
+        let mut set = HarvestSet::default();
         for page in [5, 7, 6, 6, 1, 0] {
             set.insert(page);
         }
@@ -131,7 +91,7 @@ mod tests {
 
     #[test]
     fn removing_cuts_runs() {
-        let mut set = HarvestSet::new(1_000).unwrap();
+        let mut set = HarvestSet::default();
         (0..10).for_each(|page| set.insert(page));
         set.remove(3..5);
         assert_eq!(runs(&set), [0..3, 5..10]);
@@ -148,10 +108,10 @@ mod tests {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             ((seed >> 33) % below) as usize
         };
-        // Far apart, so that every level is used; the last ends with the set.
-        const PAGES: usize = if cfg!(miri) { 64 << 10 } else { 64 << 20 };
+        // Far apart; the last is that of the largest region.
+        const PAGES: usize = 1 << 45;
         let places = [0, 20_000, PAGES / 8 * 5, PAGES - 100];
-        let mut set = HarvestSet::new(PAGES).unwrap();
+        let mut set = HarvestSet::default();
         let mut oracle = std::collections::BTreeSet::new();
         const CHANGES: usize = if cfg!(miri) { 100 } else { 5_000 };
         for _ in 0..CHANGES {

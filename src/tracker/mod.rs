@@ -24,6 +24,8 @@
 
 mod census;
 mod claim;
+#[cfg(all(test, not(loom)))]
+mod ending;
 mod fork;
 mod harvest;
 mod held;
@@ -265,7 +267,9 @@ impl<O: PageObserver> Tracker<O> {
     ///
     /// # Errors
     ///
-    /// [`Error::BadArgument`] where no region starts there.
+    /// [`Error::BadArgument`] where no region starts there. After any other error the
+    /// region is removed all the same: nothing made from it can be reached, and it is
+    /// tracked no more, as far as the system let it.
     pub fn remove_region(&self, guest: GuestAddr) -> Result<(), Error> {
         let space = &mut *self.gate.write();
         let at = space

@@ -71,7 +71,6 @@ impl<O: PageObserver> Region<O> {
     ) -> Result<Self, Error> {
         let Wiring { observer, counters, policy } = wiring;
         let (mode, pages) = (protection.mode(), host.len() >> page.shift());
-        let harvested = if mode == Mode::Deferred { pages } else { 0 };
         Ok(Self {
             guest,
             host,
@@ -83,7 +82,7 @@ impl<O: PageObserver> Region<O> {
             observer,
             counters,
             repeats: Repeats::new(),
-            harvest: Mutex::new(HarvestSet::new(harvested)?),
+            harvest: Mutex::default(),
             lost: AtomicBool::new(false),
             opening: AtomicUsize::new(0),
             policy,
@@ -166,14 +165,16 @@ impl<O: PageObserver> Region<O> {
         }
     }
 
-    /// Ends the tracking. The claims that are left keep the descriptors.
+    /// Ends the tracking. The claims that are left keep the descriptors. Each step is
+    /// taken, whatever became of the one before; the first error is told.
     pub(super) fn retire(&self) -> Result<(), Error> {
         self.lose();
         // The memory is the embedder's alone afterwards.
         self.await_cancelled(0..self.pages.pages());
+        let fenced = self.fence_threads();
         // A claim may keep the mechanism for long, and nobody answers a fault any more.
-        let detached = self.fence_threads().and_then(|()| self.protection.detach(self.host));
-        detached.or_else(|_| self.protection.abandon(self.host))
+        let detached = self.protection.detach(self.host).or_else(|_| self.protection.abandon(self.host));
+        fenced.and(detached)
     }
 
     /// The harvest looks at `pages` no more.
@@ -321,7 +322,7 @@ impl<O: PageObserver> Region<O> {
         }
         let now_ms = coarse_ms();
         let mut left = false;
-        self.pages.for_each_made(|page, desc| {
+        self.pages.existing(0..self.pages.pages()).for_each(|(page, desc)| {
             if desc.word.load().state() != PageState::Checked {
                 return;
             }

@@ -6,7 +6,9 @@
 //! write there): then un-protecting helps nothing and the same fault comes back
 //! for ever. Such a fault is the second one of the same store while the page's
 //! state and generation are what the first one left: no protecting system call
-//! was made in between.
+//! was made in between. Nor did the mechanism change the page's access for anybody
+//! else (`Protection::access_changes`): a change that is under way may refuse a store
+//! that it will allow.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,6 +19,9 @@ use crate::sys::fault::this_thread;
 /// which costs a needless retry.
 const SLOTS: usize = 64;
 
+/// No fault's fingerprint.
+const NONE: u64 = 0;
+
 #[derive(Debug)]
 pub(super) struct Repeats {
     slots: [AtomicU64; SLOTS],
@@ -24,18 +29,21 @@ pub(super) struct Repeats {
 
 impl Repeats {
     pub(super) fn new() -> Self {
-        Self { slots: core::array::from_fn(|_| AtomicU64::new(0)) }
+        Self { slots: core::array::from_fn(|_| AtomicU64::new(NONE)) }
     }
 
     /// After the un-protect for `fault`, which left the page's state and
-    /// generation as in `word`.
-    pub(super) fn record(&self, fault: &WriteFault, word: u64) {
-        self.slots[slot_of(fault)].store(fingerprint(fault, word), Ordering::Relaxed);
+    /// generation as in `word`, and the number of `changes` of its access.
+    pub(super) fn record(&self, fault: &WriteFault, word: u64, changes: Option<u64>) {
+        let print = changes.map_or(NONE, |changes| fingerprint(fault, word, changes));
+        self.slots[slot_of(fault)].store(print, Ordering::Relaxed);
     }
 
-    /// Whether `fault` is the last one of its thread again, with the same word.
-    pub(super) fn is_repeat(&self, fault: &WriteFault, word: u64) -> bool {
-        self.slots[slot_of(fault)].load(Ordering::Relaxed) == fingerprint(fault, word)
+    /// Whether `fault` is the last one of its thread again, with the same word and the
+    /// same number of changes.
+    pub(super) fn is_repeat(&self, fault: &WriteFault, word: u64, changes: Option<u64>) -> bool {
+        let last = self.slots[slot_of(fault)].load(Ordering::Relaxed);
+        changes.is_some_and(|changes| last == fingerprint(fault, word, changes))
     }
 }
 
@@ -50,9 +58,10 @@ fn slot_of(fault: &WriteFault) -> usize {
 }
 
 /// Mixes all that must be equal into 64 bits.
-fn fingerprint(fault: &WriteFault, word: u64) -> u64 {
+fn fingerprint(fault: &WriteFault, word: u64, changes: u64) -> u64 {
     let pc = fault.pc.map_or(0, |pc| pc.0 as u64);
-    [thread_of(fault), pc, fault.addr.0 as u64, word].into_iter().fold(0x9e37_79b9_7f4a_7c15, |hash: u64, part| {
+    let parts = [thread_of(fault), pc, fault.addr.0 as u64, word, changes];
+    parts.into_iter().fold(0x9e37_79b9_7f4a_7c15, |hash: u64, part| {
         (hash ^ part).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(31)
     }) | 1
 }
@@ -66,7 +75,10 @@ mod tests {
     use super::super::opened_whole::Nobody;
     use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
     use crate::protection::model::{Model, Moment};
-    use crate::protection::{Access, Handled, Mode, Options, Protection};
+    use crate::protection::mprotect::{Mprotect, fake::FakeKernel};
+    use crate::protection::{Access, Handled, Mode, Options, Protection, WriteFault};
+    use crate::sync::stepped::{interrupt_at, was_interrupted};
+    use crate::sys::fault::{Delivery, dispatch};
 
     const PAGE: PageSize = PageSize::from_shift(12);
     const HOST: HostAddr = HostAddr(1 << 45);
@@ -99,5 +111,47 @@ mod tests {
         let retired = AtomicBool::new(false);
         assert_eq!(model.store(HOST, 1, || retired.store(true, SeqCst)), Handled::Retry);
         assert!(retired.into_inner());
+    }
+
+    /// The guest's own mprotect of a page that it may write before and after, at each
+    /// two steps of which a store is tried: it goes through in the end, and nobody takes
+    /// it for a crash.
+    #[test]
+    fn a_store_at_each_two_steps_of_the_guests_mprotect() {
+        const START: HostAddr = HostAddr(6 << 44);
+        crate::sys::membarrier::register_fence().unwrap();
+        for gap in 0..24 {
+            for step in 0.. {
+                let kernel = FakeKernel::new(START, PAGE);
+                let mechanism: Arc<dyn Protection> = Arc::new(Mprotect::new(PAGE, kernel.clone()).unwrap());
+                let tracker = Tracker::new(Arc::new(Nobody));
+                let host = HostRange::of_pages(START, 1, PAGE);
+                let open = || Ok(mechanism);
+                tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), open).unwrap();
+                tracker.begin(GuestAddr(0)).unwrap();
+                // Once. Whether it went through.
+                let store = move || {
+                    let retires = kernel.access_of(0) == Access::ReadWrite;
+                    if !retires {
+                        let fault = WriteFault { addr: START, pc: None, tid: 0 };
+                        let handled = dispatch(Delivery::Sigsegv, &fault);
+                        assert_eq!(handled, Handled::Retry, "{gap} steps behind step {step}");
+                    }
+                    retires
+                };
+                let (first, again) = (store.clone(), store.clone());
+                interrupt_at(step, move || {
+                    first();
+                    interrupt_at(gap, move || _ = again());
+                });
+                tracker.set_access(GuestAddr(0), PAGE.bytes() as u64, Access::ReadWrite).unwrap();
+                let was_interrupted = was_interrupted();
+                assert!(store() || store(), "{gap} steps behind step {step}: it goes through");
+                if !was_interrupted {
+                    assert!(step + gap > 10, "{step}");
+                    break;
+                }
+            }
+        }
     }
 }

@@ -316,10 +316,11 @@ impl<O: PageObserver> Region<O> {
     /// is not ours.
     fn retry_once(&self, fault: &WriteFault) -> Handled {
         const NEVER: u64 = 0;
-        if self.repeats.is_repeat(fault, NEVER) {
+        let changes = self.protection.access_changes(fault.addr);
+        if self.repeats.is_repeat(fault, NEVER, changes) {
             return Handled::NotOurs;
         }
-        self.repeats.record(fault, NEVER);
+        self.repeats.record(fault, NEVER, changes);
         Handled::Retry
     }
 
@@ -353,7 +354,8 @@ unsafe impl<O: PageObserver> FaultSink for Region<O> {
         let used = self.pages.get(page).map(|desc| (desc, desc.word.load())).filter(|(_, seen)| !seen.is_pristine());
         let Some((desc, seen)) = used else { return self.retry_once(fault) };
         let writable = matches!(seen.state(), PageState::Open | PageState::Checked);
-        if writable && self.repeats.is_repeat(fault, seen.without_count()) {
+        let changes = self.protection.access_changes(fault.addr);
+        if writable && self.repeats.is_repeat(fault, seen.without_count(), changes) {
             return Handled::NotOurs;
         }
         let place = self.streams.arrive(page.0, self.limits.open_ahead_pages);
@@ -382,7 +384,7 @@ unsafe impl<O: PageObserver> FaultSink for Region<O> {
             ahead.word.leave_unprotect();
         }
         let after = desc.word.leave_unprotect();
-        self.repeats.record(fault, after.without_count());
+        self.repeats.record(fault, after.without_count(), self.protection.access_changes(fault.addr));
         if opened.is_err() {
             let _ = self.open_all();
         }

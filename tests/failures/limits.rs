@@ -1,4 +1,4 @@
-//! Limits of the process: open files, mappings, addresses.
+//! Limits of the process: open files, mappings, addresses, regions.
 //!
 //! # Safety
 //!
@@ -10,11 +10,11 @@ use core::ptr;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use codewarden::addr::{GuestAddr, HostAddr};
+use codewarden::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use codewarden::code_buffer::CodeBuffer;
 use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{Access, Mode};
+use codewarden::protection::{Access, MAX_REGIONS, Mode};
 use codewarden::tracker::{BeginError, RegionOptions};
 use codewarden::{CodeCache, EntryStubs, Key};
 
@@ -279,30 +279,19 @@ fn mappings_under_an_announcement() {
     });
 }
 
-/// A region's tables and its page descriptors are asked for: an error, where other
-/// allocations end the process.
+/// Page descriptors are asked for: an error, where other allocations end the process.
 #[test]
 fn addresses() {
     scenario("limits::addresses", &Mode::ALL, End::Well, |mode| {
         const LEN: usize = 128 << 30;
         let memory = GuestMemory::anonymous(LEN).unwrap();
         let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE).unwrap();
-        // Big enough that its tables do not fit into what is left.
-        let whole = region(GUEST, &memory, mode);
-        let half = RegionOptions { host: half_of(&memory), ..whole };
         // SAFETY: the memory outlives the cache.
-        let added = |options| unsafe { cache.tracker().add_region(options) };
-
-        leave_addresses(256 << 10);
-        let refused = added(whole);
-        set_limit(libc::RLIMIT_AS, libc::RLIM_INFINITY);
-        assert!(matches!(&refused, Err(error) if error.to_string().contains("ulimit -v")), "{mode}: {refused:?}");
-
-        added(half).unwrap();
+        unsafe { cache.tracker().add_region(region(GUEST, &memory, mode)) }.unwrap();
         cache.tracker().begin(GuestAddr(GUEST)).unwrap();
         leave_addresses(256 << 10);
         // Each page has descriptors of its own.
-        let pages = (1..(LEN as u64 / 2) >> 21).map(|number| GuestAddr(GUEST + (number << 21)));
+        let pages = (1..LEN as u64 >> 21).map(|number| GuestAddr(GUEST + (number << 21)));
         let refused = pages.map(|page| cache.tracker().begin(page)).find_map(Result::err);
         set_limit(libc::RLIMIT_AS, libc::RLIM_INFINITY);
         let Some(BeginError::Failed(error)) = refused else { panic!("{mode}: {refused:?}") };
@@ -314,15 +303,35 @@ fn addresses() {
     });
 }
 
+/// The error says what helps: one region over all of the memory.
+#[test]
+fn regions() {
+    scenario("limits::regions", &Mode::ALL, End::Well, |mode| {
+        set_limit(libc::RLIMIT_NOFILE, 8 * MAX_REGIONS as u64);
+        let memory = GuestMemory::anonymous(2 * (MAX_REGIONS + 1) * page_bytes()).unwrap();
+        let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE).unwrap();
+        let page = PageSize::host();
+        let at = |number: usize| (2 * number * page_bytes()) as u64;
+        let add = |number: usize| {
+            let start = HostAddr(memory.range().start().0 + at(number) as usize);
+            let host = HostRange::new(start, page_bytes(), page).unwrap();
+            // SAFETY: the memory outlives the cache.
+            unsafe { cache.tracker().add_region(RegionOptions::new(GuestAddr(GUEST + at(number)), host, mode)) }
+        };
+        let refused = (0..=MAX_REGIONS).find_map(|number| add(number).err().map(|error| (number, error)));
+        let Some((number, error)) = refused else { return assert_eq!(mode, Mode::None) };
+        assert_eq!(number, MAX_REGIONS, "{error}");
+        assert!(matches!(error, Error::Full { limit: MAX_REGIONS, .. }), "{error}");
+        assert!(error.to_string().contains("make one region of memory that lies together"), "{error}");
+        (0..MAX_REGIONS).for_each(|number| cache.tracker().remove_region(GuestAddr(GUEST + at(number))).unwrap());
+        let guest = Fixture::new(mode, memory);
+        guest.expect_tracked(1);
+    });
+}
+
 /// Lets the process map so much more and no more.
 fn leave_addresses(len_bytes: usize) {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let mapped_pages: usize = statm.split(' ').next().unwrap().parse().unwrap();
     set_limit(libc::RLIMIT_AS, (mapped_pages * page_bytes() + len_bytes) as u64);
-}
-
-fn half_of(memory: &GuestMemory) -> codewarden::addr::HostRange {
-    let page = codewarden::addr::PageSize::host();
-    let start = HostAddr(memory.range().start().0);
-    codewarden::addr::HostRange::new(start, memory.len() / 2, page).unwrap()
 }

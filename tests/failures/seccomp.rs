@@ -8,11 +8,13 @@
 
 use core::ffi::{c_int, c_long};
 
+use codewarden::addr::GuestAddr;
 use codewarden::error::Error;
 use codewarden::protection::{Mode, Probe};
 
 use crate::address_space::{replace, unmap};
 use crate::scenario::{End, SYNCHRONOUS, TRACKING, UFFD, byte_of, fixture, scenario};
+use crate::support::{Fixture, GUEST};
 
 /// One call that a filter answers: its number, and the low half of its second
 /// argument where that decides.
@@ -30,6 +32,7 @@ const USERFAULTFD: Call = Call { number: libc::SYS_userfaultfd, command: None };
 const MPROTECT: Call = Call { number: libc::SYS_mprotect, command: None };
 const MINCORE: Call = Call { number: libc::SYS_mincore, command: None };
 const CLOSE: Call = Call { number: libc::SYS_close, command: None };
+const MEMBARRIER: Call = Call { number: libc::SYS_membarrier, command: None };
 const DUP3: Call = Call { number: libc::SYS_dup3, command: None };
 /// `_IO(0xAA, 0)`
 const USERFAULTFD_IOC_NEW: Call = ioctl(0xaa00);
@@ -87,7 +90,7 @@ fn expect_fallback(missing: &[Mode], says: &str) {
         assert!(matches!(&error, Error::ModeUnavailable { mode: at, .. } if at == mode), "{error}");
         assert!(error.to_string().contains(says), "{error}");
     }
-    let (best, why) = probe.best_synchronous();
+    let (best, why) = probe.best_synchronous().unwrap();
     if missing.contains(&Mode::Sigbus) {
         assert_eq!(best, Mode::Mprotect, "{why}");
         assert!(why.contains(says), "{why}");
@@ -181,6 +184,28 @@ fn scan_and_replacing_refused_under_a_region() {
 fn scan_replacing_and_closing_refused_under_a_region() {
     let name = "seccomp::scan_replacing_and_closing_refused_under_a_region";
     scenario(name, &[Mode::Deferred], End::Well, |mode| scan_and_more_refused(mode, &[DUP3, CLOSE]));
+}
+
+/// Nothing orders other threads behind the end any more. It is an error, and the region
+/// ends all the same: nothing stays protected, no descriptor stays.
+#[test]
+fn membarrier_refused_at_the_end_of_a_region() {
+    scenario("seccomp::membarrier_refused_at_the_end_of_a_region", &SYNCHRONOUS, End::Well, |mode| {
+        let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = descriptors();
+        let guest = fixture(mode);
+        (1..4).for_each(|page| guest.block(page));
+        refuse(&[MEMBARRIER], errno(libc::EPERM));
+        let error = guest.cache.tracker().remove_region(GuestAddr(GUEST)).expect_err("the barrier is refused");
+        assert!(error.to_string().contains("membarrier"), "{error}");
+        (1..4).for_each(|page| guest.expect_dead(page));
+        (1..4).for_each(|page| guest.store(byte_of(page), 1));
+        assert_eq!(guest.cache.tracker().mode_at(GuestAddr(GUEST)), None);
+        // Dead blocks keep their claims for a while.
+        let Fixture { cache, memory: _memory, .. } = guest;
+        drop(cache);
+        assert_eq!(descriptors(), before, "{mode}");
+    });
 }
 
 /// Whether a page that cannot be protected is a hole is asked by `mincore`: where

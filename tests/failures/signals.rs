@@ -10,9 +10,13 @@ use core::ffi::{c_int, c_void};
 use core::mem::MaybeUninit;
 use core::ptr;
 
+use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Handled, Mode, handle_fault, handler_is_ours, is_blocked_here};
+use codewarden::tracker::RegionOptions;
+use codewarden::{CodeCache, EntryStubs};
 
 use crate::scenario::{End, byte_of, fixture, scenario};
+use crate::support::{GUEST, PAGES, page_bytes, region};
 
 /// The signal by which `mode` learns of a store.
 fn signal_of(mode: Mode) -> c_int {
@@ -58,6 +62,25 @@ fn sigbus_blocked() {
 #[test]
 fn sigsegv_blocked() {
     scenario("signals::sigsegv_blocked", &[Mode::Mprotect], End::Signal(libc::SIGSEGV), blocked);
+}
+
+/// A thread that adds a region and blocks its signal will block it when it stores, and so
+/// will the threads that it starts: an error, whoever owns the signals.
+#[test]
+fn blocked_when_a_region_is_added() {
+    let modes = [Mode::Sigbus, Mode::Mprotect];
+    scenario("signals::blocked_when_a_region_is_added", &modes, End::Well, |mode| {
+        let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
+        let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE).unwrap();
+        block(&[signal_of(mode)]);
+        for embedder_owns_signals in [false, true] {
+            let options = RegionOptions { embedder_owns_signals, ..region(GUEST, &memory, mode) };
+            // SAFETY: the memory outlives the cache.
+            let error = unsafe { cache.tracker().add_region(options) }.unwrap_err().to_string();
+            let name = if mode == Mode::Sigbus { "SIGBUS" } else { "SIGSEGV" };
+            assert!(error.contains(name) && error.contains(mode.name()) && error.contains("unblock"), "{error}");
+        }
+    });
 }
 
 /// The other modes need no signal of the storing thread.

@@ -36,7 +36,9 @@ bool is_coherent(uint8_t *memory)
     auto options = cw_cache_options_default();
     options.policy = CW_POLICY_PLAIN;
     auto cache = make<cw_cache>([&](auto out) { return cw_cache_new(&options, out); });
-    const auto region = cw_region_options_default(guest, memory, len, cw_best_synchronous(nullptr));
+    cw_mode mode;
+    must(cw_best_synchronous(&mode, nullptr));
+    const auto region = cw_region_options_default(guest, memory, len, mode);
     must(cw_cache_add_region(cache.get(), &region));
     {
         auto ticket = make<cw_ticket>([&](auto out) { return cw_cache_begin(cache.get(), guest, out); });

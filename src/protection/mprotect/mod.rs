@@ -1,0 +1,340 @@
+//! mprotect and SIGSEGV: the baseline, for kernels without userfaultfd.
+//!
+//! A store to a page without PROT_WRITE gives SIGSEGV with `SEGV_ACCERR`. Unlike
+//! a userfaultfd this shares one set of bits with the guest's own mprotect, so
+//! what the guest may do is kept here, and a page that the guest made read-only is
+//! read-only when it is un-protected. Each state of pages is a VMA of its own: the
+//! kernel's limit (`vm.max_map_count`) ends this at about 32,750 scattered pages.
+//!
+//! At that limit not only protecting fails: to open one page in the middle of
+//! protected ones takes two more mappings. Opening all of them takes none, so
+//! [`Protection::abandon`] is the un-protect of the whole range, and a call that
+//! fails at one page goes on behind it.
+//!
+//! A page has a [`Word`] once its neighbourhood was protected. A page without a word
+//! was never protected, so the kernel has what the guest asked for: nothing that
+//! opens pages looks at it.
+//!
+//! # Two that change one page
+//!
+//! A handler opens a page while another thread carries out the guest's mprotect,
+//! and the handler cannot wait for a lock.
+//!
+//! - **Changes** (protect, the guest's mprotect, attach, detach) take turns, under a
+//!   lock. A change first writes the words, then waits until no thread is opening one
+//!   of the pages: that thread may go by the word that was there before. Then it calls
+//!   the kernel with what the words say, looks at them again, and starts over if a page
+//!   was opened meanwhile.
+//! - **Opening** takes no lock. It enters in the word, asks the kernel to let stores
+//!   through if the guest may store, and leaves. It never takes access away.
+//!
+//! So the last call to the kernel was made with the last value of the word. Until a
+//! change is over the kernel may refuse a store that the word allows: the change writes
+//! that in the word too, and [`Protection::access_changes`] tells the tracker, which
+//! then takes the fault for one that has to be tried again.
+
+mod attached;
+#[cfg(all(test, not(loom)))]
+pub(crate) mod fake;
+#[cfg(all(test, not(loom)))]
+mod tests;
+mod word;
+
+use core::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::io::Errno;
+
+use super::attachments::Attachments;
+use super::{Access, FaultSink, KernelWrites, Mode, Protection};
+use crate::addr::{HostAddr, HostRange, PageSize};
+use crate::error::Error;
+use crate::sparse::Sparse;
+use crate::sync::yield_now;
+use crate::sys::fault::Delivery;
+use crate::sys::fork::Owner;
+use crate::sys::mmap;
+use crate::sys::pieces::for_each_piece;
+use attached::Attached;
+use word::{Seen, Word};
+
+/// No address of a process has more bits, on x86-64 and on aarch64.
+const ADDRESS_BITS: u32 = 56;
+
+/// Words that are made together.
+const LEAF_PAGES: usize = 512;
+
+/// What is asked of the kernel. Async-signal-safe but for errno.
+pub(crate) trait Kernel: fmt::Debug + Send + Sync + 'static {
+    /// `mprotect`.
+    fn set_access(&self, start: usize, len_bytes: usize, access: Access) -> Result<(), Errno>;
+
+    /// Whether the page at `start` is mapped, as far as is known.
+    fn is_mapped(&self, start: HostAddr, page: PageSize) -> bool;
+}
+
+/// The one that runs this process.
+#[derive(Debug)]
+pub(super) struct ThisKernel;
+
+impl Kernel for ThisKernel {
+    fn set_access(&self, start: usize, len_bytes: usize, access: Access) -> Result<(), Errno> {
+        mmap::mprotect(start, len_bytes, access != Access::None, access == Access::ReadWrite)
+    }
+
+    fn is_mapped(&self, start: HostAddr, page: PageSize) -> bool {
+        mmap::is_mapped(start, page)
+    }
+}
+
+pub(crate) struct Mprotect<K: Kernel> {
+    page: PageSize,
+    kernel: K,
+    attachments: Attachments,
+    /// By the number of the page in this process.
+    words: Sparse<Word>,
+    /// Its lock is what changes take turns by.
+    attached: Mutex<Attached>,
+    owner: Owner,
+}
+
+impl<K: Kernel> fmt::Debug for Mprotect<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mprotect").field("attachments", &self.attachments).finish_non_exhaustive()
+    }
+}
+
+impl<K: Kernel> Mprotect<K> {
+    pub(crate) fn new(page: PageSize, kernel: K) -> Result<Self, Error> {
+        Ok(Self {
+            page,
+            kernel,
+            attachments: Attachments::new(Delivery::Sigsegv),
+            words: Sparse::new(1 << (ADDRESS_BITS - page.shift()), LEAF_PAGES)?,
+            attached: Mutex::default(),
+            owner: Owner::this_process()?,
+        })
+    }
+
+    fn attached(&self) -> MutexGuard<'_, Attached> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pages_of(&self, range: HostRange) -> Range<usize> {
+        range.start().0 >> self.page.shift()..range.end().0 >> self.page.shift()
+    }
+
+    fn not_attached(&self, page: usize, end: usize) -> Error {
+        Error::BadRange {
+            start: (page << self.page.shift()) as u64,
+            len: ((end - page) << self.page.shift()) as u64,
+            why: "it is not attached",
+        }
+    }
+
+    /// The longest run from `at` on of pages that the kernel has to give equal access,
+    /// and that access. Pages without a word have `others`. There `None` says that the
+    /// kernel need not be asked.
+    fn run(&self, at: usize, end: usize, others: Option<Access>) -> (usize, Option<Access>) {
+        let mut next = at;
+        let mut wanted = None;
+        for (page, word) in self.words.existing(at..end) {
+            if page > next {
+                if *wanted.get_or_insert(others) != others {
+                    return (next, wanted.flatten());
+                }
+                next = page;
+            }
+            let access = word.load().kernel_access();
+            if *wanted.get_or_insert(access) != access {
+                return (next, wanted.flatten());
+            }
+            next = page + 1;
+        }
+        if next < end && *wanted.get_or_insert(others) != others {
+            return (next, wanted.flatten());
+        }
+        (end, wanted.flatten())
+    }
+
+    /// mprotect, over holes: ENOMEM on one page is a hole, or the VMA limit. Goes on
+    /// behind what the kernel refuses and gives the first errno.
+    fn apply(&self, pages: Range<usize>, access: Access) -> Result<(), Errno> {
+        let start = HostAddr(pages.start << self.page.shift());
+        let mut done = Ok(());
+        for_each_piece(
+            HostRange::of_pages(start, pages.len(), self.page),
+            self.page,
+            &[Errno::NOMEM],
+            |start, len_bytes| self.kernel.set_access(start, len_bytes, access),
+            |at, errno| {
+                if done.is_ok() && self.kernel.is_mapped(at, self.page) {
+                    done = Err(errno);
+                }
+                Ok(())
+            },
+        )
+        .and(done)
+    }
+
+    /// Changes the words of `pages`, then the kernel's access to match, run by run of
+    /// equal pages; to pages without a word the kernel gives `others`. Goes on behind
+    /// what the kernel refuses and gives the first errno.
+    fn change(
+        &self,
+        _turn: &MutexGuard<'_, Attached>,
+        pages: Range<usize>,
+        others: Option<Access>,
+        next: impl Fn(Seen) -> Seen,
+    ) -> Result<(), Error> {
+        for (_, word) in self.words.existing(pages.clone()) {
+            word.begin_change(&next);
+        }
+        // In a fork's child the threads that are counted may not be there.
+        if self.owner.is_current() {
+            for (_, word) in self.words.existing(pages.clone()) {
+                while word.is_being_opened() {
+                    yield_now();
+                }
+            }
+        }
+        let mut done = Ok(());
+        let mut at = pages.start;
+        while at < pages.end {
+            let (end, access) = self.run(at, pages.end, others);
+            let applied = access.map_or(Ok(()), |access| self.apply(at..end, access));
+            let is_settled = |(_, word): (usize, &Word)| word.load().kernel_access() == access;
+            if self.words.existing(at..end).all(is_settled) {
+                at = end;
+                done = done.and(applied);
+            }
+        }
+        for (_, word) in self.words.existing(pages.clone()) {
+            word.end_change();
+        }
+        done.map_err(|errno| self.refused(&pages, errno))
+    }
+
+    fn refused(&self, pages: &Range<usize>, errno: Errno) -> Error {
+        Error::system("mprotect", pages.start << self.page.shift(), pages.len() << self.page.shift(), errno)
+    }
+}
+
+impl<K: Kernel> Protection for Mprotect<K> {
+    fn mode(&self) -> Mode {
+        Mode::Mprotect
+    }
+
+    fn kernel_writes(&self) -> KernelWrites {
+        KernelWrites::Refused
+    }
+
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, access: Access) -> Result<(), Error> {
+        let pages = self.pages_of(range);
+        if pages.end > self.words.len() {
+            let why = "this process has no such addresses";
+            return Err(Error::BadRange { start: range.start().0 as u64, len: range.len() as u64, why });
+        }
+        self.attachments.add(range, sink, || {
+            let mut attached = self.attached();
+            attached.set(pages.clone(), access);
+            self.change(&attached, pages, None, |seen| seen.with_access(Some(access)).open())
+        })
+    }
+
+    fn detach(&self, range: HostRange) -> Result<(), Error> {
+        self.attachments.remove(range, || {
+            let mut attached = self.attached();
+            let mut done = Ok(());
+            for part in attached.within(self.pages_of(range)) {
+                let open = self.change(&attached, part.clone(), None, Seen::open);
+                // Otherwise `abandon` tries once more, by the words.
+                if open.is_ok() {
+                    done = done.and(self.change(&attached, part, None, |seen| seen.with_access(None)));
+                }
+                done = done.and(open);
+            }
+            attached.remove(self.pages_of(range));
+            done
+        })
+    }
+
+    fn protect(&self, range: HostRange) -> Result<(), Error> {
+        let pages = self.pages_of(range);
+        let attached = self.attached();
+        if let Some(missing) = attached.first_missing(pages.clone()) {
+            return Err(self.not_attached(missing, pages.end));
+        }
+        let mut at = pages.start;
+        while at < pages.end {
+            self.words.make(at, |page| Word::new(attached.access_of(page)))?;
+            at = (at / LEAF_PAGES + 1) * LEAF_PAGES;
+        }
+        self.change(&attached, pages.clone(), None, Seen::protected).inspect_err(|_| {
+            // At the VMA limit this fails as well, and leaves what is harmless: protected pages.
+            let _ = self.change(&attached, pages, None, Seen::open);
+        })
+    }
+
+    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
+        let pages = self.pages_of(range);
+        for (_, word) in self.words.existing(pages.clone()) {
+            word.enter();
+        }
+        let mut done = Ok(());
+        let mut at = pages.start;
+        while at < pages.end {
+            let (end, access) = self.run(at, pages.end, None);
+            // Of other pages the protection took nothing away.
+            if access == Some(Access::ReadWrite) {
+                done = done.and(self.apply(at..end, Access::ReadWrite));
+            }
+            at = end;
+        }
+        for (_, word) in self.words.existing(pages.clone()) {
+            word.leave();
+        }
+        done.map_err(|errno| self.refused(&pages, errno))
+    }
+
+    fn access_changes(&self, address: HostAddr) -> Option<u64> {
+        self.words.get(address.0 >> self.page.shift()).map_or(Some(0), |word| word.load().changes())
+    }
+
+    fn harvest(&self, _: HostRange, _: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
+        Ok(()) // every write was told when it was made
+    }
+
+    fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
+        let pages = self.pages_of(range);
+        let mut attached = self.attached();
+        if let Some(missing) = attached.first_missing(pages.clone()) {
+            return Err(self.not_attached(missing, pages.end));
+        }
+        attached.set(pages.clone(), access);
+        self.change(&attached, pages, Some(access), |seen| seen.with_access(Some(access)))
+    }
+
+    /// The words and what the kernel makes of them are the child's already. Threads
+    /// that were opening or changing pages did not come along.
+    fn continue_in_child(
+        self: Arc<Self>,
+        range: HostRange,
+        sink: &mut dyn FnMut(Arc<dyn Protection>) -> Result<Arc<dyn FaultSink>, Error>,
+    ) -> Result<(), Error> {
+        self.owner.take_over()?;
+        let open = self.change(&self.attached(), self.pages_of(range), None, |seen| seen.open().without_openers());
+        self.attachments.remove(range, || Ok(()))?;
+        self.attachments.add(range, &sink(self.clone())?, || open)
+    }
+}
+
+impl<K: Kernel> Drop for Mprotect<K> {
+    fn drop(&mut self) {
+        self.attachments.clear(|range| {
+            // Where the kernel refuses nothing more can be done.
+            let _ = self.change(&self.attached(), self.pages_of(range), None, Seen::open);
+        });
+    }
+}

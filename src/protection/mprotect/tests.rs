@@ -1,0 +1,162 @@
+//! Changes and openers of one page, at each step of each other; and the cost of
+//! regions of any size.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
+
+use super::fake::FakeKernel;
+use super::{Access, FaultSink, Mprotect, Protection};
+use crate::addr::{HostAddr, HostRange, PageSize};
+use crate::protection::{Handled, WriteFault};
+use crate::sync::stepped::{interrupt_at, was_interrupted};
+
+const PAGE: PageSize = PageSize::from_shift(12);
+
+struct Nobody;
+
+#[allow(unsafe_code)]
+// SAFETY: does nothing.
+unsafe impl FaultSink for Nobody {
+    fn on_write(&self, _: &WriteFault) -> Handled {
+        Handled::NotOurs
+    }
+
+    fn on_lost(&self) {}
+}
+
+/// Two attached pages at `start`, which no other test has.
+fn two_pages(start: HostAddr, kernel: FakeKernel) -> (Arc<Mprotect<FakeKernel>>, HostRange) {
+    let range = HostRange::of_pages(start, 2, PAGE);
+    let protection = Arc::new(Mprotect::new(PAGE, kernel).unwrap());
+    let sink: Arc<dyn FaultSink> = Arc::new(Nobody);
+    protection.attach(range, &sink, Access::ReadWrite).unwrap();
+    (protection, range)
+}
+
+/// In the end the kernel allows what the words say, and a page that is not protected
+/// again is open.
+#[test]
+fn a_page_is_opened_at_each_step_of_a_change() {
+    const START: HostAddr = HostAddr(3 << 44);
+    type Change = fn(&Mprotect<FakeKernel>, HostRange);
+    let changes: [(Option<Access>, Change); 4] = [
+        (None, |protection, range| protection.protect(range).unwrap()),
+        (Some(Access::ReadWrite), |protection, range| protection.set_access(range, Access::ReadWrite).unwrap()),
+        (Some(Access::Read), |protection, range| protection.set_access(range, Access::Read).unwrap()),
+        (Some(Access::None), |protection, range| protection.set_access(range, Access::None).unwrap()),
+    ];
+    for (access, change) in changes {
+        for step in 0.. {
+            let kernel = FakeKernel::new(START, PAGE);
+            let (protection, range) = two_pages(START, kernel.clone());
+            protection.protect(range).unwrap();
+            let opener = protection.clone();
+            interrupt_at(step, move || opener.unprotect(range).unwrap());
+            change(&protection, range);
+            let was_interrupted = was_interrupted();
+            for page in 0..2 {
+                let word = protection.words.get((START.0 >> PAGE.shift()) + page).unwrap().load();
+                assert_eq!(Some(kernel.access_of(page)), word.kernel_access(), "{access:?}, step {step}");
+                if access.is_some() && was_interrupted {
+                    assert_eq!(Some(kernel.access_of(page)), access, "step {step}");
+                }
+            }
+            if !was_interrupted {
+                assert!(step > 8, "{access:?}: {step} steps");
+                break;
+            }
+        }
+    }
+}
+
+/// A thread is about to let stores through, by the word that it saw. The guest makes the
+/// page read-only meanwhile: that is the last call to the kernel.
+#[test]
+fn a_change_waits_for_who_opens_by_the_word_before() {
+    const START: HostAddr = HostAddr(4 << 44);
+    /// More than a change that waits for nobody takes.
+    const STEPS: usize = 1000;
+    static IS_OPENING: AtomicBool = AtomicBool::new(false);
+    static GO_ON: AtomicBool = AtomicBool::new(false);
+    let kernel = FakeKernel::with_pause(START, PAGE, |access| {
+        if access == Access::ReadWrite {
+            IS_OPENING.store(true, SeqCst);
+            while !GO_ON.load(SeqCst) {
+                std::thread::yield_now();
+            }
+        }
+    });
+    let (protection, range) = two_pages(START, kernel.clone());
+    protection.protect(range).unwrap();
+    std::thread::scope(|scope| {
+        let opener = protection.clone();
+        scope.spawn(move || opener.unprotect(range).unwrap());
+        while !IS_OPENING.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        interrupt_at(STEPS, || GO_ON.store(true, SeqCst));
+        protection.set_access(range, Access::Read).unwrap();
+        let waited = was_interrupted();
+        GO_ON.store(true, SeqCst);
+        assert!(waited, "the change did not wait");
+    });
+    assert_eq!([kernel.access_of(0), kernel.access_of(1)], [Access::Read; 2]);
+}
+
+/// A store that the kernel refuses while a change is under way may be one that the
+/// change will allow, so nobody can tell by the number of changes that nothing moved.
+#[test]
+fn a_change_is_told_from_its_first_step_to_its_last() {
+    const START: HostAddr = HostAddr(5 << 44);
+    static MECHANISM: OnceLock<Arc<Mprotect<FakeKernel>>> = OnceLock::new();
+    let kernel = FakeKernel::with_pause(START, PAGE, |_| {
+        let changes = MECHANISM.get().map(|protection| protection.access_changes(START));
+        assert!(matches!(changes, None | Some(None)), "{changes:?}");
+    });
+    let (protection, range) = two_pages(START, kernel);
+    assert!(MECHANISM.set(protection.clone()).is_ok());
+    protection.protect(range).unwrap();
+    let before = protection.access_changes(START).unwrap();
+    protection.set_access(range, Access::ReadWrite).unwrap();
+    assert!(protection.access_changes(START).unwrap() > before);
+    protection.detach(range).unwrap();
+}
+
+/// A thread of the parent was opening a page, and another had protected one: neither came
+/// along, and the page would be waited for or refused for ever.
+#[test]
+fn a_forks_child_has_no_openers_and_open_pages() {
+    const START: HostAddr = HostAddr(8 << 44);
+    let kernel = FakeKernel::new(START, PAGE);
+    let (protection, range) = two_pages(START, kernel.clone());
+    protection.protect(range).unwrap();
+    let word = protection.words.get(START.0 >> PAGE.shift()).unwrap();
+    word.enter();
+    let mut sink = |_| Ok(Arc::new(Nobody) as Arc<dyn FaultSink>);
+    protection.clone().continue_in_child(range, &mut sink).unwrap();
+    assert!(!word.is_being_opened());
+    assert_eq!([kernel.access_of(0), kernel.access_of(1)], [Access::ReadWrite; 2]);
+    assert_eq!(protection.access_changes(START), Some(2), "protected, and opened");
+}
+
+/// What a region costs follows the pages that were protected.
+#[test]
+fn a_region_of_any_size_costs_the_same_calls() {
+    const START: HostAddr = HostAddr(1 << 50);
+    let calls = [20, 46].map(|shift| {
+        let kernel = FakeKernel::new(START, PAGE);
+        let protection = Mprotect::new(PAGE, kernel.clone()).unwrap();
+        let range = HostRange::of_pages(START, 1 << (shift - PAGE.shift()), PAGE);
+        let sink: Arc<dyn FaultSink> = Arc::new(Nobody);
+        protection.attach(range, &sink, Access::ReadWrite).unwrap();
+        let last = HostRange::of_pages(HostAddr(range.end().0 - PAGE.bytes()), 1, PAGE);
+        protection.protect(last).unwrap();
+        protection.unprotect(range).unwrap();
+        protection.protect(last).unwrap();
+        let before = protection.words.bytes();
+        protection.detach(range).unwrap();
+        drop(protection);
+        (kernel.calls(), before)
+    });
+    assert_eq!(calls[0], calls[1]);
+}

@@ -1,0 +1,94 @@
+//! The end of a region of which steps are refused: no later step is skipped.
+
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+
+use super::Tracker;
+use super::opened_whole::Nobody;
+use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
+use crate::error::Error;
+use crate::protection::{Access, FaultSink, KernelWrites, Mode, Options, Protection};
+
+const PAGE: PageSize = PageSize::from_shift(12);
+
+/// Refuses the steps whose bits are set, and writes down which were asked for.
+#[derive(Debug, Default)]
+struct Refuses {
+    steps: AtomicUsize,
+    asked: Mutex<Vec<&'static str>>,
+}
+
+const STEPS: [&str; 3] = ["fence", "detach", "abandon"];
+
+impl Refuses {
+    fn step(&self, name: &'static str) -> Result<(), Error> {
+        self.asked.lock().unwrap().push(name);
+        let bit = STEPS.iter().position(|step| *step == name).unwrap();
+        if self.steps.load(SeqCst) & 1 << bit == 0 {
+            return Ok(());
+        }
+        Err(Error::system(name, 0, 0, rustix::io::Errno::PERM))
+    }
+}
+
+impl Protection for Refuses {
+    fn mode(&self) -> Mode {
+        Mode::Sigbus
+    }
+
+    fn kernel_writes(&self) -> KernelWrites {
+        KernelWrites::Refused
+    }
+
+    fn attach(&self, _: HostRange, _: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn detach(&self, _: HostRange) -> Result<(), Error> {
+        self.step("detach")
+    }
+
+    fn fence_threads(&self) -> Result<(), Error> {
+        self.step("fence")
+    }
+
+    fn protect(&self, _: HostRange) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn unprotect(&self, _: HostRange) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn abandon(&self, _: HostRange) -> Result<(), Error> {
+        self.step("abandon")
+    }
+
+    fn harvest(&self, _: HostRange, _: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn set_access(&self, _: HostRange, _: Access) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_refused_step_skips_no_later_one() {
+    for refused in 0..1 << STEPS.len() {
+        let tracker = Tracker::new(Arc::new(Nobody));
+        let mechanism = Arc::new(Refuses::default());
+        let host = HostRange::of_pages(HostAddr(7 << 44), 4, PAGE);
+        let open = || Ok(mechanism.clone() as Arc<dyn Protection>);
+        tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), open).unwrap();
+        mechanism.steps.store(refused, SeqCst);
+        let removed = tracker.remove_region(GuestAddr(0));
+        let is_refused = |step: usize| refused & 1 << step != 0;
+        let expected: &[&str] = if is_refused(1) { &STEPS } else { &STEPS[..2] };
+        assert_eq!(*mechanism.asked.lock().unwrap(), expected, "refused: {refused:#b}");
+        assert_eq!(removed.is_err(), is_refused(0) || is_refused(1) && is_refused(2), "{removed:?}");
+        assert_eq!(tracker.mode_at(GuestAddr(0)), None, "it is removed all the same");
+        drop(tracker);
+        assert_eq!(Arc::strong_count(&mechanism), 1, "nothing keeps it");
+    }
+}
