@@ -127,7 +127,7 @@ impl<T> Sparse<T> {
                             leaf = &[];
                             // The first leaf behind the hole.
                             let shift = FANOUT_BITS * level;
-                            let number = ((next / self.leaf_len >> shift) + 1) << shift;
+                            let number = (((next / self.leaf_len) >> shift) + 1) << shift;
                             next = number.saturating_mul(self.leaf_len);
                             continue;
                         }
