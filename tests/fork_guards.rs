@@ -208,10 +208,62 @@ fn generations_of_children_have_as_many_descriptors() {
     }
 }
 
-/// Other instances of the process come and go while one forks: their threads are inside
-/// the library's static locks all the time.
-fn forks_beside(other: impl Fn() + Sync) {
-    const FORKS: usize = 300;
+/// Keeps the first fault until it is let go.
+#[derive(Default)]
+struct Gate {
+    inside: AtomicBool,
+    open: AtomicBool,
+}
+
+// SAFETY: atomics and a spin that the test ends.
+unsafe impl PageObserver for Gate {
+    type Data = ();
+
+    fn written(&self, (): &(), _: &PageWrite) {
+        self.inside.store(true, SeqCst);
+        while !self.open.load(SeqCst) {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// A handler is about to open the page and does not come along. The child inherits the
+/// protection of `mprotect`, and nobody else would open it.
+#[test]
+fn a_page_that_a_thread_was_opening_is_open_in_the_child() {
+    let _alone = alone();
+    let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
+    for mode in modes().into_iter().filter(|mode| mode.is_synchronous()) {
+        let gate = Arc::new(Gate::default());
+        let tracker = Tracker::new(gate.clone());
+        // SAFETY: the memory outlives the tracker.
+        unsafe { tracker.add_region(RegionOptions::new(GuestAddr(0), memory.range(), mode)) }.unwrap();
+        let claim = tracker.begin(GuestAddr(0)).unwrap();
+        let status = std::thread::scope(|scope| {
+            scope.spawn(|| memory.write(0, &[1]).unwrap());
+            while !gate.inside.load(SeqCst) {
+                std::thread::yield_now();
+            }
+            let guard = tracker.before_fork();
+            let status = fork(|| {
+                gate.open.store(true, SeqCst);
+                if guard.after_fork_child().is_err() || claim.is_current() {
+                    return 1;
+                }
+                memory.write(0, &[2]).unwrap();
+                0
+            });
+            gate.open.store(true, SeqCst);
+            status
+        });
+        assert_eq!(status, 0, "{mode}: {} is a store that no handler knew", -libc::SIGSEGV);
+    }
+}
+
+/// Runs `other` over and over while one cache forks, so that a thread is inside a lock at
+/// many of the forks. The child goes on, and does `more`.
+fn forks_beside(other: impl Fn() + Sync, more: impl Fn() -> bool) {
+    const FORKS: usize = 120;
     let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
     for mode in modes().into_iter().filter(|&mode| mode != Mode::None) {
         let cache = cache_on::<()>(&memory, mode);
@@ -227,9 +279,8 @@ fn forks_beside(other: impl Fn() + Sync) {
                 let guards = (buffer.before_fork(), cache.before_fork());
                 fork(|| match (guards.0.after_fork_child(), guards.1.after_fork_child()) {
                     (Ok(()), Ok(())) => {
-                        // What a child makes afterwards takes the locks again.
                         translate(&cache, ());
-                        2 * i32::from(CodeBuffer::new(4096).is_err())
+                        2 * i32::from(!more())
                     }
                     _ => 1,
                 })
@@ -245,13 +296,30 @@ fn forks_beside(other: impl Fn() + Sync) {
 fn forks_beside_regions_that_come_and_go() {
     let _alone = alone();
     let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
-    forks_beside(|| drop(cache_on::<()>(&memory, Mode::Mprotect)));
+    forks_beside(|| drop(cache_on::<()>(&memory, Mode::Mprotect)), || CodeBuffer::new(4096).is_ok());
 }
 
 #[test]
 fn forks_beside_code_buffers_that_come_and_go() {
     let _alone = alone();
-    forks_beside(|| drop(CodeBuffer::new(4096).unwrap()));
+    forks_beside(|| drop(CodeBuffer::new(4096).unwrap()), || CodeBuffer::new(4096).is_ok());
+}
+
+/// The standard library has a lock for each, which the child must not need.
+#[test]
+fn forks_beside_threads_that_start_and_end() {
+    let _alone = alone();
+    forks_beside(|| std::thread::spawn(|| ()).join().unwrap(), || true);
+}
+
+#[test]
+fn forks_beside_a_changing_environment() {
+    let _alone = alone();
+    let change = || {
+        // SAFETY: no code of this process reads the environment but by the standard library.
+        unsafe { std::env::set_var("CODEWARDEN_TEST_OF_FORKS", "1".repeat(1000)) };
+    };
+    forks_beside(change, || true);
 }
 
 /// What each static of the library is. A lock is one that `All::lock` takes; the text that

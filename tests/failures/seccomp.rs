@@ -9,6 +9,7 @@
 use core::ffi::{c_int, c_long};
 
 use codewarden::addr::GuestAddr;
+use codewarden::code_buffer::CodeBuffer;
 use codewarden::error::Error;
 use codewarden::protection::{Mode, Probe};
 
@@ -283,6 +284,18 @@ fn everything_refused_under_sigbus() {
 fn everything_refused_under_thread() {
     let end = End::Signal(libc::SIGABRT);
     scenario("seccomp::everything_refused_under_thread", &[Mode::Thread], end, everything_refused);
+}
+
+/// Without its barrier new code must not be run: a core may have fetched the old one ahead.
+#[test]
+fn barrier_refused_under_code() {
+    scenario("seccomp::barrier_refused_under_code", &[Mode::None], End::Well, |_| {
+        let code = CodeBuffer::new(4096).unwrap().alloc(16, 16).unwrap();
+        code.publish().unwrap();
+        refuse(&[MEMBARRIER], errno(libc::EPERM));
+        let error = code.publish().expect_err("the barrier is refused");
+        assert!(error.to_string().contains("SYNC_CORE") && error.to_string().contains("seccomp"), "{error}");
+    });
 }
 
 /// A mode that makes none of the calls.
