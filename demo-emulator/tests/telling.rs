@@ -367,21 +367,44 @@ fn a_full_log_is_told_once_and_changes_nothing() {
     assert_eq!(said.lines().count(), 1, "{said}");
 }
 
+/// The tracking modes that this process can have; a skip that is printed for the others.
+fn modes() -> Vec<&'static str> {
+    let probe: Value = serde_json::from_slice(&output(emulator().arg("--probe=json")).stdout).unwrap();
+    let has = |mode: &&str| {
+        let has = probe["modes"][mode]["available"] == true;
+        if !has {
+            assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "no {mode}");
+            eprintln!("SKIPPED: this process has no {mode}");
+        }
+        has
+    };
+    ["sigbus", "thread", "mprotect", "deferred"].into_iter().filter(has).collect()
+}
+
+/// Runs a guest of the bundle under a limit of the shell.
+fn limited(limit: &str, options: &str, name: &str) -> Output {
+    let guest = guest().with_file_name(name);
+    let line = format!("ulimit {limit}; exec {} {options} {}", env!("CARGO_BIN_EXE_demo-emulator"), guest.display());
+    output(Command::new("sh").args(["-c", &line]).env_remove("CODEWARDEN_HIDE"))
+}
+
 /// Under limits that a small program runs under without an emulator.
 #[test]
 fn small_limits_leave_every_mode_as_it_is() {
-    let probe: Value = serde_json::from_slice(&output(emulator().arg("--probe=json")).stdout).unwrap();
     for limit in ["-n 16", "-n 10", "-n 8", "-f 32768", "-f 0", "-l 0"] {
-        for mode in ["auto", "sigbus", "thread", "mprotect", "deferred"] {
-            if mode != "auto" && probe["modes"][mode]["available"] != true {
-                assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "no {mode}");
-                eprintln!("SKIPPED: this process has no {mode}");
-                continue;
-            }
-            let emulator = env!("CARGO_BIN_EXE_demo-emulator");
-            let line = format!("ulimit {limit}; exec {emulator} --tracking {mode} {}", guest().display());
-            let told = output(Command::new("sh").args(["-c", &line]).env_remove("CODEWARDEN_HIDE"));
+        for mode in modes() {
+            let told = limited(limit, &format!("--tracking {mode} --tier translated"), "story.elf");
             assert_eq!(told.status.code(), Some(0), "{limit}, {mode}: {}", text(&told.stderr));
         }
+    }
+}
+
+/// The emulator's own descriptors are low ones there: a guest that closes every number
+/// closes none of them.
+#[test]
+fn low_descriptors_of_the_emulator_are_out_of_reach() {
+    for mode in modes() {
+        let told = limited("-n 32", &format!("--tracking {mode}"), "fork-descriptors.elf");
+        assert_eq!(told.status.code(), Some(0), "{mode}: {}", text(&told.stderr));
     }
 }

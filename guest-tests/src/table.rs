@@ -146,6 +146,7 @@ pub const GUESTS: &[Guest] = &[
     announced("memfd-dual-map", &[], 0x0d8a_3825_46a8_03f2),
     announced("memfd-dual-harts", &[], 0x8aaf_c2e7_2ef9_7e19),
     announced("fork-patches", &[], 0x6ce6_eb7d_6585_5463),
+    announced("fork-descriptors", &[], 0xd8c8_b910_13fa_e92c),
     announced("stack-trampoline", &[], 0x2882_ad7f_21c3_42f4),
     announced("self-patching-loop", &[], 0x13eb_71b8_628d_2190),
     announced("patch-linked-page", &[], 0xae65_a804_3042_6c43),

@@ -29,6 +29,7 @@
 //!   no lock, allocate nothing, use no thread-locals and keep errno.
 
 use core::fmt;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use crate::addr::{HostAddr, HostRange};
@@ -129,6 +130,11 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// cheap system calls.
     fn check(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    /// The numbers of the descriptors that it keeps open in this process.
+    fn descriptors(&self) -> Vec<RawFd> {
+        Vec::new()
     }
 
     /// The last resort, where un-protecting failed and everything that was made

@@ -9,6 +9,7 @@
 //! was written since the last scan would hide that write from the next one. A
 //! fresh range counts as written: its first harvest reports all of it.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::uffd_ranges::UffdRanges;
@@ -47,6 +48,11 @@ impl Protection for UffdDeferred {
 
     fn detach(&self, range: HostRange) -> Result<(), Error> {
         self.ranges.detach(range)
+    }
+
+    fn descriptors(&self) -> Vec<RawFd> {
+        let uffd = self.ranges.uffd.descriptors().into_iter();
+        uffd.chain(self.pagemap.descriptor()).collect()
     }
 
     fn protect(&self, _: HostRange) -> Result<(), Error> {

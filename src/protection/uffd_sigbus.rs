@@ -7,6 +7,7 @@
 //! with EFAULT, so the embedder announces those. A thread that has SIGBUS
 //! blocked is killed at its first such store.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::uffd_ranges::UffdRanges;
@@ -43,6 +44,10 @@ impl Protection for UffdSigbus {
 
     fn detach(&self, range: HostRange) -> Result<(), Error> {
         self.ranges.detach(range)
+    }
+
+    fn descriptors(&self) -> Vec<RawFd> {
+        self.ranges.uffd.descriptors()
     }
 
     fn protect(&self, range: HostRange) -> Result<(), Error> {

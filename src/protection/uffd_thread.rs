@@ -21,7 +21,7 @@
 
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, RawFd};
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -192,6 +192,12 @@ impl Protection for UffdThread {
 
     fn detach(&self, range: HostRange) -> Result<(), Error> {
         self.shared.ranges.detach(range)
+    }
+
+    fn descriptors(&self) -> Vec<RawFd> {
+        let uffd = &self.shared.ranges.uffd;
+        let stop = self.shared.stop.number().filter(|_| uffd.is_own());
+        uffd.descriptors().into_iter().chain(stop).collect()
     }
 
     fn protect(&self, range: HostRange) -> Result<(), Error> {

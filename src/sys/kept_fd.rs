@@ -17,7 +17,7 @@
 
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicBool, Ordering};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
@@ -78,6 +78,14 @@ impl KeptFd {
             0 => Ok(()),
             _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::BADF)),
         }
+    }
+}
+
+impl KeptFd {
+    /// Its number, while it names a file of the library's: the one that was opened, or
+    /// the inert one.
+    pub(crate) fn number(&self) -> Option<RawFd> {
+        (self.replaced.load(Ordering::SeqCst) || self.is_ours()).then(|| self.fd.as_raw_fd())
     }
 }
 

@@ -17,7 +17,7 @@
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use linux_raw_sys::general as raw;
 use rustix::fs::{Mode as FileMode, OFlags};
@@ -58,6 +58,11 @@ impl Pagemap {
     /// Whether the descriptor is still the one that was opened.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.fd.is_ours() { Ok(()) } else { Err(Error::TrackingLost) }
+    }
+
+    /// The number that it has in this process.
+    pub(crate) fn descriptor(&self) -> Option<RawFd> {
+        self.fd.number().filter(|_| self.generation.is_current())
     }
 
     /// Whether the kernel knows the call and allows it: an empty scan is no error

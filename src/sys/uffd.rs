@@ -31,7 +31,7 @@
 
 use core::ffi::c_void;
 use core::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use linux_raw_sys::general as raw;
 use rustix::fs::{Mode as FileMode, OFlags};
@@ -216,6 +216,14 @@ impl Uffd {
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.check_own()?;
         if self.copy.fd.is_ours() && self.spare.fd.is_ours() { Ok(()) } else { Err(Error::TrackingLost) }
+    }
+
+    /// The numbers that it has in this process.
+    pub(crate) fn descriptors(&self) -> Vec<RawFd> {
+        if !self.is_own() {
+            return Vec::new();
+        }
+        [&self.copy, &self.spare].iter().filter_map(|copy| copy.fd.number()).collect()
     }
 
     /// Lets go of the kernel's object: it opens every page and wakes every writer,

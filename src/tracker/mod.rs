@@ -43,6 +43,7 @@ mod writes;
 
 use std::fmt;
 use std::ops::Range;
+use std::os::fd::RawFd;
 
 pub use census::{HotPage, PagesByState};
 pub use claim::{BeginError, PageClaim};
@@ -486,6 +487,14 @@ impl<O: PageObserver> Tracker<O> {
     /// What mprotect answered.
     pub fn set_access(&self, start: GuestAddr, len_bytes: u64, access: Access) -> Result<(), Error> {
         self.for_regions(start, len_bytes, |region, pages| region.set_access(pages, access))
+    }
+
+    /// The numbers of the descriptors that the regions keep open. An emulator whose
+    /// guest's descriptors are its own process's keeps the guest from closing these and
+    /// from putting others there: once all of a region's are gone, so is the protection
+    /// of its pages.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        self.gate.read().regions.iter().flat_map(|region| region.protection.descriptors()).collect()
     }
 
     /// Lets checked pages be protected again that have cooled, as the policy says, and

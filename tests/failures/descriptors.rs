@@ -149,6 +149,19 @@ fn what_each_mode_opens() {
         assert_eq!(has("[userfaultfd]"), if UFFD.contains(&mode) { 2 } else { 0 });
         assert_eq!(has("/pagemap"), usize::from(mode == Mode::Deferred));
         assert_eq!(has("[eventfd]"), usize::from(mode == Mode::Thread));
+        // The tracker names them all, those that were taken from it not any more.
+        let files = ["[userfaultfd]", "/pagemap", "[eventfd]"];
+        let mut all: Vec<c_int> = files.into_iter().flat_map(numbers_of).collect();
+        let mut told = guest.cache.tracker().descriptors();
+        (all.sort_unstable(), told.sort_unstable());
+        assert_eq!(told, all);
+        if let Some(&number) = all.first() {
+            let mine = silent_pipe();
+            put_over(mine, number);
+            told.retain(|other| *other != number);
+            assert!(!guest.cache.tracker().descriptors().contains(&number), "{number} is a stranger's");
+            return;
+        }
         guest.expect_tracked(1);
     });
 }

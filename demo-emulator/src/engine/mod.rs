@@ -49,7 +49,7 @@ pub use counters::EngineStats;
 use executor::EngineExecutor;
 pub use listener::{Event, Listener};
 use listener::{Recorder, Settle};
-use observer::{Descriptors, Tracking};
+use observer::Tracking;
 use tier0::DecodedBlock;
 
 /// What a block of the cache owns.
@@ -194,14 +194,7 @@ impl Engine {
         let cache = &*Box::leak(Box::new(cache));
         let leaked = space.clone().map(|space| &**Box::leak(Box::new(space)));
         upkeep::start(cache, mode);
-        let tracking = Arc::new(Tracking {
-            cache,
-            space: leaked,
-            descriptors: Descriptors::of_this_process(),
-            window,
-            mode,
-            change: Mutex::new(None),
-        });
+        let tracking = Arc::new(Tracking { cache, space: leaked, window, mode, change: Mutex::new(None) });
         Ok(Self { window, cache, space, mode, why, tier, tracking, counters: Arc::default(), recorder: None })
     }
 

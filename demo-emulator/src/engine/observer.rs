@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use codewarden::addr::{GuestAddr, HostAddr, HostRange};
 use codewarden::code_buffer;
 use codewarden::guest_memory::BackingId;
-use codewarden::protection::{Access, LOWEST_OWN_DESCRIPTOR, Mode};
+use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{Held, MappingChange, SharedMemory};
 use codewarden::{CodeCache, ForkGuard, Killer};
 
@@ -28,36 +28,10 @@ thread_local! {
         const { RefCell::new(None) };
 }
 
-/// The descriptors of the emulator's own: the library moves its up, out of the
-/// guest's way.
-pub(super) struct Descriptors(Mutex<Vec<RawFd>>);
-
-impl Descriptors {
-    pub(super) fn of_this_process() -> Self {
-        let descriptors = Self(Mutex::default());
-        descriptors.refresh();
-        descriptors
-    }
-
-    fn refresh(&self) {
-        let own = std::fs::read_dir("/proc/self/fd").map(|entries| {
-            let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-            numbers.filter(|&fd: &RawFd| fd >= LOWEST_OWN_DESCRIPTOR).collect()
-        });
-        // Without /proc the guest may harm itself; it is no sandbox.
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = own.unwrap_or_default();
-    }
-
-    fn list(&self) -> Vec<RawFd> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
 /// Tells a cache.
 pub(super) struct Tracking {
     pub(super) cache: &'static CodeCache<Payload>,
     pub(super) space: Option<&'static CodeSpace>,
-    pub(super) descriptors: Descriptors,
     pub(super) window: Window,
     pub(super) mode: Mode,
     /// The mapping change that is going on; there is one at a time.
@@ -158,13 +132,12 @@ impl MemoryObserver for Tracking {
             self.space.iter().for_each(|space| space.lose());
         }
         let tracking = cache.after_fork_child();
-        self.descriptors.refresh();
         // A region that cannot be tracked is interpreted.
         let _ = tracking;
         upkeep::start(self.cache, self.mode);
     }
 
     fn own_descriptors(&self) -> Vec<RawFd> {
-        self.descriptors.list()
+        self.cache.tracker().descriptors()
     }
 }
