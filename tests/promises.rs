@@ -419,40 +419,42 @@ fn two_syncs_at_once() {
     });
 }
 
-/// D3. The writer stores as long as there are syncs; what counts are syncs during which a
-/// store came.
+/// D3. There are stores as long as there are syncs, and no translation hides that one was
+/// lost: a block stays until a sync ends it, and each store is the last one for two syncs.
 #[test]
 fn no_write_is_lost_between_two_syncs() {
     deferred(|guest| {
-        let (published, over) = (AtomicU32::new(0), AtomicBool::new(false));
-        let _alarm = Alarm::while_waiting_for("stores that come while a sync is under way");
+        let (published, syncs, over) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
+        let _alarm = Alarm::while_waiting_for("stores between syncs");
         scope(|threads| {
             threads.spawn(|| {
-                let _over_if_it_panics = OverAtDrop(&over);
-                for round in 1..u32::MAX >> 8 {
-                    if over.load(Ordering::Acquire) {
-                        return;
-                    }
+                let _over = OverAtDrop(&over);
+                for round in 1.. {
+                    let seen = syncs.load(Ordering::Acquire);
+                    // From at once to longer than a sync takes.
+                    (0..u32::wrapping_mul(round, 2_654_435_761) >> 21).for_each(|_| spin_loop());
                     guest.store(64, round);
                     published.store(round, Ordering::Release);
+                    while syncs.load(Ordering::Acquire) < seen + 3 {
+                        if over.load(Ordering::Acquire) {
+                            return;
+                        }
+                        yield_now();
+                    }
                 }
             });
             let _over = OverAtDrop(&over);
-            let mut written_meanwhile = 0;
-            while written_meanwhile < ROUNDS && !over.load(Ordering::Acquire) {
-                let _ = guest.translate(64);
+            while syncs.load(Ordering::Relaxed) < 60 * ROUNDS || published.load(Ordering::Relaxed) < 3 * ROUNDS {
+                if guest.lookup(64).is_none() {
+                    let _ = guest.translate(64);
+                }
                 let before = published.load(Ordering::Acquire);
                 guest.sync();
                 let found = guest.lookup(64);
                 assert!(found.is_none_or(|entry| entry >= plain(before)), "{found:x?}, {before:x} was announced");
-                written_meanwhile += u32::from(published.load(Ordering::Acquire) != before);
+                syncs.fetch_add(1, Ordering::Release);
             }
-            assert_eq!(written_meanwhile, ROUNDS, "the writer ended first");
         });
-        // All has come to rest: the last store is found too.
-        guest.sync();
-        let (found, last) = (guest.lookup(64), plain(published.load(Ordering::Acquire)));
-        assert!(found.is_none_or(|entry| entry >= last), "{found:x?} is left, the last store was {last:x}");
     });
 }
 
@@ -487,16 +489,20 @@ impl Policy for CheckedOnceWritten {
     }
 }
 
-/// C1, C3: `write` stores beside the block at 64.
+/// C1, C3: `write` stores beside the block at 64. A harvest does not tell which byte it
+/// was and ends the block; what is made after it compares itself.
 fn becomes_checked(guest: &Guest, write: impl Fn(), expected_flag: u8) {
     guest.store(64, 7);
-    let (_, flag) = guest.translate(64).unwrap();
+    let (_, mut flag) = guest.translate(64).unwrap();
     let mut vcpu = guest.cache.attach_vcpu(|| {});
     let mut inside = vcpu.pin();
     assert_eq!(inside.lookup(Guest::key(64)), Some(plain(7)));
     write();
     if guest.mode == Mode::Deferred {
         guest.sync();
+        let found = inside.lookup(Guest::key(64));
+        assert!(found.is_none_or(|entry| entry == checked(7)), "{}: {found:x?}", guest.mode);
+        (_, flag) = guest.translate(64).unwrap();
     }
     assert_eq!(inside.lookup(Guest::key(64)), Some(checked(7)), "{}", guest.mode);
     // SAFETY: the pin keeps the payload, and that the flag.
@@ -571,6 +577,10 @@ fn a_cooled_page_starts_anew() {
         guest.translate(64).unwrap();
         guest.store(2048, 1);
         guest.sync();
+        if guest.lookup(64).is_none() {
+            // A harvest does not tell which byte it was.
+            guest.translate(64).unwrap();
+        }
         assert_eq!(guest.lookup(64), Some(checked(0)), "{}", guest.mode);
         let _alarm = Alarm::while_waiting_for("a checked page that cools");
         while guest.cache.stats().cooled == 0 {
@@ -583,9 +593,8 @@ fn a_cooled_page_starts_anew() {
         assert_eq!(guest.lookup(64), Some(plain(0)), "{}", guest.mode);
         guest.store(64, 1);
         guest.sync();
-        // A harvest does not tell which byte it was: the page is checked again.
-        let may_be_left = if guest.mode == Mode::Deferred { Some(checked(0)) } else { None };
-        assert_eq!(guest.lookup(64), may_be_left, "{}", guest.mode);
+        let found = guest.lookup(64);
+        assert!(found.is_none_or(|entry| entry == checked(0)), "{}: {found:x?}", guest.mode);
     });
 }
 
