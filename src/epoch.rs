@@ -31,6 +31,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
+use crate::error::Error;
 use crate::panics::FirstPanic;
 use crate::sync::{
     Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Rule, fence, left_out, lock, try_lock, yield_now,
@@ -185,14 +186,27 @@ impl<G> Epoch<G> {
     }
 
     /// Returns when every participant that is pinned now has unpinned since, and
-    /// asks them to. The caller's is not pinned.
-    pub(crate) fn wait_for_pins(&self) {
+    /// asks them to.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadArgument`] if the calling thread has one pinned itself: it would wait
+    /// for ever.
+    pub(crate) fn wait_for_pins(&self) -> Result<(), Error> {
+        let own = this_thread();
+        let is_own = |participant: &Arc<Participant>| {
+            let holder = participant.holder.load(core::sync::atomic::Ordering::Relaxed);
+            holder == own && participant.pin.0.load(Ordering::Relaxed) != 0
+        };
+        if lock(&self.participants).iter().any(is_own) {
+            return Err(Error::BadArgument("this thread has a vCPU pinned and would wait for itself: unpin it first"));
+        }
         let start = self.global.load(Ordering::Acquire);
         loop {
             // Who is left two epochs on pinned after the first of them began.
             self.try_advance();
             if self.global.load(Ordering::Acquire) >= start + 2 {
-                return;
+                return Ok(());
             }
             self.ask_all_to_leave();
             yield_now();
@@ -431,10 +445,12 @@ mod tests {
         let asked = std::sync::Arc::new(AtomicBool::new(false));
         let hook = asked.clone();
         let vcpu = epoch.join(Box::new(move || hook.store(true, SeqCst)));
-        epoch.pin(&vcpu);
         let left = AtomicBool::new(false);
+        let is_pinned = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
+                epoch.pin(&vcpu);
+                is_pinned.store(true, SeqCst);
                 while !asked.load(SeqCst) {
                     std::thread::yield_now();
                 }
@@ -446,10 +462,30 @@ mod tests {
                     epoch.unpin(&vcpu);
                 }
             });
-            epoch.wait_for_pins();
+            while !is_pinned.load(SeqCst) {
+                std::thread::yield_now();
+            }
+            epoch.wait_for_pins().unwrap();
             assert!(left.load(SeqCst));
         });
-        epoch.wait_for_pins();
+        epoch.wait_for_pins().unwrap();
+    }
+
+    #[test]
+    fn who_is_pinned_does_not_wait_for_itself() {
+        let epoch = domain();
+        let [own, other] = [(); 2].map(|()| epoch.join(Box::new(|| {})));
+        epoch.pin(&own);
+        assert!(matches!(epoch.wait_for_pins(), Err(Error::BadArgument(_))));
+        epoch.unpin(&own);
+        epoch.wait_for_pins().unwrap();
+        // Another thread's vCPU is its own affair.
+        std::thread::scope(|scope| scope.spawn(|| epoch.pin(&other)).join().unwrap());
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| epoch.wait_for_pins());
+            epoch.unpin(&other);
+            waiter.join().unwrap().unwrap();
+        });
     }
 
     #[test]

@@ -88,6 +88,9 @@ pub(crate) enum Rule {
     FlagAfterGenerations,
     /// A translation is used again only while no walker may hold its old record.
     ReviveAfterWalkers,
+    /// An address that an earlier block of the key had is used again only while no walker
+    /// may hold that one's record.
+    OneAddressOneWalker,
     /// The epoch waits for walkers.
     WaitForWalkers,
     /// The epoch waits for pins.

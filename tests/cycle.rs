@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use codewarden::addr::GuestAddr;
+use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
 use codewarden::tracker::{BeginError, SharedMemory};
 use codewarden::{CodeCache, CommitError, EntryStubs, Key};
-use support::{Fixture, GUEST, PAGES, in_modes, region, tracking_modes};
+use support::{Fixture, GUEST, PAGES, in_modes, page_bytes, region, tracking_modes};
 
 /// Runs `test` in every mode but `none`, over anonymous and memfd memory.
 fn in_every_mode(test: impl Fn(&Fixture)) {
@@ -263,4 +264,24 @@ fn a_claim_that_another_view_refuses_leaves_nothing_claimed() {
     second.write(0, &[1]).unwrap();
     assert_eq!(guest.lookup(GUEST), None);
     drop(guest);
+}
+
+#[test]
+fn bytes_of_a_page_that_was_not_claimed_make_no_block() {
+    in_every_mode(|guest| {
+        let last = GuestAddr(GUEST + page_bytes() as u64 - 1);
+        for revives in [true, false] {
+            let mut ticket = guest.cache.begin(Key::new(1));
+            ticket.claim(last).unwrap();
+            ticket.made_from(last, &[0]).unwrap();
+            let refused = ticket.made_from(last, &[0, 0]);
+            assert!(matches!(refused, Err(Error::BadRange { .. })), "{refused:?}");
+            // It has read them already.
+            ticket.claim(GuestAddr(last.0 + 1)).unwrap();
+            ticket.made_from(last, &[0, 0]).unwrap();
+            let done = if revives { ticket.revive().map(|_| ()) } else { ticket.commit(0x100_usize, 0) };
+            assert_eq!(done, Err(CommitError::NotClaimed));
+            assert_eq!(guest.lookup(1), None);
+        }
+    });
 }

@@ -196,6 +196,33 @@ fn room_is_made_by_hand() {
     }
 }
 
+/// A store walks all blocks of its page in a signal handler.
+#[test]
+fn a_page_has_so_many_blocks_and_no_more() {
+    const MOST: usize = 1 << 16;
+    let guest = Fixture::new(MemoryLimit::default());
+    let payload = Arc::new(());
+    let commit = |key: u64| {
+        let mut ticket = guest.cache.begin(Key::new(key));
+        ticket.claim(GuestAddr(GUEST)).unwrap();
+        ticket.commit(0x1000, payload.clone()).unwrap();
+    };
+    let live = || guest.cache.footprint().live.blocks;
+    (0..MOST as u64).for_each(commit);
+    guest.commit(1 << 32 | 0x400, 0, payload.clone());
+    assert_eq!((live(), guest.cache.stats().evicted), (MOST + 1, 0));
+    // One that is taken out makes room for one.
+    guest.cache.remove(Key::new(7));
+    commit(7);
+    assert_eq!(live(), MOST + 1);
+    commit(MOST as u64);
+    assert_eq!((live(), guest.cache.stats().evicted as usize), (2, MOST));
+    assert!(guest.is_there(MOST as u64) && guest.is_there(1 << 32 | 0x400), "another page's stays");
+    assert_eq!(Arc::strong_count(&payload) - 1, 2);
+    (0..100).for_each(commit);
+    assert_eq!(live(), 102);
+}
+
 /// As they do whose embedder says nothing of its payloads.
 #[test]
 fn blocks_that_weigh_nothing_are_given_up_too() {

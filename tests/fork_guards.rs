@@ -400,3 +400,30 @@ fn every_static_lock_is_held_over_a_fork() {
     }
     assert_eq!(statics("pub(crate) static A: u8 = 0;\nthread_local! {\n    static B: u8 = 0;\n}\n"), ["A"]);
 }
+
+/// It would wait for itself.
+#[test]
+fn a_thread_that_holds_a_guard_is_told() {
+    let _alone = alone();
+    let page = PageSize::host().bytes();
+    let memory = GuestMemory::anonymous(2 * page).unwrap();
+    let cache = cache_on::<()>(&memory, Mode::Mprotect);
+    let tracker = cache.tracker();
+    let held = tracker.prepare_unseen_write(GuestAddr(0), 1).unwrap();
+    let (mut ticket, start) = (cache.begin(Key::new(1)), GuestAddr(0));
+    let guard = cache.before_fork();
+    let told = |error: Option<Error>| matches!(error, Some(Error::BadArgument(why)) if why.contains("fork guard"));
+    let claimed = ticket.claim(start).unwrap_err();
+    assert!(claimed.to_string().contains("fork guard"), "{claimed}");
+    let options = RegionOptions::new(GuestAddr(1 << 20), memory.range(), Mode::Mprotect);
+    // SAFETY: it is refused.
+    assert!(told(unsafe { tracker.add_region(options) }.err()));
+    assert!(told(tracker.remove_region(start).err()));
+    assert!(told(tracker.sync().err()) && told(tracker.invalidate(start, 1).err()));
+    assert!(told(tracker.prepare_unseen_write(start, 1).err()) && told(tracker.change_mapping(start, 1).err()));
+    let shown = format!("{guard:?}");
+    assert!(shown.contains("ForkGuard"), "{shown}");
+    drop(held);
+    drop(guard);
+    ticket.claim(start).unwrap();
+}

@@ -182,6 +182,9 @@ fn what_a_block_is_made_from_was_claimed() {
     assert!(ticket.made_from(GuestAddr(GUEST + 0xffd), &[0; 4]).is_err());
     assert!(ticket.made_from(GuestAddr(u64::MAX), &[0; 4]).is_err());
     assert!(!ticket.needs_check());
+    assert_eq!(ticket.commit(Entry::with_check(5, 5), 0), Err(CommitError::NotClaimed));
+    let mut ticket = guest.cache.begin(Key::new(1));
+    ticket.claim(GuestAddr(GUEST)).unwrap();
     assert_eq!(ticket.commit(Entry::with_check(5, 5), 0), Err(CommitError::BadEntry));
 }
 

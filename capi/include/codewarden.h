@@ -281,7 +281,7 @@ cw_status cw_cache_collect(const cw_cache *cache);
 /// they are asked to leave. So what was made unreachable before runs nowhere
 /// afterwards.
 ///
-/// Waits for ever when called by a thread whose own vCPU is pinned.
+/// CW_BAD_ARGUMENT where the calling thread has a vCPU pinned itself.
 cw_status cw_cache_wait_for_vcpus(const cw_cache *cache);
 
 /// Keeps the memory of translations within limits from now on: live_bytes of blocks

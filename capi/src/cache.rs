@@ -152,13 +152,12 @@ pub unsafe extern "C" fn cw_cache_collect(cache: *const cw_cache) -> cw_status {
 /// they are asked to leave. So what was made unreachable before runs nowhere
 /// afterwards.
 ///
-/// Waits for ever when called by a thread whose own vCPU is pinned.
+/// CW_BAD_ARGUMENT where the calling thread has a vCPU pinned itself.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_wait_for_vcpus(cache: *const cw_cache) -> cw_status {
     guarded(|| {
         // SAFETY: the header's rules.
-        unsafe { borrow(cache) }?.cache.wait_for_vcpus();
-        Ok(())
+        Ok(unsafe { borrow(cache) }?.cache.wait_for_vcpus()?)
     })
 }
 

@@ -316,7 +316,7 @@ impl Soak {
 
     fn taken(&self) -> Taken {
         // A table that was just replaced waits too, and no footprint tells it.
-        self.cache.wait_for_vcpus();
+        self.cache.wait_for_vcpus().expect("this thread has none pinned");
         self.cache.collect();
         Taken::now(self.cache.footprint(), self.buffer.stats(), self.page_bytes)
     }

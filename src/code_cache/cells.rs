@@ -34,7 +34,7 @@ use std::ptr::{self, NonNull};
 use super::record::Block;
 use super::table::NO_KEY;
 use super::{Key, Payload};
-use crate::block::{EntryCell, EntryStubs};
+use crate::block::{Entry, EntryCell, EntryStubs};
 use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, Rule, left_out};
 
 /// Cells of a slab: what 32 KiB hold, without the rest.
@@ -79,11 +79,24 @@ struct Rest {
     links: AtomicUsize,
     /// Whether a block was ever committed.
     used: AtomicBool,
+    /// The plain entries of blocks that a walker may be about to downgrade, a bit for
+    /// each: see [`CellRef::is_clear_of`].
+    downgradable: AtomicU64,
+}
+
+/// The bit of an entry.
+fn entry_bit(address: usize) -> u64 {
+    1 << ((address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
 }
 
 impl Rest {
     fn new() -> Self {
-        Self { block: AtomicPtr::new(ptr::null_mut()), links: AtomicUsize::new(0), used: AtomicBool::new(false) }
+        Self {
+            block: AtomicPtr::new(ptr::null_mut()),
+            links: AtomicUsize::new(0),
+            used: AtomicBool::new(false),
+            downgradable: AtomicU64::new(0),
+        }
     }
 }
 
@@ -238,6 +251,27 @@ impl<'a, P: Payload> CellRef<'a, P> {
         self.rest().used.swap(true, Ordering::Relaxed)
     }
 
+    /// Whether no earlier block of the cell can be downgraded by an address of `entry`. A
+    /// downgrade exchanges an address that it finds in the cell. If two blocks of a key
+    /// share it, a walker that is late with the first one would give the second one's cell
+    /// the checked entry of the first.
+    pub(super) fn is_clear_of(self, entry: Entry) -> bool {
+        let bits = [false, true].into_iter().filter_map(|is_checked| entry.address(is_checked)).map(entry_bit);
+        self.rest().downgradable.load(Ordering::Relaxed) & bits.fold(0, |all, bit| all | bit) == 0
+    }
+
+    /// A block of `entry` comes: it may be downgraded until no walker can have it.
+    pub(super) fn note_downgradable(self, entry: Entry) {
+        if let (Some(plain), Some(_)) = (entry.address(false), entry.address(true)) {
+            self.rest().downgradable.fetch_or(entry_bit(plain), Ordering::Relaxed);
+        }
+    }
+
+    /// No walker can have a block that was committed behind the cell.
+    pub(super) fn forget_downgradable(self) {
+        self.rest().downgradable.store(0, Ordering::Relaxed);
+    }
+
     pub(super) fn link(self) -> Link {
         self.rest().links.fetch_add(1, Ordering::Relaxed);
         Link { cell: self.cell, slab: self.slab.clone() }
@@ -358,7 +392,9 @@ impl<P: Payload> Cells<P> {
         if let Some(Some(place)) = self.places.get_mut(head.place) {
             place.out += 1;
         }
+        // Nobody has a block of the key that the cell was for: each kept a link to it.
         rest.used.store(false, Ordering::Relaxed);
+        rest.downgradable.store(0, Ordering::Relaxed);
         // SAFETY: as above.
         unsafe { cell.as_ref() }.key.store(key.raw(), Ordering::Relaxed);
         self.in_table += 1;

@@ -18,6 +18,17 @@
 //! take its entry away and hand no record over. Hence no revival while there is any
 //! walker. A handler is inside a list for a moment only.
 //!
+//! # One address of two blocks
+//!
+//! An embedder may use an address for one block of a key after the other: its memory is
+//! free again, or one piece of code runs them all. A walker that is late with a record of
+//! the old block exchanges its plain entry for its checked one, and finds the new block's
+//! in the cell. Hence a cell knows the plain entries of its former blocks, as a set of
+//! bits. A commit or a revival of an address that may be among them wants every earlier
+//! record out of its lists and no walker inside; if there is one, the commit is refused as
+//! for a write. (A late *kill* takes the new block's entry away, and leaves the block to
+//! the next commit of its key, or to an eviction.)
+//!
 //! # Safety
 //!
 //! Blocks are owned by the cache from their commit on: by the lists of live and of
@@ -34,7 +45,7 @@ use super::limit::MemoryLimit;
 use super::live::Live;
 use super::record::{Block, BlockPage, BlockPages, Garbage, Retired, Translation};
 use super::{CodeCache, Key, Payload};
-use crate::block::StaleFlag;
+use crate::block::{Entry, StaleFlag};
 use crate::panics::FirstPanic;
 use crate::sync::{Arc, Rule, left_out, lock};
 
@@ -42,8 +53,12 @@ use crate::sync::{Arc, Rule, left_out, lock};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CommitError {
-    /// A write came to one of its pages since it was claimed. Begin again.
+    /// A write came to one of its pages since it was claimed, or a fault handler is at an
+    /// earlier block of the key that had an address of the entry. Begin again.
     Written,
+    /// The block was made from bytes of a page that was not claimed:
+    /// [`Ticket::made_from`](super::Ticket::made_from) said so.
+    NotClaimed,
     /// No page was claimed: the block was made from no bytes.
     NoPages,
     /// An address of the entry is the other one or one of the two stubs, or the key
@@ -58,6 +73,7 @@ impl fmt::Display for CommitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Written => "a write came to the block's bytes while it was translated; begin again",
+            Self::NotClaimed => "the block was made from bytes of a page that was not claimed: claim it before reading",
             Self::NoPages => "the block claimed no page: claim each page before reading it",
             Self::BadEntry => "the entry's addresses must differ from both stubs and the key from u64::MAX",
             Self::NeedsCheck => "a page of the block stays writable: give a checked entry, or interpret",
@@ -190,9 +206,52 @@ impl<P: Payload> CodeCache<P> {
         commits.formers.take(key, usable).map_or(Found::Nothing, Found::Former)
     }
 
+    /// Evicts the blocks of a page that has as many as a fault handler may have to walk.
+    fn make_room_on(&self, commits: &mut Commits<P>, pages: &BlockPages<P>) {
+        for blocks in pages.iter().map(|page| page.claim.data()).filter(|blocks| blocks.is_full()) {
+            let mut evicted = 0;
+            // SAFETY: under the commit lock.
+            unsafe { blocks.list().for_each(|block| evicted += u64::from(self.0.killer.kill(block))) };
+            self.0.counters.evicted.add(evicted);
+            self.reap(commits);
+        }
+    }
+
+    /// Kills the block of `key`, and makes sure that no walker can take `entry` for that of
+    /// an earlier block. Whether it is so.
+    fn supersede(&self, commits: &mut Commits<P>, key: Key, entry: Entry) -> bool {
+        let cell = self.cell(&mut commits.cells, key);
+        if let Some(old) = Self::newest(cell) {
+            self.0.killer.kill(old);
+        }
+        if !cell.is_clear_of(entry) && !left_out(Rule::OneAddressOneWalker) {
+            // Every earlier block is dead. If no walker is left, all of them were handed
+            // over, and are taken out of their lists here; a walker that came meanwhile may
+            // have found one of them before.
+            if self.epoch().has_walkers() {
+                return false;
+            }
+            self.reap(commits);
+            if self.epoch().has_walkers() {
+                return false;
+            }
+            self.cell(&mut commits.cells, key).forget_downgradable();
+        }
+        self.cell(&mut commits.cells, key).note_downgradable(entry);
+        true
+    }
+
     /// Makes `block` reachable in place of the key's block of now.
     fn publish(&self, commits: &mut Commits<P>, key: Key, block: Box<Block<P>>) -> Result<(), CommitError> {
         let killer = &*self.0.killer;
+        self.make_room_on(commits, &block.pages);
+        if !self.supersede(commits, key, block.translation.entry) {
+            self.0.counters.refused.add(1);
+            // Not dropped under the lock: the payload is the embedder's.
+            let given_up = commits.formers.keep(key, &block.translation);
+            self.give_up(given_up);
+            return Err(CommitError::Written);
+        }
         let cell = self.cell(&mut commits.cells, key);
         // From here on the block belongs to the cache.
         let mut block = NonNull::from(Box::leak(block));
@@ -200,9 +259,6 @@ impl<P: Payload> CodeCache<P> {
         unsafe { block.as_mut() }.bind(block, cell.link());
         // SAFETY: the block lives until it is reaped; it is shared from here on.
         let shared = unsafe { block.as_ref() };
-        if let Some(old) = Self::newest(cell) {
-            killer.kill(old);
-        }
         cell.set_block(block.as_ptr());
         cell.entry().begin(killer.stubs);
         let is_checked = shared.needs_check();
@@ -216,7 +272,7 @@ impl<P: Payload> CodeCache<P> {
         for BlockPage { claim, node, .. } in &shared.pages {
             // SAFETY: under the commit lock; the node is the block's, which the
             // epoch frees after it was taken out.
-            unsafe { claim.data().0.enter(node) };
+            unsafe { claim.data().enter(node) };
         }
         // SAFETY: it is new, and reaped before it is freed.
         unsafe { commits.live.add(block) };
@@ -254,10 +310,9 @@ impl<P: Payload> CodeCache<P> {
         for block in &mut dead {
             // SAFETY: not retired yet.
             let shared = unsafe { block.as_ref() };
-            for BlockPage { node, .. } in &shared.pages {
+            for BlockPage { claim, node, .. } in &shared.pages {
                 // SAFETY: under the commit lock; entered by `publish`, and handed over once.
-                // The claim beside it keeps the list.
-                unsafe { node.take_out() };
+                unsafe { claim.data().take_out(node) };
             }
             shared.leave_cell();
             // SAFETY: in the queue since its commit.

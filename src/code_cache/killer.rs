@@ -11,23 +11,62 @@
 
 use std::fmt;
 use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Payload;
 use super::record::{Block, Garbage};
-use crate::block::{BlockList, DeadStack, Downgrade, EntryStubs};
+use crate::block::{BlockList, DeadStack, Downgrade, EntryStubs, Node};
 use crate::epoch::Epoch;
 use crate::journal::Journal;
 use crate::stats::Counters;
 use crate::sync::Arc;
 use crate::tracker::{Cause, PageObserver, PageWrite};
 
+/// Blocks on one page at most. A store to the page walks all of them in a signal handler,
+/// with signals blocked, before it retires. A page of 4 KiB has a sixteenth of these if a
+/// block of one key begins at each byte.
+const MOST_BLOCKS: usize = if cfg!(miri) { 64 } else { 1 << 16 };
+
 /// The blocks on one page.
 #[derive(Debug)]
-pub struct PageBlocks<P: Payload>(pub(super) BlockList<Block<P>>);
+pub struct PageBlocks<P: Payload> {
+    list: BlockList<Block<P>>,
+    /// How many there are. Used under the commit lock alone.
+    count: AtomicUsize,
+}
 
 impl<P: Payload> Default for PageBlocks<P> {
     fn default() -> Self {
-        Self(BlockList::default())
+        Self { list: BlockList::default(), count: AtomicUsize::new(0) }
+    }
+}
+
+impl<P: Payload> PageBlocks<P> {
+    pub(super) fn list(&self) -> &BlockList<Block<P>> {
+        &self.list
+    }
+
+    /// Whether there is no room for another one. Under the commit lock.
+    pub(super) fn is_full(&self) -> bool {
+        self.count.load(Ordering::Relaxed) >= MOST_BLOCKS
+    }
+
+    /// # Safety
+    ///
+    /// As [`BlockList::enter`].
+    pub(super) unsafe fn enter(&self, node: &Node<Block<P>>) {
+        self.count.store(self.count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        // SAFETY: by this function's contract.
+        unsafe { self.list.enter(node) };
+    }
+
+    /// # Safety
+    ///
+    /// As [`Node::take_out`]; it was entered here.
+    pub(super) unsafe fn take_out(&self, node: &Node<Block<P>>) {
+        self.count.store(self.count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        // SAFETY: by this function's contract.
+        unsafe { node.take_out() };
     }
 }
 
@@ -71,7 +110,7 @@ impl<P: Payload> Killer<P> {
     }
 
     /// Calls `each` with every block on a page.
-    fn walk(&self, PageBlocks(list): &PageBlocks<P>, each: impl FnMut(&Block<P>)) {
+    fn walk(&self, PageBlocks { list, .. }: &PageBlocks<P>, each: impl FnMut(&Block<P>)) {
         if !list.is_empty() {
             let _walk = self.epoch.walk();
             // SAFETY: under a walk.
@@ -110,13 +149,13 @@ unsafe impl<P: Payload> PageObserver for Killer<P> {
         // before. Those of many blocks overlap as long as nothing is locked in
         // between: so look at all before the first dies.
         let mut seen = 0;
-        for (PageBlocks(list), _) in writes {
+        for (PageBlocks { list, .. }, _) in writes {
             // SAFETY: under the walk.
             unsafe { list.for_each(|block| seen ^= block.reach(self.stubs).look()) };
         }
         black_box(seen);
         let mut all_killed = 0;
-        for (PageBlocks(list), write) in writes {
+        for (PageBlocks { list, .. }, write) in writes {
             let mut killed = 0;
             // SAFETY: under the walk.
             unsafe { list.for_each(|block| killed += u64::from(self.kill(block))) };

@@ -220,9 +220,13 @@ impl<P: Payload> CodeCache<P> {
     /// nowhere afterwards: for changes by which blocks that are being run lose what
     /// they rely on, such as the rights to their own page.
     ///
-    /// Not to be called by a thread whose vCPU is pinned, nor in a signal handler.
-    pub fn wait_for_vcpus(&self) {
-        self.epoch().wait_for_pins();
+    /// Not to be called in a signal handler.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadArgument`] if this thread has a vCPU pinned itself: unpin it first.
+    pub fn wait_for_vcpus(&self) -> Result<(), Error> {
+        self.epoch().wait_for_pins()
     }
 
     /// A new vCPU. `ask_to_leave` is called, by any thread and more than once, where the

@@ -21,6 +21,8 @@ pub struct Ticket<P: Payload> {
     source: Option<Source>,
     options: u64,
     payload_bytes: usize,
+    /// Bytes were read of a page that was not claimed.
+    is_misread: bool,
 }
 
 impl<P: Payload> fmt::Debug for Ticket<P> {
@@ -31,7 +33,8 @@ impl<P: Payload> fmt::Debug for Ticket<P> {
 
 impl<P: Payload> Ticket<P> {
     pub(super) fn new(cache: CodeCache<P>, key: Key) -> Self {
-        Self { cache, key, pages: BlockPages::new(), flag: None, source: None, options: 0, payload_bytes: 0 }
+        let (pages, flag, source) = (BlockPages::new(), None, None);
+        Self { cache, key, pages, flag, source, options: 0, payload_bytes: 0, is_misread: false }
     }
 
     /// What the block will be found by.
@@ -78,7 +81,9 @@ impl<P: Payload> Ticket<P> {
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] where a page of the range was not claimed.
+    /// [`Error::BadRange`] if a page of the range was not claimed. What was read there may
+    /// have changed unseen: the ticket makes no block any more
+    /// ([`CommitError::NotClaimed`]). Claim first, then read.
     pub fn made_from(&mut self, guest: GuestAddr, bytes: &[u8]) -> Result<(), Error> {
         let len = bytes.len() as u64;
         let bad = |why| Error::BadRange { start: guest.0, len, why };
@@ -87,7 +92,10 @@ impl<P: Payload> Ticket<P> {
         let mut at = guest.0;
         while at < end.0 {
             let is_there = |page: &BlockPage<P>| at.wrapping_sub(page.claim.guest_page().0) < page_bytes;
-            let page = self.pages.iter().find(|page| is_there(page)).ok_or(bad("claim each page before reading it"))?;
+            let Some(page) = self.pages.iter().find(|page| is_there(page)) else {
+                self.is_misread = true;
+                return Err(bad("claim each page before reading it"));
+            };
             let first = at - page.claim.guest_page().0;
             let len = (end.0 - at).min(page_bytes - first);
             let shows = page.shows;
@@ -146,7 +154,11 @@ impl<P: Payload> Ticket<P> {
     /// # Errors
     ///
     /// [`CommitError::Written`]: a write came since a page was claimed. Begin again.
+    /// [`CommitError::NotClaimed`]: as for [`Ticket::commit`].
     pub fn revive(mut self) -> Result<Option<Self>, CommitError> {
+        if self.is_misread {
+            return Err(CommitError::NotClaimed);
+        }
         let Some(made_from) = self.source.as_ref().filter(|_| self.key.raw() != u64::MAX) else {
             return Ok(Some(self));
         };
@@ -165,13 +177,17 @@ impl<P: Payload> Ticket<P> {
     /// [`CommitError::Written`]: a write came since a page was claimed; nothing
     /// of the block can be reached, `payload` was dropped or is kept. Begin again, or
     /// interpret an instruction first.
+    /// [`CommitError::NotClaimed`]: [`Ticket::made_from`] failed.
     /// [`CommitError::NeedsCheck`]: [`Ticket::needs_check`], and `entry` has no
     /// checked address. [`CommitError::NoPages`]: nothing was claimed.
     /// [`CommitError::BadEntry`]: an address that is a stub's, or twice the same.
     pub fn commit(self, entry: impl Into<Entry>, payload: P) -> Result<(), CommitError> {
         let needs_check = self.needs_check();
-        let Self { cache, key, pages, flag, source, options, payload_bytes } = self;
+        let Self { cache, key, pages, flag, source, options, payload_bytes, is_misread } = self;
         let entry = entry.into();
+        if is_misread {
+            return Err(CommitError::NotClaimed);
+        }
         if pages.is_empty() {
             return Err(CommitError::NoPages);
         }

@@ -2,7 +2,8 @@
 
 use super::explore::{fails_without, holds, spawn, violation};
 use super::guest::Guest;
-use super::inside::{Inside, KEY, with_check};
+use super::inside::{CHECKED, Inside, KEY, with_check};
+use crate::block::Entry;
 use crate::code_cache::Key;
 use crate::policy::Adaptive;
 use crate::protection::Mode;
@@ -91,12 +92,33 @@ fn a_revival_and_a_downgrade() {
 /// A walker that found a record before it was taken out, while its translation is
 /// used again.
 fn a_revival_and_a_late_walker() {
-    let model = a_block(1);
+    // Of an address that a late walker can downgrade, the block waits in any case.
+    let guest = Guest::with_policy(Mode::Sigbus, 1, Adaptive::with_checks());
+    let model = Inside::new(guest, &[0], Entry::plain);
     let walker = spawn(&model, Inside::invalidate);
     remove(&model);
     model.revive();
     walker.join().unwrap();
     model.flag_agrees();
+}
+
+/// A walker that is late with a block, whose plain entry is that of the next one: an
+/// embedder has one piece of code for both, and compares other bytes.
+fn a_late_downgrade_and_a_block_of_the_same_entry() {
+    const PLAIN: usize = 0x100;
+    let guest = Guest::with_policy(Mode::Sigbus, 2, Adaptive::with_checks());
+    let link = guest.link(KEY);
+    let commit = |pages: &[usize], checked| {
+        let (ticket, _) = guest.ticket(KEY, pages)?;
+        ticket.commit(Entry::with_check(PLAIN, checked | CHECKED), 0).ok()
+    };
+    commit(&[0, 1], 1).unwrap();
+    let walker = spawn(&guest, |guest| guest.kernel.store_beside(0, 2));
+    commit(&[1], 2);
+    walker.join().unwrap();
+    if guest.entry(link) == 1 | CHECKED {
+        violation("a dead block's checked entry is back");
+    }
 }
 
 /// A block is removed by hand while another one of its key is committed.
@@ -153,6 +175,11 @@ fn a_revival_against_a_late_walker() {
 }
 
 #[test]
+fn a_late_write_beside_a_block_against_one_of_the_same_entry() {
+    holds(4, a_late_downgrade_and_a_block_of_the_same_entry);
+}
+
+#[test]
 fn a_removal_against_a_commit() {
     holds(5, a_removal_and_a_commit);
 }
@@ -190,6 +217,11 @@ fn it_fails_where_a_revival_does_not_fence_before_the_generations() {
 #[test]
 fn it_fails_where_a_revival_does_not_wait_for_walkers() {
     fails_without(Rule::ReviveAfterWalkers, a_revival_and_a_late_walker);
+}
+
+#[test]
+fn it_fails_where_two_blocks_of_one_entry_do_not_wait_for_walkers() {
+    fails_without(Rule::OneAddressOneWalker, a_late_downgrade_and_a_block_of_the_same_entry);
 }
 
 #[test]

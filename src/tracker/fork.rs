@@ -1,10 +1,9 @@
 //! Keeping a tracker whole over a `fork`.
 
 use crate::error::Error;
-use crate::sync::RwLockWriteGuard;
 use crate::sys::fork::Fork;
 
-use super::space::Space;
+use super::space::Standing;
 use super::{PageObserver, Tracker};
 
 /// A tracker that stands still over a `fork`: see [`Tracker::before_fork`].
@@ -21,6 +20,9 @@ impl<O: PageObserver> Tracker<O> {
     /// called, in the child, no other thread gets in, and none adds or removes a region
     /// or a code buffer of any other instance; faults are handled.
     ///
+    /// Until then, calls of this thread that return an error return
+    /// [`Error::BadArgument`]; the others must not be made.
+    ///
     /// A child never waits for the locks of instances that have no guard: it leaves those
     /// instances alone.
     pub fn before_fork(&self) -> ForkGuard<'_, O> {
@@ -30,7 +32,7 @@ impl<O: PageObserver> Tracker<O> {
 
     /// Waits until no thread is inside.
     pub(crate) fn stand_still(&self) -> Still<'_, O> {
-        Still { space: self.gate.write() }
+        Still(self.gate.stand_still())
     }
 }
 
@@ -51,16 +53,14 @@ impl<O: PageObserver> ForkGuard<'_, O> {
 
 /// A tracker that no other thread is inside.
 #[derive(Debug)]
-pub(crate) struct Still<'a, O: PageObserver> {
-    space: RwLockWriteGuard<'a, Space<O>>,
-}
+pub(crate) struct Still<'a, O: PageObserver>(Standing<'a, O>);
 
 impl<O: PageObserver> Still<'_, O> {
     /// In a child of the process in which it stood still: see
     /// [`ForkGuard::after_fork_child`].
     pub(crate) fn continue_in_child(mut self) -> Result<(), Error> {
         let mut done = Ok(());
-        for region in &mut self.space.regions {
+        for region in &mut self.0.space.regions {
             match region.continue_in_child() {
                 Ok(child) => *region = child,
                 Err(error) => done = Err(error),

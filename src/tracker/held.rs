@@ -41,7 +41,8 @@ impl<O: PageObserver> Held<O> {
 
 impl<O: PageObserver> Drop for Held<O> {
     fn drop(&mut self) {
-        let _gate = self.gate.read();
+        // A thread that holds the fork guard has the gate.
+        let _gate = (!self.gate.stands_still_here()).then(|| self.gate.read());
         for (region, pages) in self.holds.drain(..) {
             region.pages.release(pages, self.why);
         }
@@ -73,6 +74,7 @@ impl<O: PageObserver> MappingChange<O> {
     /// translated from it then.
     pub fn finish_replaced(self, access: Access, shared: Option<SharedMemory>) -> Result<(), Error> {
         let Held { gate, asked, holds, .. } = &self.held;
+        gate.check_moves()?;
         let space = &mut *gate.write();
         let mut done = Ok(());
         for (region, pages) in holds {

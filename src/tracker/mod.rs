@@ -177,7 +177,9 @@ pub struct Tracker<O: PageObserver> {
 
 impl<O: PageObserver> fmt::Debug for Tracker<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tracker").field("regions", &self.gate.read().regions.len()).finish_non_exhaustive()
+        // Also under the guard of a fork, whose thread would wait for itself.
+        let regions = (!self.gate.stands_still_here()).then(|| self.gate.read().regions.len());
+        f.debug_struct("Tracker").field("regions", &regions).finish_non_exhaustive()
     }
 }
 
@@ -246,6 +248,7 @@ impl<O: PageObserver> Tracker<O> {
         if guest.0 & (self.page.bytes() as u64 - 1) != 0 || guest.checked_add(host.len() as u64).is_none() {
             return Err(bad("a region starts on a page of the guest and does not wrap"));
         }
+        self.gate.check_moves()?;
         // Under no lock: this is code of the embedder's.
         let limits = self.wiring.policy.limits();
         let regions = &mut self.gate.write().regions;
@@ -272,6 +275,7 @@ impl<O: PageObserver> Tracker<O> {
     /// region is removed all the same: nothing made from it can be reached, and it is
     /// tracked no more, as far as the system let it.
     pub fn remove_region(&self, guest: GuestAddr) -> Result<(), Error> {
+        self.gate.check_moves()?;
         let space = &mut *self.gate.write();
         let at = space
             .regions
@@ -304,6 +308,7 @@ impl<O: PageObserver> Tracker<O> {
     /// [`BeginError::Busy`]: a write is going on; interpret and come back.
     /// [`BeginError::Failed`]: no region, or the kernel refused.
     pub fn begin(&self, guest: GuestAddr) -> Result<PageClaim<O>, BeginError> {
+        self.gate.check_moves()?;
         let space = self.gate.read();
         let region = space.regions.iter().find(|region| region.contains(guest)).ok_or(Error::BadRange {
             start: guest.0,
@@ -338,6 +343,7 @@ impl<O: PageObserver> Tracker<O> {
             let why = "a view of shared memory is whole pages and does not wrap";
             return Err(Error::BadRange { start: start.0, len: len_bytes, why });
         };
+        self.gate.check_moves()?;
         self.gate.declare(&mut self.gate.write(), start.0..end.0, memory);
         Ok(())
     }
@@ -354,6 +360,7 @@ impl<O: PageObserver> Tracker<O> {
             len: len_bytes,
             why: "the range wraps",
         })?;
+        self.gate.check_moves()?;
         let mut done = Ok(());
         for region in self.gate.read().regions.iter() {
             if let Some(pages) = region.pages_within(start.0, end.0) {
@@ -387,6 +394,7 @@ impl<O: PageObserver> Tracker<O> {
         };
         // The bytes of the range may have been written through another view.
         let end = start.0.saturating_add(len_bytes);
+        self.gate.check_moves()?;
         let others = self.gate.read().views.others(start.0..end);
         let mut done = self.for_regions(start, len_bytes, sync);
         for other in others {

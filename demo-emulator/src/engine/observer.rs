@@ -75,7 +75,7 @@ impl MemoryObserver for Tracking {
     }
 
     fn await_harts(&self) {
-        self.cache.wait_for_vcpus();
+        self.cache.wait_for_vcpus().expect("a hart is not pinned in a system call");
     }
 
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Errno> {
