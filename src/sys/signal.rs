@@ -37,7 +37,7 @@ use crate::sys::statics;
 /// thread of the standard library has 8,192 bytes, or `AT_MINSIGSTKSZ` if that is more:
 /// then there is not room for both, and an [`AltStack`](crate::protection::AltStack) is
 /// needed.
-pub const HANDLER_STACK_BYTES: usize = 4608;
+pub const HANDLER_STACK_BYTES: usize = 4096;
 
 /// The signals that write protection can give.
 const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];

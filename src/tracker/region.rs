@@ -354,20 +354,21 @@ impl<O: PageObserver> Region<O> {
     /// Makes `pages` writable, whose blocks died. Async-signal-safe.
     pub(super) fn unprotect_pages(&self, pages: Range<usize>) -> Result<(), Error> {
         self.fence_threads()?;
-        let unprotect = |pages: &Range<usize>| {
-            self.count_call();
-            self.protection.unprotect(self.host_of(pages)?)
-        };
-        let done = unprotect(&pages);
-        if done.is_ok() || pages.len() == 1 {
-            return done;
-        }
-        // A piece of it may be gone, and what lies behind that is protected still.
-        let mut done = Ok(());
-        for page in pages {
-            done = done.and(unprotect(&(page..page + 1)));
-        }
-        done
+        let done = self.unprotect_run(pages.start, pages.len());
+        if done.is_ok() || pages.len() == 1 { done } else { self.unprotect_each(pages) }
+    }
+
+    fn unprotect_run(&self, first: usize, count: usize) -> Result<(), Error> {
+        self.count_call();
+        let start = HostAddr(self.host.start().0 + (first << self.page.shift()));
+        self.protection.unprotect(HostRange::of_pages(start, count, self.page))
+    }
+
+    /// A piece of `pages` may be gone, and what lies behind that is protected still.
+    #[cold]
+    #[inline(never)]
+    fn unprotect_each(&self, pages: Range<usize>) -> Result<(), Error> {
+        pages.fold(Ok(()), |done, page| done.and(self.unprotect_run(page, 1)))
     }
 
     pub(super) fn count_call(&self) {

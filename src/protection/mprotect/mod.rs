@@ -188,16 +188,14 @@ impl<K: Kernel> Mprotect<K> {
         others: Option<Access>,
         next: impl Fn(Seen) -> Seen,
     ) -> Result<(), Error> {
-        for (_, word) in self.words.existing(pages.clone()) {
-            word.begin_change(&next);
-        }
+        self.for_words(&pages, |word| word.begin_change(&next));
         // In a fork's child the threads that are counted may not be there.
         if self.owner.is_current() {
-            for (_, word) in self.words.existing(pages.clone()) {
+            self.for_words(&pages, |word| {
                 while word.is_being_opened() {
                     yield_now();
                 }
-            }
+            });
         }
         let mut done = Ok(());
         let mut at = pages.start;
@@ -210,10 +208,29 @@ impl<K: Kernel> Mprotect<K> {
                 done = done.and(applied);
             }
         }
-        for (_, word) in self.words.existing(pages.clone()) {
-            word.end_change();
-        }
+        self.for_words(&pages, Word::end_change);
         done.map_err(|errno| self.refused(&pages, errno))
+    }
+
+    /// Handlers come here, whose stack may be small: the loop over words is over before the
+    /// kernel is called.
+    fn for_words(&self, pages: &Range<usize>, each: impl Fn(&Word)) {
+        self.words.existing(pages.clone()).for_each(|(_, word)| each(word));
+    }
+
+    /// Lets stores to `pages` through, if the guest may store there.
+    fn open_entered(&self, pages: &Range<usize>) -> Result<(), Errno> {
+        let mut done = Ok(());
+        let mut at = pages.start;
+        while at < pages.end {
+            let (end, access) = self.run(at, pages.end, None);
+            // Of other pages the protection took nothing away.
+            if access == Some(Access::ReadWrite) {
+                done = done.and(self.apply(at..end, Access::ReadWrite));
+            }
+            at = end;
+        }
+        done
     }
 
     fn refused(&self, pages: &Range<usize>, errno: Errno) -> Error {
@@ -279,22 +296,9 @@ impl<K: Kernel> Protection for Mprotect<K> {
 
     fn unprotect(&self, range: HostRange) -> Result<(), Error> {
         let pages = self.pages_of(range);
-        for (_, word) in self.words.existing(pages.clone()) {
-            word.enter();
-        }
-        let mut done = Ok(());
-        let mut at = pages.start;
-        while at < pages.end {
-            let (end, access) = self.run(at, pages.end, None);
-            // Of other pages the protection took nothing away.
-            if access == Some(Access::ReadWrite) {
-                done = done.and(self.apply(at..end, Access::ReadWrite));
-            }
-            at = end;
-        }
-        for (_, word) in self.words.existing(pages.clone()) {
-            word.leave();
-        }
+        self.for_words(&pages, Word::enter);
+        let done = self.open_entered(&pages);
+        self.for_words(&pages, Word::leave);
         done.map_err(|errno| self.refused(&pages, errno))
     }
 
