@@ -7,7 +7,8 @@
 //!   one; [`MAX_REGIONS`] is how many regions a process can have.
 //! - [`handle_fault`], for embedders whose own handlers take SIGBUS and SIGSEGV;
 //!   [`handler_is_ours`] and [`is_blocked_here`] say whether faults reach the library at
-//!   all; [`AltStack`] is a signal stack for a thread whose stack pointer is the guest's.
+//!   all; [`AltStack`] is a signal stack for a thread whose stack pointer is the guest's;
+//!   [`HANDLER_STACK_BYTES`] is how much of one a fault takes.
 //!
 //! # Behind it
 //!

@@ -227,7 +227,9 @@ impl<O: PageObserver> Tracker<O> {
     /// # Errors
     ///
     /// A range that overlaps another region's or is not aligned, a mode that
-    /// cannot be had here, a mapping that the mode cannot track.
+    /// cannot be had here, a mapping that the mode cannot track, one region more than
+    /// [`MAX_REGIONS`](protection::MAX_REGIONS) of the process, a thread that blocks the
+    /// signal by which the mode's faults arrive.
     #[allow(unsafe_code)]
     pub unsafe fn add_region(&self, options: RegionOptions) -> Result<(), Error> {
         let RegionOptions { guest, host, mode, access, embedder_owns_signals } = options;
