@@ -368,7 +368,11 @@ impl<O: PageObserver> Region<O> {
     #[cold]
     #[inline(never)]
     fn unprotect_each(&self, pages: Range<usize>) -> Result<(), Error> {
-        pages.fold(Ok(()), |done, page| done.and(self.unprotect_run(page, 1)))
+        let mut done = Ok(());
+        for page in pages {
+            done = done.and(self.unprotect_run(page, 1));
+        }
+        done
     }
 
     pub(super) fn count_call(&self) {
