@@ -10,6 +10,8 @@
 //! its cache.
 #![allow(unsafe_code)]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Mode, Probe};
@@ -88,7 +90,8 @@ fn both_sides(mode: Mode, drops_in_child: bool) {
     assert!(pid >= 0);
     if pid == 0 {
         let status = match guard.after_fork_child() {
-            Ok(()) => in_the_child(&cache, &memory, mode),
+            // The last thread of a process that ends by a panic ends the process well.
+            Ok(()) => catch_unwind(AssertUnwindSafe(|| in_the_child(&cache, &memory, mode))).unwrap_or(101),
             Err(_) => 9,
         };
         if drops_in_child {

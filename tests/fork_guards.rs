@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,7 +39,8 @@ fn fork(child: impl FnOnce() -> i32) -> i32 {
     if pid == 0 {
         // SAFETY: sets a timer of this process.
         unsafe { libc::alarm(CHILD_LIMIT_S) };
-        let status = child();
+        // The last thread of a process that ends by a panic ends the process well.
+        let status = catch_unwind(AssertUnwindSafe(child)).unwrap_or(101);
         // SAFETY: ends the child without the parent's exit handlers.
         unsafe { libc::_exit(status) };
     }
