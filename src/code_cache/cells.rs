@@ -18,6 +18,14 @@
 //! built anew ([`super::table`]), and are used again once nobody who found them
 //! before can be left.
 //!
+//! # Addresses
+//!
+//! The table keeps 48 bits of a cell's address, and its provenance is exposed. Linux gives
+//! a process no memory above them unless a call names a higher address (x86-64 with five
+//! levels of page tables, aarch64 with 52 bits), and the slab is what an allocator gave. An
+//! allocator that puts a tag into the top byte of its pointers (HWASan, memory tagging)
+//! cannot be used: the first slab says so.
+//!
 //! # Safety
 //!
 //! A slab is aligned to its size: the address of a cell gives its slab's head. It
@@ -47,6 +55,11 @@ const SLAB_CELLS: usize = 30;
 
 /// Bits of an address that the table can keep.
 pub(super) const ADDRESS_BITS: u32 = 48;
+
+/// Whether the table can keep `address`.
+fn is_kept(address: usize) -> bool {
+    address as u64 >> ADDRESS_BITS == 0
+}
 
 /// What a lookup reads, in one cache line.
 #[repr(C, align(16))]
@@ -128,10 +141,11 @@ impl Slab {
     fn new(place: usize, stubs: EntryStubs) -> Self {
         // SAFETY: the layout is not empty.
         let memory = unsafe { alloc(Self::LAYOUT) }.cast::<Body>();
-        let Some(body) = NonNull::new(memory).filter(|body| body.addr().get() >> ADDRESS_BITS == 0) else {
-            // No allocator of a process that did not ask for more goes beyond.
-            handle_alloc_error(Self::LAYOUT)
-        };
+        let Some(body) = NonNull::new(memory) else { handle_alloc_error(Self::LAYOUT) };
+        assert!(
+            is_kept(body.addr().get()),
+            "the allocator gave {body:p}: entry cells need addresses of {ADDRESS_BITS} bits, without a tag"
+        );
         // SAFETY: just allocated, big enough and aligned; each field is written
         // once.
         unsafe {
@@ -470,6 +484,21 @@ impl<P: Payload> Cells<P> {
         free.sort_unstable_by(|a, b| b.cmp(a));
         for place in places.iter_mut().filter(|place| place.as_ref().is_some_and(|place| place.out == 0)) {
             *place = None;
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_and_high_addresses_are_not_kept() {
+        for kept in [0x1000, 0x7fff_ffff_8000, 0xffff_ffff_8000] {
+            assert!(is_kept(kept), "{kept:x}");
+        }
+        for refused in [0x0b00_7fff_ffff_8000, 1 << ADDRESS_BITS, 1 << 56, 1 << 62] {
+            assert!(!is_kept(refused), "{refused:x}");
         }
     }
 }

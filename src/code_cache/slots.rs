@@ -157,6 +157,8 @@ impl Slots {
         while unsafe { self.slot(at) }.load(Ordering::Relaxed) != EMPTY {
             at = self.behind(at);
         }
+        // Each cell is of a slab whose address has no more bits.
+        debug_assert_eq!(cell.to_bits() >> ADDRESS_BITS, 0);
         let word = cell.to_bits() << TAG_BITS | u64::from(tag(hash));
         // SAFETY: as above.
         unsafe { self.slot(at) }.store(word, Ordering::Release);

@@ -75,7 +75,8 @@ impl<P: Payload> VCpu<P> {
     }
 
     /// The front's [`FRONT_ENTRIES`] entries, for emitted code that runs under
-    /// this vCPU's pin.
+    /// this vCPU's pin. Its address stays as long as the vCPU. Code that probes it while
+    /// the vCPU is not pinned reads cells that may be freed, or another key's by now.
     pub fn front(&self) -> *const FrontEntry {
         self.front.as_ptr().cast()
     }
