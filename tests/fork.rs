@@ -10,6 +10,9 @@
 //! its cache.
 #![allow(unsafe_code)]
 
+#[path = "support/alarm.rs"]
+mod alarm;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use codewarden::addr::GuestAddr;
@@ -84,11 +87,15 @@ fn both_sides(mode: Mode, drops_in_child: bool) {
     // A former block of the parent's, which it uses again after the fork.
     cache.remove(Key::new(0));
     cache.collect();
+    let _alarm = alarm::Alarm::while_waiting_for("a fork's child, or a page that is not busy");
     let guard = cache.before_fork();
     // SAFETY: see the head.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0);
     if pid == 0 {
+        // The parent's alarm did not come along: a child that waits for ever ends by this one.
+        // SAFETY: sets a timer.
+        unsafe { libc::alarm(100) };
         let status = match guard.after_fork_child() {
             // The last thread of a process that ends by a panic ends the process well.
             Ok(()) => catch_unwind(AssertUnwindSafe(|| in_the_child(&cache, &memory, mode))).unwrap_or(101),

@@ -167,19 +167,26 @@ impl Shared {
     }
 }
 
+fn alarm() -> Alarm {
+    Alarm::while_waiting_for("another thread's turn, or a page that is not busy")
+}
+
 fn synchronous(test: impl Fn(&Guest)) {
+    let _alarm = alarm();
     for mode in tracking_modes().into_iter().filter(|mode| mode.is_synchronous()) {
         test(&Guest::new(mode, Adaptive::new()));
     }
 }
 
 fn deferred(test: impl Fn(&Guest)) {
+    let _alarm = alarm();
     if tracking_modes().contains(&Mode::Deferred) {
         test(&Guest::new(Mode::Deferred, Adaptive::new()));
     }
 }
 
 fn every_mode(policy: impl Policy + Copy, test: impl Fn(&Guest)) {
+    let _alarm = alarm();
     tracking_modes().into_iter().for_each(|mode| test(&Guest::new(mode, policy)));
 }
 
@@ -198,7 +205,6 @@ fn a_store_is_seen_by_its_own_thread() {
 /// S2, D1: `told` runs in the thread that is told, before it looks.
 fn a_store_is_found_by_another_thread(guest: &Guest, told: impl Fn() + Sync) {
     let (published, seen) = (AtomicU32::new(0), AtomicU32::new(0));
-    let _alarm = Alarm::while_waiting_for("two threads that tell each other of stores");
     scope(|threads| {
         let writer = threads.spawn(|| {
             for round in 1..ROUNDS {
@@ -323,6 +329,8 @@ fn store_and_look_ahead(guest: &Guest, offset: usize, link: &Link) -> usize {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn a_core_that_looks_ahead_of_its_store_finds_nothing() {
+    // Longer runs are asked for by hand.
+    let _alarm = std::env::var_os("LOOK_AHEAD_ROUNDS").is_none().then(alarm);
     let rounds: u32 = std::env::var("LOOK_AHEAD_ROUNDS").map_or(3000, |rounds| rounds.parse().expect("a number"));
     for mode in tracking_modes().into_iter().filter(|mode| mode.is_synchronous()) {
         let guest = &Guest::new(mode, Plain);
@@ -425,7 +433,6 @@ fn two_syncs_at_once() {
 fn no_write_is_lost_between_two_syncs() {
     deferred(|guest| {
         let (published, syncs, over) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
-        let _alarm = Alarm::while_waiting_for("stores between syncs");
         scope(|threads| {
             threads.spawn(|| {
                 let _over = OverAtDrop(&over);
@@ -582,7 +589,6 @@ fn a_cooled_page_starts_anew() {
             guest.translate(64).unwrap();
         }
         assert_eq!(guest.lookup(64), Some(checked(0)), "{}", guest.mode);
-        let _alarm = Alarm::while_waiting_for("a checked page that cools");
         while guest.cache.stats().cooled == 0 {
             // In thread mode the un-protect may not be over.
             guest.cache.tracker().tend();
