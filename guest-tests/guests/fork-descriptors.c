@@ -6,7 +6,7 @@
 
 enum { SYS_dup = 23, SYS_fcntl = 25, SYS_setrlimit = 164, SYS_close_range = 436 };
 enum { F_DUPFD = 0, F_GETFD = 1, RLIMIT_NOFILE = 7, SIGCHLD = 17 };
-enum { NUMBERS = 1100, GENERATIONS = 6, FEW = 24 };
+enum { NUMBERS = 1100, GENERATIONS = 6, FEW = 24, FORKS = 100 };
 
 static u32 *code;
 static int value;
@@ -50,6 +50,28 @@ static void generation(int left, u64 want) {
     wait_for(child);
 }
 
+// Closes what is not open, until it is told to stop.
+static u32 stop;
+static void close_for_ever(u32 index) {
+    while (!load_acquire(&stop)) SYSCALL(SYS_close, NUMBERS);
+}
+
+// The forks meet the other hart at each place of its calls.
+static void fork_beside_closes(void) {
+    hart closer;
+    start_hart(&closer, 0, close_for_ever);
+    for (int round = 0; round < FORKS; round++) {
+        i64 child = fork_process();
+        if (!child) {
+            SYSCALL(SYS_close, NUMBERS);
+            quit(0);
+        }
+        wait_for(child);
+    }
+    store_release(&stop, 1);
+    join_hart(&closer);
+}
+
 int main(int argc, char **argv) {
     code = map_code(1);
     write_constant(code, value);
@@ -67,6 +89,8 @@ int main(int argc, char **argv) {
     }
     wait_for(child);
     if (high >= 0) checked(SYSCALL(SYS_close, high), "close");
+
+    fork_beside_closes();
 
     // What it did not open stays open: the protection of its code among them.
     checked(SYSCALL(SYS_close_range, 3, 0xffffffff, 0), "close_range");
