@@ -2,7 +2,10 @@
  * What codewarden.h says that calls answer when something is wrong, and what it says to do
  * then. The process does to itself what embedders do by mistake.
  *
- * Exits with 0 where all holds, otherwise says where it does not.
+ *     answers [nothing]
+ *
+ * nothing: run where no synchronous mode can be had. Exits with 0 where all holds,
+ * otherwise says where it does not.
  */
 #define _GNU_SOURCE
 #include <codewarden.h>
@@ -361,8 +364,22 @@ static void a_name_that_no_mode_has(void)
     CHECK(cw_mode_from_name("", &mode) == CW_BAD_ARGUMENT && mode == CW_MODE_DEFERRED);
 }
 
-int main(void)
+/* Where no synchronous mode can be had. */
+static void nothing_to_be_had(void)
 {
+    cw_mode mode = CW_MODE_DEFERRED;
+    const char *why = "as before";
+    CHECK(cw_best_synchronous(&mode, &why) == CW_MODE_UNAVAILABLE);
+    CHECK(mode == CW_MODE_DEFERRED && strcmp(why, "as before") == 0);
+    CHECK(strstr(cw_last_error_message(), "membarrier"));
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 2 && strcmp(argv[1], "nothing") == 0) {
+        nothing_to_be_had();
+        return 0;
+    }
     if (cw_mode_check(CW_MODE_MPROTECT) == CW_MODE_UNAVAILABLE) {
         printf("SKIPPED %s\n", cw_last_error_message());
         return 0;
