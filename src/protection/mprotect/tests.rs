@@ -132,8 +132,12 @@ fn a_forks_child_has_no_openers_and_open_pages() {
     protection.protect(range).unwrap();
     let word = protection.words.get(START.0 >> PAGE.shift()).unwrap();
     word.enter();
+    // More steps than it takes without waiting: so that a wait ends.
+    let late = protection.clone();
+    interrupt_at(1000, move || late.words.get(START.0 >> PAGE.shift()).unwrap().leave());
     let mut sink = |_| Ok(Arc::new(Nobody) as Arc<dyn FaultSink>);
     protection.clone().continue_in_child(range, &mut sink).unwrap();
+    assert!(!was_interrupted(), "the child waited for a thread that is not there");
     assert!(!word.is_being_opened());
     assert_eq!([kernel.access_of(0), kernel.access_of(1)], [Access::ReadWrite; 2]);
     assert_eq!(protection.access_changes(START), Some(2), "protected, and opened");
