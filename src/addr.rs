@@ -183,6 +183,81 @@ impl HostRange {
     }
 }
 
+/// Bytes of a 64-bit space, the guest's addresses or a file: one at least. The last one
+/// is a part of it, so that the end of the space can be told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Span {
+    first: u64,
+    /// Invariant: not below `first`.
+    last: u64,
+}
+
+impl Span {
+    /// Every address.
+    pub(crate) const ALL: Self = Self { first: 0, last: u64::MAX };
+
+    /// `len_bytes` from `start`; `None` for no bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadRange`] where bytes of it lie beyond the end of the space.
+    pub(crate) fn new(start: u64, len_bytes: u64) -> Result<Option<Self>, Error> {
+        let Some(more) = len_bytes.checked_sub(1) else { return Ok(None) };
+        match start.checked_add(more) {
+            Some(last) => Ok(Some(Self { first: start, last })),
+            None => Err(Error::BadRange { start, len: len_bytes, why: "the range wraps" }),
+        }
+    }
+
+    /// The page of `page_bytes` that holds `address`.
+    pub(crate) fn page_of(address: u64, page_bytes: u64) -> Self {
+        Self { first: address & !(page_bytes - 1), last: address | (page_bytes - 1) }
+    }
+
+    /// Where the guest sees `host` from `guest` on; it does not wrap.
+    pub(crate) fn of_region(guest: GuestAddr, host: HostRange) -> Self {
+        Self { first: guest.0, last: guest.0 + (host.len() as u64 - 1) }
+    }
+
+    /// First byte.
+    pub(crate) fn first(self) -> u64 {
+        self.first
+    }
+
+    /// Last byte.
+    pub(crate) fn last(self) -> u64 {
+        self.last
+    }
+
+    /// Length in bytes; 2^64 is told as one less.
+    pub(crate) fn len_bytes(self) -> u64 {
+        (self.last - self.first).saturating_add(1)
+    }
+
+    /// The whole pages of `page_bytes` that have a byte of it.
+    pub(crate) fn whole_pages(self, page_bytes: u64) -> Self {
+        Self { first: self.first & !(page_bytes - 1), last: self.last | (page_bytes - 1) }
+    }
+
+    /// As many bytes from `first` on; `None` where they do not fit.
+    pub(crate) fn moved_to(self, first: u64) -> Option<Self> {
+        Some(Self { first, last: first.checked_add(self.last - self.first)? })
+    }
+
+    /// What both have in common.
+    pub(crate) fn intersection(self, other: Self) -> Option<Self> {
+        let (first, last) = (self.first.max(other.first), self.last.min(other.last));
+        (first <= last).then_some(Self { first, last })
+    }
+
+    /// What of it lies below and above `other`.
+    pub(crate) fn without(self, other: Self) -> [Option<Self>; 2] {
+        let below = other.first.checked_sub(1).and_then(|last| self.intersection(Self { first: 0, last }));
+        let above = other.last.checked_add(1).and_then(|first| self.intersection(Self { first, last: u64::MAX }));
+        [below, above]
+    }
+}
+
 impl fmt::Debug for HostRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "host {:#x}..{:#x}", self.start, self.start + self.len)
@@ -214,6 +289,25 @@ mod tests {
         let range = |start, len| HostRange::new(HostAddr(start), len, PAGE).unwrap();
         assert_eq!(range(0x1000, 0x2000).intersection(range(0x2000, 0x4000)), Some(range(0x2000, 0x1000)));
         assert_eq!(range(0x1000, 0x1000).intersection(range(0x2000, 0x1000)), None);
+    }
+
+    #[test]
+    fn a_span_may_reach_the_end_of_the_space() {
+        let span = |start, len| Span::new(start, len).unwrap().unwrap();
+        assert_eq!(Span::new(5, 0).unwrap(), None);
+        assert_eq!(Span::new(u64::MAX, 0).unwrap(), None);
+        assert!(Span::new(u64::MAX, 2).is_err());
+        let top = span(u64::MAX - 0xfff, 0x1000);
+        assert_eq!((top.last(), top.len_bytes()), (u64::MAX, 0x1000));
+        assert_eq!(span(u64::MAX - 5, 2).whole_pages(0x1000), top);
+        assert_eq!(top.moved_to(1), Some(span(1, 0x1000)));
+        assert_eq!(top.moved_to(u64::MAX - 0xffe), None);
+        assert_eq!(Span::ALL.without(top), [Some(span(0, u64::MAX - 0xfff)), None]);
+        assert_eq!(top.without(Span::ALL), [None, None]);
+        assert_eq!(Span::ALL.without(span(0, 1)), [None, Some(span(1, u64::MAX))]);
+        assert_eq!(span(2, 4).without(span(3, 1)), [Some(span(2, 1)), Some(span(4, 2))]);
+        assert_eq!(span(2, 4).without(span(9, 1)), [Some(span(2, 4)), None]);
+        assert_eq!(span(2, 4).intersection(span(6, 1)), None);
     }
 
     #[test]

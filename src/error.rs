@@ -18,6 +18,24 @@ pub enum Error {
         /// What a range must be here.
         why: &'static str,
     },
+    /// No region tracks the guest range, or, where all of it must be tracked, not all of
+    /// it. Nothing was done.
+    NotTracked {
+        /// First byte, as the guest sees it.
+        start: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// Host memory that is to be tracked is not mapped, or not all of it. Nothing was
+    /// tracked.
+    NotMapped {
+        /// First byte of the host range.
+        start: usize,
+        /// Length in bytes.
+        len: usize,
+        /// The first page of it where nothing is mapped.
+        hole: usize,
+    },
     /// An argument that cannot be used.
     BadArgument(&'static str),
     /// The system refused an operation on a range of host memory.
@@ -101,6 +119,16 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadRange { start, len, why } => write!(f, "bad range {start:#x} + {len:#x}: {why}"),
+            Self::NotTracked { start, len } => write!(
+                f,
+                "guest range {start:#x} + {len:#x}: no tracked region holds it, or not all of it; add the region \
+                 first, or leave the call out where nothing is tracked"
+            ),
+            Self::NotMapped { start, len, hole } => write!(
+                f,
+                "host range {start:#x} + {len:#x}: nothing is mapped at {hole:#x}; map all of it first, at least with \
+                 PROT_NONE"
+            ),
             Self::BadArgument(why) => f.write_str(why),
             Self::System { call, start, len, errno } => {
                 let error = std::io::Error::from_raw_os_error(*errno);

@@ -123,7 +123,7 @@ typedef enum cw_status {
     /// An argument that cannot be used, NULL for instance, or an object that is not in
     /// the state that the call needs.
     CW_BAD_ARGUMENT = 5,
-    /// A range that is empty, wraps, is not aligned or is not tracked.
+    /// A range that wraps, is not aligned, is not mapped or is in no tracked region.
     CW_BAD_RANGE = 6,
     /// The system refused a call: see cw_last_errno().
     CW_SYSTEM = 7,
@@ -348,7 +348,7 @@ typedef struct cw_shared_memory {
 /// cw_cache_set_access(). No thread that stores to it has the mode's signal blocked
 /// (SIGBUS for sigbus, SIGSEGV for mprotect): the kernel ends the process there.
 ///
-/// CW_BAD_RANGE where it is not whole pages or overlaps another one,
+/// CW_BAD_RANGE where it is not whole pages, overlaps another one or is not mapped,
 /// CW_MODE_UNAVAILABLE where the mode cannot be had, CW_SYSTEM where the mode cannot
 /// track this mapping, CW_ALREADY_TRACKED where another userfaultfd does.
 cw_status cw_cache_add_region(const cw_cache *cache, const cw_region_options *options);
@@ -367,14 +367,16 @@ cw_status cw_cache_mode_at(const cw_cache *cache, uint64_t guest, cw_mode *mode)
 /// Says that len_bytes from guest, in a region and mapped already, show memory that may
 /// be mapped elsewhere too: then a store through any mapping that was declared reaches
 /// the blocks of all. To be said of every mapping of memory that has several, before
-/// the guest can store to it.
+/// the guest can store to it. CW_BAD_RANGE, and nothing is done, where the range or the
+/// offset is not whole pages or wraps, or where not all of the range lies in regions.
 cw_status cw_cache_declare_shared(const cw_cache *cache,
                                   uint64_t guest,
                                   uint64_t len_bytes,
                                   cw_shared_memory memory);
 
 /// Carries out the guest's own mprotect: what the guest may do with len_bytes from
-/// guest, bounds rounded to whole pages. The tracking's protection stays.
+/// guest, bounds rounded to whole pages. The tracking's protection stays. CW_BAD_RANGE,
+/// and nothing is done, where the range wraps or not all of its pages lie in regions.
 cw_status cw_cache_set_access(const cw_cache *cache,
                               uint64_t guest,
                               uint64_t len_bytes,
@@ -717,6 +719,9 @@ cw_status cw_vcpu_front(const cw_vcpu *vcpu, cw_front *front);
  * announcements of the guest's (deferred regions), for writes by the kernel or by
  * others, and for changed mappings. None is called in a signal handler. They may be
  * called while the own vCPU is pinned, but what may last is better done without.
+ *
+ * A call for a range answers CW_BAD_RANGE, and does nothing, if the range wraps or if no
+ * byte of it lies in a region. A range of no bytes is CW_OK, and nothing is done.
  */
 
 /// Pages that are kept writable for somebody who writes where nobody is told.
@@ -732,7 +737,8 @@ typedef struct cw_mapping_change cw_mapping_change;
 /// Where it fails, everything that was asked about counts as written.
 cw_status cw_cache_sync(const cw_cache *cache);
 
-/// cw_cache_sync() for len_bytes from guest.
+/// cw_cache_sync() for len_bytes from guest, whichever view of their memory they were
+/// written through.
 cw_status cw_cache_sync_range(const cw_cache *cache, uint64_t guest, uint64_t len_bytes);
 
 /// The bytes changed behind the tracker's back (through a mapping of your own, by a
@@ -766,19 +772,22 @@ void cw_hold_free(cw_hold *hold);
 /// You are about to change what is mapped at len_bytes from guest (mmap with MAP_FIXED,
 /// munmap, mremap), or to throw its contents away (MADV_DONTNEED). When this returns
 /// nothing that was made from the range can be reached, and nothing is translated from
-/// it until cw_mapping_change_free().
+/// it until cw_mapping_change_free(). Bounds are rounded to whole pages.
 cw_status cw_cache_change_mapping(const cw_cache *cache,
                                   uint64_t guest,
                                   uint64_t len_bytes,
                                   cw_mapping_change **change);
 
 /// A new mapping is in place, with this access for the guest: tracks it. memory: what
-/// it shows, where that may be mapped elsewhere too; NULL where it is private. Not to be
-/// called where the range was unmapped or its contents thrown away: free the change.
+/// the first page of the change shows, where that may be mapped elsewhere too; NULL where
+/// it is private. Not to be called where the range was unmapped or its contents thrown
+/// away: free the change.
 ///
-/// CW_SYSTEM where the mode cannot track the new mapping: nothing can be translated
-/// from it then. The change is over in any case, and good for cw_mapping_change_free()
-/// alone.
+/// CW_SYSTEM where the mode cannot track the new mapping, CW_BAD_RANGE where the offset
+/// in memory is not a multiple of the page size or wraps: nothing can be translated from
+/// the pages until a later change of them was finished with CW_OK. CW_BAD_RANGE too where
+/// the region was removed meanwhile. The change is over in any case, and good for
+/// cw_mapping_change_free() alone.
 cw_status cw_mapping_change_replaced(cw_mapping_change *change,
                                      cw_access access,
                                      const cw_shared_memory *memory);

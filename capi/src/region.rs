@@ -71,7 +71,7 @@ impl cw_shared_memory {
 /// cw_cache_set_access(). No thread that stores to it has the mode's signal blocked
 /// (SIGBUS for sigbus, SIGSEGV for mprotect): the kernel ends the process there.
 ///
-/// CW_BAD_RANGE where it is not whole pages or overlaps another one,
+/// CW_BAD_RANGE where it is not whole pages, overlaps another one or is not mapped,
 /// CW_MODE_UNAVAILABLE where the mode cannot be had, CW_SYSTEM where the mode cannot
 /// track this mapping, CW_ALREADY_TRACKED where another userfaultfd does.
 #[unsafe(no_mangle)]
@@ -125,7 +125,8 @@ pub unsafe extern "C" fn cw_cache_mode_at(cache: *const cw_cache, guest: u64, mo
 /// Says that len_bytes from guest, in a region and mapped already, show memory that may
 /// be mapped elsewhere too: then a store through any mapping that was declared reaches
 /// the blocks of all. To be said of every mapping of memory that has several, before
-/// the guest can store to it.
+/// the guest can store to it. CW_BAD_RANGE, and nothing is done, where the range or the
+/// offset is not whole pages or wraps, or where not all of the range lies in regions.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_declare_shared(
     cache: *const cw_cache,
@@ -141,7 +142,8 @@ pub unsafe extern "C" fn cw_cache_declare_shared(
 }
 
 /// Carries out the guest's own mprotect: what the guest may do with len_bytes from
-/// guest, bounds rounded to whole pages. The tracking's protection stays.
+/// guest, bounds rounded to whole pages. The tracking's protection stays. CW_BAD_RANGE,
+/// and nothing is done, where the range wraps or not all of its pages lie in regions.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_set_access(
     cache: *const cw_cache,

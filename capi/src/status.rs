@@ -37,7 +37,7 @@ pub enum cw_status {
     /// An argument that cannot be used, NULL for instance, or an object that is not in
     /// the state that the call needs.
     CW_BAD_ARGUMENT = 5,
-    /// A range that is empty, wraps, is not aligned or is not tracked.
+    /// A range that wraps, is not aligned, is not mapped or is in no tracked region.
     CW_BAD_RANGE = 6,
     /// The system refused a call: see cw_last_errno().
     CW_SYSTEM = 7,
@@ -85,7 +85,7 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let (status, errno) = match error {
-            Error::BadRange { .. } => (cw_status::CW_BAD_RANGE, 0),
+            Error::BadRange { .. } | Error::NotTracked { .. } | Error::NotMapped { .. } => (cw_status::CW_BAD_RANGE, 0),
             Error::BadArgument(_) => (cw_status::CW_BAD_ARGUMENT, 0),
             Error::System { errno, .. } => (cw_status::CW_SYSTEM, errno),
             Error::ModeUnavailable { .. } | Error::Unavailable { .. } => (cw_status::CW_MODE_UNAVAILABLE, 0),

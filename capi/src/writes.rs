@@ -5,6 +5,9 @@
 //! others, and for changed mappings. None is called in a signal handler. They may be
 //! called while the own vCPU is pinned, but what may last is better done without.
 //!
+//! A call for a range answers CW_BAD_RANGE, and does nothing, if the range wraps or if no
+//! byte of it lies in a region. A range of no bytes is CW_OK, and nothing is done.
+//!
 //! # Safety
 //!
 //! Pointers are used as the header's rules say.
@@ -50,7 +53,8 @@ pub unsafe extern "C" fn cw_cache_sync(cache: *const cw_cache) -> cw_status {
     })
 }
 
-/// cw_cache_sync() for len_bytes from guest.
+/// cw_cache_sync() for len_bytes from guest, whichever view of their memory they were
+/// written through.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_sync_range(cache: *const cw_cache, guest: u64, len_bytes: u64) -> cw_status {
     guarded(|| {
@@ -124,7 +128,7 @@ pub unsafe extern "C" fn cw_hold_free(hold: *mut cw_hold) {
 /// You are about to change what is mapped at len_bytes from guest (mmap with MAP_FIXED,
 /// munmap, mremap), or to throw its contents away (MADV_DONTNEED). When this returns
 /// nothing that was made from the range can be reached, and nothing is translated from
-/// it until cw_mapping_change_free().
+/// it until cw_mapping_change_free(). Bounds are rounded to whole pages.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_change_mapping(
     cache: *const cw_cache,
@@ -142,12 +146,15 @@ pub unsafe extern "C" fn cw_cache_change_mapping(
 }
 
 /// A new mapping is in place, with this access for the guest: tracks it. memory: what
-/// it shows, where that may be mapped elsewhere too; NULL where it is private. Not to be
-/// called where the range was unmapped or its contents thrown away: free the change.
+/// the first page of the change shows, where that may be mapped elsewhere too; NULL where
+/// it is private. Not to be called where the range was unmapped or its contents thrown
+/// away: free the change.
 ///
-/// CW_SYSTEM where the mode cannot track the new mapping: nothing can be translated
-/// from it then. The change is over in any case, and good for cw_mapping_change_free()
-/// alone.
+/// CW_SYSTEM where the mode cannot track the new mapping, CW_BAD_RANGE where the offset
+/// in memory is not a multiple of the page size or wraps: nothing can be translated from
+/// the pages until a later change of them was finished with CW_OK. CW_BAD_RANGE too where
+/// the region was removed meanwhile. The change is over in any case, and good for
+/// cw_mapping_change_free() alone.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_mapping_change_replaced(
     change: *mut cw_mapping_change,

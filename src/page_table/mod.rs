@@ -95,10 +95,19 @@ pub(crate) enum HeldFor {
     Change,
 }
 
+/// A hold of pages of one table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Hold {
+    pub(crate) pages: Range<usize>,
+    pub(crate) why: HeldFor,
+    /// The thread that took it, whose holds go on in a fork's child.
+    pub(crate) thread: u64,
+}
+
 #[derive(Default)]
 struct Book {
-    /// Ranges that are held open.
-    held: Vec<(Range<usize>, HeldFor)>,
+    /// What is held open.
+    held: Vec<Hold>,
 }
 
 impl<D> fmt::Debug for PageTable<D> {
@@ -136,7 +145,7 @@ impl<D: Default + Send + Sync> PageTable<D> {
         }
         let book = lock(&self.book);
         self.chunks.make(page.0, |page| {
-            let count = book.held.iter().filter(|(pages, _)| pages.contains(&page)).count();
+            let count = book.held.iter().filter(|hold| hold.pages.contains(&page)).count();
             PageDesc {
                 word: PageWord::new(count as u64),
                 history: History::default(),
@@ -159,15 +168,20 @@ impl<D: Default + Send + Sync> PageTable<D> {
         self.chunks.bytes()
     }
 
-    /// Enters an un-protect on every page of `pages`, those that have no
+    /// Enters an un-protect on every page of `hold`, those that have no
     /// descriptor yet included: `enter` does it for each that has one. Until
     /// [`PageTable::release`] nobody protects one of them.
-    pub(crate) fn hold(&self, pages: Range<usize>, why: HeldFor, mut enter: impl FnMut(PageIndex, &PageDesc<D>)) {
+    pub(crate) fn hold(&self, hold: Hold, mut enter: impl FnMut(PageIndex, &PageDesc<D>)) {
         let mut book = lock(&self.book);
-        for (page, desc) in self.existing(pages.clone()) {
+        for (page, desc) in self.existing(hold.pages.clone()) {
             enter(page, desc);
         }
-        book.held.push((pages, why));
+        book.held.push(hold);
+    }
+
+    /// The holds that `thread` took and nobody released.
+    pub(crate) fn holds_of(&self, thread: u64) -> Vec<Hold> {
+        lock(&self.book).held.iter().filter(|hold| hold.thread == thread).cloned().collect()
     }
 
     /// Whether `page` is held now, for nothing but writing.
@@ -187,12 +201,12 @@ impl<D: Default + Send + Sync> PageTable<D> {
         }
     }
 
-    /// Ends one hold of the same pages.
-    pub(crate) fn release(&self, pages: Range<usize>, why: HeldFor) {
+    /// Ends one hold that equals `hold`, where there is one.
+    pub(crate) fn release(&self, hold: &Hold) {
         let mut book = lock(&self.book);
-        if let Some(at) = book.held.iter().position(|held| held.0 == pages && held.1 == why) {
+        if let Some(at) = book.held.iter().position(|held| held == hold) {
             book.held.swap_remove(at);
-            for (_, desc) in self.existing(pages) {
+            for (_, desc) in self.existing(hold.pages.clone()) {
                 desc.word.leave_unprotect();
             }
         }
@@ -201,8 +215,8 @@ impl<D: Default + Send + Sync> PageTable<D> {
 
 impl Book {
     fn is_held_for_writing(&self, page: PageIndex) -> bool {
-        let mut held = self.held.iter().filter(|(pages, _)| pages.contains(&page.0)).peekable();
-        held.peek().is_some() && held.all(|(_, why)| *why == HeldFor::Writing)
+        let mut held = self.held.iter().filter(|hold| hold.pages.contains(&page.0)).peekable();
+        held.peek().is_some() && held.all(|hold| hold.why == HeldFor::Writing)
     }
 }
 
@@ -226,8 +240,8 @@ mod tests {
     fn a_hold_reaches_descriptors_made_after_it() {
         let table = PageTable::<()>::new(2 * CHUNK_PAGES).unwrap();
         let early = table.get_or_make(PageIndex(1)).unwrap().unwrap();
-        let pages = 0..CHUNK_PAGES + 4;
-        table.hold(pages.clone(), HeldFor::Writing, |_, desc| {
+        let write = Hold { pages: 0..CHUNK_PAGES + 4, why: HeldFor::Writing, thread: 0 };
+        table.hold(write.clone(), |_, desc| {
             desc.word.enter_unprotect(Unprotect::Write);
         });
         let late = table.get_or_make(PageIndex(CHUNK_PAGES)).unwrap().unwrap();
@@ -236,13 +250,14 @@ mod tests {
         assert_eq!(late.word.begin_protect(), Begin::Busy(Busy::Unprotecting));
         assert_eq!(beyond.word.begin_protect(), Begin::Protect);
         assert!(table.is_held_for_writing(PageIndex(1)) && !table.is_held_for_writing(PageIndex(CHUNK_PAGES + 4)));
-        table.hold(1..2, HeldFor::Change, |_, desc| {
+        let change = Hold { pages: 1..2, why: HeldFor::Change, thread: 0 };
+        table.hold(change.clone(), |_, desc| {
             desc.word.enter_unprotect(Unprotect::Change);
         });
         assert_eq!(table.begin_check_held(PageIndex(1), early), Err(Begin::Busy(Busy::Unprotecting)));
         assert!(!table.is_held_for_writing(PageIndex(1)));
-        table.release(1..2, HeldFor::Change);
-        table.release(pages, HeldFor::Writing);
+        table.release(&change);
+        table.release(&write);
         assert_eq!(early.word.begin_protect(), Begin::Protect);
         assert_eq!(late.word.begin_protect(), Begin::Protect);
     }

@@ -102,6 +102,27 @@ pub(crate) fn mprotect(start: usize, len: usize, read: bool, write: bool) -> Res
     unsafe { rustix::mm::mprotect(start as *mut c_void, len, flags) }
 }
 
+/// The first page of `range` where nothing is mapped, as far as is known: only the
+/// kernel's word that a part of a range is not mapped counts.
+pub(crate) fn first_hole(range: HostRange, page: PageSize) -> Option<HostAddr> {
+    // MS_ASYNC changes nothing: the call walks the mappings, and ends at a hole.
+    let has_hole = |len_bytes: usize| {
+        // SAFETY: an unmapped address is an answer, not an access.
+        let asked = unsafe { libc::msync(range.start().0 as *mut c_void, len_bytes, libc::MS_ASYNC) };
+        asked != 0 && Errno::from_io_error(&std::io::Error::last_os_error()) == Some(Errno::NOMEM)
+    };
+    if !has_hole(range.len()) {
+        return None;
+    }
+    // The hole is not in so many pages from the start, and is in so many.
+    let (mut without, mut with) = (0, range.len() >> page.shift());
+    while with - without > 1 {
+        let middle = without + (with - without) / 2;
+        if has_hole(middle << page.shift()) { with = middle } else { without = middle }
+    }
+    Some(HostAddr(range.start().0 + (without << page.shift())))
+}
+
 /// Whether something is mapped at the page at `page_start`, as far as is known:
 /// only the kernel's word that nothing is there counts. Async-signal-safe but for
 /// errno.
@@ -115,6 +136,30 @@ pub(crate) fn is_mapped(page_start: HostAddr, page: PageSize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_hole_is_found() {
+        let page = PageSize::host();
+        let pages = |range: HostRange, from: usize, count: usize| {
+            HostRange::of_pages(HostAddr(range.start().0 + from * page.bytes()), count, page)
+        };
+        let mapping = Mapping::anonymous(9 * page.bytes(), page).unwrap();
+        let all = mapping.range();
+        assert_eq!(first_hole(all, page), None);
+        set_access(pages(all, 2, 2), false, false).unwrap();
+        assert_eq!(first_hole(all, page), None, "PROT_NONE is mapped");
+        let whole = std::mem::ManuallyDrop::new(mapping);
+        let hole = |at: usize| pages(whole.range(), at, 1);
+        for at in [7, 4, 0] {
+            drop(Mapping { range: hole(at) });
+            assert_eq!(first_hole(all, page), Some(hole(at).start()));
+        }
+        for (from, count) in [(1, 3), (5, 2), (8, 1)] {
+            drop(Mapping { range: pages(all, from, count) });
+        }
+        let beyond = HostRange::new(HostAddr(page.bytes()), usize::MAX & !(2 * page.bytes() - 1), page);
+        assert!(first_hole(beyond.unwrap(), page).is_some());
+    }
 
     #[test]
     fn a_mapping_lives_as_long_as_its_object() {

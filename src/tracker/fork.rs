@@ -1,6 +1,7 @@
 //! Keeping a tracker whole over a `fork`.
 
 use crate::error::Error;
+use crate::sys::fault::this_thread;
 use crate::sys::fork::Fork;
 
 use super::space::Standing;
@@ -38,8 +39,10 @@ impl<O: PageObserver> Tracker<O> {
 
 impl<O: PageObserver> ForkGuard<'_, O> {
     /// In the child: everything that was derived from guest memory becomes
-    /// unreachable, and the child's own memory is tracked from now on. What other
-    /// threads of the parent held is released.
+    /// unreachable, and the child's own memory is tracked from now on. What the forking
+    /// thread holds ([`Held`](super::Held), [`MappingChange`](super::MappingChange)) is
+    /// held here too, until it is dropped here; what other threads of the parent held is
+    /// released.
     ///
     /// # Errors
     ///
@@ -60,9 +63,15 @@ impl<O: PageObserver> Still<'_, O> {
     /// [`ForkGuard::after_fork_child`].
     pub(crate) fn continue_in_child(mut self) -> Result<(), Error> {
         let mut done = Ok(());
-        for region in &mut self.0.space.regions {
-            match region.continue_in_child() {
-                Ok(child) => *region = child,
+        let thread = this_thread();
+        for tracked in &mut self.0.space.regions {
+            match tracked.region.continue_in_child() {
+                Ok(child) => {
+                    // Its pages are open, and nobody has begun on one.
+                    let holds = tracked.region.pages.holds_of(thread);
+                    holds.into_iter().for_each(|hold| child.pages.hold(hold, |_, _| ()));
+                    tracked.region = child;
+                }
                 Err(error) => done = Err(error),
             }
         }

@@ -2,50 +2,50 @@
 
 use std::ops::Range;
 
-use crate::addr::{GuestAddr, PageIndex};
+use crate::addr::{PageIndex, PageSize, Span};
 use crate::error::Error;
-use crate::page_table::HeldFor;
+use crate::page_table::{HeldFor, Hold};
 use crate::protection::Access;
-use crate::sync::Arc;
+use crate::sys::fault::this_thread;
 
 use super::PageObserver;
-use super::region::Region;
-use super::space::Gate;
+use super::space::{Gate, RegionId, Tracked};
 use super::views::SharedMemory;
 
 /// Pages that are held writable: nothing is translated from them but blocks that
 /// compare themselves.
+///
+/// A hold ends with its region: what is added there later is not held. In a fork's
+/// child the holds that the forking thread took go on until they are dropped there too;
+/// those that other threads took are over.
 #[derive(Debug)]
 #[must_use = "the pages are held until this is dropped"]
 pub struct Held<O: PageObserver> {
     gate: Gate<O>,
     why: HeldFor,
-    /// The guest bytes that were asked for.
-    asked: Range<u64>,
-    holds: Vec<(Arc<Region<O>>, Range<usize>)>,
+    /// The thread that made this.
+    thread: u64,
+    holds: Vec<(RegionId, Hold)>,
 }
 
 impl<O: PageObserver> Held<O> {
-    /// Nothing is held yet of the `len_bytes` from `start`.
-    pub(super) fn new(gate: &Gate<O>, why: HeldFor, start: GuestAddr, len_bytes: u64) -> Self {
-        let asked = start.0..start.0.saturating_add(len_bytes);
-        Self { gate: gate.clone(), why, asked, holds: Vec::new() }
+    /// Nothing is held yet.
+    pub(super) fn new(gate: &Gate<O>, why: HeldFor) -> Self {
+        Self { gate: gate.clone(), why, thread: this_thread(), holds: Vec::new() }
     }
 
-    pub(super) fn hold(&mut self, region: &Arc<Region<O>>, pages: Range<usize>) -> Result<(), Error> {
+    /// Holds the pages of `tracked` that have a byte in `asked`.
+    pub(super) fn hold(&mut self, tracked: &Tracked<O>, pages: Range<usize>, asked: Span) -> Result<(), Error> {
+        let hold = Hold { pages, why: self.why, thread: self.thread };
         // In the list first: what a failed hold entered is released as well.
-        self.holds.push((region.clone(), pages.clone()));
-        region.hold(pages, self.why, &self.asked)
+        self.holds.push((tracked.id, hold.clone()));
+        tracked.region.hold(&hold, asked)
     }
 }
 
 impl<O: PageObserver> Drop for Held<O> {
     fn drop(&mut self) {
-        // A thread that holds the fork guard has the gate.
-        let _gate = (!self.gate.stands_still_here()).then(|| self.gate.read());
-        for (region, pages) in self.holds.drain(..) {
-            region.pages.release(pages, self.why);
-        }
+        self.gate.release(self.holds.drain(..));
     }
 }
 
@@ -58,37 +58,67 @@ impl<O: PageObserver> Drop for Held<O> {
 #[must_use = "nothing is translated from the range until this is finished or dropped"]
 pub struct MappingChange<O: PageObserver> {
     held: Held<O>,
+    /// The whole pages that change; `None` where there is none.
+    changing: Option<Span>,
+    page: PageSize,
 }
 
 impl<O: PageObserver> MappingChange<O> {
-    pub(super) fn new(held: Held<O>) -> Self {
-        Self { held }
+    pub(super) fn new(held: Held<O>, changing: Option<Span>, page: PageSize) -> Self {
+        Self { held, changing, page }
     }
 
     /// The mapping was replaced (`MAP_FIXED`, `mremap`) by one with `access`, of
-    /// `shared` memory where it is not private: tracks the new one.
+    /// `shared` memory where it is not private: tracks the new one. `shared` is what
+    /// the first page of the change shows, which holds the first byte that
+    /// [`Tracker::change_mapping`](super::Tracker::change_mapping) was asked for.
     ///
     /// # Errors
     ///
-    /// The new mapping cannot be tracked in the region's mode. Nothing can be
-    /// translated from it then.
+    /// The new mapping cannot be tracked in the region's mode; `shared` is not on a page
+    /// boundary, or wraps ([`Error::BadRange`]): nothing is translated from the pages
+    /// until a later change of them was finished without an error.
+    /// [`Error::NotTracked`]: a region was removed meanwhile; its memory is the
+    /// embedder's alone. The pages of other regions are tracked.
     pub fn finish_replaced(self, access: Access, shared: Option<SharedMemory>) -> Result<(), Error> {
-        let Held { gate, asked, holds, .. } = &self.held;
-        gate.check_moves()?;
-        let space = &mut *gate.write();
+        let Self { held, changing, page } = &self;
+        let Some(changing) = *changing else { return Ok(()) };
+        let shows = |memory: &SharedMemory| {
+            memory.offset & (page.bytes() as u64 - 1) == 0 && changing.moved_to(memory.offset).is_some()
+        };
+        let usable = if shared.as_ref().is_none_or(shows) {
+            Ok(())
+        } else {
+            let why = "the offset in shared memory is a multiple of the page size, and the view of it does not wrap";
+            Err(Error::BadRange { start: changing.first(), len: changing.len_bytes(), why })
+        };
+        held.gate.check_moves()?;
+        let space = &mut *held.gate.write();
         let mut done = Ok(());
-        for (region, pages) in holds {
-            let host = region.host_of(pages)?;
-            let start = region.guest_of(PageIndex(pages.start)).0;
-            let range = start..start + host.len() as u64;
-            match shared {
-                Some(memory) => {
-                    let offset = memory.offset + (start - asked.start);
-                    gate.declare(space, range, SharedMemory { offset, ..memory });
+        for (id, Hold { pages, .. }) in &held.holds {
+            let Some(region) = space.get(*id).map(|tracked| tracked.region.clone()) else {
+                done = done.and(Err(Error::NotTracked { start: changing.first(), len: changing.len_bytes() }));
+                continue;
+            };
+            let attached = usable.clone().and_then(|()| {
+                let host = region.host_of(pages)?;
+                let at = Span::of_region(region.guest_of(PageIndex(pages.start)), host);
+                match shared {
+                    Some(memory) => {
+                        let offset = memory.offset + (at.first() - changing.first());
+                        held.gate.declare(space, at, SharedMemory { offset, ..memory });
+                    }
+                    None => space.views.remove(at),
                 }
-                None => space.views.remove(range),
+                region.attach(host, access)
+            });
+            if let Some(tracked) = space.get_mut(*id) {
+                match attached {
+                    Ok(()) => tracked.refused.remove(pages.clone()),
+                    Err(_) => tracked.refused.insert(pages.clone()),
+                }
             }
-            done = done.and(region.attach(host, access));
+            done = done.and(attached);
         }
         done
     }

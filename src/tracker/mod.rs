@@ -22,6 +22,7 @@
 //! [`Tracker::change_mapping`] for mmap, munmap and the like, and
 //! [`Tracker::invalidate`] for bytes that changed behind the tracker's back.
 
+mod announced;
 mod census;
 mod claim;
 #[cfg(all(test, not(loom)))]
@@ -42,7 +43,6 @@ mod views;
 mod writes;
 
 use std::fmt;
-use std::ops::Range;
 use std::os::fd::RawFd;
 
 pub use census::{HotPage, PagesByState};
@@ -53,16 +53,16 @@ pub use held::{Held, MappingChange};
 pub(crate) use region::Region;
 pub use views::SharedMemory;
 
-use space::Gate;
+use space::{Gate, Tracked};
 
-use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
+use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize, Span};
 use crate::error::Error;
-use crate::page_table::HeldFor;
 use crate::panics::FirstPanic;
 use crate::policy::{Adaptive, Policy};
-use crate::protection::{self, Access, KernelWrites, Mode, Protection};
+use crate::protection::{self, Access, Mode, Protection};
 use crate::stats::{Counters, Histograms, Stats};
 use crate::sync::Arc;
+use crate::sys::mmap::first_hole;
 
 /// Why a translator is told that the bytes of a page changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,7 +226,8 @@ impl<O: PageObserver> Tracker<O> {
     ///
     /// # Errors
     ///
-    /// A range that overlaps another region's or is not aligned, a mode that
+    /// A range that overlaps another region's or is not aligned;
+    /// [`Error::NotMapped`] where a part of it is not mapped; a mode that
     /// cannot be had here, a mapping that the mode cannot track, one region more than
     /// [`MAX_REGIONS`](protection::MAX_REGIONS) of the process, a thread that blocks the
     /// signal by which the mode's faults arrive.
@@ -234,7 +235,10 @@ impl<O: PageObserver> Tracker<O> {
     pub unsafe fn add_region(&self, options: RegionOptions) -> Result<(), Error> {
         let RegionOptions { guest, host, mode, access, embedder_owns_signals } = options;
         let options = protection::Options { embedder_owns_signals };
-        self.add_region_on(guest, host, access, options, || protection::open(mode, self.page, options))
+        self.add_region_on(guest, host, access, options, || {
+            must_be_mapped(host, self.page)?;
+            protection::open(mode, self.page, options)
+        })
     }
 
     /// [`Tracker::add_region`] on a mechanism of the caller's choice.
@@ -247,29 +251,31 @@ impl<O: PageObserver> Tracker<O> {
         open: impl FnOnce() -> Result<Arc<dyn Protection>, Error>,
     ) -> Result<(), Error> {
         let bad = |why| Error::BadRange { start: guest.0, len: host.len() as u64, why };
-        if guest.0 & (self.page.bytes() as u64 - 1) != 0 || guest.checked_add(host.len() as u64).is_none() {
-            return Err(bad("a region starts on a page of the guest and does not wrap"));
+        let Ok(Some(span)) = Span::new(guest.0, host.len() as u64) else {
+            return Err(bad("a region ends with the 64-bit space of the guest at the latest"));
+        };
+        if guest.0 & (self.page.bytes() as u64 - 1) != 0 {
+            return Err(bad("a region starts on a page of the guest"));
         }
         self.gate.check_moves()?;
         // Under no lock: this is code of the embedder's.
         let limits = self.wiring.policy.limits();
-        let regions = &mut self.gate.write().regions;
-        let end = guest.0 + host.len() as u64;
-        for other in regions.iter() {
-            if other.pages_within(guest.0, end).is_some() || other.host().intersection(host).is_some() {
-                return Err(bad("it overlaps a region that is tracked already"));
-            }
+        let space = &mut *self.gate.write();
+        let overlaps = |tracked: &Tracked<O>| tracked.region.host().intersection(host).is_some();
+        if space.within(span).next().is_some() || space.regions.iter().any(overlaps) {
+            return Err(bad("it overlaps a region that is tracked already"));
         }
         let region = Region::new(guest, host, self.page, open()?, options, limits, self.wiring.clone())?;
         let region = Arc::new(region);
         region.attach(host, access)?;
-        regions.push(region);
+        space.add(region);
         Ok(())
     }
 
     /// Stops tracking the region that starts at `guest`: what was translated
-    /// from it becomes unreachable, no writer stays asleep, the memory is the
-    /// embedder's alone.
+    /// from it becomes unreachable, through other views of its bytes too; no writer
+    /// stays asleep, the memory is the embedder's alone. Its views, and what is held of
+    /// it, are forgotten.
     ///
     /// # Errors
     ///
@@ -282,25 +288,25 @@ impl<O: PageObserver> Tracker<O> {
         let at = space
             .regions
             .iter()
-            .position(|region| region.guest_of(crate::addr::PageIndex(0)) == guest)
+            .position(|tracked| tracked.region.span().first() == guest.0)
             .ok_or(Error::BadArgument("no tracked region starts at this address"))?;
-        let region = space.regions.swap_remove(at);
-        space.views.remove(guest.0..guest.0 + region.host().len() as u64);
+        let region = space.regions.swap_remove(at).region;
+        space.views.remove(region.span());
         region.retire()
     }
 
     /// Stops tracking every region.
     pub(crate) fn clear(&self) {
-        for region in self.gate.write().regions.drain(..) {
+        for tracked in self.gate.write().regions.drain(..) {
             // A mechanism that fails to detach has lost the region: nothing more
             // can be done for it, and nothing is translated from it.
-            let _ = region.retire();
+            let _ = tracked.region.retire();
         }
     }
 
     /// How writes at `guest` are learned of; `None` outside every region.
     pub fn mode_at(&self, guest: GuestAddr) -> Option<Mode> {
-        self.gate.read().regions.iter().find(|region| region.contains(guest)).map(|region| region.mode())
+        self.gate.read().at(guest).ok().map(|tracked| tracked.region.mode())
     }
 
     /// Protects the page that holds `guest` for a translator.
@@ -308,16 +314,17 @@ impl<O: PageObserver> Tracker<O> {
     /// # Errors
     ///
     /// [`BeginError::Busy`]: a write is going on; interpret and come back.
-    /// [`BeginError::Failed`]: no region, or the kernel refused.
+    /// [`BeginError::Failed`]: no region, a mapping there that could not be tracked
+    /// ([`MappingChange::finish_replaced`]), or the kernel refused.
     pub fn begin(&self, guest: GuestAddr) -> Result<PageClaim<O>, BeginError> {
         self.gate.check_moves()?;
         let space = self.gate.read();
-        let region = space.regions.iter().find(|region| region.contains(guest)).ok_or(Error::BadRange {
-            start: guest.0,
-            len: 1,
-            why: "no tracked region holds this address",
-        })?;
+        let Tracked { region, refused, .. } = space.at(guest)?;
         let page = region.page_of(guest);
+        if refused.contains(page.0) {
+            let why = "the mapping there could not be tracked, as the end of its change said: map something else";
+            return Err(BeginError::Failed(Error::BadRange { start: guest.0, len: 1, why }));
+        }
         let begun = region.begin(page)?;
         Ok(PageClaim { region: region.clone(), page, begun })
     }
@@ -326,177 +333,7 @@ impl<O: PageObserver> Tracker<O> {
     /// Who translates from a page begins on each of these too, *after* the page
     /// itself: a store through any of them changes the bytes.
     pub fn aliases(&self, guest: GuestAddr) -> Vec<GuestAddr> {
-        let page = GuestAddr(self.page.floor(guest.0 as usize) as u64);
-        self.gate.aliases(page, self.page.bytes() as u64)
-    }
-
-    /// Says that `len_bytes` from `start`, in a region and mapped already, show
-    /// `memory`, which may be mapped elsewhere too. To be said of every mapping of
-    /// memory that has several, before the guest can store to it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::BadRange`] where the range wraps or is not whole pages.
-    pub fn declare_shared(&self, start: GuestAddr, len_bytes: u64, memory: SharedMemory) -> Result<(), Error> {
-        let mask = self.page.bytes() as u64 - 1;
-        let is_whole = (start.0 | len_bytes | memory.offset) & mask == 0;
-        let end = start.checked_add(len_bytes).filter(|_| is_whole && memory.offset.checked_add(len_bytes).is_some());
-        let Some(end) = end else {
-            let why = "a view of shared memory is whole pages and does not wrap";
-            return Err(Error::BadRange { start: start.0, len: len_bytes, why });
-        };
-        self.gate.check_moves()?;
-        self.gate.declare(&mut self.gate.write(), start.0..end.0, memory);
-        Ok(())
-    }
-
-    /// Calls `each` with every region that has bytes in the range and its pages.
-    fn for_regions(
-        &self,
-        start: GuestAddr,
-        len_bytes: u64,
-        mut each: impl FnMut(&Arc<Region<O>>, Range<usize>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let end = start.checked_add(len_bytes).ok_or(Error::BadRange {
-            start: start.0,
-            len: len_bytes,
-            why: "the range wraps",
-        })?;
-        self.gate.check_moves()?;
-        let mut done = Ok(());
-        for region in self.gate.read().regions.iter() {
-            if let Some(pages) = region.pages_within(start.0, end.0) {
-                done = done.and(each(region, pages));
-            }
-        }
-        done
-    }
-
-    /// The guest announces that code may have changed: when this returns,
-    /// nothing that was derived from bytes written before the call in a deferred
-    /// region can be reached. Costs nothing in the other regions.
-    ///
-    /// # Errors
-    ///
-    /// The kernel could not say what was written; then everything in the range
-    /// that was asked about counts as written.
-    pub fn sync(&self) -> Result<(), Error> {
-        self.sync_range(GuestAddr(0), u64::MAX)
-    }
-
-    /// [`Tracker::sync`] for `len_bytes` from `start`.
-    ///
-    /// # Errors
-    ///
-    /// As [`Tracker::sync`].
-    pub fn sync_range(&self, start: GuestAddr, len_bytes: u64) -> Result<(), Error> {
-        let sync = |region: &Arc<Region<O>>, pages| match region.mode() {
-            Mode::Deferred => region.sync(pages),
-            _ => Ok(()),
-        };
-        // The bytes of the range may have been written through another view.
-        let end = start.0.saturating_add(len_bytes);
-        self.gate.check_moves()?;
-        let others = self.gate.read().views.others(start.0..end);
-        let mut done = self.for_regions(start, len_bytes, sync);
-        for other in others {
-            done = done.and(self.for_regions(GuestAddr(other.start), other.end - other.start, sync));
-        }
-        done
-    }
-
-    /// The bytes changed behind the tracker's back (by the host through another
-    /// view, by a debugger, by a device): when this returns, nothing that was
-    /// derived from the pages in the range can be reached.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::BadRange`] where the range wraps.
-    pub fn invalidate(&self, start: GuestAddr, len_bytes: u64) -> Result<(), Error> {
-        self.for_regions(start, len_bytes, |region, pages| {
-            region.invalidate(pages);
-            Ok(())
-        })
-    }
-
-    /// The kernel is about to write `len_bytes` from `start` for the guest
-    /// (`read`, an out parameter). Until the result is dropped the pages are
-    /// writable, and nothing is translated from them but blocks that compare
-    /// themselves, where the policy has such. Costs nothing where the kernel's
-    /// writes are tracked like the guest's, and next to nothing on pages that are
-    /// open or checked already.
-    ///
-    /// Not to be called in a signal handler.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::BadRange`] where the range wraps; a page that could not be made
-    /// writable.
-    pub fn prepare_kernel_write(&self, start: GuestAddr, len_bytes: u64) -> Result<Held<O>, Error> {
-        let mut held = Held::new(&self.gate, HeldFor::Writing, start, len_bytes);
-        self.for_regions(start, len_bytes, |region, pages| {
-            if region.protection.kernel_writes() == KernelWrites::Refused {
-                held.hold(region, pages)?;
-            }
-            Ok(())
-        })?;
-        Ok(held)
-    }
-
-    /// Somebody is about to write `len_bytes` from `start` in a way of which the
-    /// kernel delivers no fault in any mode: into pages that were pinned (buffers
-    /// registered with io_uring, aio and `O_DIRECT` that are under way), as a
-    /// debugger, or at a thread's end (`clear_child_tid`, robust lists). Until the
-    /// result is dropped the pages are held as by [`Tracker::prepare_kernel_write`],
-    /// in every mode.
-    ///
-    /// Not to be called in a signal handler.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::BadRange`] where the range wraps; a page that could not be made
-    /// writable.
-    pub fn prepare_unseen_write(&self, start: GuestAddr, len_bytes: u64) -> Result<Held<O>, Error> {
-        let mut held = Held::new(&self.gate, HeldFor::Writing, start, len_bytes);
-        self.for_regions(start, len_bytes, |region, pages| held.hold(region, pages))?;
-        Ok(held)
-    }
-
-    /// The embedder is about to change what is mapped at `len_bytes` from
-    /// `start`, or to throw its contents away. When this returns nothing that was
-    /// derived from the range can be reached, and nothing is translated from it
-    /// until the result is dropped or finished ([`MappingChange`] says which).
-    ///
-    /// Not to be called in a signal handler.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::BadRange`] where the range wraps; a page that could not be made
-    /// writable.
-    pub fn change_mapping(&self, start: GuestAddr, len_bytes: u64) -> Result<MappingChange<O>, Error> {
-        let mut held = Held::new(&self.gate, HeldFor::Change, start, len_bytes);
-        self.for_regions(start, len_bytes, |region, pages| {
-            held.hold(region, pages.clone())?;
-            // Not before: until then blocks lie on them that a harvest by
-            // another thread has to find, and a begin may enter one again.
-            region.forget(pages);
-            Ok(())
-        })?;
-        Ok(MappingChange::new(held))
-    }
-
-    /// Carries out the guest's own mprotect: what the guest may do with the
-    /// range, without losing the tracking's protection. Bounds are rounded to
-    /// whole pages.
-    ///
-    /// No block dies of it. Where the guest may not run what is there any more, hold
-    /// [`Tracker::change_mapping`] over it.
-    ///
-    /// # Errors
-    ///
-    /// What mprotect answered.
-    pub fn set_access(&self, start: GuestAddr, len_bytes: u64, access: Access) -> Result<(), Error> {
-        self.for_regions(start, len_bytes, |region, pages| region.set_access(pages, access))
+        self.gate.aliases(Span::page_of(guest.0, self.page.bytes() as u64))
     }
 
     /// The numbers of the descriptors that the regions keep open. An emulator whose
@@ -504,7 +341,7 @@ impl<O: PageObserver> Tracker<O> {
     /// from putting others there: once all of a region's are gone, so is the protection
     /// of its pages.
     pub fn descriptors(&self) -> Vec<RawFd> {
-        self.gate.read().regions.iter().flat_map(|region| region.protection.descriptors()).collect()
+        self.gate.read().regions.iter().flat_map(|tracked| tracked.region.protection.descriptors()).collect()
     }
 
     /// Lets checked pages be protected again that have cooled, as the policy says, and
@@ -517,8 +354,17 @@ impl<O: PageObserver> Tracker<O> {
     /// goes on.
     pub fn tend(&self) {
         let mut panics = FirstPanic::default();
-        self.gate.read().regions.iter().for_each(|region| region.tend(&mut panics));
+        self.gate.read().regions.iter().for_each(|tracked| tracked.region.tend(&mut panics));
         panics.resume();
+    }
+}
+
+/// Before anything is made for it: an error of tables that are too large would say
+/// less.
+fn must_be_mapped(host: HostRange, page: PageSize) -> Result<(), Error> {
+    match first_hole(host, page) {
+        Some(HostAddr(hole)) => Err(Error::NotMapped { start: host.start().0, len: host.len(), hole }),
+        None => Ok(()),
     }
 }
 

@@ -42,6 +42,10 @@ impl Ranges {
         }
     }
 
+    pub(super) fn contains(&self, page: usize) -> bool {
+        self.around(page).is_some()
+    }
+
     /// The range that holds `page`.
     pub(super) fn around(&self, page: usize) -> Option<Range<usize>> {
         let (&start, &end) = self.0.range(..=page).next_back()?;

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, PageSize};
+use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, PageSize, Span};
 use crate::error::Error;
 use crate::page_table::{Begin, Busy, Generation, InFlight, PageDesc, PageState, PageTable};
 use crate::panics::FirstPanic;
@@ -125,15 +125,15 @@ impl<O: PageObserver> Region<O> {
         HostRange::new(start, pages.len() << self.page.shift(), self.page)
     }
 
-    /// The pages of this region that have a byte in `start..end`, if there is any.
-    pub(super) fn pages_within(&self, start: u64, end: u64) -> Option<Range<usize>> {
-        if start >= end {
-            return None;
-        }
-        let first = start.max(self.guest.0) - self.guest.0;
-        let last = end.min(self.guest.0.saturating_add(self.host.len() as u64)).saturating_sub(self.guest.0);
-        let pages = (first >> self.page.shift()) as usize..last.div_ceil(self.page.bytes() as u64) as usize;
-        (!pages.is_empty()).then_some(pages)
+    /// Where the guest sees it.
+    pub(super) fn span(&self) -> Span {
+        Span::of_region(self.guest, self.host)
+    }
+
+    /// The pages of this region that have a byte in `span`, if there is any.
+    pub(super) fn pages_within(&self, span: Span) -> Option<Range<usize>> {
+        let part = self.span().intersection(span)?;
+        Some(self.page_of(GuestAddr(part.first())).0..self.page_of(GuestAddr(part.last())).0 + 1)
     }
 
     pub(super) fn pages_of_host(&self, range: HostRange) -> Range<usize> {

@@ -5,12 +5,14 @@ use std::ops::Range;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::addr::GuestAddr;
+use crate::addr::{GuestAddr, Span};
 use crate::error::Error;
-use crate::sync::{Arc, AtomicBool, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::page_table::Hold;
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, lock};
 use crate::sys::fault::this_thread;
 
 use super::PageObserver;
+use super::ranges::Ranges;
 use super::region::Region;
 use super::views::{SharedMemory, Views};
 
@@ -23,26 +25,47 @@ pub(super) struct Gate<O: PageObserver> {
     has_views: Arc<AtomicBool>,
     /// The thread that keeps the tracker still for a fork; 0 if there is none.
     standing: Arc<AtomicU64>,
+    /// What that thread released meanwhile.
+    released: Arc<Mutex<Vec<(RegionId, Hold)>>>,
+}
+
+/// A region from the call that adds it to the one that removes it. In a fork's child
+/// another [`Region`] goes on for it under the same number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct RegionId(u64);
+
+/// A region that is tracked.
+#[derive(Debug)]
+pub(super) struct Tracked<O: PageObserver> {
+    pub(super) id: RegionId,
+    pub(super) region: Arc<Region<O>>,
+    /// Pages whose new mapping could not be tracked: none is translated from.
+    pub(super) refused: Ranges,
 }
 
 /// What a tracker knows of guest memory.
 #[derive(Debug)]
 pub(super) struct Space<O: PageObserver> {
-    pub(super) regions: Vec<Arc<Region<O>>>,
+    /// Their guest ranges do not overlap.
+    pub(super) regions: Vec<Tracked<O>>,
     pub(super) views: Views,
+    next_id: u64,
 }
 
 impl<O: PageObserver> Default for Gate<O> {
     fn default() -> Self {
-        let space = Space { regions: Vec::new(), views: Views::default() };
+        let space = Space { regions: Vec::new(), views: Views::default(), next_id: 0 };
         let (has_views, standing) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        Self { space: Arc::new(RwLock::new(space)), has_views, standing }
+        let released = Arc::new(Mutex::new(Vec::new()));
+        Self { space: Arc::new(RwLock::new(space)), has_views, standing, released }
     }
 }
 
 impl<O: PageObserver> Clone for Gate<O> {
     fn clone(&self) -> Self {
-        Self { space: self.space.clone(), has_views: self.has_views.clone(), standing: self.standing.clone() }
+        let Self { space, has_views, standing, released } = self;
+        let (space, has_views) = (space.clone(), has_views.clone());
+        Self { space, has_views, standing: standing.clone(), released: released.clone() }
     }
 }
 
@@ -69,7 +92,7 @@ impl<O: PageObserver> Gate<O> {
     pub(super) fn stand_still(&self) -> Standing<'_, O> {
         let space = self.write();
         self.standing.store(this_thread(), Relaxed);
-        Standing { space, standing: &self.standing }
+        Standing { space, gate: self }
     }
 
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Space<O>> {
@@ -82,19 +105,28 @@ impl<O: PageObserver> Gate<O> {
         self.space.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The other pages that show the bytes of the one at `page`, which the caller
-    /// has claimed already.
-    pub(super) fn aliases(&self, page: GuestAddr, page_bytes: u64) -> Vec<GuestAddr> {
+    /// Ends holds. Under the guard of a fork they end with it.
+    pub(super) fn release(&self, holds: impl Iterator<Item = (RegionId, Hold)>) {
+        if self.stands_still_here() {
+            lock(&self.released).extend(holds);
+        } else {
+            self.read().release(holds);
+        }
+    }
+
+    /// The other pages that show the bytes of `page`, which the caller has claimed
+    /// already.
+    pub(super) fn aliases(&self, page: Span) -> Vec<GuestAddr> {
         if !self.has_views.load(Ordering::Acquire) {
             return Vec::new();
         }
-        self.read().views.aliases(page, page_bytes)
+        self.read().views.aliases(page)
     }
 
     /// Writes a view down, then ends what was begun without knowing of it.
-    pub(super) fn declare(&self, space: &mut Space<O>, range: Range<u64>, memory: SharedMemory) {
+    pub(super) fn declare(&self, space: &mut Space<O>, at: Span, memory: SharedMemory) {
         self.has_views.store(true, Ordering::Release);
-        space.declare(range, memory);
+        space.declare(at, memory);
     }
 }
 
@@ -102,24 +134,93 @@ impl<O: PageObserver> Gate<O> {
 #[derive(Debug)]
 pub(super) struct Standing<'a, O: PageObserver> {
     pub(super) space: RwLockWriteGuard<'a, Space<O>>,
-    standing: &'a AtomicU64,
+    gate: &'a Gate<O>,
 }
 
 impl<O: PageObserver> Drop for Standing<'_, O> {
     fn drop(&mut self) {
-        self.standing.store(0, Relaxed);
+        self.space.release(lock(&self.gate.released).drain(..));
+        self.gate.standing.store(0, Relaxed);
     }
 }
 
 impl<O: PageObserver> Space<O> {
-    fn declare(&mut self, range: Range<u64>, memory: SharedMemory) {
-        self.views.insert(range.clone(), memory);
-        for other in self.views.others(range) {
-            for region in &self.regions {
-                if let Some(pages) = region.pages_within(other.start, other.end) {
-                    region.invalidate(pages);
-                }
+    /// Tracks `region` from now on.
+    pub(super) fn add(&mut self, region: Arc<Region<O>>) {
+        let id = RegionId(self.next_id);
+        self.next_id += 1;
+        self.regions.push(Tracked { id, region, refused: Ranges::default() });
+    }
+
+    /// The region that holds `guest`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotTracked`] where none does.
+    pub(super) fn at(&self, guest: GuestAddr) -> Result<&Tracked<O>, Error> {
+        let found = self.regions.iter().find(|tracked| tracked.region.contains(guest));
+        found.ok_or(Error::NotTracked { start: guest.0, len: 1 })
+    }
+
+    /// The region `id`, unless it was removed.
+    pub(super) fn get(&self, id: RegionId) -> Option<&Tracked<O>> {
+        self.regions.iter().find(|tracked| tracked.id == id)
+    }
+
+    /// As [`Space::get`].
+    pub(super) fn get_mut(&mut self, id: RegionId) -> Option<&mut Tracked<O>> {
+        self.regions.iter_mut().find(|tracked| tracked.id == id)
+    }
+
+    /// Ends holds, of regions that were not removed.
+    fn release(&self, holds: impl Iterator<Item = (RegionId, Hold)>) {
+        for (id, hold) in holds {
+            if let Some(tracked) = self.get(id) {
+                tracked.region.pages.release(&hold);
             }
+        }
+    }
+
+    /// Every region that has bytes in `span`, with the pages that hold them.
+    pub(super) fn within(&self, span: Span) -> impl Iterator<Item = (&Tracked<O>, Range<usize>)> {
+        self.regions.iter().filter_map(move |tracked| Some((tracked, tracked.region.pages_within(span)?)))
+    }
+
+    /// As [`Space::within`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotTracked`] where no region has a byte of it.
+    pub(super) fn tracked(&self, span: Span) -> Result<impl Iterator<Item = (&Tracked<O>, Range<usize>)>, Error> {
+        let mut found = self.within(span).peekable();
+        if found.peek().is_none() {
+            return Err(Error::NotTracked { start: span.first(), len: span.len_bytes() });
+        }
+        Ok(found)
+    }
+
+    /// Whether every byte of `span` lies in a region.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotTracked`] where one does not.
+    pub(super) fn tracks_all(&self, span: Span) -> Result<(), Error> {
+        let mut left = vec![span];
+        for tracked in &self.regions {
+            left = left.into_iter().flat_map(|part| part.without(tracked.region.span())).flatten().collect();
+        }
+        match left.first() {
+            None => Ok(()),
+            Some(_) => Err(Error::NotTracked { start: span.first(), len: span.len_bytes() }),
+        }
+    }
+
+    /// What was made from `at` before did not know of its other views, nor what was
+    /// made from these of `at`.
+    fn declare(&mut self, at: Span, memory: SharedMemory) {
+        self.views.insert(at, memory);
+        for span in self.views.others(at).into_iter().chain([at]) {
+            self.within(span).for_each(|(tracked, pages)| tracked.region.invalidate(pages));
         }
     }
 }

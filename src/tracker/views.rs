@@ -10,10 +10,20 @@
 //! was made from the other views is made unreachable and their claims end: what
 //! begins after that finds the new view and claims it too.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
+//!
+//! # What a call for a range means for the other views
+//!
+//! A block lies on every view's page, so whatever kills or holds one of its pages
+//! reaches it, whichever view it is found by: for an announcement of a write or of a
+//! change the pages of the range alone are enough. A harvest is another thing: it asks
+//! which bytes were written, and a store may have come through any view. So
+//! [`sync_range`](super::Tracker::sync_range) asks about the other views of the range
+//! too. A view that a range cuts is cut: what lies outside of the range and shows bytes
+//! of it belongs to it, and no more.
 
-use crate::addr::GuestAddr;
+use std::collections::BTreeMap;
+
+use crate::addr::{GuestAddr, Span};
 use crate::guest_memory::BackingId;
 
 /// Memory that may be mapped at several places.
@@ -21,14 +31,32 @@ use crate::guest_memory::BackingId;
 pub struct SharedMemory {
     /// Which file or memfd.
     pub backing: BackingId,
-    /// Where in it the mapping begins, in bytes.
+    /// Where in it the mapping begins, in bytes: a multiple of the page size.
     pub offset: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct View {
-    end: u64,
-    memory: SharedMemory,
+    /// Where the guest sees it.
+    at: Span,
+    backing: BackingId,
+    /// The bytes of the memory that it shows, as many as `at` has.
+    shown: Span,
+}
+
+impl View {
+    /// The part of it at `at`.
+    fn part(self, at: Span) -> Option<Self> {
+        let at = self.at.intersection(at)?;
+        let shown = at.moved_to(self.shown.first() + (at.first() - self.at.first()))?;
+        Some(Self { at, shown, ..self })
+    }
+
+    /// Where the guest sees those of `bytes` that it shows.
+    fn showing(self, bytes: Span) -> Option<Span> {
+        let shown = self.shown.intersection(bytes)?;
+        shown.moved_to(self.at.first() + (shown.first() - self.shown.first()))
+    }
 }
 
 /// The views of a tracker, by their first guest address; they do not overlap.
@@ -36,65 +64,66 @@ struct View {
 pub(super) struct Views(BTreeMap<u64, View>);
 
 impl Views {
-    pub(super) fn insert(&mut self, range: Range<u64>, memory: SharedMemory) {
-        if range.is_empty() {
-            return;
+    /// `at` shows `memory`, which is not cut short by the end of the 64-bit space.
+    pub(super) fn insert(&mut self, at: Span, memory: SharedMemory) {
+        self.remove(at);
+        if let Some(shown) = at.moved_to(memory.offset) {
+            self.0.insert(at.first(), View { at, backing: memory.backing, shown });
         }
-        self.remove(range.clone());
-        self.0.insert(range.start, View { end: range.end, memory });
     }
 
-    /// Nothing in `range` is a view any more.
-    pub(super) fn remove(&mut self, range: Range<u64>) {
-        let hit: Vec<(u64, View)> = self
-            .0
-            .range(..range.end)
-            .filter(|(_, view)| view.end > range.start)
-            .map(|(&start, &view)| (start, view))
-            .collect();
-        for (start, view) in hit {
-            self.0.remove(&start);
-            if start < range.start {
-                self.0.insert(start, View { end: range.start, ..view });
-            }
-            if range.end < view.end {
-                let offset = view.memory.offset + (range.end - start);
-                let memory = SharedMemory { offset, ..view.memory };
-                self.0.insert(range.end, View { end: view.end, memory });
+    /// Nothing in `at` is a view any more.
+    pub(super) fn remove(&mut self, at: Span) {
+        let hit: Vec<View> = self.within(at).collect();
+        for view in hit {
+            self.0.remove(&view.at.first());
+            for left in view.at.without(at).into_iter().flatten().filter_map(|left| view.part(left)) {
+                self.0.insert(left.at.first(), left);
             }
         }
     }
 
-    /// The guest ranges outside `range` that show bytes which `range` shows.
-    pub(super) fn others(&self, range: Range<u64>) -> Vec<Range<u64>> {
+    /// The views that have an address in `at`, whole.
+    fn within(&self, at: Span) -> impl Iterator<Item = View> {
+        let before = self.0.range(..at.first()).next_back().filter(|(_, view)| view.at.last() >= at.first());
+        before.into_iter().chain(self.0.range(at.first()..=at.last())).map(|(_, &view)| view)
+    }
+
+    /// The guest ranges outside `at` that show bytes which `at` shows. They do not
+    /// overlap.
+    pub(super) fn others(&self, at: Span) -> Vec<Span> {
         let mut others = Vec::new();
         if self.0.len() < 2 {
             return others;
         }
-        for (&start, view) in self.0.range(..range.end).filter(|(_, view)| view.end > range.start) {
-            let part = start.max(range.start)..view.end.min(range.end);
-            let shown = view.memory.offset + (part.start - start)..view.memory.offset + (part.end - start);
-            for (&other, its) in self.0.iter().filter(|(_, its)| its.memory.backing == view.memory.backing) {
-                let first = shown.start.max(its.memory.offset);
-                let last = shown.end.min(its.memory.offset + (its.end - other));
-                if first < last {
-                    let at = other + (first - its.memory.offset);
-                    others.push(at..at + (last - first));
-                }
+        for part in self.within(at).filter_map(|view| view.part(at)) {
+            let same = self.0.values().filter(|view| view.backing == part.backing);
+            for found in same.filter_map(|view| view.showing(part.shown)) {
+                others.extend(found.without(at).into_iter().flatten());
             }
         }
-        others.retain(|other| other.end <= range.start || range.end <= other.start);
+        // Two views in `at` may show the same bytes.
+        others.sort_unstable_by_key(|span| span.first());
+        let mut rest: Option<Span> = Some(Span::ALL);
+        others.retain_mut(|span| {
+            let Some(new) = rest.and_then(|rest| span.intersection(rest)) else { return false };
+            *span = new;
+            [_, rest] = Span::ALL.without(new);
+            true
+        });
         others
     }
 
-    /// The guest pages other than the one at `page` that show its bytes.
-    pub(super) fn aliases(&self, page: GuestAddr, page_bytes: u64) -> Vec<GuestAddr> {
-        self.others(page.0..page.0.saturating_add(page_bytes)).into_iter().map(|range| GuestAddr(range.start)).collect()
+    /// The guest pages other than `page`, one page, that show its bytes.
+    pub(super) fn aliases(&self, page: Span) -> Vec<GuestAddr> {
+        self.others(page).into_iter().map(|other| GuestAddr(other.first())).collect()
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use super::*;
 
     const P: u64 = 0x1000;
@@ -103,38 +132,82 @@ mod tests {
         SharedMemory { backing: BackingId::of_file(1, inode), offset }
     }
 
+    fn pages(first: u64, count: u64) -> Span {
+        Span::new(first * P, count * P).unwrap().unwrap()
+    }
+
+    fn aliases(views: &Views, page: u64) -> Vec<u64> {
+        views.aliases(pages(page, 1)).into_iter().map(|alias| alias.0 / P).collect()
+    }
+
     #[test]
     fn views_of_the_same_bytes_find_each_other() {
         let mut views = Views::default();
-        views.insert(0..4 * P, memory(7, 0));
-        assert!(views.aliases(GuestAddr(0), P).is_empty());
-        views.insert(10 * P..12 * P, memory(7, 2 * P));
-        views.insert(20 * P..24 * P, memory(8, 0));
-        assert_eq!(views.aliases(GuestAddr(2 * P), P), [GuestAddr(10 * P)]);
-        assert_eq!(views.aliases(GuestAddr(11 * P), P), [GuestAddr(3 * P)]);
-        assert!(views.aliases(GuestAddr(P), P).is_empty());
-        assert!(views.aliases(GuestAddr(20 * P), P).is_empty());
-        assert_eq!(views.others(10 * P..12 * P), vec![2 * P..4 * P]);
+        views.insert(pages(0, 4), memory(7, 0));
+        assert!(aliases(&views, 0).is_empty());
+        views.insert(pages(10, 2), memory(7, 2 * P));
+        views.insert(pages(20, 4), memory(8, 0));
+        assert_eq!(aliases(&views, 2), [10]);
+        assert_eq!(aliases(&views, 11), [3]);
+        assert!(aliases(&views, 1).is_empty() && aliases(&views, 20).is_empty());
+        assert_eq!(views.others(pages(10, 2)), [pages(2, 2)]);
+        assert_eq!(views.others(pages(0, 11)), [pages(11, 1)], "a view that the range cuts is cut");
     }
 
     #[test]
     fn a_view_that_is_cut_keeps_its_offsets() {
         let mut views = Views::default();
-        views.insert(0..8 * P, memory(7, 0));
-        views.insert(100 * P..108 * P, memory(7, 0));
-        views.remove(2 * P..4 * P);
-        assert!(views.aliases(GuestAddr(103 * P), P).is_empty());
-        assert_eq!(views.aliases(GuestAddr(101 * P), P), [GuestAddr(P)]);
-        assert_eq!(views.aliases(GuestAddr(105 * P), P), [GuestAddr(5 * P)]);
+        views.insert(pages(0, 8), memory(7, 0));
+        views.insert(pages(100, 8), memory(7, 0));
+        views.remove(pages(2, 2));
+        assert!(aliases(&views, 103).is_empty());
+        assert_eq!(aliases(&views, 101), [1]);
+        assert_eq!(aliases(&views, 105), [5]);
     }
 
+    /// What a page shows: a memory and a page of it.
+    type Shown = (u64, u64);
+
+    /// Against a map of pages, at one end of the address space or the other.
     #[test]
-    fn a_view_of_nothing_hides_no_view() {
-        let mut views = Views::default();
-        views.insert(0..4 * P, memory(7, 0));
-        views.insert(10 * P..12 * P, memory(7, 0));
-        views.insert(0..0, memory(8, 0));
-        assert_eq!(views.aliases(GuestAddr(P), P), [GuestAddr(11 * P)]);
-        assert!(views.aliases(GuestAddr(0u64.wrapping_sub(P)), P).is_empty());
+    fn agrees_with_a_map_of_pages() {
+        const PAGES: u64 = 40;
+        const ROUNDS: u64 = if cfg!(miri) { 3 } else { 300 };
+        for round in 0..ROUNDS {
+            let mut seed = round;
+            let mut next = |below: u64| {
+                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (seed >> 33) % below
+            };
+            let base = if round % 2 == 0 { 0 } else { (u64::MAX - PAGES * P) / P + 1 };
+            let file_base = if round % 3 == 0 { (u64::MAX - PAGES * P) / P + 1 } else { 0 };
+            let mut views = Views::default();
+            let mut oracle: BTreeMap<u64, Shown> = BTreeMap::new();
+            for step in 0..40 {
+                let first = next(PAGES);
+                let count = 1 + next(PAGES - first);
+                let at = pages(base + first, count);
+                if next(3) == 0 {
+                    views.remove(at);
+                    oracle.retain(|page, _| !(first..first + count).contains(page));
+                } else {
+                    let (inode, offset) = (next(2), next(PAGES - count + 1));
+                    views.insert(at, memory(inode, (file_base + offset) * P));
+                    oracle.extend((0..count).map(|page| (first + page, (inode, offset + page))));
+                }
+                let first = next(PAGES);
+                let asked = first..first + 1 + next(PAGES - first);
+                let shown: BTreeSet<Shown> = oracle.range(asked.clone()).map(|(_, &shown)| shown).collect();
+                let outside = oracle.iter().filter(|(page, it)| !asked.contains(page) && shown.contains(it));
+                let expected: Vec<u64> = outside.map(|(page, _)| page + base).collect();
+                let found = views.others(pages(base + asked.start, asked.end - asked.start));
+                let found: Vec<u64> = found.into_iter().flat_map(|span| span.first() / P..=span.last() / P).collect();
+                assert_eq!(found, expected, "round {round}, step {step}");
+                let one = oracle.get(&first);
+                let same = oracle.iter().filter(|(page, it)| **page != first && Some(*it) == one);
+                let expected: Vec<u64> = same.map(|(page, _)| page + base).collect();
+                assert_eq!(aliases(&views, base + first), expected, "round {round}, step {step}");
+            }
+        }
     }
 }

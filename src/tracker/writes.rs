@@ -10,9 +10,9 @@
 
 use std::ops::Range;
 
-use crate::addr::{GuestAddr, PageIndex};
+use crate::addr::{GuestAddr, PageIndex, Span};
 use crate::error::Error;
-use crate::page_table::{HeldFor, Hit, PageDesc, PageState, Unprotect, Word};
+use crate::page_table::{HeldFor, Hit, Hold, PageDesc, PageState, Unprotect, Word};
 use crate::protection::{FaultSink, Handled, WriteFault};
 use crate::sync::{Ordering, Rule, fence, left_out, lock, yield_now};
 use crate::sys::clock::{coarse_ms, precise_ns};
@@ -200,10 +200,11 @@ impl<O: PageObserver> Region<O> {
         }
     }
 
-    /// Makes `pages` writable, their blocks unreachable or checked, and keeps
-    /// whoever would protect one of them away until `PageTable::release`. Of their
-    /// bytes those of guest addresses `asked` are held.
-    pub(super) fn hold(&self, pages: Range<usize>, held_for: HeldFor, asked: &Range<u64>) -> Result<(), Error> {
+    /// Makes the pages of `hold` writable, their blocks unreachable or checked, and
+    /// keeps whoever would protect one of them away until `PageTable::release`. Of
+    /// their bytes those of guest addresses `asked` are held.
+    pub(super) fn hold(&self, hold: &Hold, asked: Span) -> Result<(), Error> {
+        let Hold { pages, why: held_for, .. } = hold.clone();
         let mut done = Ok(());
         let mut run: Option<Range<usize>> = None;
         let mut flush = |run: Option<Range<usize>>| {
@@ -214,7 +215,7 @@ impl<O: PageObserver> Region<O> {
             }
         };
         let now_ms = coarse_ms();
-        self.pages.hold(pages.clone(), held_for, |page, desc| {
+        self.pages.hold(hold.clone(), |page, desc| {
             let why = self.why_held(page, desc, held_for, asked);
             let before = desc.word.enter_unprotect(why);
             // Where an un-protect is in flight, whoever made it may not have
@@ -254,14 +255,16 @@ impl<O: PageObserver> Region<O> {
         done
     }
 
-    fn why_held(&self, page: PageIndex, desc: &PageDesc<O::Data>, held_for: HeldFor, asked: &Range<u64>) -> Unprotect {
+    fn why_held(&self, page: PageIndex, desc: &PageDesc<O::Data>, held_for: HeldFor, asked: Span) -> Unprotect {
         if held_for == HeldFor::Change {
             return Unprotect::Change;
         }
-        let first = self.guest_of(page).0;
-        let page_bytes = self.page.bytes() as u64;
-        let [start, end] = [asked.start, asked.end].map(|at| at.saturating_sub(first).min(page_bytes) as usize);
-        let beside = self.limits.checks_beside && !desc.has_code(start..end, self.page.bytes()) && desc.has_any_code();
+        let page_span = Span::page_of(self.guest_of(page).0, self.page.bytes() as u64);
+        let bytes = asked.intersection(page_span).map_or(0..0, |held| {
+            let offset = |at: u64| (at - page_span.first()) as usize;
+            offset(held.first())..offset(held.last()) + 1
+        });
+        let beside = self.limits.checks_beside && !desc.has_code(bytes, self.page.bytes()) && desc.has_any_code();
         if beside { Unprotect::Beside } else { Unprotect::Write }
     }
 
