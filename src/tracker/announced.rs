@@ -21,7 +21,11 @@ fn for_all<'a, O: PageObserver>(
     found: impl Iterator<Item = (&'a Tracked<O>, Range<usize>)>,
     mut each: impl FnMut(&Tracked<O>, Range<usize>) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    found.fold(Ok(()), |done, (tracked, pages)| done.and(each(tracked, pages)))
+    let mut done = Ok(());
+    for (tracked, pages) in found {
+        done = done.and(each(tracked, pages));
+    }
+    done
 }
 
 impl<O: PageObserver> Tracker<O> {
@@ -74,8 +78,11 @@ impl<O: PageObserver> Tracker<O> {
         let space = self.gate.read();
         drop(space.tracked(span)?);
         // All of it is tried: an error of one part leaves the others to be asked about.
-        let parts = space.views.others(span).into_iter().chain([span]);
-        parts.fold(Ok(()), |done, part| done.and(space.sync(part)))
+        let mut done = Ok(());
+        for part in space.views.others(span).into_iter().chain([span]) {
+            done = done.and(space.sync(part));
+        }
+        done
     }
 
     /// The bytes changed behind the tracker's back (by the host through another
