@@ -37,9 +37,10 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// `bytes` at `start` are a part of it; the range does not wrap.
+    /// `bytes` at `start` are a part of it. A piece up to the last byte of the guest's
+    /// space ends at 0.
     pub(super) fn add(&mut self, start: GuestAddr, bytes: &[u8]) {
-        let end = start.0 + bytes.len() as u64;
+        let end = start.0.wrapping_add(bytes.len() as u64);
         match self.pieces.last_mut() {
             Some(last) if last.end == start.0 => last.end = end,
             _ => self.pieces.push(start.0..end),

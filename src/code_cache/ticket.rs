@@ -5,7 +5,7 @@ use std::fmt;
 use super::former::Source;
 use super::record::{BlockPage, BlockPages, Translation};
 use super::{CodeCache, CommitError, Key, Payload};
-use crate::addr::{GuestAddr, HostRange};
+use crate::addr::{GuestAddr, HostRange, Span};
 use crate::block::{Entry, StaleFlag};
 use crate::error::Error;
 use crate::sync::Arc;
@@ -87,22 +87,22 @@ impl<P: Payload> Ticket<P> {
     pub fn made_from(&mut self, guest: GuestAddr, bytes: &[u8]) -> Result<(), Error> {
         let len = bytes.len() as u64;
         let bad = |why| Error::BadRange { start: guest.0, len, why };
-        let end = guest.checked_add(len).ok_or(bad("the range wraps"))?;
         let page_bytes = self.cache.tracker().page_size().bytes() as u64;
-        let mut at = guest.0;
-        while at < end.0 {
-            let is_there = |page: &BlockPage<P>| at.wrapping_sub(page.claim.guest_page().0) < page_bytes;
-            let Some(page) = self.pages.iter().find(|page| is_there(page)) else {
+        let mut left = Span::new(guest.0, len)?;
+        while let Some(rest) = left {
+            let on_page = Span::page_of(rest.first(), page_bytes);
+            let is_there = |page: &&BlockPage<P>| page.claim.guest_page().0 == on_page.first();
+            let Some(page) = self.pages.iter().find(is_there) else {
                 self.is_misread = true;
                 return Err(bad("claim each page before reading it"));
             };
-            let first = at - page.claim.guest_page().0;
-            let len = (end.0 - at).min(page_bytes - first);
+            let last = rest.last().min(on_page.last());
+            let of_page = |at: u64| (at - on_page.first()) as usize;
             let shows = page.shows;
             for view in self.pages.iter().filter(|view| view.shows == shows) {
-                view.claim.add_code(first as usize..(first + len) as usize);
+                view.claim.add_code(of_page(rest.first())..of_page(last) + 1);
             }
-            at += len;
+            [_, left] = rest.without(on_page);
         }
         self.source.get_or_insert_default().add(guest, bytes);
         Ok(())

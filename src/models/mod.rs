@@ -13,6 +13,7 @@
 //! | `loom_cells` | loom | entry cells that are swept and used again |
 //! | `loom_evict` | loom | blocks that are evicted while others run, write, commit and revive |
 //! | `injected` | plain | the handler on the translator's own thread, at each step |
+//! | `views` | plain, Miri | calls for ranges that cut views, against a map of pages |
 //! | `threads` | plain, Miri | all of a cache at once, under the system's threads |
 //!
 //! Loom explores every interleaving, and every value that a load may see, up to
@@ -78,3 +79,5 @@ mod loom_policy;
 mod loom_writes;
 #[cfg(not(loom))]
 mod threads;
+#[cfg(not(loom))]
+mod views;

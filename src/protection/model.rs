@@ -139,10 +139,7 @@ impl Protection for Model {
     }
 
     fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, access: Access) -> Result<(), Error> {
-        self.change(range, |page, _| {
-            let access = if page.attached { page.access } else { access };
-            *page = Page { attached: true, protected: false, access };
-        })?;
+        self.change(range, |page, _| *page = Page { attached: true, protected: false, access })?;
         let mut sinks = lock(&self.sinks);
         if !sinks.iter().any(|(known, _)| known.contains_range(range)) {
             sinks.push((range, sink.clone()));

@@ -168,8 +168,10 @@ impl<O: PageObserver> Tracker<O> {
     /// it is tracked; a page that could not be made writable.
     pub fn change_mapping(&self, start: GuestAddr, len_bytes: u64) -> Result<MappingChange<O>, Error> {
         let mut held = Held::new(&self.gate, HeldFor::Change);
-        let changing = Span::new(start.0, len_bytes)?.map(|span| span.whole_pages(self.page.bytes() as u64));
-        let Some(span) = changing else { return Ok(MappingChange::new(held, None, self.page)) };
+        self.gate.check_moves()?;
+        let asked = Span::new(start.0, len_bytes)?;
+        let changing = asked.map(|span| span.whole_pages(self.page.bytes() as u64));
+        let Some(span) = asked else { return Ok(MappingChange::new(held, None, self.page)) };
         let done = {
             let space = self.gate.read();
             for_all(space.tracked(span)?, |tracked, pages| {
@@ -197,7 +199,6 @@ impl<O: PageObserver> Tracker<O> {
     pub fn set_access(&self, start: GuestAddr, len_bytes: u64, access: Access) -> Result<(), Error> {
         self.gate.check_moves()?;
         let Some(span) = Span::new(start.0, len_bytes)? else { return Ok(()) };
-        let span = span.whole_pages(self.page.bytes() as u64);
         let space = self.gate.read();
         space.tracks_all(span)?;
         for_all(space.within(span), |tracked, pages| tracked.region.set_access(pages, access))

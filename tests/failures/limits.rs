@@ -35,7 +35,7 @@ fn set_limit(resource: libc::__rlimit_resource_t, most: u64) {
     }
 }
 
-fn open_files() -> Vec<c_int> {
+pub(crate) fn open_files() -> Vec<c_int> {
     // SAFETY: asks about numbers.
     (0..NUMBERS).filter(|number| unsafe { libc::fcntl(*number, libc::F_GETFD) } != -1).collect()
 }

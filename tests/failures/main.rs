@@ -17,6 +17,7 @@ mod descriptors;
 mod handler_thread;
 mod limits;
 mod mask;
+mod misuse;
 mod owners;
 mod scenario;
 mod seccomp;

@@ -165,3 +165,28 @@ fn a_store_through_the_hosts_view() {
         views.expect_learned(key, "tracked as before");
     });
 }
+
+/// An announcement for a range reaches what was written to its bytes through any view,
+/// the views that it cuts in the middle too.
+#[test]
+fn an_announcement_for_a_range_that_cuts_views() {
+    in_every_mode(|views| {
+        let tracker = views.guest.cache.tracker();
+        let (bytes, in_view) = (page_bytes() as u64, 6 * page_bytes() as u64);
+        for (start, end) in [
+            (GUEST, GUEST + 7 * bytes),
+            (GUEST + in_view, GUEST + in_view + 1),
+            (GUEST, SECOND + 3 * bytes),
+            (EXECUTABLE + 7 * bytes, SECOND + 7 * bytes),
+            (EXECUTABLE + 3 * bytes, EXECUTABLE + 7 * bytes),
+            (SECOND + in_view + 5, SECOND + in_view + 6),
+        ] {
+            let (key, other) = (views.block(6), views.block(7));
+            views.second.write(6 * page_bytes(), &[7]).unwrap();
+            tracker.sync_range(GuestAddr(start), end - start).unwrap();
+            let reachable = |key| views.guest.lookup(key).is_some();
+            assert_eq!(reachable(key), views.guest.mode == Mode::None, "{}: {start:#x}..{end:#x}", views.guest.mode);
+            assert!(reachable(other), "{}: nothing was written", views.guest.mode);
+        }
+    });
+}

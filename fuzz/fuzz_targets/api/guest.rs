@@ -254,14 +254,16 @@ impl Guest {
     }
 
     pub fn sync_range(&mut self, area: usize, offset: usize, len: usize) {
-        self.cache.tracker().sync_range(guest(area, offset), len as u64).expect("a harvest");
+        let done = self.cache.tracker().sync_range(guest(area, offset), len as u64);
+        assert_eq!(done.is_ok(), self.tracked[area].is_some() || len == 0, "{done:?}");
         if self.tracked[area].is_some() {
             self.oracle.sync(place(area, offset)..place(area, offset + len));
         }
     }
 
     pub fn invalidate(&mut self, area: usize, offset: usize, len: usize) {
-        self.cache.tracker().invalidate(guest(area, offset), len as u64).expect("no wrap");
+        let done = self.cache.tracker().invalidate(guest(area, offset), len as u64);
+        assert_eq!(done.is_ok(), self.tracked[area].is_some() || len == 0, "{done:?}");
         if self.tracked[area].is_some() {
             self.oracle.must_kill(place(area, offset)..place(area, offset + len));
         }

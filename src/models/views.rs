@@ -1,0 +1,519 @@
+//! Every call for a range against a naive map of pages: regions of every mode beside
+//! each other and at the end of the guest's space, memory with several views that the
+//! ranges cut. A block is reachable until what was done reaches its bytes, through
+//! whichever view, and no longer; what does not reach them leaves it alone.
+//!
+//! The tracker and the cache are the real ones, over a software mechanism: no system call.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
+use crate::block::EntryStubs;
+use crate::code_cache::{CodeCache, Key, Killer, VCpu};
+use crate::error::Error;
+use crate::guest_memory::BackingId;
+use crate::policy::{Decision, Limits, PageHistory, Policy};
+use crate::protection::model::Model;
+use crate::protection::{Access, Handled, Mode, Options};
+use crate::tracker::{BeginError, Held, MappingChange, SharedMemory};
+
+/// Nothing happens by itself: no page is checked, none is opened or protected beside
+/// the one that was asked for.
+#[derive(Debug)]
+struct Plain;
+
+impl Policy for Plain {
+    fn on_begin(&self, _: &PageHistory) -> Decision {
+        Decision::Protect
+    }
+
+    fn on_harvest(&self, _: &PageHistory) -> bool {
+        false
+    }
+
+    fn has_cooled(&self, _: &PageHistory) -> bool {
+        false
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_beside: false }
+    }
+}
+
+const REGION_PAGES: u64 = 8;
+/// The first pages of the regions: two neighbours, one apart, one at the end of the
+/// guest's space.
+const REGIONS: [u64; 4] = [16, 24, 40, PAGES_OF_ALL - REGION_PAGES];
+const PAGES_OF_ALL: u64 = 1 << 52;
+const PAGE: PageSize = PageSize::from_shift(12);
+const MODES: [Mode; 4] = [Mode::Sigbus, Mode::Mprotect, Mode::Thread, Mode::Deferred];
+const KEYS: u64 = 12;
+
+/// A page of memory: which memory, and which page of it.
+type Bytes = (u64, u64);
+
+/// Private memory has numbers from here on.
+const PRIVATE: u64 = 100;
+
+struct Block {
+    made_from: BTreeSet<Bytes>,
+    dead: bool,
+    /// Bytes that were written through a deferred region and not asked about yet.
+    pending: BTreeSet<Bytes>,
+}
+
+struct Hold {
+    regions: Vec<(usize, u64)>,
+    pages: BTreeSet<u64>,
+    _held: Held<Killer<()>>,
+}
+
+type Mechanism = (Mode, Arc<Model>);
+
+type Step = fn(&mut World);
+
+struct World {
+    seed: u64,
+    cache: CodeCache<()>,
+    vcpu: VCpu<()>,
+    /// Of each region: how often it was added, and the mechanism while it is there.
+    regions: [(u64, Option<Mechanism>); 4],
+    /// What each tracked page shows.
+    shown: BTreeMap<u64, Bytes>,
+    read_only: BTreeSet<u64>,
+    blocks: BTreeMap<u64, Block>,
+    /// What was written through a deferred region since it was last asked about.
+    written: BTreeSet<Bytes>,
+    holds: Vec<Hold>,
+    private: u64,
+    /// Each block has an address of its own.
+    entries: usize,
+}
+
+/// Bytes of the guest, first and length; the length may reach beyond the end.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    start: u64,
+    len: u64,
+}
+
+impl Asked {
+    fn wraps(self) -> bool {
+        self.len > 0 && self.start.checked_add(self.len - 1).is_none()
+    }
+
+    fn has(self, page: u64) -> bool {
+        let (first, last) = (page << 12, page << 12 | 0xfff);
+        self.len > 0 && !self.wraps() && self.start <= last && first <= self.start + (self.len - 1)
+    }
+
+    /// The pages of regions that have a byte of it.
+    fn pages(self) -> BTreeSet<u64> {
+        REGIONS.iter().flat_map(|&first| first..first + REGION_PAGES).filter(|&page| self.has(page)).collect()
+    }
+
+    /// Whether it has bytes that no region may ever hold.
+    fn leaves_regions(self) -> bool {
+        let pages = self.pages();
+        self.len > 0
+            && !self.wraps()
+            && pages.len() as u64 != ((self.start + (self.len - 1)) >> 12) - (self.start >> 12) + 1
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Plain)).unwrap();
+        let vcpu = cache.attach_vcpu(|| {});
+        let regions = [(); 4].map(|()| (0, None));
+        let (shown, read_only, blocks) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
+        let written = BTreeSet::new();
+        Self {
+            seed,
+            cache,
+            vcpu,
+            regions,
+            shown,
+            read_only,
+            blocks,
+            written,
+            holds: Vec::new(),
+            private: PRIVATE,
+            entries: 0,
+        }
+    }
+
+    fn next(&mut self, below: u64) -> u64 {
+        self.seed = self.seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.seed >> 33) % below
+    }
+
+    fn page(&mut self) -> u64 {
+        REGIONS[self.next(4) as usize] + self.next(REGION_PAGES)
+    }
+
+    /// Mostly some pages of one or two regions, cut anywhere; at times more, or nothing.
+    fn asked(&mut self) -> Asked {
+        let start = (self.page() << 12) + self.next(4096);
+        match self.next(12) {
+            0 => Asked { start, len: 0 },
+            1 => Asked { start: self.next(64) << 12, len: self.next(1 << 16) },
+            2 => Asked { start, len: u64::MAX - self.next(1 << 14) },
+            3 => Asked { start: self.next(20) << 12, len: u64::MAX - self.next(1 << 18) },
+            4 => Asked { start, len: u64::MAX - start + self.next(2) },
+            _ => Asked { start, len: 1 + self.next(REGION_PAGES << 12) },
+        }
+    }
+
+    /// Whole pages of regions.
+    fn whole(&mut self) -> (Range<u64>, Asked) {
+        let first = self.page();
+        let end = (first + 1 + self.next(2 * REGION_PAGES)).min(PAGES_OF_ALL);
+        (first..end, Asked { start: first << 12, len: (end - first) << 12 })
+    }
+
+    fn memory(&mut self, pages: u64) -> (Bytes, SharedMemory) {
+        let (memory, first) = (self.next(2), self.next(12 * pages) / pages);
+        let backing = BackingId::of_file(1, memory);
+        ((memory, first), SharedMemory { backing, offset: first << 12 })
+    }
+
+    fn region_of(page: u64) -> usize {
+        REGIONS.iter().position(|&first| (first..first + REGION_PAGES).contains(&page)).unwrap()
+    }
+
+    fn host(page: u64) -> HostAddr {
+        let region = Self::region_of(page);
+        HostAddr((1 << 45) + (region << 30) + (((page - REGIONS[region]) as usize) << 12))
+    }
+
+    fn mode(&self, page: u64) -> Option<Mode> {
+        self.regions[Self::region_of(page)].1.as_ref().map(|(mode, _)| *mode)
+    }
+
+    fn model(&self, page: u64) -> Arc<Model> {
+        self.regions[Self::region_of(page)].1.as_ref().unwrap().1.clone()
+    }
+
+    /// The tracked pages of `asked`.
+    fn tracked(&self, asked: Asked) -> BTreeSet<u64> {
+        asked.pages().into_iter().filter(|page| self.shown.contains_key(page)).collect()
+    }
+
+    fn bytes_of(&self, pages: &BTreeSet<u64>) -> BTreeSet<Bytes> {
+        pages.iter().filter_map(|page| self.shown.get(page).copied()).collect()
+    }
+
+    /// Nothing that was made from these is reachable.
+    fn kill(&mut self, bytes: &BTreeSet<Bytes>) {
+        let hit = self.blocks.values_mut().filter(|block| !block.made_from.is_disjoint(bytes));
+        hit.for_each(|block| block.dead = true);
+    }
+
+    /// Whether a call for `asked` is one: what it must answer otherwise.
+    fn expect<T>(&self, asked: Asked, answer: Result<T, Error>, what: &str) -> Option<T> {
+        let tracked = self.tracked(asked);
+        match answer {
+            _ if asked.wraps() => assert!(matches!(answer, Err(Error::BadRange { .. })), "{what} {asked:x?}"),
+            Ok(done) if asked.len == 0 || !tracked.is_empty() => return Some(done),
+            answer => {
+                let is_right = asked.len > 0
+                    && tracked.is_empty()
+                    && answer.err() == Some(Error::NotTracked { start: asked.start, len: asked.len });
+                assert!(is_right, "{what} {asked:x?}");
+            }
+        }
+        None
+    }
+
+    /// As [`World::expect`], where all must be tracked.
+    fn expect_all(&self, asked: Asked, answer: Result<(), Error>, what: &str) -> bool {
+        let is_tracked = asked.len > 0
+            && !asked.wraps()
+            && !asked.leaves_regions()
+            && asked.pages().iter().all(|page| self.shown.contains_key(page));
+        match answer {
+            Ok(()) => assert!(is_tracked || asked.len == 0, "{what} {asked:x?}"),
+            Err(Error::BadRange { .. }) => assert!(asked.wraps(), "{what} {asked:x?}"),
+            Err(Error::NotTracked { .. }) => assert!(!is_tracked, "{what} {asked:x?}"),
+            Err(error) => panic!("{what} {asked:x?}: {error}"),
+        }
+        is_tracked
+    }
+
+    fn add_or_remove(&mut self) {
+        let at = self.next(4) as usize;
+        let (guest, pages) = (GuestAddr(REGIONS[at] << 12), REGIONS[at]..REGIONS[at] + REGION_PAGES);
+        if self.regions[at].1.take().is_some() {
+            let bytes = self.bytes_of(&pages.clone().collect());
+            self.cache.tracker().remove_region(guest).unwrap();
+            self.kill(&bytes);
+            self.shown.retain(|page, _| !pages.contains(page));
+            self.read_only.retain(|page| !pages.contains(page));
+            return;
+        }
+        let mode = MODES[self.next(4) as usize];
+        let host = HostRange::of_pages(Self::host(pages.start), REGION_PAGES as usize, PAGE);
+        let model = Arc::new(Model::new(mode, host, PAGE));
+        let open = || Ok(model.clone() as Arc<dyn crate::protection::Protection>);
+        let tracker = self.cache.tracker();
+        tracker.add_region_on(guest, host, Access::ReadWrite, Options::default(), open).unwrap();
+        self.regions[at] = (self.regions[at].0 + 1, Some((mode, model)));
+        self.show_private(pages);
+    }
+
+    fn show_private(&mut self, pages: impl IntoIterator<Item = u64>) {
+        for page in pages {
+            self.private += 1;
+            self.shown.insert(page, (self.private, 0));
+        }
+    }
+
+    fn declare(&mut self) {
+        let (pages, asked) = self.whole();
+        let (bytes, memory) = self.memory(1);
+        let done = self.cache.tracker().declare_shared(GuestAddr(asked.start), asked.len, memory);
+        if self.expect_all(asked, done, "declare_shared") {
+            self.kill(&self.bytes_of(&pages.clone().collect()));
+            let new = pages.clone().map(|page| (page, (bytes.0, bytes.1 + (page - pages.start))));
+            let new: BTreeMap<u64, Bytes> = new.collect();
+            self.kill(&new.values().copied().collect());
+            self.shown.extend(new);
+        }
+    }
+
+    fn change(&mut self) {
+        let asked = self.asked();
+        let change = self.cache.tracker().change_mapping(GuestAddr(asked.start), asked.len);
+        let Some(change) = self.expect(asked, change, "change_mapping") else { return };
+        let pages = self.tracked(asked);
+        self.kill(&self.bytes_of(&pages));
+        self.check("in a change of mapping");
+        if let Some(&page) = pages.first() {
+            let claimed = self.cache.begin(Key::new(1)).claim(GuestAddr(page << 12));
+            assert!(matches!(claimed, Err(BeginError::Busy(_))), "begun in a change: {claimed:?}");
+        }
+        let removed = match self.next(8) {
+            0 => pages.first().copied().map(|page| {
+                let at = Self::region_of(page);
+                self.regions[at].1 = None;
+                let region = REGIONS[at]..REGIONS[at] + REGION_PAGES;
+                self.kill(&self.bytes_of(&region.clone().collect()));
+                self.cache.tracker().remove_region(GuestAddr(region.start << 12)).unwrap();
+                self.shown.retain(|page, _| !region.contains(page));
+                self.read_only.retain(|page| !region.contains(page));
+            }),
+            1 => return drop(change),
+            _ => None,
+        };
+        self.finish(change, asked, pages, removed.is_some());
+    }
+
+    fn finish(&mut self, change: MappingChange<Killer<()>>, asked: Asked, pages: BTreeSet<u64>, removed: bool) {
+        let shared = (self.next(2) == 0).then(|| self.memory(1));
+        let first = asked.start >> 12;
+        let last = asked.start.saturating_add(asked.len.saturating_sub(1)) >> 12;
+        let done = change.finish_replaced(Access::ReadWrite, shared.map(|(_, memory)| memory));
+        let bad = shared.is_some_and(|(bytes, _)| bytes.1 + (last - first) >= PAGES_OF_ALL) && asked.len > 0;
+        match done {
+            Err(Error::BadRange { .. }) => assert!(bad),
+            Err(Error::NotTracked { .. }) => assert!(removed),
+            done => assert!(done == Ok(()) && !removed && !bad, "{done:?}"),
+        }
+        let pages: BTreeSet<u64> = pages.into_iter().filter(|page| self.shown.contains_key(page)).collect();
+        if bad {
+            // Nothing is translated from them until something is mapped there in earnest.
+            for page in pages.clone() {
+                let claimed = self.cache.begin(Key::new(1)).claim(GuestAddr(page << 12));
+                assert!(matches!(claimed, Err(BeginError::Failed(_))), "{claimed:?}");
+            }
+            let (start, len) = (GuestAddr(asked.start), asked.len);
+            let again = self.cache.tracker().change_mapping(start, len);
+            if let Some(again) = again.ok().filter(|_| !pages.is_empty()) {
+                again.finish_replaced(Access::ReadWrite, None).unwrap();
+            }
+        }
+        self.read_only.retain(|page| !pages.contains(page));
+        match shared.filter(|_| !bad) {
+            Some(((memory, offset), _)) => {
+                let new: BTreeMap<u64, Bytes> =
+                    pages.into_iter().map(|page| (page, (memory, offset + (page - first)))).collect();
+                self.kill(&new.values().copied().collect());
+                self.shown.extend(new);
+            }
+            None => self.show_private(pages),
+        }
+    }
+
+    fn set_access(&mut self) {
+        let asked = self.asked();
+        let access = if self.next(2) == 0 { Access::Read } else { Access::ReadWrite };
+        let done = self.cache.tracker().set_access(GuestAddr(asked.start), asked.len, access);
+        if self.expect_all(asked, done, "set_access") {
+            for page in self.tracked(asked) {
+                if access == Access::Read {
+                    self.read_only.insert(page)
+                } else {
+                    self.read_only.remove(&page)
+                };
+            }
+        }
+    }
+
+    fn store(&mut self) {
+        let page = self.page();
+        let Some(&bytes) = self.shown.get(&page) else { return };
+        let at = HostAddr(Self::host(page).0 + self.next(4096) as usize);
+        let mut retired = 0;
+        let handled = self.model(page).store(at, 1, || retired += 1);
+        if self.read_only.contains(&page) {
+            assert_eq!((handled, retired), (Handled::NotOurs, 0));
+            return;
+        }
+        assert_eq!((handled, retired), (Handled::Retry, 1));
+        if self.mode(page) == Some(Mode::Deferred) {
+            self.written.insert(bytes);
+            let hit = self.blocks.values_mut().filter(|block| block.made_from.contains(&bytes));
+            hit.for_each(|block| block.pending.extend([bytes]));
+        } else {
+            self.kill(&BTreeSet::from([bytes]));
+        }
+    }
+
+    /// A write of the kernel's, or one that nobody sees: through each page of the hold.
+    fn hold(&mut self) {
+        let asked = self.asked();
+        let (tracker, start) = (self.cache.tracker(), GuestAddr(asked.start));
+        let held = match self.seed % 2 {
+            0 => tracker.prepare_kernel_write(start, asked.len),
+            _ => tracker.prepare_unseen_write(start, asked.len),
+        };
+        let Some(held) = self.expect(asked, held, "a hold") else { return };
+        let pages = self.tracked(asked);
+        for &page in &pages {
+            let is_open = self.mode(page) == Some(Mode::Deferred) || !self.model(page).is_protected(Self::host(page));
+            assert!(is_open, "a page that is held is protected");
+        }
+        self.kill(&self.bytes_of(&pages));
+        let regions: BTreeSet<usize> = pages.iter().map(|&page| Self::region_of(page)).collect();
+        let regions = regions.into_iter().map(|at| (at, self.regions[at].0)).collect();
+        self.holds.push(Hold { regions, pages, _held: held });
+        if self.holds.len() > 2 {
+            let which = self.next(3) as usize;
+            self.holds.remove(which);
+        }
+    }
+
+    fn is_held(&self, page: u64) -> bool {
+        let at = Self::region_of(page);
+        let lasts = |hold: &Hold| hold.regions.contains(&(at, self.regions[at].0)) && self.regions[at].1.is_some();
+        self.holds.iter().any(|hold| lasts(hold) && hold.pages.contains(&page))
+    }
+
+    fn sync(&mut self) {
+        let asked = self.asked();
+        let bytes = if self.next(8) == 0 {
+            self.cache.tracker().sync().unwrap();
+            self.shown.values().copied().collect()
+        } else {
+            let done = self.cache.tracker().sync_range(GuestAddr(asked.start), asked.len);
+            if self.expect(asked, done, "sync_range").is_none() {
+                return;
+            }
+            self.bytes_of(&self.tracked(asked))
+        };
+        let hit = self.blocks.values_mut().filter(|block| !block.pending.is_disjoint(&bytes));
+        hit.for_each(|block| block.dead = true);
+        // A page that was written while no block of its bytes was there is told of too.
+        let told: BTreeSet<Bytes> = self.written.intersection(&bytes).copied().collect();
+        let mut pin = self.vcpu.pin();
+        for (&key, block) in self.blocks.iter_mut().filter(|(_, block)| !block.made_from.is_disjoint(&told)) {
+            block.dead |= pin.lookup(Key::new(key)).is_none();
+        }
+        self.written.retain(|page| !told.contains(page));
+    }
+
+    fn invalidate(&mut self) {
+        let asked = self.asked();
+        let done = self.cache.tracker().invalidate(GuestAddr(asked.start), asked.len);
+        if self.expect(asked, done, "invalidate").is_some() {
+            self.kill(&self.bytes_of(&self.tracked(asked)));
+        }
+    }
+
+    fn translate(&mut self) {
+        let (key, count) = (self.next(KEYS), 1 + self.next(2));
+        let mut ticket = self.cache.begin(Key::new(key));
+        let mut made_from = BTreeSet::new();
+        for _ in 0..count {
+            let page = self.page();
+            let guest = GuestAddr(page << 12 | self.next(4096));
+            match (ticket.claim(guest), self.shown.get(&page)) {
+                (Ok(host), Some(&bytes)) => {
+                    assert_eq!(host.start(), Self::host(page));
+                    let mut views = self.shown.iter().filter(|(_, shown)| **shown == bytes);
+                    assert!(!views.any(|(&view, _)| self.is_held(view)), "a page that is held was claimed");
+                    made_from.insert(bytes);
+                }
+                (Err(BeginError::Busy(busy)), Some(&bytes)) => {
+                    let mut views = self.shown.iter().filter(|(_, shown)| **shown == bytes);
+                    assert!(views.any(|(&view, _)| self.is_held(view)), "{busy:?} for nothing");
+                    return;
+                }
+                (Err(BeginError::Failed(Error::NotTracked { .. })), None) => return,
+                (claimed, shown) => panic!("{claimed:?} of what shows {shown:?}"),
+            }
+        }
+        self.entries += 1;
+        ticket.commit(0x10 + self.entries, ()).unwrap();
+        self.blocks.insert(key, Block { made_from, dead: false, pending: BTreeSet::new() });
+    }
+
+    /// What can be reached is what the map says.
+    fn check(&mut self, after: &str) {
+        let mut pin = self.vcpu.pin();
+        for (&key, block) in &self.blocks {
+            let found = pin.lookup(Key::new(key)).is_some();
+            assert_eq!(found, !block.dead, "after {after}: the block of key {key}, from {:?}", block.made_from);
+        }
+    }
+
+    fn step(&mut self) {
+        let what: [(&str, Step); 16] = [
+            ("a region", Self::add_or_remove),
+            ("a declaration", Self::declare),
+            ("a declaration", Self::declare),
+            ("a change", Self::change),
+            ("a change", Self::change),
+            ("set_access", Self::set_access),
+            ("a hold", Self::hold),
+            ("sync_range", Self::sync),
+            ("sync_range", Self::sync),
+            ("invalidate", Self::invalidate),
+            ("a store", Self::store),
+            ("a store", Self::store),
+            ("a translation", Self::translate),
+            ("a translation", Self::translate),
+            ("a translation", Self::translate),
+            ("a translation", Self::translate),
+        ];
+        let (name, step) = what[self.next(16) as usize];
+        step(self);
+        self.check(name);
+    }
+}
+
+#[test]
+fn ranges_and_views_against_a_map_of_pages() {
+    const ROUNDS: u64 = if cfg!(miri) { 2 } else { 120 };
+    const STEPS: usize = if cfg!(miri) { 40 } else { 400 };
+    for seed in 0..ROUNDS {
+        let mut world = World::new(seed);
+        // Shown if the round fails.
+        println!("seed {seed}");
+        (0..4).for_each(|_| world.add_or_remove());
+        (0..STEPS).for_each(|_| world.step());
+    }
+}

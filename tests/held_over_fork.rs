@@ -1,0 +1,126 @@
+//! What the forking thread holds is held in the child too, until it is dropped there;
+//! what another thread of the parent holds is not, as nobody is left to drop it. A
+//! change of mappings that goes over a fork ends on both sides.
+//!
+//! One process forks here, so one test runs everything.
+//!
+//! # Safety
+//!
+//! The child makes no call that another thread's locks could hold, but for the
+//! cache's own, which the fork guard holds; it ends by `_exit`. Memory outlives its
+//! cache. A mapping is replaced by fresh memory, under a change.
+#![allow(unsafe_code)]
+
+mod support;
+
+use std::sync::Barrier;
+
+use codewarden::addr::GuestAddr;
+use codewarden::guest_memory::GuestMemory;
+use codewarden::protection::Access;
+use codewarden::tracker::{BeginError, MappingChange};
+use codewarden::{Key, Killer};
+
+use crate::support::{Fixture, GUEST, in_modes, page_bytes, tracking_modes};
+
+fn at(page: usize) -> GuestAddr {
+    GuestAddr(GUEST + (page * page_bytes()) as u64)
+}
+
+/// Whether a translator may begin on `page`, once what another thread is doing is over.
+fn is_held(guest: &Fixture, page: usize) -> bool {
+    match guest.cache.begin(Key::new(0)).claim(at(page)) {
+        Ok(_) => false,
+        Err(BeginError::Busy(_)) => true,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The kernel writes a byte of `page`, as it does for the guest.
+fn kernel_writes(guest: &Fixture, page: usize) -> bool {
+    let source = GuestMemory::memfd(1).unwrap();
+    let into = guest.memory.range().start().as_ptr().wrapping_add(page * page_bytes());
+    let file = std::os::fd::AsRawFd::as_raw_fd(&source.file().unwrap());
+    // SAFETY: one byte of the guest's memory.
+    unsafe { libc::pread(file, into.cast(), 1, 0) == 1 }
+}
+
+fn replace(guest: &Fixture, page: usize) {
+    let start = guest.memory.range().start().as_ptr().wrapping_add(page * page_bytes());
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    // SAFETY: a page of the guest's memory, under a change of mappings.
+    let mapped = unsafe { libc::mmap(start.cast(), page_bytes(), libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    assert_eq!(mapped, start.cast());
+}
+
+/// A block on `page` is made, written to and gone: the page is tracked.
+fn is_tracked(guest: &Fixture, page: usize) -> bool {
+    let key = at(page).0;
+    guest.translate(key, &[key]).unwrap();
+    let was_there = guest.lookup(key).is_some();
+    guest.store(key, guest.read(key).wrapping_add(1));
+    guest.announce();
+    was_there && guest.lookup(key).is_none()
+}
+
+/// One side of the fork to its end; the number of the first thing that is wrong.
+fn one_side(guest: &Fixture, is_child: bool, held: impl Sized, change: MappingChange<Killer<u32>>) -> i32 {
+    let checks = [
+        is_held(guest, 1) && is_held(guest, 3),
+        kernel_writes(guest, 1),
+        is_held(guest, 2) != is_child,
+        !is_held(guest, 4),
+    ];
+    if let Some(wrong) = checks.iter().position(|is_right| !is_right) {
+        return 1 + wrong as i32;
+    }
+    drop(held);
+    replace(guest, 3);
+    if change.finish_replaced(Access::ReadWrite, None).is_err() {
+        return 5;
+    }
+    if is_tracked(guest, 1) && is_tracked(guest, 3) { 0 } else { 6 }
+}
+
+fn holds_go_over(guest: &Fixture) {
+    let mode = guest.mode;
+    let tracker = guest.cache.tracker();
+    let held = tracker.prepare_unseen_write(at(1), 4).unwrap();
+    let change = tracker.change_mapping(at(3), 1).unwrap();
+    let (taken, over) = (Barrier::new(2), Barrier::new(2));
+    let status = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // An address of its own, which no thread of the child has.
+            let _others = tracker.prepare_unseen_write(at(2), 4).unwrap();
+            taken.wait();
+            over.wait();
+        });
+        taken.wait();
+        let guard = guest.cache.before_fork();
+        // SAFETY: see the head.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0);
+        if pid == 0 {
+            let status = match guard.after_fork_child() {
+                Ok(()) => one_side(guest, true, held, change),
+                Err(_) => 9,
+            };
+            // SAFETY: ends the child without the parent's exit handlers.
+            unsafe { libc::_exit(status) };
+        }
+        drop(guard);
+        let mut status = 0;
+        // SAFETY: the child is ours and not waited for yet.
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        assert_eq!(one_side(guest, false, held, change), 0, "{mode}: the parent");
+        over.wait();
+        status
+    });
+    assert_eq!(status, 0, "{mode}: the child's status");
+    assert!(is_tracked(guest, 2), "{mode}");
+}
+
+#[test]
+fn what_the_forking_thread_holds_is_held_in_the_child() {
+    in_modes(tracking_modes(), holds_go_over);
+}
