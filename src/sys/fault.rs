@@ -313,8 +313,8 @@ mod tests {
     /// does the store's handler run: it must not kill the process.
     #[test]
     fn a_fault_that_comes_after_its_range_was_given_up_is_tried_again() {
-        // Nothing is mapped there and no other test is.
-        let range = HostRange::new(HostAddr(1 << 46), 4096, PageSize::from_shift(12)).unwrap();
+        // Below everything that the kernel maps: no region of another test was ever here.
+        let range = HostRange::new(HostAddr(4096), 4096, PageSize::from_shift(12)).unwrap();
         let fault = WriteFault { addr: range.start(), pc: None, tid: 0 };
         let count = Arc::new(Count::default());
         let sink: Arc<dyn FaultSink> = count.clone();
