@@ -473,10 +473,17 @@ mod tests {
 
     #[test]
     fn who_is_pinned_does_not_wait_for_itself() {
-        let epoch = domain();
+        let epoch = std::sync::Arc::new(domain());
         let [own, other] = [(); 2].map(|()| epoch.join(Box::new(|| {})));
-        epoch.pin(&own);
-        assert!(matches!(epoch.wait_for_pins(), Err(Error::BadArgument(_))));
+        // A thread of its own, so that the test ends if it waits for ever.
+        let (told, is_told) = std::sync::mpsc::channel();
+        let (waiter, pinned) = (epoch.clone(), own.clone());
+        std::thread::spawn(move || {
+            waiter.pin(&pinned);
+            let _ = told.send(waiter.wait_for_pins());
+        });
+        let result = is_told.recv_timeout(std::time::Duration::from_secs(60));
+        assert!(matches!(result, Ok(Err(Error::BadArgument(_)))), "{result:?}");
         epoch.unpin(&own);
         epoch.wait_for_pins().unwrap();
         // Another thread's vCPU is its own affair.

@@ -407,6 +407,8 @@ fn every_static_lock_is_held_over_a_fork() {
 #[test]
 fn a_thread_that_holds_a_guard_is_told() {
     let _alone = alone();
+    // SAFETY: sets a timer: a thread that waits for itself ends the process.
+    unsafe { libc::alarm(CHILD_LIMIT_S) };
     let page = PageSize::host().bytes();
     let memory = GuestMemory::anonymous(2 * page).unwrap();
     let cache = cache_on::<()>(&memory, Mode::Mprotect);
@@ -428,4 +430,6 @@ fn a_thread_that_holds_a_guard_is_told() {
     drop(held);
     drop(guard);
     ticket.claim(start).unwrap();
+    // SAFETY: as above.
+    unsafe { libc::alarm(0) };
 }
