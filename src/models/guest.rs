@@ -12,8 +12,12 @@ use super::kernel::Kernel;
 use crate::addr::GuestAddr;
 use crate::block::{EntryCell, EntryStubs};
 use crate::code_cache::{self, CodeCache, CommitError, Key, Payload, Ticket};
-use crate::policy::{Adaptive, Policy};
-use crate::protection::{Access, Mode, Options};
+#[cfg(loom)]
+use crate::policy::Adaptive;
+use crate::policy::Policy;
+#[cfg(loom)]
+use crate::protection::Mode;
+use crate::protection::{Access, Options};
 use crate::sync::Arc;
 use crate::tracker::BeginError;
 
@@ -57,12 +61,18 @@ pub(super) enum Refusal {
 }
 
 impl Guest {
+    #[cfg(loom)]
     pub(super) fn new(mode: Mode, pages: usize) -> Self {
         Self::with_policy(mode, pages, Adaptive::new())
     }
 
+    #[cfg(loom)]
     pub(super) fn with_policy(mode: Mode, pages: usize, policy: impl Policy) -> Self {
-        let kernel = Arc::new(Kernel::new(mode, pages));
+        Self::over(Kernel::new(mode, pages), policy)
+    }
+
+    pub(super) fn over(kernel: Kernel, policy: impl Policy) -> Self {
+        let kernel = Arc::new(kernel);
         Self { cache: cache_over(&kernel, policy), kernel, links: Arc::default() }
     }
 

@@ -12,8 +12,10 @@ use core::cell::Cell;
 use std::rc::Rc;
 
 use super::guest::{Guest, Link};
+use super::kernel::{Kernel, Refuses};
 use crate::block::StaleFlag;
 use crate::code_cache::Key;
+use crate::policy::Adaptive;
 use crate::protection::Mode;
 use crate::sync::stepped::{interrupt_at, was_interrupted};
 use crate::sync::{LEFT_OUT, Rule};
@@ -29,7 +31,16 @@ struct Run {
 
 impl Run {
     fn new(pages: usize, translated: bool) -> Self {
-        let guest = Guest::new(Mode::Sigbus, pages);
+        Self::over(Kernel::new(Mode::Sigbus, pages), pages, translated)
+    }
+
+    /// Where no page can be opened alone: a store opens all of them.
+    fn opening_all(translated: bool) -> Self {
+        Self::over(Kernel::new(Mode::Sigbus, 2).that_refuses(Refuses::SinglePages), 2, translated)
+    }
+
+    fn over(kernel: Kernel, pages: usize, translated: bool) -> Self {
+        let guest = Guest::over(kernel, Adaptive::new());
         let link = guest.link(KEY);
         let all: Vec<usize> = (0..pages).collect();
         if translated {
@@ -44,6 +55,22 @@ impl Run {
             Self { guest: self.guest.clone(), link: self.link, stale: self.stale.clone() };
         move || {
             guest.kernel.store(page, byte, u32::from(byte));
+            note(&guest, link, page, &stale);
+        }
+    }
+
+    /// A write by the kernel, which the page is held for. That it is refused counts as
+    /// something stale.
+    fn announced_write(&self, page: usize, byte: u8) -> impl FnOnce() + 'static {
+        let Self { guest, link, stale } =
+            Self { guest: self.guest.clone(), link: self.link, stale: self.stale.clone() };
+        move || {
+            let (start, len) = guest.span(page);
+            let held = guest.cache.tracker().prepare_kernel_write(start, len).unwrap();
+            if !guest.kernel.kernel_store(page, byte) {
+                stale.set(Some(byte));
+            }
+            drop(held);
             note(&guest, link, page, &stale);
         }
     }
@@ -196,6 +223,34 @@ fn a_store_at_each_step_of_an_announced_write() {
     );
     assert!(stale.is_empty(), "stale at {stale:?} of {steps} steps");
     assert!(steps > 20, "{steps}");
+}
+
+/// The page's word says open before the page is.
+#[test]
+fn an_announced_write_at_each_step_of_a_store_that_opens_all_pages() {
+    let (steps, stale) = at_each_step(
+        || Run::opening_all(true),
+        1,
+        |run| run.store(1, 1)(),
+        |run, step| interrupt_at(step, run.announced_write(1, 2)),
+    );
+    assert!(stale.is_empty(), "refused or stale at {stale:?} of {steps} steps");
+    assert!(steps > 40, "{steps}");
+}
+
+#[test]
+fn a_translation_at_each_step_of_a_store_that_opens_all_pages() {
+    let (steps, stale) = at_each_step(
+        || Run::opening_all(true),
+        1,
+        |run| run.store(1, 1)(),
+        |run, step| {
+            let guest = run.guest.clone();
+            interrupt_at(step, move || drop(guest.translate(KEY, &[0, 1])));
+        },
+    );
+    assert!(stale.is_empty(), "stale at {stale:?} of {steps} steps");
+    assert!(steps > 40, "{steps}");
 }
 
 fn a_translation_at_each_step_of_a_store() -> (usize, Vec<usize>) {

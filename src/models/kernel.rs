@@ -11,7 +11,8 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
-use crate::protection::{Access, FaultSink, Handled, KernelWrites, Mode, Protection, WriteFault};
+use crate::page_table::Permit;
+use crate::protection::{Access, FaultSink, Handled, KernelWrites, Mode, Opening, Protection, WriteFault};
 use crate::sync::{Arc, AtomicU64, Ordering, fence};
 
 const PROTECTED: u64 = 1;
@@ -28,6 +29,17 @@ pub(super) struct Kernel {
     fences: AtomicU64,
     /// No part of the model.
     fails: std::sync::atomic::AtomicBool,
+    refuses: Refuses,
+}
+
+/// What the kernel does not open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Refuses {
+    Nothing,
+    /// A page alone, as `mprotect` at the limit of mappings.
+    SinglePages,
+    /// Anything, until the mechanism is abandoned: a look finds that it is lost.
+    Everything,
 }
 
 /// Held for a clone and nothing else.
@@ -64,7 +76,19 @@ impl Kernel {
             sink: SinkOf(Mutex::new(None)),
             fences: AtomicU64::new(0),
             fails: false.into(),
+            refuses: Refuses::Nothing,
         }
+    }
+
+    pub(super) fn that_refuses(mut self, refuses: Refuses) -> Self {
+        self.refuses = refuses;
+        self
+    }
+
+    fn open(&self, range: HostRange) -> Result<(), Error> {
+        self.change(range, |word, _| {
+            word.fetch_and(!PROTECTED, Ordering::AcqRel);
+        })
     }
 
     pub(super) fn range(&self) -> HostRange {
@@ -141,10 +165,11 @@ impl Kernel {
     /// The mechanism ends: its sink is told, then every page is open.
     #[cfg(loom)]
     pub(super) fn lose(&self) {
-        if let Some(sink) = self.sink.get() {
-            sink.on_lost();
-        }
-        self.unprotect(self.range).unwrap_or_else(|_| unreachable!("it never fails"));
+        let sink = self.sink.get().unwrap_or_else(|| unreachable!("a region is attached"));
+        let opening = <dyn Protection>::opening(self, sink.on_lost());
+        opening
+            .and_then(|opening| self.abandon(self.range, opening))
+            .unwrap_or_else(|_| unreachable!("it never fails"));
     }
 
     /// The next harvest fails, after it protected the pages again.
@@ -174,13 +199,13 @@ impl Protection for Kernel {
         if self.mode == Mode::Deferred { KernelWrites::Tracked } else { KernelWrites::Refused }
     }
 
-    fn attach(&self, _: HostRange, sink: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
+    fn attach(&self, _: HostRange, sink: &Arc<dyn FaultSink>, _: Access, _: Permit<'_>) -> Result<(), Error> {
         self.sink.set(Some(sink.clone()));
         Ok(())
     }
 
-    fn detach(&self, range: HostRange) -> Result<(), Error> {
-        self.unprotect(range)?;
+    fn detach(&self, range: HostRange, _: Permit<'_>) -> Result<(), Error> {
+        self.open(range)?;
         self.sink.set(None);
         Ok(())
     }
@@ -196,10 +221,21 @@ impl Protection for Kernel {
         })
     }
 
-    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
-        self.change(range, |word, _| {
-            word.fetch_and(!PROTECTED, Ordering::AcqRel);
-        })
+    fn unprotect(&self, range: HostRange, _: Opening<'_>) -> Result<(), Error> {
+        let is_single = range.len() == self.page.bytes();
+        match self.refuses {
+            Refuses::Nothing => self.open(range),
+            Refuses::SinglePages if !is_single => self.open(range),
+            _ => Err(Error::system("mprotect", range.start().0, range.len(), rustix::io::Errno::NOMEM)),
+        }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.refuses == Refuses::Everything { Err(Error::TrackingLost) } else { Ok(()) }
+    }
+
+    fn abandon(&self, range: HostRange, _: Opening<'_>) -> Result<(), Error> {
+        self.open(range)
     }
 
     fn harvest(&self, range: HostRange, written: &mut dyn FnMut(HostRange)) -> Result<(), Error> {

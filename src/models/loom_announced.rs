@@ -5,7 +5,7 @@ use loom::thread;
 use super::explore::{fails_without, holds, spawn, violation};
 use super::guest::{Guest, Link, cache_over};
 use super::inside::commit_owner;
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Refuses};
 use crate::addr::GuestAddr;
 use crate::code_cache::{Key, MemoryLimit};
 use crate::policy::Adaptive;
@@ -94,8 +94,11 @@ fn an_announcement_and_a_change() {
 
 /// The kernel writes for the guest, announced, against `other`.
 fn an_announced_write(translated: bool, other: fn(&Model)) {
-    let model = Model::new(Mode::Sigbus, translated);
-    let other = spawn(&model, other);
+    an_announced_write_on(&Model::new(Mode::Sigbus, translated), other);
+}
+
+fn an_announced_write_on(model: &Model, other: fn(&Model)) {
+    let other = spawn(model, other);
     let (start, len) = model.guest.span(0);
     let held = model.guest.cache.tracker().prepare_kernel_write(start, len).unwrap();
     if !model.guest.kernel.kernel_store(0, 2) {
@@ -175,6 +178,15 @@ fn an_announcement_and_a_vcpu() {
     }
 }
 
+/// The same where no page can be opened alone, and the other store opens all of them.
+fn an_announced_write_and_a_store_that_opens_all() {
+    let guest = Guest::over(Kernel::new(Mode::Sigbus, 2).that_refuses(Refuses::SinglePages), Adaptive::new());
+    let link = guest.link(KEY);
+    guest.translate(KEY, &[0]).unwrap();
+    let model = Model { guest, link };
+    an_announced_write_on(&model, store);
+}
+
 fn store(model: &Model) {
     model.guest.kernel.store(0, 1, 2);
 }
@@ -222,6 +234,11 @@ fn an_announced_write_against_a_second_translation() {
 #[test]
 fn an_announced_write_against_a_store() {
     holds(5, || an_announced_write(true, store));
+}
+
+#[test]
+fn an_announced_write_against_a_store_that_opens_all_pages() {
+    holds(3, an_announced_write_and_a_store_that_opens_all);
 }
 
 #[test]

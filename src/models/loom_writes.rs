@@ -3,6 +3,8 @@
 
 use super::explore::{fails_without, holds, spawn, violation};
 use super::guest::{Guest, Link};
+use super::kernel::{Kernel, Refuses};
+use crate::policy::Adaptive;
 use crate::protection::Mode;
 use crate::sync::Rule;
 
@@ -135,6 +137,44 @@ fn a_look_ahead(other: fn(&Guest)) {
     opener.join().unwrap();
 }
 
+/// The same where the page is opened by somebody who opens all pages: `other`'s own is
+/// page 0, and the look ahead is of page 1.
+fn a_look_ahead_of_all(refuses: Refuses, other: fn(&Guest)) {
+    let guest = Guest::over(Kernel::new(Mode::Sigbus, 2).that_refuses(refuses), Adaptive::new());
+    let link = guest.link(KEY);
+    guest.translate(KEY, &[1]).unwrap();
+    guest.translate(KEY + 2, &[0]).unwrap();
+    let opener = spawn(&guest, other);
+    if guest.kernel.store_behind(1, 2, 1, || guest.follow(link)) == Some(0) {
+        violation("the store retired and what follows it went on into the old block");
+    }
+    opener.join().unwrap();
+}
+
+fn opens_all() {
+    a_look_ahead_of_all(Refuses::SinglePages, another_store);
+}
+
+fn a_loss_is_found() {
+    a_look_ahead_of_all(Refuses::Everything, |guest| guest.cache.tracker().tend());
+}
+
+/// Two messages that look alike: a handler thread is told of the same byte twice and not
+/// who stored.
+fn two_messages() {
+    let guest = Guest::new(Mode::Thread, 1);
+    let links = [guest.link(KEY)];
+    guest.translate(KEY, &[0]).unwrap();
+    let translator = spawn(&guest, translate);
+    let other = spawn(&guest, |guest| {
+        guest.kernel.store(0, 1, 0);
+    });
+    store(&guest, &links, 1, 0);
+    other.join().unwrap();
+    translator.join().unwrap();
+    settled(&guest, &links);
+}
+
 fn another_store(guest: &Guest) {
     guest.kernel.store(0, 1, 2);
 }
@@ -195,7 +235,24 @@ fn a_look_ahead_of_a_store_against_an_announced_write() {
 }
 
 #[test]
+fn a_look_ahead_of_a_store_against_one_that_opens_all_pages() {
+    holds(3, opens_all);
+}
+
+#[test]
+fn a_look_ahead_of_a_store_against_a_loss() {
+    holds(3, a_loss_is_found);
+}
+
+#[test]
+fn two_messages_that_look_alike() {
+    holds(2, two_messages);
+}
+
+#[test]
 fn it_fails_without_a_barrier_on_all_threads() {
+    fails_without(Rule::FenceThreads, opens_all);
+    fails_without(Rule::FenceThreads, a_loss_is_found);
     fails_without(Rule::FenceThreads, || a_look_ahead(another_store));
     fails_without(Rule::FenceThreads, || a_look_ahead(an_announced_write));
 }

@@ -5,14 +5,23 @@
 //! held a block. Descriptors stay until the region goes.
 
 mod history;
+mod holds;
+mod permit;
+mod whole;
 mod word;
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use core::{fmt, ops::Range};
 
 pub(crate) use history::{History, Hit};
+pub(crate) use holds::{HeldFor, Hold};
+pub(crate) use permit::{Counted, Permit, Protecting};
+pub(crate) use whole::Stopped;
 pub use word::Busy;
 pub(crate) use word::{Begin, Generation, InFlight, PageState, PageWord, Unprotect, Word};
+
+use holds::{HoldBook, Holds};
+use whole::Whole;
 
 use crate::addr::PageIndex;
 use crate::error::Error;
@@ -36,6 +45,7 @@ pub(crate) struct PageDesc<D> {
     pub(crate) word: PageWord,
     /// What happened on it lately.
     pub(crate) history: History,
+    holds: Holds,
     /// Which of its [`CODE_LINES`] lines may hold bytes that something was made
     /// from. It decides what is worth while and never what is right: a write
     /// that is taken for one beside code makes blocks compare themselves.
@@ -84,30 +94,12 @@ pub(crate) struct PageTable<D> {
     /// Also the lock under which chunks are made, so that a hold and a new chunk
     /// agree on the counts.
     book: Mutex<Book>,
-}
-
-/// Why pages are held open.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum HeldFor {
-    /// Their bytes are written: what compares itself may be made from them.
-    Writing,
-    /// Their mapping or their contents go away: nothing may be.
-    Change,
-}
-
-/// A hold of pages of one table.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Hold {
-    pub(crate) pages: Range<usize>,
-    pub(crate) why: HeldFor,
-    /// The thread that took it, whose holds go on in a fork's child.
-    pub(crate) thread: u64,
+    whole: Whole,
 }
 
 #[derive(Default)]
 struct Book {
-    /// What is held open.
-    held: Vec<Hold>,
+    holds: HoldBook,
 }
 
 impl<D> fmt::Debug for PageTable<D> {
@@ -118,16 +110,7 @@ impl<D> fmt::Debug for PageTable<D> {
 
 impl<D: Default + Send + Sync> PageTable<D> {
     pub(crate) fn new(pages: usize) -> Result<Self, Error> {
-        Ok(Self { chunks: Sparse::new(pages, CHUNK_PAGES)?, book: Mutex::default() })
-    }
-
-    pub(crate) fn pages(&self) -> usize {
-        self.chunks.len()
-    }
-
-    /// The descriptor of `page`, where there is one. Async-signal-safe.
-    pub(crate) fn get(&self, page: PageIndex) -> Option<&PageDesc<D>> {
-        self.chunks.get(page.0)
+        Ok(Self { chunks: Sparse::new(pages, CHUNK_PAGES)?, book: Mutex::default(), whole: Whole::default() })
     }
 
     /// The descriptor of `page`, made where there is none; `None` outside the
@@ -145,16 +128,28 @@ impl<D: Default + Send + Sync> PageTable<D> {
         }
         let book = lock(&self.book);
         self.chunks.make(page.0, |page| {
-            let count = book.held.iter().filter(|hold| hold.pages.contains(&page)).count();
+            let holds = book.holds.of_page(page);
             PageDesc {
-                word: PageWord::new(count as u64),
+                word: PageWord::new(!holds.is_empty()),
                 history: History::default(),
+                holds,
                 code_lines: AtomicU64::new(0),
                 data: D::default(),
             }
         })?;
         drop(book);
         Ok(self.get(page))
+    }
+}
+
+impl<D> PageTable<D> {
+    pub(crate) fn pages(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// The descriptor of `page`, where there is one. Async-signal-safe.
+    pub(crate) fn get(&self, page: PageIndex) -> Option<&PageDesc<D>> {
+        self.chunks.get(page.0)
     }
 
     /// Every descriptor there is in `pages`, with its page. What it costs follows how
@@ -166,57 +161,6 @@ impl<D: Default + Send + Sync> PageTable<D> {
     /// Memory of all descriptors, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.chunks.bytes()
-    }
-
-    /// Enters an un-protect on every page of `hold`, those that have no
-    /// descriptor yet included: `enter` does it for each that has one. Until
-    /// [`PageTable::release`] nobody protects one of them.
-    pub(crate) fn hold(&self, hold: Hold, mut enter: impl FnMut(PageIndex, &PageDesc<D>)) {
-        let mut book = lock(&self.book);
-        for (page, desc) in self.existing(hold.pages.clone()) {
-            enter(page, desc);
-        }
-        book.held.push(hold);
-    }
-
-    /// The holds that `thread` took and nobody released.
-    pub(crate) fn holds_of(&self, thread: u64) -> Vec<Hold> {
-        lock(&self.book).held.iter().filter(|hold| hold.thread == thread).cloned().collect()
-    }
-
-    /// Whether `page` is held now, for nothing but writing.
-    pub(crate) fn is_held_for_writing(&self, page: PageIndex) -> bool {
-        lock(&self.book).is_held_for_writing(page)
-    }
-
-    /// [`PageWord::begin_check`] of a page that is held, as long as that is for
-    /// nothing but writing: a change that begins meanwhile waits, and finds the page
-    /// checked.
-    pub(crate) fn begin_check_held(&self, page: PageIndex, desc: &PageDesc<D>) -> Result<Generation, Begin> {
-        let book = lock(&self.book);
-        if book.is_held_for_writing(page) {
-            desc.word.begin_check(InFlight::Ignored)
-        } else {
-            Err(Begin::Busy(Busy::Unprotecting))
-        }
-    }
-
-    /// Ends one hold that equals `hold`, where there is one.
-    pub(crate) fn release(&self, hold: &Hold) {
-        let mut book = lock(&self.book);
-        if let Some(at) = book.held.iter().position(|held| held == hold) {
-            book.held.swap_remove(at);
-            for (_, desc) in self.existing(hold.pages.clone()) {
-                desc.word.leave_unprotect();
-            }
-        }
-    }
-}
-
-impl Book {
-    fn is_held_for_writing(&self, page: PageIndex) -> bool {
-        let mut held = self.held.iter().filter(|hold| hold.pages.contains(&page.0)).peekable();
-        held.peek().is_some() && held.all(|hold| hold.why == HeldFor::Writing)
     }
 }
 
@@ -237,36 +181,10 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_reaches_descriptors_made_after_it() {
-        let table = PageTable::<()>::new(2 * CHUNK_PAGES).unwrap();
-        let early = table.get_or_make(PageIndex(1)).unwrap().unwrap();
-        let write = Hold { pages: 0..CHUNK_PAGES + 4, why: HeldFor::Writing, thread: 0 };
-        table.hold(write.clone(), |_, desc| {
-            desc.word.enter_unprotect(Unprotect::Write);
-        });
-        let late = table.get_or_make(PageIndex(CHUNK_PAGES)).unwrap().unwrap();
-        let beyond = table.get(PageIndex(CHUNK_PAGES + 4)).unwrap();
-        assert_eq!(early.word.begin_protect(), Begin::Busy(Busy::Unprotecting));
-        assert_eq!(late.word.begin_protect(), Begin::Busy(Busy::Unprotecting));
-        assert_eq!(beyond.word.begin_protect(), Begin::Protect);
-        assert!(table.is_held_for_writing(PageIndex(1)) && !table.is_held_for_writing(PageIndex(CHUNK_PAGES + 4)));
-        let change = Hold { pages: 1..2, why: HeldFor::Change, thread: 0 };
-        table.hold(change.clone(), |_, desc| {
-            desc.word.enter_unprotect(Unprotect::Change);
-        });
-        assert_eq!(table.begin_check_held(PageIndex(1), early), Err(Begin::Busy(Busy::Unprotecting)));
-        assert!(!table.is_held_for_writing(PageIndex(1)));
-        table.release(&change);
-        table.release(&write);
-        assert_eq!(early.word.begin_protect(), Begin::Protect);
-        assert_eq!(late.word.begin_protect(), Begin::Protect);
-    }
-
-    #[test]
     fn lines_hold_code_where_bytes_of_it_lie() {
         let page_bytes = 64 * CODE_LINES;
-        let desc =
-            PageDesc { word: PageWord::new(0), history: History::default(), code_lines: AtomicU64::new(0), data: () };
+        let table = PageTable::<()>::new(1).unwrap();
+        let desc = table.get_or_make(PageIndex(0)).unwrap().unwrap();
         desc.add_code(100..130, page_bytes);
         desc.add_code(page_bytes - 2..page_bytes, page_bytes);
         let code: Vec<usize> =

@@ -101,6 +101,17 @@ impl Word {
         self.0 & !COUNT_MASK
     }
 
+    /// As whoever un-protects leaves it, apart from the count.
+    fn unprotected(self, why: Unprotect) -> Self {
+        match self.state() {
+            PageState::Protected if why == Unprotect::Beside => self.to_state(PageState::Checked),
+            PageState::Protected => self.to_state(PageState::Open),
+            PageState::Protecting => self.to_state(PageState::Cancelled),
+            PageState::Checked if why == Unprotect::Change => self.to_state(PageState::Open),
+            PageState::Open | PageState::Cancelled | PageState::Checked => self,
+        }
+    }
+
     fn to_state(self, state: PageState) -> Self {
         // The generation wraps after 2^48 changes of one page's state.
         Self((self.0 & !STATE_MASK | state as u64).wrapping_add(GENERATION_ONE))
@@ -127,18 +138,27 @@ pub enum Busy {
     Hot,
 }
 
-/// What a translator that begins has to do.
+/// Why a translator that begins has nothing to protect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Begin {
-    /// Nothing: the page is protected, and this is its generation.
+    /// The page is protected already, and this is its generation.
     Protected(Generation),
-    /// Nothing: the page is checked, and this is its generation.
+    /// The page is checked already, and this is its generation.
     Checked(Generation),
-    /// Protect it, then call [`PageWord::finish_protect`] or
-    /// [`PageWord::abort_protect`].
-    Protect,
     /// Interpret.
     Busy(Busy),
+}
+
+impl Begin {
+    /// What a translator that cannot begin found.
+    fn found(word: Word) -> Self {
+        match word.state() {
+            PageState::Protected => Self::Protected(word.generation()),
+            PageState::Checked => Self::Checked(word.generation()),
+            PageState::Protecting | PageState::Cancelled => Self::Busy(Busy::Protecting),
+            PageState::Open => Self::Busy(Busy::Unprotecting),
+        }
+    }
 }
 
 /// Why somebody un-protects a page.
@@ -167,9 +187,9 @@ pub(crate) enum InFlight {
 pub(crate) struct PageWord(AtomicU64);
 
 impl PageWord {
-    /// An open page, with `count` un-protects in flight.
-    pub(crate) fn new(count: u64) -> Self {
-        Self(AtomicU64::new(count.min(COUNT_MAX) * COUNT_ONE))
+    /// An open page; one that is held has one un-protect in flight.
+    pub(super) fn new(is_held: bool) -> Self {
+        Self(AtomicU64::new(u64::from(is_held) * COUNT_ONE))
     }
 
     pub(crate) fn load(&self) -> Word {
@@ -189,22 +209,15 @@ impl PageWord {
         }
     }
 
-    /// A translator begins.
-    pub(crate) fn begin_protect(&self) -> Begin {
+    /// A translator begins: it protects the page, then calls
+    /// [`PageWord::finish_protect`] or [`PageWord::abort_protect`].
+    pub(super) fn begin_protect(&self) -> Result<(), Begin> {
         let claimed = self.update(|word| {
             let counted = word.unprotects_in_flight() == 0 || left_out(Rule::CountUnprotects);
             let idle = word.state() == PageState::Open && counted;
             idle.then(|| word.to_state(PageState::Protecting))
         });
-        match claimed {
-            Ok(_) => Begin::Protect,
-            Err(word) => match word.state() {
-                PageState::Protected => Begin::Protected(word.generation()),
-                PageState::Checked => Begin::Checked(word.generation()),
-                PageState::Protecting | PageState::Cancelled => Begin::Busy(Busy::Protecting),
-                PageState::Open => Begin::Busy(Busy::Unprotecting),
-            },
-        }
+        claimed.map(drop).map_err(Begin::found)
     }
 
     /// A translator begins whose blocks compare themselves: the page stays
@@ -217,15 +230,7 @@ impl PageWord {
             let quiet = word.unprotects_in_flight() == 0 || in_flight == InFlight::Ignored;
             (word.state() == PageState::Open && quiet).then(|| word.to_state(PageState::Checked))
         });
-        match claimed {
-            Ok(before) => Ok(before.to_state(PageState::Checked).generation()),
-            Err(word) => Err(match word.state() {
-                PageState::Protected => Begin::Protected(word.generation()),
-                PageState::Checked => Begin::Checked(word.generation()),
-                PageState::Open => Begin::Busy(Busy::Unprotecting),
-                PageState::Protecting | PageState::Cancelled => Begin::Busy(Busy::Protecting),
-            }),
-        }
+        claimed.map(|before| before.to_state(PageState::Checked).generation()).map_err(Begin::found)
     }
 
     /// A harvest found the page written, and it becomes checked. Whether it was
@@ -244,7 +249,7 @@ impl PageWord {
     /// The system call protected the page: its generation, or `None` where a
     /// write came meanwhile; then un-protect and call
     /// [`PageWord::abort_protect`].
-    pub(crate) fn finish_protect(&self) -> Option<Generation> {
+    pub(super) fn finish_protect(&self) -> Option<Generation> {
         let before = self
             .update(|word| (word.state() == PageState::Protecting).then(|| word.to_state(PageState::Protected)))
             .ok()?;
@@ -252,7 +257,7 @@ impl PageWord {
     }
 
     /// The system call failed, or was undone.
-    pub(crate) fn abort_protect(&self) {
+    pub(super) fn abort_protect(&self) {
         let _ = self.update(|word| match word.state() {
             PageState::Protecting | PageState::Cancelled => Some(word.to_state(PageState::Open)),
             _ => None,
@@ -267,31 +272,30 @@ impl PageWord {
     /// anybody, and a fault that is not ours must find the word as it left it.
     /// From Checked neither, unless the mapping changes: blocks compare
     /// themselves.
-    pub(crate) fn enter_unprotect(&self, why: Unprotect) -> Word {
+    pub(super) fn enter_unprotect(&self, why: Unprotect) -> Word {
         loop {
             let entered = self.update(|word| {
-                if word.unprotects_in_flight() == COUNT_MAX {
-                    return None;
-                }
-                let next = match word.state() {
-                    PageState::Protected if why == Unprotect::Beside => word.to_state(PageState::Checked),
-                    PageState::Protected => word.to_state(PageState::Open),
-                    PageState::Protecting => word.to_state(PageState::Cancelled),
-                    PageState::Checked if why == Unprotect::Change => word.to_state(PageState::Open),
-                    PageState::Open | PageState::Cancelled | PageState::Checked => word,
-                };
-                Some(Word(next.0 + COUNT_ONE))
+                (word.unprotects_in_flight() < COUNT_MAX).then(|| Word(word.unprotected(why).0 + COUNT_ONE))
             });
             match entered {
                 Ok(before) => return before,
-                // 8,191 threads un-protect this page just now: wait for one.
+                // 8,191 fault handlers are at this page just now, and each ends by
+                // itself: wait for one. (Holds take one count together.)
                 Err(_) => crate::sync::spin_loop(),
             }
         }
     }
 
+    /// [`PageWord::enter_unprotect`] of a page that is held already and stays so.
+    /// Returns the word before.
+    pub(super) fn change_held(&self, why: Unprotect) -> Word {
+        let before = self.update(|word| Some(word.unprotected(why))).unwrap_or_else(|word| word);
+        debug_assert!(before.unprotects_in_flight() > 0, "a page that is held has a count");
+        before
+    }
+
     /// The un-protecting system call is over. Returns the word after.
-    pub(crate) fn leave_unprotect(&self) -> Word {
+    pub(super) fn leave_unprotect(&self) -> Word {
         let before = self.0.fetch_sub(COUNT_ONE, Ordering::AcqRel);
         debug_assert!(Word(before).unprotects_in_flight() > 0, "left more often than entered");
         Word(before - COUNT_ONE)
@@ -314,8 +318,8 @@ mod tests {
     use super::*;
 
     fn protected() -> (PageWord, Generation) {
-        let word = PageWord::new(0);
-        assert_eq!(word.begin_protect(), Begin::Protect);
+        let word = PageWord::new(false);
+        assert_eq!(word.begin_protect(), Ok(()));
         let generation = word.finish_protect().unwrap();
         (word, generation)
     }
@@ -323,7 +327,7 @@ mod tests {
     #[test]
     fn a_span_of_protection_has_one_generation() {
         let (word, generation) = protected();
-        assert_eq!(word.begin_protect(), Begin::Protected(generation));
+        assert_eq!(word.begin_protect(), Err(Begin::Protected(generation)));
         assert!(word.holds(generation));
         word.enter_unprotect(Unprotect::Write);
         assert!(!word.holds(generation));
@@ -333,23 +337,23 @@ mod tests {
     fn nobody_begins_while_an_unprotect_is_in_flight() {
         let (word, generation) = protected();
         word.enter_unprotect(Unprotect::Write);
-        assert_eq!(word.begin_protect(), Begin::Busy(Busy::Unprotecting));
+        assert_eq!(word.begin_protect(), Err(Begin::Busy(Busy::Unprotecting)));
         word.enter_unprotect(Unprotect::Write);
         word.leave_unprotect();
-        assert_eq!(word.begin_protect(), Begin::Busy(Busy::Unprotecting));
+        assert_eq!(word.begin_protect(), Err(Begin::Busy(Busy::Unprotecting)));
         word.leave_unprotect();
-        assert_eq!(word.begin_protect(), Begin::Protect);
+        assert_eq!(word.begin_protect(), Ok(()));
         assert_ne!(word.finish_protect().unwrap(), generation);
     }
 
     #[test]
     fn a_write_while_protecting_cancels() {
-        let word = PageWord::new(0);
-        assert_eq!(word.begin_protect(), Begin::Protect);
+        let word = PageWord::new(false);
+        assert_eq!(word.begin_protect(), Ok(()));
         word.enter_unprotect(Unprotect::Write);
         word.leave_unprotect();
         assert_eq!(word.load().state(), PageState::Cancelled);
-        assert_eq!(word.begin_protect(), Begin::Busy(Busy::Protecting));
+        assert_eq!(word.begin_protect(), Err(Begin::Busy(Busy::Protecting)));
         assert_eq!(word.finish_protect(), None);
         assert_eq!(word.load().state(), PageState::Cancelled);
         word.abort_protect();
@@ -370,7 +374,7 @@ mod tests {
         let (word, generation) = protected();
         word.enter_unprotect(Unprotect::Beside);
         assert!(!word.holds(generation));
-        let Begin::Checked(checked) = word.begin_protect() else { panic!("{word:?}") };
+        let Err(Begin::Checked(checked)) = word.begin_protect() else { panic!("{word:?}") };
         assert_eq!(word.begin_check(InFlight::Heeded), Err(Begin::Checked(checked)));
         word.leave_unprotect();
         // Writes are nothing to it; a change of the mapping is.
@@ -379,31 +383,44 @@ mod tests {
         word.enter_unprotect(Unprotect::Change);
         assert!(!word.holds(checked));
         assert_eq!(word.load().state(), PageState::Open);
-        assert_eq!(word.begin_protect(), Begin::Busy(Busy::Unprotecting));
+        assert_eq!(word.begin_protect(), Err(Begin::Busy(Busy::Unprotecting)));
     }
 
     #[test]
     fn a_checked_page_goes_through_open() {
-        let word = PageWord::new(1);
+        let word = PageWord::new(true);
         assert_eq!(word.begin_check(InFlight::Heeded), Err(Begin::Busy(Busy::Unprotecting)));
         let checked = word.begin_check(InFlight::Ignored).unwrap();
         assert!(!word.check_harvested());
         assert!(word.cool() && !word.cool());
         assert!(!word.holds(checked));
         word.leave_unprotect();
-        assert_eq!(word.begin_protect(), Begin::Protect);
+        assert_eq!(word.begin_protect(), Ok(()));
         word.finish_protect().unwrap();
         assert!(word.check_harvested());
         assert_eq!(word.load().state(), PageState::Checked);
     }
 
     #[test]
+    fn a_held_page_changes_with_each_hold_and_keeps_one_count() {
+        let (word, generation) = protected();
+        word.enter_unprotect(Unprotect::Beside);
+        assert!(!word.holds(generation));
+        for _ in 0..2 * COUNT_MAX {
+            word.change_held(Unprotect::Change);
+        }
+        assert_eq!((word.load().state(), word.load().unprotects_in_flight()), (PageState::Open, 1));
+        word.leave_unprotect();
+        assert_eq!(word.begin_protect(), Ok(()));
+    }
+
+    #[test]
     fn a_failed_system_call_leaves_the_page_open() {
-        let word = PageWord::new(0);
-        assert_eq!(word.begin_protect(), Begin::Protect);
+        let word = PageWord::new(false);
+        assert_eq!(word.begin_protect(), Ok(()));
         word.abort_protect();
         assert_eq!(word.load().state(), PageState::Open);
-        assert_eq!(word.begin_protect(), Begin::Protect);
+        assert_eq!(word.begin_protect(), Ok(()));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::addr::HostRange;
 use crate::error::Error;
+use crate::page_table::Permit;
 use crate::sys::fault::{Delivery, FaultSink, RangeOwner, Registration};
 
 /// The list is locked by attach and detach only, never by a handler: a handler may not come
@@ -63,10 +64,13 @@ impl Attachments {
         list.clear();
     }
 
-    /// Tells every sink that its ranges are stale, then calls `open` for each range. Takes no
-    /// lock.
-    pub(super) fn lose(&self, mut open: impl FnMut(HostRange)) {
-        self.owner.for_each_range(|_, sink| sink.on_lost());
-        self.owner.for_each_range(|range, _| open(range));
+    /// Tells every sink that its ranges are stale, then calls `open` for each range with
+    /// leave to open it. Takes no lock.
+    pub(super) fn lose(&self, mut open: impl FnMut(HostRange, Permit<'_>)) {
+        // Told twice, for one descriptor may open all ranges at once.
+        self.owner.for_each_range(|_, sink| {
+            let _ = sink.on_lost();
+        });
+        self.owner.for_each_range(|range, sink| open(range, sink.on_lost()));
     }
 }

@@ -26,6 +26,8 @@
 //!   and the store is tried again.
 //! - A deferred one lets the store retire and reports its page at the next
 //!   `Protection::harvest`, which protects it again atomically.
+//! - Nothing opens a page without leave: a `Permit`, which only what keeps translators
+//!   away from the page can give.
 //! - `Protection::unprotect` and everything that a signal handler reaches take
 //!   no lock, allocate nothing, use no thread-locals and keep errno.
 
@@ -36,6 +38,8 @@ use std::sync::Arc;
 use crate::addr::{HostAddr, HostRange};
 use crate::error::Error;
 pub use crate::mode::Mode;
+use crate::page_table::Permit;
+use crate::sync::{Rule, left_out};
 pub use crate::sys::alt_stack::AltStack;
 pub use crate::sys::descriptor::LOWEST_OWN_DESCRIPTOR;
 pub(crate) use crate::sys::fault::{FaultSink, WriteFault};
@@ -99,32 +103,34 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     ///
     /// Holds the sink until all of the range is detached: a sink that owns its
     /// mechanism would never be dropped. Never called from a sink.
-    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, access: Access) -> Result<(), Error>;
+    fn attach(
+        &self,
+        range: HostRange,
+        sink: &Arc<dyn FaultSink>,
+        access: Access,
+        leave: Permit<'_>,
+    ) -> Result<(), Error>;
 
     /// Ends the tracking of `range`: nothing in it stays protected, no writer
     /// stays asleep, and when it returns the sinks of the ranges that lie wholly
     /// in it are not and will not be called. A piece that is no longer mapped is
     /// no error. Never called from a sink.
-    fn detach(&self, range: HostRange) -> Result<(), Error>;
+    fn detach(&self, range: HostRange, leave: Permit<'_>) -> Result<(), Error>;
 
     /// Write-protects `range`, all of it attached. An unmapped piece is nothing
     /// to protect; a piece whose mapping was replaced is an error, and the part
-    /// before it may be protected. A deferred mechanism refuses: protecting hides
+    /// before it may be protected, which the caller undoes. A deferred mechanism refuses: protecting hides
     /// what was written since the last [`Protection::harvest`], which protects.
     fn protect(&self, range: HostRange) -> Result<(), Error>;
 
-    /// A barrier on every thread of the process: whoever makes something unreachable
-    /// calls it before [`Protection::unprotect`], in a synchronous mechanism. A core may
-    /// have run a load ahead of an older store of its own, which waits for its address:
-    /// it found what is gone now, and the store would find the page open, and retire.
-    /// Behind the barrier such a load runs again. Async-signal-safe.
+    /// The barrier of [`Opening::behind_a_barrier`]. Async-signal-safe.
     fn fence_threads(&self) -> Result<(), Error> {
         membarrier::fence_threads()
     }
 
     /// Lets stores to `range` through again and wakes who waits for it.
     /// Async-signal-safe.
-    fn unprotect(&self, range: HostRange) -> Result<(), Error>;
+    fn unprotect(&self, range: HostRange, opening: Opening<'_>) -> Result<(), Error>;
 
     /// A look whether writes are still learned of: the descriptor is the one that
     /// was opened, the thread lives. What comes back as an error is lost. One or two
@@ -142,8 +148,8 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// from `range`, which is all that is attached, cannot be reached any more:
     /// opens it all, by giving up the descriptor where there is one. Nothing is
     /// protected by this object afterwards. Async-signal-safe.
-    fn abandon(&self, range: HostRange) -> Result<(), Error> {
-        self.unprotect(range)
+    fn abandon(&self, range: HostRange, opening: Opening<'_>) -> Result<(), Error> {
+        self.unprotect(range, opening)
     }
 
     /// How many changes of what the kernel allows at the page of `address` this object
@@ -174,12 +180,56 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     fn continue_in_child(
         self: Arc<Self>,
         range: HostRange,
+        leave: Permit<'_>,
         sink: &mut dyn FnMut(Arc<dyn Protection>) -> Result<Arc<dyn FaultSink>, Error>,
     ) -> Result<(), Error> {
         // The descriptor acts on the parent and is not used; its ranges are given up.
-        let _ = self.detach(range);
+        let _ = self.detach(range, leave);
         let own = self.open_in_child()?;
-        own.attach(range, &sink(own.clone())?, Access::ReadWrite)
+        own.attach(range, &sink(own.clone())?, Access::ReadWrite, leave)
+    }
+}
+
+/// Leave to open pages, behind a barrier on every thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Opening<'a> {
+    _leave: Permit<'a>,
+}
+
+impl<'a> Opening<'a> {
+    /// What whoever makes something unreachable passes through before it opens the page:
+    /// a barrier on every thread of the process, in a synchronous `mode`. A core may have
+    /// run a load ahead of an older store of its own, which waits for its address: it found
+    /// what is gone now, and the store would find the page open, and retire. Behind the
+    /// barrier such a load runs again.
+    pub(crate) fn behind_a_barrier(
+        leave: Permit<'a>,
+        mode: Mode,
+        barrier: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<Self, Error> {
+        if mode.is_synchronous() && !left_out(Rule::FenceThreads) {
+            barrier()?;
+        }
+        Ok(Self { _leave: leave })
+    }
+
+    /// For a region that ends, if the barrier is refused: its pages must not stay protected,
+    /// as nobody answers their faults any more.
+    pub(crate) fn at_the_end_of_a_region(leave: Permit<'a>) -> Self {
+        Self { _leave: leave }
+    }
+
+    /// For tests of a mechanism alone, where nothing was made from any page.
+    #[cfg(test)]
+    pub(crate) fn for_test() -> Opening<'static> {
+        Opening { _leave: Permit::for_test() }
+    }
+}
+
+impl dyn Protection {
+    /// Leave to open pages by this mechanism, whose blocks are dead. Async-signal-safe.
+    pub(crate) fn opening<'a>(&self, leave: Permit<'a>) -> Result<Opening<'a>, Error> {
+        Opening::behind_a_barrier(leave, self.mode(), || self.fence_threads())
     }
 }
 

@@ -8,9 +8,10 @@
 
 use std::sync::Arc;
 
-use super::{Access, FaultSink, Handled, KernelWrites, Mode, Protection, WriteFault};
+use super::{Access, FaultSink, Handled, KernelWrites, Mode, Opening, Protection, WriteFault};
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
+use crate::page_table::Permit;
 use crate::sync::{Mutex, MutexGuard};
 
 /// What a page is to the modelled kernel.
@@ -138,7 +139,7 @@ impl Protection for Model {
         KernelWrites::Refused
     }
 
-    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, access: Access) -> Result<(), Error> {
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, access: Access, _: Permit<'_>) -> Result<(), Error> {
         self.change(range, |page, _| *page = Page { attached: true, protected: false, access })?;
         let mut sinks = lock(&self.sinks);
         if !sinks.iter().any(|(known, _)| known.contains_range(range)) {
@@ -147,7 +148,7 @@ impl Protection for Model {
         Ok(())
     }
 
-    fn detach(&self, range: HostRange) -> Result<(), Error> {
+    fn detach(&self, range: HostRange, _: Permit<'_>) -> Result<(), Error> {
         self.change(range, |page, _| *page = FRESH)?;
         lock(&self.sinks).retain(|(known, _)| !range.contains_range(*known));
         Ok(())
@@ -164,7 +165,7 @@ impl Protection for Model {
         self.change(range, |page, _| page.protected = page.attached)
     }
 
-    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
+    fn unprotect(&self, range: HostRange, _: Opening<'_>) -> Result<(), Error> {
         self.change(range, |page, _| page.protected = false)
     }
 
@@ -203,11 +204,13 @@ mod tests {
         fn on_write(&self, fault: &WriteFault) -> Handled {
             self.calls.fetch_add(1, SeqCst);
             let model = self.model.get().unwrap();
-            model.unprotect(HostRange::page_of(fault.addr, model.page)).unwrap();
+            model.unprotect(HostRange::page_of(fault.addr, model.page), Opening::for_test()).unwrap();
             Handled::Retry
         }
 
-        fn on_lost(&self) {}
+        fn on_lost(&self) -> Permit<'_> {
+            Permit::for_test()
+        }
     }
 
     /// The page is protected again between the sink and the store's next try: the
@@ -226,7 +229,7 @@ mod tests {
         }));
         assert!(again.set(model.clone()).is_ok() && sink.model.set(model.clone()).is_ok());
         let as_sink: Arc<dyn FaultSink> = sink.clone();
-        model.attach(range, &as_sink, Access::ReadWrite).unwrap();
+        model.attach(range, &as_sink, Access::ReadWrite, Permit::for_test()).unwrap();
         model.protect(range).unwrap();
         let mut stores = 0;
         assert_eq!(model.store(HostAddr(0x11_008), 1, || stores += 1), Handled::Retry);

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Access, FaultSink, KernelWrites, Mode, Protection};
+use super::{Access, FaultSink, KernelWrites, Mode, Opening, Protection};
 use crate::addr::HostRange;
 use crate::error::Error;
+use crate::page_table::Permit;
 use crate::sys::mmap;
 
 #[derive(Debug)]
@@ -19,11 +20,11 @@ impl Protection for NoProtection {
         KernelWrites::Missed
     }
 
-    fn attach(&self, _: HostRange, _: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
+    fn attach(&self, _: HostRange, _: &Arc<dyn FaultSink>, _: Access, _: Permit<'_>) -> Result<(), Error> {
         Ok(())
     }
 
-    fn detach(&self, _: HostRange) -> Result<(), Error> {
+    fn detach(&self, _: HostRange, _: Permit<'_>) -> Result<(), Error> {
         Ok(())
     }
 
@@ -31,7 +32,7 @@ impl Protection for NoProtection {
         Ok(())
     }
 
-    fn unprotect(&self, _: HostRange) -> Result<(), Error> {
+    fn unprotect(&self, _: HostRange, _: Opening<'_>) -> Result<(), Error> {
         Ok(())
     }
 

@@ -13,9 +13,10 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::uffd_ranges::UffdRanges;
-use super::{Access, FaultSink, KernelWrites, Mode, Protection};
+use super::{Access, FaultSink, KernelWrites, Mode, Opening, Protection};
 use crate::addr::HostRange;
 use crate::error::Error;
+use crate::page_table::Permit;
 use crate::sys::fault::Delivery;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Uffd;
@@ -42,16 +43,16 @@ impl Protection for UffdDeferred {
         KernelWrites::Tracked
     }
 
-    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
-        self.ranges.attach(range, sink)
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Access, leave: Permit<'_>) -> Result<(), Error> {
+        self.ranges.attach(range, sink, leave)
     }
 
-    fn detach(&self, range: HostRange) -> Result<(), Error> {
-        self.ranges.detach(range)
+    fn detach(&self, range: HostRange, leave: Permit<'_>) -> Result<(), Error> {
+        self.ranges.detach(range, leave)
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        let uffd = self.ranges.uffd.descriptors().into_iter();
+        let uffd = self.ranges.descriptors().into_iter();
         uffd.chain(self.pagemap.descriptor()).collect()
     }
 
@@ -60,16 +61,16 @@ impl Protection for UffdDeferred {
     }
 
     /// The pages count as written at the next harvest.
-    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
-        self.ranges.uffd.unprotect(range)
+    fn unprotect(&self, range: HostRange, opening: Opening<'_>) -> Result<(), Error> {
+        self.ranges.unprotect(range, opening)
     }
 
     fn check(&self) -> Result<(), Error> {
-        self.ranges.uffd.check().and(self.pagemap.check())
+        self.ranges.check().and(self.pagemap.check())
     }
 
-    fn abandon(&self, _: HostRange) -> Result<(), Error> {
-        self.ranges.uffd.abandon()
+    fn abandon(&self, _: HostRange, opening: Opening<'_>) -> Result<(), Error> {
+        self.ranges.abandon(opening)
     }
 
     fn harvest(&self, range: HostRange, written: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
@@ -77,7 +78,7 @@ impl Protection for UffdDeferred {
     }
 
     fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
-        let (uffd, pagemap) = (self.ranges.uffd.reopen_in_child(), self.pagemap.reopen_in_child());
+        let (uffd, pagemap) = (self.ranges.reopen_in_child(), self.pagemap.reopen_in_child());
         Ok(Arc::new(Self::new(uffd?, pagemap?)))
     }
 

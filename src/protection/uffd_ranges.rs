@@ -1,19 +1,22 @@
-//! What the three userfaultfd mechanisms share: the descriptor and its ranges.
+//! What the three userfaultfd mechanisms share: the descriptor and its ranges. The
+//! descriptor is hidden from them, so that they open nothing without leave.
 
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use super::attachments::Attachments;
-use super::{Access, FaultSink};
+use super::{Access, FaultSink, Mode, Opening, WriteFault};
 use crate::addr::HostRange;
 use crate::error::Error;
+use crate::page_table::Permit;
 use crate::sys::fault::Delivery;
-use crate::sys::mmap;
-use crate::sys::uffd::Uffd;
+use crate::sys::uffd::{MessageBuffer, Uffd};
+use crate::sys::{membarrier, mmap};
 
 #[derive(Debug)]
 pub(super) struct UffdRanges {
-    pub(super) uffd: Uffd,
-    pub(super) attachments: Attachments,
+    uffd: Uffd,
+    attachments: Attachments,
 }
 
 impl UffdRanges {
@@ -21,7 +24,7 @@ impl UffdRanges {
         Self { uffd, attachments: Attachments::new(delivery) }
     }
 
-    pub(super) fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+    pub(super) fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Permit<'_>) -> Result<(), Error> {
         self.attachments.add(range, sink, || {
             self.uffd.register(range)?;
             // A part that was attached before may be protected still.
@@ -29,8 +32,75 @@ impl UffdRanges {
         })
     }
 
-    pub(super) fn detach(&self, range: HostRange) -> Result<(), Error> {
+    pub(super) fn detach(&self, range: HostRange, _: Permit<'_>) -> Result<(), Error> {
         self.attachments.remove(range, || self.uffd.release(range))
+    }
+
+    pub(super) fn protect(&self, range: HostRange) -> Result<(), Error> {
+        self.uffd.protect(range)
+    }
+
+    /// Async-signal-safe but for errno, as [`UffdRanges::abandon`] is.
+    pub(super) fn unprotect(&self, range: HostRange, _: Opening<'_>) -> Result<(), Error> {
+        self.uffd.unprotect(range)
+    }
+
+    /// Opens all that is attached by giving up the descriptor.
+    pub(super) fn abandon(&self, _: Opening<'_>) -> Result<(), Error> {
+        self.uffd.abandon()
+    }
+
+    pub(super) fn is_own(&self) -> bool {
+        self.uffd.is_own()
+    }
+
+    /// See [`Uffd::descriptors`].
+    pub(super) fn descriptors(&self) -> Vec<RawFd> {
+        self.uffd.descriptors()
+    }
+
+    /// See [`Uffd::copies`].
+    pub(super) fn copies(&self) -> [BorrowedFd<'_>; 2] {
+        self.uffd.copies()
+    }
+
+    /// See [`Uffd::read_faults`].
+    pub(super) fn read_faults(
+        &self,
+        which: usize,
+        buffer: &mut MessageBuffer,
+        on_fault: impl FnMut(WriteFault),
+    ) -> Result<(), userfaultfd::Error> {
+        self.uffd.read_faults(which, buffer, on_fault)
+    }
+
+    pub(super) fn wake(&self, range: HostRange) -> Result<(), Error> {
+        self.uffd.wake(range)
+    }
+
+    pub(super) fn check(&self) -> Result<(), Error> {
+        self.uffd.check()
+    }
+
+    /// Tells every sink that its ranges are stale; then, behind a barrier, opens and
+    /// wakes all of them, by giving up the descriptor if that is what is left.
+    pub(super) fn lose(&self) -> Result<(), Error> {
+        let mut done = Ok(());
+        self.attachments.lose(|range, leave| {
+            let opening = Opening::behind_a_barrier(leave, Mode::Thread, membarrier::fence_threads);
+            let opened = opening.and_then(|opening| {
+                let _ = self.unprotect(range, opening).and(self.uffd.wake(range));
+                // Where those failed this opens and wakes all the same.
+                self.abandon(opening)
+            });
+            done = done.clone().and(opened);
+        });
+        done
+    }
+
+    /// See [`Uffd::reopen_in_child`].
+    pub(super) fn reopen_in_child(&self) -> Result<Uffd, Error> {
+        self.uffd.reopen_in_child()
     }
 
     /// The kernel keeps write protection over `mprotect`, both ways.

@@ -11,9 +11,10 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::uffd_ranges::UffdRanges;
-use super::{Access, FaultSink, KernelWrites, Mode, Protection};
+use super::{Access, FaultSink, KernelWrites, Mode, Opening, Protection};
 use crate::addr::HostRange;
 use crate::error::Error;
+use crate::page_table::Permit;
 use crate::sys::fault::Delivery;
 use crate::sys::uffd::Uffd;
 
@@ -38,32 +39,32 @@ impl Protection for UffdSigbus {
         KernelWrites::Refused
     }
 
-    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
-        self.ranges.attach(range, sink)
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Access, leave: Permit<'_>) -> Result<(), Error> {
+        self.ranges.attach(range, sink, leave)
     }
 
-    fn detach(&self, range: HostRange) -> Result<(), Error> {
-        self.ranges.detach(range)
+    fn detach(&self, range: HostRange, leave: Permit<'_>) -> Result<(), Error> {
+        self.ranges.detach(range, leave)
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        self.ranges.uffd.descriptors()
+        self.ranges.descriptors()
     }
 
     fn protect(&self, range: HostRange) -> Result<(), Error> {
-        self.ranges.uffd.protect(range)
+        self.ranges.protect(range)
     }
 
-    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
-        self.ranges.uffd.unprotect(range)
+    fn unprotect(&self, range: HostRange, opening: Opening<'_>) -> Result<(), Error> {
+        self.ranges.unprotect(range, opening)
     }
 
     fn check(&self) -> Result<(), Error> {
-        self.ranges.uffd.check()
+        self.ranges.check()
     }
 
-    fn abandon(&self, _: HostRange) -> Result<(), Error> {
-        self.ranges.uffd.abandon()
+    fn abandon(&self, _: HostRange, opening: Opening<'_>) -> Result<(), Error> {
+        self.ranges.abandon(opening)
     }
 
     fn harvest(&self, _: HostRange, _: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
@@ -71,7 +72,7 @@ impl Protection for UffdSigbus {
     }
 
     fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
-        Ok(Arc::new(Self::new(self.ranges.uffd.reopen_in_child()?)))
+        Ok(Arc::new(Self::new(self.ranges.reopen_in_child()?)))
     }
 
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {

@@ -9,9 +9,10 @@
 //! # No writer sleeps for ever
 //!
 //! After the sink the page is woken in any case: its store is tried again and
-//! faults again if the page is protected. If the thread ends for any other reason
-//! than being told so, every sink hears [`FaultSink::on_lost`], and then all pages
-//! are opened and woken. At the end of the mechanism the thread is stopped first;
+//! faults again if the page is protected. The thread itself opens nothing: a message
+//! may be old, and the page protected anew under a block. If the sink cannot open the
+//! page, or the thread ends for any other reason than being told so, every sink hears
+//! [`FaultSink::on_lost`], and then all pages are opened and woken. At the end of the mechanism the thread is stopped first;
 //! writers whose messages nobody read are woken by the release of the ranges.
 //!
 //! Where even that is refused (a seccomp filter on `close`) the process is ended.
@@ -29,9 +30,10 @@ use rustix::io::Errno;
 use rustix::thread::gettid;
 
 use super::uffd_ranges::UffdRanges;
-use super::{Access, FaultSink, Handled, KernelWrites, Mode, Protection, WriteFault};
+use super::{Access, FaultSink, Handled, KernelWrites, Mode, Opening, Protection, WriteFault};
 use crate::addr::{HostRange, PageSize};
 use crate::error::Error;
+use crate::page_table::Permit;
 use crate::sys::descriptor;
 use crate::sys::fault::{Delivery, dispatch};
 use crate::sys::kept_fd::KeptFd;
@@ -89,9 +91,8 @@ impl Body for Shared {
         let mut last_will = LastWill { shared: self, was_stopped: false };
         self.tid.store(gettid().as_raw_nonzero().get(), Ordering::SeqCst);
         let mut messages = MessageBuffer::new();
-        let uffd = &self.ranges.uffd;
         loop {
-            let [first, second] = uffd.copies();
+            let [first, second] = self.ranges.copies();
             let wants = PollFlags::IN;
             // Both copies: whichever somebody puts another file over, the other one has the message.
             let mut fds = [
@@ -119,7 +120,9 @@ impl Body for Shared {
             let mut on_fault = |fault: WriteFault| resolved = resolved.clone().and(self.resolve(&fault));
             // A message is read once: through the first copy unless that one has gone.
             let which = usize::from(!ready[0].contains(PollFlags::IN));
-            if ready[which].contains(PollFlags::IN) && uffd.read_faults(which, &mut messages, &mut on_fault).is_err() {
+            if ready[which].contains(PollFlags::IN)
+                && self.ranges.read_faults(which, &mut messages, &mut on_fault).is_err()
+            {
                 return;
             }
             if resolved.is_err() {
@@ -138,13 +141,12 @@ impl Shared {
         }
     }
 
+    /// Where no range holds the page any more its release opened it.
     fn resolve(&self, fault: &WriteFault) -> Result<(), Error> {
-        let range = HostRange::page_of(fault.addr, self.page);
-        if dispatch(Delivery::Thread, fault) == Handled::NotOurs {
-            // Nobody wants the page protected.
-            self.ranges.uffd.unprotect(range)?;
+        match dispatch(Delivery::Thread, fault) {
+            Some(Handled::NotOurs) => Err(Error::TrackingLost),
+            Some(Handled::Retry) | None => self.ranges.wake(HostRange::page_of(fault.addr, self.page)),
         }
-        self.ranges.uffd.wake(range)
     }
 }
 
@@ -160,12 +162,7 @@ impl Drop for LastWill<'_> {
             return;
         }
         self.shared.lost.store(true, Ordering::SeqCst);
-        let ranges = &self.shared.ranges;
-        ranges.attachments.lose(|range| {
-            let _ = ranges.uffd.unprotect(range).and(ranges.uffd.wake(range));
-        });
-        // Where those failed this opens and wakes all the same.
-        if ranges.uffd.abandon().is_err() {
+        if self.shared.ranges.lose().is_err() {
             // Nothing can: in the other modes the store's own signal ends the process now. Here
             // its writers would sleep for ever.
             std::process::abort();
@@ -185,45 +182,43 @@ impl Protection for UffdThread {
         }
     }
 
-    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Access, leave: Permit<'_>) -> Result<(), Error> {
         self.check_alive()?;
-        self.shared.ranges.attach(range, sink)
+        self.shared.ranges.attach(range, sink, leave)
     }
 
-    fn detach(&self, range: HostRange) -> Result<(), Error> {
-        self.shared.ranges.detach(range)
+    fn detach(&self, range: HostRange, leave: Permit<'_>) -> Result<(), Error> {
+        self.shared.ranges.detach(range, leave)
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        let uffd = &self.shared.ranges.uffd;
-        let stop = self.shared.stop.number().filter(|_| uffd.is_own());
-        uffd.descriptors().into_iter().chain(stop).collect()
+        let ranges = &self.shared.ranges;
+        let stop = self.shared.stop.number().filter(|_| ranges.is_own());
+        ranges.descriptors().into_iter().chain(stop).collect()
     }
 
     fn protect(&self, range: HostRange) -> Result<(), Error> {
         self.check_alive()?;
-        self.shared.ranges.uffd.protect(range)?;
+        self.shared.ranges.protect(range)?;
         // The thread may have died, and opened all pages, in between.
-        self.check_alive().inspect_err(|_| {
-            let _ = self.unprotect(range);
-        })
+        self.check_alive()
     }
 
-    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
-        self.shared.ranges.uffd.unprotect(range)
+    fn unprotect(&self, range: HostRange, opening: Opening<'_>) -> Result<(), Error> {
+        self.shared.ranges.unprotect(range, opening)
     }
 
     fn check(&self) -> Result<(), Error> {
         self.check_alive()?;
-        self.shared.ranges.uffd.check()?;
+        self.shared.ranges.check()?;
         if self.shared.thread_exists() { Ok(()) } else { Err(Error::TrackingLost) }
     }
 
     /// A `poll` that sleeps keeps the kernel's object, whatever its numbers name by
     /// then: writers sleep until the thread has left it. It ends, as after any loss.
-    fn abandon(&self, _: HostRange) -> Result<(), Error> {
-        let given_up = self.shared.ranges.uffd.abandon();
-        if self.shared.ranges.uffd.is_own() && self.shared.stop.is_ours() {
+    fn abandon(&self, _: HostRange, opening: Opening<'_>) -> Result<(), Error> {
+        let given_up = self.shared.ranges.abandon(opening);
+        if self.shared.ranges.is_own() && self.shared.stop.is_ours() {
             // Where it cannot be told it is told already: the count is at its limit.
             let _ = rustix::io::write(self.shared.stop.as_fd(), &1_u64.to_ne_bytes());
         }
@@ -236,7 +231,7 @@ impl Protection for UffdThread {
 
     fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
         self.shared.stop.close_inherited();
-        let uffd = self.shared.ranges.uffd.reopen_in_child()?;
+        let uffd = self.shared.ranges.reopen_in_child()?;
         Ok(Arc::new(Self::start(uffd, self.kernel_faults, self.shared.page)?))
     }
 
@@ -248,7 +243,7 @@ impl Protection for UffdThread {
 impl Drop for UffdThread {
     fn drop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        if !self.shared.ranges.uffd.is_own() {
+        if !self.shared.ranges.is_own() {
             // A fork's child has no such thread. The event is the parent's.
             return;
         }
@@ -275,17 +270,20 @@ mod tests {
     use crate::protection::{Options, Probe, choice};
     use crate::sys::mmap::Mapping;
 
+    /// Opens nothing.
     #[derive(Default)]
-    struct Losses(AtomicU64);
+    struct Losses(AtomicU64, AtomicU64);
 
-    // SAFETY: one atomic addition.
+    // SAFETY: two atomic additions. It panics where the test fails, which ends the thread.
     unsafe impl FaultSink for Losses {
         fn on_write(&self, _: &WriteFault) -> Handled {
+            assert_eq!(self.1.fetch_add(1, Ordering::SeqCst), 0, "a page that cannot be opened is asked about again");
             Handled::NotOurs
         }
 
-        fn on_lost(&self) {
+        fn on_lost(&self) -> Permit<'_> {
             self.0.fetch_add(1, Ordering::SeqCst);
+            Permit::for_test()
         }
     }
 
@@ -306,13 +304,13 @@ mod tests {
         let memory = Mapping::anonymous(2 * page.bytes(), page).unwrap();
         let losses = Arc::new(Losses::default());
         let sink: Arc<dyn FaultSink> = losses.clone();
-        protection.attach(memory.range(), &sink, Access::ReadWrite).unwrap();
+        protection.attach(memory.range(), &sink, Access::ReadWrite, Permit::for_test()).unwrap();
         protection.protect(memory.range()).unwrap();
         assert!(!protection.shared.lost.load(Ordering::SeqCst));
 
         let other = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
         // SAFETY: never dropped: only names the number for the call.
-        let mut ours = unsafe { OwnedFd::from_raw_fd(protection.shared.ranges.uffd.copies()[0].as_raw_fd()) };
+        let mut ours = unsafe { OwnedFd::from_raw_fd(protection.shared.ranges.copies()[0].as_raw_fd()) };
         rustix::io::dup2(&other, &mut ours).unwrap();
         core::mem::forget(ours);
 
@@ -322,9 +320,29 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(protection.protect(memory.range()), Err(Error::TrackingLost));
-        assert_eq!(protection.attach(memory.range(), &sink, Access::ReadWrite), Err(Error::TrackingLost));
+        assert_eq!(
+            protection.attach(memory.range(), &sink, Access::ReadWrite, Permit::for_test()),
+            Err(Error::TrackingLost)
+        );
         // SAFETY: in the mapping.
         unsafe { memory.range().start().as_ptr().write_volatile(2) };
+    }
+
+    /// The thread opens nothing by itself, and leaves no writer in a circle.
+    #[test]
+    fn a_page_that_its_sink_does_not_open_is_lost_first() {
+        let page = PageSize::host();
+        let protection = open_thread_mode();
+        let memory = Mapping::anonymous(2 * page.bytes(), page).unwrap();
+        let losses = Arc::new(Losses::default());
+        let sink: Arc<dyn FaultSink> = losses.clone();
+        protection.attach(memory.range(), &sink, Access::ReadWrite, Permit::for_test()).unwrap();
+        protection.protect(memory.range()).unwrap();
+        // SAFETY: in the mapping. It sleeps until the page is open.
+        unsafe { memory.range().start().as_ptr().write_volatile(1) };
+        let [lost, asked] = [&losses.0, &losses.1].map(|count| count.load(Ordering::SeqCst));
+        assert!(lost > 0 && asked == 1, "told of the loss {lost} times, asked {asked} times");
+        assert_eq!(protection.protect(memory.range()), Err(Error::TrackingLost));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use crate::addr::{HostAddr, HostRange};
 use crate::error::{Error, TRACKED_RANGE};
+use crate::page_table::Permit;
 use crate::sys::fork::Generation;
 use crate::sys::range_table::{InsertError, Lookup, RangeTable, SlotId, Writer};
 use crate::sys::statics;
@@ -55,13 +56,16 @@ pub enum Handled {
 pub(crate) unsafe trait FaultSink: Send + Sync {
     /// Resolves one write fault: un-protects the page or says that it is not
     /// ours. With a handler thread the call may be late: somebody else opened the
-    /// page, the store went through, and the page may be protected anew.
+    /// page, the store went through, and the page may be protected anew. There is no
+    /// fault there but those of the protection, so "not ours" says that the page
+    /// cannot be opened.
     fn on_write(&self, fault: &WriteFault) -> Handled;
 
     /// The mechanism can no longer learn of writes (its thread died, its
     /// descriptor was lost): everything made from the sink's ranges is stale
-    /// from here on. Called before any page is opened because of it.
-    fn on_lost(&self);
+    /// from here on. Called before any page is opened because of it; the result is
+    /// leave to do so.
+    fn on_lost(&self) -> Permit<'_>;
 }
 
 /// How the faults of a range arrive.
@@ -176,16 +180,15 @@ impl fmt::Debug for Registration {
     }
 }
 
-/// Hands a fault to the sink of its range. Async-signal-safe.
-pub(crate) fn dispatch(delivery: Delivery, fault: &WriteFault) -> Handled {
-    let on_entry = |entry: &Entry| {
-        if entry.delivery == delivery { entry.sink.on_write(fault) } else { Handled::NotOurs }
-    };
+/// Hands a fault to the sink of its range; `None` where no range holds its address or
+/// the faults of that range arrive in another way. Async-signal-safe.
+pub(crate) fn dispatch(delivery: Delivery, fault: &WriteFault) -> Option<Handled> {
+    let on_entry = |entry: &Entry| (entry.delivery == delivery).then(|| entry.sink.on_write(fault));
     match RANGES.with(fault.addr, on_entry) {
         Lookup::Found(handled) => handled,
         // The store faulted before the range was given up: by now it goes through.
-        Lookup::Retired => Handled::Retry,
-        Lookup::Missing => Handled::NotOurs,
+        Lookup::Retired => Some(Handled::Retry),
+        Lookup::Missing => None,
     }
 }
 
@@ -216,7 +219,7 @@ pub unsafe fn handle_fault(signo: c_int, info: *mut libc::siginfo_t, context: *m
     let _errno = KeepErrno::new();
     // SAFETY: both signals carry an address where the code is positive.
     let addr = HostAddr(unsafe { (*info).si_addr() } as usize);
-    dispatch(delivery, &WriteFault { addr, pc: Some(pc), tid: 0 })
+    dispatch(delivery, &WriteFault { addr, pc: Some(pc), tid: 0 }).unwrap_or(Handled::NotOurs)
 }
 
 /// Not in the libc crate; the value is the kernel's.
@@ -306,7 +309,9 @@ mod tests {
             Handled::Retry
         }
 
-        fn on_lost(&self) {}
+        fn on_lost(&self) -> Permit<'_> {
+            Permit::for_test()
+        }
     }
 
     /// A store faults, the range is given up by another thread, and only then
@@ -318,13 +323,13 @@ mod tests {
         let fault = WriteFault { addr: range.start(), pc: None, tid: 0 };
         let count = Arc::new(Count::default());
         let sink: Arc<dyn FaultSink> = count.clone();
-        assert_eq!(dispatch(Delivery::Sigbus, &fault), Handled::NotOurs);
+        assert_eq!(dispatch(Delivery::Sigbus, &fault), None);
         let registration = Registration::new(range, &RangeOwner::new(), Delivery::Sigbus, &sink).unwrap();
-        assert_eq!(dispatch(Delivery::Sigbus, &fault), Handled::Retry);
-        assert_eq!(dispatch(Delivery::Sigsegv, &fault), Handled::NotOurs, "not how its faults arrive");
+        assert_eq!(dispatch(Delivery::Sigbus, &fault), Some(Handled::Retry));
+        assert_eq!(dispatch(Delivery::Sigsegv, &fault), None, "not how its faults arrive");
         drop(registration);
         assert_eq!(Arc::strong_count(&count), 2, "the sink is let go of");
-        assert_eq!(dispatch(Delivery::Sigbus, &fault), Handled::Retry);
+        assert_eq!(dispatch(Delivery::Sigbus, &fault), Some(Handled::Retry));
         assert_eq!(count.0.load(SeqCst), 1);
     }
 }

@@ -7,7 +7,8 @@ use super::Tracker;
 use super::opened_whole::Nobody;
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
-use crate::protection::{Access, FaultSink, KernelWrites, Mode, Options, Protection};
+use crate::page_table::Permit;
+use crate::protection::{Access, FaultSink, KernelWrites, Mode, Opening, Options, Protection};
 
 const PAGE: PageSize = PageSize::from_shift(12);
 
@@ -40,11 +41,11 @@ impl Protection for Refuses {
         KernelWrites::Refused
     }
 
-    fn attach(&self, _: HostRange, _: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
+    fn attach(&self, _: HostRange, _: &Arc<dyn FaultSink>, _: Access, _: Permit<'_>) -> Result<(), Error> {
         Ok(())
     }
 
-    fn detach(&self, _: HostRange) -> Result<(), Error> {
+    fn detach(&self, _: HostRange, _: Permit<'_>) -> Result<(), Error> {
         self.step("detach")
     }
 
@@ -56,11 +57,11 @@ impl Protection for Refuses {
         Ok(())
     }
 
-    fn unprotect(&self, _: HostRange) -> Result<(), Error> {
+    fn unprotect(&self, _: HostRange, _: Opening<'_>) -> Result<(), Error> {
         Ok(())
     }
 
-    fn abandon(&self, _: HostRange) -> Result<(), Error> {
+    fn abandon(&self, _: HostRange, _: Opening<'_>) -> Result<(), Error> {
         self.step("abandon")
     }
 

@@ -68,8 +68,7 @@ impl<O: PageObserver> Still<'_, O> {
             match tracked.region.continue_in_child() {
                 Ok(child) => {
                     // Its pages are open, and nobody has begun on one.
-                    let holds = tracked.region.pages.holds_of(thread);
-                    holds.into_iter().for_each(|hold| child.pages.hold(hold, |_, _| ()));
+                    child.pages.take_over_holds(&tracked.region.pages, thread);
                     tracked.region = child;
                 }
                 Err(error) => done = Err(error),

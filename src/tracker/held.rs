@@ -36,10 +36,10 @@ impl<O: PageObserver> Held<O> {
 
     /// Holds the pages of `tracked` that have a byte in `asked`.
     pub(super) fn hold(&mut self, tracked: &Tracked<O>, pages: Range<usize>, asked: Span) -> Result<(), Error> {
-        let hold = Hold { pages, why: self.why, thread: self.thread };
-        // In the list first: what a failed hold entered is released as well.
-        self.holds.push((tracked.id, hold.clone()));
-        tracked.region.hold(&hold, asked)
+        let (hold, done) = tracked.region.hold(pages, self.why, self.thread, asked);
+        // After an error too: what a failed hold entered is released as well.
+        self.holds.push((tracked.id, hold));
+        done
     }
 }
 
@@ -95,7 +95,8 @@ impl<O: PageObserver> MappingChange<O> {
         held.gate.check_moves()?;
         let space = &mut *held.gate.write();
         let mut done = Ok(());
-        for (id, Hold { pages, .. }) in &held.holds {
+        for (id, hold) in &held.holds {
+            let pages = hold.pages();
             let Some(region) = space.get(*id).map(|tracked| tracked.region.clone()) else {
                 done = done.and(Err(Error::NotTracked { start: changing.first(), len: changing.len_bytes() }));
                 continue;
@@ -110,7 +111,7 @@ impl<O: PageObserver> MappingChange<O> {
                     }
                     None => space.views.remove(at),
                 }
-                region.attach(host, access)
+                region.attach(host, access, hold.permit())
             });
             if let Some(tracked) = space.get_mut(*id) {
                 match attached {

@@ -267,7 +267,7 @@ impl<O: PageObserver> Tracker<O> {
         }
         let region = Region::new(guest, host, self.page, open()?, options, limits, self.wiring.clone())?;
         let region = Arc::new(region);
-        region.attach(host, access)?;
+        region.attach_all(access)?;
         space.add(region);
         Ok(())
     }
@@ -281,7 +281,9 @@ impl<O: PageObserver> Tracker<O> {
     ///
     /// [`Error::BadArgument`] where no region starts there. After any other error the
     /// region is removed all the same: nothing made from it can be reached, and it is
-    /// tracked no more, as far as the system let it.
+    /// tracked no more, as far as the system let it. If `membarrier` is refused
+    /// its pages are open too, and a thread that runs a block of it may go on into another
+    /// one once.
     pub fn remove_region(&self, guest: GuestAddr) -> Result<(), Error> {
         self.gate.check_moves()?;
         let space = &mut *self.gate.write();

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use super::{BeginError, PageObserver, PageWrite, Tracker};
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
-use crate::page_table::Busy;
-use crate::protection::{Access, FaultSink, Handled, KernelWrites, Mode, Options, Protection, WriteFault};
+use crate::page_table::{Busy, Permit};
+use crate::policy::{Adaptive, Decision, Limits, PageHistory, Policy};
+use crate::protection::{Access, FaultSink, Handled, KernelWrites, Mode, Opening, Options, Protection, WriteFault};
 
 pub(super) struct Nobody;
 
@@ -57,12 +58,12 @@ impl Protection for OpensAllOrNone {
         KernelWrites::Refused
     }
 
-    fn attach(&self, _: HostRange, sink: &Arc<dyn FaultSink>, _: Access) -> Result<(), Error> {
+    fn attach(&self, _: HostRange, sink: &Arc<dyn FaultSink>, _: Access, _: Permit<'_>) -> Result<(), Error> {
         let _ = self.sink.set(Arc::downgrade(sink));
         Ok(())
     }
 
-    fn detach(&self, _: HostRange) -> Result<(), Error> {
+    fn detach(&self, _: HostRange, _: Permit<'_>) -> Result<(), Error> {
         Ok(())
     }
 
@@ -74,7 +75,7 @@ impl Protection for OpensAllOrNone {
         Ok(())
     }
 
-    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
+    fn unprotect(&self, range: HostRange, _: Opening<'_>) -> Result<(), Error> {
         if range.len() == PAGE.bytes() {
             self.single.fetch_add(1, SeqCst);
         }
@@ -91,7 +92,7 @@ impl Protection for OpensAllOrNone {
         Ok(())
     }
 
-    fn abandon(&self, _: HostRange) -> Result<(), Error> {
+    fn abandon(&self, _: HostRange, _: Opening<'_>) -> Result<(), Error> {
         self.abandoned.store(true, SeqCst);
         *self.meanwhile.lock().unwrap() = self.tracker().map(|tracker| tracker.begin(guest(2)).map(drop));
         Ok(())
@@ -142,6 +143,39 @@ fn nobody_begins_while_all_pages_are_opened() {
 fn an_announced_write_does_not_rely_on_who_opens_all_pages() {
     let (mechanism, _) = store(false);
     assert!(mechanism.for_kernel_write.load(SeqCst) > 0);
+}
+
+/// Says that a page is to be checked, after the mechanism has lost the region.
+#[derive(Debug)]
+struct ChecksALostOne(Arc<OpensAllOrNone>);
+
+impl Policy for ChecksALostOne {
+    fn on_begin(&self, _: &PageHistory) -> Decision {
+        let _leave = self.0.sink.get().and_then(Weak::upgrade).unwrap().on_lost();
+        Decision::Check
+    }
+
+    fn on_harvest(&self, _: &PageHistory) -> bool {
+        false
+    }
+
+    fn has_cooled(&self, _: &PageHistory) -> bool {
+        false
+    }
+
+    fn limits(&self) -> Limits {
+        Adaptive::new().limits()
+    }
+}
+
+#[test]
+fn a_page_of_a_region_that_is_lost_meanwhile_does_not_become_checked() {
+    let mechanism = Arc::new(OpensAllOrNone::default());
+    let tracker = Tracker::with_policy(Arc::new(Nobody), Arc::new(ChecksALostOne(mechanism.clone())));
+    let host = HostRange::of_pages(HostAddr(HOST), 4, PAGE);
+    let open = || Ok(mechanism.clone() as Arc<dyn Protection>);
+    tracker.add_region_on(guest(0), host, Access::ReadWrite, Options::default(), open).unwrap();
+    assert_eq!(tracker.begin(guest(1)).map(drop), Err(BeginError::Failed(Error::TrackingLost)));
 }
 
 #[test]

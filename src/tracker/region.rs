@@ -6,12 +6,14 @@ use std::ops::Range;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, PageSize, Span};
 use crate::error::Error;
-use crate::page_table::{Begin, Busy, Generation, InFlight, PageDesc, PageState, PageTable};
+use crate::page_table::{
+    Begin, Busy, Generation, InFlight, PageDesc, PageState, PageTable, Permit, Protecting, Stopped,
+};
 use crate::panics::FirstPanic;
 use crate::policy::{Decision, Limits, Policy};
-use crate::protection::{Access, FaultSink, Mode, Options, Protection};
+use crate::protection::{Access, FaultSink, Mode, Opening, Options, Protection};
 use crate::stats::Counters;
-use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, Rule, fence, left_out, lock};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 use crate::sys::clock::coarse_ms;
 
 use super::harvest::HarvestSet;
@@ -35,10 +37,6 @@ pub(crate) struct Region<O: PageObserver> {
     /// harvests serial: an announcement that waits for it knows that every
     /// earlier harvest has finished invalidating.
     pub(super) harvest: Mutex<HarvestSet>,
-    /// The kernel tracks this region no more; nothing in it is translated.
-    pub(super) lost: AtomicBool,
-    /// How many threads are opening all of it; nobody begins meanwhile.
-    pub(super) opening: AtomicUsize,
     pub(super) policy: Arc<dyn Policy>,
     pub(super) limits: Limits,
     pub(super) streams: Streams,
@@ -83,8 +81,6 @@ impl<O: PageObserver> Region<O> {
             counters,
             repeats: Repeats::new(),
             harvest: Mutex::default(),
-            lost: AtomicBool::new(false),
-            opening: AtomicUsize::new(0),
             policy,
             limits,
             streams: Streams::new(),
@@ -142,12 +138,18 @@ impl<O: PageObserver> Region<O> {
         first..first + (range.len() >> self.page.shift())
     }
 
-    /// Makes the kernel tell this region of writes to `range`, which is all of it
-    /// or a part whose mapping was replaced.
-    pub(super) fn attach(self: &Arc<Self>, range: HostRange, access: Access) -> Result<(), Error> {
+    /// Makes the kernel tell this region, which is new, of writes to all of it.
+    pub(super) fn attach_all(self: &Arc<Self>, access: Access) -> Result<(), Error> {
+        let opening = self.pages.open_all(|_, _, _| ());
+        self.attach(self.host, access, opening.permit())
+    }
+
+    /// Makes the kernel tell this region of writes to `range`, a part of it whose
+    /// mapping was replaced, under a hold that gave `leave`.
+    pub(super) fn attach(self: &Arc<Self>, range: HostRange, access: Access, leave: Permit<'_>) -> Result<(), Error> {
         let sink: Arc<dyn FaultSink> = self.clone();
         self.note_access(self.pages_of_host(range), access);
-        self.protection.attach(range, &sink, access)
+        self.protection.attach(range, &sink, access, leave)
     }
 
     /// Carries out the guest's own mprotect.
@@ -168,13 +170,18 @@ impl<O: PageObserver> Region<O> {
     /// Ends the tracking. The claims that are left keep the descriptors. Each step is
     /// taken, whatever became of the one before; the first error is told.
     pub(super) fn retire(&self) -> Result<(), Error> {
-        self.lose();
+        let leave = self.lose();
         // The memory is the embedder's alone afterwards.
         self.await_cancelled(0..self.pages.pages());
-        let fenced = self.fence_threads();
-        // A claim may keep the mechanism for long, and nobody answers a fault any more.
-        let detached = self.protection.detach(self.host).or_else(|_| self.protection.abandon(self.host));
-        fenced.and(detached)
+        // Behind a barrier or without one: nobody answers a fault here any more, so no page
+        // may stay protected.
+        let (opening, fenced) = match self.protection.opening(leave) {
+            Ok(opening) => (opening, Ok(())),
+            Err(error) => (Opening::at_the_end_of_a_region(leave), Err(error)),
+        };
+        // A claim may keep the mechanism for long.
+        let detached = self.protection.detach(self.host, leave);
+        fenced.and(detached.or_else(|_| self.protection.abandon(self.host, opening)))
     }
 
     /// The harvest looks at `pages` no more.
@@ -187,7 +194,7 @@ impl<O: PageObserver> Region<O> {
     /// Makes `page` ready for a translator. What is read from it afterwards is what
     /// the generation vouches for.
     pub(crate) fn begin(&self, page: PageIndex) -> Result<Begun, BeginError> {
-        if self.lost.load(Ordering::Relaxed) {
+        if self.pages.is_lost() {
             return Err(BeginError::Failed(Error::TrackingLost));
         }
         let Some(desc) = self.pages.get_or_make(page)? else {
@@ -203,7 +210,7 @@ impl<O: PageObserver> Region<O> {
             PageState::Checked => return Ok(Begun { generation: word.generation(), checked: true }),
             _ => {}
         }
-        let held = word.unprotects_in_flight() > 0 && self.pages.is_held_for_writing(page);
+        let held = word.unprotects_in_flight() > 0 && self.pages.is_held_for_writing(desc);
         let begun = match self.policy.on_begin(&desc.history.read(coarse_ms(), held)) {
             Decision::Interpret => Err(BeginError::Busy(if held { Busy::Unprotecting } else { Busy::Hot })),
             Decision::Check => self.begin_checked(desc, page, held),
@@ -218,7 +225,7 @@ impl<O: PageObserver> Region<O> {
 
     fn begin_checked(&self, desc: &PageDesc<O::Data>, page: PageIndex, held: bool) -> Result<Begun, BeginError> {
         let begin = || {
-            if held { self.pages.begin_check_held(page, desc) } else { desc.word.begin_check(InFlight::Heeded) }
+            if held { self.pages.begin_check_held(desc) } else { desc.word.begin_check(InFlight::Heeded) }
         };
         let begun = if self.mode == Mode::Deferred {
             // Under the lock: a page that another translator protects meanwhile
@@ -242,45 +249,38 @@ impl<O: PageObserver> Region<O> {
         Ok(Begun { generation, checked: true })
     }
 
-    /// After the page's word was claimed: either the region is not lost, or who
-    /// lost it sees the claim.
+    /// After the page's word was claimed.
     fn not_lost(&self) -> Result<(), BeginError> {
-        // Pairs with the fences in `lose`, in `open_all` and in `invalidate`.
-        fence(Ordering::SeqCst);
-        if self.lost.load(Ordering::Acquire) {
-            return Err(BeginError::Failed(Error::TrackingLost));
-        }
-        match self.opening.load(Ordering::Acquire) {
-            0 => Ok(()),
-            _ => Err(BeginError::Busy(Busy::Unprotecting)),
-        }
+        self.pages.check_not_stopped().map_err(|stopped| match stopped {
+            Stopped::Lost => BeginError::Failed(Error::TrackingLost),
+            Stopped::Opening => BeginError::Busy(Busy::Unprotecting),
+        })
     }
 
     fn begin_protected(&self, desc: &PageDesc<O::Data>, page: PageIndex) -> Result<Begun, BeginError> {
-        match desc.word.begin_protect() {
-            Begin::Protect => {}
-            other => return already(other),
-        }
-        let mut claimed = Claimed { region: self, pages: page.0..page.0 + 1 };
+        let mut claimed = match self.pages.begin_protect(page, desc) {
+            Ok(pages) => Claimed { region: self, pages },
+            Err(found) => return already(found),
+        };
         if self.limits.protect_batch_pages > 1 {
             claimed.extend(self.limits.protect_batch_pages);
         }
         self.not_lost()?;
-        let host = self.host_of(&claimed.pages)?;
+        let host = self.host_of(&claimed.pages.pages())?;
         self.count_call();
         let mut protected = self.protection.protect(host);
-        if protected.is_err() && claimed.pages.len() > 1 {
+        if protected.is_err() && claimed.pages.pages().len() > 1 {
             // A neighbour whose mapping is gone, perhaps.
             claimed.give_up_neighbours(page);
             self.count_call();
-            protected = self.host_of(&claimed.pages).and_then(|host| self.protection.protect(host));
+            protected = self.host_of(&claimed.pages.pages()).and_then(|host| self.protection.protect(host));
         }
         if protected == Err(Error::TrackingLost) {
             // Not this page alone: whatever else was protected may be open by now.
             let _ = self.abandon();
         }
         protected?;
-        self.count_protected(claimed.pages.len());
+        self.count_protected(claimed.pages.pages().len());
         claimed.finish(page)
     }
 
@@ -288,18 +288,17 @@ impl<O: PageObserver> Region<O> {
     /// that another announcement should have reported is not hidden from it.
     fn begin_deferred(&self, desc: &PageDesc<O::Data>, page: PageIndex) -> Result<Begun, BeginError> {
         let mut set = lock(&self.harvest);
-        match desc.word.begin_protect() {
-            Begin::Protect => {}
-            other => return already(other),
-        }
-        let claimed = Claimed { region: self, pages: page.0..page.0 + 1 };
+        let claimed = match self.pages.begin_protect(page, desc) {
+            Ok(pages) => Claimed { region: self, pages },
+            Err(found) => return already(found),
+        };
         self.not_lost()?;
         // In the set before it is protected: from then on every harvest
         // looks at it. That it was written before does not matter: no block
         // is on an open page.
         set.insert(page.0);
         self.count_call();
-        self.protection.harvest(self.host_of(&claimed.pages)?, &mut |_| {})?;
+        self.protection.harvest(self.host_of(&claimed.pages.pages())?, &mut |_| {})?;
         self.count_protected(1);
         claimed.finish(page)
     }
@@ -314,7 +313,7 @@ impl<O: PageObserver> Region<O> {
     /// Looks whether the mechanism is still there, and lets checked pages that have
     /// cooled be protected again. A page about which the policy panics stays checked.
     pub(super) fn tend(&self, panics: &mut FirstPanic) {
-        if !self.lost.load(Ordering::Relaxed) && self.protection.check().is_err() {
+        if !self.pages.is_lost() && self.protection.check().is_err() {
             let _ = self.abandon();
         }
         if !self.has_checked.load(Ordering::Relaxed) || !self.has_checked.swap(false, Ordering::AcqRel) {
@@ -326,7 +325,7 @@ impl<O: PageObserver> Region<O> {
             if desc.word.load().state() != PageState::Checked {
                 return;
             }
-            let history = desc.history.read(now_ms, self.pages.is_held_for_writing(page));
+            let history = desc.history.read(now_ms, self.pages.is_held_for_writing(desc));
             let has_cooled = panics.catch(|| self.policy.has_cooled(&history)).unwrap_or(false);
             if has_cooled && desc.word.cool() {
                 desc.history.leave_checked(now_ms);
@@ -341,36 +340,26 @@ impl<O: PageObserver> Region<O> {
         }
     }
 
-    /// Between a kill and the opening of its pages: what any thread looked up before the
-    /// kill, for something behind a store that is still to come, is looked up again.
-    /// Async-signal-safe.
-    pub(super) fn fence_threads(&self) -> Result<(), Error> {
-        if self.mode.is_synchronous() && !left_out(Rule::FenceThreads) {
-            self.protection.fence_threads()?;
-        }
-        Ok(())
-    }
-
     /// Makes `pages` writable, whose blocks died. Async-signal-safe.
-    pub(super) fn unprotect_pages(&self, pages: Range<usize>) -> Result<(), Error> {
-        self.fence_threads()?;
-        let done = self.unprotect_run(pages.start, pages.len());
-        if done.is_ok() || pages.len() == 1 { done } else { self.unprotect_each(pages) }
+    pub(super) fn unprotect_pages(&self, pages: Range<usize>, leave: Permit<'_>) -> Result<(), Error> {
+        let opening = self.protection.opening(leave)?;
+        let done = self.unprotect_run(pages.start, pages.len(), opening);
+        if done.is_ok() || pages.len() == 1 { done } else { self.unprotect_each(pages, opening) }
     }
 
-    fn unprotect_run(&self, first: usize, count: usize) -> Result<(), Error> {
+    fn unprotect_run(&self, first: usize, count: usize, opening: Opening<'_>) -> Result<(), Error> {
         self.count_call();
         let start = HostAddr(self.host.start().0 + (first << self.page.shift()));
-        self.protection.unprotect(HostRange::of_pages(start, count, self.page))
+        self.protection.unprotect(HostRange::of_pages(start, count, self.page), opening)
     }
 
     /// A piece of `pages` may be gone, and what lies behind that is protected still.
     #[cold]
     #[inline(never)]
-    fn unprotect_each(&self, pages: Range<usize>) -> Result<(), Error> {
+    fn unprotect_each(&self, pages: Range<usize>, opening: Opening<'_>) -> Result<(), Error> {
         let mut done = Ok(());
         for page in pages {
-            done = done.and(self.unprotect_run(page, 1));
+            done = done.and(self.unprotect_run(page, 1, opening));
         }
         done
     }
@@ -391,20 +380,20 @@ impl<O: PageObserver> Region<O> {
     /// In a fork's child: the region that goes on for this one. Everything that
     /// was translated from this one is unreachable, and nothing begins in it.
     pub(super) fn continue_in_child(&self) -> Result<Arc<Self>, Error> {
-        self.lost.store(true, Ordering::SeqCst);
-        for (page, desc) in self.pages.existing(0..self.pages.pages()) {
+        let mut protected = Vec::new();
+        let leave = self.pages.lose(|page, desc, word| {
             // Where the protection is the process's own, the child inherited it; of a
             // page as well that a thread was opening, which did not come along.
-            let word = desc.word.load();
-            if (word.state() != PageState::Open || word.unprotects_in_flight() != 0)
-                && let Ok(host) = self.host_of(&(page.0..page.0 + 1))
-            {
-                let _ = self.protection.unprotect(host);
+            if word.state() != PageState::Open || word.unprotects_in_flight() != 0 {
+                protected.push(page.0);
             }
+            self.invalidated(page, desc, Cause::Lost);
+        });
+        for page in protected {
+            let _ = self.unprotect_pages(page..page + 1, leave);
         }
-        self.stop_translating(0..self.pages.pages());
         let mut child = None;
-        self.protection.clone().continue_in_child(self.host, &mut |protection| {
+        self.protection.clone().continue_in_child(self.host, leave, &mut |protection| {
             let (observer, counters) = (self.observer.clone(), self.counters.clone());
             let wiring = Wiring { observer, counters, policy: self.policy.clone() };
             // The policy was asked when the region was added.
@@ -430,7 +419,6 @@ fn already(begin: Begin) -> Result<Begun, BeginError> {
         Begin::Protected(generation) => Ok(Begun { generation, checked: false }),
         Begin::Checked(generation) => Ok(Begun { generation, checked: true }),
         Begin::Busy(busy) => Err(BeginError::Busy(busy)),
-        Begin::Protect => Err(BeginError::Busy(Busy::Protecting)),
     }
 }
 
@@ -438,48 +426,53 @@ fn already(begin: Begin) -> Result<Begun, BeginError> {
 /// they were before, and so is the kernel.
 struct Claimed<'a, O: PageObserver> {
     region: &'a Region<O>,
-    pages: Range<usize>,
+    pages: Protecting<'a, O::Data>,
 }
 
-impl<O: PageObserver> Claimed<'_, O> {
+impl<'a, O: PageObserver> Claimed<'a, O> {
     /// Takes neighbours along that were opened in bulk, or that the guest cannot
     /// write: one system call protects them all.
     fn extend(&mut self, most: usize) {
-        let read_only = lock(&self.region.read_only).around(self.pages.start).unwrap_or(0..0);
-        while self.pages.len() < most && self.take(self.pages.end, &read_only) {
-            self.pages.end += 1;
+        let read_only = lock(&self.region.read_only).around(self.pages.pages().start).unwrap_or(0..0);
+        while self.pages.pages().len() < most {
+            let Some(next) = self.take(self.pages.pages().end, &read_only) else { break };
+            self.pages.join(next);
         }
-        while self.pages.len() < most && self.pages.start > 0 && self.take(self.pages.start - 1, &read_only) {
-            self.pages.start -= 1;
+        while self.pages.pages().len() < most {
+            let before = self.pages.pages().start.checked_sub(1);
+            let Some(next) = before.and_then(|page| self.take(page, &read_only)) else { break };
+            self.pages.join(next);
         }
     }
 
-    fn take(&self, page: usize, read_only: &Range<usize>) -> bool {
-        let Some(desc) = self.region.pages.get(PageIndex(page)) else { return false };
+    fn take(&self, page: usize, read_only: &Range<usize>) -> Option<Protecting<'a, O::Data>> {
+        let table = &self.region.pages;
+        let desc = table.get(PageIndex(page))?;
         let wanted = desc.history.take_opened_in_bulk() || read_only.contains(&page);
-        wanted && desc.word.begin_protect() == Begin::Protect
+        if wanted { table.begin_protect(PageIndex(page), desc).ok() } else { None }
     }
 
     fn give_up_neighbours(&mut self, page: PageIndex) {
-        let all = core::mem::replace(&mut self.pages, page.0..page.0 + 1);
-        drop(Claimed { region: self.region, pages: all.start..page.0 });
-        drop(Claimed { region: self.region, pages: page.0 + 1..all.end });
+        let region = self.region;
+        let behind = self.pages.split_off(page.0 + 1);
+        let own = self.pages.split_off(page.0);
+        let before = core::mem::replace(&mut self.pages, own);
+        drop([before, behind].map(|pages| Self { region, pages }));
     }
 
     /// The system call protected them all: what `page` got.
     fn finish(mut self, page: PageIndex) -> Result<Begun, BeginError> {
-        let pages = core::mem::replace(&mut self.pages, 0..0);
+        let region = self.region;
         let mut begun = Err(BeginError::Busy(Busy::Written));
-        for (at, desc) in self.region.pages.existing(pages) {
-            desc.clear_code();
-            match desc.word.finish_protect() {
-                Some(generation) => {
-                    self.region.counters.protects.add(1);
+        while let Some((at, finished)) = self.pages.finish_first() {
+            match finished {
+                Ok(generation) => {
+                    region.counters.protects.add(1);
                     if at == page {
                         begun = Ok(Begun { generation, checked: false });
                     }
                 }
-                None => drop(Claimed { region: self.region, pages: at.0..at.0 + 1 }),
+                Err(pages) => drop(Self { region, pages }),
             }
         }
         begun
@@ -488,16 +481,11 @@ impl<O: PageObserver> Claimed<'_, O> {
 
 impl<O: PageObserver> Drop for Claimed<'_, O> {
     fn drop(&mut self) {
-        if self.pages.is_empty() {
-            return;
-        }
-        if self.region.unprotect_pages(self.pages.clone()).is_err() {
+        let pages = self.pages.pages();
+        if !pages.is_empty() && self.region.unprotect_pages(pages, self.pages.permit()).is_err() {
             // The kernel's own writes would be refused: an announcement takes an open
             // page for a writable one.
             let _ = self.region.open_all();
-        }
-        for (_, desc) in self.region.pages.existing(self.pages.clone()) {
-            desc.word.abort_protect();
         }
     }
 }

@@ -71,9 +71,10 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
     use std::sync::{Arc, OnceLock, Weak};
 
-    use super::super::Tracker;
     use super::super::opened_whole::Nobody;
+    use super::super::{BeginError, Tracker};
     use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
+    use crate::page_table::Busy;
     use crate::protection::model::{Model, Moment};
     use crate::protection::mprotect::{Mprotect, fake::FakeKernel};
     use crate::protection::{Access, Handled, Mode, Options, Protection, WriteFault};
@@ -89,6 +90,38 @@ mod tests {
         let host = HostRange::of_pages(HOST, 4, PAGE);
         let open = || Ok(model.clone() as Arc<dyn Protection>);
         tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), open).unwrap();
+    }
+
+    /// The kernel protects a page that its word calls open, and the message of its store
+    /// looks like the last one: the page is opened, and nobody begins meanwhile.
+    #[test]
+    fn a_handler_thread_opens_whatever_it_is_told_of_under_the_count() {
+        let tracker = Arc::new(Tracker::new(Arc::new(Nobody)));
+        let armed = Arc::new((OnceLock::new(), AtomicBool::new(false)));
+        let begun = Arc::new(std::sync::Mutex::new(None));
+        let range = HostRange::of_pages(HOST, 4, PAGE);
+        let model = Arc::new(Model::new(Mode::Thread, range, PAGE).with_pause({
+            let (armed, begun) = (armed.clone(), begun.clone());
+            move |moment| {
+                if moment == Moment::BeforeChange && armed.1.swap(false, SeqCst) {
+                    let tracker = armed.0.get().and_then(Weak::<Tracker<Nobody>>::upgrade).unwrap();
+                    let busy = tracker.begin(GuestAddr(0)).map(drop);
+                    *begun.lock().unwrap() = Some(busy);
+                }
+            }
+        }));
+        armed.0.set(Arc::downgrade(&tracker)).unwrap();
+        add_region(&tracker, &model);
+        tracker.begin(GuestAddr(0)).unwrap();
+        assert_eq!(model.store(HOST, 0, || ()), Handled::Retry);
+        for _ in 0..2 {
+            model.protect(HostRange::of_pages(HOST, 1, PAGE)).unwrap();
+            armed.1.store(true, SeqCst);
+            let retired = AtomicBool::new(false);
+            assert_eq!(model.store(HOST, 0, || retired.store(true, SeqCst)), Handled::Retry);
+            assert!(retired.into_inner());
+            assert_eq!(begun.lock().unwrap().take(), Some(Err(BeginError::Busy(Busy::Unprotecting))));
+        }
     }
 
     /// Between the fault and its handler its region ends and another one begins.
@@ -135,7 +168,7 @@ mod tests {
                     if !retires {
                         let fault = WriteFault { addr: START, pc: None, tid: 0 };
                         let handled = dispatch(Delivery::Sigsegv, &fault);
-                        assert_eq!(handled, Handled::Retry, "{gap} steps behind step {step}");
+                        assert_eq!(handled, Some(Handled::Retry), "{gap} steps behind step {step}");
                     }
                     retires
                 };

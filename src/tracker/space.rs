@@ -176,7 +176,7 @@ impl<O: PageObserver> Space<O> {
     fn release(&self, holds: impl Iterator<Item = (RegionId, Hold)>) {
         for (id, hold) in holds {
             if let Some(tracked) = self.get(id) {
-                tracked.region.pages.release(&hold);
+                tracked.region.pages.release(hold);
             }
         }
     }

@@ -12,8 +12,8 @@ use std::ops::Range;
 
 use crate::addr::{GuestAddr, PageIndex, Span};
 use crate::error::Error;
-use crate::page_table::{HeldFor, Hit, Hold, PageDesc, PageState, Unprotect, Word};
-use crate::protection::{FaultSink, Handled, WriteFault};
+use crate::page_table::{Counted, HeldFor, Hit, Hold, PageDesc, PageState, Permit, Unprotect, Word};
+use crate::protection::{FaultSink, Handled, Mode, WriteFault};
 use crate::sync::{Ordering, Rule, fence, left_out, lock, yield_now};
 use crate::sys::clock::{coarse_ms, precise_ns};
 
@@ -176,11 +176,7 @@ impl<O: PageObserver> Region<O> {
     /// Every block on `pages` dies and they are open afterwards, whatever the
     /// kernel holds.
     pub(super) fn stop_translating(&self, pages: Range<usize>) {
-        for (page, desc) in self.pages.existing(pages) {
-            desc.word.enter_unprotect(Unprotect::Change);
-            self.invalidated(page, desc, Cause::Lost);
-            desc.word.leave_unprotect();
-        }
+        self.pages.stop(pages, |page, desc, _| self.invalidated(page, desc, Cause::Lost));
     }
 
     /// The bytes of `pages` changed or are about to, in a way that the kernel
@@ -200,28 +196,33 @@ impl<O: PageObserver> Region<O> {
         }
     }
 
-    /// Makes the pages of `hold` writable, their blocks unreachable or checked, and
-    /// keeps whoever would protect one of them away until `PageTable::release`. Of
-    /// their bytes those of guest addresses `asked` are held.
-    pub(super) fn hold(&self, hold: &Hold, asked: Span) -> Result<(), Error> {
-        let Hold { pages, why: held_for, .. } = hold.clone();
+    /// Makes `pages` writable, their blocks unreachable or checked, and keeps
+    /// whoever would protect one of them away until `PageTable::release`. Of their
+    /// bytes those of guest addresses `asked` are held, by `thread`. After an error the
+    /// pages are held as well.
+    pub(super) fn hold(
+        &self,
+        pages: Range<usize>,
+        held_for: HeldFor,
+        thread: u64,
+        asked: Span,
+    ) -> (Hold, Result<(), Error>) {
         let mut done = Ok(());
         let mut run: Option<Range<usize>> = None;
-        let mut flush = |run: Option<Range<usize>>| {
+        let mut flush = |run: Option<Range<usize>>, leave: Permit<'_>| {
             if let (Some(run), true) = (run, self.mode.is_synchronous())
-                && let Err(error) = self.unprotect_pages(run)
+                && let Err(error) = self.unprotect_pages(run, leave)
             {
                 done = Err(error);
             }
         };
         let now_ms = coarse_ms();
-        self.pages.hold(hold.clone(), |page, desc| {
-            let why = self.why_held(page, desc, held_for, asked);
-            let before = desc.word.enter_unprotect(why);
+        let how = |page, desc: &PageDesc<O::Data>| self.why_held(page, desc, held_for, asked);
+        let hold = self.pages.hold(pages, held_for, thread, how, |page, desc, before, why, leave| {
             // Where an un-protect is in flight, whoever made it may not have
             // told the observer or made its system call yet. Who opens all pages
             // does that call last, with no count.
-            let in_flight = before.unprotects_in_flight() != 0 || self.opening.load(Ordering::Acquire) != 0;
+            let in_flight = before.unprotects_in_flight() != 0 || self.pages.is_opening();
             let settled = !in_flight || left_out(Rule::HoldBehindHandler);
             let open = match before.state() {
                 PageState::Open => true,
@@ -242,17 +243,17 @@ impl<O: PageObserver> Region<O> {
             }
             match &mut run {
                 Some(run) if run.end == page.0 => run.end += 1,
-                _ => flush(run.replace(page.0..page.0 + 1)),
+                _ => flush(run.replace(page.0..page.0 + 1), leave),
             }
         });
-        flush(run);
+        flush(run, hold.permit());
         if done.is_err() {
             done = self.open_all();
         }
         // A translator that was about to protect one of them still may, and
         // undoes it: the kernel's writes would be refused until then.
-        self.await_cancelled(pages);
-        done
+        self.await_cancelled(hold.pages().clone());
+        (hold, done)
     }
 
     fn why_held(&self, page: PageIndex, desc: &PageDesc<O::Data>, held_for: HeldFor, asked: Span) -> Unprotect {
@@ -279,38 +280,36 @@ impl<O: PageObserver> Region<O> {
     }
 
     /// The kernel tracks nothing here any more.
-    pub(super) fn lose(&self) {
-        self.lost.store(true, Ordering::Release);
-        // Pairs with the fence of a translator that begins: either it sees that
-        // all is lost, or we see its descriptor and cancel it.
-        fence(Ordering::SeqCst);
-        // By every caller: the first may not be through yet, and ours is about to
-        // open pages.
-        self.stop_translating(0..self.pages.pages());
+    pub(super) fn lose(&self) -> Permit<'_> {
+        self.pages.lose(|page, desc, _| self.invalidated(page, desc, Cause::Lost))
     }
 
     /// The mechanism has failed: nothing that was made from the region can be
     /// reached, and then every page of it is open, by whatever means are left.
     /// Async-signal-safe.
     ///
-    /// Where that fails too the same fault comes back and is handed on: the process
-    /// ends rather than to run stale code or to fault for ever.
+    /// Where that fails too, and where the barrier between the two is refused, the same
+    /// fault comes back and is handed on: the process ends rather than to run stale code
+    /// or to fault for ever. Without the barrier a core may be about to go on into a dead
+    /// block that it looked up ahead of its store, and no later system call of ours orders
+    /// that; a page that stays protected lets no such store retire.
     pub(super) fn abandon(&self) -> Result<(), Error> {
-        self.lose();
-        self.protection.abandon(self.host)
+        let opening = self.protection.opening(self.lose())?;
+        self.protection.abandon(self.host, opening)
     }
 
     /// An un-protect failed, as that of one page can at the limit of mappings where
     /// that of all pages goes through. Nothing that was made from the region can be
     /// reached, and then every page is open; translators may begin again. What
     /// cannot be opened so is abandoned. Async-signal-safe.
+    ///
+    /// Whoever calls this keeps its own leave until it is over: a hold that comes
+    /// between the two would take the page for open.
     pub(super) fn open_all(&self) -> Result<(), Error> {
-        self.opening.fetch_add(1, Ordering::AcqRel);
-        // Pairs with the fence of a translator that begins, as in `lose`.
-        fence(Ordering::SeqCst);
-        self.stop_translating(0..self.pages.pages());
-        let opened = self.fence_threads().and_then(|()| self.protection.unprotect(self.host));
-        self.opening.fetch_sub(1, Ordering::AcqRel);
+        let all = self.pages.open_all(|page, desc, _| self.invalidated(page, desc, Cause::Lost));
+        let opening = self.protection.opening(all.permit());
+        let opened = opening.and_then(|opening| self.protection.unprotect(self.host, opening));
+        drop(all);
         opened.or_else(|_| self.abandon())
     }
 
@@ -320,29 +319,37 @@ impl<O: PageObserver> Region<O> {
     fn retry_once(&self, fault: &WriteFault) -> Handled {
         const NEVER: u64 = 0;
         let changes = self.protection.access_changes(fault.addr);
-        if self.repeats.is_repeat(fault, NEVER, changes) {
+        if self.is_repeat(fault, NEVER, changes) {
             return Handled::NotOurs;
         }
         self.repeats.record(fault, NEVER, changes);
         Handled::Retry
     }
 
-    /// Enters an un-protect on the pages behind `page` that are protected, `most`
-    /// pages at most with it. Where it ends.
-    fn enter_ahead(&self, page: PageIndex, most: usize) -> usize {
-        let mut end = page.0 + 1;
-        while end < page.0 + most {
-            let Some(desc) = self.pages.get(PageIndex(end)) else { break };
+    /// Whether the same fault came back though its page is writable as far as we know.
+    ///
+    /// A handler thread is sent no faults but those of the protection itself, so there
+    /// is no such thing: a message that looks like the last one is an old one, or another
+    /// thread's, or of a page that the kernel protects all the same.
+    fn is_repeat(&self, fault: &WriteFault, word: u64, changes: Option<u64>) -> bool {
+        self.mode != Mode::Thread && self.repeats.is_repeat(fault, word, changes)
+    }
+
+    /// Takes along the pages behind `counted` that are protected, `most` pages at most
+    /// in all.
+    fn enter_ahead<'a>(&'a self, counted: &mut Counted<'a, O::Data>, most: usize) {
+        let first = counted.pages().start;
+        for page in (first + 1..first + most).map(PageIndex) {
+            let Some(desc) = self.pages.get(page) else { break };
             if desc.word.load().state() != PageState::Protected {
                 break;
             }
-            let before = desc.word.enter_unprotect(Unprotect::Write);
-            self.tell(PageIndex(end), desc, before, Unprotect::Write, Cause::Ahead);
+            let (before, next) = self.pages.enter_unprotect(page, desc, Unprotect::Write);
+            self.tell(page, desc, before, Unprotect::Write, Cause::Ahead);
             set_opened_in_bulk(desc);
-            end += 1;
+            counted.join(next);
         }
-        self.counters.opened_ahead.add((end - page.0 - 1) as u64);
-        end
+        self.counters.opened_ahead.add((counted.pages().len() - 1) as u64);
     }
 }
 
@@ -358,7 +365,7 @@ unsafe impl<O: PageObserver> FaultSink for Region<O> {
         let Some((desc, seen)) = used else { return self.retry_once(fault) };
         let writable = matches!(seen.state(), PageState::Open | PageState::Checked);
         let changes = self.protection.access_changes(fault.addr);
-        if writable && self.repeats.is_repeat(fault, seen.without_count(), changes) {
+        if writable && self.is_repeat(fault, seen.without_count(), changes) {
             return Handled::NotOurs;
         }
         let place = self.streams.arrive(page.0, self.limits.open_ahead_pages);
@@ -373,30 +380,30 @@ unsafe impl<O: PageObserver> FaultSink for Region<O> {
         desc.history.record(hit, Some(offset), fault.pc.map_or(0, |pc| pc.0), coarse_ms());
         self.count_fault(fault, hits_code);
 
-        let before = desc.word.enter_unprotect(why);
+        let (before, mut counted) = self.pages.enter_unprotect(page, desc, why);
         let byte = GuestAddr(self.guest.0 + (fault.addr.0 - self.host.start().0) as u64);
         self.tell(page, desc, before, why, Cause::Store { byte, pc: fault.pc, tid: fault.tid });
-        let mut end = page.0 + 1;
         if place.run > 1 && !beside {
             set_opened_in_bulk(desc);
-            end = self.enter_ahead(page, place.run);
+            self.enter_ahead(&mut counted, place.run);
         }
-        let opened = self.unprotect_pages(page.0..end);
-        self.streams.opened(place, page.0, end - page.0);
-        for (_, ahead) in self.pages.existing(page.0 + 1..end) {
-            ahead.word.leave_unprotect();
+        let pages = counted.pages();
+        let opened = self.unprotect_pages(pages.clone(), counted.permit()).or_else(|_| self.open_all());
+        self.streams.opened(place, page.0, pages.len());
+        if let Some(after) = counted.leave() {
+            self.repeats.record(fault, after.without_count(), self.protection.access_changes(fault.addr));
         }
-        let after = desc.word.leave_unprotect();
-        self.repeats.record(fault, after.without_count(), self.protection.access_changes(fault.addr));
-        if opened.is_err() {
-            let _ = self.open_all();
-        }
-        self.counters.histograms.fault_opened_pages.record((end - page.0) as u64);
+        self.counters.histograms.fault_opened_pages.record(pages.len() as u64);
         self.counters.histograms.fault_ns.record(precise_ns().saturating_sub(entered_ns));
+        if opened.is_err() && self.mode == Mode::Thread {
+            // No signal will end this process: the thread ends, and that opens the page or
+            // ends the process.
+            return Handled::NotOurs;
+        }
         Handled::Retry
     }
 
-    fn on_lost(&self) {
-        self.lose();
+    fn on_lost(&self) -> Permit<'_> {
+        self.lose()
     }
 }

@@ -15,6 +15,7 @@ mod support;
 mod address_space;
 mod descriptors;
 mod handler_thread;
+mod holds;
 mod limits;
 mod mask;
 mod misuse;

@@ -265,6 +265,44 @@ fn replacing_refused_under_a_region() {
     });
 }
 
+/// No page is opened without a barrier between the end of its blocks and that: the
+/// process ends at the store rather than to go on into a dead block.
+fn barrier_refused(mode: Mode) {
+    let guest = fixture(mode);
+    guest.block(1);
+    refuse(&[MEMBARRIER], errno(libc::EPERM));
+    guest.store(byte_of(1), 1);
+}
+
+#[test]
+fn barrier_refused_under_sigbus() {
+    scenario("seccomp::barrier_refused_under_sigbus", &[Mode::Sigbus], End::Signal(libc::SIGBUS), barrier_refused);
+}
+
+#[test]
+fn barrier_refused_under_mprotect() {
+    scenario("seccomp::barrier_refused_under_mprotect", &[Mode::Mprotect], End::Signal(libc::SIGSEGV), barrier_refused);
+}
+
+#[test]
+fn barrier_refused_under_thread() {
+    scenario("seccomp::barrier_refused_under_thread", &[Mode::Thread], End::Signal(libc::SIGABRT), barrier_refused);
+}
+
+/// Needs none: nothing is opened.
+#[test]
+fn barrier_refused_under_deferred() {
+    scenario("seccomp::barrier_refused_under_deferred", &[Mode::Deferred], End::Well, |mode| {
+        let guest = fixture(mode);
+        guest.block(1);
+        refuse(&[MEMBARRIER], errno(libc::EPERM));
+        guest.store_to(1);
+        guest.expect_dead(1);
+        guest.expect_tracked(2);
+        guest.cache.tracker().remove_region(GuestAddr(GUEST)).unwrap();
+    });
+}
+
 /// Nothing at all is left: as under `mprotect`.
 fn everything_refused(mode: Mode) {
     let guest = fixture(mode);
@@ -307,7 +345,7 @@ fn none_needs_nothing() {
         refuse(&before, errno(libc::EPERM));
         let guest = fixture(mode);
         guest.block(1);
-        refuse(&[&under[..], &[MINCORE, DUP3, CLOSE]].concat(), errno(libc::EPERM));
+        refuse(&[&under[..], &[MINCORE, DUP3, CLOSE, MEMBARRIER]].concat(), errno(libc::EPERM));
         guest.store_to(1);
         guest.expect_tracked(2);
     });

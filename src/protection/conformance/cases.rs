@@ -2,9 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
-use super::super::{Access, KernelWrites, Mode};
+use super::super::{Access, KernelWrites, Mode, Opening};
 use super::rig::{PAGES, Rig, gettid};
 use crate::error::Error;
+use crate::page_table::Permit;
 
 pub(super) fn a_store_to_a_protected_page_is_learned_of(rig: &Rig) {
     rig.store(1, 8, 1);
@@ -112,7 +113,7 @@ pub(super) fn instances_learn_of_their_own_pages(rig: &Rig) {
 
 pub(super) fn an_open_page_is_silent(rig: &Rig) {
     rig.rearm();
-    rig.protection.unprotect(rig.pages(4, 2)).unwrap();
+    rig.protection.unprotect(rig.pages(4, 2), Opening::for_test()).unwrap();
     let faults = rig.sink.faults.load(SeqCst);
     rig.store(4, 0, 1);
     assert_eq!(rig.sink.faults.load(SeqCst), faults);
@@ -136,7 +137,7 @@ pub(super) fn the_guests_own_access_changes_lose_nothing(rig: &Rig) {
 
     rig.arm(0, PAGES);
     rig.protection.set_access(rig.pages(3, 2), Access::Read).unwrap();
-    rig.protection.unprotect(rig.pages(2, 4)).unwrap();
+    rig.protection.unprotect(rig.pages(2, 4), Opening::for_test()).unwrap();
     assert!(is_model || !writable(3) && !writable(4), "un-protecting gives the guest no more than it has");
     assert!(is_model || writable(2) && writable(5));
     rig.protection.set_access(rig.pages(3, 2), Access::ReadWrite).unwrap();
@@ -146,7 +147,8 @@ pub(super) fn the_guests_own_access_changes_lose_nothing(rig: &Rig) {
 
 pub(super) fn a_range_has_one_owner(rig: &Rig) {
     let other = rig.twin();
-    let taken = other.protection.attach(rig.pages(15, 1), &other.as_sink(), Access::ReadWrite).unwrap_err();
+    let taken =
+        other.protection.attach(rig.pages(15, 1), &other.as_sink(), Access::ReadWrite, Permit::for_test()).unwrap_err();
     assert!(matches!(taken, Error::AlreadyTracked { .. }), "{taken}");
     rig.rearm();
     rig.store(15, 0, 1);
@@ -164,7 +166,7 @@ pub(super) fn a_replaced_mapping_is_attached_again(rig: &Rig) {
         let lost = rig.protection.protect(rig.pages(3, 1)).unwrap_err();
         assert!(matches!(lost, Error::System { errno: libc::ENOENT, .. }), "{lost}");
     }
-    rig.protection.attach(rig.pages(3, 1), &rig.as_sink(), Access::ReadWrite).unwrap();
+    rig.protection.attach(rig.pages(3, 1), &rig.as_sink(), Access::ReadWrite, Permit::for_test()).unwrap();
     rig.store(3, 0, 1);
     rig.rearm();
     rig.store(3, 0, 2);
@@ -180,13 +182,13 @@ pub(super) fn a_piece_that_is_unmapped_is_nothing_to_protect(rig: &Rig) {
     rig.store(6, 0, 1);
     rig.store(8, 0, 1);
     assert_eq!(rig.learned(), [6, 8]);
-    rig.protection.unprotect(rig.range()).unwrap();
+    rig.protection.unprotect(rig.range(), Opening::for_test()).unwrap();
     rig.store(14, 0, 1);
 }
 
 pub(super) fn a_partial_detach_leaves_the_rest(rig: &Rig) {
     rig.rearm();
-    rig.protection.detach(rig.pages(0, 4)).unwrap();
+    rig.protection.detach(rig.pages(0, 4), Permit::for_test()).unwrap();
     let faults = rig.sink.faults.load(SeqCst);
     rig.store(3, 0, 1);
     assert_eq!(rig.sink.faults.load(SeqCst), faults, "a detached page is not tracked");
@@ -216,8 +218,8 @@ pub(super) fn writers_go_on_through_attach_and_detach(rig: &Rig) {
         }
         for _ in 0..200 {
             rig.arm(0, PAGES);
-            rig.protection.detach(rig.range()).unwrap();
-            rig.protection.attach(rig.range(), &rig.as_sink(), Access::ReadWrite).unwrap();
+            rig.protection.detach(rig.range(), Permit::for_test()).unwrap();
+            rig.protection.attach(rig.range(), &rig.as_sink(), Access::ReadWrite, Permit::for_test()).unwrap();
         }
         let seen: Vec<_> = turns.iter().map(|turn| turn.load(SeqCst)).collect();
         while turns.iter().zip(&seen).any(|(turn, seen)| turn.load(SeqCst) < seen + 2) {
@@ -238,7 +240,7 @@ pub(super) fn kernel_writes_do_what_the_mechanism_says(rig: &Rig) {
         KernelWrites::Refused => {
             assert_eq!(rig.kernel_store(2, 5), Err(rustix::io::Errno::FAULT));
             assert_eq!((rig.load(2, 0), rig.learned()), (1, vec![]));
-            rig.protection.unprotect(rig.pages(2, 1)).unwrap();
+            rig.protection.unprotect(rig.pages(2, 1), Opening::for_test()).unwrap();
             assert_eq!(rig.kernel_store(2, 5), Ok(1));
         }
         KernelWrites::Missed => unreachable!("a mechanism that tracks"),
@@ -273,12 +275,15 @@ pub(super) fn the_sink_is_told_who_stored_and_where(rig: &Rig) {
     assert_eq!(has_pc, in_faulting_thread);
 }
 
-pub(super) fn a_sink_that_wants_nothing_leaves_no_writer_asleep(rig: &Rig) {
+/// The handler thread opens nothing by itself: a page that its sink does not open is
+/// protected until the sink has heard that all is lost.
+pub(super) fn a_sink_that_opens_nothing_hears_of_the_loss_first(rig: &Rig) {
     rig.arm(0, PAGES);
     rig.sink.refuses.store(true, SeqCst);
     rig.store(1, 0, 1);
     assert_eq!(rig.load(1, 0), 1);
-    assert!(rig.sink.faults.load(SeqCst) > 0);
+    assert!(rig.sink.faults.load(SeqCst) > 0 && rig.sink.lost.load(SeqCst));
+    assert_eq!(rig.protection.protect(rig.pages(1, 1)), Err(Error::TrackingLost));
 }
 
 pub(super) fn a_fresh_range_counts_as_written(rig: &Rig) {

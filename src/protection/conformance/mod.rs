@@ -90,7 +90,7 @@ mod thread {
     all_tracking! { Backend::Kernel(Mode::Thread) }
     on_the_kernel! { Backend::Kernel(Mode::Thread) }
     synchronous! { Backend::Kernel(Mode::Thread) }
-    tests! { Backend::Kernel(Mode::Thread); a_sink_that_wants_nothing_leaves_no_writer_asleep }
+    tests! { Backend::Kernel(Mode::Thread); a_sink_that_opens_nothing_hears_of_the_loss_first }
 }
 
 mod mprotect {

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering:
 use std::sync::{Arc, OnceLock};
 
 use super::super::model::Model;
-use super::super::{Access, FaultSink, Handled, Mode, Options, Protection, WriteFault, open};
+use super::super::{Access, FaultSink, Handled, Mode, Opening, Options, Protection, WriteFault, open};
 use crate::addr::{HostAddr, HostRange, PageSize};
+use crate::page_table::Permit;
 use crate::sys::mmap::{Mapping, memfd};
 
 /// Pages of a rig's memory.
@@ -61,8 +62,9 @@ unsafe impl FaultSink for Recorder {
         handled
     }
 
-    fn on_lost(&self) {
+    fn on_lost(&self) -> Permit<'_> {
         self.lost.store(true, SeqCst);
+        Permit::for_test()
     }
 }
 
@@ -80,10 +82,12 @@ impl Recorder {
         let index = (fault.addr.0 - self.range.start().0) >> self.page.shift();
         self.written.fetch_or(1 << index, SeqCst);
         match self.protection.get() {
-            Some(protection) => match protection.unprotect(HostRange::page_of(fault.addr, self.page)) {
-                Ok(()) => Handled::Retry,
-                Err(_) => Handled::NotOurs,
-            },
+            Some(protection) => {
+                match protection.unprotect(HostRange::page_of(fault.addr, self.page), Opening::for_test()) {
+                    Ok(()) => Handled::Retry,
+                    Err(_) => Handled::NotOurs,
+                }
+            }
             None => Handled::NotOurs,
         }
     }
@@ -143,7 +147,7 @@ impl Rig {
         });
         assert!(sink.protection.set(protection.clone()).is_ok());
         let rig = Self { backend, kind, page, sink, protection, model, range, _memory: memory, file };
-        rig.protection.attach(rig.range(), &rig.as_sink(), Access::ReadWrite).unwrap();
+        rig.protection.attach(rig.range(), &rig.as_sink(), Access::ReadWrite, Permit::for_test()).unwrap();
         rig
     }
 
@@ -284,7 +288,8 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        self.protection.detach(self.range()).unwrap();
+        let detached = self.protection.detach(self.range(), Permit::for_test());
+        assert!(detached.is_ok() || self.sink.lost.load(SeqCst), "{detached:?}");
     }
 }
 

@@ -47,9 +47,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use super::attachments::Attachments;
-use super::{Access, FaultSink, KernelWrites, Mode, Protection};
+use super::{Access, FaultSink, KernelWrites, Mode, Opening, Protection};
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
+use crate::page_table::Permit;
 use crate::sparse::Sparse;
 use crate::sync::yield_now;
 use crate::sys::fault::Delivery;
@@ -247,7 +248,7 @@ impl<K: Kernel> Protection for Mprotect<K> {
         KernelWrites::Refused
     }
 
-    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, access: Access) -> Result<(), Error> {
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, access: Access, _: Permit<'_>) -> Result<(), Error> {
         let pages = self.pages_of(range);
         if pages.end > self.words.len() {
             let why = "this process has no such addresses";
@@ -260,7 +261,7 @@ impl<K: Kernel> Protection for Mprotect<K> {
         })
     }
 
-    fn detach(&self, range: HostRange) -> Result<(), Error> {
+    fn detach(&self, range: HostRange, _: Permit<'_>) -> Result<(), Error> {
         self.attachments.remove(range, || {
             let mut attached = self.attached();
             let mut done = Ok(());
@@ -288,13 +289,10 @@ impl<K: Kernel> Protection for Mprotect<K> {
             self.words.make(at, |page| Word::new(attached.access_of(page)))?;
             at = (at / LEAF_PAGES + 1) * LEAF_PAGES;
         }
-        self.change(&attached, pages.clone(), None, Seen::protected).inspect_err(|_| {
-            // At the VMA limit this fails as well, and leaves what is harmless: protected pages.
-            let _ = self.change(&attached, pages, None, Seen::open);
-        })
+        self.change(&attached, pages, None, Seen::protected)
     }
 
-    fn unprotect(&self, range: HostRange) -> Result<(), Error> {
+    fn unprotect(&self, range: HostRange, _: Opening<'_>) -> Result<(), Error> {
         let pages = self.pages_of(range);
         self.for_words(&pages, Word::enter);
         let done = self.open_entered(&pages);
@@ -325,6 +323,7 @@ impl<K: Kernel> Protection for Mprotect<K> {
     fn continue_in_child(
         self: Arc<Self>,
         range: HostRange,
+        _: Permit<'_>,
         sink: &mut dyn FnMut(Arc<dyn Protection>) -> Result<Arc<dyn FaultSink>, Error>,
     ) -> Result<(), Error> {
         self.owner.take_over()?;

@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock};
 use super::fake::FakeKernel;
 use super::{Access, FaultSink, Mprotect, Protection};
 use crate::addr::{HostAddr, HostRange, PageSize};
-use crate::protection::{Handled, WriteFault};
+use crate::page_table::Permit;
+use crate::protection::{Handled, Opening, WriteFault};
 use crate::sync::stepped::{interrupt_at, was_interrupted};
 
 const PAGE: PageSize = PageSize::from_shift(12);
@@ -21,7 +22,9 @@ unsafe impl FaultSink for Nobody {
         Handled::NotOurs
     }
 
-    fn on_lost(&self) {}
+    fn on_lost(&self) -> Permit<'_> {
+        Permit::for_test()
+    }
 }
 
 /// Two attached pages at `start`, which no other test has.
@@ -29,7 +32,7 @@ fn two_pages(start: HostAddr, kernel: FakeKernel) -> (Arc<Mprotect<FakeKernel>>,
     let range = HostRange::of_pages(start, 2, PAGE);
     let protection = Arc::new(Mprotect::new(PAGE, kernel).unwrap());
     let sink: Arc<dyn FaultSink> = Arc::new(Nobody);
-    protection.attach(range, &sink, Access::ReadWrite).unwrap();
+    protection.attach(range, &sink, Access::ReadWrite, Permit::for_test()).unwrap();
     (protection, range)
 }
 
@@ -51,7 +54,7 @@ fn a_page_is_opened_at_each_step_of_a_change() {
             let (protection, range) = two_pages(START, kernel.clone());
             protection.protect(range).unwrap();
             let opener = protection.clone();
-            interrupt_at(step, move || opener.unprotect(range).unwrap());
+            interrupt_at(step, move || opener.unprotect(range, Opening::for_test()).unwrap());
             change(&protection, range);
             let was_interrupted = was_interrupted();
             for page in 0..2 {
@@ -90,7 +93,7 @@ fn a_change_waits_for_who_opens_by_the_word_before() {
     protection.protect(range).unwrap();
     std::thread::scope(|scope| {
         let opener = protection.clone();
-        scope.spawn(move || opener.unprotect(range).unwrap());
+        scope.spawn(move || opener.unprotect(range, Opening::for_test()).unwrap());
         while !IS_OPENING.load(SeqCst) {
             std::thread::yield_now();
         }
@@ -119,7 +122,7 @@ fn a_change_is_told_from_its_first_step_to_its_last() {
     let before = protection.access_changes(START).unwrap();
     protection.set_access(range, Access::ReadWrite).unwrap();
     assert!(protection.access_changes(START).unwrap() > before);
-    protection.detach(range).unwrap();
+    protection.detach(range, Permit::for_test()).unwrap();
 }
 
 /// A thread of the parent was opening a page, and another had protected one: neither came
@@ -136,7 +139,7 @@ fn a_forks_child_has_no_openers_and_open_pages() {
     let late = protection.clone();
     interrupt_at(1000, move || late.words.get(START.0 >> PAGE.shift()).unwrap().leave());
     let mut sink = |_| Ok(Arc::new(Nobody) as Arc<dyn FaultSink>);
-    protection.clone().continue_in_child(range, &mut sink).unwrap();
+    protection.clone().continue_in_child(range, Permit::for_test(), &mut sink).unwrap();
     assert!(!was_interrupted(), "the child waited for a thread that is not there");
     assert!(!word.is_being_opened());
     assert_eq!([kernel.access_of(0), kernel.access_of(1)], [Access::ReadWrite; 2]);
@@ -152,13 +155,13 @@ fn a_region_of_any_size_costs_the_same_calls() {
         let protection = Mprotect::new(PAGE, kernel.clone()).unwrap();
         let range = HostRange::of_pages(START, 1 << (shift - PAGE.shift()), PAGE);
         let sink: Arc<dyn FaultSink> = Arc::new(Nobody);
-        protection.attach(range, &sink, Access::ReadWrite).unwrap();
+        protection.attach(range, &sink, Access::ReadWrite, Permit::for_test()).unwrap();
         let last = HostRange::of_pages(HostAddr(range.end().0 - PAGE.bytes()), 1, PAGE);
         protection.protect(last).unwrap();
-        protection.unprotect(range).unwrap();
+        protection.unprotect(range, Opening::for_test()).unwrap();
         protection.protect(last).unwrap();
         let before = protection.words.bytes();
-        protection.detach(range).unwrap();
+        protection.detach(range, Permit::for_test()).unwrap();
         drop(protection);
         (kernel.calls(), before)
     });

@@ -1,0 +1,265 @@
+//! Pages that are held open. However many holds a page has, its word counts them as
+//! one un-protect in flight: the first one raises the count and the last one lowers it.
+
+use std::collections::BTreeMap;
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use super::word::InFlight;
+use super::{Begin, Generation, PageDesc, PageTable, Permit, Unprotect, Word};
+use crate::addr::PageIndex;
+use crate::sync::lock;
+
+/// Why pages are held open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum HeldFor {
+    /// Their bytes are written: what compares itself may be made from them.
+    Writing,
+    /// Their mapping or their contents go away: nothing may be.
+    Change,
+}
+
+/// The holds of one page. Read and changed under the lock of the table's book alone.
+#[derive(Debug, Default)]
+pub(super) struct Holds {
+    writing: AtomicUsize,
+    change: AtomicUsize,
+}
+
+impl Holds {
+    fn of(&self, why: HeldFor) -> &AtomicUsize {
+        match why {
+            HeldFor::Writing => &self.writing,
+            HeldFor::Change => &self.change,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.writing.load(Relaxed) == 0 && self.change.load(Relaxed) == 0
+    }
+
+    pub(super) fn is_for_writing(&self) -> bool {
+        self.writing.load(Relaxed) != 0 && self.change.load(Relaxed) == 0
+    }
+
+    // Each hold has an entry in the book, so memory ends before the number does.
+    fn enter(&self, why: HeldFor) {
+        self.of(why).fetch_add(1, Relaxed);
+    }
+
+    fn leave(&self, why: HeldFor) {
+        let before = self.of(why).fetch_sub(1, Relaxed);
+        debug_assert!(before > 0, "released more often than held");
+    }
+}
+
+/// Pages that are held open until [`PageTable::release`].
+#[derive(Debug)]
+#[must_use = "the pages are held until it is released"]
+pub(crate) struct Hold {
+    number: u64,
+    pages: Range<usize>,
+}
+
+impl Hold {
+    pub(crate) fn pages(&self) -> &Range<usize> {
+        &self.pages
+    }
+
+    pub(crate) fn permit(&self) -> Permit<'_> {
+        Permit::new()
+    }
+}
+
+#[derive(Clone, Debug)]
+struct HeldPages {
+    pages: Range<usize>,
+    why: HeldFor,
+    /// The thread that took it, whose holds go on in a fork's child.
+    thread: u64,
+}
+
+/// The holds that there are, by number: pages that get a descriptor late are held as
+/// well.
+#[derive(Debug, Default)]
+pub(super) struct HoldBook {
+    held: BTreeMap<u64, HeldPages>,
+    next: u64,
+}
+
+impl HoldBook {
+    fn enter(&mut self, held: HeldPages) -> Hold {
+        let number = self.next;
+        self.next += 1;
+        let pages = held.pages.clone();
+        self.held.insert(number, held);
+        Hold { number, pages }
+    }
+
+    /// The holds of `page`, which gets its descriptor now.
+    pub(super) fn of_page(&self, page: usize) -> Holds {
+        let holds = Holds::default();
+        self.held.values().filter(|held| held.pages.contains(&page)).for_each(|held| holds.enter(held.why));
+        holds
+    }
+}
+
+impl<D> PageTable<D> {
+    /// Keeps translators away from every page of `pages`, those that have no descriptor
+    /// yet included. `how` says how each that has one is left, and `then` is told of it:
+    /// the word before, and leave to open the pages that it was told of so far.
+    pub(crate) fn hold(
+        &self,
+        pages: Range<usize>,
+        why: HeldFor,
+        thread: u64,
+        how: impl Fn(PageIndex, &PageDesc<D>) -> Unprotect,
+        mut then: impl FnMut(PageIndex, &PageDesc<D>, Word, Unprotect, Permit<'_>),
+    ) -> Hold {
+        let mut book = lock(&self.book);
+        let hold = book.holds.enter(HeldPages { pages, why, thread });
+        for (page, desc) in self.existing(hold.pages.clone()) {
+            let is_first = desc.holds.is_empty();
+            desc.holds.enter(why);
+            let how = how(page, desc);
+            // The count of an earlier hold stays up until ours is released.
+            let before = if is_first { desc.word.enter_unprotect(how) } else { desc.word.change_held(how) };
+            then(page, desc, before, how, hold.permit());
+        }
+        hold
+    }
+
+    /// Ends a hold; none, in a fork's child, if another thread took it.
+    pub(crate) fn release(&self, hold: Hold) {
+        let mut book = lock(&self.book);
+        let Some(held) = book.holds.held.remove(&hold.number) else { return };
+        for (_, desc) in self.existing(held.pages) {
+            desc.holds.leave(held.why);
+            if desc.holds.is_empty() {
+                desc.word.leave_unprotect();
+            }
+        }
+    }
+
+    /// In a fork's child, in a table that has no descriptor yet: the holds that `thread`
+    /// has in `parent` are this table's too, until they are released.
+    pub(crate) fn take_over_holds(&self, parent: &Self, thread: u64) {
+        let parent = lock(&parent.book);
+        let mut book = lock(&self.book);
+        let own = parent.holds.held.iter().filter(|(_, held)| held.thread == thread);
+        book.holds.held = own.map(|(number, held)| (*number, held.clone())).collect();
+        book.holds.next = parent.holds.next;
+    }
+
+    /// Whether the page of `desc` is held now, for nothing but writing.
+    pub(crate) fn is_held_for_writing(&self, desc: &PageDesc<D>) -> bool {
+        let _book = lock(&self.book);
+        desc.holds.is_for_writing()
+    }
+
+    /// [`PageWord::begin_check`](super::PageWord::begin_check) of a page that is held, as
+    /// long as that is for nothing but writing: a change that begins meanwhile waits, and
+    /// finds the page checked.
+    pub(crate) fn begin_check_held(&self, desc: &PageDesc<D>) -> Result<Generation, Begin> {
+        let _book = lock(&self.book);
+        if desc.holds.is_for_writing() {
+            desc.word.begin_check(InFlight::Ignored)
+        } else {
+            Err(Begin::Busy(super::Busy::Unprotecting))
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::{Busy, CHUNK_PAGES};
+    use super::*;
+
+    const BUSY: Begin = Begin::Busy(Busy::Unprotecting);
+
+    fn table() -> PageTable<()> {
+        PageTable::new(2 * CHUNK_PAGES).unwrap()
+    }
+
+    fn made(table: &PageTable<()>, page: usize) -> &PageDesc<()> {
+        table.get_or_make(PageIndex(page)).unwrap().unwrap()
+    }
+
+    fn hold(table: &PageTable<()>, pages: Range<usize>, why: HeldFor) -> Hold {
+        let how = if why == HeldFor::Change { Unprotect::Change } else { Unprotect::Write };
+        table.hold(pages, why, 0, |_, _| how, |_, _, _, _, _| ())
+    }
+
+    #[test]
+    fn a_hold_reaches_descriptors_made_after_it() {
+        let table = table();
+        let early = made(&table, 1);
+        let held = hold(&table, 0..CHUNK_PAGES + 4, HeldFor::Writing);
+        let late = made(&table, CHUNK_PAGES);
+        let beyond = table.get(PageIndex(CHUNK_PAGES + 4)).unwrap();
+        assert_eq!(early.word.begin_protect(), Err(BUSY));
+        assert_eq!(late.word.begin_protect(), Err(BUSY));
+        assert_eq!(beyond.word.begin_protect(), Ok(()));
+        assert!(table.is_held_for_writing(early) && !table.is_held_for_writing(beyond));
+        table.release(held);
+        assert_eq!(early.word.begin_protect(), Ok(()));
+        assert_eq!(late.word.begin_protect(), Ok(()));
+    }
+
+    /// More than the word can count, of a page that has a descriptor and of one that gets
+    /// it meanwhile; released in an order of their own.
+    #[test]
+    fn holds_have_no_limit() {
+        const HOLDS: usize = if cfg!(miri) { 50 } else { 9_000 };
+        let table = table();
+        let early = made(&table, 0);
+        let both = [(); 2].map(|()| hold(&table, 0..1, HeldFor::Writing));
+        assert_eq!(early.word.load().unprotects_in_flight(), 1);
+        both.into_iter().for_each(|hold| table.release(hold));
+        let mut held: Vec<Hold> = (0..HOLDS).map(|_| hold(&table, 0..CHUNK_PAGES + 1, HeldFor::Writing)).collect();
+        let late = made(&table, CHUNK_PAGES);
+        held.extend((0..HOLDS).map(|_| hold(&table, 0..CHUNK_PAGES + 1, HeldFor::Change)));
+        for desc in [early, late] {
+            assert_eq!(desc.word.load().unprotects_in_flight(), 1);
+        }
+        while let Some(last) = held.pop() {
+            for desc in [early, late] {
+                assert_eq!(desc.word.begin_protect(), Err(BUSY), "{} are left", held.len() + 1);
+            }
+            table.release(last);
+            held.reverse();
+        }
+        for desc in [early, late] {
+            assert_eq!(desc.word.load().unprotects_in_flight(), 0);
+            assert_eq!(desc.word.begin_protect(), Ok(()));
+        }
+    }
+
+    /// Two holds of the same pages for different reasons: each ends the one that it is.
+    #[test]
+    fn a_release_ends_the_hold_of_its_own_kind() {
+        for [first, second] in [[HeldFor::Writing, HeldFor::Change], [HeldFor::Change, HeldFor::Writing]] {
+            for ends_first in [false, true] {
+                let table = table();
+                let early = made(&table, 0);
+                let pages = 0..CHUNK_PAGES + 1;
+                let holds = (hold(&table, pages.clone(), first), hold(&table, pages, second));
+                let (ended, left) = if ends_first { holds } else { (holds.1, holds.0) };
+                let why = if ends_first { second } else { first };
+                table.release(ended);
+                // By the page's own record, and by the book where its descriptor is new.
+                let late = made(&table, CHUNK_PAGES);
+                for desc in [early, late] {
+                    assert_eq!(table.is_held_for_writing(desc), why == HeldFor::Writing);
+                    assert_eq!(table.begin_check_held(desc).is_ok(), why == HeldFor::Writing);
+                    assert!(desc.word.begin_protect().is_err());
+                }
+                table.release(left);
+                for desc in [early, late] {
+                    assert_eq!(desc.word.load().unprotects_in_flight(), 0);
+                }
+            }
+        }
+    }
+}
