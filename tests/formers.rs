@@ -142,6 +142,31 @@ fn a_block_is_removed_by_hand() {
 }
 
 #[test]
+fn the_last_block_of_a_key_ends_the_one_before() {
+    in_every_mode(|guest| {
+        let (key, at) = (7, GUEST + 0x4000);
+        let mut first = ticket(guest, key, at, 4);
+        let stale = flag_of(&mut first);
+        first.commit(0x1000, 0).unwrap();
+        ticket(guest, key, at, 8).commit(0x1001, 0).unwrap();
+        assert_eq!((guest.lookup(key), flag(stale)), (Some(0x1001), StaleFlag::DEAD));
+        let footprint = guest.cache.footprint();
+        assert_eq!((footprint.live.blocks, footprint.former.blocks), (1, 1), "only one of a key lives");
+        // Also when the first one was taken out of its lists.
+        guest.cache.remove(Key::new(key));
+        assert_eq!(guest.lookup(key), None);
+        assert_eq!(guest.cache.footprint().live.blocks, 0);
+        for (len, entry) in [(4, 0x1000), (8, 0x1001)] {
+            assert!(revive(guest, key, at, len));
+            assert_eq!(guest.lookup(key), Some(entry));
+        }
+        guest.store(at + 7, 1);
+        guest.announce();
+        assert_eq!(guest.lookup(key), None);
+    });
+}
+
+#[test]
 fn what_is_kept_of_dead_blocks_has_a_bound() {
     let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
     let cache = CodeCache::<Arc<()>>::new(EntryStubs::NOT_CODE).unwrap();

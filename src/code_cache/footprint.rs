@@ -29,8 +29,10 @@ pub struct Footprint {
 impl Footprint {
     /// All that is told in bytes.
     pub fn bytes(&self) -> usize {
-        let translations = [self.live, self.former, self.waiting].iter().map(Weight::bytes).sum::<usize>();
-        translations + self.cell_bytes + self.table_bytes + self.page_bytes
+        let translations = [self.live, self.former, self.waiting].map(|weight| weight.bytes());
+        let others = [self.cell_bytes, self.table_bytes, self.page_bytes];
+        // Payloads weigh what their embedder says.
+        translations.into_iter().chain(others).fold(0, usize::saturating_add)
     }
 }
 

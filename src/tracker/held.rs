@@ -9,7 +9,7 @@ use crate::protection::Access;
 use crate::sys::fault::this_thread;
 
 use super::PageObserver;
-use super::space::{Gate, RegionId, Tracked};
+use super::space::{Gate, RegionId, Space, Tracked};
 use super::views::SharedMemory;
 
 /// Pages that are held writable: nothing is translated from them but blocks that
@@ -41,6 +41,28 @@ impl<O: PageObserver> Held<O> {
         self.holds.push((tracked.id, hold));
         done
     }
+
+    /// The mapping of `changing` was replaced: the regions that came there meanwhile are not
+    /// held, and their pages may show what was mapped before.
+    fn stop_unheld(&self, space: &mut Space<O>, changing: Span) -> Result<(), Error> {
+        let is_held = |tracked: &Tracked<O>| self.holds.iter().any(|(id, _)| *id == tracked.id);
+        let unheld = space.within(changing).filter(|(tracked, _)| !is_held(tracked));
+        let unheld: Vec<_> = unheld.map(|(tracked, pages)| (tracked.id, pages)).collect();
+        if unheld.is_empty() {
+            return Ok(());
+        }
+        for (id, pages) in unheld {
+            if let Some(tracked) = space.get_mut(id) {
+                tracked.region.stop_translating(pages.clone());
+                // Not before the blocks are dead. The kernel does not track what is mapped
+                // there now, and a harvest would give up the region for it.
+                tracked.region.forget(pages.clone());
+                tracked.refused.insert(pages);
+            }
+        }
+        let why = "a region was added there while its mapping changed: change the mapping again, with the region there";
+        Err(Error::BadRange { start: changing.first(), len: changing.len_bytes(), why })
+    }
 }
 
 impl<O: PageObserver> Drop for Held<O> {
@@ -54,6 +76,9 @@ impl<O: PageObserver> Drop for Held<O> {
 /// To be dropped when the change is done where the mapping is still the same (contents
 /// thrown away) or nothing is mapped any more. Where something else is mapped there now:
 /// [`MappingChange::finish_replaced`], also for a mapping that comes where nothing was.
+///
+/// It ends with its regions, as [`Held`] does, and reaches no region that is added later:
+/// begin another change with that one there.
 #[derive(Debug)]
 #[must_use = "nothing is translated from the range until this is finished or dropped"]
 pub struct MappingChange<O: PageObserver> {
@@ -80,6 +105,10 @@ impl<O: PageObserver> MappingChange<O> {
     /// until a later change of them was finished without an error.
     /// [`Error::NotTracked`]: a region was removed meanwhile; its memory is the
     /// embedder's alone. The pages of other regions are tracked.
+    ///
+    /// [`Error::BadRange`]: a region was added meanwhile, and has pages of the range. It was
+    /// not told of the change. What was made from those pages is unreachable, and nothing is
+    /// translated from them until a change that begins later was finished without an error.
     pub fn finish_replaced(self, access: Access, shared: Option<SharedMemory>) -> Result<(), Error> {
         let Self { held, changing, page } = &self;
         let Some(changing) = *changing else { return Ok(()) };
@@ -121,6 +150,6 @@ impl<O: PageObserver> MappingChange<O> {
             }
             done = done.and(attached);
         }
-        done
+        done.and(held.stop_unheld(space, changing))
     }
 }

@@ -67,6 +67,38 @@ fn a_region_that_is_not_mapped() {
     });
 }
 
+/// A page has one region: neither the guest's address nor the host's is tracked twice.
+#[test]
+fn a_region_over_another() {
+    scenario("misuse::a_region_over_another", &Mode::ALL, End::Well, |mode| {
+        let guest = fixture(mode);
+        guest.block(1);
+        let tracker = guest.cache.tracker();
+        let (bytes, host) = (page_bytes() as u64, guest.memory.range());
+        let more = GuestMemory::anonymous(2 * page_bytes()).unwrap();
+        let last = GUEST + (PAGES as u64 - 1) * bytes;
+        let before = open_files();
+        let free = 1 << 40;
+        for (at, host) in [
+            (GUEST, host),
+            (GUEST - bytes, more.range()),
+            (GUEST + bytes, more.range()),
+            (last, more.range()),
+            (free, host),
+            (free, pages(host.start(), 1)),
+            (free, pages(HostAddr(host.end().0 - page_bytes()), 1)),
+        ] {
+            // SAFETY: the memory outlives the cache.
+            let added = unsafe { tracker.add_region(RegionOptions::new(GuestAddr(at), host, mode)) };
+            let Err(error @ Error::BadRange { .. }) = added else { panic!("{mode}: {at:#x} at {host:?}: {added:?}") };
+            assert!(error.to_string().contains("overlaps a region"), "{error}");
+        }
+        assert_eq!(open_files(), before, "left open");
+        assert!(guest.lookup(byte_of(1)).is_some());
+        [0, 1, PAGES - 1].into_iter().for_each(|page| guest.expect_tracked(page));
+    });
+}
+
 /// A range that no region holds, or not all of it where all must be: nothing is done.
 #[test]
 fn calls_for_a_range_outside_every_region() {
@@ -181,6 +213,44 @@ fn a_change_that_outlives_its_region() {
         let guest = Fixture { cache: other, memory, mode };
         guest.expect_tracked(1);
         guest.expect_tracked(2);
+    });
+}
+
+/// A region came while the mapping of its pages changed: it was not told, so nothing that
+/// was made from them meanwhile stays, and the next change has to include it.
+#[test]
+fn a_region_that_comes_amid_a_change() {
+    scenario("misuse::a_region_that_comes_amid_a_change", &Mode::ALL, End::Well, |mode| {
+        let guest = fixture(mode);
+        let tracker = guest.cache.tracker();
+        let bytes = page_bytes() as u64;
+        tracker.remove_region(GuestAddr(GUEST)).unwrap();
+        let add = |first: usize, count: usize| {
+            let host = pages(HostAddr(guest.memory.range().start().0 + first * page_bytes()), count);
+            let options = RegionOptions::new(GuestAddr(GUEST + first as u64 * bytes), host, mode);
+            // SAFETY: the memory outlives the cache.
+            unsafe { tracker.add_region(options) }.unwrap();
+        };
+        add(0, 2);
+        let change = tracker.change_mapping(GuestAddr(byte_of(1)), 2 * bytes).unwrap();
+        add(2, PAGES - 2);
+        (2..5).for_each(|page| guest.block(page));
+        (1..4).for_each(|page| replace(&guest.memory, page));
+        let finished = change.finish_replaced(Access::ReadWrite, None);
+        let Err(error @ Error::BadRange { .. }) = finished else { panic!("{mode}: {finished:?}") };
+        assert!(error.to_string().contains("change the mapping again"), "{error}");
+        // To the middle of page 3.
+        for page in [2, 3] {
+            assert_eq!(guest.lookup(byte_of(page)), None, "{mode}: page {page}, made from the mapping before");
+            assert!(matches!(guest.begin_error(page), Some(Error::BadRange { .. })), "{mode}, page {page}");
+        }
+        // The rest of both regions is what it was.
+        tracker.sync().unwrap();
+        assert!(guest.lookup(byte_of(4)).is_some(), "{mode}");
+        [0, 1, 4, 5].into_iter().for_each(|page| guest.expect_tracked(page));
+        let change = tracker.change_mapping(GuestAddr(byte_of(2)), bytes).unwrap();
+        change.finish_replaced(Access::ReadWrite, None).unwrap();
+        (1..4).for_each(|page| guest.expect_tracked(page));
     });
 }
 
