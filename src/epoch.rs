@@ -58,6 +58,8 @@ pub(crate) struct Participant {
     /// child, which is one thread.
     holder: core::sync::atomic::AtomicU64,
     ask_to_leave: AskToLeave,
+    /// It left while the domain stood still. Written by the thread that has the locks.
+    has_left: core::sync::atomic::AtomicBool,
 }
 
 impl fmt::Debug for Participant {
@@ -92,7 +94,7 @@ impl<G> Epoch<G> {
     /// A new participant, not pinned.
     pub(crate) fn join(&self, ask_to_leave: AskToLeave) -> Arc<Participant> {
         let (pin, holder) = (PinWord(AtomicU64::new(0)), core::sync::atomic::AtomicU64::new(0));
-        let participant = Arc::new(Participant { pin, holder, ask_to_leave });
+        let participant = Arc::new(Participant { pin, holder, ask_to_leave, has_left: false.into() });
         lock(&self.participants).push(participant.clone());
         participant
     }
@@ -102,6 +104,12 @@ impl<G> Epoch<G> {
         // Waits for a thread that asks just now.
         let _asking = lock(&self.asking);
         lock(&self.participants).retain(|other| !Arc::ptr_eq(other, participant));
+    }
+
+    /// As [`Epoch::leave`], for the thread that holds the guard of a fork: the hook is called
+    /// no more, since that thread has the locks, and the guard's end takes it out.
+    pub(crate) fn leave_under_guard(participant: &Participant) {
+        participant.has_left.store(true, core::sync::atomic::Ordering::Relaxed);
     }
 
     /// Nothing that is reachable from now on is freed until
@@ -262,6 +270,7 @@ impl<G> Epoch<G> {
             _asking,
             participants: lock(&self.participants),
             _garbage: lock(&self.garbage),
+            left: Vec::new(),
         }
     }
 }
@@ -272,6 +281,16 @@ pub(crate) struct ForkGuard<'a, G> {
     _asking: MutexGuard<'a, ()>,
     participants: MutexGuard<'a, Vec<Arc<Participant>>>,
     _garbage: MutexGuard<'a, VecDeque<(u64, G)>>,
+    /// Dropped last, under no lock of the domain: hooks are the embedder's.
+    left: Vec<Arc<Participant>>,
+}
+
+impl<G> Drop for ForkGuard<'_, G> {
+    fn drop(&mut self) {
+        let has_left =
+            |participant: &mut Arc<Participant>| participant.has_left.load(core::sync::atomic::Ordering::Relaxed);
+        self.left.extend(self.participants.extract_if(.., has_left));
+    }
 }
 
 impl<G> ForkGuard<'_, G> {

@@ -19,7 +19,7 @@ use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Mode, Probe};
 use codewarden::tracker::{PageObserver, PageWrite, RegionOptions, Tracker};
-use codewarden::{CodeCache, EntryStubs, Key, Payload};
+use codewarden::{CodeCache, CommitError, EntryStubs, Key, MemoryLimit, Payload};
 
 /// One test at a time forks.
 fn alone() -> MutexGuard<'static, ()> {
@@ -415,6 +415,21 @@ fn a_thread_that_holds_a_guard_is_told() {
     let tracker = cache.tracker();
     let held = tracker.prepare_unseen_write(GuestAddr(0), 1).unwrap();
     let (mut ticket, start) = (cache.begin(Key::new(1)), GuestAddr(0));
+    let second = GuestAddr(page as u64);
+    let claimed_ticket = |key| {
+        let mut ticket = cache.begin(Key::new(key));
+        ticket.claim(second).unwrap();
+        ticket.made_from(second, &[0]).unwrap();
+        ticket
+    };
+    claimed_ticket(9).commit(0x9000, ()).unwrap();
+    let (to_commit, to_revive) = (claimed_ticket(2), claimed_ticket(3));
+    let link = cache.link(Key::new(9)).unwrap();
+    let asked = Arc::new(());
+    let hook = asked.clone();
+    let (vcpu, mut staying) = (cache.attach_vcpu(move || drop(hook.clone())), cache.attach_vcpu(|| {}));
+    let (footprint, pages) = (cache.footprint(), tracker.pages_by_state());
+    let (descriptors, hot) = (tracker.descriptors(), tracker.hottest_pages(9).len());
     let guard = cache.before_fork();
     let told = |error: Option<Error>| matches!(error, Some(Error::BadArgument(why)) if why.contains("fork guard"));
     let claimed = ticket.claim(start).unwrap_err();
@@ -427,9 +442,75 @@ fn a_thread_that_holds_a_guard_is_told() {
     assert!(told(tracker.prepare_unseen_write(start, 1).err()) && told(tracker.change_mapping(start, 1).err()));
     let shown = format!("{guard:?}");
     assert!(shown.contains("ForkGuard"), "{shown}");
-    drop(held);
+    assert_eq!(to_commit.commit(0x2000, ()), Err(CommitError::UnderForkGuard));
+    assert!(matches!(to_revive.revive(), Err(CommitError::UnderForkGuard)));
+    assert!(told(cache.link(Key::new(1)).err()) && told(cache.wait_for_vcpus().err()));
+    // Calls without an error say so in a debug build.
+    if cfg!(debug_assertions) {
+        let calls: [&dyn Fn(); 7] = [
+            &|| cache.remove(Key::new(9)),
+            &|| cache.collect(),
+            &|| cache.evict(1),
+            &|| cache.set_limit(MemoryLimit::default()),
+            &|| drop(cache.attach_vcpu(|| {})),
+            &|| tracker.tend(),
+            &|| drop(cache.before_fork()),
+        ];
+        for (index, call) in calls.iter().enumerate() {
+            let panic = catch_unwind(AssertUnwindSafe(call)).expect_err("a debug check");
+            let text = panic.downcast_ref::<String>().expect("a message");
+            assert!(text.contains("fork guard"), "{index}: {text}");
+        }
+    }
+    // Numbers, and what is shown.
+    assert!(cache.stands_still_here() && tracker.stands_still_here());
+    assert_eq!((cache.footprint(), tracker.pages_by_state()), (footprint, pages));
+    assert_eq!((tracker.descriptors(), tracker.hottest_pages(9).len()), (descriptors, hot));
+    assert_eq!((tracker.mode_at(start), cache.stats().committed), (Some(Mode::Mprotect), 1));
+    assert_eq!(cache.recent_writes(0).len() as u64, cache.writes_recorded());
+    assert!(!format!("{cache:?} {tracker:?} {vcpu:?} {ticket:?} {link:?} {:?}", cache.histograms()).is_empty());
+    // What the thread has it may drop, and it looks blocks up.
+    assert_eq!(staying.pin().lookup(Key::new(9)), Some(0x9000));
+    drop((vcpu, link, held));
+    assert_eq!(Arc::strong_count(&asked), 2, "the guard takes the vCPU out");
     drop(guard);
+    assert_eq!(Arc::strong_count(&asked), 1);
+    assert!(!cache.stands_still_here());
     ticket.claim(start).unwrap();
+    claimed_ticket(2).commit(0x2000, ()).unwrap();
+    // SAFETY: as above.
+    unsafe { libc::alarm(0) };
+}
+
+/// And what it drops is free when the guard is gone, on both sides.
+#[test]
+fn a_thread_that_holds_a_code_buffers_guard_is_told() {
+    let _alone = alone();
+    // SAFETY: sets a timer: a thread that waits for itself ends the process.
+    unsafe { libc::alarm(CHILD_LIMIT_S) };
+    let buffer = CodeBuffer::new(4096).unwrap();
+    let [first, second] = [(); 2].map(|()| buffer.alloc(64, 16).unwrap());
+    let stats = buffer.stats();
+    let guard = buffer.before_fork();
+    assert!(buffer.stands_still_here());
+    assert!(matches!(buffer.alloc(1, 1), Err(Error::BadArgument(why)) if why.contains("fork guard")));
+    if cfg!(debug_assertions) {
+        assert!(catch_unwind(AssertUnwindSafe(|| drop(buffer.before_fork()))).is_err(), "a debug check");
+    }
+    drop(first);
+    assert!(!format!("{buffer:?} {guard:?} {second:?}").is_empty());
+    assert_eq!(buffer.stats(), stats, "nothing changes meanwhile");
+    second.publish().unwrap();
+    let status = fork(|| {
+        if guard.after_fork_child().is_err() || buffer.stats().allocations != 1 || second.entry(0).is_ok() {
+            return 1;
+        }
+        i32::from(second.publish().is_err() || second.entry(0).is_err())
+    });
+    assert_eq!(status, 0);
+    assert!(!buffer.stands_still_here());
+    assert_eq!(buffer.stats().allocations, 1);
+    assert!(second.entry(0).is_ok());
     // SAFETY: as above.
     unsafe { libc::alarm(0) };
 }

@@ -76,7 +76,8 @@ fn cycle(cache: &CodeCache<Owned>, buffer: &CodeBuffer, memory: &GuestMemory, cy
     let code = buffer.alloc(64 + cycle as usize * 31 % 1000, 64).unwrap();
     ticket.weighs(code.len());
     let next = cache.link(Key::new(key + 1)).unwrap();
-    ticket.commit(code.rx() as usize, Owned { _code: code, _next: next }).unwrap();
+    code.publish().unwrap();
+    ticket.commit(code.entry(0).unwrap(), Owned { _code: code, _next: next }).unwrap();
 }
 
 #[test]

@@ -92,6 +92,7 @@
 #ifndef CODEWARDEN_H
 #define CODEWARDEN_H
 
+#include <assert.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -9,10 +9,12 @@
 /*
  * The entry of the valid block of the key; 0 where there is none. For a pinned vCPU;
  * front is what cw_vcpu_front() filled in for it, once. Where the front has the key this
- * is two loads and three comparisons, elsewhere it is cw_vcpu_lookup().
+ * is two loads and three comparisons, elsewhere it is cw_vcpu_lookup(). Unless NDEBUG is
+ * defined it asserts that the vCPU is pinned: what an unpinned one finds may be freed.
  */
 static inline uintptr_t cw_lookup(cw_vcpu *vcpu, const cw_front *front, uint64_t key)
 {
+    assert(*front->is_pinned && "cw_lookup() needs a pinned vCPU: call cw_vcpu_pin() first");
     const cw_front_entry *entry = &front->entries[CW_FRONT_INDEX(key)];
     if (entry->key == key) {
         uintptr_t address = __atomic_load_n(entry->cell, __ATOMIC_ACQUIRE);

@@ -71,10 +71,20 @@ pub(crate) struct Child {
 }
 
 impl cw_cache {
+    /// The cache, for a call that would wait for ever under this thread's own fork guard and
+    /// has no error in Rust.
+    pub(crate) fn moving(&self) -> Result<&CodeCache<Owned>, Failure> {
+        if self.cache.stands_still_here() { Err(UNDER_GUARD) } else { Ok(&self.cache) }
+    }
+
     pub(crate) fn child(&self) -> Child {
         Child { _of: self.children.clone() }
     }
 }
+
+pub(crate) const UNDER_GUARD: Failure = Failure::bad_argument(
+    c"this thread holds the fork guard: give it back first, or call cw_after_fork_child() in the child",
+);
 
 fn policy(raw: MaybeUninit<cw_policy>) -> Result<Arc<dyn Policy>, Failure> {
     Ok(match number!(raw, cw_policy) {
@@ -131,7 +141,7 @@ pub unsafe extern "C" fn cw_cache_free(cache: *mut cw_cache) -> cw_status {
 pub unsafe extern "C" fn cw_cache_remove(cache: *const cw_cache, key: u64) -> cw_status {
     guarded(|| {
         // SAFETY: the header's rules.
-        unsafe { borrow(cache) }?.cache.remove(Key::new(key));
+        unsafe { borrow(cache) }?.moving()?.remove(Key::new(key));
         Ok(())
     })
 }
@@ -143,7 +153,7 @@ pub unsafe extern "C" fn cw_cache_remove(cache: *const cw_cache, key: u64) -> cw
 pub unsafe extern "C" fn cw_cache_collect(cache: *const cw_cache) -> cw_status {
     guarded(|| {
         // SAFETY: the header's rules.
-        unsafe { borrow(cache) }?.cache.collect();
+        unsafe { borrow(cache) }?.moving()?.collect();
         Ok(())
     })
 }
@@ -176,7 +186,7 @@ pub unsafe extern "C" fn cw_cache_set_limit(
 ) -> cw_status {
     guarded(|| {
         // SAFETY: the header's rules.
-        unsafe { borrow(cache) }?.cache.set_limit(MemoryLimit { live_bytes, former_bytes });
+        unsafe { borrow(cache) }?.moving()?.set_limit(MemoryLimit { live_bytes, former_bytes });
         Ok(())
     })
 }
@@ -191,7 +201,7 @@ pub unsafe extern "C" fn cw_cache_set_limit(
 pub unsafe extern "C" fn cw_cache_evict(cache: *const cw_cache, payload_bytes: size_t) -> cw_status {
     guarded(|| {
         // SAFETY: the header's rules.
-        unsafe { borrow(cache) }?.cache.evict(payload_bytes);
+        unsafe { borrow(cache) }?.moving()?.evict(payload_bytes);
         Ok(())
     })
 }

@@ -11,7 +11,9 @@
 //! ```
 //!
 //! All by one thread. Between the two no other thread gets into the cache or the
-//! buffers; faults are handled. In a child without it the library touches nothing of
+//! buffers; faults are handled. The thread that forks has their locks: calls of its own
+//! that would wait for itself answer CW_BAD_ARGUMENT. It may look blocks up, ask for
+//! statistics, and free what it has: tickets, links, vCPUs, holds, allocations. In a child without it the library touches nothing of
 //! the parent's, frees included. What needs a userfaultfd or a code buffer answers
 //! CW_IN_FORK_CHILD there, and then CW_TRACKING_LOST.
 //!
@@ -27,7 +29,7 @@ use engine::code_buffer::{self, CodeBuffer};
 use engine::{CodeCache, ForkGuard};
 use libc::size_t;
 
-use crate::cache::{Child, cw_cache};
+use crate::cache::{Child, UNDER_GUARD, cw_cache};
 use crate::code_buffer::cw_code_buffer;
 use crate::handle::{borrow, out_handle, take_back};
 use crate::payload::Owned;
@@ -75,6 +77,7 @@ pub unsafe extern "C" fn cw_before_fork(
         if buffers.is_null() && buffer_count != 0 {
             return Err(Failure::bad_argument(c"buffers is NULL and buffer_count is not 0"));
         }
+        cache.moving()?;
         let mut clones = Vec::new();
         for at in 0..buffer_count {
             // SAFETY: C's array has so many.
@@ -85,7 +88,11 @@ pub unsafe extern "C" fn cw_before_fork(
                 return Err(Failure::bad_argument(c"a code buffer is among the buffers twice"));
             }
             // SAFETY: the header's rules.
-            clones.push(unsafe { borrow(buffer) }?.0.clone());
+            let buffer = unsafe { borrow(buffer) }?.0.clone();
+            if buffer.stands_still_here() {
+                return Err(UNDER_GUARD);
+            }
+            clones.push(buffer);
         }
         let borrowed = NonNull::from(Box::leak(Box::new((cache.cache.clone(), clones))));
         let lasting = Lasting { borrowed, _child: cache.child() };

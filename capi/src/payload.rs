@@ -15,7 +15,7 @@ type DropPayload = unsafe extern "C" fn(payload: *mut c_void);
 
 /// A handle that a block keeps, only to be dropped.
 pub(crate) enum Kept {
-    Allocation { _allocation: Allocation },
+    Allocation(Allocation),
     Link { _link: Link },
 }
 

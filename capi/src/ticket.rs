@@ -195,7 +195,7 @@ pub unsafe extern "C" fn cw_ticket_keep_allocation(
         let allocation = unsafe { take_back(allocation) };
         let allocation = allocation.ok_or(Failure::bad_argument(c"the allocation must not be NULL"))?.0;
         ticket.kept_bytes = ticket.kept_bytes.saturating_add(allocation.len());
-        ticket.kept.push(Kept::Allocation { _allocation: allocation });
+        ticket.kept.push(Kept::Allocation(allocation));
         Ok(())
     })
 }
@@ -284,7 +284,8 @@ pub unsafe extern "C" fn cw_ticket_revive(ticket: *mut cw_ticket, revived: *mut 
 ///
 /// CW_WRITTEN: a write came since a page was claimed: begin again, or interpret.
 /// CW_NEEDS_CHECK: cw_ticket_needs_check(), and there is no checked entry.
-/// CW_BAD_ARGUMENT: no page was claimed, or an address or the key cannot be used.
+/// CW_BAD_ARGUMENT: no page was claimed, cw_ticket_made_from() failed, an address or the key cannot be used, or an
+/// allocation that the block keeps was never published (cw_allocation_publish()).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_commit(
     ticket: *mut cw_ticket,
@@ -303,8 +304,16 @@ pub unsafe extern "C" fn cw_ticket_commit(
             return Err(Failure::bad_argument(c"the plain entry must not be 0"));
         }
         let entry = if checked == 0 { Entry::plain(plain) } else { Entry::with_check(plain, checked) };
+        let kept = std::mem::take(&mut ticket.kept);
+        for kept in &kept {
+            if let Kept::Allocation(allocation) = kept
+                && !allocation.is_empty()
+            {
+                allocation.entry(0)?;
+            }
+        }
         open.weighs(ticket.payload_bytes.saturating_add(ticket.kept_bytes));
-        Ok(open.commit(entry, owned.keeps(std::mem::take(&mut ticket.kept)))?)
+        Ok(open.commit(entry, owned.keeps(kept))?)
     })
 }
 

@@ -14,7 +14,9 @@
 //!
 //! Emitted code may probe the front itself: the entry of a key is
 //! front.entries[CW_FRONT_INDEX(key)], and where its key is the one that is looked for,
-//! jump to what its cell holds. Under the vCPU's pin alone.
+//! jump to what its cell holds. Under the vCPU's pin alone: the cells of a vCPU that is not
+//! pinned may be freed, or another key's by now. cw_lookup() asserts the pin unless NDEBUG
+//! is defined; emitted code can test the byte front.is_pinned itself.
 //!
 //! # Safety
 //!
@@ -25,6 +27,7 @@
 use std::ffi::c_void;
 use std::mem::offset_of;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use engine::{EntryCell, FRONT_ENTRIES, FrontEntry, Key, Pin, VCpu};
 
@@ -64,6 +67,8 @@ pub struct cw_front {
     pub dead_stub: usize,
     /// The pending stub of the cache: nothing to run.
     pub pending_stub: usize,
+    /// A byte that is 1 while the vCPU is pinned, and 0 while it is not.
+    pub is_pinned: *const u8,
 }
 
 struct Asking {
@@ -93,7 +98,16 @@ pub struct cw_vcpu {
     vcpu: NonNull<VCpu<Owned>>,
     dead_stub: usize,
     pending_stub: usize,
+    /// Whether there is a pin, for C to read.
+    is_pinned: AtomicU8,
     _child: Child,
+}
+
+impl cw_vcpu {
+    fn set_pin(&mut self, pin: Option<Pin<'static, Owned>>) {
+        self.is_pinned.store(u8::from(pin.is_some()), Ordering::Relaxed);
+        self.pin = pin;
+    }
 }
 
 impl Drop for cw_vcpu {
@@ -123,13 +137,14 @@ pub unsafe extern "C" fn cw_cache_attach_vcpu(
         // SAFETY: the header's rules.
         let (new, cache) = unsafe { (out_handle(vcpu)?, borrow(cache)?) };
         let asking = Asking { ask: ask_to_leave, context };
-        let vcpu = Box::new(cache.cache.attach_vcpu(move || asking.ask()));
+        let vcpu = Box::new(cache.moving()?.attach_vcpu(move || asking.ask()));
         let stubs = cache.stubs;
         new.give(cw_vcpu {
             pin: None,
             vcpu: NonNull::from(Box::leak(vcpu)),
             dead_stub: stubs.dead,
             pending_stub: stubs.pending,
+            is_pinned: AtomicU8::new(0),
             _child: cache.child(),
         });
         Ok(())
@@ -165,7 +180,7 @@ pub unsafe extern "C" fn cw_vcpu_pin(vcpu: *mut cw_vcpu) -> cw_status {
     // SAFETY: owned by the handle, which one thread has alone; while this borrow lives,
     // in `pin`, nothing else uses it.
     let owned: &'static mut VCpu<Owned> = unsafe { &mut *vcpu.vcpu.as_ptr() };
-    vcpu.pin = Some(owned.pin());
+    vcpu.set_pin(Some(owned.pin()));
     cw_status::CW_OK
 }
 
@@ -175,7 +190,7 @@ pub unsafe extern "C" fn cw_vcpu_pin(vcpu: *mut cw_vcpu) -> cw_status {
 pub unsafe extern "C" fn cw_vcpu_unpin(vcpu: *mut cw_vcpu) -> cw_status {
     // SAFETY: the header's rules.
     match unsafe { borrow_mut(vcpu) } {
-        Ok(vcpu) => vcpu.pin = None,
+        Ok(vcpu) => vcpu.set_pin(None),
         Err(failure) => return fail(failure),
     }
     cw_status::CW_OK
@@ -214,7 +229,8 @@ pub unsafe extern "C" fn cw_vcpu_front(vcpu: *const cw_vcpu, front: *mut cw_fron
             None => unsafe { vcpu.vcpu.as_ref() }.front(),
         };
         let &cw_vcpu { dead_stub, pending_stub, .. } = vcpu;
-        front.write(cw_front { entries: entries.cast(), dead_stub, pending_stub });
+        let is_pinned = vcpu.is_pinned.as_ptr().cast_const();
+        front.write(cw_front { entries: entries.cast(), dead_stub, pending_stub, is_pinned });
         Ok(())
     })
 }

@@ -184,7 +184,7 @@ pub unsafe extern "C" fn cw_mapping_change_free(change: *mut cw_mapping_change) 
 pub unsafe extern "C" fn cw_cache_tend(cache: *const cw_cache) -> cw_status {
     guarded(|| {
         // SAFETY: the header's rules.
-        unsafe { borrow(cache) }?.cache.tracker().tend();
+        unsafe { borrow(cache) }?.moving()?.tracker().tend();
         Ok(())
     })
 }

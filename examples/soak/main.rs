@@ -221,7 +221,7 @@ impl Soak {
             Code::write(&code, key, next.cell());
             code.publish()?;
             ticket.weighs(code.len());
-            match ticket.commit(code.rx() as usize, Owned { _code: code, _next: next }) {
+            match ticket.commit(code.entry(0)?, Owned { _code: code, _next: next }) {
                 Ok(()) => return Ok(()),
                 Err(CommitError::Written) => {}
                 Err(error) => panic!("{error}"),

@@ -68,7 +68,7 @@ impl Machine {
         let exit = asm.code.len();
         asm.put(&[0x41, 0x5d, 0x41, 0x5c, 0x5b, 0xc3]); //          pop r13; pop r12; pop rbx; ret
         let stubs = place(&code, &asm.code)?;
-        let start = stubs.rx() as usize;
+        let start = stubs.entry(0)?;
 
         let memory = GuestMemory::anonymous(MEMORY)?;
         let entry_stubs = EntryStubs { dead: start + dead, pending: start + pending };
@@ -170,7 +170,7 @@ impl Machine {
             Err(error) => return Err(error.into()),
         };
         ticket.weighs(memory.len());
-        let start = memory.rx() as usize;
+        let start = memory.entry(0)?;
         let entry = Entry::with_check(start + plain, start + checked);
         match ticket.commit(entry, Code { _memory: memory, _links: links }) {
             Ok(()) => Ok(true),

@@ -3,6 +3,7 @@
 use std::sync::MutexGuard;
 
 use super::{CodeBuffer, Shared, State};
+use crate::code_buffer::lock;
 use crate::error::Error;
 use crate::sys::fork::Fork;
 
@@ -11,17 +12,39 @@ use crate::sys::fork::Fork;
 #[must_use = "the buffer stands still until this is dropped"]
 pub struct ForkGuard<'a> {
     shared: &'a Shared,
-    _state: MutexGuard<'a, State>,
+    state: MutexGuard<'a, State>,
     fork: Fork,
+}
+
+impl Drop for ForkGuard<'_> {
+    fn drop(&mut self) {
+        for range in lock(&self.shared.meanwhile).freed.drain(..) {
+            self.shared.free(&mut self.state, range);
+        }
+        self.shared.keeper.end();
+    }
 }
 
 impl CodeBuffer {
     /// Called before `fork`: until the guard is dropped, in the parent, or
     /// [`ForkGuard::after_fork_child`] is called, in the child, no other thread
     /// allocates or frees, and none makes a code buffer, or adds or removes a region.
+    ///
+    /// Until then [`CodeBuffer::alloc`] by this thread is [`Error::BadArgument`], and what it
+    /// drops is free when the guard is gone. Another `before_fork` of the buffer must not be
+    /// called: that panics in debug builds, and waits for ever in others.
+    /// [`CodeBuffer::stands_still_here`] tells.
     pub fn before_fork(&self) -> ForkGuard<'_> {
-        let (state, fork) = Fork::around(|| self.shared.lock());
-        ForkGuard { shared: &self.shared, _state: state, fork }
+        debug_assert_eq!(self.shared.keeper.check(), Ok(()));
+        let (state, fork) = Fork::around(|| lock(&self.shared.state));
+        lock(&self.shared.meanwhile).stats = self.shared.stats_of(&state);
+        self.shared.keeper.begin();
+        ForkGuard { shared: &self.shared, state, fork }
+    }
+
+    /// Whether the calling thread holds the guard of a fork ([`CodeBuffer::before_fork`]).
+    pub fn stands_still_here(&self) -> bool {
+        self.shared.keeper.is_this_thread()
     }
 }
 

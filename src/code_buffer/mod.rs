@@ -49,7 +49,9 @@ mod fork;
 mod free_list;
 mod views;
 
+use std::ops::Range;
 use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::fork::ForkGuard;
@@ -58,7 +60,7 @@ use self::free_list::FreeList;
 use self::views::Views;
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
-use crate::sys::fork::Owner;
+use crate::sys::fork::{Keeper, Owner};
 use crate::sys::membarrier;
 use crate::sys::probe;
 
@@ -88,6 +90,16 @@ struct Shared {
     /// Whose memory is behind the views.
     owner: Owner,
     state: Mutex<State>,
+    keeper: Keeper,
+    meanwhile: Mutex<Meanwhile>,
+}
+
+/// What the thread that keeps a buffer still for a fork can do with it meanwhile.
+#[derive(Debug, Default)]
+struct Meanwhile {
+    stats: CodeBufferStats,
+    /// What it dropped: offsets.
+    freed: Vec<Range<usize>>,
 }
 
 #[derive(Debug)]
@@ -142,7 +154,16 @@ impl CodeBuffer {
             allocations: 0,
             given_back_bytes: 0,
         };
-        Ok(Self { shared: Arc::new(Shared { views, executable, page, owner, state: Mutex::new(state) }) })
+        let shared = Shared {
+            views,
+            executable,
+            page,
+            owner,
+            state: Mutex::new(state),
+            keeper: Keeper::default(),
+            meanwhile: Mutex::default(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Memory for `len_bytes` of code at a multiple of `align_bytes`, which is
@@ -153,22 +174,25 @@ impl CodeBuffer {
     /// [`Error::BadArgument`] for an alignment or a length that cannot be had,
     /// [`Error::Full`] where no free range is large enough: drop allocations
     /// (evict blocks) and try again; [`Error::InForkChild`] in a child that has not
-    /// called [`ForkGuard::after_fork_child`].
+    /// called [`ForkGuard::after_fork_child`]; [`Error::BadArgument`] if this thread holds the
+    /// guard of a fork.
     pub fn alloc(&self, len_bytes: usize, align_bytes: usize) -> Result<Allocation, Error> {
         if !align_bytes.is_power_of_two() || align_bytes > self.shared.page.bytes() {
             return Err(Error::BadArgument("code is aligned to a power of two, the page size at most"));
         }
         self.shared.check_owner()?;
+        self.shared.keeper.check()?;
         let limit = self.shared.views.len;
         let full = Error::Full { what: "byte of code", limit };
         if len_bytes > limit {
             return Err(full);
         }
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         let range = state.free.take(len_bytes.max(1), align_bytes).ok_or(full)?;
         state.allocations += 1;
         state.populate(range.start, range.end, self.shared.page);
-        Ok(Allocation { shared: Arc::clone(&self.shared), start: range.start, end: range.end, len: len_bytes })
+        let (shared, published_in) = (Arc::clone(&self.shared), AtomicU64::new(0));
+        Ok(Allocation { shared, start: range.start, end: range.end, len: len_bytes, published_in })
     }
 
     /// The executable view: all code lies in it.
@@ -178,15 +202,10 @@ impl CodeBuffer {
 
     /// How much is used.
     pub fn stats(&self) -> CodeBufferStats {
-        let state = self.shared.lock();
-        CodeBufferStats {
-            limit_bytes: self.shared.views.len,
-            used_bytes: self.shared.views.len - state.free.free_bytes(),
-            resident_bytes: state.resident_pages << self.shared.page.shift(),
-            largest_free_bytes: state.free.largest_bytes(),
-            allocations: state.allocations,
-            given_back_bytes: state.given_back_bytes,
+        if self.stands_still_here() {
+            return lock(&self.shared.meanwhile).stats;
         }
+        self.shared.stats_of(&lock(&self.shared.state))
     }
 }
 
@@ -200,6 +219,9 @@ pub struct Allocation {
     end: usize,
     /// What was asked for; at most `end - start`.
     len: usize,
+    /// The number of the process that published it last; 0 for none. A fork's child has
+    /// another number, and none of its parent's code.
+    published_in: AtomicU64,
 }
 
 impl Allocation {
@@ -208,7 +230,8 @@ impl Allocation {
         self.shared.views.rw.wrapping_add(self.start)
     }
 
-    /// Where to run it.
+    /// The address at which it will run: for code that knows its own address, before it is
+    /// published. [`Allocation::entry`] is what a block is committed with.
     pub fn rx(&self) -> *const u8 {
         self.shared.views.rx.wrapping_add(self.start)
     }
@@ -234,32 +257,78 @@ impl Allocation {
     pub fn publish(&self) -> Result<(), Error> {
         self.shared.check_owner()?;
         clean_caches(self.rw(), self.rx(), self.len);
-        membarrier::sync_core()
+        membarrier::sync_core()?;
+        self.published_in.store(self.shared.owner.number(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Where published code is entered, `offset_bytes` behind its start: an address for
+    /// [`Ticket::commit`](crate::Ticket::commit).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadArgument`] if the allocation was never published, or if its code was left
+    /// to the parent of this fork's child: another processor may run the bytes that were
+    /// there before. The same for an offset behind the end.
+    /// [`Error::InForkChild`] in a child that has not called [`ForkGuard::after_fork_child`].
+    pub fn entry(&self, offset_bytes: usize) -> Result<usize, Error> {
+        self.shared.check_owner()?;
+        if offset_bytes >= self.len {
+            return Err(Error::BadArgument("an entry lies inside its allocation"));
+        }
+        if self.published_in.load(Ordering::Acquire) != self.shared.owner.number() {
+            return Err(Error::BadArgument(
+                "the allocation is not published: write the code, call publish, and then take its entry",
+            ));
+        }
+        Ok(self.rx() as usize + offset_bytes)
     }
 }
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // The parent runs what is there; and the lock is one that its other threads
-        // may have had.
+        // In a fork's child the lock is one that the parent's other threads may have had.
         if !self.shared.owner.is_current() {
             return;
         }
-        let mut state = self.shared.lock();
-        // SAFETY: the range was handed out to this allocation alone and lies
-        // in the writable view, which lives as long as `shared`.
-        unsafe { ptr::write_bytes(self.rw(), FREED_FILL, self.end - self.start) };
-        state.allocations -= 1;
-        state.free.give(self.start..self.end);
-        state.give_back(&self.shared.views, self.shared.page);
+        let range = self.start..self.end;
+        if self.shared.keeper.is_this_thread() {
+            lock(&self.shared.meanwhile).freed.push(range);
+        } else {
+            self.shared.free(&mut lock(&self.shared.state), range);
+        }
     }
 }
 
+/// Locks `mutex`. A panic under a lock leaves nothing half done that matters more than
+/// memory lost: go on.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Shared {
-    /// A panic under the lock leaves nothing half done that matters more than
-    /// memory lost: go on.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn stats_of(&self, state: &State) -> CodeBufferStats {
+        CodeBufferStats {
+            limit_bytes: self.views.len,
+            used_bytes: self.views.len - state.free.free_bytes(),
+            resident_bytes: state.resident_pages << self.page.shift(),
+            largest_free_bytes: state.free.largest_bytes(),
+            allocations: state.allocations,
+            given_back_bytes: state.given_back_bytes,
+        }
+    }
+
+    /// Frees the range of an allocation that was dropped. Nothing in a fork's child that has
+    /// no memory of its own: the parent runs what is there.
+    fn free(&self, state: &mut State, range: Range<usize>) {
+        if self.owner.is_current() {
+            // SAFETY: the range was handed out to that allocation alone, and lies in the
+            // writable view, which lives as long as this.
+            unsafe { ptr::write_bytes(self.views.rw.wrapping_add(range.start), FREED_FILL, range.len()) };
+            state.allocations -= 1;
+            state.free.give(range);
+            state.give_back(&self.views, self.page);
+        }
     }
 
     fn check_owner(&self) -> Result<(), Error> {

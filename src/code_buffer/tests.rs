@@ -144,6 +144,21 @@ fn a_child_that_was_not_announced_leaves_its_parents_code_alone() {
     assert!(bytes(&allocation).iter().all(|byte| *byte == 7), "the child's drop wrote to the parent's code");
 }
 
+/// Another processor may run what was there before.
+#[test]
+fn an_entry_is_that_of_published_code() {
+    let buffer = CodeBuffer::new(1 << 16).unwrap();
+    let allocation = buffer.alloc(64, 16).unwrap();
+    assert!(matches!(allocation.entry(0), Err(Error::BadArgument(why)) if why.contains("not published")));
+    allocation.publish().unwrap();
+    assert_eq!(allocation.entry(0), Ok(allocation.rx() as usize));
+    assert_eq!(allocation.entry(63), Ok(allocation.rx() as usize + 63));
+    assert!(matches!(allocation.entry(64), Err(Error::BadArgument(why)) if why.contains("inside")));
+    drop(allocation);
+    let again = buffer.alloc(64, 16).unwrap();
+    assert!(again.entry(0).is_err(), "the next one there is not published");
+}
+
 #[test]
 fn impossible_requests_are_errors() {
     assert!(matches!(CodeBuffer::new(0), Err(Error::BadArgument(_))));

@@ -47,7 +47,7 @@ use super::record::{Block, BlockPage, BlockPages, Garbage, Retired, Translation}
 use super::{CodeCache, Key, Payload};
 use crate::block::{Entry, StaleFlag};
 use crate::panics::FirstPanic;
-use crate::sync::{Arc, Rule, left_out, lock};
+use crate::sync::{Arc, Rule, left_out};
 
 /// Why a block did not become reachable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +59,9 @@ pub enum CommitError {
     /// The block was made from bytes of a page that was not claimed:
     /// [`Ticket::made_from`](super::Ticket::made_from) said so.
     NotClaimed,
+    /// This thread holds the guard of a fork ([`CodeCache::before_fork`]), and would wait for
+    /// itself.
+    UnderForkGuard,
     /// No page was claimed: the block was made from no bytes.
     NoPages,
     /// An address of the entry is the other one or one of the two stubs, or the key
@@ -74,6 +77,9 @@ impl fmt::Display for CommitError {
         f.write_str(match self {
             Self::Written => "a write came to the block's bytes while it was translated; begin again",
             Self::NotClaimed => "the block was made from bytes of a page that was not claimed: claim it before reading",
+            Self::UnderForkGuard => {
+                "this thread holds the fork guard: drop it first, or call after_fork_child in the child"
+            }
             Self::NoPages => "the block claimed no page: claim each page before reading it",
             Self::BadEntry => "the entry's addresses must differ from both stubs and the key from u64::MAX",
             Self::NeedsCheck => "a page of the block stays writable: give a checked entry, or interpret",
@@ -136,7 +142,7 @@ impl<P: Payload> CodeCache<P> {
     ) -> Result<(), CommitError> {
         let block = Box::new(Block::new(key, pages, Arc::new(translation)));
         let result = {
-            let mut commits = lock(&self.0.commits);
+            let mut commits = self.commits();
             self.reap(&mut commits);
             let result = self.publish(&mut commits, key, block);
             if result.is_ok() {
@@ -162,7 +168,7 @@ impl<P: Payload> CodeCache<P> {
     ) -> Result<Option<BlockPages<P>>, CommitError> {
         let needs_check = pages.iter().any(|page| page.claim.is_checked());
         let result = {
-            let mut commits = lock(&self.0.commits);
+            let mut commits = self.commits();
             self.reap(&mut commits);
             match self.find(
                 &mut commits,
@@ -296,8 +302,10 @@ impl<P: Payload> CodeCache<P> {
     /// Makes the block of `key` unreachable: the embedder found at its entry that
     /// its bytes are not what they were, or wants it gone. It is kept as what
     /// [`Ticket::revive`](super::Ticket::revive) looks for.
+    ///
+    /// Not to be called by a thread that holds the guard of a fork ([`CodeCache::before_fork`]).
     pub fn remove(&self, key: Key) {
-        let commits = lock(&self.0.commits);
+        let commits = self.commits();
         let Some(block) = self.0.table.cell(&commits.cells, key).and_then(Self::newest) else { return };
         self.0.counters.removed.add(u64::from(self.0.killer.kill(block)));
     }
@@ -366,7 +374,7 @@ impl<P: Payload> CodeCache<P> {
             }
         }
         if !cells.is_empty() {
-            lock(&self.0.commits).cells.give_back(cells);
+            self.commits().cells.give_back(cells);
         }
         if self.0.waiting.is_too_much() || self.epoch().is_held_back() {
             panics.catch(|| self.epoch().ask_all_to_leave());
@@ -377,15 +385,17 @@ impl<P: Payload> CodeCache<P> {
     /// Frees what dead blocks own, as far as no vCPU can be inside them and it is
     /// not kept. Commits do it in passing; an embedder that stops translating may
     /// call it.
+    ///
+    /// Not to be called by a thread that holds the guard of a fork ([`CodeCache::before_fork`]).
     pub fn collect(&self) {
-        self.reap(&mut lock(&self.0.commits));
+        self.reap(&mut self.commits());
         self.collect_garbage();
     }
 
     /// Gives up what is kept of dead blocks.
     pub(super) fn forget_formers(&self) {
         {
-            let mut commits = lock(&self.0.commits);
+            let mut commits = self.commits();
             self.reap(&mut commits);
             let given_up = commits.formers.clear();
             self.give_up(given_up);

@@ -25,7 +25,6 @@
 use super::commit::Commits;
 use super::limit::{MemoryLimit, Weight};
 use super::{CodeCache, Payload};
-use crate::sync::lock;
 
 /// Evicted beyond what the limit wants, so that the next commits need not: as much,
 /// or an eighth of the limit.
@@ -44,9 +43,11 @@ impl<P: Payload> CodeCache<P> {
     /// descriptors. The keys that have a block or a [`Link`](super::Link) bound the
     /// cells: a cell that no link leads to stays until the table of keys is full, and is
     /// used again then.
+    ///
+    /// Not to be called by a thread that holds the guard of a fork ([`CodeCache::before_fork`]).
     pub fn set_limit(&self, limit: MemoryLimit) {
         {
-            let mut commits = lock(&self.0.commits);
+            let mut commits = self.commits();
             self.reap(&mut commits);
             commits.live_limit_bytes = limit.live_bytes;
             let given_up = commits.formers.set_limit(limit.former_bytes);
@@ -67,10 +68,12 @@ impl<P: Payload> CodeCache<P> {
     /// is not pinned, and do without the memory for a while where it is not there yet.
     /// What was given up before and waits for that counts: who calls it again and again
     /// until the memory is there does not lose all blocks to one vCPU that is slow to leave.
+    ///
+    /// Not to be called by a thread that holds the guard of a fork ([`CodeCache::before_fork`]).
     pub fn evict(&self, payload_bytes: usize) {
         let payload_bytes = payload_bytes.saturating_sub(self.0.waiting.get().payload_bytes);
         {
-            let mut commits = lock(&self.0.commits);
+            let mut commits = self.commits();
             self.reap(&mut commits);
             let kept = commits.formers.weight().payload_bytes;
             let wanted = payload_bytes.saturating_sub(kept);

@@ -1,5 +1,6 @@
 //! What a cache takes of the host's memory.
 
+use super::commit::Commits;
 use super::limit::Weight;
 use super::{CodeCache, Payload};
 use crate::sync::lock;
@@ -39,9 +40,16 @@ impl Footprint {
 impl<P: Payload> CodeCache<P> {
     /// How much memory the cache takes just now.
     pub fn footprint(&self) -> Footprint {
+        if self.stands_still_here() {
+            return *lock(&self.0.footprint_at_fork);
+        }
         let page_bytes = self.tracker().descriptor_bytes();
-        let mut commits = lock(&self.0.commits);
+        let mut commits = self.commits();
         self.reap(&mut commits);
+        self.footprint_of(&commits, page_bytes)
+    }
+
+    pub(super) fn footprint_of(&self, commits: &Commits<P>, page_bytes: usize) -> Footprint {
         Footprint {
             live: commits.live.weight(),
             former: commits.formers.weight(),

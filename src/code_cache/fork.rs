@@ -34,11 +34,27 @@ impl<P: Payload> CodeCache<P> {
     /// [code buffer's](crate::code_buffer::ForkGuard::after_fork_child), which comes
     /// first: [`forks`](crate::guide::forks) has both sides.
     ///
+    /// Until then a call of this thread that can return an error returns
+    /// [`Error::BadArgument`], or [`CommitError::UnderForkGuard`](super::CommitError), where it
+    /// would wait for itself. Lookups work, numbers can be asked for, and what the thread has
+    /// can be dropped: tickets, links, vCPUs. [`CodeCache::remove`], [`CodeCache::evict`],
+    /// [`CodeCache::collect`], [`CodeCache::set_limit`], [`CodeCache::attach_vcpu`] and
+    /// another `before_fork` must not be called: that panics in debug builds, and waits for
+    /// ever in others. [`CodeCache::stands_still_here`] tells.
+    ///
     /// Until then no other thread adds or removes a region or a code buffer of any other
     /// instance. A child never waits for the locks of instances that have no guard: it
     /// leaves those instances alone.
     pub fn before_fork(&self) -> ForkGuard<'_, P> {
-        let take_locks = || (self.0.tracker.stand_still(), lock(&self.0.commits), self.epoch().before_fork());
+        debug_assert_eq!(self.0.tracker.check_moves(), Ok(()));
+        let take_locks = || {
+            let tracker = self.0.tracker.stand_still();
+            let commits = lock(&self.0.commits);
+            // The epoch's locks come last: what is dead is only counted.
+            let footprint = self.footprint_of(&commits, self.0.tracker.descriptor_bytes());
+            *lock(&self.0.footprint_at_fork) = footprint;
+            (tracker, commits, self.epoch().before_fork())
+        };
         let ((tracker, commits, epoch), fork) = Fork::around(take_locks);
         ForkGuard { cache: self, tracker, commits, epoch, fork }
     }

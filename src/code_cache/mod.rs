@@ -72,7 +72,7 @@ use crate::journal::RecentWrite;
 use crate::panics::FirstPanic;
 use crate::policy::{Adaptive, Policy};
 use crate::stats::{Counters, Histograms, Stats};
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::{Arc, Mutex, MutexGuard, lock};
 use crate::tracker::{BeginError, PageClaim, Tracker};
 use commit::Commits;
 use limit::Waiting;
@@ -127,6 +127,8 @@ struct Shared<P: Payload> {
     commits: Mutex<Commits<P>>,
     waiting: Waiting,
     counters: Arc<Counters>,
+    /// What the cache took when it came to stand still for a fork.
+    footprint_at_fork: Mutex<Footprint>,
 }
 
 /// A cache of translated code whose blocks own payloads of type `P`: what is
@@ -178,6 +180,7 @@ impl<P: Payload> CodeCache<P> {
             commits: Mutex::new(Commits::new()),
             waiting: Waiting::new(MemoryLimit::default()),
             counters,
+            footprint_at_fork: Mutex::new(Footprint::default()),
         })))
     }
 
@@ -207,6 +210,19 @@ impl<P: Payload> CodeCache<P> {
         self.0.killer.journal.since(since)
     }
 
+    /// Whether the calling thread holds the guard of a fork ([`CodeCache::before_fork`]). It
+    /// would wait for itself in a call that needs the cache.
+    pub fn stands_still_here(&self) -> bool {
+        self.0.tracker.stands_still_here()
+    }
+
+    /// The commit lock. A thread that holds the guard of a fork has it already, and waits
+    /// for ever: a caller that can return an error checks that first.
+    fn commits(&self) -> MutexGuard<'_, Commits<P>> {
+        debug_assert_eq!(self.0.tracker.check_moves(), Ok(()));
+        lock(&self.0.commits)
+    }
+
     fn epoch(&self) -> &Epoch<Garbage<P>> {
         &self.0.killer.epoch
     }
@@ -224,8 +240,10 @@ impl<P: Payload> CodeCache<P> {
     ///
     /// # Errors
     ///
-    /// [`Error::BadArgument`] if this thread has a vCPU pinned itself: unpin it first.
+    /// [`Error::BadArgument`] if this thread has a vCPU pinned itself: unpin it first. The
+    /// same if it holds the guard of a fork.
     pub fn wait_for_vcpus(&self) -> Result<(), Error> {
+        self.0.tracker.check_moves()?;
         self.epoch().wait_for_pins()
     }
 
@@ -238,7 +256,10 @@ impl<P: Payload> CodeCache<P> {
     ///
     /// If it panics, the other vCPUs are asked all the same, and then the call that asked
     /// passes the panic on.
+    ///
+    /// Not to be called by a thread that holds the guard of a fork ([`CodeCache::before_fork`]).
     pub fn attach_vcpu(&self, ask_to_leave: impl Fn() + Send + Sync + 'static) -> VCpu<P> {
+        debug_assert_eq!(self.0.tracker.check_moves(), Ok(()));
         VCpu::new(self.clone(), self.0.killer.stubs, self.epoch().join(Box::new(ask_to_leave)))
     }
 
@@ -255,13 +276,15 @@ impl<P: Payload> CodeCache<P> {
     ///
     /// # Errors
     ///
-    /// [`Error::BadArgument`] for the key `u64::MAX`.
+    /// [`Error::BadArgument`] for the key `u64::MAX`, and if this thread holds the guard of a
+    /// fork.
     pub fn link(&self, key: Key) -> Result<Link, Error> {
         if key.0 == u64::MAX {
             return Err(Error::BadArgument("u64::MAX is not a key"));
         }
+        self.0.tracker.check_moves()?;
         let (link, swept) = {
-            let mut commits = lock(&self.0.commits);
+            let mut commits = self.commits();
             let (cell, swept) = self.table().cell_or_new(&mut commits.cells, key, self.0.killer.stubs);
             (cell.link(), swept)
         };

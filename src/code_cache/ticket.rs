@@ -154,7 +154,7 @@ impl<P: Payload> Ticket<P> {
     /// # Errors
     ///
     /// [`CommitError::Written`]: a write came since a page was claimed. Begin again.
-    /// [`CommitError::NotClaimed`]: as for [`Ticket::commit`].
+    /// [`CommitError::NotClaimed`], [`CommitError::UnderForkGuard`]: as for [`Ticket::commit`].
     pub fn revive(mut self) -> Result<Option<Self>, CommitError> {
         if self.is_misread {
             return Err(CommitError::NotClaimed);
@@ -162,6 +162,9 @@ impl<P: Payload> Ticket<P> {
         let Some(made_from) = self.source.as_ref().filter(|_| self.key.raw() != u64::MAX) else {
             return Ok(Some(self));
         };
+        if self.cache.stands_still_here() {
+            return Err(CommitError::UnderForkGuard);
+        }
         let pages = self.cache.revive(self.key, std::mem::take(&mut self.pages), made_from, self.options)?;
         Ok(pages.map(|pages| Self { pages, ..self }))
     }
@@ -178,6 +181,7 @@ impl<P: Payload> Ticket<P> {
     /// of the block can be reached, `payload` was dropped or is kept. Begin again, or
     /// interpret an instruction first.
     /// [`CommitError::NotClaimed`]: [`Ticket::made_from`] failed.
+    /// [`CommitError::UnderForkGuard`]: this thread holds the guard of a fork.
     /// [`CommitError::NeedsCheck`]: [`Ticket::needs_check`], and `entry` has no
     /// checked address. [`CommitError::NoPages`]: nothing was claimed.
     /// [`CommitError::BadEntry`]: an address that is a stub's, or twice the same.
@@ -196,6 +200,9 @@ impl<P: Payload> Ticket<P> {
         }
         if needs_check && entry.address(true).is_none() {
             return Err(CommitError::NeedsCheck);
+        }
+        if cache.stands_still_here() {
+            return Err(CommitError::UnderForkGuard);
         }
         if source.is_none() {
             // Before the block is in their lists.

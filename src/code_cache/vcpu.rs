@@ -15,10 +15,11 @@ use std::cell::UnsafeCell;
 use std::fmt;
 use std::marker::PhantomData;
 
+use super::record::Garbage;
 use super::table::NO_KEY;
 use super::{CodeCache, Key, Payload};
 use crate::block::{EntryCell, EntryStubs};
-use crate::epoch::Participant;
+use crate::epoch::{Epoch, Participant};
 use crate::sync::{Arc, Rule, left_out};
 
 /// Entries of a front; a power of two.
@@ -99,7 +100,11 @@ impl<P: Payload> VCpu<P> {
 
 impl<P: Payload> Drop for VCpu<P> {
     fn drop(&mut self) {
-        self.cache.epoch().leave(&self.participant);
+        if self.cache.stands_still_here() {
+            Epoch::<Garbage<P>>::leave_under_guard(&self.participant);
+        } else {
+            self.cache.epoch().leave(&self.participant);
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::addr::PageSize;
 use crate::error::Error;
+use crate::sys::fault::this_thread;
 use crate::sys::statics;
 
 static COOKIE: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
@@ -72,10 +73,46 @@ impl Owner {
         Generation(self.0.load(Ordering::Relaxed)).is_current()
     }
 
+    /// The number of the process that it belongs to, of all in a line of forks; not 0.
+    pub(crate) fn number(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// It is this process's own from now on.
     pub(crate) fn take_over(&self) -> Result<(), Error> {
         self.0.store(Generation::of_this_process()?.0, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// The thread that holds the guard of an instance over a fork. It has the locks of the
+/// instance, and would wait for itself there.
+#[derive(Debug, Default)]
+pub(crate) struct Keeper(AtomicU64);
+
+impl Keeper {
+    /// The calling thread has the locks from now on.
+    pub(crate) fn begin(&self) {
+        self.0.store(this_thread(), Ordering::Relaxed);
+    }
+
+    /// It gives them up.
+    pub(crate) fn end(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether it is the calling thread. No other one writes the number of this one, so
+    /// that no ordering is needed.
+    #[inline]
+    pub(crate) fn is_this_thread(&self) -> bool {
+        let keeper = self.0.load(Ordering::Relaxed);
+        keeper != 0 && keeper == this_thread()
+    }
+
+    /// An error instead of a wait for ever.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let held = "this thread holds the fork guard: drop it first, or call after_fork_child in the child";
+        if self.is_this_thread() { Err(Error::BadArgument(held)) } else { Ok(()) }
     }
 }
 

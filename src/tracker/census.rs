@@ -94,20 +94,22 @@ impl<O: PageObserver> Tracker<O> {
     /// translator ever looked at.
     pub fn pages_by_state(&self) -> PagesByState {
         let mut pages = PagesByState::default();
-        self.gate.read().regions.iter().for_each(|tracked| tracked.region.count_states(&mut pages));
+        self.gate.for_each_region(|region| region.count_states(&mut pages));
         pages
     }
 
     /// Memory of the descriptors of pages, in bytes.
     pub(crate) fn descriptor_bytes(&self) -> usize {
-        self.gate.read().regions.iter().map(|tracked| tracked.region.pages.bytes()).sum()
+        let mut bytes = 0;
+        self.gate.for_each_region(|region| bytes += region.pages.bytes());
+        bytes
     }
 
     /// The pages that were written to most, `most` of them at most, the hottest
     /// first. It looks at every page that a translator ever looked at.
     pub fn hottest_pages(&self, most: usize) -> Vec<HotPage> {
         let mut hot = Vec::new();
-        self.gate.read().regions.iter().for_each(|tracked| tracked.region.list_hot(&mut hot));
+        self.gate.for_each_region(|region| region.list_hot(&mut hot));
         hot.sort_by_key(|page| (core::cmp::Reverse(page.hits()), page.page.0));
         hot.truncate(most);
         hot

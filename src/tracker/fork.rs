@@ -21,12 +21,15 @@ impl<O: PageObserver> Tracker<O> {
     /// called, in the child, no other thread gets in, and none adds or removes a region
     /// or a code buffer of any other instance; faults are handled.
     ///
-    /// Until then, calls of this thread that return an error return
-    /// [`Error::BadArgument`]; the others must not be made.
+    /// Until then, a call of this thread that can return an error returns
+    /// [`Error::BadArgument`], where it would wait for itself. Numbers can be asked for.
+    /// [`Tracker::tend`] and another `before_fork` must not be called: that panics in debug
+    /// builds, and waits for ever in others.
     ///
     /// A child never waits for the locks of instances that have no guard: it leaves those
     /// instances alone.
     pub fn before_fork(&self) -> ForkGuard<'_, O> {
+        debug_assert_eq!(self.check_moves(), Ok(()));
         let (still, fork) = Fork::around(|| self.stand_still());
         ForkGuard { still, fork }
     }
@@ -62,6 +65,7 @@ impl<O: PageObserver> Still<'_, O> {
     /// In a child of the process in which it stood still: see
     /// [`ForkGuard::after_fork_child`].
     pub(crate) fn continue_in_child(mut self) -> Result<(), Error> {
+        self.0.forget_regions();
         let mut done = Ok(());
         let thread = this_thread();
         for tracked in &mut self.0.space.regions {

@@ -177,8 +177,8 @@ pub struct Tracker<O: PageObserver> {
 
 impl<O: PageObserver> fmt::Debug for Tracker<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Also under the guard of a fork, whose thread would wait for itself.
-        let regions = (!self.gate.stands_still_here()).then(|| self.gate.read().regions.len());
+        let mut regions = 0;
+        self.gate.for_each_region(|_| regions += 1);
         f.debug_struct("Tracker").field("regions", &regions).finish_non_exhaustive()
     }
 }
@@ -306,9 +306,26 @@ impl<O: PageObserver> Tracker<O> {
         }
     }
 
+    /// Whether the calling thread holds the guard of a fork ([`Tracker::before_fork`]). It
+    /// would wait for itself in a call that needs the tracker.
+    pub fn stands_still_here(&self) -> bool {
+        self.gate.stands_still_here()
+    }
+
+    /// An error if the calling thread holds the guard of a fork.
+    pub(crate) fn check_moves(&self) -> Result<(), Error> {
+        self.gate.check_moves()
+    }
+
     /// How writes at `guest` are learned of; `None` outside every region.
     pub fn mode_at(&self, guest: GuestAddr) -> Option<Mode> {
-        self.gate.read().at(guest).ok().map(|tracked| tracked.region.mode())
+        let mut mode = None;
+        self.gate.for_each_region(|region| {
+            if region.contains(guest) {
+                mode = Some(region.mode());
+            }
+        });
+        mode
     }
 
     /// Protects the page that holds `guest` for a translator.
@@ -343,7 +360,9 @@ impl<O: PageObserver> Tracker<O> {
     /// from putting others there: once all of a region's are gone, so is the protection
     /// of its pages.
     pub fn descriptors(&self) -> Vec<RawFd> {
-        self.gate.read().regions.iter().flat_map(|tracked| tracked.region.protection.descriptors()).collect()
+        let mut descriptors = Vec::new();
+        self.gate.for_each_region(|region| descriptors.extend(region.protection.descriptors()));
+        descriptors
     }
 
     /// Lets checked pages be protected again that have cooled, as the policy says, and
@@ -354,6 +373,8 @@ impl<O: PageObserver> Tracker<O> {
     ///
     /// If the policy panics, every region is looked at all the same, and then the panic
     /// goes on.
+    ///
+    /// Not to be called by a thread that holds the guard of a fork.
     pub fn tend(&self) {
         let mut panics = FirstPanic::default();
         self.gate.read().regions.iter().for_each(|tracked| tracked.region.tend(&mut panics));

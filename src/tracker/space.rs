@@ -3,13 +3,12 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::addr::{GuestAddr, Span};
 use crate::error::Error;
 use crate::page_table::Hold;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, lock};
-use crate::sys::fault::this_thread;
+use crate::sys::fork::Keeper;
 
 use super::PageObserver;
 use super::ranges::Ranges;
@@ -23,10 +22,18 @@ pub(super) struct Gate<O: PageObserver> {
     /// Whether a view was ever declared. A translator that does not see it set
     /// claimed its page before that view's declaration ended the claim.
     has_views: Arc<AtomicBool>,
-    /// The thread that keeps the tracker still for a fork; 0 if there is none.
-    standing: Arc<AtomicU64>,
-    /// What that thread released meanwhile.
-    released: Arc<Mutex<Vec<(RegionId, Hold)>>>,
+    /// The thread that keeps the tracker still for a fork.
+    keeper: Arc<Keeper>,
+    meanwhile: Arc<Mutex<Meanwhile<O>>>,
+}
+
+/// What the thread that keeps a tracker still can do with it meanwhile.
+#[derive(Debug)]
+struct Meanwhile<O: PageObserver> {
+    /// The regions that it may look at.
+    regions: Vec<Arc<Region<O>>>,
+    /// What it released.
+    released: Vec<(RegionId, Hold)>,
 }
 
 /// A region from the call that adds it to the one that removes it. In a fork's child
@@ -55,17 +62,17 @@ pub(super) struct Space<O: PageObserver> {
 impl<O: PageObserver> Default for Gate<O> {
     fn default() -> Self {
         let space = Space { regions: Vec::new(), views: Views::default(), next_id: 0 };
-        let (has_views, standing) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let released = Arc::new(Mutex::new(Vec::new()));
-        Self { space: Arc::new(RwLock::new(space)), has_views, standing, released }
+        let (has_views, keeper) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let meanwhile = Arc::new(Mutex::new(Meanwhile { regions: Vec::new(), released: Vec::new() }));
+        Self { space: Arc::new(RwLock::new(space)), has_views, keeper, meanwhile }
     }
 }
 
 impl<O: PageObserver> Clone for Gate<O> {
     fn clone(&self) -> Self {
-        let Self { space, has_views, standing, released } = self;
+        let Self { space, has_views, keeper, meanwhile } = self;
         let (space, has_views) = (space.clone(), has_views.clone());
-        Self { space, has_views, standing: standing.clone(), released: released.clone() }
+        Self { space, has_views, keeper: keeper.clone(), meanwhile: meanwhile.clone() }
     }
 }
 
@@ -78,20 +85,19 @@ impl<O: PageObserver> fmt::Debug for Gate<O> {
 impl<O: PageObserver> Gate<O> {
     /// Whether the calling thread holds the fork guard: it would wait for itself here.
     pub(super) fn stands_still_here(&self) -> bool {
-        let standing = self.standing.load(Relaxed);
-        standing != 0 && standing == this_thread()
+        self.keeper.is_this_thread()
     }
 
     /// An error instead of a wait for ever.
     pub(super) fn check_moves(&self) -> Result<(), Error> {
-        let held = "this thread holds the fork guard: drop it first, or call after_fork_child in the child";
-        if self.stands_still_here() { Err(Error::BadArgument(held)) } else { Ok(()) }
+        self.keeper.check()
     }
 
     /// Lets nobody in until the result is dropped.
     pub(super) fn stand_still(&self) -> Standing<'_, O> {
         let space = self.write();
-        self.standing.store(this_thread(), Relaxed);
+        lock(&self.meanwhile).regions = space.regions.iter().map(|tracked| tracked.region.clone()).collect();
+        self.keeper.begin();
         Standing { space, gate: self }
     }
 
@@ -108,9 +114,18 @@ impl<O: PageObserver> Gate<O> {
     /// Ends holds. Under the guard of a fork they end with it.
     pub(super) fn release(&self, holds: impl Iterator<Item = (RegionId, Hold)>) {
         if self.stands_still_here() {
-            lock(&self.released).extend(holds);
+            lock(&self.meanwhile).released.extend(holds);
         } else {
             self.read().release(holds);
+        }
+    }
+
+    /// Looks at every region, also under the guard of a fork.
+    pub(super) fn for_each_region(&self, mut look: impl FnMut(&Region<O>)) {
+        if self.stands_still_here() {
+            lock(&self.meanwhile).regions.iter().for_each(|region| look(region));
+        } else {
+            self.read().regions.iter().for_each(|tracked| look(&tracked.region));
         }
     }
 
@@ -137,10 +152,19 @@ pub(super) struct Standing<'a, O: PageObserver> {
     gate: &'a Gate<O>,
 }
 
+impl<O: PageObserver> Standing<'_, O> {
+    /// The regions are about to be replaced.
+    pub(super) fn forget_regions(&self) {
+        lock(&self.gate.meanwhile).regions.clear();
+    }
+}
+
 impl<O: PageObserver> Drop for Standing<'_, O> {
     fn drop(&mut self) {
-        self.space.release(lock(&self.gate.released).drain(..));
-        self.gate.standing.store(0, Relaxed);
+        let meanwhile = &mut *lock(&self.gate.meanwhile);
+        self.space.release(meanwhile.released.drain(..));
+        meanwhile.regions.clear();
+        self.gate.keeper.end();
     }
 }
 

@@ -332,6 +332,121 @@ static void any_byte_stands_for_its_page(void)
     teardown();
 }
 
+/* ---- A vCPU that is not pinned */
+
+static void lookup_without_a_pin(void)
+{
+    cw_vcpu *vcpu;
+    cw_front front;
+    MUST(cw_cache_attach_vcpu(cache, NULL, NULL, &vcpu));
+    MUST(cw_vcpu_front(vcpu, &front));
+    MUST(cw_vcpu_pin(vcpu));
+    CHECK(*front.is_pinned == 1 && cw_lookup(vcpu, &front, GUEST) == 0x100);
+    MUST(cw_vcpu_unpin(vcpu));
+    CHECK(*front.is_pinned == 0 && cw_vcpu_lookup(vcpu, GUEST) == 0);
+    CHECK(strstr(cw_last_error_message(), "not pinned"));
+    fflush(stdout);
+    freopen("/dev/null", "w", stderr);
+    cw_lookup(vcpu, &front, GUEST); /* the assertion ends the process */
+}
+
+static void a_lookup_without_a_pin_is_told(void)
+{
+    int status;
+    setup(CW_MODE_MPROTECT);
+    commit(GUEST);
+    const pid_t pid = fork();
+    if (pid == 0) {
+        lookup_without_a_pin();
+        _exit(0);
+    }
+    CHECK(pid > 0 && waitpid(pid, &status, 0) == pid);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+    teardown();
+}
+
+/* ---- Code that nobody published */
+
+static void code_that_was_not_published(void)
+{
+    cw_code_buffer *buffer;
+    setup(CW_MODE_MPROTECT);
+    MUST(cw_code_buffer_new(PAGE, &buffer));
+    for (int published = 0; published < 2; published++) {
+        cw_allocation *code;
+        cw_ticket *ticket = begin();
+        MUST(cw_ticket_claim(ticket, GUEST, NULL));
+        MUST(cw_code_buffer_alloc(buffer, 64, 16, &code));
+        *(uint8_t *)cw_allocation_rw(code) = 0xc3;
+        const uintptr_t entry = (uintptr_t)cw_allocation_rx(code);
+        if (published)
+            MUST(cw_allocation_publish(code));
+        MUST(cw_ticket_keep_allocation(ticket, code));
+        const cw_status status = cw_ticket_commit(ticket, entry, 0, NULL, NULL);
+        CHECK(status == (published ? CW_OK : CW_BAD_ARGUMENT));
+        CHECK(published || strstr(cw_last_error_message(), "not published"));
+        CHECK(lookup(GUEST) == (published ? entry : 0));
+        cw_ticket_free(ticket);
+    }
+    cw_code_buffer_free(buffer);
+    teardown();
+}
+
+/* ---- Calls of the thread that holds the guard of a fork */
+
+static void told_of_the_guard(cw_status status)
+{
+    CHECK(status == CW_BAD_ARGUMENT && strstr(cw_last_error_message(), "fork guard"));
+}
+
+static void under_ones_own_guard(void)
+{
+    cw_code_buffer *buffer;
+    cw_allocation *code, *more;
+    cw_fork_guard *guard, *second;
+    cw_vcpu *vcpu, *other;
+    cw_link *link;
+    setup(CW_MODE_MPROTECT);
+    commit(GUEST);
+    MUST(cw_code_buffer_new(PAGE, &buffer));
+    MUST(cw_code_buffer_alloc(buffer, 64, 16, &code));
+    MUST(cw_cache_attach_vcpu(cache, NULL, NULL, &vcpu));
+    cw_ticket *ticket = begin(), *claimed = begin();
+    MUST(cw_ticket_claim(claimed, GUEST, NULL));
+    MUST(cw_before_fork(cache, &buffer, 1, &guard));
+    told_of_the_guard(cw_ticket_claim(ticket, GUEST, NULL));
+    told_of_the_guard(cw_ticket_commit(claimed, 0x200, 0, NULL, NULL));
+    told_of_the_guard(cw_cache_link(cache, GUEST, &link));
+    told_of_the_guard(cw_cache_remove(cache, GUEST));
+    told_of_the_guard(cw_cache_collect(cache));
+    told_of_the_guard(cw_cache_evict(cache, 1));
+    told_of_the_guard(cw_cache_set_limit(cache, 1, 1));
+    told_of_the_guard(cw_cache_wait_for_vcpus(cache));
+    told_of_the_guard(cw_cache_attach_vcpu(cache, NULL, NULL, &other));
+    told_of_the_guard(cw_code_buffer_alloc(buffer, 64, 16, &more));
+    told_of_the_guard(cw_before_fork(cache, NULL, 0, &second));
+    told_of_the_guard(cw_before_fork(cache, &buffer, 1, &second));
+    told_of_the_guard(cw_cache_sync(cache));
+    told_of_the_guard(cw_cache_tend(cache));
+    cw_footprint footprint = {.size_bytes = sizeof(footprint)};
+    cw_pages_by_state pages = {.size_bytes = sizeof(pages)};
+    cw_code_buffer_stats stats = {.size_bytes = sizeof(stats)};
+    MUST(cw_cache_get_footprint(cache, &footprint));
+    MUST(cw_cache_get_pages_by_state(cache, &pages));
+    MUST(cw_code_buffer_get_stats(buffer, &stats));
+    CHECK(footprint.live.blocks == 1 && pages.protected_pages == 1 && stats.allocations == 1);
+    MUST(cw_vcpu_free(vcpu));
+    cw_allocation_free(code);
+    cw_ticket_free(ticket);
+    cw_ticket_free(claimed);
+    cw_after_fork_parent(guard);
+    CHECK(lookup(GUEST) == 0x100);
+    MUST(cw_code_buffer_get_stats(buffer, &stats));
+    CHECK(stats.allocations == 0);
+    cw_code_buffer_free(buffer);
+    teardown();
+}
+
 /* ---- Alternate signal stacks */
 
 static void *frees(void *stack)
@@ -393,6 +508,9 @@ int main(int argc, char **argv)
     alone(a_region_is_taken_away_once);
     alone(a_region_that_stays_protected_is_gone_all_the_same);
     alone(any_byte_stands_for_its_page);
+    alone(a_lookup_without_a_pin_is_told);
+    alone(code_that_was_not_published);
+    alone(under_ones_own_guard);
     alone(an_alternate_stack_is_freed_by_its_thread);
     alone(a_name_that_no_mode_has);
     puts("all holds");

@@ -121,6 +121,8 @@ pub fn ends_block(op: Op) -> bool {
 pub struct CompiledBlock {
     space: Arc<CodeSpace>,
     code: Allocation,
+    /// Where it is entered.
+    entry: usize,
     /// What of it the compiler made.
     function_bytes: usize,
     /// The instructions of the checked entry.
@@ -135,7 +137,7 @@ pub struct CompiledBlock {
 impl CompiledBlock {
     /// What an entry cell holds to lead here.
     pub fn entry(&self) -> usize {
-        self.code.rx() as usize
+        self.entry
     }
 
     /// What it holds while a page of the block is checked.
@@ -240,12 +242,21 @@ impl Translator {
             at
         });
         let Place { code, function_bytes } = place;
-        code.publish().map_err(TranslateError::Publish)?;
+        let entry = code.publish().and_then(|()| code.entry(0)).map_err(TranslateError::Publish)?;
 
-        let faults = Box::new(FaultTable { start: code.rx() as usize, len_bytes: code.len(), points: points.into() });
+        let faults = Box::new(FaultTable { start: entry, len_bytes: code.len(), points: points.into() });
         // SAFETY: boxed, and removed when the block is dropped.
         unsafe { self.space.faults.insert(&*faults) };
-        Ok(CompiledBlock { space: Arc::clone(&self.space), code, function_bytes, check, faults, links, insts: kept })
+        Ok(CompiledBlock {
+            space: Arc::clone(&self.space),
+            code,
+            entry,
+            function_bytes,
+            check,
+            faults,
+            links,
+            insts: kept,
+        })
     }
 
     fn build(&mut self, insts: &[(u64, Inst)], kept: &[Inst], links: &[LinkSlot], options: &BlockOptions) {
