@@ -92,6 +92,7 @@
 #ifndef CODEWARDEN_H
 #define CODEWARDEN_H
 
+#include <assert.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -623,7 +624,9 @@ cw_status cw_ticket_revive(cw_ticket *ticket, bool *revived);
 ///
 /// CW_WRITTEN: a write came since a page was claimed: begin again, or interpret.
 /// CW_NEEDS_CHECK: cw_ticket_needs_check(), and there is no checked entry.
-/// CW_BAD_ARGUMENT: no page was claimed, or an address or the key cannot be used.
+/// CW_BAD_ARGUMENT: no page was claimed, cw_ticket_made_from() failed, an address or the
+/// key cannot be used, or an allocation that the block keeps was never published
+/// (cw_allocation_publish()).
 cw_status cw_ticket_commit(cw_ticket *ticket,
                            uintptr_t plain,
                            uintptr_t checked,
@@ -648,7 +651,9 @@ void cw_ticket_free(cw_ticket *ticket);
  *
  * Emitted code may probe the front itself: the entry of a key is
  * front.entries[CW_FRONT_INDEX(key)], and where its key is the one that is looked for,
- * jump to what its cell holds. Under the vCPU's pin alone.
+ * jump to what its cell holds. Under the vCPU's pin alone: the cells of a vCPU that is not
+ * pinned may be freed, or another key's by now. cw_lookup() asserts the pin unless NDEBUG
+ * is defined; emitted code can test the byte front.is_pinned itself.
  */
 
 /// Entries of a vCPU's front; a power of two.
@@ -674,6 +679,8 @@ typedef struct cw_front {
     uintptr_t dead_stub;
     /// The pending stub of the cache: nothing to run.
     uintptr_t pending_stub;
+    /// A byte that is 1 while the vCPU is pinned, and 0 while it is not.
+    const uint8_t *is_pinned;
 } cw_front;
 
 /// A new vCPU, not pinned. Free it with cw_vcpu_free().
@@ -855,7 +862,9 @@ cw_status cw_alt_stack_free(cw_alt_stack *stack);
  *         cw_after_fork_parent(guard);                      // also where fork failed
  *
  * All by one thread. Between the two no other thread gets into the cache or the
- * buffers; faults are handled. In a child without it the library touches nothing of
+ * buffers; faults are handled. The thread that forks has their locks: calls of its own
+ * that would wait for itself answer CW_BAD_ARGUMENT. It may look blocks up, ask for
+ * statistics, and free what it has: tickets, links, vCPUs, holds, allocations. In a child without it the library touches nothing of
  * the parent's, frees included. What needs a userfaultfd or a code buffer answers
  * CW_IN_FORK_CHILD there, and then CW_TRACKING_LOST.
  */
@@ -1020,10 +1029,12 @@ cw_status cw_cache_get_pages_by_state(const cw_cache *cache, cw_pages_by_state *
 /*
  * The entry of the valid block of the key; 0 where there is none. For a pinned vCPU;
  * front is what cw_vcpu_front() filled in for it, once. Where the front has the key this
- * is two loads and three comparisons, elsewhere it is cw_vcpu_lookup().
+ * is two loads and three comparisons, elsewhere it is cw_vcpu_lookup(). Unless NDEBUG is
+ * defined it asserts that the vCPU is pinned: what an unpinned one finds may be freed.
  */
 static inline uintptr_t cw_lookup(cw_vcpu *vcpu, const cw_front *front, uint64_t key)
 {
+    assert(*front->is_pinned && "cw_lookup() needs a pinned vCPU: call cw_vcpu_pin() first");
     const cw_front_entry *entry = &front->entries[CW_FRONT_INDEX(key)];
     if (entry->key == key) {
         uintptr_t address = __atomic_load_n(entry->cell, __ATOMIC_ACQUIRE);

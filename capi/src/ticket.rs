@@ -284,8 +284,9 @@ pub unsafe extern "C" fn cw_ticket_revive(ticket: *mut cw_ticket, revived: *mut 
 ///
 /// CW_WRITTEN: a write came since a page was claimed: begin again, or interpret.
 /// CW_NEEDS_CHECK: cw_ticket_needs_check(), and there is no checked entry.
-/// CW_BAD_ARGUMENT: no page was claimed, cw_ticket_made_from() failed, an address or the key cannot be used, or an
-/// allocation that the block keeps was never published (cw_allocation_publish()).
+/// CW_BAD_ARGUMENT: no page was claimed, cw_ticket_made_from() failed, an address or the
+/// key cannot be used, or an allocation that the block keeps was never published
+/// (cw_allocation_publish()).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_commit(
     ticket: *mut cw_ticket,
