@@ -25,9 +25,10 @@ fn field<'a>(patch: &'a str, word: &str) -> Option<&'a str> {
     header.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(": "))
 }
 
-/// The file of a library's module, and that of its tests where they have one.
-fn module(parts: &[&str]) -> Option<String> {
-    let path = root().join("src").join(parts.iter().collect::<PathBuf>());
+/// The file of a module of the package in `folder`, and that of its tests where they have
+/// one.
+fn module(folder: &str, parts: &[&str]) -> Option<String> {
+    let path = root().join(folder).join("src").join(parts.iter().collect::<PathBuf>());
     let code =
         fs::read_to_string(path.with_extension("rs")).or_else(|_| fs::read_to_string(path.join("mod.rs"))).ok()?;
     Some(code + &fs::read_to_string(path.join("tests.rs")).unwrap_or_default())
@@ -37,18 +38,24 @@ fn has_test(code: &str, name: &str) -> bool {
     code.split("#[test]").skip(1).any(|after| after.trim_start().starts_with(&format!("fn {name}(")))
 }
 
-/// The text of the first of `paths` that there is.
-fn text_of(paths: &[String]) -> Option<String> {
-    paths.iter().find_map(|path| fs::read_to_string(root().join(path)).ok())
+/// The text of the first of `paths` below `folder` that there is.
+fn text_of(folder: &str, paths: &[String]) -> Option<String> {
+    paths.iter().find_map(|path| fs::read_to_string(root().join(folder).join(path)).ok())
 }
 
 /// Whether there is a test of that name, as `mutations/run` would run it.
 fn exists(killer: &str) -> bool {
-    match killer.split(' ').collect::<Vec<_>>()[..] {
+    let words: Vec<&str> = killer.split(' ').collect();
+    let (folder, words) = match words[..] {
+        ["-p", package, "--lib" | "--test", ..] => (package, &words[2..]),
+        _ => ("", &words[..]),
+    };
+    let text_of = |paths: &[String]| text_of(folder, paths);
+    match *words {
         ["loom" | "--lib" | "miri", path] => {
             let parts: Vec<&str> = path.split("::").filter(|&part| part != "tests").collect();
             let Some((name, parts)) = parts.split_last() else { return false };
-            module(parts).is_some_and(|code| has_test(&code, name))
+            module(folder, parts).is_some_and(|code| has_test(&code, name))
         }
         ["--test", file] => text_of(&[format!("tests/{file}.rs"), format!("tests/{file}/main.rs")]).is_some(),
         ["--test", file, path] => {
@@ -81,14 +88,15 @@ fn faults_of(name: &str, patch: &str) -> Vec<String> {
         killer => wrong.push(format!("{name} names no test that exists: {killer:?}")),
     }
     let file = patch.lines().find_map(|line| line.strip_prefix("--- a/"));
-    let code = file.filter(|file| file.starts_with("src/")).and_then(|file| fs::read_to_string(root().join(file)).ok());
+    let is_source = |file: &&str| file.starts_with("src/") || file.starts_with("demo-emulator/src/");
+    let code = file.filter(is_source).and_then(|file| fs::read_to_string(root().join(file)).ok());
     match code {
         Some(code) => {
             if hunks(patch).is_empty() || !hunks(patch).iter().all(|hunk| code.contains(hunk)) {
                 wrong.push(format!("{name} does not apply any more"));
             }
         }
-        None => wrong.push(format!("{name} changes no file of src/")),
+        None => wrong.push(format!("{name} changes no file of a src/ folder")),
     }
     wrong
 }
@@ -171,6 +179,7 @@ fn what_is_wrong_is_found() {
     let count = |patch: String| faults_of(name, &patch).len();
     let killer = field(good, "Kills").expect("a test");
     assert_eq!(count(good.replace(killer, "--test promises there_is_no_such_test")), 1);
+    assert_eq!(count(good.replace(killer, "-p demo-emulator --test promises there_is_no_such_test")), 1);
     assert_eq!(count(good.replace("Kills: ", "Dies: ")), 1);
     assert_eq!(count(good.replace("Breaks: ", "")), 1);
     assert_eq!(count(good.replace("\n-", "\n-another line")), 1);

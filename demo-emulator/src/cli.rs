@@ -374,7 +374,9 @@ fn size(option: &str, text: &str, bounds: [(u64, &str); 2]) -> Result<u64, Usage
         Some(b'g' | b'G') => (&text[..text.len() - 1], 30),
         _ => (text, 0),
     };
-    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    // A sign is no digit: parse would take a plus.
+    let number = Some(digits).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
+    let bytes = number.and_then(|digits| digits.parse::<u64>().ok()).and_then(|number| number.checked_mul(1 << shift));
     let [(least, least_name), (most, most_name)] = bounds;
     let bytes = bytes.filter(|bytes| (least..=most).contains(bytes));
     bytes.ok_or_else(|| UsageError(format!("{option} {text}: must be a size from {least_name} to {most_name}")))
@@ -441,6 +443,7 @@ mod tests {
             "--code-limit 1K p",
             "--code-limit 5G p",
             "-s 65G p",
+            "-s +1M p",
             "-s 99999999999999999999 p",
             "-E novalue p",
             "-E =v p",

@@ -86,8 +86,8 @@ fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
         }
     };
     let window = Window::reserve().map_err(failed(
-        "there is no address space for the guest: it needs 256 GiB of addresses, not of memory; raise the limit \
-         with ulimit -v unlimited",
+        "there is no address space for the guest: it needs 256 GiB of addresses, not of memory, and 64 MiB of \
+         data for a table; raise the limits with ulimit -v unlimited and ulimit -d unlimited",
     ))?;
     // In this order: the fault handler hands on what it does not know.
     host_signals::catch_sent_faults().map_err(failed("the signal handler cannot be installed"))?;

@@ -268,6 +268,7 @@ fn errors_say_what_to_do_and_end_with_a_shells_statuses() {
     fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
     let other = std::env::current_exe().unwrap();
     let limited = format!("ulimit -v 1000000; exec {} {}", env!("CARGO_BIN_EXE_demo-emulator"), guest().display());
+    let no_data = limited.replace("ulimit -v 1000000", "ulimit -d 60000");
     let sigbus = ["--tracking", "sigbus"];
     for (command, status, parts) in [
         (emulator().arg(folder.join("missing")), 127, &["missing: no such file"][..]),
@@ -317,6 +318,8 @@ fn errors_say_what_to_do_and_end_with_a_shells_statuses() {
             &["CODEWARDEN_HIDE", "nothing is called: no_such_thing", "wp_async"],
         ),
         (Command::new("sh").args(["-c", &limited]), 125, &["address space", "ulimit -v unlimited"]),
+        // There is no room for its table.
+        (Command::new("sh").args(["-c", &no_data]), 125, &["address space", "64 MiB", "ulimit -d unlimited"]),
     ] {
         let (code, said) = failure(command);
         assert_eq!(code, status, "{said}");

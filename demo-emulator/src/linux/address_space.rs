@@ -39,7 +39,7 @@ use super::file_change::{FileChangeId, FileChanges};
 use super::host_memory;
 use super::observer::{Backing, MemoryObserver};
 use super::staged::Staged;
-use super::vma::{FileId, Kind, Mapping, Mappings, Prot};
+use super::vma::{FileId, Kind, Mapping, Mappings, OnFork, Prot};
 
 /// Guest page size in bytes; the host's must be the same.
 pub const PAGE_BYTES: u64 = 4096;
@@ -184,12 +184,12 @@ impl AddressSpace {
         let start = self.choose(place, len)?;
         let end = start + len;
         self.changes += 1;
-        let (access, len_bytes) = (access_of(prot), len as usize);
+        let (access, len_bytes, on_fork) = (access_of(prot), len as usize, OnFork::default());
         let (staged, kind) = match source {
             Source::Anonymous if self.mappings.is_free(start, end) => {
                 self.observer.set_access(self.host_range(start, end)?, access)?;
                 self.window.set_permissions(start..end, prot);
-                self.enter(Mapping { start, end, prot, kind: Kind::Private });
+                self.enter(Mapping { start, end, prot, kind: Kind::Private, on_fork });
                 return Ok(start);
             }
             Source::Anonymous => (Staged::anonymous(len_bytes, access), Kind::Private),
@@ -205,13 +205,13 @@ impl AddressSpace {
             }
         };
         let staged = staged.map_err(|errno| if errno == Errno::EISDIR { Errno::ENODEV } else { errno })?;
-        self.replace(Mapping { start, end, prot, kind }, staged)?;
+        self.replace(Mapping { start, end, prot, kind, on_fork }, staged)?;
         Ok(start)
     }
 
     /// Puts `mapping`, which is `staged`, in the place of whatever is there.
     fn replace(&mut self, mapping: Mapping, staged: Staged) -> Result<(), Errno> {
-        let Mapping { start, end, prot, kind } = mapping;
+        let Mapping { start, end, prot, kind, .. } = mapping;
         let (range, access) = (self.host_range(start, end)?, access_of(prot));
         let before = self.mappings.within(start, end);
         self.observer.mapping_change_begin(range);
@@ -230,13 +230,20 @@ impl AddressSpace {
         };
         self.observer.mapping_change_end(range, backing);
         moved?;
-        if kind != Kind::Private {
+        if self.shows_code(&mapping) {
             // Code that knows of one address of its bytes looks for stores there alone.
             self.observer.await_harts();
         }
         self.window.set_permissions(start..end, prot);
         self.enter(mapping);
         Ok(())
+    }
+
+    /// Whether code may have been translated from the bytes that `mapping` shows.
+    fn shows_code(&self, mapping: &Mapping) -> bool {
+        let (Some(file), Kind::Shared { offset, .. }) = (mapping.file(), mapping.kind) else { return false };
+        let bytes = offset..offset.saturating_add(mapping.len_bytes());
+        self.mappings.showing(file, &bytes).iter().any(|part| part.prot & EXEC != 0)
     }
 
     /// `mapping` is there now, in place of whatever was.
@@ -258,6 +265,24 @@ impl AddressSpace {
     /// In a fork's child, once the observer has been told.
     pub fn after_fork_child(&mut self) {
         self.file_changes.forget();
+    }
+
+    /// After that, if the guest's memory is a copy: leaves out and wipes what the guest
+    /// marked so.
+    ///
+    /// The host copies every mapping: one that it left out would be a hole in the
+    /// window, and the emulator's own memory could come to lie there.
+    pub fn leave_out_on_fork(&mut self) {
+        let marked: Vec<Mapping> = self.mappings.iter().filter(|m| m.on_fork != OnFork::default()).copied().collect();
+        for mapping in marked {
+            let Mapping { start, end, prot, on_fork, .. } = mapping;
+            // A failure leaves the copy there.
+            if on_fork.left_out {
+                let _ = self.clear(start, end);
+            } else if self.map(Place::Fixed(start), end - start, prot, Source::Anonymous).is_ok() {
+                self.mappings.insert(mapping);
+            }
+        }
     }
 
     /// A replacement failed: as Linux does, it left `before` as it was, or a hole.
@@ -435,6 +460,7 @@ impl AddressSpace {
         let in_place = || checked_end(start, new_len).is_some_and(|end| self.mappings.is_free(old_end, end));
         if to.is_none() && mapping.kind == Kind::Private && in_place() {
             self.map(Place::Fixed(old_end), new_len - old_len, mapping.prot, Source::Anonymous)?;
+            self.mappings.insert(Mapping { start: old_end, end: start + new_len, ..mapping });
             return Ok(start);
         }
         if !may_move {
@@ -466,7 +492,7 @@ impl AddressSpace {
         let from = self.host_range(start, start + PAGE_BYTES)?;
         let staged = Staged::view_of(from, len as usize, access_of(mapping.prot))?;
         let kind = Kind::Shared { device, inode, offset: offset + (start - mapping.start) };
-        self.replace(Mapping { start: to, end: to + len, prot: mapping.prot, kind }, staged)?;
+        self.replace(Mapping { start: to, end: to + len, kind, ..mapping }, staged)?;
         Ok(to)
     }
 
@@ -515,8 +541,14 @@ impl AddressSpace {
                     self.observer.mapping_change_end(range, Backing::Kept);
                     done?;
                 }
-                libc::MADV_DONTFORK | libc::MADV_DOFORK | libc::MADV_WIPEONFORK | libc::MADV_KEEPONFORK => {
-                    host_memory::advise(range, advice)?;
+                libc::MADV_WIPEONFORK if mapping.kind != Kind::Private => return Err(Errno::EINVAL),
+                libc::MADV_DONTFORK | libc::MADV_DOFORK => {
+                    let on_fork = OnFork { left_out: advice == libc::MADV_DONTFORK, ..mapping.on_fork };
+                    self.mappings.insert(Mapping { on_fork, ..mapping });
+                }
+                libc::MADV_WIPEONFORK | libc::MADV_KEEPONFORK => {
+                    let on_fork = OnFork { wiped: advice == libc::MADV_WIPEONFORK, ..mapping.on_fork };
+                    self.mappings.insert(Mapping { on_fork, ..mapping });
                 }
                 // The others are hints: not to follow them breaks nothing.
                 _ => {}

@@ -336,6 +336,9 @@ impl Thread {
         } else {
             process.observer.after_fork_child();
             space.after_fork_child();
+            if request.flags & libc::CLONE_VM as u64 == 0 {
+                space.leave_out_on_fork();
+            }
         }
         drop((space, actions, own_memory));
         if pid == 0 {

@@ -35,6 +35,15 @@ pub struct FileId {
     pub inode: u64,
 }
 
+/// What a fork's child gets of a mapping; by default a copy of it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct OnFork {
+    /// It has nothing there (MADV_DONTFORK). This comes before `wiped`.
+    pub left_out: bool,
+    /// It has zeros there (MADV_WIPEONFORK).
+    pub wiped: bool,
+}
+
 /// One mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mapping {
@@ -46,6 +55,8 @@ pub struct Mapping {
     pub prot: Prot,
     /// What lies under it.
     pub kind: Kind,
+    /// What a fork's child gets of it.
+    pub on_fork: OnFork,
 }
 
 impl Mapping {
@@ -79,12 +90,12 @@ impl Mapping {
                 Kind::Shared { device, inode, offset: offset + (from - self.start) }
             }
         };
-        Self { start: from, end: self.end.min(end), prot: self.prot, kind }
+        Self { start: from, end: self.end.min(end), kind, ..*self }
     }
 
     /// Whether `next` is the same mapping going on.
     fn continues_with(&self, next: &Mapping) -> bool {
-        if self.end != next.start || self.prot != next.prot {
+        if self.end != next.start || self.prot != next.prot || self.on_fork != next.on_fork {
             return false;
         }
         match (self.kind, next.kind) {
@@ -250,7 +261,7 @@ mod tests {
     const PAGE: u64 = 4096;
 
     fn private(start: u64, end: u64, prot: Prot) -> Mapping {
-        Mapping { start: start * PAGE, end: end * PAGE, prot, kind: Kind::Private }
+        Mapping { start: start * PAGE, end: end * PAGE, prot, kind: Kind::Private, on_fork: OnFork::default() }
     }
 
     fn mappings(all: &[Mapping]) -> Mappings {
@@ -265,24 +276,26 @@ mod tests {
         assert_eq!(all.iter().copied().collect::<Vec<_>>(), [private(1, 6, 3)]);
         let all = mappings(&[private(1, 3, 3), private(3, 5, 1)]);
         assert_eq!(all.iter().count(), 2);
+        let left_out = OnFork { left_out: true, wiped: false };
+        let all = mappings(&[private(1, 3, 3), Mapping { on_fork: left_out, ..private(3, 5, 3) }]);
+        assert_eq!(all.iter().count(), 2);
     }
 
     #[test]
     fn shared_parts_keep_their_offset() {
         let kind = |offset| Kind::Shared { device: 1, inode: 2, offset };
         let mut all = Mappings::default();
-        all.insert(Mapping { start: 0, end: 8 * PAGE, prot: 1, kind: kind(0) });
+        all.insert(Mapping { kind: kind(0), ..private(0, 8, 1) });
         all.remove(2 * PAGE, 3 * PAGE);
         assert_eq!(all.at(5 * PAGE).unwrap().kind, kind(3 * PAGE));
-        all.insert(Mapping { start: 2 * PAGE, end: 3 * PAGE, prot: 1, kind: kind(2 * PAGE) });
+        all.insert(Mapping { kind: kind(2 * PAGE), ..private(2, 3, 1) });
         assert_eq!(all.iter().count(), 1);
     }
 
     #[test]
     fn the_views_of_a_file_are_found_by_its_bytes() {
         let kind = |inode, offset| Kind::Shared { device: 1, inode, offset };
-        let view =
-            |start: u64, pages: u64, kind| Mapping { start: start * PAGE, end: (start + pages) * PAGE, prot: 5, kind };
+        let view = |start: u64, pages: u64, kind| Mapping { kind, ..private(start, start + pages, 5) };
         let file = |inode| FileId { device: 1, inode };
         let mut all = mappings(&[private(1, 9, 3)]);
         all.insert(view(10, 4, kind(7, 0)));
