@@ -325,11 +325,16 @@ impl World {
     }
 
     fn finish(&mut self, change: MappingChange<Killer<()>>, asked: Asked, pages: BTreeSet<u64>, removed: bool) {
-        let shared = (self.next(2) == 0).then(|| self.memory(1));
+        let mut shared = (self.next(2) == 0).then(|| self.memory(1));
+        let is_askew = self.next(8) == 0;
+        if let Some((_, memory)) = shared.as_mut().filter(|_| is_askew) {
+            memory.offset += 1;
+        }
         let first = asked.start >> 12;
         let last = asked.start.saturating_add(asked.len.saturating_sub(1)) >> 12;
         let done = change.finish_replaced(Access::ReadWrite, shared.map(|(_, memory)| memory));
-        let bad = shared.is_some_and(|(bytes, _)| bytes.1 + (last - first) >= PAGES_OF_ALL) && asked.len > 0;
+        let bad =
+            shared.is_some_and(|(bytes, _)| is_askew || bytes.1 + (last - first) >= PAGES_OF_ALL) && asked.len > 0;
         match done {
             Err(Error::BadRange { .. }) => assert!(bad),
             Err(Error::NotTracked { .. }) => assert!(removed),
@@ -429,8 +434,10 @@ impl World {
     }
 
     fn sync(&mut self) {
-        let asked = match self.next(2) {
+        let asked = match self.next(3) {
             0 => self.asked(),
+            // It begins behind the block's page, and may end in another view of it.
+            1 => Asked { start: (self.page_of_a_block() << 12) + 0x1000, len: 1 + self.next(REGION_PAGES << 12) },
             _ => Asked { start: self.page_of_a_block() << 12 | 0x800, len: 1 + self.next(0x1000) },
         };
         let bytes = if self.next(8) == 0 {
