@@ -437,7 +437,10 @@ impl World {
         let asked = match self.next(3) {
             0 => self.asked(),
             // It begins behind the block's page, and may end in another view of it.
-            1 => Asked { start: (self.page_of_a_block() << 12) + 0x1000, len: 1 + self.next(REGION_PAGES << 12) },
+            1 => Asked {
+                start: (self.page_of_a_block() << 12).wrapping_add(0x1000),
+                len: 1 + self.next(REGION_PAGES << 12),
+            },
             _ => Asked { start: self.page_of_a_block() << 12 | 0x800, len: 1 + self.next(0x1000) },
         };
         let bytes = if self.next(8) == 0 {
