@@ -6,12 +6,15 @@
 //! Each region's memory outlives its cache.
 #![allow(unsafe_code)]
 
-use std::sync::Arc;
+#[path = "support/alarm.rs"]
+mod alarm;
+
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Barrier};
 
 use codewarden::addr::{GuestAddr, PageSize};
 use codewarden::guest_memory::GuestMemory;
-use codewarden::policy::Adaptive;
+use codewarden::policy::{Adaptive, Decision, Limits, PageHistory, Policy};
 use codewarden::protection::{Mode, Probe};
 use codewarden::tracker::{BeginError, RegionOptions, SharedMemory};
 use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, StaleFlag, Ticket};
@@ -38,9 +41,13 @@ fn add_region(cache: &CodeCache<u32>, guest: u64, memory: &GuestMemory, mode: Mo
 
 impl Guest {
     fn new(mode: Mode) -> Self {
+        Self::with_policy(mode, Arc::new(Adaptive::with_checks()))
+    }
+
+    fn with_policy(mode: Mode, policy: Arc<dyn Policy>) -> Self {
         let page = PageSize::host().bytes();
         let memory = GuestMemory::memfd(PAGES * page).unwrap();
-        let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Adaptive::with_checks())).unwrap();
+        let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, policy).unwrap();
         add_region(&cache, 0, &memory, mode);
         Self { cache, memory, page: page as u64 }
     }
@@ -223,5 +230,71 @@ fn bytes_that_are_seen_elsewhere_make_every_store_one_to_look_at() {
         assert_eq!((guest.lookup(KEY), flag(stale)), (None, StaleFlag::DEAD), "{mode}: this view is protected still");
         let Guest { cache, memory, .. } = guest;
         drop((cache, memory, other));
+    }
+}
+
+/// Has a page checked that a harvest found written, after another thread has passed
+/// between its two waits.
+#[derive(Debug)]
+struct ChecksLate(Barrier);
+
+impl Policy for ChecksLate {
+    fn on_begin(&self, _: &PageHistory) -> Decision {
+        Decision::Protect
+    }
+
+    fn on_harvest(&self, _: &PageHistory) -> bool {
+        self.0.wait();
+        self.0.wait();
+        true
+    }
+
+    fn has_cooled(&self, _: &PageHistory) -> bool {
+        false
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_beside: true }
+    }
+}
+
+/// Lets the policy go on, also after a panic.
+struct GoesOn<'a>(&'a Barrier);
+
+impl Drop for GoesOn<'_> {
+    fn drop(&mut self) {
+        self.0.wait();
+    }
+}
+
+/// The page is protected between the harvest and the policy's answer. From the answer on
+/// no harvest asks about it, so a plain entry would stay for ever.
+#[test]
+fn a_block_that_comes_before_the_policy_s_answer_compares_itself() {
+    if let Err(error) = Probe::of_this_process().check(Mode::Deferred) {
+        assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{error}");
+        println!("skipped: {error}");
+        return;
+    }
+    let _alarm = alarm::Alarm::while_waiting_for("a policy that is asked by a sync");
+    for (entry, left) in [(BOTH, Some(CHECKED)), (Entry::plain(PLAIN), None)] {
+        let policy = Arc::new(ChecksLate(Barrier::new(2)));
+        let guest = Guest::with_policy(Mode::Deferred, policy.clone());
+        guest.block(KEY, 0, BOTH);
+        guest.store(0, 1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                policy.0.wait();
+                let _goes_on = GoesOn(&policy.0);
+                assert_eq!(guest.lookup(KEY), None, "the policy is asked when all is told");
+                guest.block(KEY, 0, entry);
+                assert_eq!(guest.lookup(KEY), Some(PLAIN));
+            });
+            guest.cache.tracker().sync().unwrap();
+        });
+        assert_eq!(guest.lookup(KEY), left);
+        guest.store(0, 2);
+        guest.cache.tracker().sync().unwrap();
+        assert_eq!(guest.lookup(KEY), left);
     }
 }
