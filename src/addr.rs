@@ -132,8 +132,15 @@ impl HostRange {
     }
 
     /// The one page of `page` bytes that holds `address`.
+    ///
+    /// # Panics
+    ///
+    /// If that is the last page of the address space, which no process has: a range does not
+    /// wrap.
     pub fn page_of(address: HostAddr, page: PageSize) -> Self {
-        Self { start: page.floor(address.0), len: page.bytes() }
+        let (start, len) = (page.floor(address.0), page.bytes());
+        assert!(start.checked_add(len).is_some(), "no process has the last page of the address space");
+        Self { start, len }
     }
 
     /// `count` pages from `start`, both known to be good.
@@ -273,6 +280,12 @@ mod tests {
     use super::*;
 
     const PAGE: PageSize = PageSize::from_shift(12);
+
+    #[test]
+    #[should_panic(expected = "the last page")]
+    fn no_range_wraps() {
+        HostRange::page_of(HostAddr(usize::MAX), PAGE);
+    }
 
     #[test]
     fn a_range_is_whole_pages() {

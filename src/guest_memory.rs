@@ -98,8 +98,12 @@ impl GuestMemory {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] with `EEXIST` where something is mapped there already.
+    /// [`Error::System`] with `EEXIST` where something is mapped there already,
+    /// [`Error::BadArgument`] for address 0, which no pointer may have.
     pub fn anonymous_at(start: HostAddr, len: usize) -> Result<Self, Error> {
+        if start.0 == 0 {
+            return Err(Error::BadArgument("guest memory cannot begin at address 0: no pointer leads there"));
+        }
         let page = PageSize::host();
         let range = HostRange::new(start, whole_pages(len, page)?, page)?;
         let view = Mapping::anonymous_at(range.start(), range.len(), page)?;
@@ -278,13 +282,25 @@ impl GuestMemory {
 fn whole_pages(len: usize, page: PageSize) -> Result<usize, Error> {
     match page.ceil(len) {
         Some(len) if len > 0 => Ok(len),
-        _ => Err(Error::BadRange { start: 0, len: len as u64, why: "guest memory has one byte at least" }),
+        _ => Err(Error::BadRange {
+            start: 0,
+            len: len as u64,
+            why: "guest memory has one byte at least and fits the address space",
+        }),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_begins_at_address_0() {
+        let error = GuestMemory::anonymous_at(HostAddr(0), 1).unwrap_err();
+        assert!(error.to_string().contains("address 0"), "{error}");
+        let error = GuestMemory::anonymous(usize::MAX).unwrap_err();
+        assert!(error.to_string().contains("fits the address space"), "{error}");
+    }
 
     fn bytes(memory: &GuestMemory, offset: usize) -> [u8; 4] {
         let mut bytes = [0; 4];

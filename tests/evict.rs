@@ -331,3 +331,17 @@ fn a_full_code_buffer_serves_for_ever() {
     assert_eq!((stats.used_bytes, stats.allocations, stats.largest_free_bytes), (0, 0, BYTES));
     assert!(stats.given_back_bytes > 0);
 }
+
+/// What is said of payloads has a sum that does not wrap: the limit holds.
+#[test]
+fn payloads_of_any_weight_have_a_sum() {
+    let guest = Fixture::new(MemoryLimit { live_bytes: usize::MAX, former_bytes: 0 });
+    for key in 0..5 {
+        guest.commit(key, usize::MAX / 2 + 1, ());
+    }
+    let footprint = guest.cache.footprint();
+    assert_eq!(footprint.live.blocks, 5);
+    assert!(footprint.bytes() >= footprint.live.bytes());
+    guest.cache.set_limit(MemoryLimit { live_bytes: 1 << 30, former_bytes: 0 });
+    assert_eq!(guest.cache.footprint().live.blocks, 1, "the one that was committed last");
+}

@@ -11,6 +11,9 @@ use crate::error::Error;
 use crate::sync::Arc;
 use crate::tracker::BeginError;
 
+/// The most that one payload counts for: a million of them still have a sum.
+const HEAVIEST_BYTES: usize = usize::MAX >> 20;
+
 /// A translation in progress. Dropped without a commit, it leaves nothing
 /// behind; the pages stay protected.
 pub struct Ticket<P: Payload> {
@@ -117,9 +120,9 @@ impl<P: Payload> Ticket<P> {
     /// Says how much memory the payload owns, in bytes: what is free again when it is
     /// dropped. It counts against the cache's limit
     /// ([`CodeCache::set_limit`]); a payload of which nothing is said weighs nothing
-    /// beside its records.
+    /// beside its records, one of more than 16 TiB (on 64-bit hosts) as much as that.
     pub fn weighs(&mut self, payload_bytes: usize) {
-        self.payload_bytes = payload_bytes;
+        self.payload_bytes = payload_bytes.min(HEAVIEST_BYTES);
     }
 
     /// Whether the block needs an entry that compares its bytes: some page that was
