@@ -13,9 +13,11 @@
 //! All by one thread. Between the two no other thread gets into the cache or the
 //! buffers; faults are handled. The thread that forks has their locks: calls of its own
 //! that would wait for itself answer CW_BAD_ARGUMENT. It may look blocks up, ask for
-//! statistics, and free what it has: tickets, links, vCPUs, holds, allocations. In a child without it the library touches nothing of
-//! the parent's, frees included. What needs a userfaultfd or a code buffer answers
-//! CW_IN_FORK_CHILD there, and then CW_TRACKING_LOST.
+//! statistics, and free what it has: tickets, links, vCPUs, holds, allocations.
+//!
+//! In a child without a guard the library touches nothing of the parent's, frees included.
+//! What needs a userfaultfd or a code buffer answers CW_IN_FORK_CHILD there, and then
+//! CW_TRACKING_LOST.
 //!
 //! # Safety
 //!
