@@ -401,7 +401,7 @@ impl Guest {
 
     pub fn evict(&mut self, payload_bytes: usize) {
         self.cache.evict(payload_bytes);
-        self.oracle.may_evict();
+        self.oracle.gave_up();
     }
 
     /// Lets checked pages cool, which ends their blocks.

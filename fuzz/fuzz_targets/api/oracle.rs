@@ -159,9 +159,14 @@ impl Oracle {
     }
 
     /// Every block but the newest may be gone.
-    pub fn may_evict(&mut self) {
+    fn may_evict(&mut self) {
         let others = self.blocks.iter_mut().enumerate().filter(|&(key, _)| key != self.newest);
         others.filter_map(|(_, block)| block.as_mut()).for_each(|block| block.may_be_evicted = true);
+    }
+
+    /// Blocks were given up by hand: each may be gone, the newest too.
+    pub fn gave_up(&mut self) {
+        self.blocks.iter_mut().flatten().for_each(|block| block.may_be_evicted = true);
     }
 
     /// The block of `key` was removed.
