@@ -220,7 +220,7 @@ impl<'a> Opening<'a> {
     }
 
     /// For tests of a mechanism alone, where nothing was made from any page.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn for_test() -> Opening<'static> {
         Opening { _leave: Permit::for_test() }
     }
