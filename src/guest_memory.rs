@@ -2,7 +2,7 @@
 //!
 //! No reference to guest bytes is ever formed: guest threads store to them
 //! whenever they like, so a `&[u8]` would be a lie. Bytes go in and out by
-//! copies that may race ([`copy`]): an aligned word is copied whole, and of more a
+//! copies that may race (the module `copy`): an aligned word is copied whole, and of more a
 //! reader may see a part old and a part new.
 //!
 //! # Views
