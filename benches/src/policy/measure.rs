@@ -213,13 +213,15 @@ fn slower(one: Took, other: Took) -> Took {
     Took { work: one.work.max(other.work), announcement: one.announcement.max(other.announcement) }
 }
 
-/// The baseline is what it says: one fault for each operation, all of them
-/// translated; and with tracking off there is none.
+/// The baseline is what it says: one fault for each operation, and all of them translated
+/// but for the few whose commit was refused, because a block at a former one's address came
+/// while another thread's handler was inside. With tracking off there is none.
 fn check(row: Row, side: Side, sample: &Sample) {
     let operations = (row.threads.working() * row.size.operations) as u64;
     let context = || format!("{row:?}, {}: {sample:?}", side.name());
+    let few = |interpreted| interpreted as u64 * 10 <= operations;
     match side {
-        Side::Plain => assert!(sample.faults == operations && sample.interpreted == 0, "{}", context()),
+        Side::Plain => assert!(sample.faults == operations && few(sample.interpreted), "{}", context()),
         Side::Off => assert!(sample.faults == 0 && sample.interpreted == 0, "{}", context()),
         Side::Adaptive(_) => {}
     }
