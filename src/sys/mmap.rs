@@ -88,18 +88,23 @@ pub(crate) fn memfd(name: &str, len: usize) -> Result<OwnedFd, Error> {
 
 /// The access of `range` as the guest's own mprotect sets it.
 pub(crate) fn set_access(range: HostRange, read: bool, write: bool) -> Result<(), Error> {
-    mprotect(range.start().0, range.len(), read, write)
-        .map_err(|errno| Error::system("mprotect", range.start().0, range.len(), errno))
-}
-
-/// `mprotect` of guest memory. Async-signal-safe.
-pub(crate) fn mprotect(start: usize, len: usize, read: bool, write: bool) -> Result<(), Errno> {
     let mut flags = MprotectFlags::empty();
     flags.set(MprotectFlags::READ, read);
     flags.set(MprotectFlags::WRITE, write);
     // SAFETY: changes the access to memory that its owner gave to the tracker; no reference to guest
     // bytes exists that could be broken by it.
-    unsafe { rustix::mm::mprotect(start as *mut c_void, len, flags) }
+    unsafe { rustix::mm::mprotect(range.start().0 as *mut c_void, range.len(), flags) }
+        .map_err(|errno| Error::system("mprotect", range.start().0, range.len(), errno))
+}
+
+/// mprotect by the `region` crate. Async-signal-safe but for errno: the error
+/// is a plain number.
+pub(crate) fn protect_with_region(start: usize, len: usize, access: region::Protection) -> Result<(), Errno> {
+    // SAFETY: as in `set_access`.
+    unsafe { region::protect(start as *const u8, len, access) }.map_err(|error| match error {
+        region::Error::SystemCall(errno) => Errno::from_raw_os_error(errno),
+        _ => Errno::INVAL,
+    })
 }
 
 /// The first page of `range` where nothing is mapped, as far as is known: only the

@@ -219,7 +219,7 @@ fn slower(one: Took, other: Took) -> Took {
 fn check(row: Row, side: Side, sample: &Sample) {
     let operations = (row.threads.working() * row.size.operations) as u64;
     let context = || format!("{row:?}, {}: {sample:?}", side.name());
-    let few = |interpreted| interpreted as u64 * 10 <= operations;
+    let few = |interpreted: u64| interpreted * 10 <= operations;
     match side {
         Side::Plain => assert!(sample.faults == operations && few(sample.interpreted), "{}", context()),
         Side::Off => assert!(sample.faults == 0 && sample.interpreted == 0, "{}", context()),

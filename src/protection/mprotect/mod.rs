@@ -81,7 +81,12 @@ pub(super) struct ThisKernel;
 
 impl Kernel for ThisKernel {
     fn set_access(&self, start: usize, len_bytes: usize, access: Access) -> Result<(), Errno> {
-        mmap::mprotect(start, len_bytes, access != Access::None, access == Access::ReadWrite)
+        let access = match access {
+            Access::None => region::Protection::NONE,
+            Access::Read => region::Protection::READ,
+            Access::ReadWrite => region::Protection::READ_WRITE,
+        };
+        mmap::protect_with_region(start, len_bytes, access)
     }
 
     fn is_mapped(&self, start: HostAddr, page: PageSize) -> bool {
