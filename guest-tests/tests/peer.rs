@@ -1,7 +1,7 @@
 //! The guests and their checksums are right for another emulator too, so what
 //! the table says was not made up by our own.
 
-use guest_tests::{BENCHES, EXIT_STALE, Emulator, Exit, GUESTS, Tier, Way, find_program, skip};
+use guest_tests::{BENCHES, EXIT_STALE, Emulator, Exit, GUESTS, Outcome, Tier, Way, find_program, skip};
 
 use codewarden::protection::Mode;
 
@@ -21,6 +21,16 @@ fn qemu_runs_stale_code(name: &str, args: &[&str]) -> bool {
     always.contains(&name) || matches!(name, "self-patching-loop" | "patch-beside-data") && args == ["no-flush"]
 }
 
+/// It protects by mprotect, and unprotects what a system call names before it makes
+/// the call. Another hart that runs code there protects the page again in between,
+/// and the kernel answers EFAULT.
+fn qemu_fails_a_call(name: &str, outcome: &Outcome) -> bool {
+    const EFAULT: &str = "got 0xfffffffffffffff2";
+    name == "replace-mapping"
+        && outcome.stderr.contains("system call failed: a read into it")
+        && outcome.stderr.contains(EFAULT)
+}
+
 #[test]
 fn qemu_agrees_with_the_table() {
     let Some(qemu) = find_program("qemu-riscv64") else {
@@ -33,7 +43,7 @@ fn qemu_agrees_with_the_table() {
     for guest in GUESTS {
         let outcome = qemu.run(guest, way).unwrap();
         let known_stale = qemu_runs_stale_code(guest.name, guest.args) && outcome.exit == Exit::Code(EXIT_STALE);
-        if !outcome.passes(guest) && !known_stale {
+        if !outcome.passes(guest) && !known_stale && !qemu_fails_a_call(guest.name, &outcome) {
             wrong.push(format!("{}: {outcome}", guest.title()));
         }
     }
