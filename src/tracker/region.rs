@@ -380,18 +380,7 @@ impl<O: PageObserver> Region<O> {
     /// In a fork's child: the region that goes on for this one. Everything that
     /// was translated from this one is unreachable, and nothing begins in it.
     pub(super) fn continue_in_child(&self) -> Result<Arc<Self>, Error> {
-        let mut protected = Vec::new();
-        let leave = self.pages.lose(|page, desc, word| {
-            // Where the protection is the process's own, the child inherited it; of a
-            // page as well that a thread was opening, which did not come along.
-            if word.state() != PageState::Open || word.unprotects_in_flight() != 0 {
-                protected.push(page.0);
-            }
-            self.invalidated(page, desc, Cause::Lost);
-        });
-        for page in protected {
-            let _ = self.unprotect_pages(page..page + 1, leave);
-        }
+        let leave = self.lose();
         let mut child = None;
         self.protection.clone().continue_in_child(self.host, leave, &mut |protection| {
             let (observer, counters) = (self.observer.clone(), self.counters.clone());
