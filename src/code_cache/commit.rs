@@ -25,8 +25,9 @@
 //! the old block exchanges its plain entry for its checked one, and finds the new block's
 //! in the cell. Hence a cell knows the plain entries of its former blocks, as a set of
 //! bits. A commit or a revival of an address that may be among them wants every earlier
-//! record out of its lists and no walker inside; if there is one, the commit is refused as
-//! for a write. (A late *kill* takes the new block's entry away, and leaves the block to
+//! record out of its lists and no walker inside. It waits for that, but only a moment: a
+//! walker's thread may have lost its processor. After that the commit is refused as for a
+//! write. (A late *kill* takes the new block's entry away, and leaves the block to
 //! the next commit of its key, or to an eviction.)
 //!
 //! # Safety
@@ -47,7 +48,7 @@ use super::record::{Block, BlockPage, BlockPages, Garbage, Retired, Translation}
 use super::{CodeCache, Key, Payload};
 use crate::block::{Entry, StaleFlag};
 use crate::panics::FirstPanic;
-use crate::sync::{Arc, Rule, left_out};
+use crate::sync::{Arc, Rule, left_out, spin_loop};
 
 /// Why a block did not become reachable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +89,10 @@ impl fmt::Display for CommitError {
 }
 
 impl std::error::Error for CommitError {}
+
+/// How often a commit looks whether the handlers that are inside lists have left. One is
+/// inside for about a microsecond, unless its thread is not running.
+const WALKER_LOOKS: u32 = if cfg!(loom) { 1 } else { 200 };
 
 /// What changes under the commit lock.
 pub(super) struct Commits<P: Payload> {
@@ -204,8 +209,7 @@ impl<P: Payload> CodeCache<P> {
             // Where it leads nowhere it is dying.
             return if reach.entry.has(reach.cell.load()) { Found::Block } else { Found::Nothing };
         }
-        // What is kept was taken out of its lists, under this lock.
-        if self.epoch().has_walkers() && !left_out(Rule::ReviveAfterWalkers) {
+        if !self.outlast_walkers(commits) && !left_out(Rule::ReviveAfterWalkers) {
             return Found::Nothing;
         }
         let usable = |former: &Translation<P>| same(former) && former.entry.address(needs_check).is_some();
@@ -231,20 +235,29 @@ impl<P: Payload> CodeCache<P> {
             self.0.killer.kill(old);
         }
         if !cell.is_clear_of(entry) && !left_out(Rule::OneAddressOneWalker) {
-            // Every earlier block is dead. If no walker is left, all of them were handed
-            // over, and are taken out of their lists here; a walker that came meanwhile may
-            // have found one of them before.
-            if self.epoch().has_walkers() {
-                return false;
-            }
-            self.reap(commits);
-            if self.epoch().has_walkers() {
+            if !self.outlast_walkers(commits) {
                 return false;
             }
             self.cell(&mut commits.cells, key).forget_downgradable();
         }
         self.cell(&mut commits.cells, key).note_downgradable(entry);
         true
+    }
+
+    /// Takes every dead block out of its lists, and waits a moment for the walkers that may
+    /// have found one of them. Whether none is left.
+    fn outlast_walkers(&self, commits: &mut Commits<P>) -> bool {
+        (0..WALKER_LOOKS).any(|look| {
+            if look > 0 {
+                spin_loop();
+            }
+            // If no walker is left, every dead block was handed over, and is taken out of its
+            // lists here; a walker that came meanwhile may have found one of them before.
+            !self.epoch().has_walkers() && {
+                self.reap(commits);
+                !self.epoch().has_walkers()
+            }
+        })
     }
 
     /// Makes `block` reachable in place of the key's block of now.

@@ -214,8 +214,9 @@ fn slower(one: Took, other: Took) -> Took {
 }
 
 /// The baseline is what it says: one fault for each operation, and all of them translated
-/// but for the few whose commit was refused, because a block at a former one's address came
-/// while another thread's handler was inside. With tracking off there is none.
+/// but for the few whose commit was refused: a block at a former one's address came while
+/// another thread's handler was inside, and that thread lost its processor there. With
+/// tracking off there is none.
 fn check(row: Row, side: Side, sample: &Sample) {
     let operations = (row.threads.working() * row.size.operations) as u64;
     let context = || format!("{row:?}, {}: {sample:?}", side.name());
