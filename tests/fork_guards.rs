@@ -403,6 +403,26 @@ fn every_static_lock_is_held_over_a_fork() {
     assert_eq!(statics("pub(crate) static A: u8 = 0;\nthread_local! {\n    static B: u8 = 0;\n}\n"), ["A"]);
 }
 
+/// Each of `calls` has no error to return, would wait for itself, and says so: at the line
+/// that calls it.
+fn panics_under_the_guard(calls: &[&dyn Fn()]) {
+    let place = Arc::new(Mutex::new(String::new()));
+    let before = std::panic::take_hook();
+    let told = place.clone();
+    std::panic::set_hook(Box::new(move |panic| {
+        *told.lock().unwrap() = panic.location().map(|at| at.file().to_owned()).unwrap_or_default();
+    }));
+    let panics: Vec<_> = calls.iter().map(|call| catch_unwind(AssertUnwindSafe(call)).err()).collect();
+    let places = place.lock().unwrap().clone();
+    std::panic::set_hook(before);
+    for (index, panic) in panics.into_iter().enumerate() {
+        let panic = panic.unwrap_or_else(|| panic!("call {index} came back"));
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        assert!(text.is_some_and(|text| text.contains("fork guard")), "{index}: {text:?}");
+    }
+    assert!(places.ends_with("fork_guards.rs"), "{places}");
+}
+
 /// It would wait for itself.
 #[test]
 fn a_thread_that_holds_a_guard_is_told() {
@@ -445,23 +465,17 @@ fn a_thread_that_holds_a_guard_is_told() {
     assert_eq!(to_commit.commit(0x2000, ()), Err(CommitError::UnderForkGuard));
     assert!(matches!(to_revive.revive(), Err(CommitError::UnderForkGuard)));
     assert!(told(cache.link(Key::new(1)).err()) && told(cache.wait_for_vcpus().err()));
-    // Calls without an error say so in a debug build.
-    if cfg!(debug_assertions) {
-        let calls: [&dyn Fn(); 7] = [
-            &|| cache.remove(Key::new(9)),
-            &|| cache.collect(),
-            &|| cache.evict(1),
-            &|| cache.set_limit(MemoryLimit::default()),
-            &|| drop(cache.attach_vcpu(|| {})),
-            &|| tracker.tend(),
-            &|| drop(cache.before_fork()),
-        ];
-        for (index, call) in calls.iter().enumerate() {
-            let panic = catch_unwind(AssertUnwindSafe(call)).expect_err("a debug check");
-            let text = panic.downcast_ref::<String>().expect("a message");
-            assert!(text.contains("fork guard"), "{index}: {text}");
-        }
-    }
+    panics_under_the_guard(&[
+        &|| cache.remove(Key::new(9)),
+        &|| cache.collect(),
+        &|| cache.evict(1),
+        &|| cache.set_limit(MemoryLimit::default()),
+        &|| drop(cache.attach_vcpu(|| {})),
+        &|| tracker.tend(),
+        &|| drop(tracker.aliases(start)),
+        &|| drop(tracker.before_fork()),
+        &|| drop(cache.before_fork()),
+    ]);
     // Numbers, and what is shown.
     assert!(cache.stands_still_here() && tracker.stands_still_here());
     assert_eq!((cache.footprint(), tracker.pages_by_state()), (footprint, pages));
@@ -494,9 +508,7 @@ fn a_thread_that_holds_a_code_buffers_guard_is_told() {
     let guard = buffer.before_fork();
     assert!(buffer.stands_still_here());
     assert!(matches!(buffer.alloc(1, 1), Err(Error::BadArgument(why)) if why.contains("fork guard")));
-    if cfg!(debug_assertions) {
-        assert!(catch_unwind(AssertUnwindSafe(|| drop(buffer.before_fork()))).is_err(), "a debug check");
-    }
+    panics_under_the_guard(&[&|| drop(buffer.before_fork())]);
     drop(first);
     assert!(!format!("{buffer:?} {guard:?} {second:?}").is_empty());
     assert_eq!(buffer.stats(), stats, "nothing changes meanwhile");
@@ -511,6 +523,89 @@ fn a_thread_that_holds_a_code_buffers_guard_is_told() {
     assert!(!buffer.stands_still_here());
     assert_eq!(buffer.stats().allocations, 1);
     assert!(second.entry(0).is_ok());
+    // SAFETY: as above.
+    unsafe { libc::alarm(0) };
+}
+
+/// A tracker without a cache. What the thread holds it may drop, and nothing is lost of it.
+#[test]
+fn a_thread_that_holds_a_trackers_guard_is_told() {
+    let _alone = alone();
+    // SAFETY: sets a timer: a thread that waits for itself ends the process.
+    unsafe { libc::alarm(CHILD_LIMIT_S) };
+    let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
+    for mode in modes() {
+        let tracker = Tracker::new(Arc::new(Nobody));
+        // SAFETY: the memory outlives the tracker.
+        unsafe { tracker.add_region(RegionOptions::new(GuestAddr(0), memory.range(), mode)) }.unwrap();
+        let claim = tracker.begin(GuestAddr(0)).unwrap();
+        let held = tracker.prepare_unseen_write(GuestAddr(0), 1).unwrap();
+        let guard = tracker.before_fork();
+        panics_under_the_guard(&[&|| tracker.tend(), &|| drop(tracker.aliases(GuestAddr(0))), &|| {
+            drop(tracker.before_fork())
+        }]);
+        assert!(tracker.begin(GuestAddr(0)).is_err() && tracker.sync().is_err());
+        drop((claim, held));
+        drop(guard);
+        tracker.tend();
+        while tracker.begin(GuestAddr(0)).is_err() {
+            std::thread::yield_now(); // a handler thread is about to open the page
+        }
+        drop(tracker.before_fork());
+    }
+    // SAFETY: as above.
+    unsafe { libc::alarm(0) };
+}
+
+/// The guards of one instance are nothing to the others: these live, and end, meanwhile.
+#[test]
+fn a_thread_that_holds_a_guard_has_other_instances() {
+    let _alone = alone();
+    // SAFETY: sets a timer: a thread that waits for itself ends the process.
+    unsafe { libc::alarm(CHILD_LIMIT_S) };
+    let [first, second] = [(); 2].map(|()| GuestMemory::anonymous(PageSize::host().bytes()).unwrap());
+    for mode in modes() {
+        let (cache, buffer) = (cache_on::<()>(&first, mode), CodeBuffer::new(4096).unwrap());
+        let guards = (cache.before_fork(), buffer.before_fork());
+        let (other, code) = (cache_on::<()>(&second, mode), CodeBuffer::new(4096).unwrap());
+        translate(&other, ());
+        second.write(0, &[1]).unwrap();
+        other.tracker().tend();
+        drop(code.alloc(1, 1).unwrap());
+        let own = (other.before_fork(), code.before_fork());
+        drop(own);
+        drop((other, code));
+        drop(guards);
+        translate(&cache, ());
+    }
+    // SAFETY: as above.
+    unsafe { libc::alarm(0) };
+}
+
+/// Nobody gets its locks again. Its memory is the embedder's all the same when the cache is
+/// gone.
+#[test]
+fn a_guard_that_is_forgotten_ends_with_its_cache() {
+    let _alone = alone();
+    // SAFETY: sets a timer: a thread that waits for itself ends the process.
+    unsafe { libc::alarm(CHILD_LIMIT_S) };
+    let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
+    for mode in modes() {
+        let status = fork(|| {
+            let cache = cache_on::<()>(&memory, mode);
+            translate(&cache, ());
+            std::mem::forget(cache.before_fork());
+            drop(cache);
+            // Nobody tracks it any more.
+            let again = CodeCache::<()>::new(EntryStubs::NOT_CODE).unwrap();
+            // SAFETY: the memory outlives the cache.
+            unsafe { again.tracker().add_region(RegionOptions::new(GuestAddr(0), memory.range(), mode)) }.unwrap();
+            translate(&again, ());
+            memory.write(0, &[1]).unwrap();
+            0
+        });
+        assert_eq!(status, 0, "{mode}");
+    }
     // SAFETY: as above.
     unsafe { libc::alarm(0) };
 }

@@ -862,8 +862,8 @@ cw_status cw_alt_stack_free(cw_alt_stack *stack);
  *         cw_after_fork_parent(guard);                      // also where fork failed
  *
  * All by one thread. Between the two no other thread gets into the cache or the
- * buffers; faults are handled. The thread that forks has their locks: calls of its own
- * that would wait for itself answer CW_BAD_ARGUMENT. It may look blocks up, ask for
+ * buffers; faults are handled. The thread that forks has their locks: a call of its own
+ * that would wait for itself answers CW_BAD_ARGUMENT, and the guard stays as it was. It may look blocks up, ask for
  * statistics, and free what it has: tickets, links, vCPUs, holds, allocations.
  *
  * In a child without a guard the library touches nothing of the parent's, frees included.

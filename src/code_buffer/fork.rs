@@ -30,12 +30,16 @@ impl CodeBuffer {
     /// [`ForkGuard::after_fork_child`] is called, in the child, no other thread
     /// allocates or frees, and none makes a code buffer, or adds or removes a region.
     ///
-    /// Until then [`CodeBuffer::alloc`] by this thread is [`Error::BadArgument`], and what it
-    /// drops is free when the guard is gone. Another `before_fork` of the buffer must not be
-    /// called: that panics in debug builds, and waits for ever in others.
+    /// Until then [`CodeBuffer::alloc`] by this thread is [`Error::BadArgument`], another
+    /// `before_fork` panics, and what the thread drops is free when the guard is gone.
     /// [`CodeBuffer::stands_still_here`] tells.
+    ///
+    /// # Panics
+    ///
+    /// If this thread holds a guard of the buffer already.
+    #[track_caller]
     pub fn before_fork(&self) -> ForkGuard<'_> {
-        debug_assert_eq!(self.shared.keeper.check(), Ok(()));
+        self.shared.keeper.assert();
         let (state, fork) = Fork::around(|| lock(&self.shared.state));
         lock(&self.shared.meanwhile).stats = self.shared.stats_of(&state);
         self.shared.keeper.begin();

@@ -49,6 +49,7 @@ use super::{CodeCache, Key, Payload};
 use crate::block::{Entry, StaleFlag};
 use crate::panics::FirstPanic;
 use crate::sync::{Arc, Rule, left_out, spin_loop};
+use crate::sys::fork::UNDER_GUARD;
 
 /// Why a block did not become reachable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,9 +79,7 @@ impl fmt::Display for CommitError {
         f.write_str(match self {
             Self::Written => "a write came to the block's bytes while it was translated; begin again",
             Self::NotClaimed => "the block was made from bytes of a page that was not claimed: claim it before reading",
-            Self::UnderForkGuard => {
-                "this thread holds the fork guard: drop it first, or call after_fork_child in the child"
-            }
+            Self::UnderForkGuard => UNDER_GUARD,
             Self::NoPages => "the block claimed no page: claim each page before reading it",
             Self::BadEntry => "the entry's addresses must differ from both stubs and the key from u64::MAX",
             Self::NeedsCheck => "a page of the block stays writable: give a checked entry, or interpret",
@@ -316,7 +315,10 @@ impl<P: Payload> CodeCache<P> {
     /// its bytes are not what they were, or wants it gone. It is kept as what
     /// [`Ticket::revive`](super::Ticket::revive) looks for.
     ///
-    /// Not to be called by a thread that holds the guard of a fork ([`CodeCache::before_fork`]).
+    /// # Panics
+    ///
+    /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
+    #[track_caller]
     pub fn remove(&self, key: Key) {
         let commits = self.commits();
         let Some(block) = self.0.table.cell(&commits.cells, key).and_then(Self::newest) else { return };
@@ -399,7 +401,10 @@ impl<P: Payload> CodeCache<P> {
     /// not kept. Commits do it in passing; an embedder that stops translating may
     /// call it.
     ///
-    /// Not to be called by a thread that holds the guard of a fork ([`CodeCache::before_fork`]).
+    /// # Panics
+    ///
+    /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
+    #[track_caller]
     pub fn collect(&self) {
         self.reap(&mut self.commits());
         self.collect_garbage();

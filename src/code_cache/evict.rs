@@ -44,7 +44,10 @@ impl<P: Payload> CodeCache<P> {
     /// cells: a cell that no link leads to stays until the table of keys is full, and is
     /// used again then.
     ///
-    /// Not to be called by a thread that holds the guard of a fork ([`CodeCache::before_fork`]).
+    /// # Panics
+    ///
+    /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
+    #[track_caller]
     pub fn set_limit(&self, limit: MemoryLimit) {
         {
             let mut commits = self.commits();
@@ -69,7 +72,10 @@ impl<P: Payload> CodeCache<P> {
     /// What was given up before and waits for that counts: who calls it again and again
     /// until the memory is there does not lose all blocks to one vCPU that is slow to leave.
     ///
-    /// Not to be called by a thread that holds the guard of a fork ([`CodeCache::before_fork`]).
+    /// # Panics
+    ///
+    /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
+    #[track_caller]
     pub fn evict(&self, payload_bytes: usize) {
         let payload_bytes = payload_bytes.saturating_sub(self.0.waiting.get().payload_bytes);
         {

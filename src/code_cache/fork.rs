@@ -9,13 +9,13 @@ use crate::epoch;
 use crate::error::Error;
 use crate::sync::{MutexGuard, lock};
 use crate::sys::fork::Fork;
-use crate::tracker::Still;
+use crate::tracker::Standing;
 
 /// A cache that stands still over a `fork`: see [`CodeCache::before_fork`].
 #[must_use = "the cache stands still until this is dropped"]
 pub struct ForkGuard<'a, P: Payload> {
     cache: &'a CodeCache<P>,
-    tracker: Still<'a, Killer<P>>,
+    tracker: Standing<'a, Killer<P>>,
     commits: MutexGuard<'a, Commits<P>>,
     epoch: epoch::ForkGuard<'a, Garbage<P>>,
     fork: Fork,
@@ -34,19 +34,26 @@ impl<P: Payload> CodeCache<P> {
     /// [code buffer's](crate::code_buffer::ForkGuard::after_fork_child), which comes
     /// first: [`forks`](crate::guide::forks) has both sides.
     ///
-    /// Until then a call of this thread that can return an error returns
-    /// [`Error::BadArgument`], or [`CommitError::UnderForkGuard`](super::CommitError), where it
-    /// would wait for itself. Lookups work, numbers can be asked for, and what the thread has
-    /// can be dropped: tickets, links, vCPUs. [`CodeCache::remove`], [`CodeCache::evict`],
-    /// [`CodeCache::collect`], [`CodeCache::set_limit`], [`CodeCache::attach_vcpu`] and
-    /// another `before_fork` must not be called: that panics in debug builds, and waits for
-    /// ever in others. [`CodeCache::stands_still_here`] tells.
+    /// Until then, a call of this thread that would wait for itself returns
+    /// [`Error::BadArgument`], or [`CommitError::UnderForkGuard`](super::CommitError). If it has
+    /// no error to return, it panics, and the guard stays as it was: [`CodeCache::remove`],
+    /// [`CodeCache::evict`], [`CodeCache::collect`], [`CodeCache::set_limit`],
+    /// [`CodeCache::attach_vcpu`], another `before_fork`, and what
+    /// [the tracker](crate::tracker::Tracker::before_fork) lists. Lookups work, numbers can be
+    /// asked for, and what the thread has can be dropped: tickets, links, vCPUs.
+    /// [`CodeCache::stands_still_here`] tells.
     ///
     /// Until then no other thread adds or removes a region or a code buffer of any other
     /// instance. A child never waits for the locks of instances that have no guard: it
     /// leaves those instances alone.
+    ///
+    /// # Panics
+    ///
+    /// If this thread holds a guard of the cache, or of its tracker, already.
+    #[track_caller]
     pub fn before_fork(&self) -> ForkGuard<'_, P> {
-        debug_assert_eq!(self.0.tracker.check_moves(), Ok(()));
+        // Not under the static locks, which a panic would lose.
+        self.0.tracker.assert_moves();
         let take_locks = || {
             let tracker = self.0.tracker.stand_still();
             let commits = lock(&self.0.commits);

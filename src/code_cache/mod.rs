@@ -216,10 +216,11 @@ impl<P: Payload> CodeCache<P> {
         self.0.tracker.stands_still_here()
     }
 
-    /// The commit lock. A thread that holds the guard of a fork has it already, and waits
-    /// for ever: a caller that can return an error checks that first.
+    /// The commit lock. A thread that holds the guard of a fork has it already, and panics
+    /// here: a caller that can return an error checks that first.
+    #[track_caller]
     fn commits(&self) -> MutexGuard<'_, Commits<P>> {
-        debug_assert_eq!(self.0.tracker.check_moves(), Ok(()));
+        self.0.tracker.assert_moves();
         lock(&self.0.commits)
     }
 
@@ -257,9 +258,12 @@ impl<P: Payload> CodeCache<P> {
     /// If it panics, the other vCPUs are asked all the same, and then the call that asked
     /// passes the panic on.
     ///
-    /// Not to be called by a thread that holds the guard of a fork ([`CodeCache::before_fork`]).
+    /// # Panics
+    ///
+    /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
+    #[track_caller]
     pub fn attach_vcpu(&self, ask_to_leave: impl Fn() + Send + Sync + 'static) -> VCpu<P> {
-        debug_assert_eq!(self.0.tracker.check_moves(), Ok(()));
+        self.0.tracker.assert_moves();
         VCpu::new(self.clone(), self.0.killer.stubs, self.epoch().join(Box::new(ask_to_leave)))
     }
 
@@ -299,6 +303,10 @@ impl<P: Payload> CodeCache<P> {
 impl<P: Payload> Drop for Shared<P> {
     fn drop(&mut self) {
         self.tracker.clear();
+        if self.tracker.stands_still_here() {
+            // Its guard was forgotten, and with it the locks around what is left.
+            return;
+        }
         let mut panics = FirstPanic::default();
         let commits = &mut *lock(&self.commits);
         while let Some(block) = commits.live.pop() {

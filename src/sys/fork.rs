@@ -16,6 +16,7 @@
 //! The page is mapped once, is never unmapped and is read as an atomic only.
 #![allow(unsafe_code)]
 
+use core::marker::PhantomData;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -111,25 +112,36 @@ impl Keeper {
 
     /// An error instead of a wait for ever.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        let held = "this thread holds the fork guard: drop it first, or call after_fork_child in the child";
-        if self.is_this_thread() { Err(Error::BadArgument(held)) } else { Ok(()) }
+        if self.is_this_thread() { Err(Error::BadArgument(UNDER_GUARD)) } else { Ok(()) }
+    }
+
+    /// A panic instead of a wait for ever, in a call that can return no error. Before it
+    /// takes a lock or changes anything.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn assert(&self) {
+        assert!(!self.is_this_thread(), "{UNDER_GUARD}");
     }
 }
 
+/// To a thread that would wait for itself.
+pub(crate) const UNDER_GUARD: &str =
+    "this thread holds the fork guard: drop it first, or call after_fork_child in the child";
+
 /// A part of each guard over a fork: the process that made the guard, and the static
-/// locks, which no other thread has meanwhile.
+/// locks, which no other thread has meanwhile. It stays on its thread, which has them.
 #[derive(Debug)]
 pub(crate) struct Fork {
     made_in: Result<Generation, Error>,
-    _statics: statics::Hold,
+    _of_this_thread: PhantomData<*const ()>,
 }
 
 impl Fork {
     /// Calls `take_locks`, which waits for the locks of one instance.
     pub(crate) fn around<L>(take_locks: impl FnOnce() -> L) -> (L, Self) {
         let made_in = Generation::of_this_process();
-        let (locks, statics) = statics::Hold::around(take_locks);
-        (locks, Self { made_in, _statics: statics })
+        let locks = statics::hold_behind(take_locks);
+        (locks, Self { made_in, _of_this_thread: PhantomData })
     }
 
     /// An error unless this process is a child of the one that made the guard.
@@ -140,6 +152,12 @@ impl Fork {
             // Without the page nobody can tell a child.
             Err(error) => Err(error.clone()),
         }
+    }
+}
+
+impl Drop for Fork {
+    fn drop(&mut self) {
+        statics::let_go();
     }
 }
 

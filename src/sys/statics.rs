@@ -2,9 +2,9 @@
 //!
 //! A fork copies memory and one thread. A lock that another thread holds at that moment
 //! stays locked in the child for ever, and the data behind it may be half changed. So each
-//! guard over a fork has a [`Hold`]: as long as it lives, no other thread has one of the
-//! static locks. [`All`] is all of them; `tests/fork.rs` fails if a static lock is missing
-//! there.
+//! guard over a fork has a [`Fork`](super::fork::Fork): as long as it lives, no other thread
+//! has one of the static locks. [`All`] is all of them; `tests/fork_guards.rs` fails if a
+//! static lock is missing there.
 //!
 //! # One thread, several guards
 //!
@@ -16,11 +16,10 @@
 //!
 //! A thread inside an instance may wait for a static lock, for example when it adds a
 //! region. A thread that holds the static locks therefore never waits for an instance:
-//! [`Hold::around`] lets go of them, waits for the locks of the instance, and takes them
+//! [`hold_behind`] lets go of them, waits for the locks of the instance, and takes them
 //! again.
 
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::sys::fault::{RangesWriter, ranges_writer};
@@ -47,7 +46,7 @@ impl All {
 /// What this thread holds for its guards.
 struct Held {
     guards: usize,
-    /// `None` while there is no guard, and while [`Hold::around`] waits for another one.
+    /// `None` while there is no guard, and while [`hold_behind`] waits for another one.
     all: Option<All>,
 }
 
@@ -66,44 +65,36 @@ pub(crate) fn with<R>(body: impl FnOnce(&mut All) -> R) -> R {
     HELD.with_borrow_mut(|held| body(held.all.get_or_insert_with(All::lock)))
 }
 
-/// A part of each guard over a fork: see the module. It stays on its thread.
-#[derive(Debug)]
-pub(crate) struct Hold {
-    _of_this_thread: PhantomData<*const ()>,
+/// Calls `take_locks`, which waits for the locks of one instance, and takes the static locks
+/// behind it for one guard more of this thread.
+pub(super) fn hold_behind<L>(take_locks: impl FnOnce() -> L) -> L {
+    drop(HELD.with_borrow_mut(|held| held.all.take()));
+    let locks = take_locks();
+    let all = All::lock();
+    HELD.with_borrow_mut(|held| {
+        held.guards += 1;
+        held.all = Some(all);
+    });
+    locks
 }
 
-impl Hold {
-    /// Calls `take_locks`, which waits for the locks of one instance, and holds the static
-    /// locks behind it.
-    pub(crate) fn around<L>(take_locks: impl FnOnce() -> L) -> (L, Self) {
-        drop(HELD.with_borrow_mut(|held| held.all.take()));
-        let locks = take_locks();
-        let all = All::lock();
-        HELD.with_borrow_mut(|held| {
-            held.guards += 1;
-            held.all = Some(all);
-        });
-        (locks, Self { _of_this_thread: PhantomData })
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        // A thread that ends with a guard in a variable of its own has given the locks up already.
-        let _ = HELD.try_with(|held| {
-            let held = &mut *held.borrow_mut();
-            held.guards -= 1;
-            if held.guards == 0 {
-                held.all = None;
-            }
-        });
-    }
+/// This thread has one guard less.
+pub(super) fn let_go() {
+    // A thread that ends with a guard in a variable of its own has given the locks up already.
+    let _ = HELD.try_with(|held| {
+        let held = &mut *held.borrow_mut();
+        held.guards -= 1;
+        if held.guards == 0 {
+            held.all = None;
+        }
+    });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sys::fault::ranges_writer_is_held;
+    use crate::sys::fork::Fork;
 
     /// Whether another thread finds a lock free.
     fn one_is_free() -> bool {
@@ -114,11 +105,11 @@ mod tests {
     /// Nobody else has a lock while there is a guard, and its own thread goes on.
     #[test]
     fn a_guard_has_every_lock() {
-        let (kept, first) = Hold::around(|| 7);
+        let (kept, first) = Fork::around(|| 7);
         assert_eq!(kept, 7);
         assert!(!one_is_free());
         with(|_| ()); // a thread that waited for itself would never come back
-        let second = Hold::around(|| ()).1;
+        let second = Fork::around(|| ()).1;
         drop(first);
         assert!(!one_is_free(), "the second guard holds them");
         drop(second);
@@ -129,7 +120,7 @@ mod tests {
     #[test]
     fn a_second_guard_waits_without_the_static_locks() {
         let instance = Mutex::new(());
-        let (_, _first) = Hold::around(|| ());
+        let (_, _first) = Fork::around(|| ());
         let (inside, is_inside) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -138,7 +129,7 @@ mod tests {
                 with(|_| ());
             });
             is_inside.recv().unwrap();
-            let (_locks, _second) = Hold::around(|| instance.lock().unwrap());
+            let (_locks, _second) = Fork::around(|| instance.lock().unwrap());
         });
     }
 }

@@ -11,7 +11,7 @@ use super::{PageObserver, Tracker};
 #[derive(Debug)]
 #[must_use = "the tracker stands still until this is dropped"]
 pub struct ForkGuard<'a, O: PageObserver> {
-    still: Still<'a, O>,
+    standing: Standing<'a, O>,
     fork: Fork,
 }
 
@@ -21,22 +21,28 @@ impl<O: PageObserver> Tracker<O> {
     /// called, in the child, no other thread gets in, and none adds or removes a region
     /// or a code buffer of any other instance; faults are handled.
     ///
-    /// Until then, a call of this thread that can return an error returns
-    /// [`Error::BadArgument`], where it would wait for itself. Numbers can be asked for.
-    /// [`Tracker::tend`] and another `before_fork` must not be called: that panics in debug
-    /// builds, and waits for ever in others.
+    /// Until then, a call of this thread that would wait for itself returns
+    /// [`Error::BadArgument`]. If it has no error to return, it panics, and the guard stays
+    /// as it was: [`Tracker::tend`], [`Tracker::aliases`], another `before_fork`. Numbers can
+    /// be asked for, and what the thread has can be dropped.
     ///
     /// A child never waits for the locks of instances that have no guard: it leaves those
     /// instances alone.
+    ///
+    /// # Panics
+    ///
+    /// If this thread holds a guard of the tracker, or of its cache, already.
+    #[track_caller]
     pub fn before_fork(&self) -> ForkGuard<'_, O> {
-        debug_assert_eq!(self.check_moves(), Ok(()));
-        let (still, fork) = Fork::around(|| self.stand_still());
-        ForkGuard { still, fork }
+        // Not under the static locks, which a panic would lose.
+        self.assert_moves();
+        let (standing, fork) = Fork::around(|| self.stand_still());
+        ForkGuard { standing, fork }
     }
 
     /// Waits until no thread is inside.
-    pub(crate) fn stand_still(&self) -> Still<'_, O> {
-        Still(self.gate.stand_still())
+    pub(crate) fn stand_still(&self) -> Standing<'_, O> {
+        self.gate.stand_still()
     }
 }
 
@@ -53,22 +59,18 @@ impl<O: PageObserver> ForkGuard<'_, O> {
     /// Otherwise a region that cannot be tracked here; nothing can be translated from it.
     pub fn after_fork_child(self) -> Result<(), Error> {
         self.fork.check_child()?;
-        self.still.continue_in_child()
+        self.standing.continue_in_child()
     }
 }
 
-/// A tracker that no other thread is inside.
-#[derive(Debug)]
-pub(crate) struct Still<'a, O: PageObserver>(Standing<'a, O>);
-
-impl<O: PageObserver> Still<'_, O> {
+impl<O: PageObserver> Standing<'_, O> {
     /// In a child of the process in which it stood still: see
     /// [`ForkGuard::after_fork_child`].
     pub(crate) fn continue_in_child(mut self) -> Result<(), Error> {
-        self.0.forget_regions();
+        self.forget_regions();
         let mut done = Ok(());
         let thread = this_thread();
-        for tracked in &mut self.0.space.regions {
+        for tracked in &mut self.space.regions {
             match tracked.region.continue_in_child() {
                 Ok(child) => {
                     // Its pages are open, and nobody has begun on one.

@@ -48,11 +48,11 @@ use std::os::fd::RawFd;
 pub use census::{HotPage, PagesByState};
 pub use claim::{BeginError, PageClaim};
 pub use fork::ForkGuard;
-pub(crate) use fork::Still;
 pub use held::{Held, MappingChange};
 pub(crate) use region::Region;
 pub use views::SharedMemory;
 
+pub(crate) use space::Standing;
 use space::{Gate, Tracked};
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize, Span};
@@ -299,10 +299,10 @@ impl<O: PageObserver> Tracker<O> {
 
     /// Stops tracking every region.
     pub(crate) fn clear(&self) {
-        for tracked in self.gate.write().regions.drain(..) {
+        for region in self.gate.take_regions() {
             // A mechanism that fails to detach has lost the region: nothing more
             // can be done for it, and nothing is translated from it.
-            let _ = tracked.region.retire();
+            let _ = region.retire();
         }
     }
 
@@ -315,6 +315,12 @@ impl<O: PageObserver> Tracker<O> {
     /// An error if the calling thread holds the guard of a fork.
     pub(crate) fn check_moves(&self) -> Result<(), Error> {
         self.gate.check_moves()
+    }
+
+    /// A panic if the calling thread holds the guard of a fork.
+    #[track_caller]
+    pub(crate) fn assert_moves(&self) {
+        self.gate.assert_moves();
     }
 
     /// How writes at `guest` are learned of; `None` outside every region.
@@ -351,6 +357,11 @@ impl<O: PageObserver> Tracker<O> {
     /// The other guest pages that show the bytes of the page that holds `guest`.
     /// Who translates from a page begins on each of these too, *after* the page
     /// itself: a store through any of them changes the bytes.
+    ///
+    /// # Panics
+    ///
+    /// If this thread holds the guard of a fork ([`Tracker::before_fork`]).
+    #[track_caller]
     pub fn aliases(&self, guest: GuestAddr) -> Vec<GuestAddr> {
         self.gate.aliases(Span::page_of(guest.0, self.page.bytes() as u64))
     }
@@ -374,7 +385,10 @@ impl<O: PageObserver> Tracker<O> {
     /// If the policy panics, every region is looked at all the same, and then the panic
     /// goes on.
     ///
-    /// Not to be called by a thread that holds the guard of a fork.
+    /// # Panics
+    ///
+    /// If this thread holds the guard of a fork ([`Tracker::before_fork`]).
+    #[track_caller]
     pub fn tend(&self) {
         let mut panics = FirstPanic::default();
         self.gate.read().regions.iter().for_each(|tracked| tracked.region.tend(&mut panics));

@@ -93,6 +93,12 @@ impl<O: PageObserver> Gate<O> {
         self.keeper.check()
     }
 
+    /// A panic instead of a wait for ever.
+    #[track_caller]
+    pub(super) fn assert_moves(&self) {
+        self.keeper.assert();
+    }
+
     /// Lets nobody in until the result is dropped.
     pub(super) fn stand_still(&self) -> Standing<'_, O> {
         let space = self.write();
@@ -101,13 +107,15 @@ impl<O: PageObserver> Gate<O> {
         Standing { space, gate: self }
     }
 
+    #[track_caller]
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Space<O>> {
-        debug_assert_eq!(self.check_moves(), Ok(()));
+        self.assert_moves();
         self.space.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[track_caller]
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Space<O>> {
-        debug_assert_eq!(self.check_moves(), Ok(()));
+        self.assert_moves();
         self.space.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -129,9 +137,21 @@ impl<O: PageObserver> Gate<O> {
         }
     }
 
+    /// Every region, which the tracker has no more. A thread that forgot its guard never
+    /// gives the lock back, and ends its tracker all the same.
+    pub(super) fn take_regions(&self) -> Vec<Arc<Region<O>>> {
+        if self.stands_still_here() {
+            core::mem::take(&mut lock(&self.meanwhile).regions)
+        } else {
+            self.write().regions.drain(..).map(|tracked| tracked.region).collect()
+        }
+    }
+
     /// The other pages that show the bytes of `page`, which the caller has claimed
     /// already.
+    #[track_caller]
     pub(super) fn aliases(&self, page: Span) -> Vec<GuestAddr> {
+        self.assert_moves();
         if !self.has_views.load(Ordering::Acquire) {
             return Vec::new();
         }
@@ -145,9 +165,9 @@ impl<O: PageObserver> Gate<O> {
     }
 }
 
-/// A tracker's space that stands still over a fork.
+/// A tracker's space that stands still over a fork: no other thread is inside.
 #[derive(Debug)]
-pub(super) struct Standing<'a, O: PageObserver> {
+pub(crate) struct Standing<'a, O: PageObserver> {
     pub(super) space: RwLockWriteGuard<'a, Space<O>>,
     gate: &'a Gate<O>,
 }
