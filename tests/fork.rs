@@ -6,20 +6,21 @@
 //! # Safety
 //!
 //! The child makes no call that another thread's locks could hold, but for the
-//! cache's own, which the fork guard holds; it ends by `_exit`. Memory outlives
-//! its cache.
+//! cache's own, which the fork guard holds. Memory outlives its cache.
 #![allow(unsafe_code)]
 
 #[path = "support/alarm.rs"]
 mod alarm;
-
-use std::panic::{AssertUnwindSafe, catch_unwind};
+#[path = "support/child.rs"]
+mod child;
 
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Mode, Probe};
 use codewarden::tracker::{BeginError, RegionOptions};
 use codewarden::{CodeCache, EntryStubs, Key, Ticket};
+
+use child::{Ended, in_child};
 
 const PAGES: u64 = 4;
 
@@ -48,7 +49,7 @@ fn announce(cache: &CodeCache<()>, mode: Mode) {
 }
 
 /// What the child finds; the number of the first thing that is wrong.
-fn in_the_child(cache: &CodeCache<()>, memory: &GuestMemory, mode: Mode) -> i32 {
+fn wrong_in_the_child(cache: &CodeCache<()>, memory: &GuestMemory, mode: Mode) -> u8 {
     let mut vcpu = cache.attach_vcpu(|| {});
     for page in 0..PAGES {
         if vcpu.pin().lookup(Key::new(page << 12)).is_some() {
@@ -89,29 +90,16 @@ fn both_sides(mode: Mode, drops_in_child: bool) {
     cache.collect();
     let _alarm = alarm::Alarm::while_waiting_for("a fork's child, or a page that is not busy");
     let guard = cache.before_fork();
-    // SAFETY: see the head.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0);
-    if pid == 0 {
-        // The parent's alarm did not come along: a child that waits for ever ends by this one.
-        // SAFETY: sets a timer.
-        unsafe { libc::alarm(100) };
-        let status = match guard.after_fork_child() {
-            // The last thread of a process that ends by a panic ends the process well.
-            Ok(()) => catch_unwind(AssertUnwindSafe(|| in_the_child(&cache, &memory, mode))).unwrap_or(101),
-            Err(_) => 9,
-        };
+    let status = in_child(|| {
+        guard.after_fork_child().unwrap();
+        let wrong = wrong_in_the_child(&cache, &memory, mode);
         if drops_in_child {
-            drop(cache);
+            // SAFETY: nothing else drops the child's copy, which ends here.
+            drop(unsafe { std::ptr::read(&raw const cache) });
         }
-        // SAFETY: ends the child without the parent's exit handlers.
-        unsafe { libc::_exit(status) };
-    }
-    drop(guard);
-    let mut status = 0;
-    // SAFETY: the child is ours and not waited for yet.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-    assert_eq!(status, 0, "{mode}: the child's status");
+        wrong
+    });
+    assert_eq!(status, Ended::Returned(0), "{mode}: the child's status");
 
     assert!(begin(&cache, 0).revive().unwrap().is_none(), "{mode}: the parent lost a former block");
     let mut vcpu = cache.attach_vcpu(|| {});

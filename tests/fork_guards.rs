@@ -3,9 +3,12 @@
 //!
 //! # Safety
 //!
-//! A child uses what its guards cover, makes no call that a lock of the standard library
-//! could hold, and ends by `_exit`. Memory outlives its cache.
+//! A child uses what its guards cover, and makes no call that a lock of the standard library
+//! could hold. Memory outlives its cache.
 #![allow(unsafe_code)]
+
+#[path = "support/child.rs"]
+mod child;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,33 +24,28 @@ use codewarden::protection::{Mode, Probe};
 use codewarden::tracker::{PageObserver, PageWrite, RegionOptions, Tracker};
 use codewarden::{CodeCache, CommitError, EntryStubs, Key, MemoryLimit, Payload};
 
+use child::{Ended, in_child};
+
 /// One test at a time forks.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A child that hangs is ended after so long.
-const CHILD_LIMIT_S: u32 = 60;
+/// A test that waits for itself is ended after so long.
+const LIMIT_S: u32 = 60;
 
-/// Forks. Gives the status of the child, which is the result of `child`, or the signal that
-/// ended it as a negative number.
-fn fork(child: impl FnOnce() -> i32) -> i32 {
-    // SAFETY: see the head.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0);
-    if pid == 0 {
-        // SAFETY: sets a timer of this process.
-        unsafe { libc::alarm(CHILD_LIMIT_S) };
-        // The last thread of a process that ends by a panic ends the process well.
-        let status = catch_unwind(AssertUnwindSafe(child)).unwrap_or(101);
-        // SAFETY: ends the child without the parent's exit handlers.
-        unsafe { libc::_exit(status) };
-    }
-    let mut status = 0;
-    // SAFETY: the child is ours and not waited for yet.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) }
+/// Each test of this file, and of others, goes by it.
+#[test]
+fn a_child_tells_how_it_ended() {
+    let _alone = alone();
+    assert_eq!(in_child(|| 7), Ended::Returned(7));
+    assert_eq!(in_child(|| panic!("on purpose")), Ended::Panicked);
+    let raised = [libc::SIGKILL, libc::SIGALRM].map(|signal| {
+        // SAFETY: ends the child.
+        in_child(|| unsafe { libc::raise(signal) } as u8)
+    });
+    assert_eq!(raised, [Ended::Killed(libc::SIGKILL), Ended::Hung]);
 }
 
 /// The modes that can be had here. What cannot is told.
@@ -106,11 +104,11 @@ fn a_guard_makes_no_child_of_its_own_process() {
         assert_eq!(pin.lookup(Key::new(0)), Some(0x1000), "{mode}");
         // A child that is none of the guard's: the guard was made in the child itself.
         let guard = cache.before_fork();
-        let status = fork(|| {
+        let status = in_child(|| {
             drop(guard);
-            i32::from(cache.clone().before_fork().after_fork_child() != Err(Error::NotInForkChild))
+            u8::from(cache.clone().before_fork().after_fork_child() != Err(Error::NotInForkChild))
         });
-        assert_eq!(status, 0, "{mode}");
+        assert_eq!(status, Ended::Returned(0), "{mode}");
     }
     let tracker = Tracker::new(Arc::new(Nobody));
     assert_eq!(tracker.before_fork().after_fork_child(), Err(Error::NotInForkChild));
@@ -158,7 +156,7 @@ fn the_forking_threads_pin_holds_in_the_child() {
                 std::thread::yield_now();
             }
             let guard = cache.before_fork();
-            let status = fork(|| {
+            let status = in_child(|| {
                 if guard.after_fork_child().is_err() {
                     return 1;
                 }
@@ -168,12 +166,12 @@ fn the_forking_threads_pin_holds_in_the_child() {
                 }
                 drop(pin);
                 (0..10).for_each(|_| cache.collect());
-                3 * i32::from(ended.load(SeqCst) != 1)
+                3 * u8::from(ended.load(SeqCst) != 1)
             });
             stop.store(true, SeqCst);
             status
         });
-        assert_eq!(status, 0, "{mode}");
+        assert_eq!(status, Ended::Returned(0), "{mode}");
     }
 }
 
@@ -188,14 +186,17 @@ fn generations(cache: &CodeCache<()>, files: usize, left: u8) -> u8 {
         return 0;
     }
     let guard = cache.before_fork();
-    let status = fork(|| {
+    let ended = in_child(|| {
         if guard.after_fork_child().is_err() || open_files() != files {
-            return i32::from(left);
+            return left;
         }
         translate(cache, ());
-        if open_files() != files { i32::from(left) } else { i32::from(generations(cache, files, left - 1)) }
+        if open_files() != files { left } else { generations(cache, files, left - 1) }
     });
-    u8::try_from(status).expect("a child that ends by itself")
+    match ended {
+        Ended::Returned(left) => left,
+        ended => panic!("{left} left: {ended:?}"),
+    }
 }
 
 /// What a child inherited it closes: its own descriptors take the numbers.
@@ -247,7 +248,7 @@ fn a_page_that_a_thread_was_opening_is_open_in_the_child() {
                 std::thread::yield_now();
             }
             let guard = tracker.before_fork();
-            let status = fork(|| {
+            let status = in_child(|| {
                 gate.open.store(true, SeqCst);
                 if guard.after_fork_child().is_err() || claim.is_current() {
                     return 1;
@@ -258,7 +259,7 @@ fn a_page_that_a_thread_was_opening_is_open_in_the_child() {
             gate.open.store(true, SeqCst);
             status
         });
-        assert_eq!(status, 0, "{mode}: {} is a store that no handler knew", -libc::SIGSEGV);
+        assert_eq!(status, Ended::Returned(0), "{mode}: {} is a store that no handler knew", libc::SIGSEGV);
     }
 }
 
@@ -279,17 +280,17 @@ fn forks_beside(other: impl Fn() + Sync, more: impl Fn() -> bool) {
             });
             let fork_once = || {
                 let guards = (buffer.before_fork(), cache.before_fork());
-                fork(|| match (guards.0.after_fork_child(), guards.1.after_fork_child()) {
+                in_child(|| match (guards.0.after_fork_child(), guards.1.after_fork_child()) {
                     (Ok(()), Ok(())) => {
                         translate(&cache, ());
-                        2 * i32::from(!more())
+                        2 * u8::from(!more())
                     }
                     _ => 1,
                 })
             };
-            let status = (0..FORKS).map(|_| fork_once()).find(|&status| status != 0);
+            let status = (0..FORKS).map(|_| fork_once()).find(|&status| status != Ended::Returned(0));
             stop.store(true, SeqCst);
-            assert_eq!(status, None, "{mode}: {} is a child that hung", -libc::SIGALRM);
+            assert_eq!(status, None, "{mode}");
         });
     }
 }
@@ -428,7 +429,7 @@ fn panics_under_the_guard(calls: &[&dyn Fn()]) {
 fn a_thread_that_holds_a_guard_is_told() {
     let _alone = alone();
     // SAFETY: sets a timer: a thread that waits for itself ends the process.
-    unsafe { libc::alarm(CHILD_LIMIT_S) };
+    unsafe { libc::alarm(LIMIT_S) };
     let page = PageSize::host().bytes();
     let memory = GuestMemory::anonymous(2 * page).unwrap();
     let cache = cache_on::<()>(&memory, Mode::Mprotect);
@@ -501,7 +502,7 @@ fn a_thread_that_holds_a_guard_is_told() {
 fn a_thread_that_holds_a_code_buffers_guard_is_told() {
     let _alone = alone();
     // SAFETY: sets a timer: a thread that waits for itself ends the process.
-    unsafe { libc::alarm(CHILD_LIMIT_S) };
+    unsafe { libc::alarm(LIMIT_S) };
     let buffer = CodeBuffer::new(4096).unwrap();
     let [first, second] = [(); 2].map(|()| buffer.alloc(64, 16).unwrap());
     let stats = buffer.stats();
@@ -513,13 +514,13 @@ fn a_thread_that_holds_a_code_buffers_guard_is_told() {
     assert!(!format!("{buffer:?} {guard:?} {second:?}").is_empty());
     assert_eq!(buffer.stats(), stats, "nothing changes meanwhile");
     second.publish().unwrap();
-    let status = fork(|| {
+    let status = in_child(|| {
         if guard.after_fork_child().is_err() || buffer.stats().allocations != 1 || second.entry(0).is_ok() {
             return 1;
         }
-        i32::from(second.publish().is_err() || second.entry(0).is_err())
+        u8::from(second.publish().is_err() || second.entry(0).is_err())
     });
-    assert_eq!(status, 0);
+    assert_eq!(status, Ended::Returned(0));
     assert!(!buffer.stands_still_here());
     assert_eq!(buffer.stats().allocations, 1);
     assert!(second.entry(0).is_ok());
@@ -532,7 +533,7 @@ fn a_thread_that_holds_a_code_buffers_guard_is_told() {
 fn a_thread_that_holds_a_trackers_guard_is_told() {
     let _alone = alone();
     // SAFETY: sets a timer: a thread that waits for itself ends the process.
-    unsafe { libc::alarm(CHILD_LIMIT_S) };
+    unsafe { libc::alarm(LIMIT_S) };
     let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
     for mode in modes() {
         let tracker = Tracker::new(Arc::new(Nobody));
@@ -562,7 +563,7 @@ fn a_thread_that_holds_a_trackers_guard_is_told() {
 fn a_thread_that_holds_a_guard_has_other_instances() {
     let _alone = alone();
     // SAFETY: sets a timer: a thread that waits for itself ends the process.
-    unsafe { libc::alarm(CHILD_LIMIT_S) };
+    unsafe { libc::alarm(LIMIT_S) };
     let [first, second] = [(); 2].map(|()| GuestMemory::anonymous(PageSize::host().bytes()).unwrap());
     for mode in modes() {
         let (cache, buffer) = (cache_on::<()>(&first, mode), CodeBuffer::new(4096).unwrap());
@@ -588,10 +589,10 @@ fn a_thread_that_holds_a_guard_has_other_instances() {
 fn a_guard_that_is_forgotten_ends_with_its_cache() {
     let _alone = alone();
     // SAFETY: sets a timer: a thread that waits for itself ends the process.
-    unsafe { libc::alarm(CHILD_LIMIT_S) };
+    unsafe { libc::alarm(LIMIT_S) };
     let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
     for mode in modes() {
-        let status = fork(|| {
+        let status = in_child(|| {
             let cache = cache_on::<()>(&memory, mode);
             translate(&cache, ());
             std::mem::forget(cache.before_fork());
@@ -604,7 +605,7 @@ fn a_guard_that_is_forgotten_ends_with_its_cache() {
             memory.write(0, &[1]).unwrap();
             0
         });
-        assert_eq!(status, 0, "{mode}");
+        assert_eq!(status, Ended::Returned(0), "{mode}");
     }
     // SAFETY: as above.
     unsafe { libc::alarm(0) };

@@ -7,10 +7,11 @@
 //! # Safety
 //!
 //! The child makes no call that another thread's locks could hold, but for the
-//! cache's own, which the fork guard holds; it ends by `_exit`. Memory outlives its
-//! cache. A mapping is replaced by fresh memory, under a change.
+//! cache's own, which the fork guard holds. Memory outlives its cache. A mapping is replaced by fresh memory, under a change.
 #![allow(unsafe_code)]
 
+#[path = "support/child.rs"]
+mod child;
 mod support;
 
 use std::sync::Barrier;
@@ -21,6 +22,7 @@ use codewarden::protection::Access;
 use codewarden::tracker::{BeginError, MappingChange};
 use codewarden::{Key, Killer};
 
+use crate::child::{Ended, in_child};
 use crate::support::{Fixture, GUEST, in_modes, page_bytes, tracking_modes};
 
 fn at(page: usize) -> GuestAddr {
@@ -64,7 +66,7 @@ fn is_tracked(guest: &Fixture, page: usize) -> bool {
 }
 
 /// One side of the fork to its end; the number of the first thing that is wrong.
-fn one_side(guest: &Fixture, is_child: bool, held: impl Sized, change: MappingChange<Killer<u32>>) -> i32 {
+fn one_side(guest: &Fixture, is_child: bool, held: impl Sized, change: MappingChange<Killer<u32>>) -> u8 {
     let checks = [
         is_held(guest, 1) && is_held(guest, 3),
         kernel_writes(guest, 1),
@@ -72,7 +74,7 @@ fn one_side(guest: &Fixture, is_child: bool, held: impl Sized, change: MappingCh
         !is_held(guest, 4),
     ];
     if let Some(wrong) = checks.iter().position(|is_right| !is_right) {
-        return 1 + wrong as i32;
+        return 1 + wrong as u8;
     }
     drop(held);
     replace(guest, 3);
@@ -97,26 +99,18 @@ fn holds_go_over(guest: &Fixture) {
         });
         taken.wait();
         let guard = guest.cache.before_fork();
-        // SAFETY: see the head.
-        let pid = unsafe { libc::fork() };
-        assert!(pid >= 0);
-        if pid == 0 {
-            let status = match guard.after_fork_child() {
-                Ok(()) => one_side(guest, true, held, change),
-                Err(_) => 9,
-            };
-            // SAFETY: ends the child without the parent's exit handlers.
-            unsafe { libc::_exit(status) };
-        }
-        drop(guard);
-        let mut status = 0;
-        // SAFETY: the child is ours and not waited for yet.
-        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        let mut both = Some((held, change));
+        let status = in_child(|| {
+            guard.after_fork_child().unwrap();
+            let (held, change) = both.take().unwrap();
+            one_side(guest, true, held, change)
+        });
+        let (held, change) = both.unwrap();
         assert_eq!(one_side(guest, false, held, change), 0, "{mode}: the parent");
         over.wait();
         status
     });
-    assert_eq!(status, 0, "{mode}: the child's status");
+    assert_eq!(status, Ended::Returned(0), "{mode}: the child's status");
     assert!(is_tracked(guest, 2), "{mode}");
 }
 

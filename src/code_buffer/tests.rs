@@ -1,6 +1,7 @@
 //! Allocation, publishing, giving back and forking of a code buffer.
 
 use super::*;
+use crate::sys::child::{Ended, in_child};
 
 /// The least that a caller can tell a range by: no two live ones overlap, each
 /// keeps what was written to it, seen through the executable view.
@@ -105,21 +106,14 @@ fn a_forks_child_leaves_its_parents_code_alone() {
     let allocation = buffer.alloc(64, 16).unwrap();
     fill(&allocation, 7);
     let guard = buffer.before_fork();
-    // SAFETY: the child makes system calls and writes to its own memory only;
-    // no lock but the guard's is needed on its way to `_exit`.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let fine = guard.after_fork_child().is_ok() && bytes(&allocation)[0] == 0;
-        drop(allocation);
-        // SAFETY: ends the child without running anything of the parent's.
-        unsafe { libc::_exit(i32::from(!fine)) };
-    }
-    drop(guard);
-    let mut status = 0;
-    // SAFETY: waits for the child made above.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0);
-    assert!(bytes(&allocation).iter().all(|byte| *byte == 7), "the child's free wrote to the parent's code");
+    let mut allocation = Some(allocation);
+    let status = in_child(|| {
+        let fine = guard.after_fork_child().is_ok() && bytes(allocation.as_ref().unwrap())[0] == 0;
+        drop(allocation.take());
+        u8::from(!fine)
+    });
+    assert_eq!(status, Ended::Returned(0));
+    assert!(bytes(&allocation.unwrap()).iter().all(|byte| *byte == 7), "the child's free wrote to the parent's code");
 }
 
 /// Also one that drops what it inherited, as one that unwinds or exits does.
@@ -128,20 +122,16 @@ fn a_child_that_was_not_announced_leaves_its_parents_code_alone() {
     let buffer = CodeBuffer::new(1 << 16).unwrap();
     let allocation = buffer.alloc(64, 16).unwrap();
     fill(&allocation, 7);
-    // SAFETY: the child makes nothing on its way to `_exit`.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
+    let mut allocation = Some(allocation);
+    let status = in_child(|| {
+        let inherited = allocation.take().unwrap();
         let refused =
-            allocation.publish() == Err(Error::InForkChild) && matches!(buffer.alloc(1, 1), Err(Error::InForkChild));
-        drop(allocation);
-        // SAFETY: ends the child without running anything of the parent's.
-        unsafe { libc::_exit(i32::from(!refused)) };
-    }
-    let mut status = 0;
-    // SAFETY: waits for the child made above.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0);
-    assert!(bytes(&allocation).iter().all(|byte| *byte == 7), "the child's drop wrote to the parent's code");
+            inherited.publish() == Err(Error::InForkChild) && matches!(buffer.alloc(1, 1), Err(Error::InForkChild));
+        drop(inherited);
+        u8::from(!refused)
+    });
+    assert_eq!(status, Ended::Returned(0));
+    assert!(bytes(&allocation.unwrap()).iter().all(|byte| *byte == 7), "the child's drop wrote to the parent's code");
 }
 
 /// Another processor may run what was there before.

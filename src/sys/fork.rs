@@ -177,22 +177,14 @@ fn map_cookie() -> Result<*mut AtomicU64, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::child::{Ended, in_child};
 
     #[test]
     fn a_child_knows_that_it_is_one() {
         let mine = Generation::of_this_process().unwrap();
         assert!(mine.is_current());
-        // SAFETY: the child calls what is async-signal-safe, and _exit.
-        let pid = unsafe { libc::fork() };
-        assert!(pid >= 0);
-        if pid == 0 {
-            // SAFETY: leaves without running anything else of the parent's.
-            unsafe { libc::_exit(i32::from(mine.is_current())) };
-        }
-        let mut status = 0;
-        // SAFETY: our own child and a local to write to.
-        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
-        assert_eq!(status, 0, "the child took the parent's generation for its own");
+        let ended = in_child(|| mine.is_current().into());
+        assert_eq!(ended, Ended::Returned(0), "the child took the parent's generation for its own");
         assert!(mine.is_current());
     }
 }

@@ -22,6 +22,7 @@ use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
+use crate::sys::child::{Ended, in_child};
 use crate::sys::mmap::{Mapping, memfd};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::{Door, KernelFaults, MessageBuffer, Uffd, feature, open};
@@ -441,22 +442,6 @@ fn a_read_that_reaches_a_protected_page_is_cut_short_in_user_mode_only() {
     assert_eq!(unsafe { second.as_ptr().read_volatile() }, 0);
 }
 
-/// What a fork's child sees is told by its exit status, bit by bit.
-fn in_child(body: impl FnOnce() -> u8) -> i32 {
-    // SAFETY: the child runs `body`, which makes system calls and plain loads and stores, and leaves.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0);
-    if pid == 0 {
-        let code = body();
-        // SAFETY: leaves without running anything of the parent's.
-        unsafe { libc::_exit(i32::from(code)) };
-    }
-    let mut status = 0;
-    // SAFETY: our own child and a local to write to.
-    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
-    status
-}
-
 #[test]
 fn a_forks_child_is_untracked_and_the_parent_stays_tracked() {
     let fixture = Fixture::new(SYNC, false);
@@ -467,7 +452,7 @@ fn a_forks_child_is_untracked_and_the_parent_stays_tracked() {
         let refused = fixture.uffd.unprotect(fixture.pages(0, 4)) == Err(Error::InForkChild);
         u8::from(!refused) | u8::from(fixture.load(1) != 2) << 1
     });
-    assert_eq!(status, 0);
+    assert_eq!(status, Ended::Returned(0));
     assert_eq!(fixture.load(1), 1);
     assert_eq!(fixture.protected(), [0, 1, 2, 3]);
 }
@@ -478,7 +463,8 @@ fn an_ioctl_by_a_forks_child_acts_on_the_parent() {
     fixture.uffd.protect(fixture.pages(0, 4)).unwrap();
     let raw = userfaultfd_of(&fixture);
     let (start, len) = fixture.raw(1, 1);
-    assert_eq!(in_child(|| u8::from(raw.remove_write_protection(start, len, false).is_err())), 0);
+    let refused = in_child(|| u8::from(raw.remove_write_protection(start, len, false).is_err()));
+    assert_eq!(refused, Ended::Returned(0));
     assert_eq!(fixture.protected(), [0, 2, 3]);
     core::mem::forget(raw);
 }

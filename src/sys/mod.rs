@@ -22,6 +22,9 @@
 //! Nothing here knows what a page's state or a block is.
 
 pub(crate) mod alt_stack;
+#[cfg(test)]
+#[path = "../../tests/support/child.rs"]
+pub(crate) mod child;
 pub(crate) mod clock;
 pub(crate) mod descriptor;
 pub(crate) mod fault;

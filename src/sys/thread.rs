@@ -114,6 +114,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     use super::*;
+    use crate::sys::child::{Ended, in_child};
 
     #[derive(Default)]
     struct Count {
@@ -144,19 +145,13 @@ mod tests {
     fn a_forks_child_gives_the_body_up() {
         let count = Arc::new(Count::default());
         let thread = Thread::start(&count).unwrap();
-        // SAFETY: the child frees one reference and leaves.
-        let pid = unsafe { libc::fork() };
-        assert!(pid >= 0);
-        if pid == 0 {
-            drop(thread);
-            // SAFETY: leaves without running anything else of the parent's.
-            unsafe { libc::_exit(Arc::strong_count(&count) as i32) };
-        }
-        let mut status = 0;
-        // SAFETY: our own child and a local to write to.
-        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-        assert_eq!((libc::WEXITSTATUS(status), Arc::strong_count(&count)), (1, 2));
-        thread.join();
+        let mut thread = Some(thread);
+        let left = in_child(|| {
+            drop(thread.take());
+            Arc::strong_count(&count) as u8
+        });
+        assert_eq!((left, Arc::strong_count(&count)), (Ended::Returned(1), 2));
+        thread.unwrap().join();
     }
 
     #[test]

@@ -7,7 +7,6 @@
 
 use core::ffi::c_int;
 use core::ptr;
-use std::panic::AssertUnwindSafe;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -19,6 +18,7 @@ use codewarden::protection::{Access, MAX_REGIONS, Mode};
 use codewarden::tracker::{BeginError, RegionOptions};
 use codewarden::{CodeCache, EntryStubs, Key};
 
+use crate::child::{Ended, in_child};
 use crate::scenario::{End, UFFD, byte_of, fixture, scenario};
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, skip};
 
@@ -136,27 +136,16 @@ fn open_files_of_a_forks_child() {
         while unsafe { libc::dup(0) } != -1 {}
         let before = open_files();
         let guards = (buffer.before_fork(), guest.cache.before_fork());
-        // SAFETY: the child uses what its guards cover, and leaves.
-        let pid = unsafe { libc::fork() };
-        assert!(pid >= 0);
-        if pid == 0 {
-            let goes_on = || {
-                guards.0.after_fork_child().unwrap();
-                guards.1.after_fork_child().unwrap();
-                buffer.alloc(100, 16).unwrap().publish().unwrap();
-                guest.expect_dead(1);
-                guest.expect_tracked(2);
-                assert_eq!(open_files(), before);
-            };
-            let status = std::panic::catch_unwind(AssertUnwindSafe(goes_on)).is_err();
-            // SAFETY: ends the child without the parent's exit handlers.
-            unsafe { libc::_exit(i32::from(status)) };
-        }
-        drop(guards);
-        let mut status = 0;
-        // SAFETY: our own child and a local to write to.
-        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-        assert_eq!(status, 0, "{mode}: the child");
+        let status = in_child(|| {
+            guards.0.after_fork_child().unwrap();
+            guards.1.after_fork_child().unwrap();
+            buffer.alloc(100, 16).unwrap().publish().unwrap();
+            guest.expect_dead(1);
+            guest.expect_tracked(2);
+            assert_eq!(open_files(), before);
+            0
+        });
+        assert_eq!(status, Ended::Returned(0), "{mode}: the child");
         guest.expect_tracked(3);
     });
 }

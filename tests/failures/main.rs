@@ -9,6 +9,8 @@
 
 #[path = "../support/alone.rs"]
 mod alone;
+#[path = "../support/child.rs"]
+mod child;
 #[path = "../support/mod.rs"]
 mod support;
 

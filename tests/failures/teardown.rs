@@ -15,6 +15,7 @@ use codewarden::protection::Mode;
 use codewarden::tracker::Tracker;
 use codewarden::{CodeCache, EntryStubs};
 
+use crate::child::{Ended, in_child};
 use crate::scenario::{End, Gate, byte_of, fixture, scenario};
 use crate::support::{Fixture, GUEST, PAGES, in_modes, page_bytes, region, tracking_modes};
 
@@ -129,23 +130,14 @@ fn dropped_in_a_forks_child() {
         under_stores(&guest.memory, || {
             begin_everywhere(&guest.cache);
             let guard = guest.cache.before_fork();
-            // SAFETY: the child drops what the other threads left alone, for the guard holds the
-            // locks, and leaves.
-            let pid = unsafe { libc::fork() };
-            assert!(pid >= 0);
-            // In both: no lock is held when the cache is dropped.
-            drop(guard);
-            if pid == 0 {
-                // SAFETY: dropped in this process once; it leaves without running anything else.
-                unsafe {
-                    drop(std::ptr::read(&raw const *guest));
-                    libc::_exit(0);
-                }
-            }
-            let mut status = 0;
-            // SAFETY: our own child and a local to write to.
-            assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-            assert_eq!(status, 0, "{mode}: the child could not drop its cache");
+            let status = in_child(|| {
+                // In both: no lock is held when the cache is dropped.
+                drop(guard);
+                // SAFETY: dropped in this process once.
+                drop(unsafe { std::ptr::read(&raw const *guest) });
+                0
+            });
+            assert_eq!(status, Ended::Returned(0), "{mode}: the child could not drop its cache");
         });
         guest.expect_tracked(1);
     });

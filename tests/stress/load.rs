@@ -19,6 +19,9 @@
 //! cache.
 #![allow(unsafe_code)]
 
+#[path = "../support/child.rs"]
+mod child;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -30,6 +33,8 @@ use codewarden::policy::{Decision, Limits, PageHistory, Policy};
 use codewarden::protection::Mode;
 use codewarden::tracker::RegionOptions;
 use codewarden::{CodeCache, Entry, EntryStubs, Key, MemoryLimit, Pin, Stats};
+
+use child::{Ended, in_child};
 
 const PAGES: usize = 8;
 const WORDS_PER_PAGE: usize = 4;
@@ -349,24 +354,13 @@ impl Load {
     /// The child has no block, and can make one; then it is gone.
     fn fork(&self) {
         let guard = self.cache.before_fork();
-        // SAFETY: the child uses the cache, which the guard kept whole, and memory
-        // from the allocator, which libc keeps whole.
-        let child = unsafe { libc::fork() };
-        assert!(child >= 0, "no process to be had");
-        if child == 0 {
-            let status = if guard.after_fork_child().is_ok() { self.look_in_child() } else { 9 };
-            // SAFETY: ends the child without the parent's exit handlers.
-            unsafe { libc::_exit(status) };
-        }
-        drop(guard);
-        let mut status = 0;
-        // SAFETY: the child is ours and was not waited for.
-        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        // It uses memory from the allocator too, which libc keeps whole.
+        let status = in_child(|| if guard.after_fork_child().is_ok() { self.look_in_child() } else { 9 });
         self.forks.fetch_add(1, Ordering::Relaxed);
-        self.wrong_in_child.fetch_add(u64::from(status != 0), Ordering::Relaxed);
+        self.wrong_in_child.fetch_add(u64::from(status != Ended::Returned(0)), Ordering::Relaxed);
     }
 
-    fn look_in_child(&self) -> i32 {
+    fn look_in_child(&self) -> u8 {
         let lookup = |key| self.cache.attach_vcpu(|| {}).pin().lookup(Key::new(key));
         if (0..KEYS).any(|key| lookup(key as u64).is_some()) {
             return 1;

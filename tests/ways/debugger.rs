@@ -18,8 +18,8 @@ use std::os::unix::fs::FileExt;
 
 use codewarden::protection::Mode;
 
+use crate::child::{Ended, in_child};
 use crate::expect::in_every_mode;
-use crate::own_process::in_fork;
 use crate::support::skip;
 
 const NEW: u64 = 0x1122_3344_5566_7788;
@@ -97,9 +97,10 @@ fn ptrace_poke_data() {
     in_each_mode_by(|at| {
         // SAFETY: asks for a number.
         let tid = unsafe { libc::gettid() };
-        match in_fork(|| poke(tid, at)) {
-            0 => Ok(()),
-            errno => Err(Error::from_raw_os_error(errno)),
+        match in_child(|| poke(tid, at) as u8) {
+            Ended::Returned(0) => Ok(()),
+            Ended::Returned(errno) => Err(Error::from_raw_os_error(errno.into())),
+            ended => panic!("{ended:?}"),
         }
     });
 }

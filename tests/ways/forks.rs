@@ -7,17 +7,17 @@
 //! Children store to the fixture's memory and leave.
 #![allow(unsafe_code)]
 
+use crate::child::{Ended, in_child};
 use crate::expect::in_every_mode;
-use crate::own_process::in_fork;
 
 /// A child stores 5 there, in its own mapping.
 fn stored_by_a_child(at: *mut u8) {
-    let code = in_fork(|| {
+    let ended = in_child(|| {
         // SAFETY: mapped in the child as it is in the parent.
         unsafe { at.write_volatile(5) };
         0
     });
-    assert_eq!(code, 0);
+    assert_eq!(ended, Ended::Returned(0));
 }
 
 /// Private memory is the child's own; a child that nobody announced takes no

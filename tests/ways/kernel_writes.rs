@@ -18,8 +18,8 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use codewarden::protection::Mode;
 
 use crate::alone::run_alone;
+use crate::child::{Ended, in_child};
 use crate::expect::in_every_mode;
-use crate::own_process::in_fork;
 use crate::support::{Fixture, in_modes, page_bytes, skip, tracking_modes};
 
 /// What a page holds before, and what calls bring.
@@ -233,12 +233,16 @@ fn process_vm_writev_from_another_process() {
     let call = |into: *mut u8| {
         // SAFETY: asks for a number.
         let parent = unsafe { libc::getpid() };
-        let errno = in_fork(|| match write_to_process(parent, into) {
+        let ended = in_child(|| match write_to_process(parent, into) {
             16 => 0,
             // SAFETY: the thread's own errno.
-            _ => unsafe { *libc::__errno_location() },
+            _ => unsafe { *libc::__errno_location() as u8 },
         });
-        if errno == 0 { Ok(()) } else { Err(Error::from_raw_os_error(errno)) }
+        match ended {
+            Ended::Returned(0) => Ok(()),
+            Ended::Returned(errno) => Err(Error::from_raw_os_error(errno.into())),
+            ended => panic!("{ended:?}"),
+        }
     };
     let mut local = [0; ROOM];
     if let Err(error) = call(local.as_mut_ptr()) {

@@ -12,6 +12,8 @@
 
 #[path = "../support/alone.rs"]
 mod alone;
+#[path = "../support/child.rs"]
+mod child;
 #[path = "../support/mod.rs"]
 mod support;
 

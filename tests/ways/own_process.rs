@@ -1,10 +1,9 @@
-//! What must not happen in the test's own process: a forked child that makes
-//! system calls alone, and this binary once more where the kernel may kill it.
+//! What must not happen in the test's own process: this binary once more, where the kernel
+//! may kill it.
 //!
 //! # Safety
 //!
-//! Other threads of the process may hold any lock at a fork: children call what is
-//! async-signal-safe and leave by `_exit`.
+//! A child is waited for by the thread that made it.
 #![allow(unsafe_code)]
 
 use core::ffi::c_int;
@@ -42,22 +41,6 @@ pub(crate) fn fatal_unless_announced(name: &str, variables: &[(&str, &str)], way
             }
         }
     }
-}
-
-/// Runs `body`, which makes system calls, plain loads and stores and nothing else,
-/// in a forked child; gives what it returned, 255 at most.
-pub(crate) fn in_fork(body: impl FnOnce() -> c_int) -> c_int {
-    // SAFETY: see the head.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0, "{}", std::io::Error::last_os_error());
-    if pid == 0 {
-        let code = body();
-        // SAFETY: leaves without running anything of the parent's.
-        unsafe { libc::_exit(code) };
-    }
-    let status = wait_for(pid);
-    assert!(libc::WIFEXITED(status), "the child died: {status:#x}");
-    libc::WEXITSTATUS(status)
 }
 
 /// Waits for a child, which may share the memory.
