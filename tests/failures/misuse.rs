@@ -1,5 +1,5 @@
-//! Arguments that no call can use: an error that names the mistake, and nothing is
-//! done, neither to what was there before nor to the process.
+//! Arguments that no call can use, and calls at the wrong time: an error that names the
+//! mistake, and nothing is done, neither to what was there before nor to the process.
 //!
 //! # Safety
 //!
@@ -7,14 +7,18 @@
 //! they are refused. Pieces of the test's own memory are unmapped.
 #![allow(unsafe_code)]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use codewarden::addr::{GuestAddr, HostAddr, HostRange, PageSize};
+use codewarden::code_buffer::CodeBuffer;
 use codewarden::error::Error;
 use codewarden::guest_memory::{BackingId, GuestMemory};
 use codewarden::protection::{Access, Mode};
-use codewarden::tracker::{RegionOptions, SharedMemory};
-use codewarden::{CodeCache, EntryStubs, Key};
+use codewarden::tracker::{BeginError, RegionOptions, SharedMemory};
+use codewarden::{CodeCache, CommitError, EntryStubs, Key, MemoryLimit};
 
 use crate::address_space::{replace, unmap};
+use crate::child::{Ended, in_child};
 use crate::limits::open_files;
 use crate::scenario::{End, TRACKING, byte_of, fixture, scenario};
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, region};
@@ -310,5 +314,101 @@ fn the_last_page_of_the_guest() {
             assert!(matches!(tracker.set_access(at, len, Access::Read), Err(Error::BadRange { .. })));
         }
         ends("remove_region", &|| tracker.remove_region(GuestAddr(start)).unwrap());
+    });
+}
+
+/// A call that would wait for itself returns an error, or panics if it has none to return.
+/// The guard stays as it was, and so does what is behind it.
+#[test]
+fn a_call_under_ones_own_fork_guard() {
+    scenario("misuse::a_call_under_ones_own_fork_guard", &Mode::ALL, End::Well, |mode| {
+        let (guest, buffer) = (fixture(mode), CodeBuffer::new(1 << 16).unwrap());
+        let (cache, tracker) = (&guest.cache, guest.cache.tracker());
+        guest.block(1);
+        let (start, len, key) = (GuestAddr(GUEST), page_bytes() as u64, Key::new(byte_of(1)));
+        let held = tracker.prepare_unseen_write(GuestAddr(byte_of(4)), 1).unwrap();
+        let change = tracker.change_mapping(GuestAddr(byte_of(5)), 1).unwrap();
+        let mut ticket = cache.begin(Key::new(2));
+        ticket.claim(GuestAddr(byte_of(2))).unwrap();
+        let more = GuestMemory::anonymous(page_bytes()).unwrap();
+        let guards = (cache.before_fork(), buffer.before_fork());
+        // SAFETY: it is refused.
+        let added = unsafe { tracker.add_region(RegionOptions::new(GuestAddr(1 << 40), more.range(), mode)) };
+        let errors = [
+            added.err(),
+            tracker.remove_region(start).err(),
+            tracker.begin(start).err().map(|error| match error {
+                BeginError::Failed(error) => error,
+                busy => panic!("{busy}"),
+            }),
+            tracker.sync().err(),
+            tracker.sync_range(start, len).err(),
+            tracker.invalidate(start, len).err(),
+            tracker.prepare_kernel_write(start, len).err(),
+            tracker.prepare_unseen_write(start, len).err(),
+            tracker.change_mapping(start, len).err(),
+            change.finish_replaced(Access::ReadWrite, None).err(),
+            tracker.set_access(start, len, Access::Read).err(),
+            tracker.declare_shared(start, len, shared(0)).err(),
+            cache.link(key).err(),
+            cache.wait_for_vcpus().err(),
+            buffer.alloc(1, 1).err(),
+        ];
+        for (at, error) in errors.into_iter().enumerate() {
+            assert!(matches!(error, Some(Error::BadArgument(why)) if why.contains("fork guard")), "{at}: {error:?}");
+        }
+        assert_eq!(ticket.commit(0x2000, 0), Err(CommitError::UnderForkGuard));
+        let panics: [&dyn Fn(); 10] = [
+            &|| cache.remove(key),
+            &|| cache.collect(),
+            &|| cache.evict(1),
+            &|| cache.set_limit(MemoryLimit::of_bytes(0)),
+            &|| drop(cache.attach_vcpu(|| {})),
+            &|| tracker.tend(),
+            &|| drop(tracker.aliases(start)),
+            &|| drop(tracker.before_fork()),
+            &|| drop(cache.before_fork()),
+            &|| drop(buffer.before_fork()),
+        ];
+        for (at, call) in panics.into_iter().enumerate() {
+            assert!(catch_unwind(AssertUnwindSafe(call)).is_err(), "call {at} has no error, and came back");
+        }
+        drop(held);
+        drop(guards);
+        assert!(guest.lookup(byte_of(1)).is_some());
+        buffer.alloc(1, 1).unwrap();
+        (0..PAGES).for_each(|page| guest.expect_tracked(page));
+    });
+}
+
+/// Another processor may run the bytes that were there before: there is no entry until the
+/// code is published, in this process.
+#[test]
+fn code_that_is_not_published() {
+    scenario("misuse::code_that_is_not_published", &Mode::ALL, End::Well, |mode| {
+        let (guest, buffer) = (fixture(mode), CodeBuffer::new(1 << 16).unwrap());
+        let code = buffer.alloc(100, 16).unwrap();
+        let refused = code.entry(0).unwrap_err();
+        assert!(refused.to_string().contains("call publish"), "{refused}");
+        code.publish().unwrap();
+        let entry = code.entry(99).unwrap();
+        let refused = code.entry(100).unwrap_err();
+        assert!(refused.to_string().contains("inside its allocation"), "{refused}");
+        let mut ticket = guest.cache.begin(Key::new(1));
+        ticket.claim(GuestAddr(byte_of(1))).unwrap();
+        ticket.commit(entry, 0).unwrap();
+        assert_eq!(guest.lookup(1), Some(entry));
+        let guards = (guest.cache.before_fork(), buffer.before_fork());
+        let status = in_child(|| {
+            guards.1.after_fork_child().unwrap();
+            guards.0.after_fork_child().unwrap();
+            let refused = code.entry(0).unwrap_err();
+            assert!(refused.to_string().contains("call publish"), "{refused}");
+            code.publish().unwrap();
+            assert_eq!(code.entry(99), Ok(entry));
+            0
+        });
+        assert_eq!(status, Ended::Returned(0), "{mode}: the child");
+        assert_eq!(code.entry(99), Ok(entry));
     });
 }
