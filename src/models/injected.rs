@@ -8,7 +8,7 @@
 //! A stale flag is looked at while its block lives or is kept.
 #![allow(unsafe_code)]
 
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use super::guest::{Guest, Link};
@@ -137,6 +137,36 @@ fn a_store_at_each_step_of_a_translation() {
             assert!(stale.is_empty(), "stale at {stale:?} of {steps} steps");
             assert!(steps > 30, "{steps}");
         }
+    }
+}
+
+/// It finds the block of before, the new one, or none: never the stub of the commit that is
+/// under way.
+#[test]
+fn a_lookup_at_each_step_of_a_translation() {
+    for translated in [false, true] {
+        let attached = RefCell::new(None);
+        let (steps, wrong) = at_each_step(
+            || Run::new(1, translated),
+            0,
+            |run| drop(run.guest.translate(KEY, &[0])),
+            |run, step| {
+                let (vcpu, wrong) = (Rc::new(RefCell::new(run.guest.cache.attach_vcpu(|| {}))), run.stale.clone());
+                // It ends out here: the translator may have a lock that its end takes.
+                attached.replace(Some(vcpu.clone()));
+                interrupt_at(step, move || {
+                    let (mut vcpu, key) = (vcpu.borrow_mut(), Key::new(KEY));
+                    let mut pin = vcpu.pin();
+                    let found = [pin.lookup(key), pin.lookup_shared(key)];
+                    // The byte is 0 all the time, and the entry is made of it.
+                    if found.into_iter().flatten().any(|entry| entry != 1 << 8) {
+                        wrong.set(Some(0));
+                    }
+                });
+            },
+        );
+        assert!(wrong.is_empty(), "wrong at {wrong:?} of {steps} steps");
+        assert!(steps > 20, "{steps}");
     }
 }
 

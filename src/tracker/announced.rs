@@ -59,7 +59,8 @@ impl<O: PageObserver> Tracker<O> {
     /// # Errors
     ///
     /// The kernel could not say what was written; then everything in the range
-    /// that was asked about counts as written.
+    /// that was asked about counts as written. A later call asks again only about pages
+    /// that something was made from since.
     pub fn sync(&self) -> Result<(), Error> {
         self.gate.check_moves()?;
         self.gate.read().sync(Span::ALL)
