@@ -70,7 +70,7 @@ impl UffdRanges {
         which: usize,
         buffer: &mut MessageBuffer,
         on_fault: impl FnMut(WriteFault),
-    ) -> Result<(), userfaultfd::Error> {
+    ) -> Result<(), Error> {
         self.uffd.read_faults(which, buffer, on_fault)
     }
 

@@ -26,6 +26,7 @@ use crate::sys::child::{Ended, in_child};
 use crate::sys::mmap::{Mapping, memfd};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::{Door, KernelFaults, MessageBuffer, Uffd, feature, open};
+use crate::sys::uffd_calls;
 
 const PAGES: usize = 8;
 const SYNC: u64 = feature::WP | feature::WP_UNPOPULATED | feature::WP_SHMEM | feature::EXACT_ADDRESS;
@@ -404,20 +405,11 @@ fn a_harvest_of_more_regions_than_fit_in_one_call_is_whole() {
 #[test]
 fn an_unregistered_piece_ends_the_ioctl_after_a_part_was_applied() {
     let fixture = Fixture::new(SYNC, false);
-    let raw = userfaultfd_of(&fixture);
     fixture.uffd.unregister(fixture.pages(2, 1)).unwrap();
-    let (start, len) = fixture.raw(0, 4);
-    assert!(raw.write_protect(start, len).is_err());
+    let (start, len) = (fixture.at(0).0, 4 * fixture.page.bytes());
+    // Not the library's piece by piece.
+    assert!(uffd_calls::protect(fixture.uffd.copies()[0], start, len).is_err());
     assert_eq!(fixture.protected(), [0, 1]);
-    core::mem::forget(raw);
-}
-
-/// The crate's object on the fixture's descriptor, for a call without the
-/// library's piece by piece; never dropped, as the descriptor is the fixture's.
-fn userfaultfd_of(fixture: &Fixture) -> userfaultfd::Uffd {
-    use std::os::fd::FromRawFd;
-    // SAFETY: the callers forget the object.
-    unsafe { userfaultfd::Uffd::from_raw_fd(fixture.uffd.copies()[0].as_raw_fd()) }
 }
 
 #[test]
@@ -461,12 +453,10 @@ fn a_forks_child_is_untracked_and_the_parent_stays_tracked() {
 fn an_ioctl_by_a_forks_child_acts_on_the_parent() {
     let fixture = Fixture::new(SYNC, false);
     fixture.uffd.protect(fixture.pages(0, 4)).unwrap();
-    let raw = userfaultfd_of(&fixture);
-    let (start, len) = fixture.raw(1, 1);
-    let refused = in_child(|| u8::from(raw.remove_write_protection(start, len, false).is_err()));
+    let (start, len) = (fixture.at(1).0, fixture.page.bytes());
+    let refused = in_child(|| u8::from(uffd_calls::unprotect(fixture.uffd.copies()[0], start, len).is_err()));
     assert_eq!(refused, Ended::Returned(0));
     assert_eq!(fixture.protected(), [0, 2, 3]);
-    core::mem::forget(raw);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! | module | what it wraps |
 //! |---|---|
 //! | [`uffd`] | userfaultfd: open, negotiate, register, write-protect, wake, read |
+//! | [`uffd_calls`] | the ioctls and messages behind it |
 //! | [`pagemap`] | `PAGEMAP_SCAN` on `/proc/self/pagemap` |
 //! | [`mmap`] | mappings and memfds that unmap themselves |
 //! | [`signal`] | the SIGBUS and SIGSEGV handler of the process, and who was there before |
@@ -42,3 +43,4 @@ pub(crate) mod signal;
 pub(crate) mod statics;
 pub(crate) mod thread;
 pub(crate) mod uffd;
+pub(crate) mod uffd_calls;

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::sys::uffd::{self, Door, KernelFaults, feature};
-use crate::sys::{membarrier, pagemap::Pagemap};
+use crate::sys::{membarrier, pagemap::Pagemap, uffd_calls};
 
 /// A thing that a kernel may have and a mode may need.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -279,7 +279,7 @@ impl Probe {
                             self.note(there, true);
                         }
                         self.ways.push((door, faults));
-                        match uffd::negotiate(fd.as_fd(), 0) {
+                        match uffd_calls::api(fd.as_fd(), 0) {
                             Ok(offered) => self.note_features(offered),
                             Err(errno) => self.api_errno = Some(errno),
                         }

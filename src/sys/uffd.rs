@@ -1,12 +1,6 @@
 //! userfaultfd: open, negotiate, register, write-protect, wake, read.
 //!
-//! The descriptor is opened and negotiated here and then handed to the
-//! [`userfaultfd`] crate, which registers, protects, wakes and reads. The
-//! crate's own builder is not used: it hides which features the kernel offers,
-//! and as an ordinary user it gives up where `/dev/userfaultfd` is root's alone
-//! although the system call with `UFFD_USER_MODE_ONLY` would work.
-//!
-//! Each operation looks first whether this process is a fork's child: the
+//! The calls themselves are in [`super::uffd_calls`]. Each operation looks first whether this process is a fork's child: the
 //! inherited descriptor acts on the parent's memory.
 //!
 //! Closing the last copy of the descriptor wakes all writers and clears every
@@ -24,21 +18,15 @@
 //!
 //! # Safety
 //!
-//! The ioctls here work on structures of `linux-raw-sys` with the sizes that
-//! their numbers encode; the crate's object owns a descriptor that nothing else
-//! owns.
+//! A descriptor is made by the system call, which touches no memory.
 #![allow(unsafe_code)]
 
-use core::ffi::c_void;
-use core::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use linux_raw_sys::general as raw;
 use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::io::Errno;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Updater, opcode};
 use rustix::mm::UserfaultfdFlags;
-use userfaultfd::{Event, EventBuffer, RegisterMode};
 
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
@@ -48,6 +36,8 @@ use crate::sys::fork::Generation;
 use crate::sys::kept_fd::KeptFd;
 use crate::sys::mmap::is_mapped;
 use crate::sys::pieces::for_each_piece;
+pub(crate) use crate::sys::uffd_calls::MessageBuffer;
+use crate::sys::uffd_calls::{self, PageFault};
 
 /// `UFFD_FEATURE_*` bits.
 pub(crate) mod feature {
@@ -108,75 +98,23 @@ pub(crate) fn open(door: Door, faults: KernelFaults) -> Result<Opened, Errno> {
         Door::Syscall => unsafe { rustix::mm::userfaultfd(flags) },
         Door::Device => {
             let device = rustix::fs::open("/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, FileMode::empty())?;
-            // SAFETY: `NewUffd` is this device's ioctl.
-            unsafe { rustix::ioctl::ioctl(device, NewUffd(flags.bits() as usize)) }
+            uffd_calls::new(device, flags.bits())
         }
     };
     opened.map(|fd| Opened { fd: descriptor::raise(fd), door, faults })
-}
-
-/// `USERFAULTFD_IOC_NEW`: its argument is the flags, its result the descriptor.
-struct NewUffd(usize);
-
-// SAFETY: `_IO(0xAA, 0)` takes an integer in place of a pointer and gives a new descriptor.
-unsafe impl Ioctl for NewUffd {
-    type Output = OwnedFd;
-    const IS_MUTATING: bool = false;
-
-    fn opcode(&self) -> Opcode {
-        opcode::none(raw::USERFAULTFD_IOC as u8, 0)
-    }
-
-    fn as_ptr(&mut self) -> *mut c_void {
-        self.0 as *mut c_void
-    }
-
-    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<OwnedFd> {
-        // SAFETY: the ioctl succeeded: `out` is a descriptor that nobody else has.
-        Ok(unsafe { OwnedFd::from_raw_fd(out) })
-    }
-}
-
-/// `UFFDIO_API`: asks for `features` and gives all that the kernel offers. Once
-/// per descriptor: a second one is EINVAL, so a probe has a descriptor of its own.
-pub(crate) fn negotiate(fd: BorrowedFd<'_>, features: u64) -> Result<u64, Errno> {
-    const UFFDIO_API: Opcode = opcode::read_write::<raw::uffdio_api>(raw::UFFDIO as u8, raw::_UFFDIO_API as u8);
-    let mut api = raw::uffdio_api { api: raw::UFFD_API.into(), features, ioctls: 0 };
-    // SAFETY: the number and the structure belong together.
-    unsafe { rustix::ioctl::ioctl(fd, Updater::<UFFDIO_API, _>::new(&mut api)) }?;
-    Ok(api.features)
 }
 
 /// How often an ioctl that says EAGAIN is tried again, with a yield between:
 /// memory maps change for a short while only.
 const AGAIN_LIMIT: u32 = 100_000;
 
-/// How many messages one read takes.
-const MESSAGES_PER_READ: usize = 32;
-
-/// One copy of a descriptor: the number, and the crate's view of it, which closes
-/// nothing.
-#[derive(Debug)]
-struct Copy {
-    fd: KeptFd,
-    calls: ManuallyDrop<userfaultfd::Uffd>,
-}
-
-impl Copy {
-    fn new(fd: OwnedFd) -> Self {
-        // SAFETY: the descriptor is a userfaultfd; `fd` closes it and the view never does.
-        let calls = ManuallyDrop::new(unsafe { userfaultfd::Uffd::from_raw_fd(fd.as_raw_fd()) });
-        Self { fd: KeptFd::new(fd), calls }
-    }
-}
-
 /// A negotiated descriptor for write protection.
 #[derive(Debug)]
 pub(crate) struct Uffd {
     /// The copy that every call goes through.
-    copy: Copy,
+    copy: KeptFd,
     /// Keeps the kernel's object while the other is gone and nobody noticed yet.
-    spare: Copy,
+    spare: KeptFd,
     /// How it was had, for a fork's child that opens the same.
     door: Door,
     faults: KernelFaults,
@@ -190,19 +128,19 @@ impl Uffd {
     pub(crate) fn new(opened: Opened, features: u64, page: PageSize) -> Result<Self, Error> {
         let Opened { fd, door, faults } = opened;
         let generation = Generation::of_this_process()?;
-        negotiate(fd.as_fd(), features).map_err(|errno| Error::system("UFFDIO_API", 0, 0, errno))?;
+        uffd_calls::api(fd.as_fd(), features).map_err(|errno| Error::system("UFFDIO_API", 0, 0, errno))?;
         let spare = rustix::io::fcntl_dupfd_cloexec(&fd, 0)
             .map(descriptor::raise)
             .map_err(|errno| Error::system("fcntl(F_DUPFD_CLOEXEC)", 0, 0, errno))?;
-        Ok(Self { copy: Copy::new(fd), spare: Copy::new(spare), door, faults, features, page, generation })
+        Ok(Self { copy: KeptFd::new(fd), spare: KeptFd::new(spare), door, faults, features, page, generation })
     }
 
     /// In a fork's child: closes both copies, which are the parent's, and opens the same
     /// for this process. The kernel is not asked again what it has: that takes more
     /// descriptors, and the environment, which a lock guards.
     pub(crate) fn reopen_in_child(&self) -> Result<Self, Error> {
-        self.copy.fd.close_inherited();
-        self.spare.fd.close_inherited();
+        self.copy.close_inherited();
+        self.spare.close_inherited();
         let opened = open(self.door, self.faults).map_err(|errno| Error::system("userfaultfd", 0, 0, errno))?;
         Self::new(opened, self.features, self.page)
     }
@@ -215,7 +153,7 @@ impl Uffd {
     /// Whether both copies are still what was opened.
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.check_own()?;
-        if self.copy.fd.is_ours() && self.spare.fd.is_ours() { Ok(()) } else { Err(Error::TrackingLost) }
+        if self.copy.is_ours() && self.spare.is_ours() { Ok(()) } else { Err(Error::TrackingLost) }
     }
 
     /// The numbers that it has in this process.
@@ -223,7 +161,7 @@ impl Uffd {
         if !self.is_own() {
             return Vec::new();
         }
-        [&self.copy, &self.spare].iter().filter_map(|copy| copy.fd.number()).collect()
+        [&self.copy, &self.spare].iter().filter_map(|copy| copy.number()).collect()
     }
 
     /// Lets go of the kernel's object: it opens every page and wakes every writer,
@@ -231,8 +169,8 @@ impl Uffd {
     /// that was made from the pages is unreachable. Async-signal-safe but for errno.
     pub(crate) fn abandon(&self) -> Result<(), Error> {
         self.check_own()?;
-        let given_up = self.copy.fd.give_up();
-        given_up.and(self.spare.fd.give_up()).map_err(|errno| Error::system("close", 0, 0, errno))
+        let given_up = self.copy.give_up();
+        given_up.and(self.spare.give_up()).map_err(|errno| Error::system("close", 0, 0, errno))
     }
 
     fn check_own(&self) -> Result<(), Error> {
@@ -243,10 +181,9 @@ impl Uffd {
     /// stay writable.
     pub(crate) fn register(&self, range: HostRange) -> Result<(), Error> {
         self.check_own()?;
-        let (start, len) = (range.start().0, range.len());
-        match again(|| self.copy.calls.register_with_mode(start as *mut c_void, len, RegisterMode::WRITE_PROTECT)) {
-            Ok(_) => Ok(()),
-            Err(Errno::BUSY) => Err(Error::AlreadyTracked { start, len }),
+        match again(|| uffd_calls::register(self.copy.as_fd(), range.start().0, range.len())) {
+            Ok(()) => Ok(()),
+            Err(Errno::BUSY) => Err(Error::AlreadyTracked { start: range.start().0, len: range.len() }),
             Err(errno) => Err(system("UFFDIO_REGISTER", range, errno)),
         }
     }
@@ -259,7 +196,7 @@ impl Uffd {
             "UFFDIO_UNREGISTER",
             range,
             &[Errno::INVAL, Errno::NOMEM],
-            |start, len| again(|| self.copy.calls.unregister(start as *mut c_void, len)),
+            |start, len| again(|| uffd_calls::unregister(self.copy.as_fd(), start, len)),
             |_, _| Ok(()),
         )
     }
@@ -272,7 +209,7 @@ impl Uffd {
             "UFFDIO_WRITEPROTECT",
             range,
             &[Errno::NOENT],
-            |start, len| again(|| self.copy.calls.write_protect(start as *mut c_void, len)),
+            |start, len| again(|| uffd_calls::protect(self.copy.as_fd(), start, len)),
             |page, errno| if is_mapped(page, self.page) { Err(errno) } else { Ok(()) },
         )
     }
@@ -285,7 +222,7 @@ impl Uffd {
             "UFFDIO_WRITEPROTECT",
             range,
             &[Errno::NOENT],
-            |start, len| again(|| self.copy.calls.remove_write_protection(start as *mut c_void, len, true)),
+            |start, len| again(|| uffd_calls::unprotect(self.copy.as_fd(), start, len)),
             |_, _| Ok(()),
         )
     }
@@ -293,7 +230,7 @@ impl Uffd {
     /// Wakes all writers that wait for `range`, registered or not.
     pub(crate) fn wake(&self, range: HostRange) -> Result<(), Error> {
         self.check_own()?;
-        again(|| self.copy.calls.wake(range.start().0 as *mut c_void, range.len()))
+        again(|| uffd_calls::wake(self.copy.as_fd(), range.start().0, range.len()))
             .map_err(|errno| system("UFFDIO_WAKE", range, errno))
     }
 
@@ -308,7 +245,7 @@ impl Uffd {
 
     /// Both copies: a message makes either readable.
     pub(crate) fn copies(&self) -> [BorrowedFd<'_>; 2] {
-        [self.copy.fd.as_fd(), self.spare.fd.as_fd()]
+        [self.copy.as_fd(), self.spare.as_fd()]
     }
 
     /// Reads a batch of messages without waiting, from the copy that `copies` has
@@ -320,18 +257,13 @@ impl Uffd {
         which: usize,
         buffer: &mut MessageBuffer,
         mut on_fault: impl FnMut(WriteFault),
-    ) -> Result<(), userfaultfd::Error> {
+    ) -> Result<(), Error> {
         let copy = if which == 0 { &self.copy } else { &self.spare };
-        if !copy.fd.is_ours() {
-            return Err(userfaultfd::Error::ReadEof);
+        if !copy.is_ours() {
+            return Err(Error::TrackingLost);
         }
-        for event in copy.calls.read_events(&mut buffer.0)? {
-            // No other event was asked for.
-            if let Event::Pagefault { addr, thread_id, .. } = event? {
-                let tid = u32::try_from(thread_id.as_raw()).unwrap_or(0);
-                on_fault(WriteFault { addr: HostAddr(addr as usize), pc: None, tid });
-            }
-        }
+        let faults = buffer.read(copy.as_fd()).map_err(|errno| Error::system("read", 0, 0, errno))?;
+        faults.for_each(|PageFault { address, tid }| on_fault(WriteFault { addr: address, pc: None, tid }));
         Ok(())
     }
 
@@ -347,15 +279,6 @@ impl Uffd {
     }
 }
 
-/// Room for one read.
-pub(crate) struct MessageBuffer(EventBuffer);
-
-impl MessageBuffer {
-    pub(crate) fn new() -> Self {
-        Self(EventBuffer::new(MESSAGES_PER_READ))
-    }
-}
-
 fn system(call: &'static str, range: HostRange, errno: Errno) -> Error {
     match errno {
         // The descriptor was closed, or is another file's by now: every protection is gone.
@@ -366,16 +289,11 @@ fn system(call: &'static str, range: HostRange, errno: Errno) -> Error {
 
 /// Tries again while the kernel says EAGAIN (the memory map is changing) or
 /// EINTR. Async-signal-safe but for errno.
-fn again<T>(mut call: impl FnMut() -> userfaultfd::Result<T>) -> Result<T, Errno> {
+fn again(mut call: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
     for _ in 0..AGAIN_LIMIT {
         match call() {
-            Ok(value) => return Ok(value),
-            Err(userfaultfd::Error::SystemError(errno)) => match Errno::from_raw_os_error(errno as i32) {
-                Errno::AGAIN | Errno::INTR => rustix::thread::sched_yield(),
-                errno => return Err(errno),
-            },
-            // The calls made here give no other error.
-            Err(_) => return Err(Errno::IO),
+            Err(Errno::AGAIN | Errno::INTR) => rustix::thread::sched_yield(),
+            done => return done,
         }
     }
     Err(Errno::AGAIN)
@@ -416,7 +334,7 @@ mod tests {
     #[test]
     fn a_second_api_call_on_one_descriptor_is_refused() {
         let fd = open(Door::Syscall, KernelFaults::Refused).unwrap();
-        assert_ne!(negotiate(fd.as_fd(), 0).unwrap() & feature::WP, 0);
-        assert_eq!(negotiate(fd.as_fd(), feature::WP), Err(Errno::INVAL));
+        assert_ne!(uffd_calls::api(fd.as_fd(), 0).unwrap() & feature::WP, 0);
+        assert_eq!(uffd_calls::api(fd.as_fd(), feature::WP), Err(Errno::INVAL));
     }
 }
