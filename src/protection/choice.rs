@@ -12,7 +12,7 @@ use super::{Facility, Mode, Options, Probe, Protection};
 use crate::addr::PageSize;
 use crate::error::Error;
 use crate::sys::pagemap::Pagemap;
-use crate::sys::uffd::{KernelFaults, Uffd, feature};
+use crate::sys::uffd::{KernelFaults, Opened, Uffd, feature};
 use crate::sys::{membarrier, signal};
 
 /// What a mode cannot do without.
@@ -90,6 +90,12 @@ fn signal_of(mode: Mode) -> Option<c_int> {
 pub(crate) fn open(mode: Mode, page: PageSize, options: Options) -> Result<Arc<dyn Protection>, Error> {
     let probe = Probe::of_this_process();
     probe.check(mode)?;
+    check_signal(mode)?;
+    open_with(&probe, mode, page, options)
+}
+
+/// An error if this thread blocks the signal by which the faults of `mode` arrive.
+pub(super) fn check_signal(mode: Mode) -> Result<(), Error> {
     // Threads inherit the mask. It is this thread's alone that can be asked for.
     match signal_of(mode).filter(|&signo| signal::is_blocked_here(signo)) {
         Some(libc::SIGBUS) => Err(Error::BadArgument(
@@ -100,7 +106,7 @@ pub(crate) fn open(mode: Mode, page: PageSize, options: Options) -> Result<Arc<d
             "this thread blocks SIGSEGV, so the kernel would end the process at its first store to a protected page of \
              a region in mode mprotect: unblock it in each thread that stores to guest memory",
         )),
-        None => open_with(&probe, mode, page, options),
+        None => Ok(()),
     }
 }
 
@@ -112,45 +118,69 @@ pub(crate) fn open_with(
     options: Options,
 ) -> Result<Arc<dyn Protection>, Error> {
     probe.check(mode)?;
+    prepare(mode, options)?;
+    match mode {
+        Mode::Mprotect => Ok(Arc::new(Mprotect::new(page, ThisKernel)?)),
+        Mode::None => Ok(Arc::new(NoProtection)),
+        Mode::Sigbus | Mode::Thread | Mode::Deferred => {
+            let (uffd, kernel_faults) = open_uffd(probe, mode)?;
+            on_uffd(mode, Uffd::new(uffd, uffd_features(probe, mode), page)?, kernel_faults, page)
+        }
+    }
+}
+
+/// What a mode wants of the process before its first region.
+pub(super) fn prepare(mode: Mode, options: Options) -> Result<(), Error> {
     if mode.is_synchronous() {
         membarrier::register_fence()?;
     }
     if signal_of(mode).is_some() && !options.embedder_owns_signals {
         signal::install()?;
     }
+    Ok(())
+}
+
+/// The mechanism of `mode` over a descriptor that was negotiated for it.
+pub(super) fn on_uffd(
+    mode: Mode,
+    uffd: Uffd,
+    kernel_faults: KernelFaults,
+    page: PageSize,
+) -> Result<Arc<dyn Protection>, Error> {
     Ok(match mode {
-        Mode::Sigbus => {
-            let (uffd, _) = open_uffd(probe, mode, page, KernelFaults::Refused, feature::SIGBUS)?;
-            Arc::new(UffdSigbus::new(uffd))
+        Mode::Sigbus => Arc::new(UffdSigbus::new(uffd)),
+        Mode::Thread => Arc::new(UffdThread::start(uffd, kernel_faults, page)?),
+        Mode::Deferred => Arc::new(UffdDeferred::new(uffd, Pagemap::open(page)?)),
+        Mode::Mprotect | Mode::None => {
+            return Err(Error::BadArgument("modes mprotect and none track without a userfaultfd"));
         }
-        Mode::Thread => {
-            let wanted = [(Facility::ThreadId, feature::THREAD_ID), (Facility::ExactAddress, feature::EXACT_ADDRESS)];
-            let extra = probe.feature_bits(&wanted);
-            let (uffd, kernel_faults) = open_uffd(probe, mode, page, KernelFaults::Delivered, extra)?;
-            Arc::new(UffdThread::start(uffd, kernel_faults, page)?)
-        }
-        Mode::Deferred => {
-            let (uffd, _) = open_uffd(probe, mode, page, KernelFaults::Refused, feature::WP_ASYNC)?;
-            Arc::new(UffdDeferred::new(uffd, Pagemap::open(page)?))
-        }
-        Mode::Mprotect => Arc::new(Mprotect::new(page, ThisKernel)?),
-        Mode::None => Arc::new(NoProtection),
     })
 }
 
-fn open_uffd(
-    probe: &Probe,
-    mode: Mode,
-    page: PageSize,
-    wanted: KernelFaults,
-    extra: u64,
-) -> Result<(Uffd, KernelFaults), Error> {
-    let (fd, kernel_faults) = probe
+/// A descriptor for `mode`, not negotiated yet.
+pub(super) fn open_uffd(probe: &Probe, mode: Mode) -> Result<(Opened, KernelFaults), Error> {
+    let wanted = if mode == Mode::Thread { KernelFaults::Delivered } else { KernelFaults::Refused };
+    probe
         .open_uffd(wanted)
-        .map_err(|errno| Error::ModeUnavailable { mode, why: format!("userfaultfd cannot be opened: {errno}") })?;
+        .map_err(|errno| Error::ModeUnavailable { mode, why: format!("userfaultfd cannot be opened: {errno}") })
+}
+
+/// What a descriptor for `mode` must have been asked for.
+pub(super) fn needed_uffd_features(mode: Mode) -> u64 {
+    let own = match mode {
+        Mode::Sigbus => feature::SIGBUS,
+        Mode::Deferred => feature::WP_ASYNC,
+        Mode::Thread | Mode::Mprotect | Mode::None => 0,
+    };
+    feature::WP | feature::WP_UNPOPULATED | own
+}
+
+/// What a descriptor for `mode` is asked for, with what is there beside what is needed.
+pub(super) fn uffd_features(probe: &Probe, mode: Mode) -> u64 {
     let shmem = probe.feature_bits(&[(Facility::WpShmem, feature::WP_SHMEM)]);
-    let features = feature::WP | feature::WP_UNPOPULATED | shmem | extra;
-    Ok((Uffd::new(fd, features, page)?, kernel_faults))
+    let wanted = [(Facility::ThreadId, feature::THREAD_ID), (Facility::ExactAddress, feature::EXACT_ADDRESS)];
+    let told = if mode == Mode::Thread { probe.feature_bits(&wanted) } else { 0 };
+    needed_uffd_features(mode) | shmem | told
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@
 //!   [`handler_is_ours`] and [`is_blocked_here`] say whether faults reach the library at
 //!   all; [`AltStack`] is a signal stack for a thread whose stack pointer is the guest's;
 //!   [`HANDLER_STACK_BYTES`] is how much of one a fault takes.
+//! - With the feature `userfaultfd`: `open_uffd` and `uffd_features`, for an embedder that
+//!   opens a region's descriptor itself.
 //!
 //! # Behind it
 //!
@@ -50,6 +52,8 @@ pub use crate::sys::signal::{HANDLER_STACK_BYTES, handler_is_ours, is_blocked_he
 
 mod attachments;
 mod choice;
+#[cfg(feature = "userfaultfd")]
+mod handed_uffd;
 pub(crate) mod mprotect;
 mod none;
 mod uffd_deferred;
@@ -59,6 +63,10 @@ mod uffd_thread;
 
 pub use choice::best_synchronous;
 pub(crate) use choice::open;
+#[cfg(feature = "userfaultfd")]
+pub(crate) use handed_uffd::open_on;
+#[cfg(feature = "userfaultfd")]
+pub use handed_uffd::{open_uffd, uffd_features};
 
 #[cfg(all(test, not(loom)))]
 mod conformance;

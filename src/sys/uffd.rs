@@ -78,6 +78,13 @@ pub(crate) struct Opened {
     faults: KernelFaults,
 }
 
+impl Opened {
+    #[cfg(feature = "userfaultfd")]
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+}
+
 impl AsFd for Opened {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -126,9 +133,24 @@ pub(crate) struct Uffd {
 impl Uffd {
     /// Asks `opened` for `features` and takes it over.
     pub(crate) fn new(opened: Opened, features: u64, page: PageSize) -> Result<Self, Error> {
+        uffd_calls::api(opened.as_fd(), features).map_err(|errno| Error::system("UFFDIO_API", 0, 0, errno))?;
+        Self::negotiated(opened, features, page)
+    }
+
+    /// Takes over what the embedder has opened and asked for `features`.
+    #[cfg(feature = "userfaultfd")]
+    pub(crate) fn of_embedder(fd: OwnedFd, features: u64, page: PageSize) -> Result<Self, Error> {
+        let flags =
+            rustix::fs::fcntl_getfl(&fd).and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK));
+        let flags = flags.and_then(|()| rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC));
+        flags.map_err(|errno| Error::system("fcntl", 0, 0, errno))?;
+        let opened = Opened { fd: descriptor::raise(fd), door: Door::Syscall, faults: KernelFaults::Refused };
+        Self::negotiated(opened, features, page)
+    }
+
+    fn negotiated(opened: Opened, features: u64, page: PageSize) -> Result<Self, Error> {
         let Opened { fd, door, faults } = opened;
         let generation = Generation::of_this_process()?;
-        uffd_calls::api(fd.as_fd(), features).map_err(|errno| Error::system("UFFDIO_API", 0, 0, errno))?;
         let spare = rustix::io::fcntl_dupfd_cloexec(&fd, 0)
             .map(descriptor::raise)
             .map_err(|errno| Error::system("fcntl(F_DUPFD_CLOEXEC)", 0, 0, errno))?;

@@ -18,6 +18,8 @@ use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Updater, opcode};
 
 use crate::addr::HostAddr;
+#[cfg(feature = "userfaultfd")]
+use crate::error::Error;
 
 const GROUP: u8 = raw::UFFDIO as u8;
 const API: Opcode = opcode::read_write::<raw::uffdio_api>(GROUP, raw::_UFFDIO_API as u8);
@@ -72,6 +74,17 @@ pub(crate) fn api(fd: BorrowedFd<'_>, features: u64) -> Result<u64, Errno> {
     // SAFETY: the number and the structure belong together.
     unsafe { rustix::ioctl::ioctl(fd, Updater::<API, _>::new(&mut api)) }?;
     Ok(api.features)
+}
+
+/// What a negotiated descriptor was asked for, as `/proc/self/fdinfo` tells.
+#[cfg(feature = "userfaultfd")]
+pub(crate) fn features_of(fd: BorrowedFd<'_>) -> Result<u64, Error> {
+    use std::os::fd::AsRawFd;
+    const NONE: Error = Error::BadArgument("the descriptor is no userfaultfd, or /proc/self/fdinfo does not tell");
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).map_err(|_| NONE)?;
+    // API:	aa:FEATURES:ALL, each in hexadecimal.
+    let features = info.lines().find_map(|line| line.strip_prefix("API:")?.trim().split(':').nth(1));
+    features.and_then(|bits| u64::from_str_radix(bits, 16).ok()).ok_or(NONE)
 }
 
 /// `UFFDIO_REGISTER`, for write protection.

@@ -241,6 +241,30 @@ impl<O: PageObserver> Tracker<O> {
         })
     }
 
+    /// [`Tracker::add_region`] on a userfaultfd that the embedder has opened, by
+    /// [`open_uffd`](protection::open_uffd) or with [`uffd_features`](protection::uffd_features).
+    /// The region owns it from now on: one is opened for each region.
+    ///
+    /// # Safety
+    ///
+    /// That of [`Tracker::add_region`]. No copy of the descriptor is kept, in this process or in another:
+    /// the library opens all pages by closing the last one where it can do nothing else.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tracker::add_region`]; [`Error::BadArgument`] for a descriptor that was not
+    /// opened with the features of the mode, and for a mode that uses none.
+    #[cfg(feature = "userfaultfd")]
+    #[allow(unsafe_code)]
+    pub unsafe fn add_region_on_uffd(&self, options: RegionOptions, uffd: userfaultfd::Uffd) -> Result<(), Error> {
+        let RegionOptions { guest, host, mode, access, embedder_owns_signals } = options;
+        let options = protection::Options { embedder_owns_signals };
+        self.add_region_on(guest, host, access, options, || {
+            must_be_mapped(host, self.page)?;
+            protection::open_on(uffd, mode, self.page, options)
+        })
+    }
+
     /// [`Tracker::add_region`] on a mechanism of the caller's choice.
     pub(crate) fn add_region_on(
         &self,
