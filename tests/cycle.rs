@@ -270,11 +270,13 @@ fn a_claim_that_another_view_refuses_leaves_nothing_claimed() {
 fn bytes_of_a_page_that_was_not_claimed_make_no_block() {
     in_every_mode(|guest| {
         let last = GuestAddr(GUEST + page_bytes() as u64 - 1);
-        for revives in [true, false] {
+        // Not claimed, and a range that wraps.
+        let bad = [last, GuestAddr(u64::MAX)];
+        for (revives, bad) in [true, false].into_iter().flat_map(|revives| bad.map(|bad| (revives, bad))) {
             let mut ticket = guest.cache.begin(Key::new(1));
             ticket.claim(last).unwrap();
             ticket.made_from(last, &[0]).unwrap();
-            let refused = ticket.made_from(last, &[0, 0]);
+            let refused = ticket.made_from(bad, &[0, 0]);
             assert!(matches!(refused, Err(Error::BadRange { .. })), "{refused:?}");
             // It has read them already.
             ticket.claim(GuestAddr(last.0 + 1)).unwrap();

@@ -555,7 +555,9 @@ cw_status cw_ticket_claim(cw_ticket *ticket, uint64_t guest, const void **host_p
 /// block, and the block can be revived. Without it every byte of the pages is the
 /// block's. Code that depends on anything but the key and these bytes must not call it.
 ///
-/// CW_BAD_RANGE where a page of the range was not claimed.
+/// CW_BAD_RANGE where a page of the range was not claimed or the range wraps,
+/// CW_BAD_ARGUMENT where bytes is NULL or there are none. After any failure the ticket
+/// makes no block any more: begin another one.
 cw_status cw_ticket_made_from(cw_ticket *ticket,
                               uint64_t guest,
                               const void *bytes,
@@ -603,6 +605,7 @@ const uint8_t *cw_ticket_stale_flag(cw_ticket *ticket);
 /// spent. Otherwise translate, and commit.
 ///
 /// CW_WRITTEN: a write came since a page was claimed. The ticket is spent: begin again.
+/// CW_BAD_ARGUMENT: cw_ticket_made_from() failed, and the ticket is spent; or it was before.
 cw_status cw_ticket_revive(cw_ticket *ticket, bool *revived);
 
 /// Makes the block reachable: lookups of its key and links to it lead to plain until a

@@ -7,7 +7,7 @@
 //! who has a handle that is not for all threads has it alone.
 #![allow(unsafe_code)]
 
-use std::mem::MaybeUninit;
+use std::mem::{MaybeUninit, transmute};
 use std::ptr;
 
 use crate::status::Failure;
@@ -93,6 +93,16 @@ pub(crate) unsafe fn filled_in<T: Copy>(pointer: *const T) -> Result<T, Failure>
     }
     // SAFETY: this function's contract; as long as it should be.
     Ok(unsafe { pointer.read() })
+}
+
+/// A bool in a structure of C's, which may have another byte there.
+pub(crate) fn read_bool(raw: MaybeUninit<bool>) -> Result<bool, Failure> {
+    // SAFETY: C filled the structure in, so that the byte is some number.
+    match unsafe { transmute::<MaybeUninit<bool>, u8>(raw) } {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Failure::bad_argument(c"a bool of a structure is neither true nor false: set each field")),
+    }
 }
 
 /// Fills in a structure of C's that may have less fields than `value`, or more.

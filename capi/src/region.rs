@@ -19,7 +19,7 @@ use engine::tracker::{RegionOptions, SharedMemory};
 use libc::size_t;
 
 use crate::cache::cw_cache;
-use crate::handle::{borrow, filled_in, out};
+use crate::handle::{borrow, filled_in, out, read_bool};
 use crate::mode::{cw_access, cw_mode};
 use crate::status::{Failure, cw_status, guarded};
 
@@ -42,7 +42,7 @@ pub struct cw_region_options {
     pub access: MaybeUninit<cw_access>,
     /// Whether your own handlers of SIGBUS and SIGSEGV call cw_handle_fault(): the
     /// library installs none then.
-    pub embedder_owns_signals: bool,
+    pub embedder_owns_signals: MaybeUninit<bool>,
 }
 
 /// Memory that is mapped at several places: a file or memfd by what fstat says of it.
@@ -77,7 +77,7 @@ impl cw_shared_memory {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_add_region(cache: *const cw_cache, options: *const cw_region_options) -> cw_status {
     guarded(|| {
-        // SAFETY: the header's rules; the flag is one of C's.
+        // SAFETY: the header's rules.
         let (cache, options) = unsafe { (borrow(cache)?, filled_in(options)?) };
         let tracker = cache.cache.tracker();
         let host = HostRange::new(HostAddr::of(options.host), options.len_bytes, tracker.page_size())?;
@@ -86,7 +86,7 @@ pub unsafe extern "C" fn cw_cache_add_region(cache: *const cw_cache, options: *c
             host,
             mode: cw_mode::read(options.mode)?,
             access: cw_access::read(options.access)?,
-            embedder_owns_signals: options.embedder_owns_signals,
+            embedder_owns_signals: read_bool(options.embedder_owns_signals)?,
         };
         // SAFETY: what this function asks of its caller.
         Ok(unsafe { tracker.add_region(options) }?)

@@ -85,7 +85,7 @@ impl Fixture {
             len_bytes: LEN_BYTES,
             mode: MaybeUninit::new(cw_mode::CW_MODE_MPROTECT),
             access: MaybeUninit::new(cw_access::CW_ACCESS_READ_WRITE),
-            embedder_owns_signals: false,
+            embedder_owns_signals: MaybeUninit::new(false),
         }
     }
 
@@ -234,6 +234,11 @@ fn a_spent_ticket_says_so_and_every_payload_is_destroyed_once() {
         refused(cw_ticket_made_from(ticket, GUEST, null(), 4), CW_BAD_ARGUMENT, "not NULL");
         refused(cw_ticket_made_from(ticket, GUEST, [1_u8].as_ptr().cast(), 0), CW_BAD_ARGUMENT, "one byte");
         refused(cw_ticket_made_from(ticket, 0, [1_u8].as_ptr().cast(), 1), CW_BAD_RANGE, "claim each page");
+        refused(cw_ticket_commit(ticket, 2, 0, payload, Some(count)), CW_BAD_ARGUMENT, "made from");
+        count_is(1);
+        cw_ticket_free(ticket);
+        destroyed.store(0, Ordering::Relaxed);
+        let ticket = fixture.claimed();
         refused(cw_ticket_commit(ticket, 0, 0, payload, Some(count)), CW_BAD_ARGUMENT, "plain entry");
         count_is(1);
         for spent in [

@@ -60,6 +60,8 @@ pub struct cw_ticket {
     payload_bytes: size_t,
     /// Of the allocations among `kept`.
     kept_bytes: size_t,
+    /// A cw_ticket_made_from() failed: the block has bytes that the ticket was not told of.
+    is_misread: bool,
     _child: Child,
 }
 
@@ -73,6 +75,17 @@ impl cw_ticket {
     fn open_mut(&mut self) -> Result<&mut Ticket<Owned>, Failure> {
         self.ticket.as_mut().ok_or(SPENT)
     }
+
+    /// The ticket, which is spent from now on.
+    fn spend(&mut self) -> Result<Ticket<Owned>, Failure> {
+        let ticket = self.ticket.take().ok_or(SPENT)?;
+        if self.is_misread {
+            return Err(Failure::bad_argument(
+                c"cw_ticket_made_from() failed, and the ticket does not know what its block is made from: begin another one",
+            ));
+        }
+        Ok(ticket)
+    }
 }
 
 /// Begins a translation that will be found by key.
@@ -82,7 +95,7 @@ pub unsafe extern "C" fn cw_cache_begin(cache: *const cw_cache, key: u64, ticket
         // SAFETY: the header's rules.
         let (new, cache) = unsafe { (out_handle(ticket)?, borrow(cache)?) };
         let ticket = Some(cache.cache.begin(Key::new(key)));
-        new.give(cw_ticket { ticket, kept: Vec::new(), payload_bytes: 0, kept_bytes: 0, _child: cache.child() });
+        new.give(cw_ticket { ticket, kept: Vec::new(), payload_bytes: 0, kept_bytes: 0, is_misread: false, _child: cache.child() });
         Ok(())
     })
 }
@@ -134,7 +147,9 @@ pub unsafe extern "C" fn cw_ticket_claim(
 /// block, and the block can be revived. Without it every byte of the pages is the
 /// block's. Code that depends on anything but the key and these bytes must not call it.
 ///
-/// CW_BAD_RANGE where a page of the range was not claimed.
+/// CW_BAD_RANGE where a page of the range was not claimed or the range wraps,
+/// CW_BAD_ARGUMENT where bytes is NULL or there are none. After any failure the ticket
+/// makes no block any more: begin another one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_made_from(
     ticket: *mut cw_ticket,
@@ -144,14 +159,19 @@ pub unsafe extern "C" fn cw_ticket_made_from(
 ) -> cw_status {
     guarded(|| {
         // SAFETY: the header's rules.
-        let ticket = unsafe { borrow_mut(ticket) }?.open_mut()?;
+        let ticket = unsafe { borrow_mut(ticket) }?;
+        ticket.open()?;
+        // Until it is known that nothing failed.
+        let was_misread = std::mem::replace(&mut ticket.is_misread, true);
         if bytes.is_null() || len_bytes == 0 || len_bytes > isize::MAX as usize {
             return Err(Failure::bad_argument(c"a block is made from one byte at least, and its address is not NULL"));
         }
         // SAFETY: `len_bytes` bytes of C's own that nobody changes meanwhile, as
         // this function asks.
         let bytes = unsafe { slice::from_raw_parts(bytes.cast::<u8>(), len_bytes) };
-        Ok(ticket.made_from(GuestAddr(guest), bytes)?)
+        ticket.open_mut()?.made_from(GuestAddr(guest), bytes)?;
+        ticket.is_misread = was_misread;
+        Ok(())
     })
 }
 
@@ -253,13 +273,14 @@ pub unsafe extern "C" fn cw_ticket_stale_flag(ticket: *mut cw_ticket) -> *const 
 /// spent. Otherwise translate, and commit.
 ///
 /// CW_WRITTEN: a write came since a page was claimed. The ticket is spent: begin again.
+/// CW_BAD_ARGUMENT: cw_ticket_made_from() failed, and the ticket is spent; or it was before.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_revive(ticket: *mut cw_ticket, revived: *mut bool) -> cw_status {
     guarded(|| {
         // SAFETY: the header's rules.
         let (ticket, revived) = unsafe { (borrow_mut(ticket)?, out(revived)?) };
         revived.write(false);
-        ticket.ticket = ticket.ticket.take().ok_or(SPENT)?.revive()?;
+        ticket.ticket = ticket.spend()?.revive()?;
         revived.write(ticket.ticket.is_none());
         Ok(())
     })
@@ -300,7 +321,7 @@ pub unsafe extern "C" fn cw_ticket_commit(
         let owned = Owned::new(payload, destroy);
         // SAFETY: the header's rules.
         let ticket = unsafe { borrow_mut(ticket) }?;
-        let mut open = ticket.ticket.take().ok_or(SPENT)?;
+        let mut open = ticket.spend()?;
         if plain == 0 {
             return Err(Failure::bad_argument(c"the plain entry must not be 0"));
         }

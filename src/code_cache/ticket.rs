@@ -84,14 +84,14 @@ impl<P: Payload> Ticket<P> {
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] if a page of the range was not claimed. What was read there may
-    /// have changed unseen: the ticket makes no block any more
+    /// [`Error::BadRange`] if a page of the range was not claimed, or the range wraps. What
+    /// was read there may have changed unseen: the ticket makes no block any more
     /// ([`CommitError::NotClaimed`]). Claim first, then read.
     pub fn made_from(&mut self, guest: GuestAddr, bytes: &[u8]) -> Result<(), Error> {
         let len = bytes.len() as u64;
         let bad = |why| Error::BadRange { start: guest.0, len, why };
         let page_bytes = self.cache.tracker().page_size().bytes() as u64;
-        let mut left = Span::new(guest.0, len)?;
+        let mut left = Span::new(guest.0, len).inspect_err(|_| self.is_misread = true)?;
         while let Some(rest) = left {
             let on_page = Span::page_of(rest.first(), page_bytes);
             let is_there = |page: &&BlockPage<P>| page.claim.guest_page().0 == on_page.first();
@@ -142,7 +142,8 @@ impl<P: Payload> Ticket<P> {
         Arc::as_ptr(self.flag.get_or_insert_with(|| Arc::new(StaleFlag::new()))).cast()
     }
 
-    /// Whether a write came already: then a commit would be refused.
+    /// Whether no write came yet since the pages were claimed: otherwise a commit would be
+    /// refused. So it would in a fork's child that nobody announced.
     pub fn is_current(&self) -> bool {
         self.pages.iter().all(|page| page.claim.is_current())
     }

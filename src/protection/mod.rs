@@ -147,6 +147,12 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
         Ok(())
     }
 
+    /// Whether it is this process's. In a fork's child a descriptor is the parent's, and the
+    /// child's own pages are open: nothing that is made from them is told of a store.
+    fn is_own(&self) -> bool {
+        true
+    }
+
     /// The numbers of the descriptors that it keeps open in this process.
     fn descriptors(&self) -> Vec<RawFd> {
         Vec::new()

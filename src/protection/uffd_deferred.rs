@@ -51,6 +51,10 @@ impl Protection for UffdDeferred {
         self.ranges.detach(range, leave)
     }
 
+    fn is_own(&self) -> bool {
+        self.ranges.is_own()
+    }
+
     fn descriptors(&self) -> Vec<RawFd> {
         let uffd = self.ranges.descriptors().into_iter();
         uffd.chain(self.pagemap.descriptor()).collect()

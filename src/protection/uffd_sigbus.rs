@@ -47,6 +47,10 @@ impl Protection for UffdSigbus {
         self.ranges.detach(range, leave)
     }
 
+    fn is_own(&self) -> bool {
+        self.ranges.is_own()
+    }
+
     fn descriptors(&self) -> Vec<RawFd> {
         self.ranges.descriptors()
     }

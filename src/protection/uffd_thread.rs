@@ -191,6 +191,10 @@ impl Protection for UffdThread {
         self.shared.ranges.detach(range, leave)
     }
 
+    fn is_own(&self) -> bool {
+        self.shared.ranges.is_own()
+    }
+
     fn descriptors(&self) -> Vec<RawFd> {
         let ranges = &self.shared.ranges;
         let stop = self.shared.stop.number().filter(|_| ranges.is_own());

@@ -94,12 +94,13 @@ impl<O: PageObserver> PageClaim<O> {
         self.region.pages.get(self.page).unwrap_or_else(|| unreachable!("a claimed page has a descriptor"))
     }
 
-    /// Whether no write came since the page was claimed. The translation must
+    /// Whether no write came since the page was claimed, and no fork to which nobody has
+    /// called [`after_fork_child`](super::ForkGuard::after_fork_child). The translation must
     /// have been entered where the observer finds it before this is asked.
     pub fn is_current(&self) -> bool {
         if !left_out(Rule::FenceBeforeGenerations) {
             fence(Ordering::SeqCst);
         }
-        self.desc().word.holds(self.begun.generation)
+        self.desc().word.holds(self.begun.generation) && self.region.protection.is_own()
     }
 }

@@ -197,6 +197,11 @@ impl<O: PageObserver> Region<O> {
         if self.pages.is_lost() {
             return Err(BeginError::Failed(Error::TrackingLost));
         }
+        if !self.protection.is_own() {
+            // What the words call protected is so in the parent, and open here.
+            let _ = self.abandon();
+            return Err(BeginError::Failed(Error::InForkChild));
+        }
         let Some(desc) = self.pages.get_or_make(page)? else {
             return Err(BeginError::Failed(Error::BadRange {
                 start: self.guest_of(page).0,

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use codewarden::addr::GuestAddr;
+use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
-use codewarden::tracker::Tracker;
+use codewarden::tracker::{BeginError, Tracker};
 use codewarden::{CodeCache, EntryStubs};
 
 use crate::child::{Ended, in_child};
@@ -139,6 +140,46 @@ fn dropped_in_a_forks_child() {
             });
             assert_eq!(status, Ended::Returned(0), "{mode}: the child could not drop its cache");
         });
+        guest.expect_tracked(1);
+    });
+}
+
+/// A child that nobody announced gets no block by what its parent protected: not by a
+/// claim of its own there, nor by one that the parent made. Where the protection is the
+/// child's as well it does.
+#[test]
+fn translated_in_an_unannounced_child() {
+    scenario("teardown::translated_in_an_unannounced_child", &Mode::ALL, End::Well, |mode| {
+        let guest = std::mem::ManuallyDrop::new(fixture(mode));
+        let inherits = matches!(mode, Mode::Mprotect | Mode::None);
+        guest.block(1);
+        let of_the_parent = || {
+            let mut ticket = guest.cache.begin(codewarden::Key::new(byte_of(2)));
+            ticket.claim(GuestAddr(byte_of(2))).unwrap();
+            ticket
+        };
+        for claimed_before in [of_the_parent(), of_the_parent()] {
+            // SAFETY: no other thread is inside the library; the child leaves.
+            let pid = unsafe { libc::fork() };
+            assert!(pid >= 0);
+            if pid == 0 {
+                let commit = claimed_before.commit(0x10, 0).is_ok();
+                let mut ticket = guest.cache.begin(codewarden::Key::new(byte_of(1) + 8));
+                let claim = ticket.claim(GuestAddr(byte_of(1) + 8));
+                let is_right = match claim {
+                    Ok(_) => inherits && commit && ticket.commit(0x20, 0).is_ok(),
+                    Err(BeginError::Failed(Error::InForkChild)) => !inherits && !commit,
+                    Err(_) => false,
+                };
+                // SAFETY: leaves without running anything else of the parent's.
+                unsafe { libc::_exit(i32::from(!is_right)) };
+            }
+            let mut status = 0;
+            // SAFETY: our own child and a local to write to.
+            assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+            assert_eq!(status, 0, "{mode}: the child was told that nothing came to what is open");
+        }
+        assert!(guest.lookup(byte_of(1)).is_some(), "{mode}");
         guest.expect_tracked(1);
     });
 }

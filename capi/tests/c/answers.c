@@ -221,7 +221,8 @@ static void a_region_that_is_lost_is_added_again(void)
 
 static void a_child_that_nobody_announced(void)
 {
-    CHECK(claim(GUEST + PAGE) == CW_IN_FORK_CHILD);
+    /* Protected in the parent. */
+    CHECK(claim(GUEST) == CW_IN_FORK_CHILD);
     CHECK(claim(GUEST) == CW_TRACKING_LOST && lookup(GUEST) == 0);
     *memory = 1;
 }
@@ -277,6 +278,51 @@ static void a_region_that_stays_protected_is_gone_all_the_same(void)
     CHECK(cw_cache_remove_region(cache, GUEST) == CW_BAD_ARGUMENT);
     CHECK(mmap(memory, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory);
     *memory = 1;
+    teardown();
+}
+
+/* ---- What a block is made from */
+
+/* Bytes that nobody noted could change, and the block stay as one beside them. */
+static void bytes_that_cannot_be_noted_make_no_block(void)
+{
+    const struct {
+        uint64_t guest;
+        const void *bytes;
+        size_t len_bytes;
+        cw_status answer;
+    } bad[] = {
+        {GUEST + 64, NULL, 1, CW_BAD_ARGUMENT},       {GUEST + 64, "", 0, CW_BAD_ARGUMENT},
+        {GUEST + 64, "", SIZE_MAX, CW_BAD_ARGUMENT},  {UINT64_MAX, "ab", 2, CW_BAD_RANGE},
+        {GUEST + PAGE - 1, "ab", 2, CW_BAD_RANGE},    {0, "a", 1, CW_BAD_RANGE},
+    };
+    setup(CW_MODE_MPROTECT);
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        for (int revives = 0; revives < 2; revives++) {
+            bool revived;
+            cw_ticket *ticket = begin();
+            MUST(cw_ticket_claim(ticket, GUEST, NULL));
+            MUST(cw_ticket_made_from(ticket, GUEST, "\0", 1));
+            CHECK(cw_ticket_made_from(ticket, bad[i].guest, bad[i].bytes, bad[i].len_bytes) == bad[i].answer);
+            MUST(cw_ticket_made_from(ticket, GUEST + 1, "\0", 1));
+            if (revives)
+                CHECK(cw_ticket_revive(ticket, &revived) == CW_BAD_ARGUMENT && !revived);
+            CHECK(cw_ticket_commit(ticket, 0x100, 0, NULL, NULL) == CW_BAD_ARGUMENT);
+            CHECK(lookup(GUEST) == 0);
+            cw_ticket_free(ticket);
+        }
+    }
+    teardown();
+}
+
+static void a_bool_is_true_or_false(void)
+{
+    setup(CW_MODE_MPROTECT);
+    MUST(cw_cache_remove_region(cache, GUEST));
+    cw_region_options region = cw_region_options_default(GUEST, memory, LEN, CW_MODE_MPROTECT);
+    memset(&region.embedder_owns_signals, 2, 1);
+    CHECK(cw_cache_add_region(cache, &region) == CW_BAD_ARGUMENT);
+    MUST(add_region(CW_MODE_MPROTECT));
     teardown();
 }
 
@@ -508,6 +554,8 @@ int main(int argc, char **argv)
     alone(a_region_is_taken_away_once);
     alone(a_region_that_stays_protected_is_gone_all_the_same);
     alone(any_byte_stands_for_its_page);
+    alone(bytes_that_cannot_be_noted_make_no_block);
+    alone(a_bool_is_true_or_false);
     alone(a_lookup_without_a_pin_is_told);
     alone(code_that_was_not_published);
     alone(under_ones_own_guard);
