@@ -194,7 +194,9 @@ fn advice(call: &str, errno: i32) -> Option<&'static str> {
         ("UFFDIO_REGISTER", libc::EPERM) => "the mapping may never be written, or a seccomp filter refuses the call",
         ("UFFDIO_WRITEPROTECT", libc::EAGAIN) => "the memory map kept changing meanwhile: try again",
         ("pthread_create", _) => "the handler thread needs addresses and a thread: raise ulimit -v and ulimit -u",
-        (_, libc::EAGAIN) if call.starts_with("mmap") || call.starts_with("mremap") => "what is mapped is locked in memory (mlockall): raise ulimit -l",
+        (_, libc::EAGAIN) if call.starts_with("mmap") || call.starts_with("mremap") => {
+            "what is mapped is locked in memory (mlockall): raise ulimit -l"
+        }
         (_, libc::ENOMEM) => "memory or addresses are short: raise the limits (ulimit -v, vm.max_map_count)",
         ("membarrier(REGISTER_PRIVATE_EXPEDITED_SYNC_CORE)", _) => {
             "executable memory needs it: Linux 4.16 or newer has it, and a seccomp filter must not refuse it"
@@ -215,7 +217,10 @@ mod tests {
     fn a_limit_that_was_reached_is_said_with_what_to_raise() {
         let text = |call, errno| Error::System { call, start: 0x1000, len: 0x1000, errno }.to_string();
         assert!(text("eventfd", libc::EMFILE).contains("ulimit -n"));
-        assert!(text("mmap", libc::EAGAIN).contains("ulimit -l") && text("mremap of code", libc::EAGAIN).contains("ulimit -l"));
+        assert!(
+            text("mmap", libc::EAGAIN).contains("ulimit -l")
+                && text("mremap of code", libc::EAGAIN).contains("ulimit -l")
+        );
         assert!(text("mprotect", libc::ENOMEM).contains("vm.max_map_count"));
         assert!(text("UFFDIO_REGISTER", libc::EINVAL).contains("mode deferred"));
         assert_eq!(text("munmap", libc::EINVAL), "munmap on 0x1000 + 0x1000: Invalid argument (os error 22)");

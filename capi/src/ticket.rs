@@ -95,7 +95,14 @@ pub unsafe extern "C" fn cw_cache_begin(cache: *const cw_cache, key: u64, ticket
         // SAFETY: the header's rules.
         let (new, cache) = unsafe { (out_handle(ticket)?, borrow(cache)?) };
         let ticket = Some(cache.cache.begin(Key::new(key)));
-        new.give(cw_ticket { ticket, kept: Vec::new(), payload_bytes: 0, kept_bytes: 0, is_misread: false, _child: cache.child() });
+        new.give(cw_ticket {
+            ticket,
+            kept: Vec::new(),
+            payload_bytes: 0,
+            kept_bytes: 0,
+            is_misread: false,
+            _child: cache.child(),
+        });
         Ok(())
     })
 }
