@@ -47,6 +47,7 @@ fn text_of(folder: &str, paths: &[String]) -> Option<String> {
 fn exists(killer: &str) -> bool {
     let words: Vec<&str> = killer.split(' ').collect();
     let (folder, words) = match words[..] {
+        ["-p", "codewarden-capi", "--lib" | "--test", ..] => ("capi", &words[2..]),
         ["-p", package, "--lib" | "--test", ..] => (package, &words[2..]),
         _ => ("", &words[..]),
     };
@@ -88,7 +89,8 @@ fn faults_of(name: &str, patch: &str) -> Vec<String> {
         killer => wrong.push(format!("{name} names no test that exists: {killer:?}")),
     }
     let file = patch.lines().find_map(|line| line.strip_prefix("--- a/"));
-    let is_source = |file: &&str| file.starts_with("src/") || file.starts_with("demo-emulator/src/");
+    let folders = ["src/", "capi/src/", "demo-emulator/src/"];
+    let is_source = |file: &&str| folders.iter().any(|folder| file.starts_with(folder));
     let code = file.filter(is_source).and_then(|file| fs::read_to_string(root().join(file)).ok());
     match code {
         Some(code) => {
