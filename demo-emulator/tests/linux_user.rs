@@ -6,8 +6,9 @@ mod support;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
+use codewarden::protection::{Mode, Probe};
 use demo_emulator::riscv::inst::Op;
-use support::{A0, A1, A2, Folder, Program, S0, SCRATCH, SP, emulator, run};
+use support::{A0, A1, A2, BASE, Folder, Program, S0, SCRATCH, SP, emulator, run};
 
 const READ: i64 = 63;
 const WRITE: i64 = 64;
@@ -339,4 +340,39 @@ fn a_death_by_the_guests_own_fault_has_its_stats_too() {
     let output = emulator().arg("--stats").arg(path).output().unwrap();
     assert_eq!(output.status.signal(), Some(libc::SIGSEGV));
     assert!(stderr(&output).starts_with("tier oracle, no translation\n"), "{}", stderr(&output));
+}
+
+/// The kernel looks for the page of a futex that is not private as if to write to it, also
+/// if the command writes nothing. The code that is running lies on it.
+#[test]
+fn a_futex_on_a_page_with_code() {
+    const FUTEX: i64 = 98;
+    const EAGAIN: i64 = 11;
+    const ETIMEDOUT: i64 = 110;
+    let on_a_code_page = BASE as i64 + 0x1f00;
+    let mut program = Program::default();
+    let moment = program.data(&words(&[0, 1]));
+    for (kind, is_private) in [(0, 0), (1, i64::from(libc::FUTEX_PRIVATE_FLAG))] {
+        let calls = [
+            (libc::FUTEX_WAKE, 1, 0, 0),
+            (libc::FUTEX_WAIT, 1, 0, -EAGAIN),
+            (libc::FUTEX_WAIT, 0, moment, -ETIMEDOUT),
+            (libc::FUTEX_REQUEUE, 1, 1, 0),
+            (libc::FUTEX_CMP_REQUEUE, 1, 1, 0),
+        ];
+        for (number, (command, value, timeout, expected)) in calls.into_iter().enumerate() {
+            let operation = i64::from(command) | is_private;
+            program.call(FUTEX, &[on_a_code_page, operation, value, timeout, on_a_code_page + 8, 0]);
+            program.expect(A0, expected, 1 + 10 * kind + number as i64);
+        }
+    }
+    program.li(A0, 0).exit();
+    let folder = Folder::new();
+    for mode in Mode::ALL.into_iter().filter(|&mode| Probe::of_this_process().check(mode).is_ok()) {
+        let path = folder.file("program", &program.elf());
+        let mut emulator = Command::new(env!("CARGO_BIN_EXE_demo-emulator"));
+        emulator.env_remove("CODEWARDEN_HIDE").args(["--tracking", mode.name()]);
+        let told = emulator.arg(path).output().unwrap();
+        assert_eq!(told.status.code(), Some(0), "{mode}: {}", stderr(&told));
+    }
 }

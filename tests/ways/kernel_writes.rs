@@ -305,6 +305,59 @@ fn futex_lock_pi() {
     });
 }
 
+/// A futex that is not private is looked for as if to be written, also where it is not:
+/// in anonymous memory the page is made writable, or the call fails.
+#[test]
+fn a_shared_futex() {
+    in_every_mode(|guest| {
+        if guest.memory.file().is_some() {
+            return;
+        }
+        let wake = |page| {
+            // SAFETY: see the head; aligned. The call writes nothing.
+            checked(unsafe { libc::syscall(libc::SYS_futex, guest.host(page, 8), libc::FUTEX_WAKE, 1) })
+        };
+        let block = guest.block(1, 8);
+        let woken = wake(1);
+        if guest.kernel_writes_pass() {
+            assert_eq!(woken.unwrap(), 0);
+            guest.expect_learned(block);
+        } else {
+            assert!(fault(&woken), "{}: {woken:?}", guest.mode);
+            guest.expect_reachable(block);
+        }
+        let held = guest.prepare(2, 8, WORD);
+        assert_eq!(wake(2).unwrap(), 0);
+        drop(held);
+        guest.expect_tracked(2, 8);
+    });
+}
+
+/// Locking brings the pages of a private mapping in as if to write to them. Where they may
+/// not be written, as in mprotect mode, it only reads.
+#[test]
+fn mlock() {
+    in_every_mode(|guest| {
+        if guest.memory.file().is_some() {
+            return;
+        }
+        let lock = |page| {
+            // SAFETY: changes no byte.
+            checked(unsafe { libc::mlock(guest.host(page, 0).cast(), page_bytes()) }.into())
+        };
+        guest.block(1, 0);
+        let locked = lock(1).map_err(|error| error.raw_os_error());
+        let passes = guest.kernel_writes_pass() || guest.mode == Mode::Mprotect;
+        assert_eq!(locked, if passes { Ok(0) } else { Err(Some(libc::ENOMEM)) }, "{}", guest.mode);
+        let held = guest.prepare(2, 0, 1);
+        lock(2).unwrap();
+        drop(held);
+        for page in [1, 2] {
+            guest.expect_tracked(page, 0);
+        }
+    });
+}
+
 /// Begins on an open page and reaches a protected one: comes out short or fails,
 /// and the rest is still in the pipe.
 #[test]

@@ -212,6 +212,8 @@ impl Thread {
     fn wake(&self, address: u64) {
         if let Ok(host) = host_pointer(&self.process.window, address, 4) {
             let all = i32::MAX;
+            // The kernel looks for the page as if to write to it.
+            let _write = self.process.kernel_write(host, 4);
             // SAFETY: FUTEX_WAKE reads and writes no memory.
             unsafe { libc::syscall(libc::SYS_futex, host, libc::FUTEX_WAKE, all, 0, 0, 0) };
         }

@@ -56,24 +56,27 @@ pub(super) fn get_robust_list(thread: &mut Thread, [tid, head, len, ..]: [u64; 6
 /// futex: on the host's addresses, so that it works between processes too.
 pub(super) fn futex(thread: &mut Thread, [address, operation, value, timeout, second, value3]: [u64; 6]) -> SysResult {
     const TIMESPEC_BYTES: u64 = 16;
+    let is_shared = operation as i32 & libc::FUTEX_PRIVATE_FLAG == 0;
     let command = operation as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
-    let mut arguments = [thread.pointer(address, 4)?, operation, value, timeout, second, value3];
-    let mut writes = [None, None];
+    // The kernel looks for the page of a shared futex as if to write to it, whatever the command.
+    let word = |address, is_written| {
+        if is_shared || is_written { thread.out_pointer(address, 4) } else { Ok((thread.pointer(address, 4)?, None)) }
+    };
+    let locks = matches!(command, libc::FUTEX_LOCK_PI | libc::FUTEX_TRYLOCK_PI | libc::FUTEX_UNLOCK_PI);
+    let (first, _first_write) = word(address, locks)?;
+    let mut arguments = [first, operation, value, timeout, second, value3];
+    let waits = matches!(command, libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET | libc::FUTEX_WAIT_REQUEUE_PI);
+    if locks || waits {
+        arguments[3] = thread.pointer(timeout, TIMESPEC_BYTES)?;
+    }
+    let mut _second_write = None;
     match command {
-        libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET => arguments[3] = thread.pointer(timeout, TIMESPEC_BYTES)?,
-        libc::FUTEX_LOCK_PI | libc::FUTEX_TRYLOCK_PI | libc::FUTEX_UNLOCK_PI => {
-            arguments[3] = thread.pointer(timeout, TIMESPEC_BYTES)?;
-            writes[0] = thread.out_pointer(address, 4)?.1;
-        }
         libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => {}
-        libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => arguments[4] = thread.pointer(second, 4)?,
-        libc::FUTEX_WAKE_OP => (arguments[4], writes[1]) = thread.out_pointer(second, 4)?,
-        libc::FUTEX_WAIT_REQUEUE_PI | libc::FUTEX_CMP_REQUEUE_PI => {
-            if command == libc::FUTEX_WAIT_REQUEUE_PI {
-                arguments[3] = thread.pointer(timeout, TIMESPEC_BYTES)?;
-            }
-            (arguments[4], writes[1]) = thread.out_pointer(second, 4)?;
+        libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => (arguments[4], _second_write) = word(second, false)?,
+        libc::FUTEX_WAKE_OP | libc::FUTEX_WAIT_REQUEUE_PI | libc::FUTEX_CMP_REQUEUE_PI => {
+            (arguments[4], _second_write) = word(second, true)?;
         }
+        _ if locks || waits => {}
         _ => return Err(Errno::ENOSYS.into()),
     }
     thread.host_call(libc::SYS_futex, arguments)
