@@ -558,6 +558,36 @@ fn a_thread_that_holds_a_trackers_guard_is_told() {
     unsafe { libc::alarm(0) };
 }
 
+/// A cache works on under a guard of its tracker alone, but for what the tracker does.
+#[test]
+fn a_cache_under_its_trackers_guard() {
+    let _alone = alone();
+    // SAFETY: sets a timer: a thread that waits for itself ends the process.
+    unsafe { libc::alarm(LIMIT_S) };
+    let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
+    for mode in modes() {
+        let cache = cache_on::<()>(&memory, mode);
+        translate(&cache, ());
+        let asked = Arc::new(());
+        let hook = asked.clone();
+        let vcpu = cache.attach_vcpu(move || drop(hook.clone()));
+        let footprint = cache.footprint();
+        let guard = cache.tracker().before_fork();
+        assert!(cache.tracker().stands_still_here() && !cache.stands_still_here());
+        assert_eq!(cache.footprint(), footprint);
+        drop(vcpu);
+        assert_eq!(Arc::strong_count(&asked), 1, "{mode}: a vCPU that is gone keeps its hook");
+        assert!(cache.begin(Key::new(1)).claim(GuestAddr(0)).is_err() && cache.link(Key::new(1)).is_ok());
+        panics_under_the_guard(&[&|| drop(cache.before_fork())]);
+        cache.remove(Key::new(0));
+        cache.collect();
+        drop(guard);
+        translate(&cache, ());
+    }
+    // SAFETY: as above.
+    unsafe { libc::alarm(0) };
+}
+
 /// The guards of one instance are nothing to the others: these live, and end, meanwhile.
 #[test]
 fn a_thread_that_holds_a_guard_has_other_instances() {

@@ -5,12 +5,13 @@ use std::sync::MutexGuard;
 use super::{CodeBuffer, Shared, State};
 use crate::code_buffer::lock;
 use crate::error::Error;
-use crate::sys::fork::Fork;
+use crate::sys::fork::{Fork, Keeping};
 
 /// A buffer that stands still over a `fork`: see [`CodeBuffer::before_fork`].
 #[derive(Debug)]
 #[must_use = "the buffer stands still until this is dropped"]
 pub struct ForkGuard<'a> {
+    _keeping: Keeping<'a>,
     shared: &'a Shared,
     state: MutexGuard<'a, State>,
     fork: Fork,
@@ -21,7 +22,6 @@ impl Drop for ForkGuard<'_> {
         for range in lock(&self.shared.meanwhile).freed.drain(..) {
             self.shared.free(&mut self.state, range);
         }
-        self.shared.keeper.end();
     }
 }
 
@@ -42,8 +42,7 @@ impl CodeBuffer {
         self.shared.keeper.assert();
         let (state, fork) = Fork::around(|| lock(&self.shared.state));
         lock(&self.shared.meanwhile).stats = self.shared.stats_of(&state);
-        self.shared.keeper.begin();
-        ForkGuard { shared: &self.shared, state, fork }
+        ForkGuard { _keeping: self.shared.keeper.begin(), shared: &self.shared, state, fork }
     }
 
     /// Whether the calling thread holds the guard of a fork ([`CodeBuffer::before_fork`]).

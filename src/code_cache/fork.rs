@@ -8,13 +8,14 @@ use super::{CodeCache, Killer, Payload};
 use crate::epoch;
 use crate::error::Error;
 use crate::sync::{MutexGuard, lock};
-use crate::sys::fork::Fork;
+use crate::sys::fork::{Fork, Keeping};
 use crate::tracker::Standing;
 
 /// A cache that stands still over a `fork`: see [`CodeCache::before_fork`].
 #[must_use = "the cache stands still until this is dropped"]
 pub struct ForkGuard<'a, P: Payload> {
     cache: &'a CodeCache<P>,
+    keeping: Keeping<'a>,
     tracker: Standing<'a, Killer<P>>,
     commits: MutexGuard<'a, Commits<P>>,
     epoch: epoch::ForkGuard<'a, Garbage<P>>,
@@ -53,6 +54,7 @@ impl<P: Payload> CodeCache<P> {
     #[track_caller]
     pub fn before_fork(&self) -> ForkGuard<'_, P> {
         // Not under the static locks, which a panic would lose.
+        self.0.keeper.assert();
         self.0.tracker.assert_moves();
         let take_locks = || {
             let tracker = self.0.tracker.stand_still();
@@ -63,7 +65,7 @@ impl<P: Payload> CodeCache<P> {
             (tracker, commits, self.epoch().before_fork())
         };
         let ((tracker, commits, epoch), fork) = Fork::around(take_locks);
-        ForkGuard { cache: self, tracker, commits, epoch, fork }
+        ForkGuard { cache: self, keeping: self.0.keeper.begin(), tracker, commits, epoch, fork }
     }
 }
 
@@ -79,9 +81,10 @@ impl<P: Payload> ForkGuard<'_, P> {
     /// Otherwise a region that cannot be tracked here: nothing can be translated from it.
     pub fn after_fork_child(self) -> Result<(), Error> {
         self.fork.check_child()?;
-        let Self { cache, tracker, commits, epoch, fork } = self;
+        let Self { cache, keeping, tracker, commits, epoch, fork } = self;
+        drop((keeping, commits));
+        // It drops hooks of the embedder's.
         epoch.after_fork_child();
-        drop(commits);
         let done = tracker.continue_in_child();
         drop(fork);
         // Nor are there formers: code may lie in memory that is the parent's.

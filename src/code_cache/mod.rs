@@ -73,6 +73,7 @@ use crate::panics::FirstPanic;
 use crate::policy::{Adaptive, Policy};
 use crate::stats::{Counters, Histograms, Stats};
 use crate::sync::{Arc, Mutex, MutexGuard, lock};
+use crate::sys::fork::Keeper;
 use crate::tracker::{BeginError, PageClaim, Tracker};
 use commit::Commits;
 use limit::Waiting;
@@ -127,6 +128,9 @@ struct Shared<P: Payload> {
     commits: Mutex<Commits<P>>,
     waiting: Waiting,
     counters: Arc<Counters>,
+    /// The thread that keeps the cache still for a fork. The tracker has one of its own: it
+    /// may stand still alone.
+    keeper: Keeper,
     /// What the cache took when it came to stand still for a fork.
     footprint_at_fork: Mutex<Footprint>,
 }
@@ -180,6 +184,7 @@ impl<P: Payload> CodeCache<P> {
             commits: Mutex::new(Commits::new()),
             waiting: Waiting::new(MemoryLimit::default()),
             counters,
+            keeper: Keeper::default(),
             footprint_at_fork: Mutex::new(Footprint::default()),
         })))
     }
@@ -213,14 +218,14 @@ impl<P: Payload> CodeCache<P> {
     /// Whether the calling thread holds the guard of a fork ([`CodeCache::before_fork`]). It
     /// would wait for itself in a call that needs the cache.
     pub fn stands_still_here(&self) -> bool {
-        self.0.tracker.stands_still_here()
+        self.0.keeper.is_this_thread()
     }
 
     /// The commit lock. A thread that holds the guard of a fork has it already, and panics
     /// here: a caller that can return an error checks that first.
     #[track_caller]
     fn commits(&self) -> MutexGuard<'_, Commits<P>> {
-        self.0.tracker.assert_moves();
+        self.0.keeper.assert();
         lock(&self.0.commits)
     }
 
@@ -244,7 +249,7 @@ impl<P: Payload> CodeCache<P> {
     /// [`Error::BadArgument`] if this thread has a vCPU pinned itself: unpin it first. The
     /// same if it holds the guard of a fork.
     pub fn wait_for_vcpus(&self) -> Result<(), Error> {
-        self.0.tracker.check_moves()?;
+        self.0.keeper.check()?;
         self.epoch().wait_for_pins()
     }
 
@@ -263,7 +268,7 @@ impl<P: Payload> CodeCache<P> {
     /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
     #[track_caller]
     pub fn attach_vcpu(&self, ask_to_leave: impl Fn() + Send + Sync + 'static) -> VCpu<P> {
-        self.0.tracker.assert_moves();
+        self.0.keeper.assert();
         VCpu::new(self.clone(), self.0.killer.stubs, self.epoch().join(Box::new(ask_to_leave)))
     }
 
@@ -286,7 +291,7 @@ impl<P: Payload> CodeCache<P> {
         if key.0 == u64::MAX {
             return Err(Error::BadArgument("u64::MAX is not a key"));
         }
-        self.0.tracker.check_moves()?;
+        self.0.keeper.check()?;
         let (link, swept) = {
             let mut commits = self.commits();
             let (cell, swept) = self.table().cell_or_new(&mut commits.cells, key, self.0.killer.stubs);
@@ -303,7 +308,7 @@ impl<P: Payload> CodeCache<P> {
 impl<P: Payload> Drop for Shared<P> {
     fn drop(&mut self) {
         self.tracker.clear();
-        if self.tracker.stands_still_here() {
+        if self.keeper.is_this_thread() {
             // Its guard was forgotten, and with it the locks around what is left.
             return;
         }

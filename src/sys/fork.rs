@@ -92,14 +92,10 @@ impl Owner {
 pub(crate) struct Keeper(AtomicU64);
 
 impl Keeper {
-    /// The calling thread has the locks from now on.
-    pub(crate) fn begin(&self) {
+    /// The calling thread has the locks until the result is dropped.
+    pub(crate) fn begin(&self) -> Keeping<'_> {
         self.0.store(this_thread(), Ordering::Relaxed);
-    }
-
-    /// It gives them up.
-    pub(crate) fn end(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        Keeping(self)
     }
 
     /// Whether it is the calling thread. No other one writes the number of this one, so
@@ -121,6 +117,16 @@ impl Keeper {
     #[track_caller]
     pub(crate) fn assert(&self) {
         assert!(!self.is_this_thread(), "{UNDER_GUARD}");
+    }
+}
+
+/// See [`Keeper::begin`]. Dropped before the locks are free: their next holder may begin.
+#[derive(Debug)]
+pub(crate) struct Keeping<'a>(&'a Keeper);
+
+impl Drop for Keeping<'_> {
+    fn drop(&mut self) {
+        self.0.0.store(0, Ordering::Relaxed);
     }
 }
 

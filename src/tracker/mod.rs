@@ -336,11 +336,6 @@ impl<O: PageObserver> Tracker<O> {
         self.gate.stands_still_here()
     }
 
-    /// An error if the calling thread holds the guard of a fork.
-    pub(crate) fn check_moves(&self) -> Result<(), Error> {
-        self.gate.check_moves()
-    }
-
     /// A panic if the calling thread holds the guard of a fork.
     #[track_caller]
     pub(crate) fn assert_moves(&self) {

@@ -8,7 +8,7 @@ use crate::addr::{GuestAddr, Span};
 use crate::error::Error;
 use crate::page_table::Hold;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, lock};
-use crate::sys::fork::Keeper;
+use crate::sys::fork::{Keeper, Keeping};
 
 use super::PageObserver;
 use super::ranges::Ranges;
@@ -103,8 +103,7 @@ impl<O: PageObserver> Gate<O> {
     pub(super) fn stand_still(&self) -> Standing<'_, O> {
         let space = self.write();
         lock(&self.meanwhile).regions = space.regions.iter().map(|tracked| tracked.region.clone()).collect();
-        self.keeper.begin();
-        Standing { space, gate: self }
+        Standing { _keeping: self.keeper.begin(), space, gate: self }
     }
 
     #[track_caller]
@@ -168,6 +167,7 @@ impl<O: PageObserver> Gate<O> {
 /// A tracker's space that stands still over a fork: no other thread is inside.
 #[derive(Debug)]
 pub(crate) struct Standing<'a, O: PageObserver> {
+    _keeping: Keeping<'a>,
     pub(super) space: RwLockWriteGuard<'a, Space<O>>,
     gate: &'a Gate<O>,
 }
@@ -184,7 +184,6 @@ impl<O: PageObserver> Drop for Standing<'_, O> {
         let meanwhile = &mut *lock(&self.gate.meanwhile);
         self.space.release(meanwhile.released.drain(..));
         meanwhile.regions.clear();
-        self.gate.keeper.end();
     }
 }
 
