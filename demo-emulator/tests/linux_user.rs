@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use codewarden::protection::{Mode, Probe};
 use demo_emulator::riscv::inst::Op;
-use support::{A0, A1, A2, BASE, Folder, Program, S0, SCRATCH, SP, emulator, run};
+use support::{A0, A1, A2, Folder, Program, S0, SCRATCH, SP, emulator, run};
 
 const READ: i64 = 63;
 const WRITE: i64 = 64;
@@ -343,14 +343,21 @@ fn a_death_by_the_guests_own_fault_has_its_stats_too() {
 }
 
 /// The kernel looks for the page of a futex that is not private as if to write to it, also
-/// if the command writes nothing. The code that is running lies on it.
+/// if the command writes nothing. Code that ran just before lies on it.
 #[test]
 fn a_futex_on_a_page_with_code() {
     const FUTEX: i64 = 98;
     const EAGAIN: i64 = 11;
     const ETIMEDOUT: i64 = 110;
-    let on_a_code_page = BASE as i64 + 0x1f00;
+    const MMAP: i64 = 222;
+    const RETURN: i64 = 0x8067;
+    const FENCE_I: u32 = 0x100f;
+    let [ra, t0, a3, a4, a5] = [1, 5, 13, 14, 15];
+    const RWX: i64 = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as i64;
+    const ANONYMOUS: i64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as i64;
     let mut program = Program::default();
+    program.call(MMAP, &[0, 0x1000, RWX, ANONYMOUS, -1, 0]).mv(S0, A0);
+    program.li(t0, RETURN).put(Op::Sw, 0, S0, t0, 0).raw(FENCE_I);
     let moment = program.data(&words(&[0, 1]));
     for (kind, is_private) in [(0, 0), (1, i64::from(libc::FUTEX_PRIVATE_FLAG))] {
         let calls = [
@@ -362,7 +369,9 @@ fn a_futex_on_a_page_with_code() {
         ];
         for (number, (command, value, timeout, expected)) in calls.into_iter().enumerate() {
             let operation = i64::from(command) | is_private;
-            program.call(FUTEX, &[on_a_code_page, operation, value, timeout, on_a_code_page + 8, 0]);
+            program.put(Op::Jalr, ra, S0, 0, 0);
+            program.li(A1, operation).li(A2, value).li(a3, timeout).li(a5, 0);
+            program.put(Op::Addi, A0, S0, 0, 0x100).put(Op::Addi, a4, S0, 0, 0x108).ecall(FUTEX);
             program.expect(A0, expected, 1 + 10 * kind + number as i64);
         }
     }
