@@ -890,7 +890,9 @@ cw_status cw_before_fork(const cw_cache *cache,
                          cw_fork_guard **guard);
 
 /// In the parent: everything goes on as before. Frees the guard. Nothing for NULL.
-void cw_after_fork_parent(cw_fork_guard *guard);
+///
+/// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it.
+cw_status cw_after_fork_parent(cw_fork_guard *guard);
 
 /// In the child: every block is dead, the child's own memory is tracked from now on,
 /// and the buffers have memory of their own, empty of code: emit the stubs anew, at the
@@ -898,7 +900,8 @@ void cw_after_fork_parent(cw_fork_guard *guard);
 /// leave them. One that this thread has pinned stays pinned. Frees the guard.
 ///
 /// CW_BAD_ARGUMENT in the process that made the guard: nothing was changed, and the guard
-/// is given back as by cw_after_fork_parent().
+/// is given back as by cw_after_fork_parent(). CW_BAD_ARGUMENT too, and nothing is done, in
+/// any thread but the one that forked.
 ///
 /// Where it fails, the regions or buffers that could not be had here are not usable:
 /// nothing can be translated from them, and code must not be run.

@@ -26,6 +26,7 @@
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
+use std::thread::{self, ThreadId};
 
 use engine::code_buffer::{self, CodeBuffer};
 use engine::{CodeCache, ForkGuard};
@@ -43,6 +44,17 @@ pub struct cw_fork_guard {
     buffers: Vec<code_buffer::ForkGuard<'static>>,
     cache: ForkGuard<'static, Owned>,
     lasting: Lasting,
+    thread: ThreadId,
+}
+
+impl cw_fork_guard {
+    /// The locks are given up by the thread that took them.
+    fn check_thread(&self) -> Result<(), Failure> {
+        if self.thread == thread::current().id() {
+            return Ok(());
+        }
+        Err(Failure::bad_argument(c"the guard of a fork is given back by the thread that made it"))
+    }
 }
 
 /// What the guards borrow.
@@ -101,17 +113,29 @@ pub unsafe extern "C" fn cw_before_fork(
         // SAFETY: it outlives the guards: fields are dropped, and taken apart, in
         // their order.
         let (cache, buffers): &'static (CodeCache<Owned>, Vec<CodeBuffer>) = unsafe { borrowed.as_ref() };
+        // Before the fork: a thread's first question may take a lock of the standard library's.
+        let thread = thread::current().id();
         let cache = cache.before_fork();
-        new.give(cw_fork_guard { buffers: buffers.iter().map(CodeBuffer::before_fork).collect(), cache, lasting });
+        let buffers = buffers.iter().map(CodeBuffer::before_fork).collect();
+        new.give(cw_fork_guard { buffers, cache, lasting, thread });
         Ok(())
     })
 }
 
 /// In the parent: everything goes on as before. Frees the guard. Nothing for NULL.
+///
+/// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cw_after_fork_parent(guard: *mut cw_fork_guard) {
-    // SAFETY: the header's rules.
-    drop(unsafe { take_back(guard) });
+pub unsafe extern "C" fn cw_after_fork_parent(guard: *mut cw_fork_guard) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules; NULL is allowed.
+        if let Ok(guard) = unsafe { borrow(guard) } {
+            guard.check_thread()?;
+        }
+        // SAFETY: the header's rules.
+        drop(unsafe { take_back(guard) });
+        Ok(())
+    })
 }
 
 /// In the child: every block is dead, the child's own memory is tracked from now on,
@@ -120,17 +144,22 @@ pub unsafe extern "C" fn cw_after_fork_parent(guard: *mut cw_fork_guard) {
 /// leave them. One that this thread has pinned stays pinned. Frees the guard.
 ///
 /// CW_BAD_ARGUMENT in the process that made the guard: nothing was changed, and the guard
-/// is given back as by cw_after_fork_parent().
+/// is given back as by cw_after_fork_parent(). CW_BAD_ARGUMENT too, and nothing is done, in
+/// any thread but the one that forked.
 ///
 /// Where it fails, the regions or buffers that could not be had here are not usable:
 /// nothing can be translated from them, and code must not be run.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_after_fork_child(guard: *mut cw_fork_guard) -> cw_status {
     guarded(|| {
+        // SAFETY: the header's rules; NULL is told below.
+        if let Ok(guard) = unsafe { borrow(guard) } {
+            guard.check_thread()?;
+        }
         // SAFETY: the header's rules.
         let guard = unsafe { take_back(guard) };
         let guard = guard.ok_or(Failure::bad_argument(c"the guard of the fork must not be NULL"))?;
-        let cw_fork_guard { buffers, cache, lasting } = *guard;
+        let cw_fork_guard { buffers, cache, lasting, .. } = *guard;
         let mut done = Ok(());
         for buffer in buffers {
             done = done.and(buffer.after_fork_child());

@@ -149,7 +149,7 @@ fn null_is_told_and_never_followed() {
         cw_code_buffer_free(null_mut());
         cw_allocation_free(null_mut());
         done(cw_alt_stack_free(null_mut()));
-        cw_after_fork_parent(null_mut());
+        done(cw_after_fork_parent(null_mut()));
     }
 }
 

@@ -493,6 +493,28 @@ static void under_ones_own_guard(void)
     teardown();
 }
 
+static void *gives_back(void *guard)
+{
+    CHECK(cw_after_fork_parent(guard) == CW_BAD_ARGUMENT);
+    CHECK(strstr(cw_last_error_message(), "thread that made it"));
+    CHECK(cw_after_fork_child(guard) == CW_BAD_ARGUMENT);
+    return NULL;
+}
+
+static void a_guard_is_given_back_by_its_thread(void)
+{
+    cw_fork_guard *guard;
+    pthread_t thread;
+    setup(CW_MODE_MPROTECT);
+    commit(GUEST);
+    MUST(cw_before_fork(cache, NULL, 0, &guard));
+    CHECK(pthread_create(&thread, NULL, gives_back, guard) == 0 && pthread_join(thread, NULL) == 0);
+    CHECK(cw_cache_tend(cache) == CW_BAD_ARGUMENT); /* it is held still */
+    MUST(cw_after_fork_parent(guard));
+    CHECK(lookup(GUEST) == 0x100);
+    teardown();
+}
+
 /* ---- Alternate signal stacks */
 
 static void *frees(void *stack)
@@ -559,6 +581,7 @@ int main(int argc, char **argv)
     alone(a_lookup_without_a_pin_is_told);
     alone(code_that_was_not_published);
     alone(under_ones_own_guard);
+    alone(a_guard_is_given_back_by_its_thread);
     alone(an_alternate_stack_is_freed_by_its_thread);
     alone(a_name_that_no_mode_has);
     puts("all holds");
