@@ -32,4 +32,5 @@ mod rseq;
 mod signal_frame;
 mod stores;
 mod thread_end;
+mod umip;
 mod views;
