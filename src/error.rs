@@ -174,12 +174,17 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// What to change where the process may not open its own files in `/proc`.
+pub(crate) const NOT_DUMPABLE: &str = "a process that has changed its user may not open its own files in /proc: let it \
+                                       be dumpable again (prctl(PR_SET_DUMPABLE, 1))";
+
 /// What to change, where call and errno say it.
 fn advice(call: &str, errno: i32) -> Option<&'static str> {
     Some(match (call, errno) {
         (_, libc::EMFILE) => "raise the limit of open files (ulimit -n)",
         (_, libc::ENFILE) => "raise the system's limit of open files (sysctl fs.file-max)",
         (_, libc::EFBIG) => "raise the limit of file sizes (ulimit -f), or take anonymous memory, which has none",
+        ("open(/proc/self/pagemap)", libc::EACCES) => NOT_DUMPABLE,
         ("mprotect", libc::ENOMEM) => {
             "each protected page between open ones takes two mappings: raise vm.max_map_count, or take a mode of \
              userfaultfd, which takes none"
@@ -216,6 +221,7 @@ mod tests {
     #[test]
     fn a_limit_that_was_reached_is_said_with_what_to_raise() {
         let text = |call, errno| Error::System { call, start: 0x1000, len: 0x1000, errno }.to_string();
+        assert!(text("open(/proc/self/pagemap)", libc::EACCES).contains("PR_SET_DUMPABLE"));
         assert!(text("eventfd", libc::EMFILE).contains("ulimit -n"));
         assert!(
             text("mmap", libc::EAGAIN).contains("ulimit -l")

@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
-use crate::error::Error;
+use crate::error::{Error, NOT_DUMPABLE};
 use crate::sys::uffd::{self, Door, KernelFaults, feature};
 use crate::sys::{membarrier, pagemap::Pagemap, uffd_calls};
 
@@ -320,6 +320,7 @@ fn refusal(what: &str, errno: Option<Errno>) -> String {
     let advice = match errno {
         Some(Errno::MFILE) => "the limit of open files is reached; raise it (ulimit -n)",
         Some(Errno::NFILE) => "the system's limit of open files is reached; raise it (sysctl fs.file-max)",
+        Some(Errno::ACCESS) if what.contains("/proc/self") => NOT_DUMPABLE,
         Some(Errno::ACCESS) => "this user has no read and write permission on it",
         Some(Errno::PERM) => "not permitted to this user, or refused by a seccomp filter; allow it there",
         Some(Errno::NOSYS) => "the kernel does not have it, or a seccomp filter hides it",

@@ -12,30 +12,40 @@ use std::os::fd::AsRawFd;
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Facility, Mode, Probe};
+use codewarden::{CodeCache, EntryStubs};
 
 use crate::scenario::{End, byte_of, fixture, scenario};
-use crate::support::{Fixture, GUEST, PAGES, page_bytes, skip};
+use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, skip};
 
 const NOBODY: libc::uid_t = 65_534;
 
-/// From here on the process is nobody's, and may look at itself as before.
-fn become_nobody() {
+/// From here on the process is nobody's. Files of its own in /proc belong to root.
+fn change_the_user() {
     // SAFETY: changes who the process is.
     unsafe {
         assert_eq!(libc::setgroups(0, std::ptr::null()), 0);
         assert_eq!(libc::setgid(NOBODY), 0);
         assert_eq!(libc::setuid(NOBODY), 0);
-        // Files of its own in /proc belong to root until it is dumpable again.
-        assert_eq!(libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0), 0);
     }
+}
+
+/// From here on it may look at itself as before.
+fn be_dumpable() {
+    // SAFETY: sets a flag.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) }, 0);
+}
+
+fn is_root() -> bool {
+    // SAFETY: asks for a number.
+    unsafe { libc::geteuid() == 0 }
 }
 
 /// Whether `scenario` can be run as an ordinary user: as one already, or as root.
 fn as_nobody(name: &str, modes: &[Mode], run: impl Fn(Mode)) {
     scenario(name, modes, End::Well, |mode| {
-        // SAFETY: asks for a number.
-        if unsafe { libc::geteuid() } == 0 {
-            become_nobody();
+        if is_root() {
+            change_the_user();
+            be_dumpable();
         } else {
             skip(&"not root: this user is taken for an ordinary one");
         }
@@ -60,6 +70,30 @@ fn every_mode_works() {
             guest.expect_tracked(1);
             guest.expect_tracked(2);
         }
+    });
+}
+
+/// Whoever gives its rights up is told what the mode lacks that looks into /proc, before
+/// and after the region is made, and has it back.
+#[test]
+fn a_process_that_changed_its_user() {
+    scenario("user::a_process_that_changed_its_user", &Mode::ALL, End::Well, |mode| {
+        if !is_root() {
+            return skip(&"not root: it cannot change its user");
+        }
+        let before = fixture(mode);
+        change_the_user();
+        before.expect_tracked(1);
+        let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
+        let cache = CodeCache::<()>::new(EntryStubs::NOT_CODE).unwrap();
+        // SAFETY: the memory outlives the cache.
+        let add = || unsafe { cache.tracker().add_region(region(GUEST, &memory, mode)) };
+        if mode == Mode::Deferred {
+            let refused = add().unwrap_err().to_string();
+            assert!(refused.contains("PR_SET_DUMPABLE"), "{refused}");
+            be_dumpable();
+        }
+        add().unwrap();
     });
 }
 
