@@ -33,6 +33,16 @@ use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::sys::mmap::{Mapping, memfd};
 
+/// Copies bytes of guest memory out, as [`GuestMemory::read`] does.
+///
+/// # Safety
+///
+/// The bytes are mapped and readable. `into` is no guest memory.
+pub(crate) unsafe fn read_host(from: HostAddr, into: &mut [u8]) {
+    // SAFETY: the caller's.
+    unsafe { copy::copy_out(from.as_ptr().cast_const(), into) };
+}
+
 /// Guest memory of one contiguous range of this process.
 #[derive(Debug)]
 pub struct GuestMemory {

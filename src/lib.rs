@@ -134,7 +134,7 @@
 //! memory.read(0x1000, &mut bytes)?;
 //! ticket.made_from(pc, &bytes)?;
 //! ticket.commit(Entry::with_check(plain, checked), ())?;
-//! let mut vcpu = cache.attach_vcpu(|| {});
+//! let mut vcpu = cache.attach_vcpu();
 //! assert_eq!(vcpu.pin().lookup(Key::from(pc)), Some(plain));
 //!
 //! // Data beside it: the block stays, and compares itself from now on. No later
@@ -210,7 +210,7 @@ pub mod tracker;
 pub use block::{Entry, EntryCell, EntryStubs, StaleFlag};
 pub use code_cache::{
     CodeCache, CommitError, FRONT_ENTRIES, Footprint, ForkGuard, FrontEntry, Key, Killer, Link, MemoryLimit,
-    PageBlocks, Payload, Pin, Ticket, VCpu, Weight,
+    PageBlocks, Payload, Pin, Ticket, TranslateError, VCpu, Weight,
 };
 pub use journal::RecentWrite;
 pub use page_table::Busy;

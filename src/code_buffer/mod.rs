@@ -41,8 +41,9 @@
 //! # Safety
 //!
 //! The views live until the last of the buffer and its allocations is dropped. Bytes are
-//! written here in one place, a freed range's fill, while the free list's lock is held and
-//! before the range can be handed out again.
+//! written here in two places: an allocation's own, before anybody else has it, and a freed
+//! range's fill, while the free list's lock is held and before the range can be handed out
+//! again.
 #![allow(unsafe_code)]
 
 mod fork;
@@ -193,6 +194,22 @@ impl CodeBuffer {
         state.populate(range.start, range.end, self.shared.page);
         let (shared, published_in) = (Arc::clone(&self.shared), AtomicU64::new(0));
         Ok(Allocation { shared, start: range.start, end: range.end, len: len_bytes, published_in })
+    }
+
+    /// Memory with `code` in it, published: what a block is committed with is
+    /// [`Allocation::entry`]. The code lies at a multiple of 16, and runs at any address;
+    /// code that knows its own address wants [`CodeBuffer::alloc`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`CodeBuffer::alloc`] and of [`Allocation::publish`].
+    pub fn emit(&self, code: &[u8]) -> Result<Allocation, Error> {
+        const ALIGN_BYTES: usize = 16;
+        let allocation = self.alloc(code.len(), ALIGN_BYTES)?;
+        // SAFETY: as many bytes of the writable view, which nobody else has.
+        unsafe { ptr::copy_nonoverlapping(code.as_ptr(), allocation.rw(), code.len()) };
+        allocation.publish()?;
+        Ok(allocation)
     }
 
     /// The executable view: all code lies in it.

@@ -37,7 +37,6 @@
 //! lists change under the commit lock alone, blocks are freed by the epoch.
 #![allow(unsafe_code)]
 
-use std::fmt;
 use std::ptr::NonNull;
 
 use super::cells::{CellRef, Cells};
@@ -45,49 +44,10 @@ use super::former::{Formers, Source};
 use super::limit::MemoryLimit;
 use super::live::Live;
 use super::record::{Block, BlockPage, BlockPages, Garbage, Retired, Translation};
-use super::{CodeCache, Key, Payload};
+use super::{CodeCache, CommitError, Key, Payload};
 use crate::block::{Entry, StaleFlag};
 use crate::panics::FirstPanic;
 use crate::sync::{Arc, Rule, left_out, spin_loop};
-use crate::sys::fork::UNDER_GUARD;
-
-/// Why a block did not become reachable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CommitError {
-    /// A write came to one of its pages since it was claimed, or a fault handler is at an
-    /// earlier block of the key that had an address of the entry. Begin again.
-    Written,
-    /// The block was made from bytes of a page that was not claimed:
-    /// [`Ticket::made_from`](super::Ticket::made_from) said so.
-    NotClaimed,
-    /// This thread holds the guard of a fork ([`CodeCache::before_fork`]), and would wait for
-    /// itself.
-    UnderForkGuard,
-    /// No page was claimed: the block was made from no bytes.
-    NoPages,
-    /// An address of the entry is the other one or one of the two stubs, or the key
-    /// is `u64::MAX`.
-    BadEntry,
-    /// A page that was claimed is written to all the time, and the block has no
-    /// checked entry: see [`Ticket::needs_check`](super::Ticket::needs_check).
-    NeedsCheck,
-}
-
-impl fmt::Display for CommitError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Written => "a write came to the block's bytes while it was translated; begin again",
-            Self::NotClaimed => "the block was made from bytes of a page that was not claimed: claim it before reading",
-            Self::UnderForkGuard => UNDER_GUARD,
-            Self::NoPages => "the block claimed no page: claim each page before reading it",
-            Self::BadEntry => "the entry's addresses must differ from both stubs and the key from u64::MAX",
-            Self::NeedsCheck => "a page of the block stays writable: give a checked entry, or interpret",
-        })
-    }
-}
-
-impl std::error::Error for CommitError {}
 
 /// How often a commit looks whether the handlers that are inside lists have left. One is
 /// inside for about a microsecond, unless its thread is not running.

@@ -40,6 +40,7 @@
 
 mod cells;
 mod commit;
+mod errors;
 mod evict;
 mod footprint;
 mod fork;
@@ -56,7 +57,7 @@ mod vcpu;
 use std::fmt;
 
 pub use cells::Link;
-pub use commit::CommitError;
+pub use errors::{CommitError, TranslateError};
 pub use footprint::Footprint;
 pub use fork::ForkGuard;
 pub use killer::{Killer, PageBlocks};
@@ -68,9 +69,11 @@ use crate::addr::GuestAddr;
 use crate::block::EntryStubs;
 use crate::epoch::Epoch;
 use crate::error::Error;
+use crate::guest_memory::GuestMemory;
 use crate::journal::RecentWrite;
 use crate::panics::FirstPanic;
 use crate::policy::{Adaptive, Policy};
+use crate::protection::Mode;
 use crate::stats::{Counters, Histograms, Stats};
 use crate::sync::{Arc, Mutex, MutexGuard, lock};
 use crate::sys::fork::Keeper;
@@ -189,6 +192,16 @@ impl<P: Payload> CodeCache<P> {
         })))
     }
 
+    /// Starts to track `memory`, which the guest sees at `guest`. The cache keeps the memory.
+    /// [`Tracker::add_region`] is for memory of the embedder's own.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tracker::add_region`].
+    pub fn add_memory(&self, guest: GuestAddr, memory: Arc<GuestMemory>, mode: Mode) -> Result<(), Error> {
+        self.0.tracker.add_memory(guest, memory, mode)
+    }
+
     /// The tracker below: regions are added to it, writes announced to it.
     pub fn tracker(&self) -> &Tracker<Killer<P>> {
         &self.0.tracker
@@ -253,6 +266,17 @@ impl<P: Payload> CodeCache<P> {
         self.epoch().wait_for_pins()
     }
 
+    /// A new vCPU that is never asked to leave: for an embedder whose emitted code
+    /// returns to its dispatcher soon in any case, or that has one thread.
+    ///
+    /// # Panics
+    ///
+    /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
+    #[track_caller]
+    pub fn attach_vcpu(&self) -> VCpu<P> {
+        self.attach_vcpu_with(|| {})
+    }
+
     /// A new vCPU. `ask_to_leave` is called, by any thread and more than once, where the
     /// vCPU holds memory back for long: it should make emitted code return to its
     /// dispatcher soon, and the pin be renewed. A byte that it sets, and that emitted
@@ -267,7 +291,7 @@ impl<P: Payload> CodeCache<P> {
     ///
     /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
     #[track_caller]
-    pub fn attach_vcpu(&self, ask_to_leave: impl Fn() + Send + Sync + 'static) -> VCpu<P> {
+    pub fn attach_vcpu_with(&self, ask_to_leave: impl Fn() + Send + Sync + 'static) -> VCpu<P> {
         self.0.keeper.assert();
         VCpu::new(self.clone(), self.0.killer.stubs, self.epoch().join(Box::new(ask_to_leave)))
     }

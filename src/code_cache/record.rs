@@ -44,6 +44,10 @@ pub(super) struct BlockPage<P: Payload> {
     pub(super) node: Node<Block<P>>,
 }
 
+// SAFETY: before a commit the node points nowhere; after it the node is the record's, which
+// threads share by design. The claim is Send.
+unsafe impl<P: Payload> Send for BlockPage<P> {}
+
 impl<P: Payload> BlockPage<P> {
     pub(super) fn new(claim: PageClaim<Killer<P>>, shows: GuestAddr) -> Self {
         Self { claim, shows, node: Node::unbound() }

@@ -1,12 +1,14 @@
 //! A translation in progress: from `begin` to `commit`.
 
+use std::any::Any;
 use std::fmt;
 
 use super::former::Source;
 use super::record::{BlockPage, BlockPages, Translation};
-use super::{CodeCache, CommitError, Key, Payload};
+use super::{CodeCache, CommitError, Key, Payload, TranslateError};
 use crate::addr::{GuestAddr, HostRange, Span};
 use crate::block::{Entry, StaleFlag};
+use crate::code_buffer::Allocation;
 use crate::error::Error;
 use crate::sync::Arc;
 use crate::tracker::BeginError;
@@ -73,6 +75,33 @@ impl<P: Payload> Ticket<P> {
         Ok(host)
     }
 
+    /// Reads the guest's bytes at `guest` for the block: claims their pages
+    /// ([`Ticket::claim`]), copies the bytes, and notes that the block is made from them
+    /// ([`Ticket::made_from`]). An aligned word of 8, 4 or 2 bytes is copied whole.
+    ///
+    /// To be called in the same order each time that the same code is translated. An error
+    /// may leave the first part of `into` overwritten.
+    ///
+    /// # Errors
+    ///
+    /// [`TranslateError::Interpret`]: a write is going on.
+    /// [`TranslateError::Failed`]: the bytes are in no region, or the kernel refused.
+    pub fn read(&mut self, guest: GuestAddr, into: &mut [u8]) -> Result<(), TranslateError> {
+        let page_bytes = self.cache.tracker().page_size().bytes() as u64;
+        let mut left = Span::new(guest.0, into.len() as u64)?;
+        while let Some(rest) = left {
+            let on_page = Span::page_of(rest.first(), page_bytes);
+            let at = GuestAddr(rest.first());
+            self.claim(at)?;
+            let claim = self.pages.iter().find(|page| page.claim.guest_page().0 == on_page.first());
+            let Some(BlockPage { claim, .. }) = claim else { unreachable!("the page was claimed") };
+            let part = (rest.first() - guest.0) as usize..(rest.last().min(on_page.last()) - guest.0 + 1) as usize;
+            self.cache.tracker().read(claim, at, &mut into[part])?;
+            [_, left] = rest.without(on_page);
+        }
+        Ok(self.made_from(guest, into)?)
+    }
+
     /// Says that the block is made from `bytes`, which were read at `guest` after
     /// the pages there were claimed. To be called for each piece of the guest's
     /// code, in the same order each time that the same code is translated.
@@ -118,7 +147,8 @@ impl<P: Payload> Ticket<P> {
     }
 
     /// Says how much memory the payload owns, in bytes: what is free again when it is
-    /// dropped. It counts against the cache's limit
+    /// dropped. (A payload that is an [`Allocation`](crate::code_buffer::Allocation) counts by
+    /// itself.) It counts against the cache's limit
     /// ([`CodeCache::set_limit`]); a payload of which nothing is said weighs nothing
     /// beside its records, one of more than 16 TiB (on 64-bit hosts) as much as that.
     pub fn weighs(&mut self, payload_bytes: usize) {
@@ -193,6 +223,10 @@ impl<P: Payload> Ticket<P> {
         let needs_check = self.needs_check();
         let Self { cache, key, pages, flag, source, options, payload_bytes, is_misread } = self;
         let entry = entry.into();
+        let payload_bytes = match payload_bytes {
+            0 => (&payload as &dyn Any).downcast_ref::<Allocation>().map_or(0, Allocation::len),
+            said => said,
+        };
         if is_misread {
             return Err(CommitError::NotClaimed);
         }

@@ -37,7 +37,7 @@ pub(super) fn cache_over<P: Payload>(kernel: &Arc<Kernel>, policy: impl Policy) 
     let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(policy)).unwrap();
     cache
         .tracker()
-        .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), || Ok(kernel.clone()))
+        .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), None, || Ok(kernel.clone()))
         .unwrap();
     cache
 }

@@ -174,7 +174,7 @@ impl World {
     /// runs no more once the store has retired; in a deferred region, was announced.
     fn write(&self, page: usize) {
         let (tracker, mut numbers) = (self.cache.tracker(), Numbers(page as u64));
-        let mut vcpu = self.cache.attach_vcpu(|| {});
+        let mut vcpu = self.cache.attach_vcpu();
         let links: Vec<Link> =
             (0..KEYS_PER_PAGE).map(|number| self.cache.link(key_of(page, number)).unwrap()).collect();
         for round in 0..ROUNDS {
@@ -210,7 +210,7 @@ impl World {
 
     /// A vCPU that knows no writer.
     fn execute(&self, seed: u64) {
-        let mut vcpu = self.cache.attach_vcpu(|| {});
+        let mut vcpu = self.cache.attach_vcpu();
         self.until_done(seed, |numbers| {
             let key = any_key(numbers);
             self.enter(&mut vcpu, key, &self.cache.link(key).unwrap()).for_each(drop);

@@ -129,7 +129,7 @@ impl Asked {
 impl World {
     fn new(seed: u64) -> Self {
         let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Plain)).unwrap();
-        let vcpu = cache.attach_vcpu(|| {});
+        let vcpu = cache.attach_vcpu();
         let regions = [(); 4].map(|()| (0, None));
         let (shown, read_only, blocks) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
         let written = BTreeSet::new();
@@ -272,7 +272,7 @@ impl World {
         let model = Arc::new(Model::new(mode, host, PAGE));
         let open = || Ok(model.clone() as Arc<dyn crate::protection::Protection>);
         let tracker = self.cache.tracker();
-        tracker.add_region_on(guest, host, Access::ReadWrite, Options::default(), open).unwrap();
+        tracker.add_region_on(guest, host, Access::ReadWrite, Options::default(), None, open).unwrap();
         self.regions[at] = (self.regions[at].0 + 1, Some((mode, model)));
         self.show_private(pages);
     }

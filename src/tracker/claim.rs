@@ -1,10 +1,16 @@
 //! A page that a translator has claimed, or why it could not.
+//!
+//! # Safety
+//!
+//! Bytes are read from regions that are tracked, as their embedder promised to keep them.
+#![allow(unsafe_code)]
 
 use std::fmt;
 use std::ops::Range;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex};
 use crate::error::Error;
+use crate::guest_memory;
 use crate::page_table::{Busy, PageDesc};
 use crate::protection::Mode;
 use crate::sync::{Arc, Ordering, Rule, fence, left_out};
@@ -64,6 +70,15 @@ impl<O: PageObserver> PageClaim<O> {
         HostRange::page_of(HostAddr(start), self.region.page_size())
     }
 
+    /// Copies the bytes at `guest`, which lie on the page. The region is tracked meanwhile.
+    pub(super) fn read(&self, guest: GuestAddr, into: &mut [u8]) {
+        let offset = (guest.0 - self.guest_page().0) as usize;
+        assert!(offset + into.len() <= self.region.page_size().bytes(), "the bytes of one page");
+        // SAFETY: on a page of a region that is tracked: it is mapped and readable, by the
+        // contract of `Tracker::add_region` or because the region keeps its memory.
+        unsafe { guest_memory::read_host(HostAddr(self.host_page().start().0 + offset), into) };
+    }
+
     /// How writes to it are learned of.
     pub fn mode(&self) -> Mode {
         self.region.mode()
@@ -102,5 +117,26 @@ impl<O: PageObserver> PageClaim<O> {
             fence(Ordering::SeqCst);
         }
         self.desc().word.holds(self.begun.generation) && self.region.protection.is_own()
+    }
+}
+
+/// What the observer keeps for a page: see [`Tracker::data`](super::Tracker::data).
+pub struct PageData<O: PageObserver> {
+    pub(super) region: Arc<Region<O>>,
+    pub(super) page: PageIndex,
+}
+
+impl<O: PageObserver> fmt::Debug for PageData<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PageData").field("page", &self.region.guest_of(self.page)).finish_non_exhaustive()
+    }
+}
+
+impl<O: PageObserver> std::ops::Deref for PageData<O> {
+    type Target = O::Data;
+
+    fn deref(&self) -> &O::Data {
+        // It was found before, and descriptors stay as long as their region.
+        &self.region.pages.get(self.page).unwrap_or_else(|| unreachable!("the page has a descriptor")).data
     }
 }

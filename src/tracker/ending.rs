@@ -81,7 +81,7 @@ fn a_refused_step_skips_no_later_one() {
         let mechanism = Arc::new(Refuses::default());
         let host = HostRange::of_pages(HostAddr(7 << 44), 4, PAGE);
         let open = || Ok(mechanism.clone() as Arc<dyn Protection>);
-        tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), open).unwrap();
+        tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), None, open).unwrap();
         mechanism.steps.store(refused, SeqCst);
         let removed = tracker.remove_region(GuestAddr(0));
         let is_refused = |step: usize| refused & 1 << step != 0;

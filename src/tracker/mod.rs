@@ -28,6 +28,7 @@ mod claim;
 #[cfg(all(test, not(loom)))]
 mod ending;
 mod fork;
+mod generations;
 mod harvest;
 mod held;
 #[cfg(all(test, not(loom)))]
@@ -46,8 +47,9 @@ use std::fmt;
 use std::os::fd::RawFd;
 
 pub use census::{HotPage, PagesByState};
-pub use claim::{BeginError, PageClaim};
+pub use claim::{BeginError, PageClaim, PageData};
 pub use fork::ForkGuard;
+pub use generations::{Generations, PageGeneration};
 pub use held::{Held, MappingChange};
 pub(crate) use region::Region;
 pub use views::SharedMemory;
@@ -57,6 +59,7 @@ use space::{Gate, Tracked};
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize, Span};
 use crate::error::Error;
+use crate::guest_memory::GuestMemory;
 use crate::panics::FirstPanic;
 use crate::policy::{Adaptive, Policy};
 use crate::protection::{self, Access, Mode, Protection};
@@ -213,7 +216,20 @@ impl<O: PageObserver> Tracker<O> {
         self.page
     }
 
-    /// Starts to track a region. Its pages are open.
+    /// Starts to track `memory`, which the guest sees at `guest`. Its pages are open. The
+    /// tracker keeps the memory.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tracker::add_region`].
+    #[allow(unsafe_code)]
+    pub fn add_memory(&self, guest: GuestAddr, memory: Arc<GuestMemory>, mode: Mode) -> Result<(), Error> {
+        let options = RegionOptions::new(guest, memory.range(), mode);
+        // SAFETY: the region keeps the memory. Nothing safe unmaps or replaces a part of it.
+        unsafe { self.add_region_with(options, Some(memory)) }
+    }
+
+    /// Starts to track a region of the embedder's own memory. Its pages are open.
     ///
     /// # Safety
     ///
@@ -222,7 +238,8 @@ impl<O: PageObserver> Tracker<O> {
     /// [`CodeCache`](crate::CodeCache) is the end of its last clone, vCPU and ticket);
     /// parts of it are replaced
     /// or unmapped only under [`Tracker::change_mapping`]. The library takes the
-    /// write permission of its pages away and gives it back.
+    /// write permission of its pages away and gives it back. A page is readable, and stays so,
+    /// while a translator reads it by [`Ticket::read`](crate::Ticket::read).
     ///
     /// # Errors
     ///
@@ -233,9 +250,18 @@ impl<O: PageObserver> Tracker<O> {
     /// signal by which the mode's faults arrive.
     #[allow(unsafe_code)]
     pub unsafe fn add_region(&self, options: RegionOptions) -> Result<(), Error> {
+        // SAFETY: the caller's.
+        unsafe { self.add_region_with(options, None) }
+    }
+
+    /// # Safety
+    ///
+    /// That of [`Tracker::add_region`], where the region does not keep its memory itself.
+    #[allow(unsafe_code)]
+    unsafe fn add_region_with(&self, options: RegionOptions, memory: Option<Arc<GuestMemory>>) -> Result<(), Error> {
         let RegionOptions { guest, host, mode, access, embedder_owns_signals } = options;
         let options = protection::Options { embedder_owns_signals };
-        self.add_region_on(guest, host, access, options, || {
+        self.add_region_on(guest, host, access, options, memory, || {
             must_be_mapped(host, self.page)?;
             protection::open(mode, self.page, options)
         })
@@ -259,7 +285,7 @@ impl<O: PageObserver> Tracker<O> {
     pub unsafe fn add_region_on_uffd(&self, options: RegionOptions, uffd: userfaultfd::Uffd) -> Result<(), Error> {
         let RegionOptions { guest, host, mode, access, embedder_owns_signals } = options;
         let options = protection::Options { embedder_owns_signals };
-        self.add_region_on(guest, host, access, options, || {
+        self.add_region_on(guest, host, access, options, None, || {
             must_be_mapped(host, self.page)?;
             protection::open_on(uffd, mode, self.page, options)
         })
@@ -272,6 +298,7 @@ impl<O: PageObserver> Tracker<O> {
         host: HostRange,
         access: Access,
         options: protection::Options,
+        memory: Option<Arc<GuestMemory>>,
         open: impl FnOnce() -> Result<Arc<dyn Protection>, Error>,
     ) -> Result<(), Error> {
         let bad = |why| Error::BadRange { start: guest.0, len: host.len() as u64, why };
@@ -290,7 +317,7 @@ impl<O: PageObserver> Tracker<O> {
             return Err(bad("it overlaps a region that is tracked already"));
         }
         let region = Region::new(guest, host, self.page, open()?, options, limits, self.wiring.clone())?;
-        let region = Arc::new(region);
+        let region = Arc::new(region.keeping(memory));
         region.attach_all(access)?;
         space.add(region);
         Ok(())
@@ -371,6 +398,38 @@ impl<O: PageObserver> Tracker<O> {
         }
         let begun = region.begin(page)?;
         Ok(PageClaim { region: region.clone(), page, begun })
+    }
+
+    /// Copies the bytes at `guest`, which lie on the page of `claim`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotTracked`] if the claim's region is tracked no more.
+    pub(crate) fn read(&self, claim: &PageClaim<O>, guest: GuestAddr, into: &mut [u8]) -> Result<(), Error> {
+        self.gate.check_moves()?;
+        // No region goes meanwhile.
+        let space = self.gate.read();
+        let tracked = space.at(guest)?;
+        if !Arc::ptr_eq(&tracked.region, &claim.region) {
+            return Err(Error::NotTracked { start: guest.0, len: into.len() as u64 });
+        }
+        claim.read(guest, into);
+        Ok(())
+    }
+
+    /// What the observer keeps for the page that holds `guest`; `None` where nothing was
+    /// ever translated from the page or its neighbours.
+    pub fn data(&self, guest: GuestAddr) -> Option<PageData<O>> {
+        let mut found = None;
+        self.gate.for_each_region(|region| {
+            if region.contains(guest) {
+                found = Some(region.clone());
+            }
+        });
+        let region = found?;
+        let page = region.page_of(guest);
+        region.pages.get(page)?;
+        Some(PageData { region, page })
     }
 
     /// The other guest pages that show the bytes of the page that holds `guest`.

@@ -121,7 +121,7 @@ fn store(opens_nothing: bool) -> (Arc<OpensAllOrNone>, Arc<Tracker<Nobody>>) {
     assert!(mechanism.tracker.set(Arc::downgrade(&tracker)).is_ok());
     let host = HostRange::of_pages(HostAddr(HOST), 4, PAGE);
     let open = || Ok(mechanism.clone() as Arc<dyn Protection>);
-    tracker.add_region_on(guest(0), host, Access::ReadWrite, Options::default(), open).unwrap();
+    tracker.add_region_on(guest(0), host, Access::ReadWrite, Options::default(), None, open).unwrap();
     let claim = tracker.begin(guest(1)).unwrap();
     let fault = WriteFault { addr: HostAddr(HOST + PAGE.bytes()), pc: None, tid: 0 };
     assert_eq!(mechanism.sink.get().and_then(Weak::upgrade).unwrap().on_write(&fault), Handled::Retry);
@@ -174,7 +174,7 @@ fn a_page_of_a_region_that_is_lost_meanwhile_does_not_become_checked() {
     let tracker = Tracker::with_policy(Arc::new(Nobody), Arc::new(ChecksALostOne(mechanism.clone())));
     let host = HostRange::of_pages(HostAddr(HOST), 4, PAGE);
     let open = || Ok(mechanism.clone() as Arc<dyn Protection>);
-    tracker.add_region_on(guest(0), host, Access::ReadWrite, Options::default(), open).unwrap();
+    tracker.add_region_on(guest(0), host, Access::ReadWrite, Options::default(), None, open).unwrap();
     assert_eq!(tracker.begin(guest(1)).map(drop), Err(BeginError::Failed(Error::TrackingLost)));
 }
 

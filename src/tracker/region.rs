@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, PageSize, Span};
 use crate::error::Error;
+use crate::guest_memory::GuestMemory;
 use crate::page_table::{
     Begin, Busy, Generation, InFlight, PageDesc, PageState, PageTable, Permit, Protecting, Stopped,
 };
@@ -45,6 +46,8 @@ pub(crate) struct Region<O: PageObserver> {
     /// What the guest may not write: protected with one system call, as none of
     /// it will be opened soon.
     read_only: Mutex<Ranges>,
+    /// The memory behind it, if the library made that. Dropped last.
+    memory: Option<Arc<GuestMemory>>,
 }
 
 impl<O: PageObserver> std::fmt::Debug for Region<O> {
@@ -86,7 +89,13 @@ impl<O: PageObserver> Region<O> {
             streams: Streams::new(),
             has_checked: AtomicBool::new(false),
             read_only: Mutex::default(),
+            memory: None,
         })
+    }
+
+    /// It keeps `memory`, which lies behind it.
+    pub(super) fn keeping(self, memory: Option<Arc<GuestMemory>>) -> Self {
+        Self { memory, ..self }
     }
 
     pub(crate) fn mode(&self) -> Mode {
@@ -393,6 +402,7 @@ impl<O: PageObserver> Region<O> {
             // The policy was asked when the region was added.
             let (options, limits) = (self.options, self.limits);
             let region = Region::new(self.guest, self.host, self.page, protection, options, limits, wiring)?;
+            let region = region.keeping(self.memory.clone());
             Ok(child.insert(Arc::new(region)).clone())
         })?;
         child.ok_or(Error::InForkChild)

@@ -89,7 +89,7 @@ mod tests {
     fn add_region(tracker: &Tracker<Nobody>, model: &Arc<Model>) {
         let host = HostRange::of_pages(HOST, 4, PAGE);
         let open = || Ok(model.clone() as Arc<dyn Protection>);
-        tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), open).unwrap();
+        tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), None, open).unwrap();
     }
 
     /// The kernel protects a page that its word calls open, and the message of its store
@@ -160,7 +160,7 @@ mod tests {
                 let tracker = Tracker::new(Arc::new(Nobody));
                 let host = HostRange::of_pages(START, 1, PAGE);
                 let open = || Ok(mechanism);
-                tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), open).unwrap();
+                tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), None, open).unwrap();
                 tracker.begin(GuestAddr(0)).unwrap();
                 // Once. Whether it went through.
                 let store = move || {

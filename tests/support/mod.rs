@@ -59,7 +59,7 @@ impl Fixture {
     }
 
     pub(crate) fn lookup(&self, key: u64) -> Option<usize> {
-        self.cache.attach_vcpu(|| {}).pin().lookup(Key::new(key))
+        self.cache.attach_vcpu().pin().lookup(Key::new(key))
     }
 
     /// What the guest does where it needs its writes to be seen.
