@@ -294,6 +294,7 @@ mod tests {
     fn open_thread_mode() -> UffdThread {
         let probe = Probe::of_this_process();
         let page = PageSize::host();
+        choice::prepare(Mode::Thread, Options::default()).unwrap();
         let (fd, kernel_faults) = probe.open_uffd(KernelFaults::Delivered).unwrap();
         let features = crate::sys::uffd::feature::WP | crate::sys::uffd::feature::WP_UNPOPULATED;
         UffdThread::start(Uffd::new(fd, features, page).unwrap(), kernel_faults, page).unwrap()
