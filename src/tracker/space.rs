@@ -130,7 +130,7 @@ impl<O: PageObserver> Gate<O> {
     /// Looks at every region, also under the guard of a fork.
     pub(super) fn for_each_region(&self, mut look: impl FnMut(&Arc<Region<O>>)) {
         if self.stands_still_here() {
-            lock(&self.meanwhile).regions.iter().for_each(|region| look(region));
+            lock(&self.meanwhile).regions.iter().for_each(&mut look);
         } else {
             self.read().regions.iter().for_each(|tracked| look(&tracked.region));
         }

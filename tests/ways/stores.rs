@@ -159,6 +159,8 @@ mod instructions {
         in_every_mode(scatter);
     }
 
+    // Tests are not for the least Rust version.
+    #[allow(clippy::incompatible_msrv)]
     #[target_feature(enable = "avx512f")]
     fn scatter_to(base: *mut u8, offsets: &[i64; 8]) {
         use core::arch::x86_64::{_mm512_i64scatter_epi64, _mm512_loadu_si512, _mm512_set1_epi64};
