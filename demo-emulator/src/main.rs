@@ -13,11 +13,11 @@ use std::time::Instant;
 use codewarden::error::Error;
 use codewarden::protection::Probe;
 use demo_emulator::asm_log::AsmLog;
-use demo_emulator::cli::{self, Cli, Command, Form};
+use demo_emulator::cli::{self, Cli, Command, Form, Tier};
 use demo_emulator::engine::{Engine, EngineError, Listener};
 use demo_emulator::linux::log::LogFile;
 use demo_emulator::linux::{AtExit, Machine, Options, Oracle, Process, Start, host_signals};
-use demo_emulator::memory::{Window, host_fault};
+use demo_emulator::memory::{Window, host_fault, room};
 use demo_emulator::probe;
 use demo_emulator::stats::{Report, Writers};
 use demo_emulator::story::bundle::Bundle;
@@ -27,6 +27,10 @@ use demo_emulator::symbols::Symbols;
 
 /// Exit status of an emulator that cannot do its work, as `env` and others have it.
 const FAILURE_STATUS: u8 = 125;
+
+/// Data that a run needs beside the guest's stack and the tables of the sizes that
+/// were asked for.
+const ROOM_BYTES: usize = 4 << 20;
 
 /// An exit status and what is said.
 type Failure = (u8, String);
@@ -89,6 +93,7 @@ fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
         "there is no address space for the guest: it needs 256 GiB of addresses, not of memory, and 64 MiB of \
          data for a table; raise the limits with ulimit -v unlimited and ulimit -d unlimited",
     ))?;
+    check_room(&cli)?;
     // In this order: the fault handler hands on what it does not know.
     host_signals::catch_sent_faults().map_err(failed("the signal handler cannot be installed"))?;
     host_fault::install().map_err(failed("the fault handler cannot be installed"))?;
@@ -116,6 +121,18 @@ fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
     let (process, hart) = Process::load(window, machine, options, start)
         .map_err(|error| (error.exit_status() as u8, error.to_string()))?;
     process.run(hart).map_err(failed("the first hart cannot be started"))
+}
+
+/// Memory that is short later ends the process without a word of use.
+fn check_room(cli: &Cli) -> Result<(), Failure> {
+    let compiles = !cli.interpret && cli.tier != Tier::Decoded;
+    let len_bytes = ROOM_BYTES + cli.stack_bytes() as usize + if compiles { cli.code_limit_bytes() / 8 } else { 0 };
+    room::check_data(len_bytes).map_err(failed(&format!(
+        "there is no room for {} MiB of data, the guest's stack among them: raise the limit with ulimit -d unlimited",
+        len_bytes >> 20
+    )))?;
+    let advice = "the first hart needs more stack to compile: raise the limit with ulimit -s 1024, or --interpret";
+    if compiles { room::grow_stack().map_err(failed(advice)) } else { Ok(()) }
 }
 
 fn check_sysroot(sysroot: Option<&Path>) -> Result<(), Failure> {

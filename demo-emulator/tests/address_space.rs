@@ -170,17 +170,26 @@ fn only_another_view_of_code_waits_for_the_harts() {
     space.map(Place::Fixed(AT), 2 * PAGE, READ | EXEC, view(0)).unwrap();
     space.map(Place::Hint(0), PAGE, RW, view(2)).unwrap();
     space.map(Place::Hint(0), PAGE, RW, Source::AnonymousShared).unwrap();
-    let has_waited = || recorder.take().contains(&"await".to_owned());
-    assert!(!has_waited());
+    // No code is there and none is made anew, from before the view is there until it is known.
+    let waits_for = |code: &str| {
+        let events = recorder.take();
+        let at = |what: &str| events.iter().position(|event| event.starts_with(what));
+        let order = [at("write"), at("begin"), at("await"), at("shared")];
+        assert!(order.is_sorted() && order[0].is_some(), "{events:?}");
+        assert_eq!(events[order[0].unwrap()], format!("write {code}"));
+    };
+    assert!(!recorder.take().contains(&"await".to_owned()));
     // A part of the code, whether it may be written or not.
     space.map(Place::Hint(0), 2 * PAGE, RW, view(1)).unwrap();
-    assert!(has_waited());
+    waits_for("0x101000..0x102000");
     space.map(Place::Hint(0), PAGE, READ, view(0)).unwrap();
-    assert!(has_waited());
+    waits_for("0x100000..0x101000");
     space.remap(AT, 0, 2 * PAGE, true, None).unwrap();
-    assert!(has_waited());
+    waits_for("0x100000..0x102000");
     space.remap(AT, 2 * PAGE, 2 * PAGE, true, Some(AT + 16 * PAGE)).unwrap();
-    assert!(has_waited());
+    assert!(recorder.take().contains(&"await".to_owned()));
+    space.map(Place::Fixed(AT), PAGE, READ | EXEC, Source::Anonymous).unwrap();
+    assert!(!recorder.take().contains(&"await".to_owned()), "it shows no code");
 }
 
 #[test]
@@ -289,6 +298,11 @@ fn advice_that_drops_contents_is_announced() {
     window.store_u64(AT, 9).unwrap();
     recorder.take();
     space.advise(AT, PAGE, libc::MADV_DONTNEED).unwrap();
+    assert_eq!(recorder.take(), ["begin 0x100000 1", "kept 0x100000 1"]);
+    assert_eq!(window.load_u64(AT), Ok(0));
+    // The same for memory that the guest locked.
+    window.store_u64(AT, 9).unwrap();
+    space.advise(AT, PAGE, 24).unwrap();
     assert_eq!(recorder.take(), ["begin 0x100000 1", "kept 0x100000 1"]);
     assert_eq!(window.load_u64(AT), Ok(0));
     space.advise(AT, PAGE, libc::MADV_WILLNEED).unwrap();

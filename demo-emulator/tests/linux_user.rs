@@ -385,3 +385,42 @@ fn a_futex_on_a_page_with_code() {
         assert_eq!(told.status.code(), Some(0), "{mode}: {}", stderr(&told));
     }
 }
+
+/// Runs a program that exits with 42, under a soft limit of the shell's.
+fn run_under(limit: &str, options: &[&str]) -> Output {
+    let folder = Folder::new();
+    let path = folder.file("program", &exits_with(42).elf());
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit -S {limit} && exec \"$@\""), "sh", env!("CARGO_BIN_EXE_demo-emulator")]);
+    command.args(options).arg(path).output().unwrap()
+}
+
+const WAYS_TO_RUN: [&[&str]; 3] = [&["--interpret"], &["--tracking", "none", "--tier", "0"], &["--tracking", "none"]];
+
+#[test]
+fn little_room_for_data_is_an_error_that_names_the_limit() {
+    for options in WAYS_TO_RUN {
+        let mut ran = false;
+        // From less than the window's table needs to more than everything.
+        for kib in (20_000..=160_000).step_by(4_000) {
+            let output = run_under(&format!("-d {kib}"), options);
+            let text = stderr(&output);
+            match output.status.code() {
+                Some(42) => ran = true,
+                Some(125) if text.contains("ulimit -d") => {
+                    assert!(!ran, "{options:?}: less than {kib} KiB were enough")
+                }
+                _ => panic!("{options:?}, {kib} KiB: {:?}: {text}", output.status),
+            }
+        }
+        assert!(ran, "{options:?}");
+    }
+}
+
+#[test]
+fn code_is_compiled_on_a_small_stack() {
+    for options in WAYS_TO_RUN {
+        let output = run_under("-s 64", options);
+        assert_eq!(output.status.code(), Some(42), "{options:?}: {}", stderr(&output));
+    }
+}

@@ -10,6 +10,7 @@ enum {
     SYS_sendfile = 71, SYS_splice = 76, SYS_copy_file_range = 285, SYS_pwritev2 = 287,
 };
 enum { AT_FDCWD = -100, O_WRONLY = 1, O_RDWR = 2, O_TRUNC = 01000, O_APPEND = 02000 };
+enum { RWF_APPEND = 16, SIGCHLD = 17 };
 enum { KEEP_SIZE = 1, PUNCH_HOLE = 2, ZERO_RANGE = 16 };
 enum { SIGILL = 4, SIGBUS = 7, SA_SIGINFO = 4, SA_NODEFER = 0x40000000 };
 
@@ -84,6 +85,26 @@ static void by_append(u32 *code) {
     SYSCALL(SYS_close, at_end);
 }
 
+// The file ends within its code. What is behind is no code, until an append adds it,
+// whatever the call's offset is.
+static void more_code(void) {
+    u32 ret = RET;
+    u64 piece[2] = {(u64)&ret, 4};
+    int at_end = (int)checked(SYSCALL(SYS_openat, AT_FDCWD, name, O_WRONLY | O_APPEND, 0), "openat");
+    for (int round = 0; round < 6; round++) {
+        checked(SYSCALL(SYS_ftruncate, fd, 4), "ftruncate");
+        flush_all_harts(run, PAGE);
+        for (int i = 0; i < 300; i++) expect_equal("no code", call(run, 0), 100000 + SIGILL);
+        expect_equal("address", signal_address - (u64)run, 4);
+        if (round % 2) wrote(SYSCALL(SYS_pwrite64, at_end, &ret, 4, 100000), "append");
+        else wrote(SYSCALL(SYS_pwritev2, fd, piece, 1, 100000, 0, RWF_APPEND), "pwritev2");
+        flush_all_harts(run, PAGE);
+        expect("more code", call(run, 0), 7, 100000 + SIGILL);
+    }
+    SYSCALL(SYS_close, at_end);
+    checked(SYSCALL(SYS_ftruncate, fd, PAGE), "ftruncate");
+}
+
 // The ways to take code away: what a call of it gives then, and once more when the
 // file is as long as before.
 
@@ -145,6 +166,30 @@ static void through_own_memory(void) {
     expect_equal("no write", (u64)SYSCALL(SYS_pwrite64, mem, bytes, 16, (u64)code + PAGE), (u64)-5);
 }
 
+// A child has its parent's descriptor of that. Linux lets it write there; an emulator
+// that cannot tell the parent refuses. Either way the parent runs its bytes.
+static void through_inherited_memory(void) {
+    int mem = (int)checked(SYSCALL(SYS_openat, AT_FDCWD, "/proc/self/mem", O_RDWR, 0), "openat");
+    for (int round = 0; round < 3; round++) {
+        u32 *code = map_code(1), next = li_a0(2);
+        write_constant(code, 1);
+        checked(SYSCALL(SYS_mprotect, code, PAGE, PROT_RX), "mprotect");
+        warm("inherited", code, 0, 1);
+        i64 child = checked(SYSCALL(SYS_clone, SIGCHLD, 0), "fork");
+        if (child == 0) {
+            i64 r = SYSCALL(SYS_pwrite64, mem, &next, 4, code);
+            SYSCALL(SYS_exit_group, r == 4 ? 0 : r == -5 ? 1 : 2);
+        }
+        int status = 0;
+        checked(SYSCALL(SYS_wait4, child, &status, 0, 0), "wait4");
+        if (status != 0 && status != 0x100) die(EXIT_SYSTEM, "inherited", (u64)status, 0);
+        flush_all_harts(code, PAGE);
+        u64 want = status == 0 ? 2 : 1, got = call(code, 0);
+        if (got != want) die(EXIT_STALE, "inherited", got, want);
+        if (code[0] != li_a0((int)want)) die(EXIT_WRONG, "inherited", code[0], want);
+    }
+}
+
 int main(int argc, char **argv) {
     static void (*const ways[])(u32 *) = {by_write,  by_pwrite,   by_writev, by_pwritev,        by_pwritev2,
                                           by_append, by_sendfile, by_splice, by_copy_file_range};
@@ -172,6 +217,9 @@ int main(int argc, char **argv) {
         taken("open", by_open, SIGBUS);
         taken("hole", by_punching, SIGILL);
     }
+    put_code(7);
+    more_code();
     through_own_memory();
+    through_inherited_memory();
     return finish("file-writes");
 }

@@ -35,7 +35,7 @@ use crate::memory::Window;
 use crate::memory::window::{EXEC, READ, WINDOW_LEN_BYTES, WRITE};
 
 use super::errno::Errno;
-use super::file_change::{FileChangeId, FileChanges};
+use super::file_change::{FileChangeId, FileChanges, on_host};
 use super::host_memory;
 use super::observer::{Backing, MemoryObserver};
 use super::staged::Staged;
@@ -46,6 +46,9 @@ pub const PAGE_BYTES: u64 = 4096;
 
 /// No mapping below this, so that null pointers fault.
 const LOWEST: u64 = 0x1_0000;
+
+/// `MADV_DONTNEED` for locked memory too. Guest memory is not locked.
+const MADV_DONTNEED_LOCKED: i32 = 24;
 
 /// Room kept between the stack's limit and the top of mmap's placement.
 const STACK_GAP_BYTES: u64 = 1 << 20;
@@ -214,12 +217,18 @@ impl AddressSpace {
         let Mapping { start, end, prot, kind, .. } = mapping;
         let (range, access) = (self.host_range(start, end)?, access_of(prot));
         let before = self.mappings.within(start, end);
+        let code = self.shown_code(&mapping);
+        // Code that knows of one address of its bytes looks for stores there alone. None
+        // may be made until all of them are known, and none may run when the new one is
+        // there.
+        let held: Vec<_> = code.iter().map(|part| self.observer.unseen_write(&on_host(&self.window, part))).collect();
         self.observer.mapping_change_begin(range);
         for old in &before {
             self.window.set_permissions(old.start..old.end, old.prot & prot);
         }
-        if before.iter().any(|old| old.prot & (EXEC | WRITE) == EXEC) && prot & WRITE != 0 {
-            // Code that could not change itself does not look whether it did.
+        // Code that could not change itself does not look whether it did.
+        let changes_itself = before.iter().any(|old| old.prot & (EXEC | WRITE) == EXEC) && prot & WRITE != 0;
+        if changes_itself || !code.is_empty() {
             self.observer.await_harts();
         }
         let moved = staged.move_onto(range);
@@ -229,21 +238,18 @@ impl AddressSpace {
             (Err(_), _) => self.not_replaced(range, start..end, &before),
         };
         self.observer.mapping_change_end(range, backing);
+        drop(held);
         moved?;
-        if self.shows_code(&mapping) {
-            // Code that knows of one address of its bytes looks for stores there alone.
-            self.observer.await_harts();
-        }
         self.window.set_permissions(start..end, prot);
         self.enter(mapping);
         Ok(())
     }
 
-    /// Whether code may have been translated from the bytes that `mapping` shows.
-    fn shows_code(&self, mapping: &Mapping) -> bool {
-        let (Some(file), Kind::Shared { offset, .. }) = (mapping.file(), mapping.kind) else { return false };
+    /// Where code may have been translated from the bytes that `mapping` shows.
+    fn shown_code(&self, mapping: &Mapping) -> Vec<Mapping> {
+        let (Some(file), Kind::Shared { offset, .. }) = (mapping.file(), mapping.kind) else { return Vec::new() };
         let bytes = offset..offset.saturating_add(mapping.len_bytes());
-        self.mappings.showing(file, &bytes).iter().any(|part| part.prot & EXEC != 0)
+        self.mappings.showing(file, &bytes).into_iter().filter(|part| part.prot & EXEC != 0).collect()
     }
 
     /// `mapping` is there now, in place of whatever was.
@@ -535,8 +541,9 @@ impl AddressSpace {
         for mapping in self.mappings.within(start, end) {
             let range = self.host_range(mapping.start, mapping.end)?;
             match advice {
-                libc::MADV_DONTNEED | libc::MADV_REMOVE => {
+                libc::MADV_DONTNEED | MADV_DONTNEED_LOCKED | libc::MADV_REMOVE => {
                     self.observer.mapping_change_begin(range);
+                    let advice = if advice == MADV_DONTNEED_LOCKED { libc::MADV_DONTNEED } else { advice };
                     let done = host_memory::advise(range, advice);
                     self.observer.mapping_change_end(range, Backing::Kept);
                     done?;

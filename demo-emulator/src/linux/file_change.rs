@@ -40,7 +40,7 @@ struct FileChange {
 pub struct FileChangeId(u64);
 
 /// Where a part of a mapping lies on the host.
-fn on_host(window: &Window, part: &Mapping) -> ByteRange {
+pub(super) fn on_host(window: &Window, part: &Mapping) -> ByteRange {
     let at = |guest: u64| HostAddr(window.base() as usize + guest as usize);
     at(part.start)..at(part.end)
 }

@@ -4,6 +4,10 @@
 //! files of procfs they are, by device and inode, however the guest came to the
 //! descriptor; reads and writes of such a file have their addresses moved into the
 //! window, see `syscalls::own_memory`.
+//!
+//! A fork's child has its parent's descriptors, which go on to be the parent's memory.
+//! Reads of it work as ever. Writes are refused: no child can tell its parent which code
+//! they change.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,7 +20,31 @@ use super::vma::FileId;
 pub struct OwnMemory {
     /// Whether there is one: most programs have none.
     is_used: AtomicBool,
-    files: Mutex<Vec<FileId>>,
+    files: Mutex<Files>,
+}
+
+/// Which files they are.
+#[derive(Default, Debug)]
+pub(super) struct Files {
+    own: Vec<FileId>,
+    /// The memory of this process's parent, or of its parent's.
+    parents: Vec<FileId>,
+}
+
+impl Files {
+    /// In a fork's child.
+    pub(super) fn after_fork_child(&mut self) {
+        self.parents.append(&mut self.own);
+    }
+}
+
+/// Whose memory a descriptor is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner {
+    /// This process's.
+    This,
+    /// That of a process which forked to make this one.
+    Parent,
 }
 
 /// Device and inode of what `stat` is about.
@@ -27,7 +55,7 @@ pub(super) fn file_id(stat: &libc::stat) -> FileId {
 impl OwnMemory {
     /// All of them, for this thread alone: also over a fork, so that a child finds
     /// them whole.
-    pub(super) fn lock(&self) -> MutexGuard<'_, Vec<FileId>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -42,16 +70,21 @@ impl OwnMemory {
             return;
         }
         let mut files = self.lock();
-        if !files.contains(&file_id(&stat)) {
-            files.push(file_id(&stat));
+        if !files.own.contains(&file_id(&stat)) {
+            files.own.push(file_id(&stat));
         }
         self.is_used.store(true, Ordering::Release);
     }
 
-    /// Whether `fd` is one of them.
-    pub(super) fn is(&self, fd: i32) -> bool {
-        self.is_used.load(Ordering::Acquire)
-            && host_fs::stat_fd(fd).is_ok_and(|stat| self.lock().contains(&file_id(&stat)))
+    /// Whose memory `fd` is, if it is one of them.
+    pub(super) fn owner(&self, fd: i32) -> Option<Owner> {
+        if !self.is_used.load(Ordering::Acquire) {
+            return None;
+        }
+        let file = file_id(&host_fs::stat_fd(fd).ok()?);
+        let files = self.lock();
+        let is_parents = || files.parents.contains(&file).then_some(Owner::Parent);
+        if files.own.contains(&file) { Some(Owner::This) } else { is_parents() }
     }
 }
 
@@ -80,13 +113,15 @@ mod tests {
             let own = std::fs::File::open(format!("/proc/{name}/mem")).unwrap();
             let memory = OwnMemory::default();
             use std::os::fd::AsRawFd;
-            assert!(!memory.is(own.as_raw_fd()));
+            assert_eq!(memory.owner(own.as_raw_fd()), None);
             memory.opened(own.as_raw_fd());
-            assert!(memory.is(own.as_raw_fd()), "{name}");
-            assert!(memory.is(own.try_clone().unwrap().as_raw_fd()), "a duplicate");
+            assert_eq!(memory.owner(own.as_raw_fd()), Some(Owner::This), "{name}");
+            assert_eq!(memory.owner(own.try_clone().unwrap().as_raw_fd()), Some(Owner::This), "a duplicate");
             let other = std::fs::File::open("/proc/self/maps").unwrap();
             memory.opened(other.as_raw_fd());
-            assert!(!memory.is(other.as_raw_fd()));
+            assert_eq!(memory.owner(other.as_raw_fd()), None);
+            memory.lock().after_fork_child();
+            assert_eq!(memory.owner(own.as_raw_fd()), Some(Owner::Parent), "a fork's child");
         }
         assert!(!is_own(b"/proc/1/mem") && !is_own(b"/tmp/mem") && !is_own(b"mem"));
         assert!(!is_own(format!("/proc/{pid}/maps").as_bytes()));

@@ -328,7 +328,7 @@ impl Thread {
             // The child must not have a copy of it.
             return Err(Stop::Restart);
         }
-        let (mut space, actions, own_memory) = (process.space(), process.actions(), process.own_memory.lock());
+        let (mut space, actions, mut own_memory) = (process.space(), process.actions(), process.own_memory.lock());
         process.observer.before_fork();
         // SAFETY: see the module's head.
         let pid = unsafe { libc::fork() };
@@ -338,6 +338,7 @@ impl Thread {
         } else {
             process.observer.after_fork_child();
             space.after_fork_child();
+            own_memory.after_fork_child();
             if request.flags & libc::CLONE_VM as u64 == 0 {
                 space.leave_out_on_fork();
             }

@@ -1,10 +1,11 @@
 //! The guest's memory as the emulator's own code reaches it: the address
-//! window, accesses that report a fault instead of dying of it, and the host
-//! signal handler that makes this so.
+//! window, accesses that report a fault instead of dying of it, the host signal
+//! handler that makes this so, and the host memory that a run needs.
 
 pub mod access;
 pub mod code;
 pub mod host_fault;
+pub mod room;
 pub mod window;
 
 pub use access::{AmoOp, Fault, FaultKind};

@@ -8,6 +8,7 @@ use codewarden::addr::HostAddr;
 
 use super::super::errno::{Errno, SysResult};
 use super::super::host_fs;
+use super::super::own_memory::Owner;
 use super::super::thread::Thread;
 
 #[derive(Clone, Copy)]
@@ -24,8 +25,12 @@ pub(super) fn read(thread: &Thread, fd: u64, vector: &[[u64; 2]], offset: Option
     transfer(thread, fd, vector, offset, Direction::Read)
 }
 
-/// Writes what is in `vector` there.
-pub(super) fn write(thread: &Thread, fd: u64, vector: &[[u64; 2]], offset: Option<u64>) -> SysResult {
+/// Writes what is in `vector` there, if it is this process's own.
+pub(super) fn write(thread: &Thread, owner: Owner, fd: u64, vector: &[[u64; 2]], offset: Option<u64>) -> SysResult {
+    if owner == Owner::Parent {
+        // As Linux does for memory that cannot be written.
+        return Err(Errno(libc::EIO).into());
+    }
     transfer(thread, fd, vector, offset, Direction::Write)
 }
 

@@ -45,7 +45,7 @@ fn one_piece(thread: &Thread, address: u64, len: u64) -> Result<[[u64; 2]; 1], E
 
 /// read.
 pub(super) fn read(thread: &mut Thread, [fd, address, len, ..]: [u64; 6]) -> SysResult {
-    if thread.process.own_memory.is(fd as i32) {
+    if thread.process.own_memory.owner(fd as i32).is_some() {
         return own_memory::read(thread, fd, &one_piece(thread, address, len)?, None);
     }
     let (pointer, _write) = thread.out_pointer(address, len)?;
@@ -54,7 +54,7 @@ pub(super) fn read(thread: &mut Thread, [fd, address, len, ..]: [u64; 6]) -> Sys
 
 /// pread64.
 pub(super) fn read_at(thread: &mut Thread, [fd, address, len, offset, ..]: [u64; 6]) -> SysResult {
-    if thread.process.own_memory.is(fd as i32) {
+    if thread.process.own_memory.owner(fd as i32).is_some() {
         return own_memory::read(thread, fd, &one_piece(thread, address, len)?, Some(offset));
     }
     let (pointer, _write) = thread.out_pointer(address, len)?;
@@ -63,8 +63,8 @@ pub(super) fn read_at(thread: &mut Thread, [fd, address, len, offset, ..]: [u64;
 
 /// write.
 pub(super) fn write(thread: &mut Thread, [fd, address, len, ..]: [u64; 6]) -> SysResult {
-    if thread.process.own_memory.is(fd as i32) {
-        return own_memory::write(thread, fd, &one_piece(thread, address, len)?, None);
+    if let Some(owner) = thread.process.own_memory.owner(fd as i32) {
+        return own_memory::write(thread, owner, fd, &one_piece(thread, address, len)?, None);
     }
     let pointer = thread.pointer(address, len)?;
     let _change = written(thread, fd, None, len);
@@ -73,8 +73,8 @@ pub(super) fn write(thread: &mut Thread, [fd, address, len, ..]: [u64; 6]) -> Sy
 
 /// pwrite64.
 pub(super) fn write_at(thread: &mut Thread, [fd, address, len, offset, ..]: [u64; 6]) -> SysResult {
-    if thread.process.own_memory.is(fd as i32) {
-        return own_memory::write(thread, fd, &one_piece(thread, address, len)?, Some(offset));
+    if let Some(owner) = thread.process.own_memory.owner(fd as i32) {
+        return own_memory::write(thread, owner, fd, &one_piece(thread, address, len)?, Some(offset));
     }
     let pointer = thread.pointer(address, len)?;
     let _change = written(thread, fd, Some(offset), len);
@@ -84,7 +84,7 @@ pub(super) fn write_at(thread: &mut Thread, [fd, address, len, offset, ..]: [u64
 /// readv.
 pub(super) fn read_vector(thread: &mut Thread, [fd, address, count, ..]: [u64; 6]) -> SysResult {
     let vector = vector(thread, address, count)?;
-    if thread.process.own_memory.is(fd as i32) {
+    if thread.process.own_memory.owner(fd as i32).is_some() {
         return own_memory::read(thread, fd, &vector, None);
     }
     let _writes = announce(thread, &vector);
@@ -94,8 +94,8 @@ pub(super) fn read_vector(thread: &mut Thread, [fd, address, count, ..]: [u64; 6
 /// writev.
 pub(super) fn write_vector(thread: &mut Thread, [fd, address, count, ..]: [u64; 6]) -> SysResult {
     let vector = vector(thread, address, count)?;
-    if thread.process.own_memory.is(fd as i32) {
-        return own_memory::write(thread, fd, &vector, None);
+    if let Some(owner) = thread.process.own_memory.owner(fd as i32) {
+        return own_memory::write(thread, owner, fd, &vector, None);
     }
     let _change = written(thread, fd, None, len_bytes(&vector));
     thread.host_call(libc::SYS_writev, [fd, vector.as_ptr() as u64, count, 0, 0, 0])
@@ -105,7 +105,7 @@ pub(super) fn write_vector(thread: &mut Thread, [fd, address, count, ..]: [u64; 
 pub(super) fn read_vector_at(thread: &mut Thread, arguments: [u64; 6]) -> SysResult {
     let [fd, address, count, offset, high, flags] = arguments;
     let vector = vector(thread, address, count)?;
-    if thread.process.own_memory.is(fd as i32) {
+    if thread.process.own_memory.owner(fd as i32).is_some() {
         return own_memory::read(thread, fd, &vector, position(thread, offset));
     }
     let _writes = announce(thread, &vector);
@@ -117,8 +117,8 @@ pub(super) fn read_vector_at(thread: &mut Thread, arguments: [u64; 6]) -> SysRes
 pub(super) fn write_vector_at(thread: &mut Thread, arguments: [u64; 6]) -> SysResult {
     let [fd, address, count, offset, high, flags] = arguments;
     let vector = vector(thread, address, count)?;
-    if thread.process.own_memory.is(fd as i32) {
-        return own_memory::write(thread, fd, &vector, position(thread, offset));
+    if let Some(owner) = thread.process.own_memory.owner(fd as i32) {
+        return own_memory::write(thread, owner, fd, &vector, position(thread, offset));
     }
     // One of the flags appends.
     let at = position(thread, offset).filter(|_| !has_flags(thread) || flags == 0);
