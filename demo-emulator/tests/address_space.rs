@@ -9,7 +9,7 @@ use codewarden::addr::{HostAddr, HostRange};
 use codewarden::protection::Access;
 use demo_emulator::linux::address_space::{AddressSpace, Place, Source};
 use demo_emulator::linux::errno::Errno;
-use demo_emulator::linux::observer::{ByteRange, UnseenWrite};
+use demo_emulator::linux::observer::{ByteRange, UnseenWrite, WithoutCode};
 use demo_emulator::linux::vma::FileId;
 use demo_emulator::linux::{Backing, MemoryObserver, NoTracking};
 use demo_emulator::memory::window::{EXEC, READ, WINDOW_LEN_BYTES, WRITE};
@@ -56,6 +56,10 @@ impl MemoryObserver for Recorder {
     }
     fn await_harts(&self) {
         self.events.lock().unwrap().push("await".to_owned());
+    }
+    fn without_code(&self, range: &ByteRange) -> WithoutCode {
+        self.note_bytes("without code", range);
+        None
     }
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Errno> {
         self.note(&format!("{access:?}"), range);
@@ -174,9 +178,9 @@ fn only_another_view_of_code_waits_for_the_harts() {
     let waits_for = |code: &str| {
         let events = recorder.take();
         let at = |what: &str| events.iter().position(|event| event.starts_with(what));
-        let order = [at("write"), at("begin"), at("await"), at("shared")];
+        let order = [at("without code"), at("begin"), at("await"), at("shared")];
         assert!(order.is_sorted() && order[0].is_some(), "{events:?}");
-        assert_eq!(events[order[0].unwrap()], format!("write {code}"));
+        assert_eq!(events[order[0].unwrap()], format!("without code {code}"));
     };
     assert!(!recorder.take().contains(&"await".to_owned()));
     // A part of the code, whether it may be written or not.

@@ -13,7 +13,7 @@ use codewarden::{CodeCache, ForkGuard, Killer};
 
 use super::{Payload, upkeep};
 use crate::linux::errno::Errno;
-use crate::linux::observer::{Backing, ByteRange, MemoryObserver, UnseenWrite};
+use crate::linux::observer::{Backing, ByteRange, MemoryObserver, UnseenWrite, WithoutCode};
 use crate::memory::Window;
 use crate::translate::CodeSpace;
 
@@ -76,6 +76,13 @@ impl MemoryObserver for Tracking {
 
     fn await_harts(&self) {
         self.cache.wait_for_vcpus().expect("a hart is not pinned in a system call");
+    }
+
+    fn without_code(&self, range: &ByteRange) -> WithoutCode {
+        let len_bytes = (range.end.0 - range.start.0) as u64;
+        // A page that stayed protected has no blocks either.
+        let change = self.cache.tracker().change_mapping(self.guest(range.start), len_bytes).ok();
+        change.map(|change| Box::new(change) as _)
     }
 
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Errno> {

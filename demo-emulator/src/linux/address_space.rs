@@ -221,7 +221,7 @@ impl AddressSpace {
         // Code that knows of one address of its bytes looks for stores there alone. None
         // may be made until all of them are known, and none may run when the new one is
         // there.
-        let held: Vec<_> = code.iter().map(|part| self.observer.unseen_write(&on_host(&self.window, part))).collect();
+        let held: Vec<_> = code.iter().map(|part| self.observer.without_code(&on_host(&self.window, part))).collect();
         self.observer.mapping_change_begin(range);
         for old in &before {
             self.window.set_permissions(old.start..old.end, old.prot & prot);

@@ -48,6 +48,9 @@ pub type ByteRange = std::ops::Range<HostAddr>;
 /// Keeps what was announced by [`MemoryObserver::unseen_write`] in force.
 pub type UnseenWrite = Option<Box<dyn std::any::Any + Send>>;
 
+/// Keeps code from being made, as [`MemoryObserver::without_code`] says.
+pub type WithoutCode = Option<Box<dyn std::any::Any + Send>>;
+
 /// Hears of every event that changes guest memory behind the guest's stores.
 pub trait MemoryObserver: Send + Sync {
     /// The mapping, the contents or the executable bit of `range` are about to
@@ -60,6 +63,11 @@ pub trait MemoryObserver: Send + Sync {
     /// Returns when no other hart is inside a translation that a change has ended.
     /// For changes by which such code, while it runs, could change itself unseen.
     fn await_harts(&self);
+
+    /// No translation of the range can be reached any more, not even one that compares
+    /// its bytes, and none is made until the answer is dropped. May come outside a
+    /// mapping change and last over it.
+    fn without_code(&self, range: &ByteRange) -> WithoutCode;
 
     /// Carries out the guest's own protection on the host. Whoever write-protects
     /// pages with mprotect merges both here.
@@ -106,6 +114,9 @@ impl MemoryObserver for NoTracking {
     fn mapping_change_begin(&self, _range: HostRange) {}
     fn mapping_change_end(&self, _range: HostRange, _backing: Backing) {}
     fn await_harts(&self) {}
+    fn without_code(&self, _range: &ByteRange) -> WithoutCode {
+        None
+    }
 
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Errno> {
         super::host_memory::protect(range, access)
