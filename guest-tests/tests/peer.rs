@@ -17,6 +17,7 @@ fn qemu_runs_stale_code(name: &str, args: &[&str]) -> bool {
         "store-next-insn",
         "store-same-block",
         "store-after-mprotect",
+        "view-comes-and-goes",
     ];
     always.contains(&name) || matches!(name, "self-patching-loop" | "patch-beside-data") && args == ["no-flush"]
 }
