@@ -79,6 +79,18 @@ ways! {
     none_auto: Way::Cached(Mode::None, Tier::Auto);
 }
 
+/// The row of one guest alone, for those who break what it is about.
+#[test]
+fn code_that_changes_through_a_file() {
+    let guest = GUESTS.iter().find(|guest| guest.name == "file-writes").unwrap();
+    for mode in [Mode::Sigbus, Mode::Mprotect] {
+        let way = Way::Cached(mode, Tier::Auto);
+        if can_run("code_that_changes_through_a_file", way) {
+            assert_eq!(judge(guest, way, &emulator().run(guest, way).unwrap()), None);
+        }
+    }
+}
+
 #[test]
 fn the_guests_that_measure_run() {
     let measured = |way: Way, skips_unflushed: bool| {
