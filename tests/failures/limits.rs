@@ -74,6 +74,30 @@ fn open_files_of_a_region() {
     });
 }
 
+/// A sandbox forbids descriptors under a region. Thread mode's handler waits by `poll`,
+/// which a limit below 3 refuses: that region is lost, and nothing of it is stale.
+#[test]
+fn open_files_forbidden_under_a_region() {
+    scenario("limits::open_files_forbidden_under_a_region", &Mode::ALL, End::Well, |mode| {
+        let guest = fixture(mode);
+        guest.block(1);
+        set_limit(libc::RLIMIT_NOFILE, 0);
+        for _ in 0..2 {
+            guest.store_to(1);
+            guest.expect_dead(1);
+        }
+        if mode == Mode::Thread {
+            // The handler comes to it a moment after the store is through.
+            while guest.begin_error(2).is_none() {
+                std::thread::yield_now();
+            }
+            guest.expect_lost();
+        } else {
+            guest.expect_tracked(2);
+        }
+    });
+}
+
 #[test]
 fn open_files_of_guest_memory() {
     scenario("limits::open_files_of_guest_memory", &[Mode::Mprotect], End::Well, |_| {
