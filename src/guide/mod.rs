@@ -9,7 +9,10 @@
 //! - [`moving_over`]: from a tracker of your own, with mprotect and SIGSEGV.
 //! - [`executable_memory`]: where code lies, and when another core may run it.
 //! - [`limits`]: how much memory it all takes, and who goes first.
+//! - [`mixed_pages`]: pages that hold code and data.
 //! - [`forks`]: both sides of a fork.
+//! - [`requirements`]: kernels, permissions, containers.
+//! - [`statistics`]: counters, histograms, the pages that cost most.
 //! - [`protocol`]: why it is right: invariants, orderings, the model that checks each.
 //! - [`checks`]: the command of each check, and what was not run.
 //!
@@ -42,6 +45,15 @@ pub mod limits {}
 
 #[doc = include_str!("forks.md")]
 pub mod forks {}
+
+#[doc = include_str!("mixed_pages.md")]
+pub mod mixed_pages {}
+
+#[doc = include_str!("requirements.md")]
+pub mod requirements {}
+
+#[doc = include_str!("statistics.md")]
+pub mod statistics {}
 
 #[doc = include_str!("protocol.md")]
 pub mod protocol {}
