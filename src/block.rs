@@ -1,57 +1,55 @@
 //! A translation block's record, the list of the blocks on a page, and how a
 //! block dies.
 //!
-//! A block is reached through its **entry cell** alone: one word that holds the
-//! address of its code. There is one cell for each key, whatever becomes of the
-//! blocks behind it; lookup tables and links hold the cell's address, so killing
-//! a block is one store to it.
+//! A block is reached through its **entry cell** alone: one word that holds the address of
+//! its code. Each key has one cell, which outlives the key's blocks. Lookup tables and links
+//! hold the cell's address, so one store to the cell kills a block.
 //!
-//! | the cell holds | meaning |
+//! | content of the cell | meaning |
 //! |---|---|
 //! | the block's plain entry | the block is valid |
-//! | the block's checked entry | the block is valid while it finds its bytes unchanged |
+//! | the block's checked entry | the block is valid if its comparison finds its bytes unchanged |
 //! | [`EntryStubs::pending`] | a commit is under way; nothing to run |
 //! | [`EntryStubs::dead`] | nothing to run |
 //!
-//! A commit stores `pending`, enters the block in the list of every page that it
-//! lies on, fences, asks for the generations, and exchanges `pending` for the
-//! entry. Whoever learned of a write has moved the generation, fences, and walks
-//! the page's list: each block on it whose cell holds one of its entries or
-//! `pending` becomes dead. One of the two sees the other; and because a kill takes
-//! `pending` away, a commit that lost cannot publish.
+//! A commit stores `pending`, enters the block in the list of every page that it lies on,
+//! fences, asks for the generations, and exchanges `pending` for the entry. A thread that
+//! learned of a write has moved the generation. It then fences and walks the page's list. It
+//! kills each block with a cell that holds one of its entries or `pending`. One of the two
+//! threads sees the other. A kill takes `pending` away, so a commit that lost cannot
+//! publish.
 //!
 //! # Beside a block
 //!
-//! A write that hit none of a block's bytes leaves the block and makes its page
-//! writable: from then on the block compares its bytes each time it is entered.
-//! The walk exchanges the plain entry for the checked one (a **downgrade**), and
-//! nothing exchanges it back: a later block does. A commit that is under way is
-//! killed, since it may publish the plain entry yet. Both are exchanges of what
-//! the cell held: a downgrade never brings back what a kill took away.
+//! A write that hit none of a block's bytes leaves the block and makes its page writable.
+//! From then on the block compares its bytes each time it is entered. The walk exchanges the
+//! plain entry for the checked one (a **downgrade**). Nothing exchanges it back; a later
+//! block may have a plain entry again. A commit that is under way is killed, since it may
+//! still publish the plain entry. Both steps exchange the content that was found in the
+//! cell, so a downgrade never brings back an entry that a kill took away.
 //!
 //! # The stale flag
 //!
-//! Code that is inside the block already learns of it by a byte that it polls after
-//! its own stores ([`StaleFlag`]). The cell changes first and the flag after it,
-//! whoever does it and whatever they find: who finds the flag set may have
-//! overtaken the one that set it, and its own store is about to retire. The mark
-//! that the *record* is dead comes last. So who finds the mark finds cell and flag
-//! done, and the record goes to the dead stack once, however often it is found.
+//! Code that is already inside the block learns of a kill or a downgrade by a byte that it
+//! polls after its own stores ([`StaleFlag`]). Every caller changes the cell first and then
+//! the flag, even if it finds either changed: it may have overtaken the thread that made the
+//! change, and its own store is about to retire. The mark that the *record* is dead comes
+//! last. So a caller that finds the mark knows that cell and flag are done, and the record
+//! goes to the dead stack once, however often it is found.
 //!
-//! The flag is the translation's and outlives the record where the same
-//! translation is used again. While it is, somebody may be inside from before, store
-//! to the block's own bytes and then look at the flag. So it must not say that the
-//! block is valid before the generations are known to hold, and it must not
-//! overwrite a kill after that: a commit makes it [`StaleFlag::PENDING`] before the
-//! block is in any list, and exchanges this for what it publishes.
+//! The flag belongs to the translation. It outlives the record if the same translation is
+//! used again. At that time a thread may still be inside from before, store to the block's
+//! own bytes and then look at the flag. So the flag must not say that the block is valid
+//! before the generations are known to hold, and it must not overwrite a kill after that.
+//! For this a commit makes it [`StaleFlag::PENDING`] before the block is in any list, and
+//! later exchanges this for the published value.
 //!
 //! # Safety
 //!
-//! Handlers change words, never lists: nodes are entered and taken out under the
-//! cache's commit lock, by translators. A block that was taken out is freed by
-//! the epoch, which counts the walkers in; so every node that a walker can reach
-//! lives. Blocks hand themselves to the translators through a stack that only
-//! grows until it is taken whole.
+//! Handlers change words, never lists: translators enter nodes and take them out, under the
+//! cache's commit lock. The epoch frees a block that was taken out, and it counts the
+//! walkers too. So every node that a walker can reach lives. Dead blocks reach the
+//! translators through a stack that only grows until it is taken whole.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -61,15 +59,15 @@ use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering, Rule, 
 
 /// The two addresses that an entry cell holds while there is nothing to run.
 ///
-/// Emitted code jumps to whatever a cell holds: both must be code of the
-/// embedder that goes back to its dispatcher. They must differ from each other
-/// and from every block's entry. An embedder that never jumps through cells, and
-/// asks for each entry instead, can use [`EntryStubs::NOT_CODE`].
+/// Emitted code jumps to any address that a cell holds, so both must be code of the embedder
+/// that goes back to its dispatcher. They must differ from each other and from every block's
+/// entry. An embedder that never jumps through cells, and asks for each entry instead, can
+/// use [`EntryStubs::NOT_CODE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryStubs {
-    /// Where a dead block's cell leads.
+    /// The address in a dead block's cell.
     pub dead: usize,
-    /// Where the cell of a block that is being committed leads.
+    /// The address in the cell of a block that is being committed.
     pub pending: usize,
 }
 
@@ -78,7 +76,7 @@ impl EntryStubs {
     pub const NOT_CODE: EntryStubs = EntryStubs { dead: 0, pending: 1 };
 }
 
-/// Where the code of a block is entered.
+/// The entry addresses of a block's code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     plain: usize,
@@ -86,32 +84,32 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// An entry that trusts that the block's bytes are what they were.
+    /// An entry that trusts that the block's bytes are unchanged.
     pub const fn plain(address: usize) -> Self {
         Self { plain: address, checked: None }
     }
 
-    /// Beside [`Entry::plain`], the code at `checked` compares the guest bytes that
-    /// the block was made from with what they were, each time, and goes on as the
-    /// plain entry does only where they are the same; otherwise it goes back to the
-    /// dispatcher, which calls [`CodeCache::remove`](crate::CodeCache::remove).
+    /// Beside [`Entry::plain`], the code at `checked` compares the guest bytes that the
+    /// block was made from with their former values, each time. If they are the same it goes
+    /// on as the plain entry does; otherwise it goes back to the dispatcher, which calls
+    /// [`CodeCache::remove`](crate::CodeCache::remove).
     ///
     /// A block that has one can stay on a page that is written to.
     pub const fn with_check(plain: usize, checked: usize) -> Self {
         Self { plain, checked: Some(checked) }
     }
 
-    /// Where the code is entered: by the comparison, or without one.
+    /// The address to enter at, with the comparison or without one.
     pub(crate) fn address(self, is_checked: bool) -> Option<usize> {
         if is_checked { self.checked } else { Some(self.plain) }
     }
 
-    /// Whether a cell that holds `address` leads into the block.
+    /// Whether `address`, in a cell, leads into the block.
     pub(crate) fn has(self, address: usize) -> bool {
         self.plain == address || self.checked == Some(address)
     }
 
-    /// Whether each address can be told from the other and from both stubs.
+    /// Whether each address differs from the other and from both stubs.
     pub(crate) fn is_usable(self, stubs: EntryStubs) -> bool {
         self.checked != Some(self.plain) && !self.has(stubs.dead) && !self.has(stubs.pending)
     }
@@ -124,9 +122,9 @@ impl From<usize> for Entry {
 }
 
 /// The values of the byte that emitted code may poll after its own stores, at
-/// [`Ticket::stale_flag`](crate::Ticket::stale_flag). To leave the block after the
-/// store is always right, whatever the value, and what code does that finds one that
-/// it does not know.
+/// [`Ticket::stale_flag`](crate::Ticket::stale_flag). To leave the block after the store is
+/// always right, whatever the value. Code that finds a value that it does not know must
+/// leave.
 #[derive(Debug)]
 pub struct StaleFlag(AtomicU8);
 
@@ -141,21 +139,21 @@ impl StaleFlag {
     /// The same, and the bytes can be seen at other addresses too: leave after any
     /// store.
     pub const CHECKED_SHARED: u8 = 3;
-    /// A commit is under way: as for a dead one.
+    /// A commit is under way: treat the block as a dead one.
     pub const PENDING: u8 = 4;
 
     pub(crate) fn new() -> Self {
         Self(AtomicU8::new(Self::PENDING))
     }
 
-    /// A commit begins: a kill can be told from the one that ended the last life.
-    /// Before a walker can find the block.
+    /// A commit begins. From here on a new kill differs from the kill that ended the last
+    /// life. Called before a walker can find the block.
     pub(crate) fn begin(&self) {
         self.0.swap(Self::PENDING, Ordering::AcqRel);
     }
 
-    /// A commit has found that the generations hold: `value`, unless the block was
-    /// killed since it began.
+    /// A commit has found that the generations hold. Sets `value`, unless the block was
+    /// killed since the commit began.
     pub(crate) fn publish(&self, value: u8) {
         let _ = self.0.compare_exchange(Self::PENDING, value, Ordering::AcqRel, Ordering::Relaxed);
     }
@@ -165,7 +163,7 @@ impl StaleFlag {
         self.0.swap(Self::DEAD, Ordering::AcqRel);
     }
 
-    /// Whether it was valid until now: a dead block stays dead. Async-signal-safe.
+    /// Returns whether it was valid until now: a dead block stays dead. Async-signal-safe.
     fn downgrade(&self, to: u8) -> bool {
         self.0.compare_exchange(Self::VALID, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
@@ -176,8 +174,8 @@ impl StaleFlag {
     }
 }
 
-/// The word that blocks are reached through; its address is stable as long as
-/// the cache.
+/// The word that blocks are reached through. Its address stays the same as long as the cache
+/// lives.
 #[repr(transparent)]
 #[derive(Debug)]
 pub struct EntryCell(AtomicUsize);
@@ -193,12 +191,12 @@ impl EntryCell {
         self.0.load(Ordering::Acquire)
     }
 
-    /// A commit begins. Under the commit lock.
+    /// A commit begins. Called under the commit lock.
     pub(crate) fn begin(&self, stubs: EntryStubs) {
         self.0.store(stubs.pending, Ordering::Relaxed);
     }
 
-    /// A commit ends: whether the cell now leads to `address`.
+    /// A commit ends. Returns whether the cell now leads to `address`.
     pub(crate) fn publish(&self, stubs: EntryStubs, address: usize) -> bool {
         if left_out(Rule::PublishByExchange) {
             self.0.store(address, Ordering::Release);
@@ -207,10 +205,10 @@ impl EntryCell {
         self.0.compare_exchange(stubs.pending, address, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Makes it lead nowhere if it leads to the block of `entry` or is about to.
+    /// Makes the cell lead to no block if it leads to the block of `entry` or is about to.
     fn kill(&self, stubs: EntryStubs, entry: Entry) {
-        // One loop over all: between two, a commit or a downgrade turns one into
-        // the other.
+        // One loop over all values: meanwhile a commit or a downgrade may turn one into
+        // another.
         let mut seen = self.0.load(Ordering::Relaxed);
         while entry.has(seen) || seen == stubs.pending {
             match self.0.compare_exchange_weak(seen, stubs.dead, Ordering::AcqRel, Ordering::Relaxed) {
@@ -220,7 +218,7 @@ impl EntryCell {
         }
     }
 
-    /// Makes it lead to `checked` where it led to `plain`. Returns what it found.
+    /// If the cell leads to `plain`, makes it lead to `checked`. Returns the value found.
     fn downgrade(&self, plain: usize, checked: usize) -> usize {
         if left_out(Rule::DowngradeByExchange) {
             let seen = self.0.load(Ordering::Relaxed);
@@ -238,19 +236,19 @@ impl EntryCell {
 /// One block on one page.
 pub(crate) struct Node<B> {
     next: AtomicPtr<Node<B>>,
-    /// What leads to it: the list's head or the node before. Used under the commit lock
-    /// alone, so that a node is taken out at once, however long its list.
+    /// The pointer to this node: in the list's head or the node before. Used under the
+    /// commit lock alone. It makes taking a node out a constant cost, however long the list.
     at: AtomicPtr<AtomicPtr<Node<B>>>,
     block: NonNull<B>,
 }
 
 impl<B> Node<B> {
-    /// Of a block that has no place yet: [`Node::bind`] it before it is entered.
+    /// A node of a block that has no place yet. [`Node::bind`] it before it is entered.
     pub(crate) fn unbound() -> Self {
         Self::new(NonNull::dangling())
     }
 
-    /// Says which block it is of.
+    /// Sets the node's block.
     pub(crate) fn bind(&mut self, block: NonNull<B>) {
         self.block = block;
     }
@@ -259,21 +257,21 @@ impl<B> Node<B> {
         Self { next: AtomicPtr::new(ptr::null_mut()), at: AtomicPtr::new(ptr::null_mut()), block }
     }
 
-    /// Notes what leads to it from now on.
+    /// Notes the pointer that leads to this node from now on.
     fn set_at(&self, at: &AtomicPtr<Self>) {
         self.at.store(ptr::from_ref(at).cast_mut(), Ordering::Relaxed);
     }
 
-    /// Takes it out of its list. Walkers that are at it go on as before.
+    /// Takes the node out of its list. Walkers that are at it go on as before.
     ///
     /// # Safety
     ///
-    /// Under the commit lock; it was entered, in a list that is still there, and was
-    /// not taken out.
+    /// Under the commit lock; the node was entered, its list still exists, and it was not
+    /// taken out.
     pub(crate) unsafe fn take_out(&self) {
         let next = self.next.load(Ordering::Relaxed);
-        // SAFETY: the head of a list that is there, or in a node of it: nodes are
-        // taken out under the commit lock, which we hold, and freed later.
+        // SAFETY: `at` points to the head of an existing list or into a node of it. Nodes
+        // are taken out under the commit lock, which we hold, and freed later.
         let at = unsafe { &*self.at.load(Ordering::Relaxed) };
         at.store(next, Ordering::Release);
         // SAFETY: as above.
@@ -283,16 +281,16 @@ impl<B> Node<B> {
     }
 }
 
-/// What the list and the stack need to know of a block.
+/// The part of a block that the list and the stack need.
 pub(crate) trait Record: Sized {
     fn life(&self) -> &Life<Self>;
 }
 
-/// How a block is reached, by those who enter it and by those who are inside.
+/// The ways to a block, for threads that enter it and threads that are inside.
 #[derive(Clone, Copy)]
 pub(crate) struct Reach<'a> {
     pub(crate) cell: &'a EntryCell,
-    /// Where emitted code polls one.
+    /// The flag, if emitted code polls one.
     pub(crate) flag: Option<&'a StaleFlag>,
     pub(crate) entry: Entry,
     pub(crate) stubs: EntryStubs,
@@ -305,24 +303,25 @@ impl Reach<'_> {
         }
     }
 
-    /// Whether it was valid until now.
+    /// Returns whether it was valid until now.
     fn downgrade_flag(&self, to: u8) -> bool {
         self.flag.is_some_and(|flag| flag.downgrade(to))
     }
 
-    /// Loads what a kill will change; of no meaning but that it is near afterwards.
+    /// Loads the words that a kill will change, to bring them near. The result has no
+    /// meaning.
     pub(crate) fn look(&self) -> usize {
         let flag = self.flag.map_or(0, |flag| flag.0.load(Ordering::Relaxed));
         self.cell.0.load(Ordering::Relaxed) ^ usize::from(flag)
     }
 }
 
-/// What became of a block beside whose bytes somebody writes.
+/// The fate of a block when a write hits beside its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Downgrade {
-    /// It is entered by its comparison from now on.
+    /// From now on it is entered by its comparison.
     Checked,
-    /// It was before, or is dead.
+    /// It was checked before, or is dead.
     Nothing,
     /// It had to die, and this call killed it.
     Killed,
@@ -340,8 +339,8 @@ impl<B> Life<B> {
         Self { dead: AtomicBool::new(false), next_dead: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    /// Makes the block unreachable. Returns whether this call is the one that
-    /// killed it: then hand it over. Async-signal-safe.
+    /// Makes the block unreachable. Returns whether this call killed it: then hand the block
+    /// over. Async-signal-safe.
     pub(crate) fn kill(&self, reach: Reach<'_>) -> bool {
         if left_out(Rule::KillCellFirst) && self.dead.swap(true, Ordering::AcqRel) {
             return false;
@@ -351,8 +350,8 @@ impl<B> Life<B> {
         left_out(Rule::KillCellFirst) || !self.dead.swap(true, Ordering::AcqRel)
     }
 
-    /// Makes sure that the block is entered by its comparison or not at all, and
-    /// that who is inside is told by `flag`. Async-signal-safe.
+    /// Makes sure that the block is entered by its comparison or not at all. Tells threads
+    /// that are inside by `flag`. Async-signal-safe.
     pub(crate) fn downgrade(&self, reach: Reach<'_>, flag: u8) -> Downgrade {
         let killed = || if self.kill(reach) { Downgrade::Killed } else { Downgrade::Nothing };
         let Entry { plain, checked: Some(checked) } = reach.entry else { return killed() };
@@ -363,8 +362,8 @@ impl<B> Life<B> {
         if found == reach.stubs.pending && !left_out(Rule::DowngradeKillsPending) {
             return killed();
         }
-        // Also where the cell was right already: who made it so may not have come
-        // to the flag yet.
+        // Even if the cell was right already: the thread that changed it may not have
+        // reached the flag yet.
         reach.downgrade_flag(flag);
         if found == plain { Downgrade::Checked } else { Downgrade::Nothing }
     }
@@ -381,8 +380,8 @@ impl<B> Default for BlockList<B> {
     }
 }
 
-// SAFETY: a list is a pointer to nodes whose blocks are shared between threads
-// by design; what is behind it is reached only as the module's head says.
+// SAFETY: a list is a pointer to nodes whose blocks are shared between threads by design;
+// they are reached only as the module's head says.
 unsafe impl<B: Send + Sync> Send for BlockList<B> {}
 // SAFETY: as above.
 unsafe impl<B: Send + Sync> Sync for BlockList<B> {}
@@ -401,8 +400,8 @@ impl<B: Record> BlockList<B> {
     /// Enters `node`.
     ///
     /// # Safety
-    ///
-    /// Under the commit lock; the node is in no list and, with its block, lives
+    /// Under the commit lock. The node is in no list. It and its block live until it was
+    /// taken out and the epoch has passed.
     /// until it was taken out and the epoch has passed.
     pub(crate) unsafe fn enter(&self, node: &Node<B>) {
         let head = self.head.load(Ordering::Relaxed);
@@ -419,7 +418,7 @@ impl<B: Record> BlockList<B> {
     ///
     /// # Safety
     ///
-    /// Under a walk or a pin of the cache's epoch, or under the commit lock.
+    /// Call it under a walk or a pin of the cache's epoch, or under the commit lock.
     pub(crate) unsafe fn for_each(&self, mut each: impl FnMut(&B)) {
         let mut next = self.head.load(Ordering::Acquire);
         // SAFETY: by this function's contract every node that is reachable, and
@@ -432,12 +431,12 @@ impl<B: Record> BlockList<B> {
     }
 }
 
-/// Dead blocks that no translator has looked after yet.
+/// Dead blocks that no translator has handled yet.
 pub(crate) struct DeadStack<B> {
     top: AtomicPtr<B>,
 }
 
-// SAFETY: it owns nothing; what it points to is handed over whole.
+// SAFETY: it owns nothing; its pointers are handed over whole.
 unsafe impl<B: Send + Sync> Send for DeadStack<B> {}
 // SAFETY: as above.
 unsafe impl<B: Send + Sync> Sync for DeadStack<B> {}
@@ -449,7 +448,7 @@ impl<B> DeadStack<B> {
 }
 
 impl<B: Record> DeadStack<B> {
-    /// Hands a dead block over; once for each block. Async-signal-safe.
+    /// Hands a dead block over. Call it once for each block. Async-signal-safe.
     pub(crate) fn push(&self, block: &B) {
         let this = ptr::from_ref(block).cast_mut();
         let mut top = self.top.load(Ordering::Relaxed);
@@ -523,7 +522,7 @@ mod tests {
             self.life.downgrade(self.reach(), StaleFlag::CHECKED)
         }
 
-        /// What the cell holds, and the flag.
+        /// The content of the cell, and the flag.
         fn state(&self) -> (usize, u8) {
             (self.cell.load(), self.flag.load())
         }

@@ -1,13 +1,11 @@
-//! When the memory of a block may be freed: once nobody can be inside it.
+//! Decides when the memory of a block may be freed: once no thread can be inside it.
 //!
 //! As in crossbeam-epoch, with two kinds of visitors:
 //!
-//! - **Participants** (vCPUs) pin themselves while they run or look up
-//!   translated code. A pin may last long, so each has a hook that asks it to
-//!   leave.
-//! - **Walkers** (fault handlers) follow block lists for a moment, on any
-//!   thread, in a signal handler: they register nowhere and use no thread-local,
-//!   they raise a counter.
+//! - **Participants** (vCPUs) pin themselves while they run or look up translated code. A pin
+//!   may last long, so each has a hook that asks it to leave.
+//! - **Walkers** (fault handlers) follow block lists for a moment, on any thread, in a signal
+//!   handler. They do not register and use no thread-local; they raise a counter.
 //!
 //! # Definitions
 //!
@@ -17,16 +15,15 @@
 //!
 //! # Invariants
 //!
-//! - `E` moves to `E + 1` only when nobody of an epoch before `E` is left: so all
-//!   visitors are of `E` or `E - 1`, and three counters, indexed by the epoch
-//!   modulo 3, tell the walkers of either from those about to enter.
-//! - What is retired was unreachable before: a visitor of a later epoch than its
+//! - `E` moves to `E + 1` only when no visitor of an epoch before `E` is left. So all
+//!   visitors are of `E` or `E - 1`. Three counters, indexed by the epoch modulo 3, tell the
+//!   walkers of either from those about to enter.
+//! - Garbage was unreachable before it was retired: a visitor of a later epoch than its
 //!   garbage cannot find it. It is freed once `E` is 2 further.
 //!
-//! A walker raises the counter of the epoch that it read, then reads the epoch
-//! again and goes back if it moved: the sequentially consistent fences on both
-//! sides make sure that either it sees the new epoch or the advance sees its
-//! counter.
+//! A walker raises the counter of the epoch that it read, then reads the epoch again and goes
+//! back if it moved. Both sides have sequentially consistent fences: either the walker sees
+//! the new epoch, or the advance sees its counter.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -38,27 +35,27 @@ use crate::sync::{
 };
 use crate::sys::fault::this_thread;
 
-/// Garbage beyond which collection asks long pins to end.
+/// With this much garbage, a collection asks long pins to end.
 const ASK_TO_LEAVE_ITEMS: usize = 256;
 
-/// Places for garbage that stay, however little is waiting.
+/// The capacity for garbage that is never given back.
 const KEPT_PLACES: usize = 256;
 
 /// A participant's word: 0 while not pinned, else twice its epoch plus 1.
 #[derive(Debug)]
 struct PinWord(AtomicU64);
 
-/// Called by any thread to ask a participant to unpin soon. It is code of the embedder's,
-/// and may panic.
+/// Any thread calls it to ask a participant to unpin soon. It is code of the embedder's, and
+/// may panic.
 pub(crate) type AskToLeave = Box<dyn Fn() + Send + Sync>;
 
 pub(crate) struct Participant {
     pin: PinWord,
-    /// The thread that pinned it last. Not a model's atomic: nobody reads it but a fork's
-    /// child, which is one thread.
+    /// The thread that pinned it last. Not a model's atomic: only a fork's child, which is
+    /// one thread, reads it.
     holder: core::sync::atomic::AtomicU64,
     ask_to_leave: AskToLeave,
-    /// It left while the domain stood still. Written by the thread that has the locks.
+    /// It left while the domain stood still. The thread that has the locks writes it.
     has_left: core::sync::atomic::AtomicBool,
 }
 
@@ -74,8 +71,8 @@ pub(crate) struct Epoch<G> {
     global: AtomicU64,
     walkers: [AtomicUsize; 3],
     participants: Mutex<Vec<Arc<Participant>>>,
-    /// Held by the thread that asks participants to leave, and by none of the others: a
-    /// hook runs under this lock alone. Taken before the other locks.
+    /// Only the thread that asks participants to leave holds this lock, and a hook runs under
+    /// no other. Taken before the other locks.
     asking: Mutex<()>,
     garbage: Mutex<VecDeque<(u64, G)>>,
 }
@@ -99,28 +96,28 @@ impl<G> Epoch<G> {
         participant
     }
 
-    /// The participant is gone. Its hook is called no more when this returns.
+    /// The participant leaves. After this returns its hook is not called again.
     pub(crate) fn leave(&self, participant: &Arc<Participant>) {
-        // Waits for a thread that asks just now.
+        // Waits for a thread that is calling hooks.
         let _asking = lock(&self.asking);
         lock(&self.participants).retain(|other| !Arc::ptr_eq(other, participant));
     }
 
-    /// As [`Epoch::leave`], for the thread that holds the guard of a fork: the hook is called
-    /// no more, since that thread has the locks, and the guard's end takes it out.
+    /// As [`Epoch::leave`], for the thread that holds the guard of a fork. That thread has
+    /// the locks, so the hook is not called again; the guard's end takes the participant out.
     pub(crate) fn leave_under_guard(participant: &Participant) {
         participant.has_left.store(true, core::sync::atomic::Ordering::Relaxed);
     }
 
-    /// Nothing that is reachable from now on is freed until
-    /// [`Epoch::unpin`]. Pins do not nest, and stay on their thread.
+    /// An item that is reachable after this call is not freed before [`Epoch::unpin`]. Pins
+    /// do not nest, and stay on their thread.
     pub(crate) fn pin(&self, participant: &Participant) {
         participant.holder.store(this_thread(), core::sync::atomic::Ordering::Relaxed);
         let epoch = self.global.load(Ordering::Relaxed);
-        // Release: who reads this pin also sees what the last one did.
+        // Release: a thread that reads this pin also sees the effects of the last pin.
         participant.pin.0.store(epoch << 1 | 1, Ordering::Release);
-        // Pairs with the fence in `try_advance`: either the advance sees this
-        // pin, or what is read under the pin is what the advance left.
+        // Pairs with the fence in `try_advance`: either the advance sees this pin, or reads
+        // under the pin see the state that the advance left.
         fence(Ordering::SeqCst);
     }
 
@@ -142,17 +139,17 @@ impl<G> Epoch<G> {
         }
     }
 
-    /// Whether a walker may be inside that began before what the caller has taken out
-    /// of the lists was taken out.
+    /// Whether a walker may be inside that began before the caller took its nodes out of the
+    /// lists.
     pub(crate) fn has_walkers(&self) -> bool {
-        // Pairs with the fence in `walk`: either its counter is seen, or it finds
-        // the lists as they are now.
+        // Pairs with the fence in `walk`: either this sees the walker's counter, or the
+        // walker finds the lists as they are now.
         fence(Ordering::SeqCst);
         self.walkers.iter().any(|counter| counter.load(Ordering::Acquire) != 0)
     }
 
-    /// Frees `item` once nobody can reach it: it must be unreachable for those
-    /// who come now.
+    /// Frees `item` once no thread can reach it. It must already be unreachable for new
+    /// visitors.
     pub(crate) fn retire(&self, item: G) {
         fence(Ordering::SeqCst);
         let mut garbage = lock(&self.garbage);
@@ -165,7 +162,7 @@ impl<G> Epoch<G> {
         lock(&self.garbage).len()
     }
 
-    /// Advances if it can and hands out what nobody can reach any more.
+    /// Advances if it can, and hands out the items that no thread can reach any more.
     pub(crate) fn collect(&self) -> Vec<G> {
         if self.waiting() == 0 {
             return Vec::new();
@@ -175,7 +172,7 @@ impl<G> Epoch<G> {
         let epoch = self.global.load(Ordering::Acquire);
         let free = garbage.iter().take_while(|(of, _)| of + 2 <= epoch).count();
         let items = garbage.drain(..free).map(|(_, item)| item).collect();
-        // One long pin does not leave its places behind for ever.
+        // One long pin must not leave a large buffer behind for ever.
         if garbage.capacity() > 4 * garbage.len().max(KEPT_PLACES) {
             let places = 2 * garbage.len().max(KEPT_PLACES);
             garbage.shrink_to(places);
@@ -188,18 +185,18 @@ impl<G> Epoch<G> {
         self.waiting() >= ASK_TO_LEAVE_ITEMS
     }
 
-    /// Hands out all garbage: nobody is left to reach it.
+    /// Hands out all garbage: no visitor is left to reach it.
     pub(crate) fn drain(&self) -> Vec<G> {
         lock(&self.garbage).drain(..).map(|(_, item)| item).collect()
     }
 
-    /// Returns when every participant that is pinned now has unpinned since, and
-    /// asks them to.
+    /// Asks every pinned participant to unpin, and returns when each that is pinned now has
+    /// unpinned once.
     ///
     /// # Errors
     ///
-    /// [`Error::BadArgument`] if the calling thread has one pinned itself: it would wait
-    /// for ever.
+    /// [`Error::BadArgument`] if the calling thread has pinned one itself: it would wait for
+    /// ever.
     pub(crate) fn wait_for_pins(&self) -> Result<(), Error> {
         let own = this_thread();
         let is_own = |participant: &Arc<Participant>| {
@@ -211,7 +208,8 @@ impl<G> Epoch<G> {
         }
         let start = self.global.load(Ordering::Acquire);
         loop {
-            // Who is left two epochs on pinned after the first of them began.
+            // A participant that is left two epochs on has pinned after the first epoch
+            // began.
             self.try_advance();
             if self.global.load(Ordering::Acquire) >= start + 2 {
                 return Ok(());
@@ -254,15 +252,15 @@ impl<G> Epoch<G> {
         if behind && !left_out(Rule::WaitForPins) {
             return false;
         }
-        // What visitors did before they left happened before what is freed now.
+        // Everything that visitors did happens before the freeing that follows.
         fence(Ordering::Acquire);
-        // Under the lock of the participants: nobody else advances.
+        // Under the lock of the participants: no other thread advances.
         self.global.store(epoch + 1, Ordering::Release);
         true
     }
 
-    /// Waits until no thread is inside the domain's locks; nobody gets in until
-    /// the guard is dropped.
+    /// Waits until no thread is inside the domain's locks. No thread gets in until the guard
+    /// is dropped.
     pub(crate) fn before_fork(&self) -> ForkGuard<'_, G> {
         let _asking = lock(&self.asking);
         ForkGuard {
@@ -281,7 +279,7 @@ pub(crate) struct ForkGuard<'a, G> {
     _asking: MutexGuard<'a, ()>,
     participants: MutexGuard<'a, Vec<Arc<Participant>>>,
     _garbage: MutexGuard<'a, VecDeque<(u64, G)>>,
-    /// Dropped last, under no lock of the domain: hooks are the embedder's.
+    /// Dropped last, under no lock of the domain: hooks are the embedder's code.
     left: Vec<Arc<Participant>>,
 }
 
@@ -294,8 +292,8 @@ impl<G> Drop for ForkGuard<'_, G> {
 }
 
 impl<G> ForkGuard<'_, G> {
-    /// In the child only the calling thread lives. Nobody walks, and nobody else is
-    /// pinned; what the thread has pinned itself stays so.
+    /// In the child only the calling thread lives. No walker exists, and no other thread is
+    /// pinned; the calling thread's own pins stay.
     pub(crate) fn after_fork_child(self) {
         for counter in self.walkers {
             counter.store(0, Ordering::SeqCst);
@@ -421,14 +419,14 @@ mod tests {
             assert_eq!(end.unwrap_err().downcast_ref(), Some(&(3 * (round - 1))), "the first one goes on");
             assert_eq!(asked.load(Relaxed), 3 * round);
         }
-        // Nothing is held that a hook or a vCPU needs.
+        // The test holds nothing that a hook or a vCPU needs.
         vcpus.iter().for_each(|vcpu| epoch.unpin(vcpu));
         vcpus.iter().for_each(|vcpu| epoch.leave(vcpu));
         assert_eq!(epoch.collect(), [7]);
         drop(epoch.before_fork());
     }
 
-    /// The parent's other threads, which did not come along, were inside.
+    /// The parent's other threads, which do not exist in the child, were inside.
     #[test]
     fn a_forks_child_waits_for_nobody() {
         let epoch = domain();
@@ -440,7 +438,7 @@ mod tests {
         assert_eq!(epoch.collect(), [7]);
     }
 
-    /// The thread that forks comes along, and with it all that it can reach.
+    /// The forking thread exists in the child, with everything that it can reach.
     #[test]
     fn what_the_forking_thread_pinned_outlives_the_fork() {
         let epoch = domain();
@@ -475,7 +473,7 @@ mod tests {
                 }
                 left.store(true, SeqCst);
                 epoch.unpin(&vcpu);
-                // Who pins again and again does not make it wait.
+                // A participant that pins again and again does not make it wait.
                 for _ in 0..1_000 {
                     epoch.pin(&vcpu);
                     epoch.unpin(&vcpu);
@@ -505,7 +503,7 @@ mod tests {
         assert!(matches!(result, Ok(Err(Error::BadArgument(_)))), "{result:?}");
         epoch.unpin(&own);
         epoch.wait_for_pins().unwrap();
-        // Another thread's vCPU is its own affair.
+        // A pin of another thread's vCPU is allowed.
         std::thread::scope(|scope| scope.spawn(|| epoch.pin(&other)).join().unwrap());
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| epoch.wait_for_pins());

@@ -1,6 +1,6 @@
 //! Atomics, locks and fences: the standard library's, or loom's under
 //! `--cfg loom`, so that the model checker runs the code that ships. In a test
-//! build the standard library's can be interrupted at each operation, and under
+//! build each operation of the standard library's can be interrupted, and under
 //! `--cfg tsan` its locks and fences tell ThreadSanitizer what they order.
 
 pub(crate) use std::sync::Arc;
@@ -30,9 +30,9 @@ pub(crate) use loom::sync::{
     atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
-/// Locks `mutex`. What it guards is whole even if a thread panicked with it: of the
-/// embedder's code nothing runs under the library's locks but a hook, under one that
-/// guards nothing else.
+/// Locks `mutex`, even if a thread panicked with it. The guarded value is whole: of the
+/// embedder's code only a hook runs under a lock of the library, and that lock guards
+/// nothing else.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poison| poison.into_inner())
 }
@@ -55,7 +55,7 @@ pub(crate) fn spin_loop() {
     loom::thread::yield_now();
 }
 
-/// Lets other threads run where what is waited for takes a system call.
+/// Lets other threads run, for waits that last as long as a system call.
 pub(crate) fn yield_now() {
     #[cfg(not(loom))]
     std::thread::yield_now();
@@ -66,30 +66,30 @@ pub(crate) fn yield_now() {
 /// A rule of the protocol. A model leaves one out, to prove that it would notice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Rule {
-    /// Nobody begins while an un-protect is in flight.
+    /// No translator begins while an un-protect is in flight.
     CountUnprotects,
-    /// Whoever learned of a write fences before it walks the page's blocks.
+    /// A thread that learned of a write fences before it walks the page's blocks.
     FenceBeforeWalk,
-    /// An announcement of bytes that have changed fences before it looks at their pages.
+    /// An announcement of changed bytes fences before it looks at their pages.
     FenceBeforeLook,
     /// A commit fences between entering its block and asking for generations.
     FenceBeforeGenerations,
-    /// A commit takes its own `pending` away; it does not overwrite a kill.
+    /// A commit exchanges its own `pending`; it does not overwrite a kill.
     PublishByExchange,
-    /// Every kill goes through the cell, a late one too.
+    /// Every kill goes through the cell, even a late one.
     KillCellFirst,
-    /// Every downgrade goes through the cell, a late one too.
+    /// Every downgrade goes through the cell, even a late one.
     DowngradeCellFirst,
     /// A downgrade exchanges the plain entry that it found.
     DowngradeByExchange,
-    /// A downgrade kills what is about to be published.
+    /// A downgrade kills a block that is about to be published.
     DowngradeKillsPending,
     /// The stale flag becomes valid once the generations are known to hold.
     FlagAfterGenerations,
     /// A translation is used again only while no walker may hold its old record.
     ReviveAfterWalkers,
     /// An address that an earlier block of the key had is used again only while no walker
-    /// may hold that one's record.
+    /// may hold the earlier block's record.
     OneAddressOneWalker,
     /// The epoch waits for walkers.
     WaitForWalkers,
@@ -101,7 +101,7 @@ pub(crate) enum Rule {
     KeepLinked,
     /// Every thread passes a barrier between a kill and the opening of its pages.
     FenceThreads,
-    /// A hold looks after pages that somebody else is opening just now.
+    /// A hold also handles pages that another thread is opening at the time.
     HoldBehindHandler,
 }
 

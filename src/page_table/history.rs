@@ -1,15 +1,14 @@
-//! What happened on a page lately, written down by fault handlers for the policy
-//! to read.
+//! The recent events on a page. Fault handlers write them down for the policy.
 //!
-//! Plain atomics of the standard library, each a record of its own: an entry that
-//! two threads write at once costs a wrong guess and nothing else, since every
-//! decision of the policy is a sound one.
+//! These are plain atomics of the standard library, each a record of its own. If two
+//! threads write an entry at once, the policy may guess wrong. That costs time only:
+//! every decision of the policy is sound.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use crate::policy::{PageHistory, WINDOW_MS};
 
-/// How a write was learned of.
+/// How the library learned of a write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Hit {
     /// A fault in a line that holds code.
@@ -22,7 +21,7 @@ pub(crate) enum Hit {
     Kernel,
 }
 
-/// What [`History::totals`] reads.
+/// The result of [`History::totals`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) code_hits: u32,
@@ -41,7 +40,8 @@ pub(crate) struct History {
     /// Bits 0..16: the byte that was hit last, plus 1; 16..24: hits of it in a
     /// row; 24..32: hits; 32..64: when the window began, in ms.
     window: AtomicU64,
-    /// Bits 0..8: relapses; 8..64: when it became checked or stopped being so.
+    /// Bits 0..8: relapses; 8..64: the time at which it became checked or stopped being
+    /// so.
     checked: AtomicU64,
     hits: [AtomicU32; 4],
     last_pc: AtomicUsize,
@@ -57,7 +57,7 @@ fn unpack(window: u64) -> (u64, u64, u64, u64) {
 }
 
 impl History {
-    /// A write at `byte` of the page, where it is known, by the host instruction at
+    /// A write at `byte` of the page, if that is known, by the host instruction at
     /// `pc`. Async-signal-safe.
     pub(crate) fn record(&self, hit: Hit, byte: Option<usize>, pc: usize, now_ms: u64) {
         let (last, same, hits, since_ms) = unpack(self.window.load(Relaxed));
@@ -92,12 +92,12 @@ impl History {
         self.opened_in_bulk.store(true, Relaxed);
     }
 
-    /// Whether it was, since the last time of asking.
+    /// Whether it was opened so since the last call.
     pub(crate) fn take_opened_in_bulk(&self) -> bool {
         self.opened_in_bulk.load(Relaxed) && self.opened_in_bulk.swap(false, Relaxed)
     }
 
-    /// What a policy is asked with.
+    /// The history that a policy is asked with.
     pub(crate) fn read(&self, now_ms: u64, held: bool) -> PageHistory {
         let (_, same_byte_hits, hits, since_ms) = unpack(self.window.load(Relaxed));
         let checked = self.checked.load(Relaxed);
@@ -114,7 +114,7 @@ impl History {
         }
     }
 
-    /// All that hit it since its descriptor was made.
+    /// All hits since the page's descriptor was made.
     pub(crate) fn totals(&self) -> Totals {
         let of = |hit: Hit| self.hits[hit as usize].load(Relaxed);
         Totals {

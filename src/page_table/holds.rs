@@ -1,5 +1,5 @@
-//! Pages that are held open. However many holds a page has, its word counts them as
-//! one un-protect in flight: the first one raises the count and the last one lowers it.
+//! Pages that are held open. The word of a page counts all its holds as one un-protect in
+//! flight: the first hold raises the count and the last one lowers it.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +11,13 @@ use super::{Begin, Generation, PageDesc, PageTable, Permit, Unprotect, Word};
 use crate::addr::PageIndex;
 use crate::sync::lock;
 
-/// Why pages are held open.
+/// The reason for a hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum HeldFor {
-    /// Their bytes are written: what compares itself may be made from them.
+    /// Their bytes are written: only blocks that compare themselves may be made from
+    /// them.
     Writing,
-    /// Their mapping or their contents go away: nothing may be.
+    /// Their mapping or their contents go away: no block may be made from them.
     Change,
 }
 
@@ -43,7 +44,7 @@ impl Holds {
         self.writing.load(Relaxed) != 0 && self.change.load(Relaxed) == 0
     }
 
-    // Each hold has an entry in the book, so memory ends before the number does.
+    // Each hold has an entry in the book, so memory runs out before the number does.
     fn enter(&self, why: HeldFor) {
         self.of(why).fetch_add(1, Relaxed);
     }
@@ -76,12 +77,11 @@ impl Hold {
 struct HeldPages {
     pages: Range<usize>,
     why: HeldFor,
-    /// The thread that took it, whose holds go on in a fork's child.
+    /// The thread that took it. Its holds go on in a fork's child.
     thread: u64,
 }
 
-/// The holds that there are, by number: pages that get a descriptor late are held as
-/// well.
+/// All holds, by number, so that a page that gets its descriptor late is held as well.
 #[derive(Debug, Default)]
 pub(super) struct HoldBook {
     held: BTreeMap<u64, HeldPages>,
@@ -106,9 +106,9 @@ impl HoldBook {
 }
 
 impl<D> PageTable<D> {
-    /// Keeps translators away from every page of `pages`, those that have no descriptor
-    /// yet included. `how` says how each that has one is left, and `then` is told of it:
-    /// the word before, and leave to open the pages that it was told of so far.
+    /// Keeps translators away from every page of `pages`, with or without a descriptor.
+    /// For each page with a descriptor, `how` chooses the un-protect. Then `then` gets
+    /// the word before, and leave to open the pages passed to it so far.
     pub(crate) fn hold(
         &self,
         pages: Range<usize>,
@@ -130,7 +130,7 @@ impl<D> PageTable<D> {
         hold
     }
 
-    /// Ends a hold; none, in a fork's child, if another thread took it.
+    /// Ends a hold. In a fork's child it does nothing if another thread took the hold.
     pub(crate) fn release(&self, hold: Hold) {
         let mut book = lock(&self.book);
         let Some(held) = book.holds.held.remove(&hold.number) else { return };
@@ -152,15 +152,15 @@ impl<D> PageTable<D> {
         book.holds.next = parent.holds.next;
     }
 
-    /// Whether the page of `desc` is held now, for nothing but writing.
+    /// Whether the page of `desc` is held now, and only for writing.
     pub(crate) fn is_held_for_writing(&self, desc: &PageDesc<D>) -> bool {
         let _book = lock(&self.book);
         desc.holds.is_for_writing()
     }
 
-    /// [`PageWord::begin_check`](super::PageWord::begin_check) of a page that is held, as
-    /// long as that is for nothing but writing: a change that begins meanwhile waits, and
-    /// finds the page checked.
+    /// [`PageWord::begin_check`](super::PageWord::begin_check) of a page that is held
+    /// only for writing. A change that begins meanwhile waits, and finds the page
+    /// checked.
     pub(crate) fn begin_check_held(&self, desc: &PageDesc<D>) -> Result<Generation, Begin> {
         let _book = lock(&self.book);
         if desc.holds.is_for_writing() {
@@ -207,8 +207,8 @@ mod tests {
         assert_eq!(late.word.begin_protect(), Ok(()));
     }
 
-    /// More than the word can count, of a page that has a descriptor and of one that gets
-    /// it meanwhile; released in an order of their own.
+    /// More holds than the word can count, on a page with a descriptor and on one that
+    /// gets it meanwhile; released in another order.
     #[test]
     fn holds_have_no_limit() {
         const HOLDS: usize = if cfg!(miri) { 50 } else { 9_000 };
@@ -236,7 +236,7 @@ mod tests {
         }
     }
 
-    /// Two holds of the same pages for different reasons: each ends the one that it is.
+    /// Two holds of the same pages for different reasons: a release ends its own hold.
     #[test]
     fn a_release_ends_the_hold_of_its_own_kind() {
         for [first, second] in [[HeldFor::Writing, HeldFor::Change], [HeldFor::Change, HeldFor::Writing]] {
@@ -248,7 +248,7 @@ mod tests {
                 let (ended, left) = if ends_first { holds } else { (holds.1, holds.0) };
                 let why = if ends_first { second } else { first };
                 table.release(ended);
-                // By the page's own record, and by the book where its descriptor is new.
+                // By the page's own record, and by the book if its descriptor is new.
                 let late = made(&table, CHUNK_PAGES);
                 for desc in [early, late] {
                     assert_eq!(table.is_held_for_writing(desc), why == HeldFor::Writing);

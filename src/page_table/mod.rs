@@ -1,8 +1,8 @@
 //! The page descriptors of one region, in a sparse table.
 //!
-//! Descriptors are made by translators, a chunk at a time, where they first
-//! look; a fault handler only finds them. A page without a descriptor never
-//! held a block. Descriptors stay until the region goes.
+//! A translator makes descriptors, a chunk at a time, when it first looks at a page. A
+//! fault handler only finds them. A page without a descriptor never held a block.
+//! Descriptors stay until the region goes.
 
 mod history;
 mod holds;
@@ -43,30 +43,30 @@ const CODE_LINES: usize = 64;
 #[derive(Debug)]
 pub(crate) struct PageDesc<D> {
     pub(crate) word: PageWord,
-    /// What happened on it lately.
+    /// The recent events on the page.
     pub(crate) history: History,
     holds: Holds,
-    /// Which of its [`CODE_LINES`] lines may hold bytes that something was made
-    /// from. It decides what is worth while and never what is right: a write
-    /// that is taken for one beside code makes blocks compare themselves.
+    /// The lines, of [`CODE_LINES`], that may hold bytes of a translation. This is a
+    /// performance hint. A wrong answer is always safe: blocks beside a supposed write
+    /// to other bytes compare themselves.
     code_lines: AtomicU64,
-    /// What lies on it, for whoever stands on the tracker.
+    /// The data of the layer above the tracker.
     pub(crate) data: D,
 }
 
 impl<D> PageDesc<D> {
-    /// The translator that protects the page finds no code on it. Before anybody
-    /// can have its generation.
+    /// The translator that protects the page finds no code on it. Called before any
+    /// thread can have its generation.
     pub(crate) fn clear_code(&self) {
         self.code_lines.store(0, Relaxed);
     }
 
-    /// Something is made from `bytes` of the page, of `page_bytes`.
+    /// A translation is made from `bytes` of the page, of `page_bytes`.
     pub(crate) fn add_code(&self, bytes: Range<usize>, page_bytes: usize) {
         self.code_lines.fetch_or(lines_of(bytes, page_bytes), Relaxed);
     }
 
-    /// Whether anything may be made from the page.
+    /// Whether the page may hold bytes of any translation.
     pub(crate) fn has_any_code(&self) -> bool {
         self.code_lines.load(Relaxed) != 0
     }
@@ -91,8 +91,8 @@ fn lines_of(bytes: Range<usize>, page_bytes: usize) -> u64 {
 /// The table of a region.
 pub(crate) struct PageTable<D> {
     chunks: Sparse<PageDesc<D>>,
-    /// Also the lock under which chunks are made, so that a hold and a new chunk
-    /// agree on the counts.
+    /// Chunks are also made under this lock, so that a hold and a new chunk agree on
+    /// the counts.
     book: Mutex<Book>,
     whole: Whole,
 }
@@ -113,12 +113,11 @@ impl<D: Default + Send + Sync> PageTable<D> {
         Ok(Self { chunks: Sparse::new(pages, CHUNK_PAGES)?, book: Mutex::default(), whole: Whole::default() })
     }
 
-    /// The descriptor of `page`, made where there is none; `None` outside the
-    /// region.
+    /// The descriptor of `page`, made if there is none; `None` outside the region.
     ///
     /// # Errors
     ///
-    /// [`Error::NoMemory`], where there is none for it.
+    /// [`Error::NoMemory`] if there is no memory for it.
     pub(crate) fn get_or_make(&self, page: PageIndex) -> Result<Option<&PageDesc<D>>, Error> {
         if page.0 >= self.pages() {
             return Ok(None);
@@ -147,13 +146,13 @@ impl<D> PageTable<D> {
         self.chunks.len()
     }
 
-    /// The descriptor of `page`, where there is one. Async-signal-safe.
+    /// The descriptor of `page`, if there is one. Async-signal-safe.
     pub(crate) fn get(&self, page: PageIndex) -> Option<&PageDesc<D>> {
         self.chunks.get(page.0)
     }
 
-    /// Every descriptor there is in `pages`, with its page. What it costs follows how
-    /// many there are. Async-signal-safe.
+    /// Every existing descriptor in `pages`, with its page. The cost follows their
+    /// number. Async-signal-safe.
     pub(crate) fn existing(&self, pages: Range<usize>) -> impl Iterator<Item = (PageIndex, &PageDesc<D>)> {
         self.chunks.existing(pages).map(|(page, desc)| (PageIndex(page), desc))
     }

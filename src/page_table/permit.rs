@@ -1,11 +1,11 @@
 //! Leave to open pages.
 //!
-//! Whoever has the kernel open a page first keeps translators away from it: else the
-//! page opens under a block that was committed in between, and nothing would ever learn
-//! of the next store. Each way to keep them away gives a [`Permit`], and no mechanism
-//! opens anything without one.
+//! Before the kernel opens a page, the opener keeps translators away from it. Otherwise the
+//! page could open under a block that was committed in between, and no later store would be
+//! noticed. Each way to keep them away gives a [`Permit`], and no mechanism opens a page
+//! without one.
 //!
-//! | who | translators are kept away by | until |
+//! | opener | translators are kept away by | until |
 //! |---|---|---|
 //! | a fault handler | [`Counted`], a raised count of un-protects | it is dropped |
 //! | an announcement | [`Hold`](super::Hold), a raised count as well | `PageTable::release` |
@@ -19,8 +19,7 @@ use core::ops::Range;
 use super::{Begin, Generation, PageDesc, PageTable, Unprotect, Word};
 use crate::addr::PageIndex;
 
-/// Leave to open pages, for as long as what gave it keeps translators away. Nothing
-/// outside the page table can make one.
+/// Leave to open pages, as long as translators are kept away. Only the page table can make one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Permit<'a>(PhantomData<&'a ()>);
 
@@ -29,15 +28,15 @@ impl Permit<'_> {
         Self(PhantomData)
     }
 
-    /// For tests of a mechanism alone, where there are no words and no translators.
+    /// For tests of a mechanism alone, without words and translators.
     #[cfg(test)]
     pub(crate) fn for_test() -> Self {
         Self::new()
     }
 }
 
-/// Neighbouring pages whose counts of un-protects this has raised; dropped, it lowers
-/// them. Async-signal-safe.
+/// Neighbouring pages with a count of un-protects that this has raised. Its drop lowers the
+/// counts. Async-signal-safe.
 #[must_use = "the counts are lowered at once"]
 pub(crate) struct Counted<'a, D> {
     table: &'a PageTable<D>,
@@ -53,7 +52,7 @@ impl<D> Counted<'_, D> {
         Permit::new()
     }
 
-    /// Takes the page behind its last one along, whose count `next` has raised.
+    /// Takes over `next`, the page behind the last one, with its raised count.
     pub(crate) fn join(&mut self, mut next: Self) {
         debug_assert_eq!(self.pages.end, next.pages.start);
         self.pages.end = next.pages.end;
@@ -79,9 +78,9 @@ impl<D> Drop for Counted<'_, D> {
     }
 }
 
-/// Neighbouring pages that this translator alone is about to protect: nobody else
-/// begins on them, and a write makes them Cancelled. Dropped, their words are open; the
-/// kernel's protection is undone before.
+/// Neighbouring pages that this translator alone is about to protect. No other one begins on
+/// them, and a write makes them Cancelled. The drop opens their words; undo the kernel's
+/// protection before.
 #[must_use = "the pages are given up at once"]
 pub(crate) struct Protecting<'a, D> {
     table: &'a PageTable<D>,
@@ -111,8 +110,8 @@ impl<'a, D> Protecting<'a, D> {
         Self { table: self.table, pages: behind }
     }
 
-    /// The system call protected the first of the pages, and it is taken off: its
-    /// generation, or the page itself if a write came meanwhile; that is to be opened.
+    /// The system call protected the first of the pages; takes it off. Returns its generation.
+    /// If a write came meanwhile, returns the page itself, which the caller opens.
     pub(crate) fn finish_first(&mut self) -> Option<(PageIndex, Result<Generation, Self>)> {
         let (page, desc) = self.table.existing(self.pages.clone()).next()?;
         let rest = self.split_off(page.0 + 1);
@@ -137,8 +136,8 @@ impl<D> Drop for Protecting<'_, D> {
 }
 
 impl<D> PageTable<D> {
-    /// [`PageWord::enter_unprotect`](super::PageWord::enter_unprotect) of `page`, whose
-    /// descriptor `desc` is. Async-signal-safe.
+    /// [`PageWord::enter_unprotect`](super::PageWord::enter_unprotect) of `page`, with its
+    /// descriptor `desc`. Async-signal-safe.
     pub(crate) fn enter_unprotect(
         &self,
         page: PageIndex,
@@ -148,7 +147,7 @@ impl<D> PageTable<D> {
         (desc.word.enter_unprotect(why), Counted { table: self, pages: page.0..page.0 + 1 })
     }
 
-    /// A translator begins on `page`, whose descriptor `desc` is.
+    /// A translator begins on `page`, with its descriptor `desc`.
     pub(crate) fn begin_protect(&self, page: PageIndex, desc: &PageDesc<D>) -> Result<Protecting<'_, D>, Begin> {
         desc.word.begin_protect()?;
         Ok(Protecting { table: self, pages: page.0..page.0 + 1 })

@@ -1,15 +1,15 @@
-//! What is true of all pages of a region at once: they are being opened, or nobody
-//! learns of their writes any more.
+//! States of all pages of a region at once: they are being opened, or their writes are no
+//! longer noticed.
 
 use super::{PageDesc, PageTable, Permit, Unprotect, Word};
 use crate::addr::PageIndex;
 use crate::sync::{AtomicBool, AtomicUsize, Ordering, fence};
 use core::ops::Range;
 
-/// Why no translator may begin on any page.
+/// The reason why no translator may begin on any page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stopped {
-    /// Nobody learns of writes any more.
+    /// Writes are no longer noticed.
     Lost,
     /// All pages are being opened.
     Opening,
@@ -28,7 +28,7 @@ impl Default for Whole {
     }
 }
 
-/// All pages are about to be opened: nobody begins until this is dropped.
+/// All pages are about to be opened: no translator begins until this is dropped.
 #[must_use = "translators begin again at once"]
 pub(crate) struct OpeningAll<'a>(&'a Whole);
 
@@ -45,7 +45,7 @@ impl Drop for OpeningAll<'_> {
 }
 
 impl<D> PageTable<D> {
-    /// Whether the region is lost, as far as this thread has heard.
+    /// Whether the region is lost, as far as this thread knows.
     pub(crate) fn is_lost(&self) -> bool {
         self.whole.lost.load(Ordering::Relaxed)
     }
@@ -55,11 +55,12 @@ impl<D> PageTable<D> {
         self.whole.opening.load(Ordering::Acquire) != 0
     }
 
-    /// Asked by a translator that has claimed a page's word, before it protects the page
-    /// and before it reads the page's bytes. Its fence pairs with that of
-    /// [`PageTable::lose`] and [`PageTable::open_all`]: either this sees the stop, or the
-    /// other one sees the claim. It pairs with that of an announcement of bytes that have
-    /// changed too: either that sees the claim, or the translator reads the new bytes.
+    /// A translator asks this after it has claimed a page's word, before it protects the
+    /// page and before it reads the page's bytes. The fence here pairs with the fences of
+    /// [`PageTable::lose`] and [`PageTable::open_all`]: either this call sees the stop,
+    /// or the other thread sees the claim. It also pairs with the fence of an
+    /// announcement of changed bytes: either that sees the claim, or the translator reads
+    /// the new bytes.
     pub(crate) fn check_not_stopped(&self) -> Result<(), Stopped> {
         fence(Ordering::SeqCst);
         if self.whole.lost.load(Ordering::Acquire) {
@@ -68,8 +69,8 @@ impl<D> PageTable<D> {
         if self.is_opening() { Err(Stopped::Opening) } else { Ok(()) }
     }
 
-    /// Every page of `pages` is open afterwards by its word, whatever the kernel holds.
-    /// `told` makes what lies on each unreachable; it gets the word before.
+    /// Afterwards every page of `pages` is open by its word, whatever the kernel holds.
+    /// `told` gets each word before, and makes the page's blocks unreachable.
     /// Async-signal-safe if `told` is.
     pub(crate) fn stop(&self, pages: Range<usize>, mut told: impl FnMut(PageIndex, &PageDesc<D>, Word)) {
         for (page, desc) in self.existing(pages) {
@@ -78,9 +79,9 @@ impl<D> PageTable<D> {
         }
     }
 
-    /// Nobody learns of writes any more: nothing begins from here on, and `told` makes
-    /// what lies on each page unreachable. Every caller does all of it, because the first
-    /// one may not have come to the end. Async-signal-safe if `told` is.
+    /// Writes are no longer noticed: from here on nothing begins, and `told` makes the
+    /// blocks of each page unreachable. Every caller does all of it, because the first
+    /// one may not have finished. Async-signal-safe if `told` is.
     pub(crate) fn lose(&self, told: impl FnMut(PageIndex, &PageDesc<D>, Word)) -> Permit<'_> {
         self.whole.lost.store(true, Ordering::Release);
         fence(Ordering::SeqCst);
@@ -88,7 +89,7 @@ impl<D> PageTable<D> {
         Permit::new()
     }
 
-    /// All pages are about to be opened, and `told` makes what lies on each unreachable.
+    /// All pages are about to be opened, and `told` makes the blocks of each unreachable.
     /// Async-signal-safe if `told` is.
     pub(crate) fn open_all(&self, told: impl FnMut(PageIndex, &PageDesc<D>, Word)) -> OpeningAll<'_> {
         self.whole.opening.fetch_add(1, Ordering::AcqRel);

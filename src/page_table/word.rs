@@ -1,7 +1,6 @@
-//! The state of one page in one atomic word, so that whoever changes it sees
-//! all of it.
+//! The state of one page in one atomic word, so that every change sees all of it.
 //!
-//! | bits | what |
+//! | bits | content |
 //! |---|---|
 //! | 0..3 | state |
 //! | 3..16 | un-protects in flight |
@@ -11,29 +10,27 @@
 //! |---|---|---|---|
 //! | Open | Protecting | a translator that begins, only while nothing is in flight | +1 |
 //! | Protecting | Protected | the same translator, after its system call | +1 |
-//! | Protecting | Cancelled | whoever un-protects | +1 |
+//! | Protecting | Cancelled | an un-protect | +1 |
 //! | Cancelled | Open | the translator that was cancelled, once it has un-protected | +1 |
-//! | Protected | Open | whoever un-protects to write code | +1 |
-//! | Protected | Checked | whoever un-protects to write beside code; a harvest, by policy | +1 |
+//! | Protected | Open | an un-protect to write code | +1 |
+//! | Protected | Checked | an un-protect to write beside code; a harvest, by policy | +1 |
 //! | Protected | Protected | a harvest that found the page written | +1 |
 //! | Open | Checked | a translator that begins, by policy, while nothing but writes is in flight | +1 |
 //! | Checked | Open | policy, once the page has cooled; a change of the mapping | +1 |
 //!
-//! Whoever un-protects (a fault handler, an announced write) raises the count of
-//! un-protects in flight in the same step in which it leaves the protected
-//! state, *before* its system call, and lowers it after. A translator that
-//! begins needs the count to be 0: otherwise the late system call of a handler
-//! opens the page under a block that was committed in between, and nothing
-//! would ever learn of the next store.
+//! A thread that un-protects (a fault handler, an announced write) leaves the protected state
+//! and raises the count of un-protects in flight in one step, *before* its system call. It
+//! lowers the count after the call. A translator that begins needs the count to be 0. Otherwise
+//! the late system call of a handler could open the page under a block that was committed in
+//! between, and no later store would be noticed.
 //!
-//! The other way round, a late *protecting* system call is why a page that was
-//! hit while Protecting becomes Cancelled and not Open: until the translator
-//! is back and has undone it, the kernel may protect the page although no block
-//! is on it. A fault on it must not be taken for somebody else's, and a write by
-//! the kernel would be refused.
+//! A *protecting* system call can be late too. This is why a page that is hit while Protecting
+//! becomes Cancelled and not Open. Until the translator has undone its call, the kernel may
+//! protect the page although no block is on it. A fault on the page must count as ours, and the
+//! kernel would refuse its own writes to it.
 //!
-//! A generation seen while Protected names one span of protection: as long as
-//! the word still holds it, no store has retired on the page since.
+//! A generation seen while Protected names one span of protection. As long as the word still
+//! holds it, no store has retired on the page since.
 
 use core::fmt;
 
@@ -48,7 +45,7 @@ const COUNT_MASK: u64 = COUNT_MAX << STATE_BITS;
 const GENERATION_SHIFT: u32 = STATE_BITS + COUNT_BITS;
 const GENERATION_ONE: u64 = 1 << GENERATION_SHIFT;
 
-/// What a page is in.
+/// The state of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum PageState {
@@ -96,12 +93,12 @@ impl Word {
         self.0 & !COUNT_MASK == 0
     }
 
-    /// What stays the same while nobody protects: state and generation.
+    /// State and generation: the part that stays the same while no thread protects.
     pub(crate) fn without_count(self) -> u64 {
         self.0 & !COUNT_MASK
     }
 
-    /// As whoever un-protects leaves it, apart from the count.
+    /// The word after an un-protect, apart from the count.
     fn unprotected(self, why: Unprotect) -> Self {
         match self.state() {
             PageState::Protected if why == Unprotect::Beside => self.to_state(PageState::Checked),
@@ -138,7 +135,7 @@ pub enum Busy {
     Hot,
 }
 
-/// Why a translator that begins has nothing to protect.
+/// The reason why a translator that begins has nothing to protect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Begin {
     /// The page is protected already, and this is its generation.
@@ -150,7 +147,7 @@ pub(crate) enum Begin {
 }
 
 impl Begin {
-    /// What a translator that cannot begin found.
+    /// The answer for a translator that cannot begin.
     fn found(word: Word) -> Self {
         match word.state() {
             PageState::Protected => Self::Protected(word.generation()),
@@ -161,19 +158,19 @@ impl Begin {
     }
 }
 
-/// Why somebody un-protects a page.
+/// The reason for an un-protect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Unprotect {
-    /// What lies on it is about to be written: its blocks are killed.
+    /// Bytes of blocks on the page are about to be written: the blocks are killed.
     Write,
-    /// Bytes beside what lies on it are about to be written: its blocks compare
+    /// Bytes beside the blocks on the page are about to be written: the blocks compare
     /// themselves from now on.
     Beside,
     /// Its mapping or its contents go away.
     Change,
 }
 
-/// What a translator does about un-protects in flight.
+/// How a translator treats un-protects in flight.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum InFlight {
     /// The page is busy.
@@ -197,8 +194,8 @@ impl PageWord {
     }
 
     fn update(&self, next: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
-        // Acquire, where nothing is changed as well: who finds a page protected
-        // must find the bytes that its generation vouches for.
+        // Acquire even if the word does not change: a thread that finds a page protected must
+        // also find the bytes that its generation vouches for.
         let mut seen = self.0.load(Ordering::Acquire);
         loop {
             let Some(word) = next(Word(seen)) else { return Err(Word(seen)) };
@@ -220,11 +217,11 @@ impl PageWord {
         claimed.map(drop).map_err(Begin::found)
     }
 
-    /// A translator begins whose blocks compare themselves: the page stays
-    /// writable. What it is instead, where it is not open or something is in flight.
+    /// A translator begins whose blocks compare themselves: the page stays writable. If the
+    /// page is not open, or an un-protect is in flight, the error says what it is.
     ///
-    /// For the page's bytes it would not matter what is: but it may be a change of
-    /// the mapping.
+    /// The page's bytes would allow it during an un-protect, but the un-protect may be a change
+    /// of the mapping.
     pub(crate) fn begin_check(&self, in_flight: InFlight) -> Result<Generation, Begin> {
         let claimed = self.update(|word| {
             let quiet = word.unprotects_in_flight() == 0 || in_flight == InFlight::Ignored;
@@ -233,22 +230,21 @@ impl PageWord {
         claimed.map(|before| before.to_state(PageState::Checked).generation()).map_err(Begin::found)
     }
 
-    /// A harvest found the page written, and it becomes checked. Whether it was
+    /// A harvest found the page written, and it becomes checked. Returns whether it was
     /// protected until now.
     pub(crate) fn check_harvested(&self) -> bool {
         let next = |word: Word| (word.state() == PageState::Protected).then(|| word.to_state(PageState::Checked));
         self.update(next).is_ok()
     }
 
-    /// A checked page has cooled and is open: what lies on it is to be killed.
-    /// Whether it was checked until now.
+    /// A checked page has cooled and is open: the caller kills its blocks. Returns whether it
+    /// was checked until now.
     pub(crate) fn cool(&self) -> bool {
         self.update(|word| (word.state() == PageState::Checked).then(|| word.to_state(PageState::Open))).is_ok()
     }
 
-    /// The system call protected the page: its generation, or `None` where a
-    /// write came meanwhile; then un-protect and call
-    /// [`PageWord::abort_protect`].
+    /// The system call protected the page. Returns its generation, or `None` if a write came
+    /// meanwhile; then un-protect and call [`PageWord::abort_protect`].
     pub(super) fn finish_protect(&self) -> Option<Generation> {
         let before = self
             .update(|word| (word.state() == PageState::Protecting).then(|| word.to_state(PageState::Protected)))
@@ -264,14 +260,12 @@ impl PageWord {
         });
     }
 
-    /// Somebody is about to un-protect: no generation that a translator holds
-    /// stays valid, and nobody begins until [`PageWord::leave_unprotect`].
-    /// Returns the word before.
+    /// The caller is about to un-protect. No generation that a translator holds stays valid,
+    /// and no translator begins until [`PageWord::leave_unprotect`]. Returns the word before.
     ///
-    /// From Open nothing but the count changes: no generation is held by
-    /// anybody, and a fault that is not ours must find the word as it left it.
-    /// From Checked neither, unless the mapping changes: blocks compare
-    /// themselves.
+    /// From Open only the count changes: no thread holds a generation, and a fault that is not
+    /// ours must find the word unchanged. From Checked too only the count changes, unless the
+    /// mapping changes: blocks compare themselves.
     pub(super) fn enter_unprotect(&self, why: Unprotect) -> Word {
         loop {
             let entered = self.update(|word| {
@@ -279,8 +273,8 @@ impl PageWord {
             });
             match entered {
                 Ok(before) => return before,
-                // 8,191 fault handlers are at this page just now, and each ends by
-                // itself: wait for one. (Holds take one count together.)
+                // 8,191 fault handlers are at this page just now. Each ends by itself, so wait
+                // for one. (Holds take one count together.)
                 Err(_) => crate::sync::spin_loop(),
             }
         }
@@ -377,7 +371,7 @@ mod tests {
         let Err(Begin::Checked(checked)) = word.begin_protect() else { panic!("{word:?}") };
         assert_eq!(word.begin_check(InFlight::Heeded), Err(Begin::Checked(checked)));
         word.leave_unprotect();
-        // Writes are nothing to it; a change of the mapping is.
+        // Writes leave a checked generation valid; a change of the mapping does not.
         word.enter_unprotect(Unprotect::Write);
         assert!(word.holds(checked));
         word.enter_unprotect(Unprotect::Change);

@@ -1,35 +1,34 @@
-//! How a page becomes read-only and how a write to it is learned of.
+//! How a page becomes read-only, and how the library learns of a write to it.
 //!
 //! For an embedder:
 //!
-//! - [`Mode`] and [`Access`], which a region is made with; [`best_synchronous`] and
-//!   [`Probe`] say which modes can be had in this process, and what to change for a better
-//!   one; [`MAX_REGIONS`] is how many regions a process can have.
-//! - [`handle_fault`], for embedders whose own handlers take SIGBUS and SIGSEGV;
-//!   [`handler_is_ours`] and [`is_blocked_here`] say whether faults reach the library at
-//!   all; [`AltStack`] is a signal stack for a thread whose stack pointer is the guest's;
-//!   [`HANDLER_STACK_BYTES`] is how much of one a fault takes.
+//! - [`Mode`] and [`Access`]: arguments of a region. [`best_synchronous`] and [`Probe`] say
+//!   which modes are available in this process, and what to change for a better one.
+//!   [`MAX_REGIONS`] is the limit of regions in a process.
+//! - [`handle_fault`]: for embedders whose own handlers take SIGBUS and SIGSEGV.
+//!   [`handler_is_ours`] and [`is_blocked_here`] say whether faults reach the library at all.
+//!   [`AltStack`] is a signal stack for a thread whose stack pointer is the guest's.
+//!   [`HANDLER_STACK_BYTES`] is the part of one that a fault uses.
 //! - With the feature `userfaultfd`: `open_uffd` and `uffd_features`, for an embedder that
 //!   opens a region's descriptor itself.
 //!
-//! # Behind it
+//! # Inside
 //!
-//! A `Protection` is one mechanism (uffd-wp with SIGBUS, uffd-wp with a
-//! handler thread, uffd-wp asynchronous, mprotect, nothing) behind one
-//! contract. It knows ranges of host memory and nothing else: no page state, no
-//! block. What a page's state is, and when it may change, is the tracker's.
+//! A `Protection` is one mechanism (uffd-wp with SIGBUS, uffd-wp with a handler thread, uffd-wp
+//! asynchronous, mprotect, nothing) behind one contract. It knows only ranges of host memory:
+//! no page state, no block. The tracker owns the page states and their changes.
 //!
 //! # Contract
 //!
-//! - When `Protection::protect` has returned, no store to the range that had
-//!   not retired before can retire without being learned of.
+//! - When `Protection::protect` has returned, each store to the range either retired before or
+//!   is noticed.
 //! - A synchronous mechanism calls the range's `FaultSink` for each store that hits a
 //!   protected page, before the store retires; the sink un-protects (or not),
 //!   and the store is tried again.
 //! - A deferred one lets the store retire and reports its page at the next
 //!   `Protection::harvest`, which protects it again atomically.
-//! - Nothing opens a page without leave: a `Permit`, which only what keeps translators
-//!   away from the page can give.
+//! - Nothing opens a page without a `Permit`, which only code that keeps translators away from
+//!   the page can give.
 //! - `Protection::unprotect` and everything that a signal handler reaches take
 //!   no lock, allocate nothing, use no thread-locals and keep errno.
 
@@ -73,19 +72,19 @@ mod conformance;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod model;
 
-/// What happens to a write by the kernel for the guest (`read`, an out
-/// parameter) into a protected page.
+/// The fate of a write by the kernel for the guest (`read`, an out parameter) into a protected
+/// page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum KernelWrites {
-    /// It works and is learned of like any other.
+    /// It works and is noticed like any other.
     Tracked,
     /// The system call fails with EFAULT or is cut short: announce the write.
     Refused,
-    /// It works and nobody is told.
+    /// It works and is not noticed.
     Missed,
 }
 
-/// What the guest itself may do with memory, as its own mprotect says.
+/// The guest's own access to memory, as its own mprotect says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     /// Nothing.
@@ -98,18 +97,18 @@ pub enum Access {
 
 /// One mechanism. See the module's contract.
 pub(crate) trait Protection: Send + Sync + fmt::Debug {
-    /// Which one it is.
+    /// Its mode.
     fn mode(&self) -> Mode;
 
-    /// What the kernel's own writes do.
+    /// The fate of the kernel's own writes.
     fn kernel_writes(&self) -> KernelWrites;
 
-    /// Makes `range`, which is mapped with `access`, trackable, and sends its
-    /// faults to `sink`; none of it is protected afterwards. Again on all or a part
-    /// of it where the mapping was replaced by one with `access`; its sink stays
-    /// who it was.
+    /// Makes `range`, which is mapped with `access`, trackable, and sends its faults to `sink`;
+    /// none of it is protected afterwards. Call it again on all or a part of the range if the
+    /// mapping was replaced by one with `access`; the sink stays the same.
     ///
-    /// Holds the sink until all of the range is detached: a sink that owns its
+    /// Holds the sink until all of the range is detached: a sink that owns its mechanism would
+    /// never be dropped. Never called from a sink.
     /// mechanism would never be dropped. Never called from a sink.
     fn attach(
         &self,
@@ -119,16 +118,15 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
         leave: Permit<'_>,
     ) -> Result<(), Error>;
 
-    /// Ends the tracking of `range`: nothing in it stays protected, no writer
-    /// stays asleep, and when it returns the sinks of the ranges that lie wholly
-    /// in it are not and will not be called. A piece that is no longer mapped is
-    /// no error. Never called from a sink.
+    /// Ends the tracking of `range`: nothing in it stays protected, and no writer stays asleep.
+    /// After the return no sink of a range that lies wholly in it runs or will be called. A
+    /// piece that is no longer mapped is no error. Never called from a sink.
     fn detach(&self, range: HostRange, leave: Permit<'_>) -> Result<(), Error>;
 
-    /// Write-protects `range`, all of it attached. An unmapped piece is nothing
-    /// to protect; a piece whose mapping was replaced is an error, and the part
-    /// before it may be protected, which the caller undoes. A deferred mechanism refuses: protecting hides
-    /// what was written since the last [`Protection::harvest`], which protects.
+    /// Write-protects `range`, all of it attached. An unmapped piece is skipped. A piece with a
+    /// replaced mapping is an error; the part before it may be protected, which the caller
+    /// undoes. A deferred mechanism refuses: protecting would hide writes since the last
+    /// [`Protection::harvest`], and the harvest protects.
     fn protect(&self, range: HostRange) -> Result<(), Error>;
 
     /// The barrier of [`Opening::behind_a_barrier`]. Async-signal-safe.
@@ -136,19 +134,18 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
         membarrier::fence_threads()
     }
 
-    /// Lets stores to `range` through again and wakes who waits for it.
+    /// Lets stores to `range` through again and wakes the threads that wait for it.
     /// Async-signal-safe.
     fn unprotect(&self, range: HostRange, opening: Opening<'_>) -> Result<(), Error>;
 
-    /// A look whether writes are still learned of: the descriptor is the one that
-    /// was opened, the thread lives. What comes back as an error is lost. One or two
-    /// cheap system calls.
+    /// Checks that writes are still noticed: the descriptor is the one that was opened, the
+    /// thread lives. After an error the mechanism is lost. One or two cheap system calls.
     fn check(&self) -> Result<(), Error> {
         Ok(())
     }
 
     /// Whether it is this process's. In a fork's child a descriptor is the parent's, and the
-    /// child's own pages are open: nothing that is made from them is told of a store.
+    /// child's own pages are open: no store to them is noticed.
     fn is_own(&self) -> bool {
         true
     }
@@ -158,18 +155,16 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
         Vec::new()
     }
 
-    /// The last resort, where un-protecting failed and everything that was made
-    /// from `range`, which is all that is attached, cannot be reached any more:
-    /// opens it all, by giving up the descriptor where there is one. Nothing is
-    /// protected by this object afterwards. Async-signal-safe.
+    /// The last resort, if un-protecting failed and all translations of `range` are
+    /// unreachable; `range` is all that is attached. Opens it all, by giving up the descriptor
+    /// if there is one. Nothing is protected by this object afterwards. Async-signal-safe.
     fn abandon(&self, range: HostRange, opening: Opening<'_>) -> Result<(), Error> {
         self.unprotect(range, opening)
     }
 
-    /// How many changes of what the kernel allows at the page of `address` this object
-    /// has made that a store may have met before they were over; `None` while one is
-    /// under way. A fault that comes back with this number unchanged was not caused by
-    /// one of them. Async-signal-safe.
+    /// The number of access changes by this object at the page of `address` that a store may
+    /// have met half done; `None` while one is under way. A fault that comes back with this
+    /// number unchanged was not caused by one of them. Async-signal-safe.
     fn access_changes(&self, _address: HostAddr) -> Option<u64> {
         Some(0)
     }
@@ -182,15 +177,15 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// tracking's protection of any page of it.
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error>;
 
-    /// In a fork's child, of a mechanism of the parent's: the same for this process. What
-    /// was inherited is closed first, since its numbers may be all that the child gets.
+    /// In a fork's child, of a mechanism of the parent's: the same for this process. Inherited
+    /// descriptors are closed first, since the child may get no other numbers.
     fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
         Err(Error::InForkChild)
     }
 
-    /// In a fork's child, of a mechanism of the parent's: finds the one that goes
-    /// on for it here, has `sink` made for it, and attaches `range`, which is all
-    /// that was attached, un-protected. What the guest may do with it stays.
+    /// In a fork's child, of a mechanism of the parent's: makes the mechanism that replaces it
+    /// here, has `sink` made for it, and attaches `range` un-protected; `range` is all that was
+    /// attached. The guest's access stays.
     fn continue_in_child(
         self: Arc<Self>,
         range: HostRange,
@@ -211,11 +206,10 @@ pub(crate) struct Opening<'a> {
 }
 
 impl<'a> Opening<'a> {
-    /// What whoever makes something unreachable passes through before it opens the page:
-    /// a barrier on every thread of the process, in a synchronous `mode`. A core may have
-    /// run a load ahead of an older store of its own, which waits for its address: it found
-    /// what is gone now, and the store would find the page open, and retire. Behind the
-    /// barrier such a load runs again.
+    /// The barrier on every thread of the process between a kill and the opening of the page,
+    /// in a synchronous `mode`. A core may run a load ahead of its own older store, if that
+    /// store waits for its address. The load found the block that is dead now, and the store
+    /// would find the page open, and retire. Behind the barrier such a load runs again.
     pub(crate) fn behind_a_barrier(
         leave: Permit<'a>,
         mode: Mode,
@@ -227,13 +221,13 @@ impl<'a> Opening<'a> {
         Ok(Self { _leave: leave })
     }
 
-    /// For a region that ends, if the barrier is refused: its pages must not stay protected,
-    /// as nobody answers their faults any more.
+    /// For a region that ends, if the barrier is refused: its pages must not stay protected, as
+    /// no code answers their faults any more.
     pub(crate) fn at_the_end_of_a_region(leave: Permit<'a>) -> Self {
         Self { _leave: leave }
     }
 
-    /// For tests of a mechanism alone, where nothing was made from any page.
+    /// For tests of a mechanism alone, without translations.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn for_test() -> Opening<'static> {
         Opening { _leave: Permit::for_test() }
@@ -247,7 +241,7 @@ impl dyn Protection {
     }
 }
 
-/// What [`open`] is to do beside opening.
+/// Options of [`open`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Options {
     /// The embedder's own handler calls [`handle_fault`]: install none.

@@ -1,9 +1,9 @@
 //! The calls for a range of guest memory: announcements of writes and of changes, and
-//! what the guest may do with it.
+//! the guest's access to it.
 //!
-//! A range reaches as far as its length says, to the last byte of the 64-bit space if
-//! need be; no bytes are no error, and nothing is done. [`views`](super::views) says
-//! what each call means for the other views of the range.
+//! A range may reach to the last byte of the 64-bit space. An empty range is no error,
+//! and nothing is done. [`views`](super::views) says what each call means for the other
+//! views of the range.
 
 use std::ops::Range;
 
@@ -15,8 +15,7 @@ use crate::protection::{Access, KernelWrites, Mode};
 use super::space::{Space, Tracked};
 use super::{Held, MappingChange, PageObserver, SharedMemory, Tracker};
 
-/// Calls `each` for every region, those behind one that fails too, and gives the first
-/// error.
+/// Calls `each` for every region, even after one failed, and returns the first error.
 fn for_all<'a, O: PageObserver>(
     found: impl Iterator<Item = (&'a Tracked<O>, Range<usize>)>,
     mut each: impl FnMut(&Tracked<O>, Range<usize>) -> Result<(), Error>,
@@ -29,15 +28,16 @@ fn for_all<'a, O: PageObserver>(
 }
 
 impl<O: PageObserver> Tracker<O> {
-    /// Says that `len_bytes` from `start`, in a region and mapped already, show
-    /// `memory`, which may be mapped elsewhere too. To be said of every mapping of
-    /// memory that has several, before the guest can store to it. What was made from
-    /// the range, or from another view of its bytes, becomes unreachable.
+    /// Declares that `len_bytes` from `start`, in a region and mapped already, show
+    /// `memory`, which may be mapped elsewhere too. If memory has several mappings,
+    /// declare every one before the guest can store to it. Blocks made from the range,
+    /// or from another view of its bytes, become unreachable.
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] where the range wraps or is not whole pages;
-    /// [`Error::NotTracked`] where not all of it lies in regions. Nothing was declared.
+    /// [`Error::BadRange`] if the range wraps or is not whole pages;
+    /// [`Error::NotTracked`] if not all of it lies in regions. Then nothing was
+    /// declared.
     pub fn declare_shared(&self, start: GuestAddr, len_bytes: u64, memory: SharedMemory) -> Result<(), Error> {
         self.gate.check_moves()?;
         let Some(span) = Span::new(start.0, len_bytes)? else { return Ok(()) };
@@ -52,33 +52,33 @@ impl<O: PageObserver> Tracker<O> {
         Ok(())
     }
 
-    /// The guest announces that code may have changed: when this returns,
-    /// nothing that was derived from bytes written before the call in a deferred
-    /// region can be reached. Costs nothing in the other regions.
+    /// The guest announces that code may have changed. When this returns, in deferred
+    /// regions no block from bytes written before the call can be reached. Costs nothing
+    /// in the other regions.
     ///
     /// # Errors
     ///
-    /// The kernel could not say what was written; then everything in the range
-    /// that was asked about counts as written. A later call asks again only about pages
-    /// that something was made from since.
+    /// The kernel could not report the written pages; then everything in the requested
+    /// range counts as written. A later call asks again only about pages that something
+    /// was made from since.
     pub fn sync(&self) -> Result<(), Error> {
         self.gate.check_moves()?;
         self.gate.read().sync(Span::ALL)
     }
 
     /// [`Tracker::sync`] for `len_bytes` from `start`: for the bytes of the range,
-    /// whichever of their views they were written through.
+    /// written through any of their views.
     ///
     /// # Errors
     ///
-    /// As [`Tracker::sync`]; [`Error::BadRange`] where the range wraps,
-    /// [`Error::NotTracked`] where no byte of it is tracked.
+    /// As [`Tracker::sync`]; [`Error::BadRange`] if the range wraps,
+    /// [`Error::NotTracked`] if no byte of it is tracked.
     pub fn sync_range(&self, start: GuestAddr, len_bytes: u64) -> Result<(), Error> {
         self.gate.check_moves()?;
         let Some(span) = Span::new(start.0, len_bytes)? else { return Ok(()) };
         let space = self.gate.read();
         drop(space.tracked(span)?);
-        // All of it is tried: an error of one part leaves the others to be asked about.
+        // Every part is tried, even after an error in one.
         let mut done = Ok(());
         for part in space.views.others(span).into_iter().chain([span]) {
             done = done.and(space.sync(part));
@@ -86,15 +86,14 @@ impl<O: PageObserver> Tracker<O> {
         done
     }
 
-    /// The bytes changed behind the tracker's back (by the host through another
-    /// view, by a debugger, by a device): when this returns, nothing that was
-    /// derived from the pages in the range can be reached, through whichever view of
-    /// their bytes it was made.
+    /// The bytes changed behind the tracker's back (by the host through another view, by
+    /// a debugger, by a device). When this returns, no block derived from the pages in
+    /// the range can be reached, whichever view of their bytes it was made through.
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] where the range wraps, [`Error::NotTracked`] where no byte of
-    /// it is tracked.
+    /// [`Error::BadRange`] if the range wraps, [`Error::NotTracked`] if no byte of it is
+    /// tracked.
     pub fn invalidate(&self, start: GuestAddr, len_bytes: u64) -> Result<(), Error> {
         self.gate.check_moves()?;
         let Some(span) = Span::new(start.0, len_bytes)? else { return Ok(()) };
@@ -102,30 +101,29 @@ impl<O: PageObserver> Tracker<O> {
         Ok(())
     }
 
-    /// The kernel is about to write `len_bytes` from `start` for the guest
-    /// (`read`, an out parameter). Until the result is dropped the pages are
-    /// writable, and nothing is translated from their bytes, through any view of them,
-    /// but blocks that compare themselves, where the policy has such. Costs nothing
-    /// where the kernel's writes are tracked like the guest's, and next to nothing on
-    /// pages that are open or checked already.
+    /// The kernel is about to write `len_bytes` from `start` for the guest (`read`, an
+    /// out parameter). Until the result is dropped the pages are writable. During that
+    /// time only blocks that compare themselves are made from their bytes, through any
+    /// view of them, if the policy has such blocks. Costs nothing if the kernel's writes
+    /// are tracked like the guest's, and next to nothing on pages that are open or
+    /// checked already.
     ///
     /// Not to be called in a signal handler.
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] where the range wraps, [`Error::NotTracked`] where no byte of
-    /// it is tracked; a page that could not be made writable.
+    /// [`Error::BadRange`] if the range wraps, [`Error::NotTracked`] if no byte of it is
+    /// tracked; a page that could not be made writable.
     pub fn prepare_kernel_write(&self, start: GuestAddr, len_bytes: u64) -> Result<Held<O>, Error> {
         let refused = |tracked: &Tracked<O>| tracked.region.protection.kernel_writes() == KernelWrites::Refused;
         self.hold(HeldFor::Writing, start, len_bytes, refused)
     }
 
-    /// Somebody is about to write `len_bytes` from `start` in a way of which the
-    /// kernel delivers no fault in any mode: into pages that were pinned (buffers
-    /// registered with io_uring, aio and `O_DIRECT` that are under way), as a
-    /// debugger, or at a thread's end (`clear_child_tid`, robust lists). Until the
-    /// result is dropped the pages are held as by [`Tracker::prepare_kernel_write`],
-    /// in every mode.
+    /// Announces a write to `len_bytes` from `start` for which the kernel delivers no
+    /// fault in any mode: into pages that were pinned (buffers registered with io_uring,
+    /// aio and `O_DIRECT` that are under way), by a debugger, or at a thread's end
+    /// (`clear_child_tid`, robust lists). Until the result is dropped the pages are held
+    /// as by [`Tracker::prepare_kernel_write`], in every mode.
     ///
     /// Not to be called in a signal handler.
     ///
@@ -151,22 +149,22 @@ impl<O: PageObserver> Tracker<O> {
             let found = space.tracked(span)?.filter(|(tracked, _)| wanted(tracked));
             for_all(found, |tracked, pages| held.hold(tracked, pages, span))
         };
-        // Its end takes the gate.
+        // The end of `held` takes the gate.
         done.map(|()| held)
     }
 
-    /// The embedder is about to change what is mapped at `len_bytes` from
-    /// `start`, or to throw its contents away. When this returns nothing that was
-    /// derived from the range can be reached, through any view of its bytes, and nothing
-    /// is translated from it until the result is dropped or finished ([`MappingChange`]
-    /// says which). Bounds are rounded to whole pages.
+    /// The embedder is about to change the mapping at `len_bytes` from `start`, or to
+    /// throw its contents away. When this returns, no block derived from the range can
+    /// be reached, through any view of its bytes. No block is made from it until the
+    /// result is dropped or finished ([`MappingChange`] says which). Bounds are rounded
+    /// to whole pages.
     ///
     /// Not to be called in a signal handler.
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] where the range wraps, [`Error::NotTracked`] where no byte of
-    /// it is tracked; a page that could not be made writable.
+    /// [`Error::BadRange`] if the range wraps, [`Error::NotTracked`] if no byte of it is
+    /// tracked; a page that could not be made writable.
     pub fn change_mapping(&self, start: GuestAddr, len_bytes: u64) -> Result<MappingChange<O>, Error> {
         let mut held = Held::new(&self.gate, HeldFor::Change);
         self.gate.check_moves()?;
@@ -177,8 +175,8 @@ impl<O: PageObserver> Tracker<O> {
             let space = self.gate.read();
             for_all(space.tracked(span)?, |tracked, pages| {
                 held.hold(tracked, pages.clone(), span)?;
-                // Not before: until then blocks lie on them that a harvest by
-                // another thread has to find, and a begin may enter one again.
+                // Not before: until then the pages have blocks that a harvest by another
+                // thread has to find, and a begin may enter one again.
                 tracked.region.forget(pages);
                 Ok(())
             })
@@ -186,17 +184,17 @@ impl<O: PageObserver> Tracker<O> {
         done.map(|()| MappingChange::new(held, changing, self.page))
     }
 
-    /// Carries out the guest's own mprotect: what the guest may do with the
-    /// range, without losing the tracking's protection. Bounds are rounded to
-    /// whole pages. The other views of its bytes keep their access.
+    /// Carries out the guest's own mprotect: sets the guest's access to the range
+    /// without losing the tracking's protection. Bounds are rounded to whole pages. The
+    /// other views of its bytes keep their access.
     ///
-    /// No block dies of it. Where the guest may not run what is there any more, hold
+    /// No block dies of it. If the guest may not run the range any more, hold
     /// [`Tracker::change_mapping`] over it.
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] where the range wraps, [`Error::NotTracked`] where not all of
-    /// its pages are tracked: nothing was changed. What mprotect answered.
+    /// [`Error::BadRange`] if the range wraps, [`Error::NotTracked`] if not all of its
+    /// pages are tracked: nothing was changed. Otherwise the error of mprotect.
     pub fn set_access(&self, start: GuestAddr, len_bytes: u64, access: Access) -> Result<(), Error> {
         self.gate.check_moves()?;
         let Some(span) = Span::new(start.0, len_bytes)? else { return Ok(()) };
@@ -207,7 +205,7 @@ impl<O: PageObserver> Tracker<O> {
 }
 
 impl<O: PageObserver> Space<O> {
-    /// Harvests what deferred regions have of `span`; the rest of it where one fails.
+    /// Harvests the deferred regions in `span`; if one fails, still the rest.
     fn sync(&self, span: Span) -> Result<(), Error> {
         let deferred = self.within(span).filter(|(tracked, _)| tracked.region.mode() == Mode::Deferred);
         for_all(deferred, |tracked, pages| tracked.region.sync(pages))

@@ -1,4 +1,4 @@
-//! What the pages are in, and which of them are written to most: for people.
+//! The states of the pages, and the pages with most writes: for people.
 
 use crate::addr::{GuestAddr, HostAddr};
 use crate::page_table::PageState;
@@ -11,16 +11,16 @@ use super::{PageObserver, Tracker};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct PagesByState {
-    /// Writable; nothing that was made from them can be reached.
+    /// Writable; no translation of them can be reached.
     pub open: u64,
     /// Write-protected, or about to be.
     pub protected: u64,
-    /// Writable; what was made from them compares itself.
+    /// Writable; translations of them compare themselves.
     pub checked: u64,
 }
 
-/// How often a page was written to while something was made from it, and by whom
-/// last. Racing writes may be missed: these are numbers for people.
+/// The number of writes to a page while it had translations, and the last writer.
+/// Racing writes may be missed: these are numbers for people.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct HotPage {
@@ -38,11 +38,11 @@ pub struct HotPage {
     pub kernel_hits: u32,
     /// How often it became checked again soon after it had cooled.
     pub relapses: u32,
-    /// The byte that was hit last, where a fault told it.
+    /// The byte that was hit last, if a fault reported it.
     pub last_byte: Option<GuestAddr>,
-    /// The host instruction that stored last, where a fault told it. An embedder
-    /// that knows which guest instruction its code is made from finds the guest's
-    /// pc by it.
+    /// The host instruction that stored last, if a fault reported it. An embedder can
+    /// map it to the guest's pc, if it knows from which guest instruction its code was
+    /// made.
     pub last_pc: Option<HostAddr>,
 }
 
@@ -90,8 +90,8 @@ impl<O: PageObserver> Region<O> {
 }
 
 impl<O: PageObserver> Tracker<O> {
-    /// How many pages are in which state. It looks at every page that a
-    /// translator ever looked at.
+    /// The number of pages in each state. It looks at every page that a translator ever
+    /// looked at.
     pub fn pages_by_state(&self) -> PagesByState {
         let mut pages = PagesByState::default();
         self.gate.for_each_region(|region| region.count_states(&mut pages));

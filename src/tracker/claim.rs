@@ -1,8 +1,8 @@
-//! A page that a translator has claimed, or why it could not.
+//! A page that a translator has claimed, or the reason why it could not.
 //!
 //! # Safety
 //!
-//! Bytes are read from regions that are tracked, as their embedder promised to keep them.
+//! Bytes are read only from tracked regions; their embedder promised to keep them mapped.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -18,12 +18,12 @@ use crate::sync::{Arc, Ordering, Rule, fence, left_out};
 use super::PageObserver;
 use super::region::{Begun, Region};
 
-/// Why a page cannot be translated from.
+/// The reason why a page cannot be translated from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BeginError {
-    /// Not just now: interpret the instruction, and come back.
+    /// Not at the moment: interpret the instruction, and come back.
     Busy(Busy),
-    /// Not at all.
+    /// Permanently.
     Failed(Error),
 }
 
@@ -74,32 +74,32 @@ impl<O: PageObserver> PageClaim<O> {
     pub(super) fn read(&self, guest: GuestAddr, into: &mut [u8]) {
         let offset = (guest.0 - self.guest_page().0) as usize;
         assert!(offset + into.len() <= self.region.page_size().bytes(), "the bytes of one page");
-        // SAFETY: on a page of a region that is tracked: it is mapped and readable, by the
+        // SAFETY: the page is in a tracked region, so it is mapped and readable, by the
         // contract of `Tracker::add_region` or because the region keeps its memory.
         unsafe { guest_memory::read_host(HostAddr(self.host_page().start().0 + offset), into) };
     }
 
-    /// How writes to it are learned of.
+    /// The mechanism that learns of writes to it.
     pub fn mode(&self) -> Mode {
         self.region.mode()
     }
 
-    /// Whether the page is checked: it stays writable, and what is made from it
-    /// must compare the bytes that it was made from before each use.
+    /// Whether the page is checked: it stays writable, and each translation of it must
+    /// compare its bytes with those that it was made from before each use.
     pub fn is_checked(&self) -> bool {
         self.begun.checked
     }
 
-    /// Something is made from `bytes` of the page, by offset. To be said before
-    /// the observer can find it: a write that hits none of the page's lines (64 of
-    /// them, 64 bytes each in a page of 4 KiB) where something lies makes it
-    /// checked, if the policy has checked pages, and a write to one makes it
-    /// unreachable. Batches take along what something was made from.
+    /// Declares that a translation is made from `bytes` of the page, by offset. Call it
+    /// before the observer can find the translation. A page has 64 lines, of 64 bytes each
+    /// if it has 4 KiB. A write to a line with code makes the page's translations
+    /// unreachable. A write to another line makes the page checked, if the policy has
+    /// checked pages. Batches include only pages with code.
     pub fn add_code(&self, bytes: Range<usize>) {
         self.desc().add_code(bytes, self.region.page_size().bytes());
     }
 
-    /// What the observer keeps for the page.
+    /// The observer's data for the page.
     pub fn data(&self) -> &O::Data {
         &self.desc().data
     }
@@ -109,9 +109,9 @@ impl<O: PageObserver> PageClaim<O> {
         self.region.pages.get(self.page).unwrap_or_else(|| unreachable!("a claimed page has a descriptor"))
     }
 
-    /// Whether no write came since the page was claimed, and no fork to which nobody has
-    /// called [`after_fork_child`](super::ForkGuard::after_fork_child). The translation must
-    /// have been entered where the observer finds it before this is asked.
+    /// Whether no write came since the page was claimed, and no fork before
+    /// [`after_fork_child`](super::ForkGuard::after_fork_child) was called. Enter the
+    /// translation at a place that the observer finds before you ask this.
     pub fn is_current(&self) -> bool {
         if !left_out(Rule::FenceBeforeGenerations) {
             fence(Ordering::SeqCst);
@@ -120,7 +120,7 @@ impl<O: PageObserver> PageClaim<O> {
     }
 }
 
-/// What the observer keeps for a page: see [`Tracker::data`](super::Tracker::data).
+/// The observer's data for a page: see [`Tracker::data`](super::Tracker::data).
 pub struct PageData<O: PageObserver> {
     pub(super) region: Arc<Region<O>>,
     pub(super) page: PageIndex,

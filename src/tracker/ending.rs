@@ -1,4 +1,4 @@
-//! The end of a region of which steps are refused: no later step is skipped.
+//! The end of a region if steps of it are refused: no later step is skipped.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use crate::protection::{Access, FaultSink, KernelWrites, Mode, Opening, Options,
 
 const PAGE: PageSize = PageSize::from_shift(12);
 
-/// Refuses the steps whose bits are set, and writes down which were asked for.
+/// Refuses each step that has its bit set, and notes the requested steps.
 #[derive(Debug, Default)]
 struct Refuses {
     steps: AtomicUsize,

@@ -16,17 +16,18 @@ pub struct ForkGuard<'a, O: PageObserver> {
 }
 
 impl<O: PageObserver> Tracker<O> {
-    /// Called before `fork`: waits until no thread is inside the tracker. Until
-    /// the guard is dropped, in the parent, or [`ForkGuard::after_fork_child`] is
-    /// called, in the child, no other thread gets in, and none adds or removes a region
-    /// or a code buffer of any other instance; faults are handled.
+    /// Call it before `fork`: it waits until no thread is inside the tracker. In the parent
+    /// this lasts until the guard is dropped, in the child until
+    /// [`ForkGuard::after_fork_child`] is called. During that time no other thread gets in,
+    /// and none adds or removes a region or a code buffer of any other instance. Faults are
+    /// handled.
     ///
     /// Until then, a call of this thread that would wait for itself returns
-    /// [`Error::BadArgument`]. If it has no error to return, it panics, and the guard stays
-    /// as it was: [`Tracker::tend`], [`Tracker::aliases`], another `before_fork`. Numbers can
-    /// be asked for, and what the thread has can be dropped.
+    /// [`Error::BadArgument`]. A call that has no error to return panics, and the guard stays
+    /// as it was: [`Tracker::tend`], [`Tracker::aliases`], another `before_fork`. The thread
+    /// can still read numbers, and drop its objects.
     ///
-    /// A child never waits for the locks of instances that have no guard: it leaves those
+    /// A child never waits for the locks of instances without a guard: it leaves those
     /// instances alone.
     ///
     /// # Panics
@@ -47,16 +48,16 @@ impl<O: PageObserver> Tracker<O> {
 }
 
 impl<O: PageObserver> ForkGuard<'_, O> {
-    /// In the child: everything that was derived from guest memory becomes
-    /// unreachable, and the child's own memory is tracked from now on. What the forking
-    /// thread holds ([`Held`](super::Held), [`MappingChange`](super::MappingChange)) is
-    /// held here too, until it is dropped here; what other threads of the parent held is
-    /// released.
+    /// In the child: all translations become unreachable, and the child's own memory is
+    /// tracked from now on. The forking thread's holds ([`Held`](super::Held),
+    /// [`MappingChange`](super::MappingChange)) hold here too, until they are dropped here.
+    /// Holds of the parent's other threads are released.
     ///
     /// # Errors
     ///
     /// [`Error::NotInForkChild`] in the process that made the guard: nothing was changed.
-    /// Otherwise a region that cannot be tracked here; nothing can be translated from it.
+    /// Otherwise the error of a region that cannot be tracked here; no translation begins in
+    /// it.
     pub fn after_fork_child(self) -> Result<(), Error> {
         self.fork.check_child()?;
         self.standing.continue_in_child()
@@ -73,7 +74,7 @@ impl<O: PageObserver> Standing<'_, O> {
         for tracked in &mut self.space.regions {
             match tracked.region.continue_in_child() {
                 Ok(child) => {
-                    // Its pages are open, and nobody has begun on one.
+                    // Its pages are open, and no translation has begun on one.
                     child.pages.take_over_holds(&tracked.region.pages, thread);
                     tracked.region = child;
                 }

@@ -14,8 +14,8 @@ use super::{PageObserver, PageWrite};
 /// changed, before the store retires (synchronous modes) or before
 /// [`Tracker::sync`](super::Tracker::sync) returns (deferred).
 ///
-/// A cache of the embedder's own notes the generation of each page that a translation is
-/// made from, and compares it before it runs the translation.
+/// A cache of the embedder's own notes the generation of each page of a translation, and
+/// compares it before it runs the translation.
 ///
 /// ```
 /// # use std::sync::Arc;

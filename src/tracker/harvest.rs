@@ -1,14 +1,14 @@
-//! Which pages of a deferred region a harvest has to look at: those that a
-//! translation was ever begun on, as runs of neighbouring pages, so that the
-//! cost of `sync` follows where code lies and not the size of guest memory.
+//! The pages of a deferred region that a harvest has to look at: those with a begun
+//! translation, as runs of neighbouring pages. So the cost of `sync` follows the amount
+//! of code and not the size of guest memory.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 const WORD_PAGES: usize = u64::BITS as usize;
 
-/// A set of pages, as words of bits by the number of the word; none is 0. What it
-/// costs follows the pages in it and not how many there could be.
+/// A set of pages, as words of bits by the number of the word; no word is 0. The cost
+/// follows the pages in it and not the size of the region.
 #[derive(Debug, Default)]
 pub(super) struct HarvestSet(BTreeMap<usize, u64>);
 
@@ -43,7 +43,7 @@ impl HarvestSet {
     pub(super) fn within(&self, pages: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         let first = pages.start / WORD_PAGES;
         let mut words = self.0.range(first..pages.end.div_ceil(WORD_PAGES).max(first)).peekable();
-        // What of the word at hand is not told yet.
+        // The rest of the current word.
         let mut left = (0, 0);
         std::iter::from_fn(move || {
             while left.1 == 0 {
@@ -60,7 +60,7 @@ impl HarvestSet {
                     left.1 &= !bits_of(left.0, &(start..end));
                     break;
                 }
-                // To the word's end: it may go on in the next.
+                // The run reaches the word's end: it may go on in the next.
                 left.1 = 0;
                 let Some((&word, &bits)) = words.next_if(|(word, _)| **word == left.0 + 1) else { break };
                 left = (word, bits & bits_of(word, &pages));
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(runs(&set), [1..3, 5..9]);
     }
 
-    /// Against a plain set of pages.
+    /// Compares with a plain set of pages.
     #[test]
     fn agrees_with_a_set_of_pages() {
         let mut seed = 1u64;
@@ -108,7 +108,7 @@ mod tests {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             ((seed >> 33) % below) as usize
         };
-        // Far apart; the last is that of the largest region.
+        // Far apart; the last place is at the end of the largest region.
         const PAGES: usize = 1 << 45;
         let places = [0, 20_000, PAGES / 8 * 5, PAGES - 100];
         let mut set = HarvestSet::default();

@@ -1,4 +1,4 @@
-//! Pages that are kept open for somebody who writes where the kernel cannot tell.
+//! Pages that are held open for a write that the kernel does not report.
 
 use std::ops::Range;
 
@@ -12,12 +12,11 @@ use super::PageObserver;
 use super::space::{Gate, RegionId, Space, Tracked};
 use super::views::SharedMemory;
 
-/// Pages that are held writable: nothing is translated from them but blocks that
-/// compare themselves.
+/// Pages that are held writable: only blocks that compare themselves are made from them.
 ///
-/// A hold ends with its region: what is added there later is not held. In a fork's
-/// child the holds that the forking thread took go on until they are dropped there too;
-/// those that other threads took are over.
+/// A hold ends with its region: a region added there later is not held. In a fork's child the
+/// holds of the forking thread go on until they are dropped there too; those of other threads
+/// have ended.
 #[derive(Debug)]
 #[must_use = "the pages are held until this is dropped"]
 pub struct Held<O: PageObserver> {
@@ -29,7 +28,7 @@ pub struct Held<O: PageObserver> {
 }
 
 impl<O: PageObserver> Held<O> {
-    /// Nothing is held yet.
+    /// A hold of no pages yet.
     pub(super) fn new(gate: &Gate<O>, why: HeldFor) -> Self {
         Self { gate: gate.clone(), why, thread: this_thread(), holds: Vec::new() }
     }
@@ -37,13 +36,13 @@ impl<O: PageObserver> Held<O> {
     /// Holds the pages of `tracked` that have a byte in `asked`.
     pub(super) fn hold(&mut self, tracked: &Tracked<O>, pages: Range<usize>, asked: Span) -> Result<(), Error> {
         let (hold, done) = tracked.region.hold(pages, self.why, self.thread, asked);
-        // After an error too: what a failed hold entered is released as well.
+        // After an error too, so that the pages that a failed hold entered are released.
         self.holds.push((tracked.id, hold));
         done
     }
 
-    /// The mapping of `changing` was replaced: the regions that came there meanwhile are not
-    /// held, and their pages may show what was mapped before.
+    /// The mapping of `changing` was replaced. Regions that were added there meanwhile are not
+    /// held, and their pages may show the former mapping.
     fn stop_unheld(&self, space: &mut Space<O>, changing: Span) -> Result<(), Error> {
         let is_held = |tracked: &Tracked<O>| self.holds.iter().any(|(id, _)| *id == tracked.id);
         let unheld = space.within(changing).filter(|(tracked, _)| !is_held(tracked));
@@ -54,8 +53,8 @@ impl<O: PageObserver> Held<O> {
         for (id, pages) in unheld {
             if let Some(tracked) = space.get_mut(id) {
                 tracked.region.stop_translating(pages.clone());
-                // Not before the blocks are dead. The kernel does not track what is mapped
-                // there now, and a harvest would give up the region for it.
+                // Only after the blocks are dead. The kernel does not track the new mapping,
+                // and a harvest would give up the region for it.
                 tracked.region.forget(pages.clone());
                 tracked.refused.insert(pages);
             }
@@ -71,19 +70,20 @@ impl<O: PageObserver> Drop for Held<O> {
     }
 }
 
-/// A change of mappings that is going on: see [`Tracker::change_mapping`](super::Tracker::change_mapping).
+/// A change of mappings that is under way: see
+/// [`Tracker::change_mapping`](super::Tracker::change_mapping).
 ///
-/// To be dropped when the change is done where the mapping is still the same (contents
-/// thrown away) or nothing is mapped any more. Where something else is mapped there now:
-/// [`MappingChange::finish_replaced`], also for a mapping that comes where nothing was.
+/// After the change, drop this if the mapping is still the same (contents thrown away) or
+/// nothing is mapped any more. If another mapping is there now, call
+/// [`MappingChange::finish_replaced`], even if nothing was mapped before.
 ///
-/// It ends with its regions, as [`Held`] does, and reaches no region that is added later:
-/// begin another change with that one there.
+/// It ends with its regions, as [`Held`] does, and does not cover a region that is added later:
+/// begin another change for that one.
 #[derive(Debug)]
 #[must_use = "nothing is translated from the range until this is finished or dropped"]
 pub struct MappingChange<O: PageObserver> {
     held: Held<O>,
-    /// The whole pages that change; `None` where there is none.
+    /// The whole pages that change; `None` if there are none.
     changing: Option<Span>,
     page: PageSize,
 }
@@ -93,22 +93,22 @@ impl<O: PageObserver> MappingChange<O> {
         Self { held, changing, page }
     }
 
-    /// The mapping was replaced (`MAP_FIXED`, `mremap`) by one with `access`, of
-    /// `shared` memory where it is not private: tracks the new one. `shared` is what
-    /// the first page of the change shows, which holds the first byte that
-    /// [`Tracker::change_mapping`](super::Tracker::change_mapping) was asked for.
+    /// The mapping was replaced (`MAP_FIXED`, `mremap`) by one with `access`: tracks the new
+    /// one. If it is not private, `shared` is the memory that the first page of the change
+    /// shows. That page holds the first byte passed to
+    /// [`Tracker::change_mapping`](super::Tracker::change_mapping).
     ///
     /// # Errors
     ///
     /// The new mapping cannot be tracked in the region's mode; `shared` is not on a page
-    /// boundary, or wraps ([`Error::BadRange`]): nothing is translated from the pages
-    /// until a later change of them was finished without an error.
-    /// [`Error::NotTracked`]: a region was removed meanwhile; its memory is the
-    /// embedder's alone. The pages of other regions are tracked.
+    /// boundary, or wraps ([`Error::BadRange`]). Then no translation begins on the pages until
+    /// a later change of them finishes without an error. [`Error::NotTracked`]: a region was
+    /// removed meanwhile; its memory is the embedder's alone. The pages of other regions are
+    /// tracked.
     ///
-    /// [`Error::BadRange`]: a region was added meanwhile, and has pages of the range. It was
-    /// not told of the change. What was made from those pages is unreachable, and nothing is
-    /// translated from them until a change that begins later was finished without an error.
+    /// [`Error::BadRange`]: a region with pages of the range was added meanwhile, and was not
+    /// told of the change. Translations of those pages are unreachable, and none begins on them
+    /// until a change that begins later finishes without an error.
     pub fn finish_replaced(self, access: Access, shared: Option<SharedMemory>) -> Result<(), Error> {
         let Self { held, changing, page } = &self;
         let Some(changing) = *changing else { return Ok(()) };

@@ -1,26 +1,24 @@
-//! The tracker: protects guest pages, learns of writes to them and tells an
-//! observer. It stands without the code cache, for an emulator that has one of
-//! its own.
+//! The tracker: protects guest pages, learns of writes to them and tells an observer. It works
+//! without the code cache, for an emulator with a cache of its own.
 //!
 //! # A translation, as the tracker sees it
 //!
 //! 1. [`Tracker::begin`] protects the page and returns a [`PageClaim`].
-//! 2. Read the guest's bytes and translate. Not before: what is read before the
+//! 2. Read the guest's bytes and translate. Not before: bytes that are read before the
 //!    protection may change unseen.
-//! 3. Enter the translation wherever [`PageObserver::written`] finds it, then ask
-//!    [`PageClaim::is_current`]: only if it says yes may the translation be
-//!    reached. A write that comes later finds it; one that came earlier moved the
-//!    generation.
+//! 3. Enter the translation where [`PageObserver::written`] will find it, then ask
+//!    [`PageClaim::is_current`]. Only if it says yes may the translation be reached. A later
+//!    write finds it; an earlier one moved the generation.
 //!
 //! When a write arrives, [`PageObserver::written`] runs before the store retires
 //! (synchronous modes), or before [`Tracker::sync`] returns (deferred).
 //!
-//! # Writes that the kernel cannot tell of
+//! # Writes that the kernel does not report
 //!
-//! [`Tracker::prepare_kernel_write`] for writes that the kernel makes for the guest,
-//! [`Tracker::prepare_unseen_write`] for those that no mode learns of,
-//! [`Tracker::change_mapping`] for mmap, munmap and the like, and
-//! [`Tracker::invalidate`] for bytes that changed behind the tracker's back.
+//! - [`Tracker::prepare_kernel_write`]: writes that the kernel makes for the guest;
+//! - [`Tracker::prepare_unseen_write`]: writes that no mode learns of;
+//! - [`Tracker::change_mapping`]: mmap, munmap and the like;
+//! - [`Tracker::invalidate`]: bytes that changed behind the tracker's back.
 
 mod announced;
 mod census;
@@ -67,43 +65,43 @@ use crate::stats::{Counters, Histograms, Stats};
 use crate::sync::Arc;
 use crate::sys::mmap::first_hole;
 
-/// Why a translator is told that the bytes of a page changed.
+/// The reason why a page's translations become stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cause {
     /// A store hit the protected page and is about to retire.
     Store {
-        /// Where it faulted. Not its extent, which nobody knows here.
+        /// The address that faulted. The extent of the store is not known here.
         byte: GuestAddr,
-        /// The host instruction that stored, where it is known.
+        /// The host instruction that stored, if known.
         pc: Option<HostAddr>,
-        /// Kernel thread id of the storing thread where another thread tells of
-        /// it; 0 where the storing thread itself does, and where it is not known.
+        /// Kernel thread id of the storing thread, if another thread reports the store. 0 if
+        /// the storing thread itself reports it, or if it is not known.
         tid: u32,
     },
     /// A harvest found the page written.
     Harvest,
-    /// It was announced: a write by the kernel, a change of the mapping.
+    /// An announced write by the kernel, or an announced change of the mapping.
     Announced,
     /// A stream of stores is about to reach the page: it was opened ahead.
     Ahead,
-    /// Nothing was written: the page was checked and has cooled, and what is made
-    /// from it from now on need not compare itself.
+    /// No write: the page was checked and has cooled. Translations made from it from now on
+    /// need not compare themselves.
     Cooled,
     /// The page is tracked no more.
     Lost,
 }
 
-/// What [`PageObserver::written`] is told.
+/// One write, as [`PageObserver::written`] gets it.
 #[derive(Clone, Copy, Debug)]
 pub struct PageWrite {
     /// First byte of the page.
     pub page: GuestAddr,
-    /// How it was learned of.
+    /// How the tracker learned of the write.
     pub cause: Cause,
 }
 
-/// Who makes unreachable what was derived from a page.
+/// The layer that makes translations of a page unreachable.
 ///
 /// # Safety
 ///
@@ -112,37 +110,37 @@ pub struct PageWrite {
 /// access to tracked memory, errno kept).
 #[allow(unsafe_code)]
 pub unsafe trait PageObserver: Send + Sync + 'static {
-    /// What it keeps for each page.
+    /// The observer's data for each page.
     type Data: Default + Send + Sync;
 
-    /// The bytes of a page are about to change or have changed: when this
-    /// returns, nothing that was derived from them can be reached.
+    /// The bytes of a page are about to change or have changed. When this returns, no
+    /// translation of them can be reached.
     fn written(&self, data: &Self::Data, write: &PageWrite);
 
-    /// [`PageObserver::written`] for many pages that a harvest found, in no signal
-    /// handler: together they may cost less than one by one.
+    /// [`PageObserver::written`] for many pages that a harvest found, outside signal handlers.
+    /// Together they may cost less than one by one.
     fn written_all(&self, writes: &[(&Self::Data, PageWrite)]) {
         writes.iter().for_each(|(data, write)| self.written(data, write));
     }
 
-    /// The page is checked from now on: it stays writable, and its bytes change
-    /// without further notice. When this returns, whatever was derived from it
-    /// compares the bytes before each use, or cannot be reached.
+    /// The page is checked from now on: it stays writable, and its bytes change without further
+    /// notice. When this returns, each translation of it compares the bytes before each use, or
+    /// cannot be reached.
     fn beside(&self, data: &Self::Data, write: &PageWrite) {
         self.written(data, write);
     }
 }
 
-/// What a region is made of.
+/// The description of a region to track.
 #[derive(Clone, Copy, Debug)]
 pub struct RegionOptions {
-    /// Where the guest sees it. A multiple of the page size.
+    /// The guest address of its start. A multiple of the page size.
     pub guest: GuestAddr,
-    /// Where it lies in this process; mapped, at least with PROT_NONE.
+    /// The host addresses; mapped, at least with PROT_NONE.
     pub host: HostRange,
-    /// How writes to it are learned of.
+    /// The mechanism that learns of writes to it.
     pub mode: Mode,
-    /// What the guest may do with it as it is mapped now. Later changes go through
+    /// The guest's access under the present mapping. Later changes go through
     /// [`Tracker::set_access`].
     pub access: Access,
     /// The embedder's own handlers of SIGBUS and SIGSEGV call
@@ -157,7 +155,7 @@ impl RegionOptions {
     }
 }
 
-/// What a tracker's regions have in common.
+/// The parts that all regions of a tracker share.
 pub(crate) struct Wiring<O: PageObserver> {
     observer: Arc<O>,
     counters: Arc<Counters>,
@@ -192,7 +190,7 @@ impl<O: PageObserver> Tracker<O> {
         Self::with_policy(observer, Arc::new(Adaptive::new()))
     }
 
-    /// A tracker whose pages are kept as `policy` says.
+    /// A tracker with `policy` for its pages.
     pub fn with_policy(observer: Arc<O>, policy: Arc<dyn Policy>) -> Self {
         Self::with_counters(observer, policy, Arc::default())
     }
@@ -201,12 +199,12 @@ impl<O: PageObserver> Tracker<O> {
         Self { wiring: Wiring { observer, counters, policy }, page: PageSize::host(), gate: Gate::default() }
     }
 
-    /// What went on so far; the code cache's own counters are 0 here.
+    /// All counters so far; the code cache's own counters are 0 here.
     pub fn stats(&self) -> Stats {
         self.wiring.counters.snapshot()
     }
 
-    /// What went on so far, as histograms.
+    /// The histograms so far.
     pub fn histograms(&self) -> Histograms {
         self.wiring.counters.histograms.snapshot()
     }
@@ -217,7 +215,7 @@ impl<O: PageObserver> Tracker<O> {
     }
 
     /// Starts to track `memory`, which the guest sees at `guest`. Its pages are open. The
-    /// tracker keeps the memory.
+    /// tracker keeps the memory alive.
     ///
     /// # Errors
     ///
@@ -233,21 +231,20 @@ impl<O: PageObserver> Tracker<O> {
     ///
     /// # Safety
     ///
-    /// The host range is mapped as guest memory and stays so until
-    /// [`Tracker::remove_region`] or the tracker's end (that of a
-    /// [`CodeCache`](crate::CodeCache) is the end of its last clone, vCPU and ticket);
-    /// parts of it are replaced
-    /// or unmapped only under [`Tracker::change_mapping`]. The library takes the
-    /// write permission of its pages away and gives it back. A page is readable, and stays so,
-    /// while a translator reads it by [`Ticket::read`](crate::Ticket::read).
+    /// The host range is mapped as guest memory and stays so until [`Tracker::remove_region`]
+    /// or the tracker's end. (The tracker of a [`CodeCache`](crate::CodeCache) ends with its
+    /// last clone, vCPU and ticket.) Parts of the range are replaced or unmapped only under
+    /// [`Tracker::change_mapping`]. The library takes the write permission of its pages away
+    /// and gives it back. A page is readable, and stays so, while a translator reads it by
+    /// [`Ticket::read`](crate::Ticket::read).
     ///
     /// # Errors
     ///
-    /// A range that overlaps another region's or is not aligned;
-    /// [`Error::NotMapped`] where a part of it is not mapped; a mode that
-    /// cannot be had here, a mapping that the mode cannot track, one region more than
-    /// [`MAX_REGIONS`](protection::MAX_REGIONS) of the process, a thread that blocks the
-    /// signal by which the mode's faults arrive.
+    /// A range that overlaps another region's or is not aligned; [`Error::NotMapped`] if a part
+    /// of it is not mapped; a mode that is not available here; a mapping that the mode cannot
+    /// track; one region more than the process may have
+    /// ([`MAX_REGIONS`](protection::MAX_REGIONS)); a thread that blocks the signal by which the
+    /// mode's faults arrive.
     #[allow(unsafe_code)]
     pub unsafe fn add_region(&self, options: RegionOptions) -> Result<(), Error> {
         // SAFETY: the caller's.
@@ -256,7 +253,7 @@ impl<O: PageObserver> Tracker<O> {
 
     /// # Safety
     ///
-    /// That of [`Tracker::add_region`], where the region does not keep its memory itself.
+    /// That of [`Tracker::add_region`], if the region does not keep its memory itself.
     #[allow(unsafe_code)]
     unsafe fn add_region_with(&self, options: RegionOptions, memory: Option<Arc<GuestMemory>>) -> Result<(), Error> {
         let RegionOptions { guest, host, mode, access, embedder_owns_signals } = options;
@@ -269,12 +266,12 @@ impl<O: PageObserver> Tracker<O> {
 
     /// [`Tracker::add_region`] on a userfaultfd that the embedder has opened, by
     /// [`open_uffd`](protection::open_uffd) or with [`uffd_features`](protection::uffd_features).
-    /// The region owns it from now on: one is opened for each region.
+    /// The region owns it from now on: open one for each region.
     ///
     /// # Safety
     ///
-    /// That of [`Tracker::add_region`]. No copy of the descriptor is kept, in this process or in another:
-    /// the library opens all pages by closing the last one where it can do nothing else.
+    /// That of [`Tracker::add_region`]. Keep no copy of the descriptor, in this process or in
+    /// another: as a last resort the library opens all pages by closing the last descriptor.
     ///
     /// # Errors
     ///
@@ -309,7 +306,7 @@ impl<O: PageObserver> Tracker<O> {
             return Err(bad("a region starts on a page of the guest"));
         }
         self.gate.check_moves()?;
-        // Under no lock: this is code of the embedder's.
+        // Under no lock: this calls code of the embedder's.
         let limits = self.wiring.policy.limits();
         let space = &mut *self.gate.write();
         let overlaps = |tracked: &Tracked<O>| tracked.region.host().intersection(host).is_some();
@@ -323,18 +320,16 @@ impl<O: PageObserver> Tracker<O> {
         Ok(())
     }
 
-    /// Stops tracking the region that starts at `guest`: what was translated
-    /// from it becomes unreachable, through other views of its bytes too; no writer
-    /// stays asleep, the memory is the embedder's alone. Its views, and what is held of
-    /// it, are forgotten.
+    /// Stops tracking the region that starts at `guest`. Its translations become unreachable,
+    /// through other views of its bytes too. No writer stays asleep, and the memory is the
+    /// embedder's alone. The region's views and holds are forgotten.
     ///
     /// # Errors
     ///
-    /// [`Error::BadArgument`] where no region starts there. After any other error the
-    /// region is removed all the same: nothing made from it can be reached, and it is
-    /// tracked no more, as far as the system let it. If `membarrier` is refused
-    /// its pages are open too, and a thread that runs a block of it may go on into another
-    /// one once.
+    /// [`Error::BadArgument`] if no region starts there. After any other error the region is
+    /// removed all the same: no translation of it can be reached, and as far as the system
+    /// allowed it is no longer tracked. If `membarrier` is refused its pages are open too, and
+    /// a thread that runs a block of it may go on into another one once.
     pub fn remove_region(&self, guest: GuestAddr) -> Result<(), Error> {
         self.gate.check_moves()?;
         let space = &mut *self.gate.write();
@@ -351,25 +346,25 @@ impl<O: PageObserver> Tracker<O> {
     /// Stops tracking every region.
     pub(crate) fn clear(&self) {
         for region in self.gate.take_regions() {
-            // A mechanism that fails to detach has lost the region: nothing more
-            // can be done for it, and nothing is translated from it.
+            // A mechanism that fails to detach has lost the region. Nothing more can be done,
+            // and no translation begins in it.
             let _ = region.retire();
         }
     }
 
-    /// Whether the calling thread holds the guard of a fork ([`Tracker::before_fork`]). It
-    /// would wait for itself in a call that needs the tracker.
+    /// Whether the calling thread holds the guard of a fork ([`Tracker::before_fork`]). If so,
+    /// it would wait for itself in a call that needs the tracker.
     pub fn stands_still_here(&self) -> bool {
         self.gate.stands_still_here()
     }
 
-    /// A panic if the calling thread holds the guard of a fork.
+    /// Panics if the calling thread holds the guard of a fork.
     #[track_caller]
     pub(crate) fn assert_moves(&self) {
         self.gate.assert_moves();
     }
 
-    /// How writes at `guest` are learned of; `None` outside every region.
+    /// The mechanism that learns of writes at `guest`; `None` outside every region.
     pub fn mode_at(&self, guest: GuestAddr) -> Option<Mode> {
         let mut mode = None;
         self.gate.for_each_region(|region| {
@@ -404,10 +399,10 @@ impl<O: PageObserver> Tracker<O> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotTracked`] if the claim's region is tracked no more.
+    /// [`Error::NotTracked`] if the claim's region is no longer tracked.
     pub(crate) fn read(&self, claim: &PageClaim<O>, guest: GuestAddr, into: &mut [u8]) -> Result<(), Error> {
         self.gate.check_moves()?;
-        // No region goes meanwhile.
+        // The region cannot be removed meanwhile.
         let space = self.gate.read();
         let tracked = space.at(guest)?;
         if !Arc::ptr_eq(&tracked.region, &claim.region) {
@@ -417,8 +412,8 @@ impl<O: PageObserver> Tracker<O> {
         Ok(())
     }
 
-    /// What the observer keeps for the page that holds `guest`; `None` where nothing was
-    /// ever translated from the page or its neighbours.
+    /// The observer's data for the page that holds `guest`; `None` if no translation was ever
+    /// begun on the page or its neighbours.
     pub fn data(&self, guest: GuestAddr) -> Option<PageData<O>> {
         let mut found = None;
         self.gate.for_each_region(|region| {
@@ -432,9 +427,9 @@ impl<O: PageObserver> Tracker<O> {
         Some(PageData { region, page })
     }
 
-    /// The other guest pages that show the bytes of the page that holds `guest`.
-    /// Who translates from a page begins on each of these too, *after* the page
-    /// itself: a store through any of them changes the bytes.
+    /// The other guest pages that show the bytes of the page that holds `guest`. A translator
+    /// begins on each of these too, *after* the page itself: a store through any of them
+    /// changes the bytes.
     ///
     /// # Panics
     ///
@@ -444,24 +439,21 @@ impl<O: PageObserver> Tracker<O> {
         self.gate.aliases(Span::page_of(guest.0, self.page.bytes() as u64))
     }
 
-    /// The numbers of the descriptors that the regions keep open. An emulator whose
-    /// guest's descriptors are its own process's keeps the guest from closing these and
-    /// from putting others there: once all of a region's are gone, so is the protection
-    /// of its pages.
+    /// The numbers of the descriptors that the regions keep open. In some emulators the guest
+    /// shares its descriptors with the process. Such an emulator keeps the guest from closing
+    /// or replacing these: once all of a region's are gone, so is the protection of its pages.
     pub fn descriptors(&self) -> Vec<RawFd> {
         let mut descriptors = Vec::new();
         self.gate.for_each_region(|region| descriptors.extend(region.protection.descriptors()));
         descriptors
     }
 
-    /// Lets checked pages be protected again that have cooled, as the policy says, and
-    /// notices a mechanism that is lost (all its descriptors closed, its thread killed).
-    /// To be called now and then, some times a second, by whoever has a timer. It takes
-    /// one or two cheap system calls a region, and looks at the pages where some are
-    /// checked.
+    /// Protects cooled checked pages again, as the policy says, and notices a lost mechanism
+    /// (all its descriptors closed, its thread killed). Call it from a timer, a few times a
+    /// second. It takes one or two cheap system calls a region, and looks at the pages only if
+    /// some are checked.
     ///
-    /// If the policy panics, every region is looked at all the same, and then the panic
-    /// goes on.
+    /// If the policy panics, every region is still looked at, and then the panic goes on.
     ///
     /// # Panics
     ///
@@ -474,8 +466,8 @@ impl<O: PageObserver> Tracker<O> {
     }
 }
 
-/// Before anything is made for it: an error of tables that are too large would say
-/// less.
+/// Called before anything is allocated for the region: an error of tables that are too large
+/// would say less.
 fn must_be_mapped(host: HostRange, page: PageSize) -> Result<(), Error> {
     match first_hole(host, page) {
         Some(HostAddr(hole)) => Err(Error::NotMapped { start: host.start().0, len: host.len(), hole }),

@@ -1,5 +1,5 @@
-//! A mechanism that can open all pages and no single one, as `mprotect` at the
-//! limit of mappings: what a translator finds at each step of that.
+//! A mechanism that can open all pages and no single one, as `mprotect` can at the
+//! limit of mappings. Tests a translator at each step of that.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -21,7 +21,7 @@ unsafe impl PageObserver for Nobody {
     fn written(&self, (): &(), _: &PageWrite) {}
 }
 
-/// What a translator that begins is told while all pages are being opened.
+/// The result of a translator that begins while all pages are being opened.
 type Meanwhile = Mutex<Option<Result<(), BeginError>>>;
 
 #[derive(Default)]
@@ -30,7 +30,7 @@ struct OpensAllOrNone {
     sink: OnceLock<Weak<dyn FaultSink>>,
     tracker: OnceLock<Weak<Tracker<Nobody>>>,
     meanwhile: Meanwhile,
-    /// Calls for single pages while the kernel is asked to write one.
+    /// Calls for single pages for an announced write of the kernel.
     for_kernel_write: AtomicUsize,
     single: AtomicUsize,
     opens_nothing: AtomicBool,
@@ -114,7 +114,7 @@ fn guest(page: u64) -> GuestAddr {
     GuestAddr(page << PAGE.shift())
 }
 
-/// A store to page 1, which was begun on. Gives the mechanism afterwards.
+/// A store to page 1, on which a translation began. Returns the mechanism afterwards.
 fn store(opens_nothing: bool) -> (Arc<OpensAllOrNone>, Arc<Tracker<Nobody>>) {
     let tracker = Arc::new(Tracker::new(Arc::new(Nobody)));
     let mechanism = Arc::new(OpensAllOrNone { opens_nothing: opens_nothing.into(), ..Default::default() });
@@ -129,7 +129,7 @@ fn store(opens_nothing: bool) -> (Arc<OpensAllOrNone>, Arc<Tracker<Nobody>>) {
     (mechanism, tracker)
 }
 
-/// Otherwise the page that it protects would be opened under its block.
+/// Otherwise the translator's page would be opened under its block.
 #[test]
 fn nobody_begins_while_all_pages_are_opened() {
     let (mechanism, tracker) = store(false);
@@ -138,7 +138,7 @@ fn nobody_begins_while_all_pages_are_opened() {
     assert!(!mechanism.abandoned.load(SeqCst));
 }
 
-/// Its word says open a moment before it is.
+/// The page's word says open a moment before the page is.
 #[test]
 fn an_announced_write_does_not_rely_on_who_opens_all_pages() {
     let (mechanism, _) = store(false);

@@ -1,6 +1,5 @@
-//! One tracked region: its pages, and what happens to one of them when a
-//! translation begins. [`writes`](super::writes) has what happens when a write
-//! arrives.
+//! One tracked region: its pages, and the steps by which a translation begins on one of
+//! them. [`writes`](super::writes) has the steps for a write.
 
 use std::ops::Range;
 
@@ -34,19 +33,19 @@ pub(crate) struct Region<O: PageObserver> {
     pub(super) observer: Arc<O>,
     pub(super) counters: Arc<Counters>,
     pub(super) repeats: Repeats,
-    /// The pages that a harvest looks at. It is also the lock that makes
-    /// harvests serial: an announcement that waits for it knows that every
-    /// earlier harvest has finished invalidating.
+    /// The pages that a harvest looks at. Its lock also makes harvests serial: an
+    /// announcement that waits for it knows that every earlier harvest has finished
+    /// invalidating.
     pub(super) harvest: Mutex<HarvestSet>,
     pub(super) policy: Arc<dyn Policy>,
     pub(super) limits: Limits,
     pub(super) streams: Streams,
     /// Whether a page may be checked.
     has_checked: AtomicBool,
-    /// What the guest may not write: protected with one system call, as none of
-    /// it will be opened soon.
+    /// Pages that the guest may not write. One system call protects them all, as none of
+    /// them will be opened soon.
     read_only: Mutex<Ranges>,
-    /// The memory behind it, if the library made that. Dropped last.
+    /// The memory behind it, if the library allocated it. Dropped last.
     memory: Option<Arc<GuestMemory>>,
 }
 
@@ -93,7 +92,7 @@ impl<O: PageObserver> Region<O> {
         })
     }
 
-    /// It keeps `memory`, which lies behind it.
+    /// Keeps `memory`, the memory behind it.
     pub(super) fn keeping(self, memory: Option<Arc<GuestMemory>>) -> Self {
         Self { memory, ..self }
     }
@@ -130,12 +129,12 @@ impl<O: PageObserver> Region<O> {
         HostRange::new(start, pages.len() << self.page.shift(), self.page)
     }
 
-    /// Where the guest sees it.
+    /// The guest addresses of the region.
     pub(super) fn span(&self) -> Span {
         Span::of_region(self.guest, self.host)
     }
 
-    /// The pages of this region that have a byte in `span`, if there is any.
+    /// The pages of this region that have a byte in `span`; `None` if there are none.
     pub(super) fn pages_within(&self, span: Span) -> Option<Range<usize>> {
         let part = self.span().intersection(span)?;
         Some(self.page_of(GuestAddr(part.first())).0..self.page_of(GuestAddr(part.last())).0 + 1)
@@ -147,14 +146,14 @@ impl<O: PageObserver> Region<O> {
         first..first + (range.len() >> self.page.shift())
     }
 
-    /// Makes the kernel tell this region, which is new, of writes to all of it.
+    /// Makes the kernel report writes to all of this new region.
     pub(super) fn attach_all(self: &Arc<Self>, access: Access) -> Result<(), Error> {
         let opening = self.pages.open_all(|_, _, _| ());
         self.attach(self.host, access, opening.permit())
     }
 
-    /// Makes the kernel tell this region of writes to `range`, a part of it whose
-    /// mapping was replaced, under a hold that gave `leave`.
+    /// Makes the kernel report writes to `range`, a part of the region with a replaced
+    /// mapping, under a hold that gave `leave`.
     pub(super) fn attach(self: &Arc<Self>, range: HostRange, access: Access, leave: Permit<'_>) -> Result<(), Error> {
         let sink: Arc<dyn FaultSink> = self.clone();
         self.note_access(self.pages_of_host(range), access);
@@ -176,14 +175,14 @@ impl<O: PageObserver> Region<O> {
         }
     }
 
-    /// Ends the tracking. The claims that are left keep the descriptors. Each step is
-    /// taken, whatever became of the one before; the first error is told.
+    /// Ends the tracking. Claims that still exist keep the descriptors. Each step is taken
+    /// even if an earlier one failed; returns the first error.
     pub(super) fn retire(&self) -> Result<(), Error> {
         let leave = self.lose();
         // The memory is the embedder's alone afterwards.
         self.await_cancelled(0..self.pages.pages());
-        // Behind a barrier or without one: nobody answers a fault here any more, so no page
-        // may stay protected.
+        // With a barrier or without one, no page may stay protected: no code answers a
+        // fault here any more.
         let (opening, fenced) = match self.protection.opening(leave) {
             Ok(opening) => (opening, Ok(())),
             Err(error) => (Opening::at_the_end_of_a_region(leave), Err(error)),
@@ -193,21 +192,21 @@ impl<O: PageObserver> Region<O> {
         fenced.and(detached.or_else(|_| self.protection.abandon(self.host, opening)))
     }
 
-    /// The harvest looks at `pages` no more.
+    /// The harvest no longer looks at `pages`.
     pub(super) fn forget(&self, pages: Range<usize>) {
         if self.mode == Mode::Deferred {
             lock(&self.harvest).remove(pages);
         }
     }
 
-    /// Makes `page` ready for a translator. What is read from it afterwards is what
-    /// the generation vouches for.
+    /// Makes `page` ready for a translator. The generation vouches for bytes that are read
+    /// after this call.
     pub(crate) fn begin(&self, page: PageIndex) -> Result<Begun, BeginError> {
         if self.pages.is_lost() {
             return Err(BeginError::Failed(Error::TrackingLost));
         }
         if !self.protection.is_own() {
-            // What the words call protected is so in the parent, and open here.
+            // Pages that are protected by their words are so in the parent, but open here.
             let _ = self.abandon();
             return Err(BeginError::Failed(Error::InForkChild));
         }
@@ -263,7 +262,7 @@ impl<O: PageObserver> Region<O> {
         Ok(Begun { generation, checked: true })
     }
 
-    /// After the page's word was claimed.
+    /// Called after the page's word was claimed.
     fn not_lost(&self) -> Result<(), BeginError> {
         self.pages.check_not_stopped().map_err(|stopped| match stopped {
             Stopped::Lost => BeginError::Failed(Error::TrackingLost),
@@ -284,13 +283,13 @@ impl<O: PageObserver> Region<O> {
         self.count_call();
         let mut protected = self.protection.protect(host);
         if protected.is_err() && claimed.pages.pages().len() > 1 {
-            // A neighbour whose mapping is gone, perhaps.
+            // The mapping of a neighbour may be gone.
             claimed.give_up_neighbours(page);
             self.count_call();
             protected = self.host_of(&claimed.pages.pages()).and_then(|host| self.protection.protect(host));
         }
         if protected == Err(Error::TrackingLost) {
-            // Not this page alone: whatever else was protected may be open by now.
+            // Not this page alone: the other protected pages may be open by now.
             let _ = self.abandon();
         }
         protected?;
@@ -298,8 +297,8 @@ impl<O: PageObserver> Region<O> {
         claimed.finish(page)
     }
 
-    /// Taking the protection by a harvest of the page, under the lock: a write
-    /// that another announcement should have reported is not hidden from it.
+    /// Takes the protection by a harvest of the page, under the lock. This does not hide a
+    /// write that another announcement should have reported.
     fn begin_deferred(&self, desc: &PageDesc<O::Data>, page: PageIndex) -> Result<Begun, BeginError> {
         let mut set = lock(&self.harvest);
         let claimed = match self.pages.begin_protect(page, desc) {
@@ -307,9 +306,8 @@ impl<O: PageObserver> Region<O> {
             Err(found) => return already(found),
         };
         self.not_lost()?;
-        // In the set before it is protected: from then on every harvest
-        // looks at it. That it was written before does not matter: no block
-        // is on an open page.
+        // In the set before it is protected: from then on every harvest looks at it. An
+        // earlier write to it does not matter: no block is on an open page.
         set.insert(page.0);
         self.count_call();
         self.protection.harvest(self.host_of(&claimed.pages.pages())?, &mut |_| {})?;
@@ -324,8 +322,8 @@ impl<O: PageObserver> Region<O> {
         self.has_checked.store(true, Ordering::Release);
     }
 
-    /// Looks whether the mechanism is still there, and lets checked pages that have
-    /// cooled be protected again. A page about which the policy panics stays checked.
+    /// Checks that the mechanism still works, and lets cooled checked pages be protected
+    /// again. If the policy panics for a page, the page stays checked.
     pub(super) fn tend(&self, panics: &mut FirstPanic) {
         if !self.pages.is_lost() && self.protection.check().is_err() {
             let _ = self.abandon();
@@ -354,7 +352,7 @@ impl<O: PageObserver> Region<O> {
         }
     }
 
-    /// Makes `pages` writable, whose blocks died. Async-signal-safe.
+    /// Makes `pages`, with dead blocks, writable. Async-signal-safe.
     pub(super) fn unprotect_pages(&self, pages: Range<usize>, leave: Permit<'_>) -> Result<(), Error> {
         let opening = self.protection.opening(leave)?;
         let done = self.unprotect_run(pages.start, pages.len(), opening);
@@ -367,7 +365,7 @@ impl<O: PageObserver> Region<O> {
         self.protection.unprotect(HostRange::of_pages(start, count, self.page), opening)
     }
 
-    /// A piece of `pages` may be gone, and what lies behind that is protected still.
+    /// A piece of `pages` may be gone, and the pages behind it are still protected.
     #[cold]
     #[inline(never)]
     fn unprotect_each(&self, pages: Range<usize>, opening: Opening<'_>) -> Result<(), Error> {
@@ -384,15 +382,15 @@ impl<O: PageObserver> Region<O> {
         }
     }
 
-    /// One system call protected so many pages.
+    /// One system call protected this many pages.
     fn count_protected(&self, pages: usize) {
         if self.mode != Mode::None {
             self.counters.histograms.protect_pages.record(pages as u64);
         }
     }
 
-    /// In a fork's child: the region that goes on for this one. Everything that
-    /// was translated from this one is unreachable, and nothing begins in it.
+    /// In a fork's child: returns the region that replaces this one. All translations of
+    /// this one are unreachable, and nothing begins in it.
     pub(super) fn continue_in_child(&self) -> Result<Arc<Self>, Error> {
         let leave = self.lose();
         let mut child = None;
@@ -409,11 +407,11 @@ impl<O: PageObserver> Region<O> {
     }
 }
 
-/// What a translator that begins gets.
+/// The result for a translator that begins.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Begun {
     pub(super) generation: Generation,
-    /// What is made from the page compares itself.
+    /// Translations of the page must compare themselves.
     pub(super) checked: bool,
 }
 
@@ -426,16 +424,16 @@ fn already(begin: Begin) -> Result<Begun, BeginError> {
     }
 }
 
-/// Pages that this translator is about to protect: dropped, their words are as
-/// they were before, and so is the kernel.
+/// Pages that this translator is about to protect. The drop restores their words and the
+/// kernel's protection.
 struct Claimed<'a, O: PageObserver> {
     region: &'a Region<O>,
     pages: Protecting<'a, O::Data>,
 }
 
 impl<'a, O: PageObserver> Claimed<'a, O> {
-    /// Takes neighbours along that were opened in bulk, or that the guest cannot
-    /// write: one system call protects them all.
+    /// Takes neighbours along that were opened in bulk, or that the guest cannot write: one
+    /// system call protects them all.
     fn extend(&mut self, most: usize) {
         let read_only = lock(&self.region.read_only).around(self.pages.pages().start).unwrap_or(0..0);
         while self.pages.pages().len() < most {
@@ -464,7 +462,7 @@ impl<'a, O: PageObserver> Claimed<'a, O> {
         drop([before, behind].map(|pages| Self { region, pages }));
     }
 
-    /// The system call protected them all: what `page` got.
+    /// The system call protected them all. Returns the result for `page`.
     fn finish(mut self, page: PageIndex) -> Result<Begun, BeginError> {
         let region = self.region;
         let mut begun = Err(BeginError::Busy(Busy::Written));
@@ -487,8 +485,8 @@ impl<O: PageObserver> Drop for Claimed<'_, O> {
     fn drop(&mut self) {
         let pages = self.pages.pages();
         if !pages.is_empty() && self.region.unprotect_pages(pages, self.pages.permit()).is_err() {
-            // The kernel's own writes would be refused: an announcement takes an open
-            // page for a writable one.
+            // An announcement takes an open page for a writable one, so the kernel's own
+            // writes would be refused.
             let _ = self.region.open_all();
         }
     }

@@ -1,13 +1,14 @@
 //! Tells a fault that is not ours from one that lost a race.
 //!
-//! A store that faults on a page whose word says writable may have been
-//! overtaken by another thread's un-protect: it only has to be tried again. Or
-//! it can never succeed (it lies past the end of its memfd, or the guest may not
-//! write there): then un-protecting helps nothing and the same fault comes back
-//! for ever. Such a fault is the second one of the same store while the page's
-//! state and generation are what the first one left: no protecting system call
-//! was made in between. Nor did the mechanism change the page's access for anybody
-//! else (`Protection::access_changes`): a change that is under way may refuse a store
+//! A store may fault on a page whose word says writable. It may have been overtaken by
+//! another thread's un-protect: then it only has to be tried again. Or it can never
+//! succeed, because it lies past the end of its memfd, or the guest may not write there.
+//! Then un-protecting does not help, and the same fault comes back for ever.
+//!
+//! A fault of this second kind is recognised when the same store faults twice while the
+//! page's state and generation stay the same: no protecting system call was made in
+//! between. Also the mechanism must not have changed the page's access for another
+//! reason (`Protection::access_changes`): a change that is under way may refuse a store
 //! that it will allow.
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -15,11 +16,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::protection::WriteFault;
 use crate::sys::fault::this_thread;
 
-/// Threads whose last fault is remembered; more of them overwrite each other's,
+/// Number of remembered last faults, one a thread. More threads overwrite each other's,
 /// which costs a needless retry.
 const SLOTS: usize = 64;
 
-/// No fault's fingerprint.
+/// Not the fingerprint of any fault.
 const NONE: u64 = 0;
 
 #[derive(Debug)]
@@ -32,14 +33,14 @@ impl Repeats {
         Self { slots: core::array::from_fn(|_| AtomicU64::new(NONE)) }
     }
 
-    /// After the un-protect for `fault`, which left the page's state and
+    /// Called after the un-protect for `fault`, which left the page's state and
     /// generation as in `word`, and the number of `changes` of its access.
     pub(super) fn record(&self, fault: &WriteFault, word: u64, changes: Option<u64>) {
         let print = changes.map_or(NONE, |changes| fingerprint(fault, word, changes));
         self.slots[slot_of(fault)].store(print, Ordering::Relaxed);
     }
 
-    /// Whether `fault` is the last one of its thread again, with the same word and the
+    /// Whether `fault` repeats the last one of its thread, with the same word and the
     /// same number of changes.
     pub(super) fn is_repeat(&self, fault: &WriteFault, word: u64, changes: Option<u64>) -> bool {
         let last = self.slots[slot_of(fault)].load(Ordering::Relaxed);
@@ -47,7 +48,8 @@ impl Repeats {
     }
 }
 
-/// The storing thread: by its id, or, in that thread itself, by what it is.
+/// The storing thread: by its id, or, if it is the calling thread, by the address of its
+/// errno.
 fn thread_of(fault: &WriteFault) -> u64 {
     if fault.tid == 0 { this_thread() } else { u64::from(fault.tid) }
 }
@@ -57,7 +59,7 @@ fn slot_of(fault: &WriteFault) -> usize {
     (thread_of(fault).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % SLOTS
 }
 
-/// Mixes all that must be equal into 64 bits.
+/// Mixes all compared values into 64 bits.
 fn fingerprint(fault: &WriteFault, word: u64, changes: u64) -> u64 {
     let pc = fault.pc.map_or(0, |pc| pc.0 as u64);
     let parts = [thread_of(fault), pc, fault.addr.0 as u64, word, changes];
@@ -93,7 +95,7 @@ mod tests {
     }
 
     /// The kernel protects a page that its word calls open, and the message of its store
-    /// looks like the last one: the page is opened, and nobody begins meanwhile.
+    /// looks like the last one. The page is opened, and no translator begins meanwhile.
     #[test]
     fn a_handler_thread_opens_whatever_it_is_told_of_under_the_count() {
         let tracker = Arc::new(Tracker::new(Arc::new(Nobody)));
@@ -124,7 +126,7 @@ mod tests {
         }
     }
 
-    /// Between the fault and its handler its region ends and another one begins.
+    /// Its region ends between the fault and its handler, and another one begins.
     #[test]
     fn a_fault_that_is_on_its_way_while_its_region_ends() {
         let tracker = Arc::new(Tracker::new(Arc::new(Nobody)));
@@ -146,9 +148,9 @@ mod tests {
         assert!(retired.into_inner());
     }
 
-    /// The guest's own mprotect of a page that it may write before and after, at each
-    /// two steps of which a store is tried: it goes through in the end, and nobody takes
-    /// it for a crash.
+    /// The guest's own mprotect of a page that it may write before and after. A store is
+    /// tried between each two steps: it goes through in the end, and is not taken for a
+    /// crash.
     #[test]
     fn a_store_at_each_two_steps_of_the_guests_mprotect() {
         const START: HostAddr = HostAddr(6 << 44);
@@ -162,7 +164,7 @@ mod tests {
                 let open = || Ok(mechanism);
                 tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), None, open).unwrap();
                 tracker.begin(GuestAddr(0)).unwrap();
-                // Once. Whether it went through.
+                // Tries once. Returns whether it went through.
                 let store = move || {
                     let retires = kernel.access_of(0) == Access::ReadWrite;
                     if !retires {

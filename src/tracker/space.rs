@@ -1,4 +1,4 @@
-//! What a tracker knows of guest memory, and the lock around it.
+//! The tracker's regions and views of guest memory, and the lock around them.
 
 use std::fmt;
 use std::ops::Range;
@@ -15,29 +15,29 @@ use super::ranges::Ranges;
 use super::region::Region;
 use super::views::{SharedMemory, Views};
 
-/// The lock of a tracker's space. It is also the gate of a fork: whoever takes
-/// another lock of the tracker or of a mechanism has this one for reading.
+/// The lock of a tracker's space. It is also the gate of a fork: a thread that takes
+/// another lock of the tracker or of a mechanism holds this one for reading.
 pub(super) struct Gate<O: PageObserver> {
     space: Arc<RwLock<Space<O>>>,
-    /// Whether a view was ever declared. A translator that does not see it set
-    /// claimed its page before that view's declaration ended the claim.
+    /// Whether a view was ever declared. If a translator does not see it set, it claimed
+    /// its page before that view's declaration ended the claim.
     has_views: Arc<AtomicBool>,
     /// The thread that keeps the tracker still for a fork.
     keeper: Arc<Keeper>,
     meanwhile: Arc<Mutex<Meanwhile<O>>>,
 }
 
-/// What the thread that keeps a tracker still can do with it meanwhile.
+/// The state that the thread with the fork guard can use meanwhile.
 #[derive(Debug)]
 struct Meanwhile<O: PageObserver> {
     /// The regions that it may look at.
     regions: Vec<Arc<Region<O>>>,
-    /// What it released.
+    /// The holds that it released.
     released: Vec<(RegionId, Hold)>,
 }
 
-/// A region from the call that adds it to the one that removes it. In a fork's child
-/// another [`Region`] goes on for it under the same number.
+/// A region from the call that adds it to the call that removes it. In a fork's child
+/// another [`Region`] replaces it under the same number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct RegionId(u64);
 
@@ -46,11 +46,12 @@ pub(super) struct RegionId(u64);
 pub(super) struct Tracked<O: PageObserver> {
     pub(super) id: RegionId,
     pub(super) region: Arc<Region<O>>,
-    /// Pages whose new mapping could not be tracked: none is translated from.
+    /// Pages with a new mapping that could not be tracked: no translation begins on
+    /// them.
     pub(super) refused: Ranges,
 }
 
-/// What a tracker knows of guest memory.
+/// The tracker's regions and views of guest memory.
 #[derive(Debug)]
 pub(super) struct Space<O: PageObserver> {
     /// Their guest ranges do not overlap.
@@ -99,7 +100,7 @@ impl<O: PageObserver> Gate<O> {
         self.keeper.assert();
     }
 
-    /// Lets nobody in until the result is dropped.
+    /// Lets no thread in until the result is dropped.
     pub(super) fn stand_still(&self) -> Standing<'_, O> {
         let space = self.write();
         lock(&self.meanwhile).regions = space.regions.iter().map(|tracked| tracked.region.clone()).collect();
@@ -127,7 +128,7 @@ impl<O: PageObserver> Gate<O> {
         }
     }
 
-    /// Looks at every region, also under the guard of a fork.
+    /// Looks at every region, even under the guard of a fork.
     pub(super) fn for_each_region(&self, mut look: impl FnMut(&Arc<Region<O>>)) {
         if self.stands_still_here() {
             lock(&self.meanwhile).regions.iter().for_each(&mut look);
@@ -136,8 +137,8 @@ impl<O: PageObserver> Gate<O> {
         }
     }
 
-    /// Every region, which the tracker has no more. A thread that forgot its guard never
-    /// gives the lock back, and ends its tracker all the same.
+    /// Takes every region out of the tracker. A thread that forgot its guard never gives
+    /// the lock back, and can still end its tracker.
     pub(super) fn take_regions(&self) -> Vec<Arc<Region<O>>> {
         if self.stands_still_here() {
             core::mem::take(&mut lock(&self.meanwhile).regions)
@@ -146,7 +147,7 @@ impl<O: PageObserver> Gate<O> {
         }
     }
 
-    /// The other pages that show the bytes of `page`, which the caller has claimed
+    /// The other pages that show the bytes of `page`. The caller has claimed `page`
     /// already.
     #[track_caller]
     pub(super) fn aliases(&self, page: Span) -> Vec<GuestAddr> {
@@ -157,7 +158,7 @@ impl<O: PageObserver> Gate<O> {
         self.read().views.aliases(page)
     }
 
-    /// Writes a view down, then ends what was begun without knowing of it.
+    /// Writes a view down, then ends claims that were made without it.
     pub(super) fn declare(&self, space: &mut Space<O>, at: Span, memory: SharedMemory) {
         self.has_views.store(true, Ordering::Release);
         space.declare(at, memory);
@@ -199,7 +200,7 @@ impl<O: PageObserver> Space<O> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotTracked`] where none does.
+    /// [`Error::NotTracked`] if none does.
     pub(super) fn at(&self, guest: GuestAddr) -> Result<&Tracked<O>, Error> {
         let found = self.regions.iter().find(|tracked| tracked.region.contains(guest));
         found.ok_or(Error::NotTracked { start: guest.0, len: 1 })
@@ -233,7 +234,7 @@ impl<O: PageObserver> Space<O> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotTracked`] where no region has a byte of it.
+    /// [`Error::NotTracked`] if no region has a byte of it.
     pub(super) fn tracked(&self, span: Span) -> Result<impl Iterator<Item = (&Tracked<O>, Range<usize>)>, Error> {
         let mut found = self.within(span).peekable();
         if found.peek().is_none() {
@@ -246,7 +247,7 @@ impl<O: PageObserver> Space<O> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotTracked`] where one does not.
+    /// [`Error::NotTracked`] if one does not.
     pub(super) fn tracks_all(&self, span: Span) -> Result<(), Error> {
         let mut left = vec![span];
         for tracked in &self.regions {
@@ -258,8 +259,8 @@ impl<O: PageObserver> Space<O> {
         }
     }
 
-    /// What was made from `at` before did not know of its other views, nor what was
-    /// made from these of `at`.
+    /// Earlier translations of `at` did not know of its other views, nor those of the
+    /// other views of `at`.
     fn declare(&mut self, at: Span, memory: SharedMemory) {
         self.views.insert(at, memory);
         for span in self.views.others(at).into_iter().chain([at]) {

@@ -1,21 +1,20 @@
-//! Streams of writes: a copy that goes through code pages from the first to the
-//! last faults at each of them, unless pages are opened ahead of it, as a kernel
-//! reads ahead in a file.
+//! Streams of writes. A copy over code pages, from the first to the last, faults at
+//! each of them. So pages are opened ahead of it, as a kernel reads ahead in a file.
 //!
-//! A fault at the page where the last opened run ended opens twice as many pages
-//! as the last one did. A wrong guess costs translations and never the truth:
-//! what is opened ahead is opened like any page that is written.
+//! A fault at the page behind the last opened run opens twice as many pages as that run
+//! had. A wrong guess costs translations and never correctness: a page that is opened
+//! ahead is opened like any page that is written.
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// Streams at a time; more of them forget each other, which costs faults.
+/// Streams at a time. More of them overwrite each other, which costs faults.
 const STREAMS: usize = 8;
 
 /// Bits of a run's length; the page that is expected next is above them.
 const RUN_BITS: u32 = 16;
 
-/// Async-signal-safe. Two threads that change one stream at once make a wrong
-/// guess, no more.
+/// Async-signal-safe. If two threads change one stream at once, the only result is a
+/// wrong guess.
 #[derive(Debug)]
 pub(super) struct Streams {
     slots: [AtomicU64; STREAMS],
@@ -23,7 +22,7 @@ pub(super) struct Streams {
     next: AtomicUsize,
 }
 
-/// Where a fault stands in its stream.
+/// The position of a fault in its stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     slot: usize,

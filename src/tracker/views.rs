@@ -1,25 +1,23 @@
-//! Which guest addresses show the same bytes.
+//! Guest addresses that show the same bytes.
 //!
-//! Protection belongs to a mapping: a store through another mapping of the same
-//! memory raises nothing. So whoever translates from a page of shared memory
-//! claims every page that shows the same bytes; then a store through any of them
-//! finds the block, and a page of memory is protected only where all its mappings
-//! are.
+//! Protection belongs to a mapping: a store through another mapping of the same memory
+//! raises no fault. So a translator of shared memory claims every page that shows the
+//! same bytes. Then a store through any of them finds the block, and a page of memory
+//! counts as protected only if all its mappings are.
 //!
-//! A view that appears later is written down before the guest sees it, then what
-//! was made from the other views is made unreachable and their claims end: what
-//! begins after that finds the new view and claims it too.
+//! A view that appears later is written down before the guest sees it. Then
+//! translations of the other views become unreachable and their claims end. A
+//! translation that begins after that finds the new view and claims it too.
 
 //!
 //! # What a call for a range means for the other views
 //!
-//! A block lies on every view's page, so whatever kills or holds one of its pages
-//! reaches it, whichever view it is found by: for an announcement of a write or of a
-//! change the pages of the range alone are enough. A harvest is another thing: it asks
-//! which bytes were written, and a store may have come through any view. So
-//! [`sync_range`](super::Tracker::sync_range) asks about the other views of the range
-//! too. A view that a range cuts is cut: what lies outside of the range and shows bytes
-//! of it belongs to it, and no more.
+//! A block lies on every view's page. So killing or holding one of its pages reaches
+//! it, through any view: for an announcement of a write or of a change the pages of the
+//! range alone are enough. A harvest differs: it asks which bytes were written, and a
+//! store may have come through any view. So [`sync_range`](super::Tracker::sync_range)
+//! asks about the other views of the range too. A range may cut a view. Then a part of
+//! another view belongs to the range exactly if it shows bytes of the range.
 
 use std::collections::BTreeMap;
 
@@ -29,15 +27,16 @@ use crate::guest_memory::BackingId;
 /// Memory that may be mapped at several places.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SharedMemory {
-    /// Which file or memfd.
+    /// The file or memfd.
     pub backing: BackingId,
-    /// Where in it the mapping begins, in bytes: a multiple of the page size.
+    /// The offset in it, in bytes, at which the mapping begins: a multiple of the page
+    /// size.
     pub offset: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct View {
-    /// Where the guest sees it.
+    /// Its guest addresses.
     at: Span,
     backing: BackingId,
     /// The bytes of the memory that it shows, as many as `at` has.
@@ -52,7 +51,7 @@ impl View {
         Some(Self { at, shown, ..self })
     }
 
-    /// Where the guest sees those of `bytes` that it shows.
+    /// The guest addresses at which it shows its part of `bytes`.
     fn showing(self, bytes: Span) -> Option<Span> {
         let shown = self.shown.intersection(bytes)?;
         shown.moved_to(self.at.first() + (shown.first() - self.shown.first()))
@@ -72,7 +71,7 @@ impl Views {
         }
     }
 
-    /// Nothing in `at` is a view any more.
+    /// Ends every view in `at`.
     pub(super) fn remove(&mut self, at: Span) {
         let hit: Vec<View> = self.within(at).collect();
         for view in hit {
@@ -89,8 +88,7 @@ impl Views {
         before.into_iter().chain(self.0.range(at.first()..=at.last())).map(|(_, &view)| view)
     }
 
-    /// The guest ranges outside `at` that show bytes which `at` shows. They do not
-    /// overlap.
+    /// The guest ranges outside `at` that show bytes of `at`. They do not overlap.
     pub(super) fn others(&self, at: Span) -> Vec<Span> {
         let mut others = Vec::new();
         if self.0.len() < 2 {
@@ -165,10 +163,10 @@ mod tests {
         assert_eq!(aliases(&views, 105), [5]);
     }
 
-    /// What a page shows: a memory and a page of it.
+    /// A memory, and a page of it.
     type Shown = (u64, u64);
 
-    /// Against a map of pages, at one end of the address space or the other.
+    /// Compares with a map of pages, at either end of the address space.
     #[test]
     fn agrees_with_a_map_of_pages() {
         const PAGES: u64 = 40;

@@ -1,12 +1,16 @@
-//! What happens when a write arrives: by a fault, by a harvest, by an
-//! announcement; and when the tracking is lost.
+//! The handling of a write, learned of by a fault, by a harvest or by an announcement; and of a
+//! lost mechanism.
 //!
-//! Every way has one order: the page's word moves on, so that no generation that
-//! a translator holds stays valid; then the observer makes what was derived from
-//! the page unreachable, or, where the write is beside it and the region's
-//! policy has checked pages, has it compare itself from now on; then every thread
-//! passes a barrier; then the page is opened. Whoever opens a page does all four, also where somebody else has
-//! moved the word already: that one may not have come to the end.
+//! Every way takes the same four steps:
+//!
+//! 1. The page's word moves on, so that no generation that a translator holds stays valid.
+//! 2. The observer makes the page's translations unreachable. If the write is beside them and
+//!    the region's policy has checked pages, they compare themselves from now on instead.
+//! 3. Every thread passes a barrier.
+//! 4. The page is opened.
+//!
+//! Every opener takes all four steps, even if another thread has moved the word already: that
+//! thread may not have finished.
 
 use std::ops::Range;
 
@@ -21,15 +25,15 @@ use super::harvest::HarvestSet;
 use super::region::Region;
 use super::{Cause, PageObserver, PageWrite};
 
-/// A stream comes to a page within so many of its first bytes: a cache line, as
-/// stores over two pages fault at the second one's first byte.
+/// A stream enters a page within this many of its first bytes: a cache line, as a store over
+/// two pages faults at the second one's first byte.
 const ENTERED_WITHIN_BYTES: usize = 64;
 
 /// The pages that a harvest found written.
 type Found<'a, D> = Vec<(PageIndex, &'a PageDesc<D>)>;
 
-/// The page was opened together with others. One that was only protected along
-/// with its neighbours, for nothing, is not taken along again.
+/// The page was opened together with others. A page without code, which was protected only as a
+/// neighbour, is not taken along again.
 fn set_opened_in_bulk<D>(desc: &PageDesc<D>) {
     if desc.has_any_code() {
         desc.history.set_opened_in_bulk();
@@ -43,28 +47,28 @@ impl<O: PageObserver> Region<O> {
         self.observer.written(&desc.data, &PageWrite { page: self.guest_of(page), cause });
     }
 
-    /// As [`Region::invalidated`], where the page's word says checked.
+    /// As [`Region::invalidated`], for a page whose word says checked.
     fn compared(&self, page: PageIndex, desc: &PageDesc<O::Data>, cause: Cause) {
         self.fence_before_walk();
         self.observer.beside(&desc.data, &PageWrite { page: self.guest_of(page), cause });
     }
 
     fn fence_before_walk(&self) {
-        // Pairs with the fence of a commit between entering its block and
-        // looking at the generations: one of the two sees the other.
+        // Pairs with the fence of a commit between entering its block and looking at the
+        // generations: one of the two sees the other.
         if !left_out(Rule::FenceBeforeWalk) {
             fence(Ordering::SeqCst);
         }
     }
 
-    /// After an un-protect of the page was entered, which found `before`.
+    /// Called after an un-protect of the page was entered, which found `before`.
     fn tell(&self, page: PageIndex, desc: &PageDesc<O::Data>, before: Word, why: Unprotect, cause: Cause) {
         match before.state() {
             PageState::Protected if why == Unprotect::Beside => {
                 self.compared(page, desc, cause);
                 self.became_checked(desc);
             }
-            // Whoever made it so may not have told the observer yet.
+            // The thread that made it checked may not have told the observer yet.
             PageState::Checked if why != Unprotect::Change => self.compared(page, desc, cause),
             _ => self.invalidated(page, desc, cause),
         }
@@ -79,18 +83,18 @@ impl<O: PageObserver> Region<O> {
         }
     }
 
-    /// Finds what was written in `pages` since the last harvest, protects it
-    /// again and invalidates it. Then it asks the policy which of the pages become checked.
+    /// Finds the pages of `pages` that were written since the last harvest, protects them again
+    /// and invalidates them. Then it asks the policy which of them become checked.
     pub(super) fn sync(&self, pages: Range<usize>) -> Result<(), Error> {
         let entered_ns = precise_ns();
         let (found, done) = self.harvest(pages);
         self.counters.histograms.sync_ns.record(precise_ns().saturating_sub(entered_ns));
-        // Under no lock and when all is told: this is code of the embedder's.
+        // Under no lock, and after all reports: this calls code of the embedder's.
         self.ask_of_harvested(&found);
         done
     }
 
-    /// The pages that were found written, which are told of when this returns.
+    /// The pages that were found written. The observer has been told of them when this returns.
     fn harvest(&self, pages: Range<usize>) -> (Found<'_, O::Data>, Result<(), Error>) {
         let mut set = lock(&self.harvest);
         let (mut failed, mut found) = (Vec::new(), Vec::new());
@@ -113,8 +117,8 @@ impl<O: PageObserver> Region<O> {
             }
         }
         self.harvested(&found, &mut set);
-        // Never run on hope: what could not be asked about is stale. Under the
-        // lock: the next announcement asks about these pages no more.
+        // Pages that could not be asked about count as stale. Under the lock: the next
+        // announcement no longer asks about these pages.
         for run in failed {
             set.remove(run.clone());
             self.stop_translating(run);
@@ -127,8 +131,8 @@ impl<O: PageObserver> Region<O> {
         if found.is_empty() {
             return;
         }
-        // Where code is spread, each descriptor is a cache miss. Loads overlap; the
-        // locked operations below would wait for one after the other.
+        // If code is spread, each descriptor is a cache miss. These loads overlap; the locked
+        // operations below would wait for one after the other.
         core::hint::black_box(
             found.iter().fold(0u64, |words, (_, desc)| words ^ u64::from(desc.word.load().is_pristine())),
         );
@@ -137,7 +141,7 @@ impl<O: PageObserver> Region<O> {
         for &(page, desc) in found {
             desc.history.record(Hit::Harvested, None, 0, now_ms);
             if desc.word.load().state() == PageState::Checked {
-                // By an announcement, which may not have told the observer yet.
+                // An announcement made it checked, and may not have told the observer yet.
                 self.compared(page, desc, Cause::Harvest);
                 set.remove(page.0..page.0 + 1);
             } else {
@@ -151,8 +155,8 @@ impl<O: PageObserver> Region<O> {
         self.observer.written_all(&written);
     }
 
-    /// Asks the policy of pages that were found written, and makes those checked that it
-    /// wants so.
+    /// Asks the policy about pages that were found written, and makes those checked that it
+    /// chooses.
     fn ask_of_harvested(&self, found: &[(PageIndex, &PageDesc<O::Data>)]) {
         let now_ms = coarse_ms();
         for &(page, desc) in found {
@@ -160,33 +164,30 @@ impl<O: PageObserver> Region<O> {
             if !is_protected || !self.policy.on_harvest(&desc.history.read(now_ms, false)) {
                 continue;
             }
-            // An announcement that asks about the page no more comes after the walk.
+            // An announcement that no longer asks about the page comes after the walk.
             let mut set = lock(&self.harvest);
             if desc.word.check_harvested() {
-                // What was committed since.
+                // For blocks that were committed since.
                 self.compared(page, desc, Cause::Harvest);
                 self.became_checked(desc);
-                // Checked pages are written to as their guest likes: a harvest need not
-                // know.
+                // A checked page may be written at any time: a harvest need not look at it.
                 set.remove(page.0..page.0 + 1);
             }
         }
     }
 
-    /// Every block on `pages` dies and they are open afterwards, whatever the
+    /// Every block on `pages` dies, and by their words they are open afterwards, whatever the
     /// kernel holds.
     pub(super) fn stop_translating(&self, pages: Range<usize>) {
         self.pages.stop(pages, |page, desc, _| self.invalidated(page, desc, Cause::Lost));
     }
 
-    /// The bytes of `pages` changed or are about to, in a way that the kernel
-    /// does not tell.
+    /// The bytes of `pages` changed or are about to, and the kernel does not report it.
     pub(super) fn invalidate(&self, pages: Range<usize>) {
-        // The caller stored the bytes and looks for words now; a translator stores its
-        // word and reads the bytes then. Pairs with the fence in `not_lost`: either a
-        // page that is about to be translated from is seen here, or its translator
-        // reads the new bytes. A word that is pristine, and one that is not there yet,
-        // are only looked at: no exchange orders that.
+        // The caller stored the bytes and looks for words now; a translator stores its word and
+        // then reads the bytes. Pairs with the fence in `not_lost`: either this sees the page
+        // that is about to be translated from, or its translator reads the new bytes. Pristine
+        // words and missing descriptors are only read here: no exchange orders that.
         if !left_out(Rule::FenceBeforeLook) {
             fence(Ordering::SeqCst);
         }
@@ -196,10 +197,9 @@ impl<O: PageObserver> Region<O> {
         }
     }
 
-    /// Makes `pages` writable, their blocks unreachable or checked, and keeps
-    /// whoever would protect one of them away until `PageTable::release`. Of their
-    /// bytes those of guest addresses `asked` are held, by `thread`. After an error the
-    /// pages are held as well.
+    /// Makes `pages` writable and their blocks unreachable or checked. Keeps translators from
+    /// protecting one of them until `PageTable::release`. Of their bytes, those at guest
+    /// addresses `asked` are held, by `thread`. After an error the pages are held too.
     pub(super) fn hold(
         &self,
         pages: Range<usize>,
@@ -219,9 +219,9 @@ impl<O: PageObserver> Region<O> {
         let now_ms = coarse_ms();
         let how = |page, desc: &PageDesc<O::Data>| self.why_held(page, desc, held_for, asked);
         let hold = self.pages.hold(pages, held_for, thread, how, |page, desc, before, why, leave| {
-            // Where an un-protect is in flight, whoever made it may not have
-            // told the observer or made its system call yet. Who opens all pages
-            // does that call last, with no count.
+            // If an un-protect is in flight, its thread may not have told the observer or made
+            // its system call yet. An opener of all pages makes that call last, without a
+            // count.
             let in_flight = before.unprotects_in_flight() != 0 || self.pages.is_opening();
             let settled = !in_flight || left_out(Rule::HoldBehindHandler);
             let open = match before.state() {
@@ -250,8 +250,8 @@ impl<O: PageObserver> Region<O> {
         if done.is_err() {
             done = self.open_all();
         }
-        // A translator that was about to protect one of them still may, and
-        // undoes it: the kernel's writes would be refused until then.
+        // A translator that was about to protect one of them may still do so, and undoes it.
+        // Until then the kernel's writes would be refused.
         self.await_cancelled(hold.pages().clone());
         (hold, done)
     }
@@ -269,8 +269,8 @@ impl<O: PageObserver> Region<O> {
         if beside { Unprotect::Beside } else { Unprotect::Write }
     }
 
-    /// Waits until no translator can protect one of `pages` any more that was
-    /// about to when they were un-protected.
+    /// Waits for translators that were about to protect one of `pages` when these were
+    /// un-protected, until none of them can do so any more.
     pub(super) fn await_cancelled(&self, pages: Range<usize>) {
         for (_, desc) in self.pages.existing(pages) {
             while desc.word.load().state() == PageState::Cancelled {
@@ -279,32 +279,31 @@ impl<O: PageObserver> Region<O> {
         }
     }
 
-    /// The kernel tracks nothing here any more.
+    /// The kernel no longer tracks anything here.
     pub(super) fn lose(&self) -> Permit<'_> {
         self.pages.lose(|page, desc, _| self.invalidated(page, desc, Cause::Lost))
     }
 
-    /// The mechanism has failed: nothing that was made from the region can be
-    /// reached, and then every page of it is open, by whatever means are left.
-    /// Async-signal-safe.
+    /// The mechanism has failed. Makes all translations of the region unreachable and then
+    /// opens every page of it, by any means that is left. Async-signal-safe.
     ///
-    /// Where that fails too, and where the barrier between the two is refused, the same
-    /// fault comes back and is handed on: the process ends rather than to run stale code
-    /// or to fault for ever. Without the barrier a core may be about to go on into a dead
-    /// block that it looked up ahead of its store, and no later system call of ours orders
-    /// that; a page that stays protected lets no such store retire.
+    /// If that fails too, or if the barrier between the two steps is refused, the same fault
+    /// comes back and is handed on: the process ends, rather than run stale code or fault for
+    /// ever. Without the barrier a core may be about to enter a dead block that it looked up
+    /// ahead of its store, and no later system call of ours orders that. A page that stays
+    /// protected lets no such store retire.
     pub(super) fn abandon(&self) -> Result<(), Error> {
         let opening = self.protection.opening(self.lose())?;
         self.protection.abandon(self.host, opening)
     }
 
-    /// An un-protect failed, as that of one page can at the limit of mappings where
-    /// that of all pages goes through. Nothing that was made from the region can be
-    /// reached, and then every page is open; translators may begin again. What
-    /// cannot be opened so is abandoned. Async-signal-safe.
+    /// An un-protect failed. At the limit of mappings, for example, one page cannot be opened
+    /// but all pages together can. Makes all translations of the region unreachable and then
+    /// opens every page; translators may begin again. If that fails, abandons the region.
+    /// Async-signal-safe.
     ///
-    /// Whoever calls this keeps its own leave until it is over: a hold that comes
-    /// between the two would take the page for open.
+    /// The caller keeps its own leave until this is over: a hold that comes between the two
+    /// would take the page for open.
     pub(super) fn open_all(&self) -> Result<(), Error> {
         let all = self.pages.open_all(|page, desc, _| self.invalidated(page, desc, Cause::Lost));
         let opening = self.protection.opening(all.permit());
@@ -313,9 +312,9 @@ impl<O: PageObserver> Region<O> {
         opened.or_else(|_| self.abandon())
     }
 
-    /// A fault on a page that was never protected. It may have been on its way when the
-    /// region before this one ended: then the store goes through now. If it comes back it
-    /// is not ours.
+    /// A fault on a page that was never protected. The fault may have been under way when the
+    /// previous region here ended; then the store goes through now. If it comes back it is not
+    /// ours.
     fn retry_once(&self, fault: &WriteFault) -> Handled {
         const NEVER: u64 = 0;
         let changes = self.protection.access_changes(fault.addr);
@@ -326,17 +325,16 @@ impl<O: PageObserver> Region<O> {
         Handled::Retry
     }
 
-    /// Whether the same fault came back though its page is writable as far as we know.
+    /// Whether the same fault came back although its page is writable as far as we know.
     ///
-    /// A handler thread is sent no faults but those of the protection itself, so there
-    /// is no such thing: a message that looks like the last one is an old one, or another
-    /// thread's, or of a page that the kernel protects all the same.
+    /// A handler thread is sent only faults of the protection itself, so it has no such
+    /// repeats. A message that looks like the last one is an old one, another thread's, or of a
+    /// page that the kernel protects after all.
     fn is_repeat(&self, fault: &WriteFault, word: u64, changes: Option<u64>) -> bool {
         self.mode != Mode::Thread && self.repeats.is_repeat(fault, word, changes)
     }
 
-    /// Takes along the pages behind `counted` that are protected, `most` pages at most
-    /// in all.
+    /// Takes along the protected pages behind `counted`, up to `most` pages in all.
     fn enter_ahead<'a>(&'a self, counted: &mut Counted<'a, O::Data>, most: usize) {
         let first = counted.pages().start;
         for page in (first + 1..first + most).map(PageIndex) {
@@ -355,8 +353,8 @@ impl<O: PageObserver> Region<O> {
 
 #[allow(unsafe_code)]
 // SAFETY: `on_write` finds descriptors, changes atomics and makes system calls by
-// `Protection::unprotect`, which the contract says is async-signal-safe, as
-// `PageObserver::written` and `PageObserver::beside` are.
+// `Protection::unprotect`, which is async-signal-safe by contract, as are
+// `PageObserver::written` and `PageObserver::beside`.
 unsafe impl<O: PageObserver> FaultSink for Region<O> {
     fn on_write(&self, fault: &WriteFault) -> Handled {
         let entered_ns = precise_ns();
@@ -371,8 +369,8 @@ unsafe impl<O: PageObserver> FaultSink for Region<O> {
         let place = self.streams.arrive(page.0, self.limits.open_ahead_pages);
         let offset = fault.addr.0 & (self.page.bytes() - 1);
         let hits_code = desc.has_code(offset..offset + 1, self.page.bytes());
-        // A stream is about to write all of the page. It comes in at the page's first
-        // bytes: who appends code to pages one behind the other does not.
+        // A stream is about to write all of the page, and enters it at its first bytes. A guest
+        // that appends code to successive pages does not.
         let in_stream = place.run > 1 && offset < ENTERED_WITHIN_BYTES;
         let beside = self.limits.checks_beside && !hits_code && !in_stream && desc.has_any_code();
         let why = if beside { Unprotect::Beside } else { Unprotect::Write };
@@ -396,7 +394,7 @@ unsafe impl<O: PageObserver> FaultSink for Region<O> {
         self.counters.histograms.fault_opened_pages.record(pages.len() as u64);
         self.counters.histograms.fault_ns.record(precise_ns().saturating_sub(entered_ns));
         if opened.is_err() && self.mode == Mode::Thread {
-            // No signal will end this process: the thread ends, and that opens the page or
+            // No signal will end this process. Instead the thread ends, which opens the page or
             // ends the process.
             return Handled::NotOurs;
         }
