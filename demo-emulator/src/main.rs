@@ -28,11 +28,10 @@ use demo_emulator::symbols::Symbols;
 /// Exit status of an emulator that cannot do its work, as `env` and others have it.
 const FAILURE_STATUS: u8 = 125;
 
-/// Data that a run needs beside the guest's stack and the tables of the sizes that
-/// were asked for.
+/// Data that a run needs, besides the guest's stack and the tables whose sizes the options set.
 const ROOM_BYTES: usize = 4 << 20;
 
-/// An exit status and what is said.
+/// An exit status and the message.
 type Failure = (u8, String);
 
 fn main() -> ExitCode {
@@ -58,7 +57,7 @@ fn main() -> ExitCode {
             return fail(status, &error);
         }
     };
-    // Unlike `print!` without a panic where nobody reads it.
+    // Unlike `print!`, this does not panic if nobody reads the output.
     match io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(FAILURE_STATUS),
@@ -66,12 +65,12 @@ fn main() -> ExitCode {
 }
 
 fn fail(status: u8, error: &dyn Display) -> ExitCode {
-    // Nothing is left to be done where it cannot be said.
+    // If standard error fails too, nothing is left to do.
     let _ = writeln!(io::stderr(), "demo-emulator: {error}");
     ExitCode::from(status)
 }
 
-/// Runs the guest, which ends the process; comes back with an error alone.
+/// Runs the guest, which ends the process. Returns only on an error.
 fn run(cli: Cli) -> Failure {
     match start(cli) {
         Ok(never) => match never {},
@@ -94,7 +93,7 @@ fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
          data for a table; raise the limits with ulimit -v unlimited and ulimit -d unlimited",
     ))?;
     check_room(&cli)?;
-    // In this order: the fault handler hands on what it does not know.
+    // In this order: the fault handler passes on the faults that it does not recognise.
     host_signals::catch_sent_faults().map_err(failed("the signal handler cannot be installed"))?;
     host_fault::install().map_err(failed("the fault handler cannot be installed"))?;
     let log_name = cli.log_file.as_deref().unwrap_or(Path::new("")).display().to_string();
@@ -141,19 +140,18 @@ fn check_sysroot(sysroot: Option<&Path>) -> Result<(), Failure> {
     if about.is_dir() { Ok(()) } else { Err((FAILURE_STATUS, format!("-L {}: is not a directory", path.display()))) }
 }
 
-/// Where something is hidden it is by a name that something has, whether the
-/// program's way needs it or not.
+/// Each name in CODEWARDEN_HIDE must exist, even if the program does not need it.
 fn check_mask() -> Result<(), Failure> {
     let mistake = std::env::var_os("CODEWARDEN_HIDE").and_then(|_| Probe::of_this_process().mistake());
     mistake.map_or(Ok(()), |mistake| Err((FAILURE_STATUS, mistake)))
 }
 
-/// Says `what` cannot be done, before the reason.
+/// Prefixes an error with the thing that cannot be done: `what`.
 fn failed<E: Display>(what: &str) -> impl Fn(E) -> Failure {
     move |error| (FAILURE_STATUS, format!("{what} ({error})"))
 }
 
-/// What runs the instructions, and the engine that it is unless it is the oracle.
+/// The machine that runs the instructions; it is also the engine, unless it is the oracle.
 type Runner = (Arc<dyn Machine>, Option<Arc<Engine>>);
 
 fn machine(
@@ -206,7 +204,7 @@ fn cannot_start(error: EngineError) -> Failure {
     (FAILURE_STATUS, format!("{error}\n{advice}"))
 }
 
-/// What is told when the guest has ended.
+/// Prints the reports when the guest has ended.
 fn at_exit(
     cli: &Cli,
     engine: Option<Arc<Engine>>,

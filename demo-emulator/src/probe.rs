@@ -1,5 +1,5 @@
-//! `--probe`: what this kernel and these permissions allow, which mode `auto`
-//! takes and why, and what to change to get a better one.
+//! `--probe`: the modes and facilities that this kernel and these permissions allow, the mode that
+//! `auto` takes and why, and the changes that allow a better one.
 
 use std::fmt::Write;
 use std::fs;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::style::wrapped;
 
-/// What a person is told.
+/// The report for people.
 pub fn text(probe: &Probe) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
@@ -56,7 +56,7 @@ fn describe(probe: &Probe, text: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-/// The same for programs: one line.
+/// The report for programs: one line.
 pub fn json(probe: &Probe) -> String {
     let object = |pairs: Vec<(&str, Value)>| {
         pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<String, Value>>()
@@ -94,7 +94,7 @@ fn user() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-/// What decides who may open a userfaultfd, and how far the baseline goes.
+/// The settings that decide who may open a userfaultfd, and the kernels that the baseline covers.
 const SETTINGS: [(&str, &str); 2] = [
     ("vm.unprivileged_userfaultfd", "/proc/sys/vm/unprivileged_userfaultfd"),
     ("vm.max_map_count", "/proc/sys/vm/max_map_count"),
@@ -117,14 +117,14 @@ fn about(probe: &Probe, mode: Mode) -> &'static str {
     }
 }
 
-/// How guest code is run, and what the way needs.
+/// The ways to run guest code, and the facility that each needs.
 const WAYS: [(&str, &str, Option<Facility>); 3] = [
     ("--interpret", "every instruction is fetched and decoded", None),
     ("--tier 0", "decoded blocks are kept", None),
     ("translated", "blocks are compiled; --tier auto does without where it must", Some(Facility::MembarrierSyncCore)),
 ];
 
-/// What keeps `mode` away, and the change that helps.
+/// The reason why `mode` is unavailable, and the change that makes it available.
 fn why_not(probe: &Probe, mode: Mode) -> Option<String> {
     match probe.check(mode) {
         Ok(()) => None,
@@ -133,7 +133,7 @@ fn why_not(probe: &Probe, mode: Mode) -> Option<String> {
     }
 }
 
-/// What a facility is good for where no mode needs it.
+/// The use of each facility that no mode needs.
 const BETTER: [(Facility, &str); 5] = [
     (Facility::KernelFaults, "kernel writes in mode thread"),
     (Facility::ExactAddress, "the byte that was written, in mode thread"),
@@ -142,7 +142,7 @@ const BETTER: [(Facility, &str); 5] = [
     (Facility::MembarrierSyncCore, "compiled code (--tier translated)"),
 ];
 
-/// For each thing that cannot be had, what to change: modes first.
+/// For each mode and then each facility that is unavailable, the change that makes it available.
 fn changes(probe: &Probe) -> impl Iterator<Item = String> {
     let modes = Mode::ALL.into_iter().filter_map(|mode| Some((mode.name(), why_not(probe, mode)?)));
     let has_userfaultfd = probe.has(Facility::Uffd);
@@ -210,7 +210,7 @@ mod tests {
         assert!(why.contains("membarrier_sync_core is hidden by CODEWARDEN_HIDE"), "{why}");
     }
 
-    /// People and programs are told the same, whatever is missing.
+    /// Both forms report the same gaps.
     #[test]
     fn both_forms_agree() {
         for (_, hidden, _) in Facility::NAMES {

@@ -11,7 +11,7 @@ pub struct Symbol {
     pub name: String,
     /// First byte.
     pub address: u64,
-    /// Its length; 0 where the file does not say.
+    /// Its length; 0 if the file gives none.
     pub len_bytes: u64,
 }
 
@@ -20,8 +20,9 @@ pub struct Symbol {
 pub struct Symbols(Vec<Symbol>);
 
 impl Symbols {
-    /// Those of the ELF file with these bytes, where they are when it is loaded as
-    /// the guest's program: none where it has none or is broken, for names only help the reader.
+    /// The symbols of the ELF file with these bytes, at the addresses that they have once it is
+    /// loaded as the guest's program. None if the file has none or is broken: names only help the
+    /// reader.
     pub fn of_elf(elf: &[u8]) -> Self {
         let Ok(file) = object::File::parse(elf) else { return Self::default() };
         let bias = load_bias(&file);
@@ -38,12 +39,12 @@ impl Symbols {
                 })
             })
             .collect();
-        // Of several names for one address the one with a length tells most.
+        // Of several names for one address, the one with a length tells most.
         symbols.sort_by_key(|symbol| (symbol.address, symbol.len_bytes));
         Self(symbols)
     }
 
-    /// Where the symbol of that name is.
+    /// The address of the symbol of that name.
     pub fn address_of(&self, name: &str) -> Option<u64> {
         self.0.iter().find(|symbol| symbol.name == name).map(|symbol| symbol.address)
     }
@@ -62,7 +63,7 @@ impl Symbols {
     }
 }
 
-/// What the loader adds to the addresses of a program.
+/// The value that the loader adds to a program's addresses.
 fn load_bias(file: &object::File<'_>) -> u64 {
     const PAGE_BYTES: u64 = 4096;
     match file.segments().map(|segment| segment.address()).min() {

@@ -1,5 +1,5 @@
-//! mmap and its kin over a real window: what the guest may touch afterwards,
-//! what is in it, and what an observer is told.
+//! mmap and its kin over a real window: the guest's permissions afterwards, the contents, and the
+//! calls to the observer.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -19,8 +19,7 @@ const PAGE: u64 = 4096;
 const RW: u8 = READ | WRITE;
 const STACK_BYTES: u64 = 1 << 20;
 
-/// Does what `NoTracking` does and writes down what it is told, in pages from
-/// the first that it heard of.
+/// Acts as `NoTracking` does and records each call, in pages from the first one reported.
 struct Recorder {
     base: u64,
     events: Mutex<Vec<String>>,
@@ -131,7 +130,7 @@ fn losing_the_executable_bit_is_announced_and_gaining_it_is_not() {
     space.protect(AT + PAGE, PAGE, RW).unwrap();
     assert_eq!(recorder.take(), ["begin 0x101000 1", "await", "ReadWrite 0x101000 1", "kept 0x101000 1"]);
     assert!(window.fetch(AT + PAGE).is_err() && window.fetch(AT).is_ok());
-    // So is code that may be written from now on.
+    // Code that becomes writable counts too.
     space.protect(AT, PAGE, RW | EXEC).unwrap();
     assert_eq!(recorder.take(), ["begin 0x100000 1", "await", "ReadWrite 0x100000 1", "kept 0x100000 1"]);
     space.protect(AT, PAGE, READ | EXEC).unwrap();
@@ -174,7 +173,7 @@ fn only_another_view_of_code_waits_for_the_harts() {
     space.map(Place::Fixed(AT), 2 * PAGE, READ | EXEC, view(0)).unwrap();
     space.map(Place::Hint(0), PAGE, RW, view(2)).unwrap();
     space.map(Place::Hint(0), PAGE, RW, Source::AnonymousShared).unwrap();
-    // No code is there and none is made anew, from before the view is there until it is known.
+    // The code is gone, and none is made again, from before the view exists until it is known.
     let waits_for = |code: &str| {
         let events = recorder.take();
         let at = |what: &str| events.iter().position(|event| event.starts_with(what));
@@ -183,7 +182,7 @@ fn only_another_view_of_code_waits_for_the_harts() {
         assert_eq!(events[order[0].unwrap()], format!("without code {code}"));
     };
     assert!(!recorder.take().contains(&"await".to_owned()));
-    // A part of the code, whether it may be written or not.
+    // A part of the code, whether writable or not.
     space.map(Place::Hint(0), 2 * PAGE, RW, view(1)).unwrap();
     waits_for("0x101000..0x102000");
     space.map(Place::Hint(0), PAGE, READ, view(0)).unwrap();
@@ -208,14 +207,14 @@ fn a_forks_child_gets_no_hole_and_what_the_guest_asked_for() {
     space.advise(AT + 4 * PAGE, PAGE, libc::MADV_KEEPONFORK).unwrap();
     space.advise(shared, PAGE, libc::MADV_DONTFORK).unwrap();
     assert_eq!(space.advise(shared, PAGE, libc::MADV_WIPEONFORK), Err(Errno::EINVAL));
-    // A mapping takes it along; another one in its place does not have it.
+    // A moved mapping keeps it; another mapping in its place does not have it.
     space.map(Place::Fixed(AT + 5 * PAGE), PAGE, RW, Source::Anonymous).unwrap();
     space.advise(AT + 5 * PAGE, PAGE, libc::MADV_DONTFORK).unwrap();
     space.map(Place::Fixed(AT + 5 * PAGE), PAGE, RW, Source::Anonymous).unwrap();
     let moved = space.remap(AT + 3 * PAGE, PAGE, 2 * PAGE, true, Some(AT + 16 * PAGE)).unwrap();
     window.store_u64(moved + PAGE, 9).unwrap();
 
-    // The host's own fork leaves nothing out, so that nothing can come between.
+    // The host's own fork leaves no mapping out, so no other thread can map into the gap.
     let flags = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let base = window.base() as u64;
     let of_window = flags.split("\nVmFlags:").zip(flags.split("\nVmFlags:").skip(1)).filter(|(head, _)| {
@@ -234,7 +233,7 @@ fn a_forks_child_gets_no_hole_and_what_the_guest_asked_for() {
     assert_eq!([at(0), at(2), at(4), at(5)], [Ok(1), Ok(3), Ok(5), Ok(0)]);
     assert_eq!([window.load_u64(moved), window.load_u64(moved + PAGE)], [Ok(0), Ok(0)]);
     assert!(window.load_u64(shared).is_err() && window.load_u64(shared + PAGE).is_ok());
-    // What is wiped is wiped in each generation; what was left out may be mapped anew.
+    // A wiped range is wiped in each generation; a range that was left out may be mapped anew.
     window.store_u64(moved, 4).unwrap();
     space.map(Place::FixedNoReplace(AT + PAGE), PAGE, RW, Source::Anonymous).unwrap();
     space.leave_out_on_fork();
@@ -272,7 +271,7 @@ fn shared_memory_moves_with_its_pages() {
     assert!(window.load_u64(AT).is_err() && space.mappings().is_free(AT, AT + 2 * PAGE));
     let events = recorder.take();
     let expected = [
-        // The source is gone first, and is given back last.
+        // The source becomes inaccessible first, and is released last.
         &["begin 0x100000 2", "None 0x100000 2", "kept 0x100000 2"][..],
         &["begin 0x110000 2", "shared 0x110000 2"],
         &["begin 0x100000 2", "private None 0x100000 2"],
@@ -329,13 +328,13 @@ fn bytes_that_change_through_a_file_are_announced_where_they_are_code() {
     recorder.take();
     let change = space.file_change_begin(id, PAGE + 4..PAGE + 8);
     assert_eq!(recorder.take(), ["write 0x101004..0x101008"]);
-    // Another view, and one that becomes executable, while the call is going on.
+    // Another view appears, and one becomes executable, during the call.
     space.protect(AT + 16 * PAGE, PAGE, READ | EXEC).unwrap();
     space.map(Place::Fixed(AT + 32 * PAGE), 4 * PAGE, READ | EXEC, shared(0)).unwrap();
     let announced = recorder.take();
     assert!(announced.contains(&"write 0x110004..0x110008".to_owned()), "{announced:?}");
     assert!(announced.contains(&"write 0x121004..0x121008".to_owned()), "{announced:?}");
-    // One that is gone has nothing to be told.
+    // A view that is gone is not announced.
     space.unmap(AT, 2 * PAGE).unwrap();
     recorder.take();
     space.file_change_end(change);
@@ -343,7 +342,7 @@ fn bytes_that_change_through_a_file_are_announced_where_they_are_code() {
     space.protect(AT + 16 * PAGE, PAGE, RW).unwrap();
     space.protect(AT + 16 * PAGE, PAGE, READ | EXEC).unwrap();
     assert!(!recorder.take().iter().any(|event| event.starts_with("write")));
-    // Nothing shows it.
+    // No mapping shows the file.
     let change = space.file_change_begin(FileId { inode: 0, ..id }, 0..u64::MAX);
     space.file_change_end(change);
     assert_eq!(recorder.take(), [""; 0]);

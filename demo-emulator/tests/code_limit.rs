@@ -1,5 +1,5 @@
-//! A guest that writes and calls code for ever, with little memory for translations:
-//! it goes on, compiled, and what it uses all the time comes back.
+//! A guest writes and calls new code for ever, with little memory for translations. It goes on with
+//! compiled code, and the blocks that it uses all the time are made again.
 
 use std::path::Path;
 use std::process::Command;
@@ -36,7 +36,7 @@ fn code_is_evicted_and_comes_back() {
             println!("{mode} {tier}: {told}");
             assert!(count("evicted") > 0 && count("given_up") > 0, "{mode} {tier}: {told}");
             assert!(count("revived") > 0, "what is in use comes back: {mode} {tier}: {told}");
-            // Where memory was short the oracle would run what it was short for.
+            // If memory were short, the oracle would run the blocks that did not fit.
             assert!(count("oracle_runs") < FUNCTIONS / 20, "{mode} {tier}: {told}");
         }
     }

@@ -19,7 +19,7 @@ fn window() -> Window {
     let window = Window::reserve().unwrap();
     for (start, len) in [(CODE, CODE_LEN_BYTES), (DATA - DATA_REACH_BYTES, 2 * DATA_REACH_BYTES)] {
         let host = window.host(start).unwrap().cast();
-        // SAFETY: part of the window just reserved, which nothing else uses.
+        // SAFETY: part of the window just reserved, which no other code uses.
         let done = unsafe { libc::mprotect(host, len as usize, libc::PROT_READ | libc::PROT_WRITE) };
         assert_eq!(done, 0);
         window.set_permissions(start..start + len, READ | WRITE | EXEC);
@@ -74,7 +74,7 @@ fn programs_have_every_operation_and_every_rounding_mode() {
             assert!(seen.contains(&(op, rm)), "no {op:?} with rounding mode {rm}");
         }
     }
-    // All that compressed instructions expand to but EBREAK.
+    // The expansions of all compressed instructions but EBREAK.
     use Op::*;
     let expansions = [
         Addi, Addiw, Lui, Add, Sub, Xor, Or, And, Addw, Subw, Slli, Srli, Srai, Andi, Jal, Jalr, Beq, Bne, Lw, Ld, Fld,

@@ -1,19 +1,19 @@
 //! Random programs through the engine: the oracle, tier 0 and compiled blocks
 //! must leave the same registers, flags, reservation and memory behind.
 //!
-//! Each program overwrites the one before it, so that what was translated has
-//! to be given up as well, and starts at another place in its page. One in eight
-//! runs often enough for the engine to compile it by itself.
+//! Each program overwrites the one before it, so that old translations must be given up too, and
+//! starts at another place in its page. One in eight runs often enough for the engine to compile it
+//! by itself.
 //!
-//! A million instructions and more by hand, with the coverage table, and a
-//! share of them in `qemu-riscv64` where that is installed:
+//! By hand: a million instructions and more, with the coverage table, and a share of them in
+//! `qemu-riscv64` if it is installed:
 //!
 //! ```text
 //! RANDOM_TIERS=1500000 QEMU_PROGRAMS=1000 \
 //!     cargo test --release -p demo-emulator --test random_tiers --test qemu -- --nocapture
 //! ```
 //!
-//! `RANDOM_TIERS_SEED` begins with another program: the one that a failure named.
+//! `RANDOM_TIERS_SEED` sets the first program, for instance the one that a failure named.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -43,7 +43,7 @@ const DATA_LEN_BYTES: u64 = 2 * DATA_REACH_BYTES;
 
 /// Instructions of the bounded run.
 const INSTRUCTIONS: u64 = 300_000;
-/// Starts of a program that is to become hot.
+/// Starts of a program that becomes hot.
 const HOT_STARTS: u32 = 64;
 const STARTS: u32 = 4;
 
@@ -51,13 +51,13 @@ const RNE_TO_RMM: [&str; 5] = ["rne", "rtz", "rdn", "rup", "rmm"];
 /// By the bit of `fflags`.
 const FLAGS: [&str; 5] = ["NX", "UF", "OF", "DZ", "NV"];
 
-/// A guest's memory, and what runs in it.
+/// A guest's memory, and its engine.
 struct Guest {
     name: String,
     window: Window,
     observer: Arc<dyn MemoryObserver>,
     executor: Box<dyn Executor>,
-    /// The guest announces what it wrote.
+    /// Whether the guest announces its writes.
     announces: bool,
 }
 
@@ -89,7 +89,7 @@ fn data(window: &Window) -> Vec<u64> {
 }
 
 impl Guest {
-    /// A guest in the engine; the reason where this machine lacks the mode.
+    /// A guest in the engine; the reason if this machine lacks the mode.
     fn new(mode: Mode, tier: Tier) -> Result<Self, String> {
         let window = Window::reserve().unwrap();
         let engine = Engine::new(window, Tracking::Mode(mode), tier, 64 << 20).map_err(|error| error.to_string())?;
@@ -122,7 +122,7 @@ fn copy(hart: &Hart) -> Hart {
     Hart { x, f, fflags, frm, ..Hart::new(hart.pc) }
 }
 
-/// All that a guest can tell of a hart, one fact a line.
+/// All the state of a hart that a guest can see, one fact a line.
 fn state(hart: &Hart) -> Vec<String> {
     let Hart { x, f, pc, fflags, frm, reserved, reservation_addr, .. } = hart;
     let mut lines = vec![format!("pc {pc:#x} fflags {fflags:#x} frm {frm} reserved {reserved} {reservation_addr:#x}")];
@@ -131,13 +131,13 @@ fn state(hart: &Hart) -> Vec<String> {
     lines
 }
 
-/// What ran, by what the oracle saw.
+/// The instructions that the oracle ran.
 #[derive(Default)]
 struct Coverage {
     retired: u64,
     compressed: u64,
-    /// For each operation: its runs, and those in each rounding mode, the ones
-    /// that took it from `frm` in the second row.
+    /// For each operation: its runs, and the runs in each rounding mode; the second row counts
+    /// modes that came from `frm`.
     ops: BTreeMap<String, (u64, [[u64; 5]; 2])>,
     /// How often an instruction set a flag that was clear.
     flags: [u64; 5],
@@ -175,8 +175,8 @@ impl Coverage {
         text
     }
 
-    /// What should have run and did not. A short run need not have each
-    /// operation in each rounding mode.
+    /// The operations that should have run and did not. A short run need not have each operation in
+    /// each rounding mode.
     fn missing(&self, is_long: bool) -> Vec<String> {
         let runs = |op: &Op| self.ops.get(&mnemonic(*op)).copied().unwrap_or_default();
         let mut missing: Vec<String> =
@@ -222,7 +222,7 @@ fn guests() -> Vec<Guest> {
         (Mode::Sigbus, Tier::Decoded),
         (Mode::Sigbus, Tier::Translated),
         (Mode::Sigbus, Tier::Auto),
-        // Without a look at the stale flag behind each store.
+        // Blocks do not check their own stores.
         (Mode::Deferred, Tier::Translated),
         (Mode::Mprotect, Tier::Translated),
     ];
@@ -250,7 +250,7 @@ fn every_tier_agrees_with_the_oracle() {
     let mut seed = from_environment("RANDOM_TIERS_SEED", 0);
     while coverage.retired < wanted {
         let mut generator = Generator::new(seed);
-        // Short ones show more operands, long ones more orders.
+        // Short programs show more operands, long ones more sequences.
         let mut program = generator.program(if seed.is_multiple_of(4) { 1000 } else { 150 });
         program.code.extend(encode(&Inst { op: Op::Ecall, ..decode(0x13) }).to_le_bytes());
         let pc = CODE + 2 * (seed * 7 % (PAGE_LEN_BYTES / 2));

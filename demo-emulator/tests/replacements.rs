@@ -3,8 +3,8 @@
 //!
 //! # Safety
 //!
-//! The kernel is handed addresses of the guest's window to read, which a thread may
-//! map anew meanwhile; no reference is formed to them.
+//! The kernel reads at addresses of the guest's window, which another thread may map anew
+//! meanwhile; no reference is formed to them.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -51,10 +51,10 @@ fn file(number: u64) -> File {
     file
 }
 
-/// What the kernel reads at a guest address.
+/// The word that the kernel reads at a guest address.
 fn kernel_reads(window: &Window, at: u64) -> u64 {
     let file = rustix::fs::memfd_create("read", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    // SAFETY: the kernel answers EFAULT for what it cannot read.
+    // SAFETY: the kernel answers EFAULT for memory that it cannot read.
     let written = unsafe { libc::pwrite(file.as_raw_fd(), window.host(at).unwrap().cast(), 8, 0) };
     assert_eq!(written, 8, "{}", std::io::Error::last_os_error());
     let mut word = [0; 8];
@@ -62,7 +62,7 @@ fn kernel_reads(window: &Window, at: u64) -> u64 {
     u64::from_le_bytes(word)
 }
 
-/// Ends the threads of a test, also of one that fails.
+/// Ends the threads of a test, even if it fails.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -71,7 +71,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Each way in which something comes to where something is.
+/// Each way to replace a mapping.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     PrivateFile,
@@ -112,7 +112,7 @@ fn a_replacement_is_one_step_for_loads_stores_and_the_kernel() {
         let (window, mut space) = new_space();
         replace(&window, &mut space, way, 1);
         let (over, known) = (AtomicBool::new(false), AtomicU64::new(1));
-        // Whoever saw the new contents of one page sees no older ones of another.
+        // A thread that saw the new contents of one page sees no older contents of another.
         let watch = |load: &dyn Fn(u64) -> u64| {
             let mut newest = 1;
             while !over.load(SeqCst) {
@@ -169,7 +169,7 @@ fn a_replacement_that_cannot_be_made_leaves_what_was_there() {
     let (window, mut space) = new_space();
     replace(&window, &mut space, Way::PrivateFile, 5);
     let folder = File::open("/").unwrap();
-    // No file; a folder, which is open for reading alone.
+    // No file, and a folder, which is open for reading only.
     for (fd, private, shared) in
         [(99_999, Errno::EBADF, Errno::EBADF), (folder.as_raw_fd(), Errno::ENODEV, Errno::EACCES)]
     {
@@ -205,7 +205,7 @@ fn the_mappings_say_what_is_permitted() {
     assert_ne!(space.changes(), before);
 }
 
-/// The oracle, whose first stores, to the stack, are refused although the mappings permit them.
+/// The oracle, but its first stores, to the stack, are refused although the mappings permit them.
 struct Refusing {
     oracle: Oracle,
     refusals: u64,
@@ -236,7 +236,7 @@ impl Executor for RefusingExecutor {
     }
 }
 
-/// How a guest ends whose first store is refused so often, in a process of its own.
+/// The exit status of a guest whose first store is refused so many times, in its own process.
 fn run_refusing(refusals: u64) -> ExitStatus {
     let arguments = ["--exact", "a_permitted_access_that_is_refused_runs_again_once", "--nocapture"];
     let mut command = Command::new(std::env::current_exe().unwrap());
@@ -264,6 +264,6 @@ fn a_permitted_access_that_is_refused_runs_again_once() {
     }
     assert_eq!(run_refusing(0).code(), Some(0));
     assert_eq!(run_refusing(1).code(), Some(0), "somebody was changing the mapping");
-    // Nobody changed it in between: the host will not have it.
+    // No mapping changed in between, so the host itself forbids the store.
     assert_eq!(run_refusing(2).signal(), Some(libc::SIGSEGV));
 }

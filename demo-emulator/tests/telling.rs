@@ -1,5 +1,5 @@
-//! What a person is told: the story, `--stats`, `--probe`, `-d`, and errors with
-//! their exit statuses, through the real binary.
+//! The output for people: the story, `--stats`, `--probe`, `-d`, and errors with their exit
+//! statuses, through the real binary.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -34,12 +34,12 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Removes a folder; what a failed test left may be looked at.
+/// Removes a folder; the folder of a failed test stays for inspection.
 fn done(folder: &Path) {
     fs::remove_dir_all(folder).unwrap();
 }
 
-/// Fails unless `text` has all of `parts`, one behind the other.
+/// Fails unless `text` has all of `parts`, in this order.
 fn assert_in_order(text: &str, parts: &[&str]) {
     let mut rest = text;
     for part in parts {
@@ -100,22 +100,23 @@ fn the_story_is_told_in_its_order_in_every_synchronous_mode_and_tier() {
     let folder = folder("story");
     for tracking in ["auto", "mprotect"] {
         for tier in ["auto", "0", "translated"] {
-            // From any directory.
+            // The story works from any directory.
             let options = ["--tracking", tracking, "--tier", tier];
             let told = output(emulator().args(options).current_dir(&folder));
             let (stdout, stderr) = (text(&told.stdout), text(&told.stderr));
             assert_eq!(told.status.code(), Some(0), "{tracking} {tier}: {stdout}{stderr}");
             assert_eq!(stderr, "");
-            // "translate" ends "retranslate": tier by tier either is said.
+            // "retranslate" ends in "translate", so the list fits every tier.
             assert_in_order(&stdout, STORY);
-            // By the store, or, where the page was written to often, at the next entry.
+            // A change is reported at the store or, if the page was written to often, at the next
+            // entry.
             let told_stores = stdout.matches(" stored to version (").count();
             let told_entries = stdout.matches("compare     version (").count();
-            // What came again at once is told in one line.
+            // An immediate repetition is told in one line.
             let step = stdout.rsplit("step 4").next().unwrap_or_default();
             let told_again = step.matches("again       the same store").count();
             assert!(told_stores + told_entries + told_again >= 3, "{stdout}");
-            // Interpreters know whose store it was.
+            // Interpreters know the storing hart.
             let by_hart_0 = stdout.matches(" on hart 0 stored to version (").count();
             assert_eq!(by_hart_0, if tier == "translated" { 0 } else { told_stores }, "{stdout}");
             assert!(!stdout.contains('\x1b'), "colours without a terminal");
@@ -155,10 +156,10 @@ fn the_counters_of_a_run_make_sense() {
         assert!(tracking == "auto" || mode == tracking, "{stats}");
         assert_eq!(stats["tier"], tier);
         assert!(!stats["why"].as_str().unwrap().is_empty(), "{stats}");
-        // One at least in each of four steps.
+        // At least one in each of four steps.
         assert!(count("faults") >= 4 && count("checked") >= 1 && count("cooled") >= 1, "{stats}");
         assert!(count("protects") > count("faults") / 2, "{stats}");
-        // Neighbours go in one call.
+        // One call protects neighbours.
         let protecting = stats["histograms"]["protect_pages"]["count"].as_u64().unwrap();
         assert!(count("protection_calls") >= protecting + count("faults"), "{stats}");
         let ended = count("invalidated") + count("removed");
@@ -253,7 +254,7 @@ fn a_program_is_told_what_a_person_is() {
     }
 }
 
-/// Exit status and what is said of a command line.
+/// The exit status and the message of a command line.
 fn failure(command: &mut Command) -> (i32, String) {
     let told = output(command);
     assert_eq!(text(&told.stdout), "", "{}", text(&told.stderr));
@@ -329,7 +330,7 @@ fn errors_say_what_to_do_and_end_with_a_shells_statuses() {
     done(&folder);
 }
 
-/// What needs no compiled code goes without it, and `auto` needs none.
+/// Only compiled code needs the barrier, and `auto` does without compiled code.
 #[test]
 fn without_a_barrier_for_code_the_rest_works() {
     for options in [&["--tier", "0"][..], &["--tier", "auto"], &["--interpret"]] {
@@ -344,7 +345,7 @@ fn without_a_barrier_for_code_the_rest_works() {
     assert_in_order(&probe, &["--tier 0      yes", "translated    no", "for compiled code"]);
 }
 
-/// A mode that is asked for and hidden: the message names both, whatever the mode.
+/// If the requested mode is hidden, the message names both, for every mode.
 #[test]
 fn a_hidden_mode_is_told_by_its_name() {
     for (mode, hidden) in [
@@ -370,7 +371,7 @@ fn a_full_log_is_told_once_and_changes_nothing() {
     assert_eq!(said.lines().count(), 1, "{said}");
 }
 
-/// The tracking modes that this process can have; a skip that is printed for the others.
+/// The tracking modes that this process can have; prints a skip for the others.
 fn modes() -> Vec<&'static str> {
     let probe: Value = serde_json::from_slice(&output(emulator().arg("--probe=json")).stdout).unwrap();
     let has = |mode: &&str| {
@@ -391,7 +392,7 @@ fn limited(limit: &str, options: &str, name: &str) -> Output {
     output(Command::new("sh").args(["-c", &line]).env_remove("CODEWARDEN_HIDE"))
 }
 
-/// Under limits that a small program runs under without an emulator.
+/// A small program runs under these limits without an emulator.
 #[test]
 fn small_limits_leave_every_mode_as_it_is() {
     for limit in ["-n 16", "-n 10", "-n 8", "-f 32768", "-f 0", "-l 0"] {
@@ -402,8 +403,8 @@ fn small_limits_leave_every_mode_as_it_is() {
     }
 }
 
-/// The emulator's own descriptors are low ones there: a guest that closes every number
-/// closes none of them.
+/// Under a low limit the emulator's own descriptors have low numbers. A guest that closes every
+/// number closes none of them.
 #[test]
 fn low_descriptors_of_the_emulator_are_out_of_reach() {
     for mode in modes() {

@@ -1,4 +1,4 @@
-//! What the engine itself counts, beside the library.
+//! The engine's own counters, beside the library's.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +10,7 @@ macro_rules! counters {
             $(pub(super) $name: AtomicU64,)+
         }
 
-        /// What the engine counted.
+        /// The engine's counts.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct EngineStats {
             $($(#[doc = $doc])+ pub $name: u64,)+

@@ -2,9 +2,8 @@
 //!
 //! # Safety
 //!
-//! Entries of the cache are addresses of what their payloads own: a decoded
-//! block, or host code. They are used under the pin that they were looked up
-//! with, so that the payload lives.
+//! An entry of the cache is an address in its payload: a decoded block, or host code. The
+//! dispatcher uses an entry only under the pin that it was looked up with, so the payload lives.
 #![allow(unsafe_code)]
 
 use std::ptr::{self, NonNull};
@@ -31,30 +30,30 @@ use crate::riscv::oracle;
 use crate::riscv::trap::{Flow, Trap};
 use crate::translate::{BlockOptions, CodeSpace, ExitReason, LinkSlot, OwnStores, TranslateError, Translator};
 
-/// Runs of a decoded block before it is compiled: compiling costs what some
-/// hundred runs of tier 0 do.
+/// Runs of a decoded block before it is compiled: compiling costs as much as a few hundred runs in
+/// tier 0.
 const HOT_RUNS: u32 = 50;
 
-/// Instructions that the oracle runs where a page is busy, before the cache is
-/// asked again.
+/// Instructions that the oracle runs while a page is busy, before the dispatcher asks the cache
+/// again.
 const ORACLE_STEPS: u32 = 32;
 
-/// One of so many parts of the code memory is evicted where it is full.
+/// A full code memory evicts one part in this many.
 const EVICTED_SHARE: usize = 16;
 
-/// What the dispatcher does next.
+/// The dispatcher's next action.
 enum Step {
     /// Looks up `hart.pc`.
     Dispatch,
-    /// Decodes the block at `hart.pc`, if it runs more often than once.
+    /// Decodes the block at `hart.pc`, unless this is its first run.
     Decode,
     /// Compiles it.
     Compile,
-    /// Makes the guest's writes seen, then looks up `hart.pc`.
+    /// Applies the guest's writes, then looks up `hart.pc`.
     Flush,
-    /// Has the oracle run one instruction: what compiled code left to it.
+    /// Lets the oracle run one instruction that compiled code refused.
     Interpret,
-    /// Has it run to the end of the block.
+    /// Lets the oracle run to the end of the block.
     InterpretBlock,
     /// Goes back to Linux.
     Exit(Exit),
@@ -86,7 +85,7 @@ pub(super) struct EngineExecutor {
     vcpu: VCpu<Payload>,
     cache: CodeCache<Payload>,
     window: Window,
-    /// What compiles, and where to; `None` where nothing is compiled.
+    /// The compiler and its space for code; `None` if nothing is compiled.
     compiler: Option<(Arc<CodeSpace>, Translator)>,
     mode: Mode,
     tier: Tier,
@@ -114,8 +113,7 @@ impl EngineExecutor {
         }
     }
 
-    /// What a block must do behind its own stores, where a store is to be seen by
-    /// the very next instruction.
+    /// The block's action after its own stores, if the very next instruction must see a store.
     fn own_stores(&self, ticket: &mut Ticket<Payload>, pc: u64, source: &Source) -> OwnStores {
         if !self.mode.is_synchronous() || !source.stores() {
             return OwnStores::Ignore;
@@ -123,17 +121,16 @@ impl EngineExecutor {
         let last = pc + source.bytes.len() as u64 - 1;
         let is_shared = |addr| !self.cache.tracker().aliases(GuestAddr(addr)).is_empty();
         if !is_shared(pc) && !is_shared(last) {
-            // A store to a page that may not be written is the guest's fault; the
-            // block dies where that changes.
+            // A store to a page that may not be written is the guest's fault. The block dies if the
+            // permissions change.
             let may_write = [pc, last].into_iter().any(|addr| self.window.permissions(addr) & WRITE != 0);
             return if may_write { OwnStores::Compare } else { OwnStores::Ignore };
         }
         NonNull::new(ticket.stale_flag().cast_mut().cast()).map_or(OwnStores::Compare, OwnStores::Poll)
     }
 
-    /// Reads the block at `hart.pc` under a ticket and makes a payload of it with
-    /// its entries, or uses what was made of the same bytes before; or runs the
-    /// oracle for a while where that cannot be done now.
+    /// Reads the block at `hart.pc` under a ticket, and makes or revives a payload with its
+    /// entries. If that is impossible now, the oracle runs for a while.
     fn make(&mut self, hart: &mut Hart, compile: bool) -> Step {
         let pc = hart.pc;
         let key = if compile { compiled_key(pc) } else { decoded_key(pc) };
@@ -143,7 +140,7 @@ impl EngineExecutor {
             Err(ReadError::Fetch(trap)) => return Step::Exit(Exit::Trap(trap)),
             Err(ReadError::Busy) => return self.interpret(hart),
         };
-        // Of pages that were claimed.
+        // These pages were claimed, so this succeeds.
         let Ok(()) = ticket.made_from(GuestAddr(pc), &source.bytes) else { return self.interpret(hart) };
         let own_stores = self.own_stores(&mut ticket, pc, &source);
         ticket.made_with(own_stores.kind());
@@ -181,14 +178,14 @@ impl EngineExecutor {
     }
 
     fn compile(&mut self, pc: u64, source: &Source, own_stores: OwnStores) -> Option<(Entry, Payload)> {
-        // Pages become checked where writes are learned of.
+        // Pages become checked only if writes are learned of.
         let bytes = (self.mode != Mode::None).then_some(&*source.bytes);
         let options = BlockOptions { own_stores, source: bytes };
         let placed = source.placed(pc);
         let (space, translator) = self.compiler.as_mut()?;
         let mut block = translator.compile(&placed, &options);
         if let Err(TranslateError::NoCodeMemory(_)) = block {
-            // What other harts are in is there the next time.
+            // Memory that other harts are still in is free only for a later attempt.
             self.cache.evict(space.buffer().executable().len() / EVICTED_SHARE);
             block = translator.compile(&placed, &options);
         }
@@ -203,17 +200,17 @@ impl EngineExecutor {
         self.recorder.as_ref().is_some_and(|recorder| recorder.hears_blocks())
     }
 
-    /// What runs once is not worth a block, but for who is told of blocks.
+    /// Code that runs once is not worth a block, unless a listener hears of blocks.
     fn is_first_run(&mut self, pc: u64) -> bool {
         if self.tier != Tier::Auto || self.hears_blocks() {
             return false;
         }
-        // Aligned, so that it needs no page that the code does not need.
+        // An aligned load needs no page that the code does not need.
         let bytes = self.window.load_u64(pc & !7);
         bytes.is_ok_and(|bytes| self.first_runs.is_first(pc, bytes))
     }
 
-    /// Runs the oracle where no block can be made now.
+    /// Runs the oracle because no block can be made now.
     fn interpret(&mut self, hart: &mut Hart) -> Step {
         count(&self.counters.oracle_runs);
         self.run_oracle(hart)
@@ -255,13 +252,12 @@ impl EngineExecutor {
     /// The guest has announced that its code may have changed.
     fn flush(&self) {
         if self.mode == Mode::Deferred {
-            // What could not be harvested counts as written: nothing is lost by
-            // going on.
+            // A page that could not be harvested counts as written, so going on loses nothing.
             let _ = self.cache.tracker().sync();
         }
     }
 
-    /// Looks up and runs blocks until something needs more than that.
+    /// Looks up and runs blocks until one needs another step.
     fn dispatch(&mut self, hart: &mut Hart) -> Step {
         let Self { vcpu, cache, window, compiler, tier, recorder, .. } = self;
         let space = compiler.as_ref().map(|(space, _)| &**space).filter(|space| space.is_usable());
@@ -277,8 +273,7 @@ impl EngineExecutor {
     }
 }
 
-/// Runs the block at `hart.pc`, and those that it links to. `None`: look up the
-/// next.
+/// Runs the block at `hart.pc` and the blocks that it links to. `None`: look up the next.
 fn run_block(
     pin: &mut Pin<'_, Payload>,
     cache: &CodeCache<Payload>,
@@ -296,8 +291,7 @@ fn run_block(
         }
     }
     let Some(entry) = pin.lookup_shared(decoded_key(hart.pc)) else { return Some(Step::Decode) };
-    // SAFETY: the entry of a decoded key is that of its payload's block, which the
-    // pin keeps.
+    // SAFETY: the entry of a decoded key is its payload's block, which the pin keeps alive.
     let (decoded, must_ask) = unsafe { DecodedBlock::of_entry(entry) };
     if must_ask {
         let admission = decoded.admits(window);
@@ -333,8 +327,8 @@ fn run_compiled(
     recorder: Option<&Recorder>,
 ) -> Option<Step> {
     hart.front = pin.front() as u64;
-    // SAFETY: the entry of a valid block, which the pin keeps with all that it
-    // can reach; the front is the pin's, and its cells are the cache's.
+    // SAFETY: the entry of a valid block. The pin keeps it alive, and everything that it can reach.
+    // The front is the pin's, and its cells are the cache's.
     let reason = unsafe { space.enter(hart, entry) };
     match reason {
         ExitReason::Unlinked => {
@@ -348,8 +342,8 @@ fn run_compiled(
         ExitReason::CheckFailed => {
             cache.remove(compiled_key(hart.pc));
             recorder.iter().for_each(|recorder| recorder.overwritten(hart.pc, true));
-            // Another hart may patch it faster than it can be compiled: tier 0 sees to
-            // that, where there is one.
+            // Another hart may patch the block faster than it can be compiled. Tier 0, if it is in
+            // use, takes care of that.
             (tier == Tier::Translated).then_some(Step::InterpretBlock)
         }
         ExitReason::Miss | ExitReason::IndirectMiss | ExitReason::SelfModified => None,

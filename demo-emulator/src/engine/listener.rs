@@ -1,12 +1,11 @@
-//! What the engine tells of its work where somebody listens: the logs of `-d`,
-//! the bundled guest's story, and who wrote where for `--stats`. Nobody listens in
-//! an ordinary run.
+//! Events of the engine for its listeners: the logs of `-d`, the bundled guest's story, and the
+//! writers that `--stats` counts. An ordinary run has no listener.
 //!
-//! The library tells who wrote where by a host pc ([`codewarden::RecentWrite`]).
-//! For compiled code the fault index knows the guest's, as long as the block is
-//! there: before a block goes, what is new in the journal is taken out of it, and
-//! a block is entered in the memory of another one only then. Interpreters note
-//! each store before they run it, and a write that hit its bytes is that store's.
+//! The library names a writer by its host pc ([`codewarden::RecentWrite`]). For compiled code the
+//! fault index finds the guest's pc, as long as the block exists. So before a block goes, the new
+//! entries of the journal are taken; only afterwards can another block take its memory.
+//! Interpreters note each store before they run it; a write that hit the noted bytes is that
+//! store's.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,7 +22,7 @@ use crate::translate::{CodeSpace, CompiledBlock};
 /// Bytes of the widest guest store.
 const STORE_BYTES: u64 = 8;
 
-/// What happened.
+/// An event.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// A block was made of these guest bytes and is about to become reachable.
@@ -34,17 +33,17 @@ pub enum Event<'a> {
         bytes: &'a [u8],
         /// Its host code; `None` for a decoded block.
         host: Option<&'a CompiledBlock>,
-        /// A page of it stays writable: it compares its bytes at each entry.
+        /// A page of it stays writable: the block compares its bytes at each entry.
         is_checked: bool,
     },
-    /// The bytes of a block that was ended are the same again, and so is the block.
+    /// The bytes of a killed block are the same again, and the block is valid again.
     Revived {
         /// The block's first instruction.
         pc: u64,
         /// Whether it has host code.
         is_compiled: bool,
     },
-    /// A block was entered and found that its bytes are others now. It did not run.
+    /// A block was entered and found that its bytes have changed. It did not run.
     Overwritten {
         /// The block's first instruction.
         pc: u64,
@@ -55,25 +54,25 @@ pub enum Event<'a> {
     Refused(u64),
     /// A write hit a page with translated code.
     Written {
-        /// What the library told.
+        /// The library's entry.
         write: &'a RecentWrite,
-        /// The guest's store, where it is known.
+        /// The guest's store, if it is known.
         store_pc: Option<u64>,
-        /// Whether the hart that tells is the one that stored; it may be all the same
-        /// where this is false.
+        /// Whether the reporting hart is known to be the one that stored; if false, it may still
+        /// be.
         by_this_hart: bool,
     },
-    /// A hart is about to ask Linux for something.
+    /// A hart is about to make a system call.
     SystemCall,
 }
 
 /// Hears of what the engine does, on any hart's thread.
 pub trait Listener: Send + Sync {
-    /// What happened.
+    /// Receives an event.
     fn hear(&self, event: &Event<'_>);
 
-    /// Whether it wants to hear of blocks, so that all code is made into blocks.
-    /// Where nobody does, code runs as if nobody listened.
+    /// Whether it wants to hear of blocks, so that all code is made into blocks. Otherwise code
+    /// runs as if there were no listener.
     fn hears_blocks(&self) -> bool {
         true
     }
@@ -100,10 +99,10 @@ pub(super) struct Recorder {
     pending: Mutex<Vec<RecentWrite>>,
 }
 
-/// Tells what is new. A trait, since blocks have the recorder and the recorder, by
-/// its cache, the blocks.
+/// Reports new writes. A trait, since blocks own the recorder and the recorder owns the blocks
+/// through its cache.
 pub(super) trait Settle: fmt::Debug + Send + Sync {
-    /// A compiled block is about to go, and with it what is known of its stores.
+    /// A compiled block is about to go, and its known stores with it.
     fn settle(&self);
 }
 
@@ -138,7 +137,7 @@ impl Recorder {
         }
     }
 
-    /// The store that `inst`, at the hart's pc, is.
+    /// The store that `inst`, at the hart's pc, makes.
     pub(super) fn store(&self, inst: &Inst, hart: &Hart) -> Option<Store> {
         let address = hart.x[usize::from(inst.rs1 & 31)].wrapping_add(inst.imm as i64 as u64);
         inst.op.stores().then_some(Store { pc: hart.pc, address })
@@ -149,7 +148,7 @@ impl Recorder {
         self.hears_blocks
     }
 
-    /// Whether there is no write to tell of.
+    /// Whether there is no write to report.
     fn is_quiet(&self) -> bool {
         // Another hart may have taken the write of this one from the journal.
         let all_taken = self.cache.writes_recorded() == self.taken.load(Ordering::Acquire);
@@ -172,7 +171,7 @@ impl Recorder {
         if self.is_quiet() {
             return;
         }
-        // Whoever wrote to these pages is known by now, or never.
+        // The writers of these pages are known by now, or never will be.
         let pages = pc >> PAGE_SHIFT..=(pc + len_bytes as u64 - 1) >> PAGE_SHIFT;
         self.tell(|write| pages.contains(&(write.page.0 >> PAGE_SHIFT)).then_some(None));
     }
@@ -200,13 +199,13 @@ impl Recorder {
         self.hear(&Event::SystemCall);
     }
 
-    /// The guest has ended: whose store is not known by now is told so.
+    /// The guest has ended: writes whose store is still unknown are reported without it.
     pub(super) fn finish(&self) {
         self.tell(|_| Some(None));
     }
 
-    /// Takes what is new in the journal, and tells of what compiled code wrote
-    /// and of what `store_pc` knows: `None` for a write that stays pending.
+    /// Takes the new entries of the journal. Reports the writes of compiled code and those that
+    /// `store_pc` knows; `None` leaves a write pending.
     fn tell(&self, store_pc: impl Fn(&RecentWrite) -> Option<Option<u64>>) {
         let Some(mut pending) = self.lock_pending() else { return };
         let new = self.cache.recent_writes(self.taken.load(Ordering::Relaxed));
@@ -217,7 +216,7 @@ impl Recorder {
         let mut old = pending.len();
         pending.extend(new);
         pending.retain(|write| {
-            // Of an old one the block may be gone by now.
+            // The block of an old write may be gone by now.
             let is_old = old > 0;
             old = old.saturating_sub(1);
             let compiled = match write.cause {
@@ -233,7 +232,7 @@ impl Recorder {
             }
             told.is_none()
         });
-        // Of pages that nothing is translated from again.
+        // Their pages are never translated from again.
         let overdue = pending.len().saturating_sub(PENDING_MAX);
         for write in pending.drain(..overdue) {
             self.hear(&Event::Written { write: &write, store_pc: None, by_this_hart: false });
@@ -245,8 +244,8 @@ impl Recorder {
         self.listeners.iter().for_each(|listener| listener.hear(event));
     }
 
-    /// `None` where it stays held: in a fork's child for ever, if another hart
-    /// had it. The child then tells less, and goes on.
+    /// `None` if the lock stays held: for ever in a fork's child, if another hart had it. The child
+    /// then reports less, and goes on.
     fn lock_pending(&self) -> Option<MutexGuard<'_, Vec<RecentWrite>>> {
         const TRIES: usize = 10_000;
         for _ in 0..TRIES {
@@ -261,5 +260,5 @@ impl Recorder {
 }
 
 const PAGE_SHIFT: u32 = 12;
-/// Writes that wait for their store at most.
+/// The most writes that may wait for their store.
 const PENDING_MAX: usize = 64;

@@ -1,5 +1,5 @@
-//! The engine: decides how each instruction runs, and keeps what it made of
-//! guest code in codewarden's cache.
+//! The engine decides how each instruction runs. It keeps its translations of guest code in
+//! codewarden's cache.
 //!
 //! ```text
 //!               ran once              ran often
@@ -10,12 +10,12 @@
 //!        store keeps hitting it
 //! ```
 //!
-//! A decoded block and a compiled one of the same pc are two blocks of the cache
-//! with two keys. Both die of a write to their bytes; what runs next is decoded
-//! afresh. On a page that the guest writes to all the time, data beside code for
-//! instance, blocks live on and compare their bytes at each entry.
+//! A decoded block and a compiled one of the same pc are two blocks of the cache with two keys. A
+//! write to their bytes kills both, and the new bytes are decoded afresh. If the guest writes to a
+//! page all the time, for instance to data beside code, its blocks stay valid and compare their
+//! bytes at each entry.
 //!
-//! Where there can be no compiled code, tier 0 runs what would be compiled.
+//! If there can be no compiled code, tier 0 runs everything else.
 
 mod block;
 mod counters;
@@ -71,7 +71,7 @@ pub struct Compiled {
 
 impl Drop for Compiled {
     fn drop(&mut self) {
-        // Nobody knows afterwards which of its instructions wrote.
+        // Afterwards the writing instruction can no longer be found.
         if let Some(recorder) = &self.recorder {
             recorder.settle();
         }
@@ -86,7 +86,7 @@ impl Payload {
         }
     }
 
-    /// What it owns, in bytes.
+    /// The bytes that it owns.
     fn owned_bytes(&self) -> usize {
         match self {
             Self::Decoded(block) => block.owned_bytes(),
@@ -112,9 +112,9 @@ pub enum EngineError {
     Codewarden(Error),
     /// The translator's.
     Translate(TranslateError),
-    /// No synchronous mode can be had; for each of them why.
+    /// No synchronous mode is available; the reason for each.
     NoMode(String),
-    /// Code was asked for that is compiled, and none can be.
+    /// Only compiled code was asked for, and compiling is impossible.
     NoCompiler(Box<EngineError>),
 }
 
@@ -147,7 +147,7 @@ impl From<TranslateError> for EngineError {
 pub struct Engine {
     window: Window,
     cache: &'static CodeCache<Payload>,
-    /// `None` where nothing is compiled.
+    /// `None` if nothing is compiled.
     space: Option<Arc<CodeSpace>>,
     mode: Mode,
     why: String,
@@ -158,12 +158,12 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine over `window`, whose writes are learned of as `tracking` says, and
-    /// whose translations take `code_limit_bytes` at most. Its fault handlers are installed in front of whoever was there.
+    /// An engine over `window`. It learns of writes by `tracking`, and its translations take at
+    /// most `code_limit_bytes`. Its fault handlers go in front of those installed before.
     ///
     /// # Errors
     ///
-    /// The mode cannot be had here, or there is no memory for code.
+    /// The mode is unavailable here, or there is no memory for code.
     pub fn new(
         window: Window,
         tracking: cli::Tracking,
@@ -172,8 +172,8 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         let (space, tier, no_compiler) = code_space(window, tier, code_limit_bytes)?;
         let cache = CodeCache::with_policy(entry_stubs(), Arc::new(Adaptive::with_checks()))?;
-        // All of it is never code, so that the buffer, which is in pieces and has what
-        // harts have not left yet, is not full before.
+        // The limit counts more than code. So it is reached before the buffer is full, although the
+        // buffer is fragmented and holds code that harts have not left yet.
         cache.set_limit(MemoryLimit::of_bytes(code_limit_bytes));
         let base = HostAddr(window.base() as usize);
         let host = HostRange::new(base, WINDOW_LEN_BYTES as usize, PageSize::host())?;
@@ -189,8 +189,8 @@ impl Engine {
             }
         };
         why.extend(no_compiler.map(|no_compiler| format!("; {no_compiler}")));
-        // A process has one engine as long as it lives; a fork keeps both still
-        // from one call of the observer to another.
+        // A process has one engine for its whole life. At a fork, guards of both last from one
+        // observer call to another.
         let cache = &*Box::leak(Box::new(cache));
         let leaked = space.clone().map(|space| &**Box::leak(Box::new(space)));
         upkeep::start(cache, mode);
@@ -198,19 +198,19 @@ impl Engine {
         Ok(Self { window, cache, space, mode, why, tier, tracking, counters: Arc::default(), recorder: None })
     }
 
-    /// Tells `listeners` what goes on in harts that start from now on.
+    /// Reports to `listeners` the events of harts that start from now on.
     pub fn listen(&mut self, listeners: Vec<Box<dyn Listener>>) {
         self.recorder = Some(Arc::new(Recorder::new(listeners, self.cache, self.space.clone())));
     }
 
-    /// Tells the listeners what they have not been told yet: the guest has ended.
+    /// The guest has ended: gives the listeners the remaining events.
     pub fn finish(&self) {
         if let Some(recorder) = &self.recorder {
             recorder.finish();
         }
     }
 
-    /// How writes are learned of, and why so.
+    /// The mode that writes are learned of by, and the reason for it.
     pub fn mode(&self) -> (Mode, &str) {
         (self.mode, &self.why)
     }
@@ -231,8 +231,8 @@ impl Engine {
     }
 }
 
-/// The space for compiled code and the tier that runs; where `auto` has to do without
-/// compiled code, why.
+/// The space for compiled code and the tier that runs; if `auto` does without compiled code, the
+/// reason.
 #[allow(clippy::type_complexity)]
 fn code_space(
     window: Window,
@@ -256,8 +256,7 @@ fn no_compiler(error: &EngineError) -> String {
     format!("no code can be compiled: {}", why.unwrap_or_else(|| error.to_string()))
 }
 
-/// Adds the region in the best synchronous mode that it can be added in; gives the
-/// mode and why it is that one.
+/// Adds the region in the best synchronous mode that works; returns the mode and the reason for it.
 fn best_mode(add: impl Fn(Mode) -> Result<(), Error>) -> Result<(Mode, String), EngineError> {
     let mut why = String::new();
     for mode in [Mode::Sigbus, Mode::Thread, Mode::Mprotect] {

@@ -1,4 +1,4 @@
-//! What Linux does to guest memory, told to codewarden.
+//! Linux's changes to guest memory, reported to codewarden.
 
 use std::cell::RefCell;
 use std::os::fd::RawFd;
@@ -23,12 +23,12 @@ thread_local! {
 }
 
 thread_local! {
-    /// What stands still while this thread forks.
+    /// The guards that this thread holds while it forks.
     static FORK: RefCell<Option<(ForkGuard<'static, Payload>, Option<code_buffer::ForkGuard<'static>>)>> =
         const { RefCell::new(None) };
 }
 
-/// Tells a cache.
+/// Reports to a cache.
 pub(super) struct Tracking {
     pub(super) cache: &'static CodeCache<Payload>,
     pub(super) space: Option<&'static CodeSpace>,
@@ -45,7 +45,7 @@ impl Tracking {
 
     fn sync(&self, range: Option<HostRange>) {
         let tracker = self.cache.tracker();
-        // What could not be harvested counts as written: nothing is lost by going on.
+        // A page that could not be harvested counts as written, so going on loses nothing.
         let _ = match range {
             Some(range) => tracker.sync_range(self.guest(range.start()), range.len() as u64),
             None => tracker.sync(),
@@ -56,8 +56,8 @@ impl Tracking {
 impl MemoryObserver for Tracking {
     fn mapping_change_begin(&self, range: HostRange) {
         let change = self.cache.tracker().change_mapping(self.guest(range.start()), range.len() as u64);
-        // A page that stayed protected makes the kernel's own writes fail, no
-        // more: its blocks are gone.
+        // If a page stayed protected, its blocks are gone all the same; only the kernel's own
+        // writes to it fail.
         *self.change.lock().unwrap_or_else(PoisonError::into_inner) = change.ok();
     }
 
@@ -94,7 +94,7 @@ impl MemoryObserver for Tracking {
     }
 
     fn kernel_write_begin(&self, start: HostAddr, len_bytes: usize) {
-        // Where a page could not be made writable the kernel answers EFAULT.
+        // If a page could not be made writable, the kernel answers EFAULT.
         let held = self.cache.tracker().prepare_kernel_write(self.guest(start), len_bytes as u64).ok();
         WRITES.with_borrow_mut(|writes| writes.push(held));
     }
@@ -105,7 +105,7 @@ impl MemoryObserver for Tracking {
 
     fn unseen_write(&self, range: &ByteRange) -> UnseenWrite {
         let len_bytes = (range.end.0 - range.start.0) as u64;
-        // Where a page could not be made writable the kernel answers EIO.
+        // If a page could not be made writable, the kernel answers EIO.
         let held = self.cache.tracker().prepare_unseen_write(self.guest(range.start), len_bytes).ok();
         held.map(|held| Box::new(held) as _)
     }
@@ -133,9 +133,10 @@ impl MemoryObserver for Tracking {
 
     fn after_fork_child(&self) {
         let Some((cache, buffer)) = FORK.with_borrow_mut(Option::take) else { return };
-        // The code goes first: what frees it must find the child's own buffer.
+        // The buffer goes first: whatever frees code must find the child's own buffer.
         if buffer.is_some_and(|buffer| buffer.after_fork_child().is_err()) {
-            // Its memory is the parent's: nothing may be compiled. Tier 0 runs it all.
+            // The buffer's memory is the parent's, so nothing may be compiled. Tier 0 runs
+            // everything.
             self.space.iter().for_each(|space| space.lose());
         }
         let tracking = cache.after_fork_child();

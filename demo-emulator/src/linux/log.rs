@@ -1,4 +1,4 @@
-//! Where `-strace`, `-d` and `--stats` write: standard error or the file of `-D`.
+//! The destination of `-strace`, `-d` and `--stats`: standard error or the file of `-D`.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -18,12 +18,12 @@ pub struct LogFile(Option<Arc<Named>>);
 struct Named {
     file: File,
     path: PathBuf,
-    /// Whether somebody was told that it cannot be written.
+    /// Whether a failed write was already reported.
     has_failed: AtomicBool,
 }
 
 impl LogFile {
-    /// Standard error, or what is appended to the file at `path`.
+    /// Standard error, or the file at `path`, which is appended to.
     ///
     /// # Errors
     ///
@@ -31,14 +31,14 @@ impl LogFile {
     pub fn open(path: Option<&Path>) -> io::Result<Self> {
         let Some(path) = path else { return Ok(Self(None)) };
         let file = File::options().create(true).append(true).open(path)?;
-        // Out of the guest's way.
+        // The guest's descriptors are low numbers.
         let file = raise_descriptor(file.into()).into();
         Ok(Self(Some(Arc::new(Named { file, path: path.to_owned(), has_failed: AtomicBool::new(false) }))))
     }
 
-    /// Writes `text` in one piece and without a lock, so that no fork can find
-    /// it held. What the guest does must not change where that fails: the first
-    /// failure of a file is told on standard error.
+    /// Writes `text` in one piece and without a lock, so that no fork can find a lock held. A
+    /// failed write must not change the guest's run: only a file's first failure is reported, on
+    /// standard error.
     pub fn write(&self, text: &str) {
         let Some(Named { file, path, has_failed }) = self.0.as_deref() else {
             let _ = host_memory::write_stderr(text.as_bytes());

@@ -1,4 +1,4 @@
-//! What runs the guest's instructions, as the Linux side sees it.
+//! The interface between the Linux side and the machine that runs the guest's instructions.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +14,7 @@ use super::observer::{MemoryObserver, NoTracking};
 /// Why an executor came back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
-    /// The instruction at `pc` needs Linux; registers are those before it.
+    /// The instruction at `pc` needs Linux; the registers are those before the instruction.
     Trap(Trap),
     /// `exit_request` was set; the hart is between two instructions.
     Interrupted,
@@ -22,30 +22,29 @@ pub enum Exit {
 
 /// Runs one hart. Made, used and dropped by the hart's own thread.
 pub trait Executor {
-    /// Runs from `hart.pc` until something needs Linux. Looks at
-    /// `hart.exit_request` at its start and at least at every backward jump, and
-    /// leaves it set: whoever set it is answered by Linux.
+    /// Runs from `hart.pc` until an instruction needs Linux. Looks at `hart.exit_request` at its
+    /// start and at least at every backward jump, and leaves it set: Linux answers the request.
     fn run(&mut self, hart: &mut Hart) -> Exit;
 }
 
 /// Makes executors and hears of memory events.
 pub trait Machine: Send + Sync {
-    /// An executor for the calling thread, a new hart's. EAGAIN where there is
-    /// no room for another hart.
+    /// An executor for the calling thread, which is a new hart's. EAGAIN if there is no room for
+    /// another hart.
     fn executor(&self) -> Result<Box<dyn Executor>, Errno>;
 
-    /// Who is told of memory events.
+    /// The observer of memory events.
     fn observer(&self) -> Arc<dyn MemoryObserver>;
 }
 
-/// `--interpret`: every instruction is fetched and decoded, nothing is kept.
+/// `--interpret`: fetches and decodes every instruction, and retains nothing.
 #[derive(Debug)]
 pub struct Oracle {
     window: Window,
 }
 
 impl Oracle {
-    /// Over the memory of `window`.
+    /// An oracle over the memory of `window`.
     pub fn new(window: Window) -> Self {
         Self { window }
     }

@@ -1,15 +1,15 @@
 //! Linux user mode for riscv64: programs, processes, threads, signals, system
 //! calls, over a [`Machine`] that runs the instructions.
 //!
-//! Guest threads are host threads, guest processes host processes, guest file
-//! descriptors, ids, masks and dispositions the host's own. What is translated
-//! is what differs: addresses, a few structures, signal frames.
+//! Guest threads are host threads, guest processes are host processes. Guest file descriptors, ids,
+//! masks and dispositions are the host's own. Only the differences are translated: addresses, a few
+//! structures, signal frames.
 //!
 //! - [`program`] finds and loads ([`elf`], [`stack`]) into an [`address_space`]
 //!   ([`vma`] is its bookkeeping, [`host_memory`] its system calls, [`file_change`]
 //!   has the bytes of it that change through files);
-//! - [`process`] and [`thread`] run it; [`machine`] is what they run it on and
-//!   [`observer`] who hears of memory events;
+//! - [`process`] and [`thread`] run it on a [`machine`]; an [`observer`] hears of its memory
+//!   events;
 //! - [`syscalls`] is the kernel interface, over [`safe_syscall`], which signals
 //!   cannot slip past;
 //! - [`host_signals`] brings signals in, [`signal`] and [`signal_frame`] deliver

@@ -15,10 +15,10 @@ use super::address_space::{AddressSpace, PAGE_BYTES, Place, Source};
 use super::elf::{self, ElfError, Image, Segment};
 use super::errno::Errno;
 
-/// Where a position-independent program goes: two thirds of the way up.
+/// The address of a position-independent program: two thirds of the way up.
 pub(crate) const PIE_BASE: u64 = 0x2a_aaaa_a000;
 
-/// Bytes of a script's first line that count: Linux's BINPRM_BUF_SIZE.
+/// Linux reads this many bytes of a script's first line (BINPRM_BUF_SIZE).
 const SCRIPT_LINE_BYTES: usize = 256;
 /// A script may name a script, this many times.
 const SCRIPT_DEPTH: usize = 4;
@@ -28,11 +28,11 @@ const SCRIPT_DEPTH: usize = 4;
 pub enum LoadError {
     /// No file of that name, or a directory on the way is missing.
     NotFound(PathBuf),
-    /// It is there and cannot be executed.
+    /// The file exists and cannot be executed.
     NotExecutable(PathBuf, &'static str),
-    /// It cannot be read.
+    /// The file cannot be read.
     Unreadable(PathBuf, std::io::Error),
-    /// Its contents are no program for this machine.
+    /// The contents are no program for this machine.
     Format(PathBuf, ElfError),
     /// A script's first line cannot be followed.
     Script(PathBuf, &'static str),
@@ -43,17 +43,17 @@ pub enum LoadError {
         /// The loader's name as the program has it.
         loader: PathBuf,
     },
-    /// Guest memory could not be had for it.
+    /// There is no guest memory for it.
     Memory(PathBuf, Errno),
 }
 
 impl LoadError {
-    /// What a shell gives as exit status: 127 for not found, else 126.
+    /// A shell's exit status for it: 127 for not found, else 126.
     pub fn exit_status(&self) -> i32 {
         if matches!(self, Self::NotFound(_)) { 127 } else { 126 }
     }
 
-    /// What execve answers.
+    /// The answer of execve.
     pub fn errno(&self) -> Errno {
         match self {
             Self::NotFound(_) | Self::NoLoader { .. } => Errno::ENOENT,
@@ -92,7 +92,7 @@ pub fn in_sysroot(sysroot: Option<&Path>, path: &Path) -> PathBuf {
     below.filter(|candidate| candidate.symlink_metadata().is_ok()).unwrap_or_else(|| path.to_path_buf())
 }
 
-/// What the first line of a script says.
+/// The contents of a script's first line.
 struct Script {
     interpreter: PathBuf,
     argument: Option<Vec<u8>>,
@@ -158,8 +158,7 @@ impl Found {
     }
 }
 
-/// Follows scripts to the program that runs them; gives it with the arguments
-/// that it gets.
+/// Follows scripts to the program that runs them; returns it with its arguments.
 pub fn resolve(
     path: &Path,
     mut argv: Vec<Vec<u8>>,
@@ -181,15 +180,15 @@ pub fn resolve(
 /// A program in guest memory.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// Where it runs first: the dynamic loader's entry if it has one.
+    /// Address of the first instruction: the dynamic loader's entry if it has one.
     pub start: u64,
     /// Its own entry.
     pub entry: u64,
-    /// Address of its program headers, 0 where they are not in memory.
+    /// Address of its program headers, 0 if they are not in memory.
     pub phdr_address: u64,
     /// Their number.
     pub phdr_count: u64,
-    /// Where the dynamic loader was put, 0 without one.
+    /// Address of the dynamic loader, 0 without one.
     pub interpreter_base: u64,
     /// One past its last page: the heap goes there.
     pub end: u64,
@@ -247,7 +246,7 @@ fn image_of(found: &Found) -> Result<Image, LoadError> {
     Ok(image)
 }
 
-/// What must be added to the loader's addresses.
+/// The value to add to the loader's addresses.
 fn place_loader(loader: &Found, image: &Image, space: &mut AddressSpace) -> Result<u64, LoadError> {
     if !image.is_position_independent {
         return Ok(0);
@@ -275,7 +274,7 @@ fn map_segment(found: &Found, segment: &Segment, bias: u64, space: &mut AddressS
     if file_pages > 0 {
         let source = Source::File { fd: found.file.as_raw_fd(), offset: segment.offset - lead };
         space.map(Place::Fixed(start), file_pages, segment.prot | READ | WRITE, source)?;
-        // What the last page has of the next segment's bytes must read as zero.
+        // The last page's bytes beyond the segment must read as zero.
         let tail = file_end.next_multiple_of(PAGE_BYTES) - file_end;
         if segment.memory_bytes > segment.file_bytes && tail > 0 {
             space.write_zeros(file_end.wrapping_add(bias), tail)?;

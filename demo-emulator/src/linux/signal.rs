@@ -1,9 +1,8 @@
 //! Guest signals: actions, and their delivery onto the guest's stack.
 //!
-//! A signal is delivered when the hart is between two instructions and its
-//! registers are whole: after an executor came back. Until its frame stands, the
-//! host thread has every signal blocked (see `host_signals`); setting the new
-//! guest mask on the host lets the next one in.
+//! A signal is delivered after an executor came back: the hart is then between two instructions,
+//! and its registers are complete. Until the frame is built, the host thread has every signal
+//! blocked (see `host_signals`). Setting the new guest mask on the host lets the next signal in.
 
 use std::sync::atomic::Ordering;
 
@@ -24,7 +23,7 @@ pub const DEFAULT: u64 = 0;
 /// `SIG_IGN`.
 pub const IGNORE: u64 = 1;
 
-/// What the guest wants done with a signal.
+/// The guest's action for a signal.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Action {
     /// Address of the handler, [`DEFAULT`] or [`IGNORE`].
@@ -40,7 +39,7 @@ pub struct Action {
 pub struct Actions([Action; SIGNAL_MAX as usize + 1]);
 
 impl Actions {
-    /// Those that execve leaves: what was ignored stays so.
+    /// The actions after execve: ignored signals stay ignored.
     pub fn inherited() -> Self {
         let mut actions = [Action::default(); SIGNAL_MAX as usize + 1];
         for (number, action) in (1..).zip(&mut actions[1..]) {
@@ -71,7 +70,7 @@ impl Actions {
     }
 }
 
-/// What a signal does that nobody handles.
+/// The effect of a signal that the guest does not handle.
 #[derive(PartialEq, Eq)]
 enum DefaultAction {
     Die,
@@ -96,8 +95,8 @@ fn fault_info(signal: u32, code: i32, address: u64) -> [u8; SIGINFO_BYTES] {
 }
 
 impl Thread {
-    /// Delivers what waits. Afterwards a signal that comes finds the hart in its
-    /// executor or in a safe system call, and is not missed there.
+    /// Delivers the waiting signals. A later signal finds the hart in its executor or in a safe
+    /// system call, and neither of them misses it.
     pub fn deliver_signals(&mut self) {
         loop {
             self.hart.exit_request.store(0, Ordering::Release);
@@ -121,8 +120,8 @@ impl Thread {
         host_signals::set_mask(self.mask);
     }
 
-    /// Keeps a signal that the host must not see; one of each number, as Linux
-    /// keeps those that are not real-time signals.
+    /// Queues a signal that the host must not see. Holds one of each number, as Linux does for
+    /// signals that are not real-time.
     pub fn queue(&mut self, signal: Signal) {
         if self.queued.iter().all(|other| other.number != signal.number) {
             self.queued.push(signal);
@@ -130,7 +129,7 @@ impl Thread {
     }
 
     fn deliver(&mut self, signal: &Signal) {
-        // Only what the host cannot block arrives all the same.
+        // Only a signal that the host cannot block arrives although the guest blocks it.
         if self.mask & set_of(signal.number) != 0 {
             self.queue(*signal);
             return;
@@ -184,7 +183,7 @@ impl Thread {
         hart.reserved = 0;
         let own = if action.flags & libc::SA_NODEFER as u64 == 0 { set_of(signal.number) } else { 0 };
         if action.flags & libc::SA_RESETHAND as u64 != 0 {
-            // The host refuses only what the guest could not have set either.
+            // The host refuses only an action that the guest could not have set either.
             let _ = self.process.actions().set(signal.number, Action { handler: DEFAULT, ..action });
         }
         self.set_signal_mask(self.mask | action.mask | own);

@@ -9,7 +9,7 @@ use std::ops::Range;
 /// Guest protection bits, as `PROT_*`: read 1, write 2, execute 4.
 pub type Prot = u8;
 
-/// What lies under a mapping.
+/// The memory of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// Private memory: anonymous, or a file's contents read into it.
@@ -26,7 +26,7 @@ pub enum Kind {
     },
 }
 
-/// Which file's bytes a shared mapping shows.
+/// The file that a shared mapping shows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct FileId {
     /// Its device; 0 for anonymous shared memory.
@@ -35,12 +35,12 @@ pub struct FileId {
     pub inode: u64,
 }
 
-/// What a fork's child gets of a mapping; by default a copy of it.
+/// A fork's child's view of a mapping; by default a copy of it.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct OnFork {
-    /// It has nothing there (MADV_DONTFORK). This comes before `wiped`.
+    /// The child has nothing there (MADV_DONTFORK). This takes precedence over `wiped`.
     pub left_out: bool,
-    /// It has zeros there (MADV_WIPEONFORK).
+    /// The child has zeros there (MADV_WIPEONFORK).
     pub wiped: bool,
 }
 
@@ -53,9 +53,9 @@ pub struct Mapping {
     pub end: u64,
     /// Guest protection.
     pub prot: Prot,
-    /// What lies under it.
+    /// The memory.
     pub kind: Kind,
-    /// What a fork's child gets of it.
+    /// A fork's child's view of it.
     pub on_fork: OnFork,
 }
 
@@ -93,7 +93,7 @@ impl Mapping {
         Self { start: from, end: self.end.min(end), kind, ..*self }
     }
 
-    /// Whether `next` is the same mapping going on.
+    /// Whether `next` continues this mapping.
     fn continues_with(&self, next: &Mapping) -> bool {
         if self.end != next.start || self.prot != next.prot || self.on_fork != next.on_fork {
             return false;
@@ -118,7 +118,7 @@ impl Mapping {
 pub struct Mappings {
     /// By first address; disjoint.
     by_start: BTreeMap<u64, Mapping>,
-    /// First addresses of the shared ones, by what they show.
+    /// First addresses of the shared mappings, by file.
     by_file: BTreeMap<FileId, BTreeSet<u64>>,
 }
 
@@ -152,8 +152,8 @@ impl Mappings {
         at >= end
     }
 
-    /// Where the mapped pages that begin with the one of `address` end; `address`
-    /// itself where nothing is mapped.
+    /// The end of the mapped pages from the page of `address` on; `address` itself if that page is
+    /// not mapped.
     pub fn mapped_up_to(&self, address: u64) -> u64 {
         let mut end = address;
         while let Some(mapping) = self.at(end) {
@@ -162,7 +162,7 @@ impl Mappings {
         end
     }
 
-    /// Forgets what is mapped in `start..end`, splitting what sticks out.
+    /// Forgets the mappings in `start..end`, and splits those that reach beyond it.
     pub fn remove(&mut self, start: u64, end: u64) {
         if start >= end {
             return;
@@ -205,7 +205,7 @@ impl Mappings {
         starts.filter_map(|start| self.by_start.get(start)?.showing(bytes)).collect()
     }
 
-    /// Puts `mapping` there in place of whatever was.
+    /// Puts `mapping` there in place of any other.
     pub fn insert(&mut self, mut mapping: Mapping) {
         self.remove(mapping.start, mapping.end);
         if let Some((&start, before)) = self.by_start.range(..mapping.start).next_back()
@@ -308,7 +308,7 @@ mod tests {
         assert_eq!(shown(&all, 7, at.clone()), [13 * PAGE + 4..13 * PAGE + 8, 21 * PAGE + 4..21 * PAGE + 8]);
         assert_eq!(shown(&all, 7, 0..u64::MAX), [10 * PAGE..14 * PAGE, 20 * PAGE..24 * PAGE]);
         assert!(shown(&all, 7, 6 * PAGE..u64::MAX).is_empty() && shown(&all, 9, 0..u64::MAX).is_empty());
-        // Cut, and gone.
+        // Some cut, some gone.
         all.remove(11 * PAGE, 21 * PAGE);
         assert_eq!(shown(&all, 7, 0..u64::MAX), [10 * PAGE..11 * PAGE, 21 * PAGE..24 * PAGE]);
         all.remove(0, 30 * PAGE);

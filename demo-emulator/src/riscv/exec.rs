@@ -1,5 +1,5 @@
-//! What each instruction does: the one definition that the oracle, tier 0 and
-//! the tests of compiled code share.
+//! The effect of each instruction: the one definition that the oracle, tier 0 and the tests of
+//! compiled code share.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -9,8 +9,8 @@ use super::{atomic, csr, encode, fp};
 use crate::hart::Hart;
 use crate::memory::Window;
 
-/// Executes one instruction. `hart.pc` is the instruction's own address; it
-/// ends at the next one's, and where it was if the instruction traps.
+/// Executes one instruction. `hart.pc` is the instruction's address; it becomes the next one's, or
+/// stays if the instruction traps.
 #[inline]
 pub fn exec(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<Flow, Trap> {
     use Op::*;

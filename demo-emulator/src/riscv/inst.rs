@@ -1,7 +1,6 @@
-//! A decoded instruction. Compressed ones are decoded to what they expand to,
-//! with their own length.
+//! A decoded instruction. A compressed one is decoded to its expansion, with its own length.
 
-/// What an instruction does. Names are the assembler's with `_` for `.`.
+/// An instruction's operation. Names are the assembler's with `_` for `.`.
 #[allow(non_camel_case_types, missing_docs)]
 #[rustfmt::skip]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -51,7 +50,7 @@ impl Op {
         self.stored_bytes() != 0
     }
 
-    /// How many bytes of memory it writes at most; 0 where it writes none.
+    /// How many bytes of memory it writes at most; 0 if it writes none.
     #[rustfmt::skip]
     pub fn stored_bytes(self) -> u64 {
         use Op::*;
@@ -70,7 +69,7 @@ impl Op {
 /// One instruction. Fields that an operation does not have are 0.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Inst {
-    /// What it does.
+    /// The operation.
     pub op: Op,
     /// Destination register, integer or floating-point as the operation says.
     pub rd: u8,

@@ -1,4 +1,4 @@
-//! RV64GC: instructions, their decoding and what they do.
+//! RV64GC: instructions, their decoding and their effects.
 
 pub mod csr;
 pub mod decode;

@@ -1,7 +1,7 @@
-//! What keeps an instruction from retiring.
+//! The reasons why an instruction does not retire.
 //!
-//! A trap leaves the hart as it was before the instruction: `pc` is that of
-//! the instruction itself, and no register has changed.
+//! A trap leaves the hart as it was before the instruction: `pc` is the instruction's own, and no
+//! register has changed.
 
 use crate::memory::Fault;
 
@@ -12,8 +12,8 @@ pub enum Trap {
     Ecall,
     /// A breakpoint.
     Ebreak,
-    /// No instruction of RV64GC, a CSR that user mode lacks, or a rounding
-    /// mode that does not exist. Holds the instruction's bits.
+    /// No instruction of RV64GC, a CSR that user mode lacks, or a rounding mode that does not
+    /// exist. Holds the instruction's bits.
     Illegal(u32),
     /// A load, or LR, that memory refused.
     LoadFault(Fault),
@@ -27,13 +27,13 @@ pub enum Trap {
     StoreMisaligned(u64),
 }
 
-/// Where an instruction that retired leaves the hart. `pc` is already there.
+/// How a retired instruction changed the flow. `pc` is already updated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Flow {
-    /// At the instruction behind it.
+    /// To the next instruction.
     Next,
-    /// At the target of a jump or of a branch that was taken.
+    /// To the target of a jump or of a branch that was taken.
     Jump,
-    /// Behind a FENCE.I: what was written must be seen by what is fetched.
+    /// Behind a FENCE.I: the next fetch must see all earlier writes.
     FenceI,
 }

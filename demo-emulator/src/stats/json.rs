@@ -1,4 +1,4 @@
-//! `--stats=json`: one line with one object; the module above says what is in it.
+//! `--stats=json`: one line with one object; the parent module lists its fields.
 
 use codewarden::Histogram;
 use serde_json::{Map, Value, json};
@@ -7,7 +7,7 @@ use super::{HotRow, Report, Tracked, Writer};
 use crate::symbols::Symbols;
 
 impl Report {
-    /// For programs: one line.
+    /// The report for programs: one line.
     pub fn json(&self) -> String {
         let mut object = Map::new();
         object.insert("pid".into(), json!(std::process::id()));

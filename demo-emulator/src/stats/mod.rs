@@ -1,10 +1,10 @@
-//! `--stats`: what went on, at the guest's end. [`text`](Report::text) is for
-//! people, [`json`](Report::json) for programs: one line with one object.
+//! `--stats`: the report at the guest's end. [`text`](Report::text) is for people,
+//! [`json`](Report::json) for programs: one line with one object.
 //!
-//! | name | what it is |
+//! | name | meaning |
 //! |---|---|
 //! | `pid` | the process: a fork's child writes a line of its own, whose counts go on from the parent's and whose pages begin anew |
-//! | `tier`, `mode`, `why` | how code was run, how writes were learned of and why so; `mode` is null for the oracle |
+//! | `tier`, `mode`, `why` | how guest code ran, the mode that writes were learned of by, and the reason for it; `mode` is null for the oracle |
 //! | `vmas` | mappings of the process, as the kernel counts them |
 //! | `run_time_us` | microseconds from the guest's first instruction to its end |
 //! | the names of [`codewarden::Stats`] and [`EngineStats`](crate::engine::EngineStats) | counts |
@@ -12,13 +12,12 @@
 //! | `pages_by_state` | pages that a translator ever looked at: `open`, `protected`, `checked` |
 //! | `hottest_pages` | the pages that were written to most while something was made from them, the hottest first |
 //!
-//! A page has `page` (its first address), `symbol`, `is_checked`, the counts of
-//! writes by kind `code_hits`, `beside_hits`, `harvested` and `kernel_hits`,
-//! `relapses`, `last_byte`, `last_byte_symbol` and `writers`: guest stores, the most
-//! frequent first, each with `pc`, `pc_symbol`, `writes`, `last_byte` and
-//! `last_byte_symbol`. `other_writes` were told without their store, or by stores
-//! that are not among those. Addresses are numbers and the guest's; what is not
-//! known is null. Without an engine the rows from the counts on are left out.
+//! A page has `page` (its first address), `symbol`, `is_checked`, the counts of writes by kind
+//! `code_hits`, `beside_hits`, `harvested` and `kernel_hits`, `relapses`, `last_byte`,
+//! `last_byte_symbol` and `writers`. The writers are guest stores, the most frequent first, each
+//! with `pc`, `pc_symbol`, `writes`, `last_byte` and `last_byte_symbol`. `other_writes` came from
+//! unknown stores, or from stores that are not in the list. Addresses are the guest's, as numbers;
+//! unknown values are null. Without an engine the rows from the counts on are left out.
 
 mod json;
 mod text;
@@ -34,17 +33,17 @@ use crate::engine::Engine;
 use crate::symbols::Symbols;
 pub use writers::{PageWriters, Writer, Writers};
 
-/// Pages that are told of one by one.
+/// How many pages are reported one by one.
 const HOT_PAGES: usize = 10;
-/// Of each page, the stores that are told of.
+/// How many stores are reported for each page.
 const HOT_WRITERS: usize = 4;
 
-/// What is told of a run.
+/// The facts of a run.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// How guest code was run.
     tier: &'static str,
-    /// What there is to tell of tracking; nothing for the oracle.
+    /// The facts about tracking; none for the oracle.
     tracked: Option<Tracked>,
     /// Mappings of the process, as the kernel counts them.
     vmas: usize,
@@ -52,10 +51,10 @@ pub struct Report {
     run_time: Duration,
 }
 
-/// What a run with an engine tells besides.
+/// The further facts of a run with an engine.
 #[derive(Clone, Debug)]
 struct Tracked {
-    /// How writes were learned of, and why so.
+    /// The mode that writes were learned of by, and the reason for it.
     mode: &'static str,
     why: String,
     /// Counters with their names, the library's first.
@@ -66,7 +65,7 @@ struct Tracked {
     symbols: Symbols,
 }
 
-/// A page that was written to much, with who wrote.
+/// A page with many writes, and its writers.
 #[derive(Clone, Debug)]
 struct HotRow {
     page: HotPage,
@@ -74,8 +73,8 @@ struct HotRow {
 }
 
 impl Report {
-    /// Of a run that began at `start`, told with the guest's `symbols`; without an
-    /// engine, of the oracle's. `writers` listened to it.
+    /// The report of a run that began at `start`, with the guest's `symbols`; without an engine, of
+    /// an oracle's run. `writers` listened to the engine.
     pub fn new(engine: Option<&Engine>, writers: &Writers, symbols: &Symbols, start: Instant) -> Self {
         let run_time = start.elapsed();
         let vmas = fs::read("/proc/self/maps").map_or(0, |maps| maps.iter().filter(|byte| **byte == b'\n').count());

@@ -1,4 +1,4 @@
-//! `--stats`: tables for people. What did not happen is left out.
+//! `--stats`: tables for people. Zero counts are left out.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use codewarden::Histogram;
 use super::{HotRow, Report, Tracked};
 use crate::symbols::Symbols;
 
-/// Counters by what they are of, with what people call them.
+/// Counters in sections, with names for people.
 const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
     (
         "Writes",
@@ -60,7 +60,7 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
     ),
 ];
 
-/// What people call a histogram.
+/// A histogram's name for people.
 fn title(name: &str) -> &str {
     match name {
         "fault_ns" => "a fault, from the handler's entry to its return",
@@ -74,7 +74,7 @@ fn title(name: &str) -> &str {
 }
 
 impl Report {
-    /// For people.
+    /// The report for people.
     pub fn text(&self) -> String {
         let mut text = format!("tier {}", self.tier);
         // Writing to a string does not fail.
@@ -173,7 +173,7 @@ fn tell_hot_page(text: &mut String, HotRow { page, writers }: &HotRow, symbols: 
     }
 }
 
-/// An address and its name, where it has one.
+/// An address, and its name if it has one.
 fn place(address: u64, symbols: &Symbols) -> String {
     match symbols.name(address) {
         Some(name) => format!("{address:#x} {name}"),

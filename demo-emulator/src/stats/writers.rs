@@ -1,8 +1,8 @@
-//! Who wrote to translated pages: counted by page and by the guest's store.
+//! The guest stores that wrote to translated pages, counted by page and by store.
 //!
-//! The engine tells of each write that the library's journal kept, and of the
-//! guest's store where it is known. The journal is a ring: where the guest writes
-//! faster than the engine reads, some writes are counted by the library alone.
+//! The engine reports each write in the library's journal, with the guest's store if it is known.
+//! The journal is a ring: if the guest writes faster than the engine reads, the library alone
+//! counts the lost writes.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, TryLockError};
@@ -11,34 +11,34 @@ use codewarden::tracker::Cause;
 
 use crate::engine::{Event, Listener};
 
-/// Pages that are kept at most, and stores of each.
+/// The most pages that are counted, and the most stores of each.
 const PAGES_MAX: usize = 4096;
 const STORES_MAX: usize = 64;
 
-/// One guest store, as far as it hit one page.
+/// One guest store, and its writes to one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Writer {
     /// The guest's store.
     pub pc: u64,
-    /// How often it was told of.
+    /// How often it was reported.
     pub writes: u64,
     /// The byte that it hit last.
     pub last_byte: u64,
 }
 
-/// Who wrote to a page.
+/// The writers of a page.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PageWriters {
     /// The stores that are known, the most frequent first.
     pub known: Vec<Writer>,
-    /// Writes by stores that are not told: not known, or too many.
+    /// Writes by other stores: unknown ones, or too many.
     pub other_writes: u64,
 }
 
 /// What is known of each page.
 #[derive(Debug, Default)]
 struct Pages {
-    /// Whose writes they are: in a fork's child the library begins its pages anew.
+    /// The process of these writes: in a fork's child the library begins its pages anew.
     process: u32,
     by_address: BTreeMap<u64, Page>,
 }
@@ -82,8 +82,8 @@ impl Writers {
         }
     }
 
-    /// `None` where it stays held: in a fork's child for ever, if another hart
-    /// had it. The child then tells less, and goes on.
+    /// `None` if the lock stays held: for ever in a fork's child, if another hart had it. The child
+    /// then reports less, and goes on.
     fn lock(&self) -> Option<MutexGuard<'_, Pages>> {
         const TRIES: usize = 10_000;
         for _ in 0..TRIES {

@@ -1,8 +1,8 @@
-//! What runs where no program is named: a bundled guest that rewrites its own
-//! code, and the telling of what becomes of its translations.
+//! The run without a named program: a bundled guest rewrites its own code, and the story tells the
+//! fate of its translations.
 //!
-//! The telling goes to standard output while the guest runs, between the
-//! guest's own lines; [`summary`] follows at its end.
+//! The story goes to standard output while the guest runs, between the guest's own lines;
+//! [`summary`] follows at its end.
 
 pub mod bundle;
 mod listing;
@@ -24,14 +24,14 @@ use crate::style::{self, Style, say};
 use crate::symbols::Symbols;
 use crate::translate::CompiledBlock;
 
-/// The guest's page of code that changes lies between these two.
+/// The guest's page of changing code lies between these two symbols.
 const CODE_SYMBOLS: [&str; 2] = ["story_code", "story_code_end"];
 const PAGE_BYTES: u64 = 4096;
 
 /// Tells of the guest's code.
 pub struct Story {
     symbols: Symbols,
-    /// What is told of; the rest of the guest never changes.
+    /// The code of the story; the rest of the guest never changes.
     code: Range<u64>,
     window: Window,
     mode: Mode,
@@ -41,9 +41,9 @@ pub struct Story {
 
 #[derive(Default)]
 struct State {
-    /// Blocks that can be reached: first instruction, and whether compiled.
+    /// Reachable blocks: first instruction, and whether compiled.
     blocks: BTreeSet<(u64, bool)>,
-    /// The bytes that the last block at a pc was made of.
+    /// The source bytes of the last block at each pc.
     bytes: BTreeMap<u64, Vec<u8>>,
     protected: BTreeSet<u64>,
     /// Pages that stay writable, their blocks comparing themselves.
@@ -64,7 +64,7 @@ impl State {
         })
     }
 
-    /// What is told of the writes that came again, once they are over.
+    /// The line for repeated writes, once they are over.
     fn end_of_repeats(&mut self, style: Style) -> String {
         let repeats = std::mem::take(&mut self.repeats);
         if repeats == 0 {
@@ -83,7 +83,7 @@ impl Story {
         Self { symbols, code: start..end, window, mode, style, state: Mutex::default() }
     }
 
-    /// What stands before the guest's first line.
+    /// Prints the lines before the guest's first one.
     pub fn open(&self, why: &str) {
         let title =
             self.style.strong("A RISC-V guest that rewrites its own code, and what becomes of its translations");
@@ -153,7 +153,7 @@ impl Story {
         text
     }
 
-    /// A block found at its entry that it is not true any more.
+    /// A block found at its entry that its bytes have changed.
     fn overwritten(&self, state: &mut State, block: (u64, bool)) -> String {
         state.blocks.remove(&block);
         let text = state.end_of_repeats(self.style);
@@ -207,7 +207,7 @@ impl Story {
         text
     }
 
-    /// The words of translated code in `page` that are not what they were.
+    /// The words of translated code in `page` that have changed.
     fn changes(&self, state: &State, page: u64) -> String {
         let mut text = String::new();
         let mut seen = BTreeSet::new();
@@ -227,7 +227,7 @@ impl Story {
 
 impl Listener for Story {
     fn hear(&self, event: &Event<'_>) {
-        // The guest does not fork; what a panic left half told is still told.
+        // The guest does not fork. After a panic the story goes on.
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let text = match event {
             Event::Translated { pc, bytes, host, is_checked } if self.code.contains(pc) => {

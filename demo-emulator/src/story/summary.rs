@@ -1,5 +1,5 @@
-//! The end of the story: the same guest once more in the mode of the story and
-//! once on mprotect, without the telling, side by side.
+//! The end of the story: two more runs of the same guest, without the story, compared in a table.
+//! One uses the mode of the story, the other mprotect.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::Style;
 use crate::style::say;
 
-/// What is compared: the name of a counter, and what people call it.
+/// The rows of the comparison: a counter, and its name for people.
 const ROWS: [(&str, &str); 7] = [
     ("faults", "write faults"),
     ("protects", "pages protected"),
@@ -21,8 +21,7 @@ const ROWS: [(&str, &str); 7] = [
     ("oracle_runs", "runs interpreted: page busy"),
 ];
 
-/// Runs `program` in `mode` and on mprotect, with `options` beside it, and
-/// prints the table.
+/// Runs `program` in `mode` and on mprotect, both with `options`, and prints the table.
 pub fn tell(program: &Path, mode: &str, options: &[&str], style: Style) {
     let modes = if mode == "mprotect" { vec![mode] } else { vec![mode, "mprotect"] };
     let runs: Vec<_> = modes.into_iter().map(|mode| (mode, run(program, mode, options))).collect();

@@ -2,9 +2,8 @@
 //!
 //! # Safety
 //!
-//! The one unsafe call enters the block's fault table in the index; the table
-//! is boxed, owned by the block and taken out of the index when that is
-//! dropped.
+//! The one unsafe call enters the block's fault table in the index. The table is boxed, and the
+//! block owns it and takes it out of the index when it is dropped.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -30,25 +29,25 @@ use super::fault_index::{FaultPoint, FaultTable};
 use super::lower::{Emitter, Environment, HOST, field};
 use crate::riscv::inst::{Inst, Op};
 
-/// What an inline check refuses; the fault index says which instruction's.
+/// The trap of an inline check; the fault index names the instruction.
 pub(super) const REFUSED: TrapCode = TrapCode::unwrap_user(1);
 
-/// What a block does about stores of its own that hit the block itself.
+/// A block's reaction to its own stores that hit the block itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OwnStores {
-    /// Nothing: the guest announces them by an instruction that ends a block.
+    /// None: the guest announces such stores by an instruction that ends a block.
     #[default]
     Ignore,
-    /// Leaves behind a store that overlaps its bytes.
+    /// Leaves after a store that overlaps the block's bytes.
     Compare,
-    /// Leaves behind a store that finds this byte, the block's
-    /// [`codewarden::Ticket::stale_flag`], not 0: the block's bytes have other
-    /// addresses too. It must stay where it is for as long as the block can run.
+    /// Leaves after a store if this byte, the block's [`codewarden::Ticket::stale_flag`], is not 0:
+    /// the block's bytes have other addresses too. The byte must stay in place as long as the block
+    /// can run.
     Poll(NonNull<AtomicU8>),
 }
 
 impl OwnStores {
-    /// A number for each of the three: a block made for one does not do for another.
+    /// A number for each reaction: a block made for one cannot serve for another.
     pub fn kind(self) -> u64 {
         match self {
             Self::Ignore => 0,
@@ -61,10 +60,10 @@ impl OwnStores {
 /// How a block is to be compiled.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BlockOptions<'a> {
-    /// What follows a store.
+    /// The reaction to its own stores.
     pub own_stores: OwnStores,
-    /// The guest bytes that the instructions were decoded from, at the first
-    /// one's address: the block gets a checked entry.
+    /// The guest bytes that the instructions were decoded from, at the first one's address. With
+    /// them the block gets a checked entry.
     pub source: Option<&'a [u8]>,
 }
 
@@ -109,38 +108,37 @@ impl From<ModuleError> for TranslateError {
     }
 }
 
-/// Whether a block ends with this operation; any other may stand anywhere.
+/// Whether this operation ends a block; any other may stand anywhere.
 pub fn ends_block(op: Op) -> bool {
     use Op::*;
     matches!(op, Jal | Jalr | Beq | Bne | Blt | Bge | Bltu | Bgeu | Fence_i | Ecall | Ebreak | Illegal)
 }
 
-/// Host code of one block. Dropping it frees the code: no hart may be in it
-/// then, or find it.
+/// Host code of one block. Dropping it frees the code: by then no hart may be in it or find it.
 #[derive(Debug)]
 pub struct CompiledBlock {
     space: Arc<CodeSpace>,
     code: Allocation,
-    /// Where it is entered.
+    /// The entry's address.
     entry: usize,
-    /// What of it the compiler made.
+    /// The length of the compiler's part.
     function_bytes: usize,
     /// The instructions of the checked entry.
     check: Option<Range<usize>>,
-    /// Boxed: the index has its address.
+    /// Boxed: the index holds its address.
     faults: Box<FaultTable>,
-    /// Compiled code has the addresses of both.
+    /// Compiled code holds the addresses of both.
     links: Box<[LinkSlot]>,
     insts: Box<[Inst]>,
 }
 
 impl CompiledBlock {
-    /// What an entry cell holds to lead here.
+    /// The plain value of an entry cell for this block.
     pub fn entry(&self) -> usize {
         self.entry
     }
 
-    /// What it holds while a page of the block is checked.
+    /// The value while a page of the block is checked.
     pub fn checked_entry(&self) -> Option<usize> {
         self.check.as_ref().map(|check| self.entry() + check.start)
     }
@@ -150,7 +148,7 @@ impl CompiledBlock {
         self.code.len()
     }
 
-    /// What it owns, in bytes: its code, and what stands beside it.
+    /// The bytes that it owns: its code and its tables.
     pub fn owned_bytes(&self) -> usize {
         let beside_bytes = size_of_val(&*self.faults)
             + size_of_val(&*self.faults.points)
@@ -164,8 +162,7 @@ impl CompiledBlock {
         &self.links
     }
 
-    /// The instructions at the plain entry, and those at the checked one; each
-    /// with its address.
+    /// The instructions at the plain entry and at the checked one; each with its address.
     pub fn code(&self) -> impl Iterator<Item = (usize, Vec<u8>)> {
         let bytes = self.bytes();
         [Some(0..self.function_bytes), self.check.clone()]
@@ -175,8 +172,7 @@ impl CompiledBlock {
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: the executable view of the whole allocation, which nobody
-        // writes any more.
+        // SAFETY: the executable view of the whole allocation, which is no longer written to.
         unsafe { std::slice::from_raw_parts(self.code.rx(), self.code.len()) }
     }
 }
@@ -187,7 +183,7 @@ impl Drop for CompiledBlock {
     }
 }
 
-/// Compiles blocks; one for each thread that does.
+/// Compiles blocks; each compiling thread has one.
 pub struct Translator {
     space: Arc<CodeSpace>,
     context: Context,
@@ -206,14 +202,13 @@ impl Translator {
         Self { space, context: Context::new(), builder_context: FunctionBuilderContext::new() }
     }
 
-    /// Compiles one block: instructions with their addresses, of which only the
-    /// last may be one that [`ends_block`]; otherwise the block goes on at the
-    /// instruction behind it.
+    /// Compiles one block: instructions with their addresses. Only the last may be one that
+    /// [`ends_block`]; if it is not, the block continues at the next instruction.
     ///
     /// # Errors
     ///
-    /// [`TranslateError::NoCodeMemory`] where the code buffer is full; the
-    /// others are not the caller's to mend.
+    /// [`TranslateError::NoCodeMemory`] if the code buffer is full; the caller cannot mend the
+    /// others.
     pub fn compile(&mut self, insts: &[(u64, Inst)], options: &BlockOptions) -> Result<CompiledBlock, TranslateError> {
         let &(_, last) = insts.last().ok_or(TranslateError::Empty)?;
         let links: Box<[LinkSlot]> = (0..exit_count(last.op)).map(|_| LinkSlot::unlinked()).collect();
@@ -281,7 +276,7 @@ impl Translator {
         emitter.finish(self.space.isa.0.frontend_config());
     }
 
-    /// Host code ranges of what can fault, as the compiler placed them.
+    /// Host code ranges that can fault, as the compiler placed them.
     fn fault_points(&self, insts: &[(u64, Inst)]) -> Vec<FaultPoint> {
         let Some(compiled) = self.context.compiled_code() else { return Vec::new() };
         let locations = compiled.buffer.get_srclocs_sorted();
@@ -304,7 +299,7 @@ fn signature() -> Signature {
     signature
 }
 
-/// How many direct exits a block has that ends with `op`.
+/// How many direct exits a block has if it ends with `op`.
 fn exit_count(op: Op) -> usize {
     match op {
         Op::Beq | Op::Bne | Op::Blt | Op::Bge | Op::Bltu | Op::Bgeu => 2,
@@ -314,7 +309,7 @@ fn exit_count(op: Op) -> usize {
 }
 
 impl Emitter<'_> {
-    /// The last instruction of a block and everything behind it.
+    /// The last instruction of a block and the exits after it.
     fn end_block(&mut self, pc: u64, inst: &Inst, links: &[LinkSlot]) {
         let next = pc.wrapping_add(u64::from(inst.len));
         let target = pc.wrapping_add(inst.imm as i64 as u64);
@@ -369,7 +364,7 @@ impl Emitter<'_> {
         self.jump_through(cell, slot);
     }
 
-    /// Goes where the front says that `target` is. Registers are in the hart.
+    /// Goes to the front's entry for `target`. Registers are in the hart.
     fn exit_indirect(&mut self, target: Value) {
         self.builder.ins().store(HOST, target, self.hart, field::PC);
         self.poll();

@@ -1,12 +1,11 @@
-//! What all translators of a process share: the host's instruction set, the
-//! code buffer, the index of fault points and the guest's window.
+//! Shared by all translators of a process: the host's instruction set, the code buffer, the index
+//! of fault points and the guest's window.
 //!
 //! # Safety
 //!
-//! The memory provider hands out the writable view of one allocation, which
-//! whoever made the provider keeps until the module is gone; what is put behind
-//! the function stays within it. `enter` passes its
-//! caller's obligation on.
+//! The memory provider hands out the writable view of one allocation. The maker of the provider
+//! keeps that allocation until the module is gone. Bytes behind the function stay within the
+//! allocation. `enter` passes its caller's obligation on.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -41,7 +40,7 @@ pub struct CodeSpace {
     /// Whether the host's aligned loads of 16 bytes are atomic.
     pub(super) loads_vectors_at_once: bool,
     buffer: CodeBuffer,
-    /// Whether the buffer is a parent's, and none of this process could be had.
+    /// Whether the buffer is the parent's, because this process could get none of its own.
     is_lost: AtomicBool,
 }
 
@@ -60,8 +59,8 @@ impl CodeSpace {
     ///
     /// # Errors
     ///
-    /// [`TranslateError`] where Cranelift has no code generator for this host,
-    /// or the signal handler cannot be installed.
+    /// [`TranslateError`] if Cranelift has no code generator for this host, or if the signal
+    /// handler cannot be installed.
     pub fn new(window: Window, buffer: CodeBuffer) -> Result<Arc<Self>, TranslateError> {
         let isa = OwnedIsa(target()?);
         host_fault::set_fault_hook(entry::fault_hook);
@@ -73,7 +72,7 @@ impl CodeSpace {
         Ok(Arc::new(Self { isa, faults, window, has_fma, loads_vectors_at_once, buffer, is_lost }))
     }
 
-    /// Where a guest address of the window lies in this process.
+    /// The host address of a guest address in the window.
     pub(super) fn host_address(&self, guest: u64) -> u64 {
         self.window.base() as u64 + guest
     }
@@ -83,7 +82,7 @@ impl CodeSpace {
         &self.buffer
     }
 
-    /// In a fork's child that could not have a buffer: nothing may be compiled here.
+    /// Called in a fork's child that could get no buffer: nothing may be compiled here.
     pub fn lose(&self) {
         self.is_lost.store(true, Ordering::Release);
     }
@@ -93,8 +92,8 @@ impl CodeSpace {
         !self.is_lost.load(Ordering::Acquire)
     }
 
-    /// The guest instruction whose access compiled code makes at `host_pc`. The
-    /// block must be alive if it is one's.
+    /// The guest instruction that compiled code at `host_pc` makes an access for. If the pc is in a
+    /// block, the block must be alive.
     pub fn guest_pc(&self, host_pc: usize) -> Option<u64> {
         self.faults.guest_pc(host_pc)
     }
@@ -103,10 +102,9 @@ impl CodeSpace {
     ///
     /// # Safety
     ///
-    /// `code` is the entry of a block of this space, or a stub, and it and
-    /// everything that it links to stay alive until this returns;
-    /// `hart.front` points to a vCPU's front, whose cells are as alive, and
-    /// which no other thread uses.
+    /// `code` is the entry of a block of this space, or a stub. It and everything that it links to
+    /// stay alive until this returns. `hart.front` points to a vCPU's front that no other thread
+    /// uses, and the front's cells stay alive as long.
     pub unsafe fn enter(&self, hart: &mut Hart, code: usize) -> ExitReason {
         // SAFETY: the caller's promise.
         unsafe { entry::enter(hart, code, &self.faults) }
@@ -117,11 +115,11 @@ fn target() -> Result<OwnedTargetIsa, TranslateError> {
     let unsupported = |error: &dyn std::fmt::Display| TranslateError::Host(error.to_string());
     let mut flags = settings::builder();
     for (name, value) in [
-        // Blocks are short and compiled while the guest waits.
+        // Blocks are short, and the guest waits for the compiler.
         ("opt_level", "none"),
         ("regalloc_algorithm", "single_pass"),
         ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
-        // Tail calls are implemented with frame pointers only.
+        // Cranelift implements tail calls with frame pointers only.
         ("preserve_frame_pointers", "true"),
         ("unwind_info", "false"),
         ("enable_probestack", "false"),
@@ -133,25 +131,25 @@ fn target() -> Result<OwnedTargetIsa, TranslateError> {
     builder.finish(settings::Flags::new(flags)).map_err(|error| unsupported(&error))
 }
 
-/// Memory for one function of a `JITModule` and what is put behind it, taken from
-/// a code buffer. Addresses that the module sees are those of the writable view.
+/// Memory for one function of a `JITModule` and for the bytes behind it, from a code buffer. The
+/// module sees addresses in the writable view.
 pub(super) struct OneFunction {
     buffer: CodeBuffer,
     behind_bytes: usize,
     place: Arc<Mutex<Option<Place>>>,
 }
 
-/// What a module took.
+/// The memory of a module.
 pub(super) struct Place {
     /// All of it.
     pub(super) code: Allocation,
-    /// What of it is the function.
+    /// The length of the function.
     pub(super) function_bytes: usize,
 }
 
 impl OneFunction {
-    /// A provider with room for `behind_bytes` behind the function, aligned as a
-    /// check is, and where its allocation will be found.
+    /// A provider with room for `behind_bytes` behind the function, aligned for a check, and the
+    /// slot that its allocation goes to.
     pub(super) fn new(space: &CodeSpace, behind_bytes: usize) -> (Self, Arc<Mutex<Option<Place>>>) {
         let place = Arc::default();
         (Self { buffer: space.buffer.clone(), behind_bytes, place: Arc::clone(&place) }, place)
@@ -180,15 +178,15 @@ impl JITMemoryProvider for OneFunction {
 }
 
 impl Place {
-    /// Where a check stands behind the function.
+    /// The offset of a check behind the function.
     pub(super) fn behind(&self) -> usize {
         behind(self.function_bytes)
     }
 
-    /// Puts `bytes` there, for which the provider left room.
+    /// Puts `bytes` there; the provider left room for them.
     pub(super) fn put_behind(&self, bytes: &[u8]) {
         assert!(self.behind() + bytes.len() <= self.code.len(), "the provider left room");
-        // SAFETY: within the allocation's writable view, which nobody runs yet.
+        // SAFETY: within the allocation's writable view; no hart runs the code yet.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.code.rw().add(self.behind()), bytes.len()) };
     }
 }

@@ -7,10 +7,10 @@ use capstone::{Capstone, CsResult};
 
 use super::CompiledBlock;
 
-/// An instruction as people read it.
+/// A disassembled instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Where it is.
+    /// Its address.
     pub address: u64,
     /// Its bytes in hexadecimal digits, the first byte first.
     pub bytes: String,
@@ -23,7 +23,7 @@ pub fn guest_listing(pc: u64, bytes: &[u8]) -> String {
     listing(lines(riscv(), pc, bytes), pc)
 }
 
-/// Guest instructions; none where they cannot be shown.
+/// Guest instructions; none if they cannot be disassembled.
 pub fn guest_instructions(pc: u64, bytes: &[u8]) -> Vec<Line> {
     lines(riscv(), pc, bytes).unwrap_or_default()
 }
@@ -44,7 +44,7 @@ fn riscv() -> CsResult<Capstone> {
 
 fn lines(disassembler: CsResult<Capstone>, start: u64, bytes: &[u8]) -> CsResult<Vec<Line>> {
     let mut disassembler = disassembler?;
-    // What is no instruction is shown as data and stepped over.
+    // Bytes that are no instruction are shown as data.
     disassembler.set_skipdata(true)?;
     let line = |inst: &capstone::Insn<'_>| {
         let bytes = inst.bytes().iter().fold(String::new(), |bytes, byte| bytes + &format!("{byte:02x}"));

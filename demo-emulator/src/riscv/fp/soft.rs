@@ -1,12 +1,11 @@
 //! Arithmetic in integers alone, for both formats, all rounding modes and all
 //! flags.
 //!
-//! Every operation makes an exact value, or one whose lowest bit stands for
-//! everything below it (sticky), in 128 bits, and rounds it once. It is the
-//! only way to round ties away from zero, which the host has no mode for, and
-//! what the host's arithmetic is tested against. `rustc_apfloat` was not
-//! taken: it decides on underflow after it rounded to the subnormal's own
-//! precision, where RISC-V demands the full one, and it has no square root.
+//! Every operation makes a value in 128 bits and rounds it once. The value is exact, or its lowest
+//! bit stands for everything below it (sticky). Only this arithmetic can round ties away from zero,
+//! a mode that the host lacks, and the tests compare the host's arithmetic with it. `rustc_apfloat`
+//! was not taken. It decides on underflow after it rounded to the subnormal's own precision, but
+//! RISC-V demands the full one; and it has no square root.
 
 use super::format::{Class, DZ, Format, NV, NX, Number, OF, Rounded, Rounding, UF};
 
@@ -24,8 +23,7 @@ impl Wide {
         Self { sign: number.sign, exponent: number.exponent, significand: u128::from(number.significand) << 64 }
     }
 
-    /// From a significand whose leading one is anywhere and whose bit 127
-    /// would count `2^exponent`.
+    /// From a significand with its leading one at any bit; bit 127 would count `2^exponent`.
     fn normalized(sign: bool, exponent: i32, significand: u128) -> Self {
         let shift = significand.leading_zeros();
         Self { sign, exponent: exponent - shift as i32, significand: significand << shift }
@@ -34,7 +32,7 @@ impl Wide {
 
 /// Drops the low `shift` bits; says whether they were not zero.
 fn round_at(significand: u128, shift: u32, sign: bool, rounding: Rounding) -> (u64, bool) {
-    // Beyond the top there is less than half of what is kept.
+    // Beyond the top less than half of the retained part is left.
     let (significand, shift) = if shift > 128 { (u128::from(significand != 0), 128) } else { (significand, shift) };
     let (kept, rest) = match shift {
         128 => (0, significand),
@@ -86,7 +84,7 @@ fn round(format: Format, value: Wide, rounding: Rounding) -> Rounded {
     Rounded { bits: format.signed(sign, magnitude), flags: if inexact { NX } else { 0 } }
 }
 
-/// The zero that a sum of `a` and `b` signed zeros, or an exact difference, is.
+/// The zero of an exact difference, or of a sum of two zeros with signs `a` and `b`.
 fn zero_sum(format: Format, a: bool, b: bool, rounding: Rounding) -> Rounded {
     Rounded::exact(format.signed(if a == b { a } else { rounding == Rounding::Rdn }, 0))
 }
@@ -195,7 +193,7 @@ pub fn sqrt(format: Format, a: u64, rounding: Rounding) -> Rounded {
 pub fn fused(format: Format, a: u64, b: u64, c: u64, rounding: Rounding) -> Rounded {
     let (x, y, z) = (format.unpack(a), format.unpack(b), format.unpack(c));
     let inf_times_zero = matches!((x.class, y.class), (Class::Infinite, Class::Zero) | (Class::Zero, Class::Infinite));
-    // Infinity times zero is invalid even where the addend is a quiet NaN.
+    // Infinity times zero is invalid even if the addend is a quiet NaN.
     if inf_times_zero || x.is_nan() || y.is_nan() || z.is_nan() {
         return format.nan(inf_times_zero || [a, b, c].iter().any(|&bits| format.is_signaling(bits)));
     }
@@ -252,7 +250,7 @@ impl Int {
         }
     }
 
-    /// As an integer register holds it: words sign-extended, `wu` too.
+    /// The value in an integer register: words are sign-extended, `wu` too.
     fn register(self, value: i128) -> u64 {
         match self {
             Self::W | Self::Wu => value as i32 as u64,
@@ -270,8 +268,8 @@ impl Int {
     }
 }
 
-/// An integer, as an integer register holds it. What cannot be represented is
-/// invalid and gives the nearest end of the range; a NaN the upper end.
+/// Converts to an integer, as an integer register holds it. A number out of range is invalid and
+/// gives the nearest end of the range, a NaN the upper end.
 pub fn to_int(format: Format, a: u64, int: Int, rounding: Rounding) -> Rounded {
     let x = format.unpack(a);
     let (least, greatest) = int.range();

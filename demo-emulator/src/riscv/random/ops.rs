@@ -1,11 +1,10 @@
-//! The operations that random code is made of, and what a generator must know of
-//! each.
+//! The operations of random code, and the generator's knowledge of each.
 
 use crate::riscv::decode::decode;
 use crate::riscv::encode::encode;
 use crate::riscv::inst::{Inst, Op};
 
-/// Every operation of a program, each as often as it stands here.
+/// All operations; each occurs in programs as often as it stands here.
 #[rustfmt::skip]
 pub const OPS: &[Op] = {
     use Op::*;
@@ -30,7 +29,7 @@ pub const OPS: &[Op] = {
     ]
 };
 
-/// What an operation reads and writes, as far as a generator must know.
+/// The operands of an operation, as far as a generator must know them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
     Plain,
@@ -65,8 +64,7 @@ pub fn is_atomic(op: Op) -> bool {
     kind(op) == Kind::Atomic
 }
 
-/// Whether the operation has a field for a rounding mode: it is illegal with a
-/// reserved one.
+/// Whether the operation has a rounding-mode field, and is illegal with a reserved mode.
 pub fn is_rounded(op: Op) -> bool {
     let bits = encode(&Inst { rm: 5, ..blank(op) });
     matches!(bits & 0x7f, 0x43 | 0x47 | 0x4b | 0x4f | 0x53) && decode(bits).op == Op::Illegal

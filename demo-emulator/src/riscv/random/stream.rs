@@ -1,12 +1,12 @@
 //! Random programs that write themselves.
 //!
-//! A stream is a list of pieces: instructions as other random programs have them,
-//! loops, jumps back and into the middle of an instruction, data among the code, and
-//! stores to the code, with and without a FENCE.I behind them. Nothing keeps it from
-//! trapping or from running for ever: what a store makes of the code is anything.
+//! A stream is a list of pieces: instructions of ordinary random programs, loops, jumps back and
+//! into the middle of an instruction, data among the code, and stores to the code, some of them
+//! followed by a FENCE.I. A stream may trap or run for ever, since a store can make anything of the
+//! code.
 //!
-//! Each piece comes from [`PIECE_BYTES`] of choices of its own, so that choices which
-//! are cut and joined elsewhere, as a fuzzer does, keep their meaning.
+//! Each piece comes from [`PIECE_BYTES`] of choices of its own. So choices keep their meaning when
+//! a fuzzer cuts them and joins them elsewhere.
 
 use std::collections::BTreeMap;
 
@@ -24,17 +24,17 @@ pub const MAX_CODE_BYTES: usize = 5 * PAGE_BYTES;
 
 const PAGE_BYTES: usize = 4096;
 
-/// What is added to the address of some stores into the code: how far off the same
-/// memory is seen once more, or 0.
+/// Added to the address of some stores into the code: the distance to a second view of the same
+/// memory, or 0.
 pub const ELSEWHERE: u8 = 19;
 
 /// The counters of loops that go on.
 const COUNTERS: [u8; 2] = [20, 21];
 
-/// How many jumps back are still to be taken.
+/// How many jumps back may still be taken.
 const FUEL: u8 = 22;
 
-/// What the next store into the code stores.
+/// The value of the next store into the code.
 const VALUE: u8 = 30;
 
 /// Stores into the code.
@@ -50,21 +50,21 @@ const OFFSETS: &[i64] = &[0, 0, 0, 0, 0, 0, 2, 2, 4, 4, 6, 8, -2, -4, -8, 12, 64
 /// Lengths of data among the code. 0: up to the next page.
 const GAPS: &[usize] = &[0, 0, 2, 6, 32, 56, 64, 126, 500];
 
-/// What an ECALL in a stream asks for. Offsets are from the first byte of the code.
+/// The request of an ECALL in a stream. Offsets are from the first byte of the code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The kernel writes to the code.
     KernelWrite {
-        /// Where.
+        /// The first byte.
         offset: i64,
-        /// What.
+        /// The new bytes.
         bytes: Vec<u8>,
     },
     /// The instruction cache is flushed for a piece of the code.
     Flush {
-        /// Where.
+        /// The first byte.
         offset: i64,
-        /// How much.
+        /// Its length.
         len_bytes: u64,
     },
     /// The instruction cache is flushed, all of it.
@@ -87,7 +87,7 @@ pub enum Announces {
 pub struct Stream {
     /// The code, which begins with its first instruction.
     pub code: Vec<u8>,
-    /// What the ECALLs at these offsets ask for; any other one ends the program.
+    /// The requests of the ECALLs at these offsets; any other ECALL ends the program.
     pub events: BTreeMap<u64, Event>,
 }
 
@@ -98,7 +98,7 @@ struct Spot {
     offset: i64,
 }
 
-/// An instruction that says where a place is.
+/// An instruction that names a place in the program.
 #[derive(Debug)]
 enum Reference {
     /// A jump or branch.
@@ -120,7 +120,7 @@ struct Piece {
     references: Vec<Reference>,
     /// Bytes behind the instructions.
     data: Vec<u8>,
-    /// What the last instruction, an ECALL, asks for.
+    /// The request of the last instruction, an ECALL.
     asked: Option<Asked>,
 }
 
@@ -150,11 +150,11 @@ impl Piece {
     }
 }
 
-/// A loop that goes on.
+/// A loop whose end is still to come.
 struct Open {
     counter: u8,
     first: usize,
-    /// Pieces that it still has.
+    /// Pieces until its end.
     left: u64,
 }
 
@@ -172,15 +172,15 @@ impl Default for Streams {
 }
 
 impl Streams {
-    /// One that has made none.
+    /// A generator without a stream so far.
     pub fn new() -> Self {
         let kept = [&DATA_REGISTERS[..], &COUNTERS, &[FUEL, ELSEWHERE]].concat();
         let accesses = OPS.iter().copied().filter(|op| accesses_memory(*op)).collect();
         Self { generator: Generator::keeping(0, &kept), accesses }
     }
 
-    /// A hart about to run a stream at `pc`, with its data at `data`, and what to fill
-    /// that with, as `choices` say.
+    /// A hart about to run a stream at `pc`, with its data at `data`, and the initial contents of
+    /// the data, from `choices`.
     pub fn start(&mut self, choices: &[u8], pc: u64, data: u64, data_len_bytes: usize) -> (Hart, Vec<u8>) {
         *self.random() = Random::of(choices);
         let mut hart = self.generator.start(pc, data);
@@ -189,8 +189,8 @@ impl Streams {
         (hart, self.generator.data(data_len_bytes))
     }
 
-    /// The stream that `choices` stand for, to be placed `in_page` bytes behind the
-    /// beginning of a page.
+    /// The stream that `choices` stand for, for a place `in_page` bytes after the beginning of a
+    /// page.
     pub fn stream(&mut self, in_page: usize, announces: Announces, choices: &[u8]) -> Stream {
         let (mut pieces, mut loops): (Vec<Piece>, Vec<Open>) = (Vec::new(), Vec::new());
         let mut len_bytes = 0;
@@ -274,7 +274,7 @@ impl Streams {
         let (op, to) = (self.random().pick(STORES), self.spot(index));
         let rs2 = match self.random().below(8) {
             0 => self.random().below(32) as u8,
-            // What stands elsewhere in the code.
+            // A copy of other code.
             1..4 => {
                 let from = self.spot(index);
                 piece.push_address(from);
@@ -400,7 +400,7 @@ impl Streams {
     }
 }
 
-/// What stands at the end of a loop.
+/// The instructions at the end of a loop.
 fn closing(open: &Open) -> Piece {
     let counter = open.counter;
     let mut piece = Piece::of(vec![Inst { rd: counter, rs1: counter, imm: -1, ..blank(Op::Addi) }]);
@@ -409,8 +409,7 @@ fn closing(open: &Open) -> Piece {
     piece
 }
 
-/// Puts the pieces one behind the other, and in each instruction what it says of
-/// another place.
+/// Joins the pieces and resolves each reference to another place.
 fn assemble(pieces: &[Piece]) -> Stream {
     let mut end = 0;
     let start = |piece: &Piece| {
@@ -430,7 +429,7 @@ fn assemble(pieces: &[Piece]) -> Stream {
                     let inst = insts[at];
                     let jump = Inst { imm: (place(to) - address(at)) as i32 & !1, ..inst };
                     let holds = if jump.len == 2 { form(&jump).is_some() } else { normal(jump) == jump };
-                    // What is too far away is not jumped to.
+                    // A place that is too far away is not jumped to.
                     insts[at].imm = if holds { jump.imm } else { inst.len.into() };
                 }
                 Reference::Address { auipc, rest, of } => {

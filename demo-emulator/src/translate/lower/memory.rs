@@ -61,8 +61,8 @@ impl Emitter<'_> {
         if inst.imm == 0 { base } else { self.builder.ins().iadd_imm_s(base, i64::from(inst.imm)) }
     }
 
-    /// Where a guest address lives; the instruction is refused if it is
-    /// nowhere. What begins in the window and ends beyond meets its guard.
+    /// The host address of a guest address. Refuses the instruction if the address is outside the
+    /// window. An access that begins in the window and ends beyond it meets the guard pages.
     pub(super) fn host_address(&mut self, addr: Value) -> Value {
         const { assert!(WINDOW_LEN_BYTES.is_power_of_two()) }
         let beyond = self.builder.ins().ushr_imm_u(addr, i64::from(WINDOW_LEN_BYTES.trailing_zeros()));

@@ -1,10 +1,10 @@
-//! What follows a store: a look whether it hit the block that it stands in.
+//! After a store: a check whether it hit its own block.
 //!
-//! A store that overlaps the block's own bytes is its last instruction: what
-//! follows was decoded from bytes that are no more. The addresses tell that,
-//! whatever state the page is in, and cost less than a look at a flag in memory.
-//! Only where the same bytes have other addresses too do they tell too little;
-//! there the cache's stale flag is asked ([`codewarden::Ticket::stale_flag`]).
+//! A store that overlaps the block's own bytes ends the block, because the next instructions were
+//! decoded from bytes that are gone. Comparing addresses shows the overlap in every state of the
+//! page, and costs less than reading a flag in memory. It is not enough if the same bytes have
+//! other addresses too; then the block polls the cache's stale flag
+//! ([`codewarden::Ticket::stale_flag`]).
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value, types};
@@ -15,8 +15,7 @@ use crate::translate::block::OwnStores;
 use crate::translate::entry::ExitReason;
 
 impl Emitter<'_> {
-    /// After a store to guest address `addr`: leaves if what follows may not be
-    /// true any more.
+    /// After a store to guest address `addr`: leaves if the next instructions may have changed.
     pub(super) fn leave_if_overwritten(&mut self, pc: u64, inst: &Inst, addr: Value) {
         let condition = match self.environment.own_stores {
             OwnStores::Ignore => return,
@@ -37,8 +36,8 @@ impl Emitter<'_> {
         self.builder.switch_to_block(on);
     }
 
-    /// Whether a byte of the block was stored to: a store that begins up to its
-    /// length before the block does so too.
+    /// Whether a byte of the block was stored to. A store may also begin before the block, by less
+    /// than its own length.
     fn overlaps_block(&mut self, addr: Value, len_bytes: u64) -> Value {
         let first = self.environment.start.wrapping_sub(len_bytes - 1);
         let reach = self.environment.end.wrapping_sub(first);

@@ -1,5 +1,5 @@
-//! Random blocks, compiled and by the oracle's `exec`: every register, flag and
-//! byte of memory must agree, and so must where and why the block ended.
+//! Random blocks, compiled and by the oracle's `exec`: every register, flag and byte of memory must
+//! agree, and so must the place and the reason of the block's end.
 
 use std::collections::HashMap;
 
@@ -10,8 +10,8 @@ use crate::riscv::trap::{Flow, Trap};
 
 const BLOCKS: u32 = if cfg!(debug_assertions) { 4_000 } else { 100_000 };
 
-/// Registers of which blocks are made, so that results are used again. Those
-/// from `POINTERS` on mostly hold data addresses.
+/// The blocks use only these registers, so that results are used again. The registers from
+/// `POINTERS` on mostly hold data addresses.
 const REGISTERS: [u8; 8] = [0, 1, 5, 6, 10, 11, 12, 13];
 const POINTERS: usize = 4;
 
@@ -73,7 +73,7 @@ impl Blocks {
                 self.inst(op)
             })
             .collect();
-        // An SC is worth testing mostly behind its LR.
+        // An SC is mostly worth testing after its LR.
         if self.chance(10) {
             let address = self.random.pick(&REGISTERS[POINTERS..]);
             let (lr, sc) = self.random.pick(&[(Op::Lr_w, Op::Sc_w), (Op::Lr_d, Op::Sc_d)]);
@@ -114,7 +114,7 @@ impl Blocks {
     }
 }
 
-/// What the oracle makes of a block.
+/// Runs a block by the oracle.
 fn interpret(insts: &[(u64, Inst)], hart: &mut Hart, window: &Window, ran: &mut HashMap<Op, u32>) -> ExitReason {
     let last = insts.last().unwrap().1.op;
     for (_, inst) in insts {
@@ -169,7 +169,7 @@ fn random_blocks_agree_with_the_oracle() {
     assert!(reasons[&ExitReason::Fault] > 100 && reasons[&ExitReason::Unlinked] > 100, "{reasons:?}");
 }
 
-/// All of a hart that a guest can tell, as text that a difference shows in.
+/// All the state of a hart that a guest can see, as text that shows a difference.
 fn state(hart: &Hart) -> String {
     let Hart { x, f, pc, fflags, frm, reserved, reservation_addr, reservation_value, .. } = hart;
     format!("{pc:x} {fflags:x} {frm} {reserved} {reservation_addr:x} {reservation_value:x}\nx {x:x?}\nf {f:x?}")
