@@ -1,6 +1,6 @@
-//! The command line, in the style of QEMU's user mode: options, then the
-//! program, then everything that is the program's own. An option that would say
-//! nothing beside another one is refused, and so is what is left over.
+//! The command line, in the style of QEMU's user mode: options, then the program, then the
+//! program's own arguments. The parser refuses an option that another one makes meaningless, and
+//! arguments that are left over.
 //!
 //! Long options may have one dash or two. Parsing opens no file and reads no
 //! environment.
@@ -14,13 +14,13 @@ use codewarden::protection::Mode;
 
 use crate::linux::stack::DEFAULT_STACK_BYTES;
 
-/// Exit status of a command line that is not understood.
+/// Exit status of a command line that cannot be parsed.
 pub const USAGE_STATUS: u8 = 2;
 
-/// Memory for translations where nothing is said, in bytes.
+/// Default memory for translations, in bytes.
 const DEFAULT_CODE_LIMIT_BYTES: usize = 256 << 20;
 
-/// What `--help` prints.
+/// The text of `--help`.
 pub const HELP: &str = "\
 Runs a RISC-V RV64GC Linux program. Without one, runs a guest of its own that
 rewrites its code, and tells what becomes of the translations.
@@ -59,10 +59,10 @@ Each of these alone, with nothing else on the line:
   --help               print this
 ";
 
-/// What the command line asks for.
+/// The request of the command line.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Run a program, or the bundled guest where none is named.
+    /// Run a program, or the bundled guest if none is named.
     Run(Box<Cli>),
     /// `--help`.
     Help,
@@ -98,7 +98,7 @@ impl Tier {
 /// `--tracking`.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Tracking {
-    /// The best synchronous mode that can be had.
+    /// The best synchronous mode that is available.
     #[default]
     Auto,
     /// That mode, or an error.
@@ -126,7 +126,7 @@ pub struct Log {
 /// Options and program.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Cli {
-    /// Use the oracle.
+    /// Run everything by the oracle.
     pub interpret: bool,
     /// Which tier.
     pub tier: Tier,
@@ -136,9 +136,9 @@ pub struct Cli {
     pub stats: Option<Form>,
     /// Print system calls.
     pub strace: bool,
-    /// What is logged.
+    /// The logged items.
     pub log: Log,
-    /// Where to.
+    /// The log's file.
     pub log_file: Option<PathBuf>,
     /// The guest's root.
     pub sysroot: Option<PathBuf>,
@@ -183,7 +183,7 @@ impl Cli {
     }
 }
 
-/// A command line that is not understood.
+/// A command line that cannot be parsed.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UsageError(String);
 
@@ -195,7 +195,7 @@ impl fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
-/// Understands `arguments`, without the emulator's own name.
+/// Parses `arguments`, which lack the emulator's own name.
 pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, UsageError> {
     let mut cli = Cli::default();
     let mut arguments = arguments.peekable();
@@ -242,7 +242,7 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, Usage
     Ok(Command::Run(Box::new(cli)))
 }
 
-/// What an option asks for that goes with nothing else.
+/// The request of an option that allows no other.
 fn alone(name: &str, value: Option<&OsStr>, text: &str) -> Result<Option<Command>, UsageError> {
     Ok(Some(match (name, value) {
         ("help" | "h", None) => Command::Help,
@@ -253,7 +253,7 @@ fn alone(name: &str, value: Option<&OsStr>, text: &str) -> Result<Option<Command
     }))
 }
 
-/// Options that say nothing beside others.
+/// Refuses options that another one makes meaningless.
 fn check_together(cli: &Cli, given: &[String]) -> Result<(), UsageError> {
     let of_translations = ["-tier", "-tracking", "-code-limit", "-d"];
     if let (true, Some(option)) =
@@ -288,7 +288,7 @@ fn flag(cli: &mut Cli, name: &str, value: Option<&OsStr>, text: &str) -> Result<
     Ok(())
 }
 
-/// What stands behind `--stats=` or `--probe=`, or nothing does.
+/// The form after `--stats=` or `--probe=`, or without `=` the default.
 fn form(option: &str, value: Option<&OsStr>) -> Result<Form, UsageError> {
     match value.map(OsStr::as_bytes) {
         None => Ok(Form::Text),
@@ -297,7 +297,7 @@ fn form(option: &str, value: Option<&OsStr>) -> Result<Form, UsageError> {
     }
 }
 
-/// Takes an option's value; gives whether an execve repeats it.
+/// Takes an option's value; returns whether an execve repeats it.
 fn valued(cli: &mut Cli, name: &str, value: &OsStr) -> Result<bool, UsageError> {
     let text = value.to_string_lossy();
     match name {
@@ -313,9 +313,9 @@ fn valued(cli: &mut Cli, name: &str, value: &OsStr) -> Result<bool, UsageError> 
         "d" => cli.log = log_items(&text)?,
         "D" => cli.log_file = Some(value.into()),
         "L" => cli.sysroot = Some(value.into()),
-        // From a page to a part of the window.
+        // The bounds: a page, and a part of the window.
         "s" => cli.stack_bytes = size("-s", &text, [(64 << 10, "64K"), (64 << 30, "64G")])?,
-        // Two views of it lie in the address space.
+        // The address space holds two views of it.
         "code-limit" => {
             let bytes = size("--code-limit", &text, [(128 << 10, "128K"), (4 << 30, "4G")])?;
             cli.code_limit_bytes = bytes as usize;
@@ -477,7 +477,7 @@ mod tests {
                 assert!(error.contains("stands alone") && error.contains(alone), "{line}: {error}");
             }
         }
-        // Behind the program they are its own.
+        // After the program, options are its own.
         assert_eq!(run("p --help").arguments, ["--help"]);
     }
 

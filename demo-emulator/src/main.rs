@@ -122,7 +122,7 @@ fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
     process.run(hart).map_err(failed("the first hart cannot be started"))
 }
 
-/// Memory that is short later ends the process without a word of use.
+/// Checks now: a later shortage would end the process without a helpful message.
 fn check_room(cli: &Cli) -> Result<(), Failure> {
     let compiles = !cli.interpret && cli.tier != Tier::Decoded;
     let len_bytes = ROOM_BYTES + cli.stack_bytes() as usize + if compiles { cli.code_limit_bytes() / 8 } else { 0 };

@@ -1,11 +1,10 @@
-//! What the emulator's signal handler does with faults that are not the
-//! guest's. Signal actions belong to the process, so that every scenario runs
-//! in a child: this binary, asked for one test, with `SCENARIO` set.
+//! The emulator's signal handler and faults that are not the guest's. Signal actions belong to the
+//! process, so every scenario runs in a child: this binary, running one test, with `SCENARIO` set.
 //!
 //! # Safety
 //!
-//! The children install handlers that do only what is safe in one, and touch
-//! pages that they have mapped for it.
+//! The children install handlers that do only async-signal-safe work, and touch pages that they
+//! have mapped for it.
 #![allow(unsafe_code)]
 
 use std::os::unix::process::ExitStatusExt;
@@ -15,8 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use demo_emulator::memory::{Window, host_fault};
 
-/// Runs `scenario` in a child that is this test alone, and gives what came of
-/// it; in the child, runs it.
+/// Runs `scenario` in a child that runs this test alone, and returns its output; in the child, runs
+/// it.
 fn in_child(test: &str, scenario: fn()) -> Output {
     if std::env::var_os("SCENARIO").is_some() {
         scenario();
@@ -41,10 +40,9 @@ fn open_page(addr: usize) -> bool {
     unsafe { libc::mprotect((addr & !4095) as *mut libc::c_void, 4096, libc::PROT_READ | libc::PROT_WRITE) == 0 }
 }
 
-/// Stores to a page that a handler opens, and reads what is there.
+/// Stores to a page that a handler opens, and reads the page.
 fn write_and_read(page: *mut u8) -> u8 {
-    // SAFETY: a page that `closed_page` made; while it is closed the process
-    // stands at the store.
+    // SAFETY: a page that `closed_page` made; while it is closed, the process waits at the store.
     unsafe {
         page.write_volatile(7);
         page.read_volatile()
@@ -117,7 +115,7 @@ fn the_handler_before_gets_what_is_not_ours() {
             action.sa_flags = libc::SA_SIGINFO;
             libc::sigaction(libc::SIGSEGV, &action, ptr::null_mut());
         }
-        // Twice, which must not make the handler its own predecessor.
+        // A second install must not make the handler its own predecessor.
         host_fault::install().unwrap();
         host_fault::install().unwrap();
         let page = closed_page();
@@ -145,8 +143,8 @@ fn the_hook_is_asked_before_the_handler_before() {
         assert_eq!(write_and_read(page), 7);
         assert!(Window::reserve().unwrap().load_u8(0).is_err());
         assert_eq!(CALLS.load(Ordering::Relaxed), 1, "the accesses' own faults come first");
-        // What it does not claim kills as ever.
-        // SAFETY: none: this must kill the process.
+        // A fault that the handler does not claim kills as before. SAFETY: none: this must kill the
+        // process.
         unsafe { ptr::without_provenance_mut::<u8>(64).write_volatile(1) };
     });
     assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{output:?}");

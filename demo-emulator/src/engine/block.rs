@@ -1,5 +1,4 @@
-//! A guest basic block, read under a ticket: protected, then fetched, then
-//! decoded.
+//! A guest basic block, read under a ticket: protect, fetch, decode.
 
 use codewarden::Ticket;
 use codewarden::addr::GuestAddr;
@@ -13,10 +12,10 @@ use crate::riscv::inst::Inst;
 use crate::riscv::trap::Trap;
 use crate::translate::ends_block;
 
-/// Instructions of a block at most.
+/// The most instructions of a block.
 pub(super) const MAX_INSTS: usize = 64;
 
-/// A block as it was read.
+/// A block's instructions and bytes, read at one time.
 #[derive(Debug)]
 pub(super) struct Source {
     /// Its instructions.
@@ -25,17 +24,17 @@ pub(super) struct Source {
     pub(super) bytes: Vec<u8>,
 }
 
-/// Why no block could be read.
+/// The reason why no block could be read.
 #[derive(Debug)]
 pub(super) enum ReadError {
     /// The first instruction cannot be fetched: the guest's own fault.
     Fetch(Trap),
-    /// A page of it cannot be translated from, now or at all.
+    /// One of its pages cannot be translated from, now or ever.
     Busy,
 }
 
 impl Source {
-    /// Its instructions with their addresses, the block being at `pc`.
+    /// Its instructions with their addresses, for a block at `pc`.
     pub(super) fn placed(&self, pc: u64) -> Vec<(u64, Inst)> {
         let mut next = pc;
         let place = |&inst: &Inst| {
@@ -52,9 +51,9 @@ impl Source {
     }
 }
 
-/// Reads the block at `pc`: up to the first instruction that may go elsewhere,
-/// over page boundaries, [`MAX_INSTS`] instructions at most. Each aligned piece is
-/// read once, after its page was claimed: instructions and bytes are of one reading.
+/// Reads the block at `pc`: over page boundaries up to the first instruction that may jump, at most
+/// [`MAX_INSTS`] instructions. Each aligned piece is read once, after its page was claimed, so the
+/// instructions and the bytes come from the same reads.
 pub(super) fn read(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Result<Source, ReadError> {
     let mut reader = Reader { ticket, window, first: pc & !(FETCH_BYTES - 1), pieces: Vec::with_capacity(8) };
     let (mut insts, mut end) = (Vec::with_capacity(16), pc);
@@ -68,7 +67,7 @@ pub(super) fn read(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Re
                 }
             }
             Err(error) if insts.is_empty() => return Err(error),
-            // What was read so far is a block of its own.
+            // The instructions read so far are a block of their own.
             Err(_) => break,
         }
     }
@@ -81,24 +80,22 @@ pub(super) fn read(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Re
 struct Reader<'a> {
     ticket: &'a mut Ticket<Payload>,
     window: &'a Window,
-    /// Where the first piece lies.
+    /// The address of the first piece.
     first: u64,
-    /// What was read, from there on.
+    /// The pieces read, from there on.
     pieces: Vec<u64>,
 }
 
 impl Reader<'_> {
-    /// The aligned bytes among which `at` is: the last ones that were read, or those
-    /// behind them.
+    /// The aligned bytes around `at`: the last ones that were read, or the next.
     fn piece(&mut self, at: u64) -> Result<u64, ReadError> {
         let index = (at.wrapping_sub(self.first) / FETCH_BYTES) as usize;
         if let Some(&piece) = self.pieces.get(index) {
             return Ok(piece);
         }
         if self.pieces.is_empty() || at.is_multiple_of(PAGE_LEN_BYTES) {
-            // Pages that cannot be fetched from are not the tracker's business. What
-            // the guest may do with it is asked again under the claim, which ends if
-            // that changes.
+            // The tracker need not know pages that cannot be fetched from. The guest's permissions
+            // are checked again under the claim, which ends if they change.
             self.fetch(at)?;
             self.ticket.claim(GuestAddr(at)).map_err(|_| ReadError::Busy)?;
         }

@@ -1,20 +1,19 @@
-//! Which code runs for the first time. The oracle runs that, and nothing is made
-//! of it.
+//! Detects code that runs for the first time. The oracle runs such code, and no block is made of
+//! it.
 //!
-//! Much code runs once: what starts a program, and what a guest writes and soon
-//! overwrites. A block costs a ticket, memory and often a page's protection, and
-//! as much again when it is killed: far more than running a few instructions
-//! from the guest's bytes does.
+//! Much code runs once: a program's start, and code that a guest writes and soon overwrites. A
+//! block costs a ticket, memory and often a page's protection, and the same again when it is
+//! killed. That is far more than running a few instructions from the guest's bytes.
 
 /// How many places are remembered.
 const ROWS: usize = 4096;
 
-/// Every so many places that look new are taken for known: two of one row would
+/// One in so many places that look new is taken for known: two places of one row would otherwise
 /// push each other out for ever.
 const NEW_IN_A_ROW: u32 = 16;
 
-/// What one hart has run and made no block of: places with the first bytes of
-/// the code, so that new code in an old place is new.
+/// The places that one hart has run without a block. The first bytes of the code are stored too, so
+/// new code in an old place is new.
 pub(super) struct FirstRuns {
     rows: Box<[(u64, u64)]>,
     new: u32,
@@ -25,8 +24,8 @@ impl FirstRuns {
         Self { rows: vec![(u64::MAX, 0); ROWS].into(), new: 0 }
     }
 
-    /// Whether the code at `pc`, which begins with `bytes`, runs for the first
-    /// time, as far as is remembered.
+    /// Whether the code at `pc`, which begins with `bytes`, runs for the first time, as far as the
+    /// rows remember.
     pub(super) fn is_first(&mut self, pc: u64, bytes: u64) -> bool {
         let row = &mut self.rows[(pc >> 1) as usize % ROWS];
         if std::mem::replace(row, (pc, bytes)) == (pc, bytes) {

@@ -1,20 +1,18 @@
-//! Tier 0: decoded blocks, kept by codewarden like any other translation and
-//! run by the oracle's own definition of each instruction. What runs once or
-//! twice never pays the compiler.
+//! Tier 0: decoded blocks. codewarden retains them like any other translation, and the oracle's own
+//! definition of each instruction runs them. Code that runs once or twice never pays for the
+//! compiler.
 //!
 //! # Entries
 //!
-//! A block's entry is its address, and the same with the lowest bit set where its
-//! page is checked: then the dispatcher asks [`DecodedBlock::admits`] first.
-//! Where a block is overwritten about as often as it runs, decoding it afresh each
-//! time would be for nothing. There the failed check leaves the block as it is
-//! for some times, and the oracle runs the guest's bytes.
+//! A block's entry is its address. If its page is checked, the lowest bit is set too, and the
+//! dispatcher asks [`DecodedBlock::admits`] first. If a block is overwritten about as often as it
+//! runs, decoding it afresh each time is useless. Then the failed check leaves the block as it is
+//! several times, and the oracle runs the guest's bytes.
 //!
 //! # Safety
 //!
-//! A block's stale flag lives as long as its payload, which holds the decoded
-//! block. The address in an entry is that of a block whose payload the reader's
-//! pin keeps.
+//! A block's stale flag lives as long as its payload, which holds the decoded block. The address in
+//! an entry is a block's, and the reader's pin keeps that block's payload.
 #![allow(unsafe_code)]
 
 use std::ptr;
@@ -34,11 +32,11 @@ use crate::translate::OwnStores;
 /// The bit of an entry that asks for a check.
 const CHECK: usize = 1;
 
-/// Failed checks of a block that is overwritten all the time, for each time that
-/// it is decoded afresh.
+/// Failed checks of a block that is overwritten all the time, for each time that it is decoded
+/// afresh.
 const FAILURES: u32 = 8;
 
-/// Runs between two failed checks that make decoding worth its price.
+/// Runs between two failed checks that make decoding worthwhile.
 const RUNS_WORTH_DECODING: u32 = 2;
 
 /// A decoded block.
@@ -76,20 +74,20 @@ pub(super) enum End {
 pub(super) enum Admission {
     /// It may.
     Run,
-    /// Its bytes have changed: it is to be decoded afresh.
+    /// Its bytes have changed: decode it afresh.
     Decode,
-    /// Its bytes have changed, as they do all the time.
+    /// Its bytes change all the time: let the oracle run them.
     Interpret,
 }
 
 impl DecodedBlock {
-    /// Of the code at `start`.
+    /// A block of the code at `start`.
     pub(super) fn new(start: u64, source: Source, own_stores: OwnStores) -> Self {
         let [runs, admitted, failed] = [(); 3].map(|()| AtomicU32::new(0));
         Self { start, source, own_stores, runs, admitted, failed }
     }
 
-    /// What it takes, in bytes.
+    /// Its size in bytes.
     pub(super) fn owned_bytes(&self) -> usize {
         size_of::<Self>() + self.source.insts.capacity() * size_of::<Inst>() + self.source.bytes.capacity()
     }
@@ -100,30 +98,30 @@ impl DecodedBlock {
         Entry::with_check(at, at | CHECK)
     }
 
-    /// The block of an entry, and whether it must be asked first.
+    /// The block of an entry, and whether the entry asks for a check.
     ///
     /// # Safety
     ///
-    /// An entry of a decoded block that is alive for as long as `'a`.
+    /// The entry's block is a decoded block that is alive for as long as `'a`.
     pub(super) unsafe fn of_entry<'a>(entry: usize) -> (&'a Self, bool) {
         // SAFETY: by this function's contract.
         (unsafe { &*((entry & !CHECK) as *const Self) }, entry & CHECK != 0)
     }
 
-    /// Counts a run; how many there were before.
+    /// Counts a run; returns the count before it.
     pub(super) fn count_run(&self) -> u32 {
         count(&self.runs)
     }
 
     /// Compares the guest's bytes with those that the block was made from.
     pub(super) fn admits(&self, window: &Window) -> Admission {
-        // Where the bytes cannot be read any more, whoever decodes them says why.
+        // If the bytes can no longer be read, the decoder finds the reason.
         if window.has_code(self.start, &self.source.bytes).unwrap_or(false) {
             count(&self.admitted);
             return Admission::Run;
         }
         let admitted = self.admitted.swap(0, Ordering::Relaxed);
-        // Should its bytes come back: what changes so soon is not worth compiling.
+        // If its bytes come back, it starts cold: code that changes so soon is not worth compiling.
         self.runs.store(0, Ordering::Relaxed);
         let failed = count(&self.failed) + 1;
         let is_rare = admitted >= RUNS_WORTH_DECODING;
@@ -134,7 +132,7 @@ impl DecodedBlock {
     pub(super) fn run(&self, hart: &mut Hart, window: &Window, recorder: Option<&Recorder>) -> End {
         for inst in &self.source.insts {
             let store = recorder.and_then(|recorder| recorder.store(inst, hart));
-            // Before the result of an AMO takes the address's place.
+            // The result of an AMO may overwrite the address.
             let addr = hart.x[usize::from(inst.rs1 & 31)].wrapping_add(inst.imm as i64 as u64);
             let flow = exec(inst, hart, window);
             if let (Some(recorder), Some(store)) = (recorder, store) {
@@ -146,7 +144,7 @@ impl DecodedBlock {
                 Ok(Flow::FenceI) => return End::FenceI,
                 Err(trap) => return End::Trap(trap),
             }
-            // A store into the block itself: what follows is not true any more.
+            // A store into the block itself: the next instructions may have changed.
             if inst.op.stores() && self.is_overwritten(addr, inst.op.stored_bytes()) {
                 return End::Next;
             }
@@ -168,7 +166,7 @@ impl DecodedBlock {
     }
 }
 
-/// Adds one; what there was before. Lost counts of racing harts do not matter.
+/// Adds one; returns the value before. Lost counts of racing harts do not matter.
 fn count(counter: &AtomicU32) -> u32 {
     let before = counter.load(Ordering::Relaxed);
     counter.store(before.wrapping_add(1), Ordering::Relaxed);
@@ -240,7 +238,7 @@ mod tests {
         let answers: Vec<_> = (0..2 * FAILURES).map(|_| block.admits(&window)).collect();
         let decoded = answers.iter().filter(|answer| **answer == Admission::Decode).count();
         assert_eq!(decoded, 2, "{answers:?}");
-        // One that runs in between is decoded at once, and counts its runs anew.
+        // A check that fails after enough runs decodes at once, and the block counts its runs anew.
         patched(0x13);
         for _ in 0..RUNS_WORTH_DECODING {
             assert_eq!(block.admits(&window), Admission::Run);

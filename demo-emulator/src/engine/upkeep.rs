@@ -1,14 +1,12 @@
-//! What the tracker needs now and then, done by a thread.
+//! A thread for the tracker's regular tasks.
 //!
-//! - **Cooling.** A page that was written to all the time became checked; once that
-//!   is over, `tend` gives it back to protection.
-//! - **Deferred mode: what the guest wrote and never announced.** Application
-//!   processors promise that a store reaches instruction fetch at some time even if
-//!   nobody executes a FENCE.I (Ziccid), and a guest may wait for that in a loop
-//!   that never leaves compiled code. So the thread harvests, some times a second.
+//! - **Cooling.** A page that was written to all the time became checked. Once the writes are over,
+//!   `tend` protects it again.
+//! - **Deferred mode: unannounced writes.** Application processors promise that a store reaches
+//!   instruction fetch in the end even if no hart executes a FENCE.I (Ziccid). A guest may wait for
+//!   that in a loop that never leaves compiled code. So the thread harvests 50 times a second.
 //!
-//! The thread is the host's: it takes no signal of the guest's, and a fork's child
-//! needs one of its own.
+//! The thread is the host's. It takes no signal of the guest's, and a fork's child needs its own.
 
 use std::thread::Builder;
 use std::time::Duration;
@@ -19,14 +17,13 @@ use codewarden::protection::Mode;
 use super::Payload;
 use crate::linux::host_signals::set_mask;
 
-/// How long a store may stay unseen. A harvest that finds nothing costs some
-/// microseconds.
+/// How long a store may stay unseen. A harvest that finds nothing costs a few microseconds.
 const HARVEST_PERIOD: Duration = Duration::from_millis(20);
 
 /// How often checked pages are looked at.
 const TEND_PERIOD: Duration = Duration::from_millis(100);
 
-/// Starts the thread of this process, where `mode` needs one.
+/// Starts the thread of this process, if `mode` needs one.
 pub(super) fn start(cache: &'static CodeCache<Payload>, mode: Mode) {
     let upkeep: fn(&CodeCache<Payload>) -> ! = match mode {
         Mode::None => return,
@@ -36,8 +33,8 @@ pub(super) fn start(cache: &'static CodeCache<Payload>, mode: Mode) {
     let before = set_mask(!0);
     let thread = Builder::new().name("upkeep".to_owned()).spawn(move || upkeep(cache));
     set_mask(before);
-    // Without it pages stay checked, and the guest has to announce its writes, as
-    // the base ISA has it.
+    // Without the thread pages stay checked, and the guest must announce its writes, as the base
+    // ISA demands.
     drop(thread);
 }
 
@@ -53,7 +50,7 @@ fn harvest_and_tend(cache: &CodeCache<Payload>) -> ! {
     loop {
         for _ in 0..harvests {
             std::thread::sleep(HARVEST_PERIOD);
-            // What could not be harvested counts as written.
+            // A page that could not be harvested counts as written.
             let _ = cache.tracker().sync();
         }
         cache.tracker().tend();

@@ -1,28 +1,26 @@
 //! The guest's address space: mmap, munmap, mprotect, mremap, brk, madvise.
 //!
-//! The window begins as one reserved private anonymous host mapping. Invariant:
-//! where the guest has nothing mapped, the host has a part of such a mapping, without
-//! access and without pages. New private memory is made by lifting the protection
-//! there, so that the reserved mapping, and a userfaultfd registration on it, stay
-//! whole. A private mapping of a file is its contents read into private memory: later
-//! writes to the file are not seen, as POSIX allows, and reading past its end gives
-//! zeros where Linux raises SIGBUS.
+//! The window begins as one reserved private anonymous host mapping. Invariant: if the guest has no
+//! mapping at an address, the host has a part of such a mapping there, without access and without
+//! pages. New private memory is made by lifting the protection, so the reserved mapping stays
+//! whole, and so does a userfaultfd registration on it. A private mapping of a file is a copy of
+//! its contents in private memory. Later writes to the file are not seen, as POSIX allows. Reading
+//! beyond its end gives zeros, but Linux raises SIGBUS.
 //!
 //! # Old or new, and nothing between
 //!
-//! Other harts run on while mappings change. Linux lets them wait, so that each
-//! access meets the old mapping or the new one. Here:
+//! Other harts continue while mappings change. Linux makes them wait, so each access meets the old
+//! mapping or the new one. Here:
 //!
-//! - Whatever has contents, or comes where something is, is made aside and moved in
-//!   at once ([`staged`](super::staged)); what goes is replaced by a reserved mapping
-//!   at once; a protection changes by one mprotect.
-//! - A fault is the guest's only if the mappings forbid the access when no change is
-//!   going on, which [`AddressSpace::permits`] says under the lock. Otherwise the
-//!   instruction runs again.
+//! - A mapping that has contents or replaces another is made outside the window and moved in at
+//!   once ([`staged`](super::staged)). A mapping that goes is replaced by a reserved one at once.
+//!   One mprotect changes a protection.
+//! - A fault is the guest's only if the mappings forbid the access while no change is going on;
+//!   [`AddressSpace::permits`] tells that under the lock. Otherwise the instruction runs again.
 //!
-//! The window's page table says what may be fetched. It loses a bit before the
-//! host does and gains one after, and every change that can make a translation
-//! untrue is announced to the [`MemoryObserver`].
+//! The window's page table says which pages allow fetches. It loses a bit before the host does and
+//! gains one after. Every change that can make a translation untrue is announced to the
+//! [`MemoryObserver`].
 
 use std::ops::Range;
 use std::os::fd::RawFd;
@@ -50,10 +48,10 @@ const LOWEST: u64 = 0x1_0000;
 /// `MADV_DONTNEED` for locked memory too. Guest memory is not locked.
 const MADV_DONTNEED_LOCKED: i32 = 24;
 
-/// Room kept between the stack's limit and the top of mmap's placement.
+/// Room between the stack's limit and the top of mmap's placement.
 const STACK_GAP_BYTES: u64 = 1 << 20;
 
-/// What to map.
+/// The source of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Source {
     /// Zeroed private memory.
@@ -64,24 +62,24 @@ pub enum Source {
     File {
         /// Open for reading.
         fd: RawFd,
-        /// Of the first byte; page-aligned.
+        /// Offset of the first byte; page-aligned.
         offset: u64,
     },
     /// A file's own pages.
     FileShared {
-        /// Open as the protection needs it.
+        /// Open with the modes that the protection needs.
         fd: RawFd,
-        /// Of the first byte; page-aligned.
+        /// Offset of the first byte; page-aligned.
         offset: u64,
     },
 }
 
-/// Where to map.
+/// The place of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place {
-    /// Anywhere; there if it is free (0: no wish).
+    /// There if it is free, else anywhere (0: no wish).
     Hint(u64),
-    /// There, in place of whatever is.
+    /// There, replacing any mapping.
     Fixed(u64),
     /// There, or EEXIST.
     FixedNoReplace(u64),
@@ -94,17 +92,17 @@ pub struct AddressSpace {
     observer: Arc<dyn MemoryObserver>,
     mappings: Mappings,
     file_changes: FileChanges,
-    /// mmap places downwards from here.
+    /// mmap searches downwards from here.
     mmap_top: u64,
     brk_start: u64,
     brk: u64,
-    /// Stands for the inode of the next anonymous shared mapping.
+    /// Serves as the inode of the next anonymous shared mapping.
     next_anonymous_inode: u64,
-    /// Counts what changes mappings, or tries to.
+    /// Counts changes of mappings, also failed ones.
     changes: u64,
 }
 
-/// What an instruction does to memory.
+/// An instruction's access to memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Touch {
     /// It reads.
@@ -115,7 +113,7 @@ pub enum Touch {
     Fetch,
 }
 
-/// `len` rounded up to whole pages, if it is a length at all.
+/// `len` rounded up to whole pages, if it is a valid length.
 fn whole_pages(len: u64) -> Option<u64> {
     Some(len.checked_add(PAGE_BYTES - 1)? & !(PAGE_BYTES - 1)).filter(|len| *len != 0)
 }
@@ -132,14 +130,13 @@ fn access_of(prot: Prot) -> Access {
     }
 }
 
-/// `start..start + len` where it lies in the window.
+/// `start..start + len` if it lies in the window.
 fn checked_end(start: u64, len: u64) -> Option<u64> {
     start.checked_add(len).filter(|end| *end <= WINDOW_LEN_BYTES)
 }
 
 impl AddressSpace {
-    /// An empty address space over `window`, with the stack's `stack_bytes` at
-    /// its top left to the caller to map.
+    /// An empty address space over `window`; the caller maps the stack's `stack_bytes` at its top.
     pub fn new(window: Window, observer: Arc<dyn MemoryObserver>, stack_bytes: u64) -> Self {
         Self {
             window,
@@ -160,8 +157,8 @@ impl AddressSpace {
         &self.mappings
     }
 
-    /// Whether the guest may do that at `address`. The page's own protection differs
-    /// only while a change is going on, which is never so for whoever asks.
+    /// Whether the guest's mappings allow the access at `address`. The page's own protection
+    /// differs only during a change, and no caller can see one: this takes the lock.
     pub fn permits(&self, address: u64, touch: Touch) -> bool {
         self.mappings.at(address).is_some_and(|mapping| match touch {
             Touch::Load => access_of(mapping.prot) != Access::None,
@@ -170,8 +167,7 @@ impl AddressSpace {
         })
     }
 
-    /// How many changes there were: whoever finds the same number twice knows that
-    /// nothing changed in between.
+    /// The number of changes so far: the same number twice means that nothing changed in between.
     pub fn changes(&self) -> u64 {
         self.changes
     }
@@ -181,7 +177,7 @@ impl AddressSpace {
         HostRange::new(host, (end - start) as usize, self.page).map_err(|_| Errno::EINVAL)
     }
 
-    /// Maps `len` bytes from `source`; gives their address.
+    /// Maps `len` bytes from `source`; returns their address.
     pub fn map(&mut self, place: Place, len: u64, prot: Prot, source: Source) -> Result<u64, Errno> {
         let len = whole_pages(len).ok_or(if len == 0 { Errno::EINVAL } else { Errno::ENOMEM })?;
         let start = self.choose(place, len)?;
@@ -212,21 +208,21 @@ impl AddressSpace {
         Ok(start)
     }
 
-    /// Puts `mapping`, which is `staged`, in the place of whatever is there.
+    /// Puts `mapping`, which is `staged`, in place of any other.
     fn replace(&mut self, mapping: Mapping, staged: Staged) -> Result<(), Errno> {
         let Mapping { start, end, prot, kind, .. } = mapping;
         let (range, access) = (self.host_range(start, end)?, access_of(prot));
         let before = self.mappings.within(start, end);
         let code = self.shown_code(&mapping);
-        // Code that knows of one address of its bytes looks for stores there alone. None
-        // may be made until all of them are known, and none may run when the new one is
+        // Code that knows one address of its bytes checks stores to that address only. So no code
+        // may be made until all addresses are known, and none may run once the new mapping is
         // there.
         let held: Vec<_> = code.iter().map(|part| self.observer.without_code(&on_host(&self.window, part))).collect();
         self.observer.mapping_change_begin(range);
         for old in &before {
             self.window.set_permissions(old.start..old.end, old.prot & prot);
         }
-        // Code that could not change itself does not look whether it did.
+        // Code that could not change itself does not check for it.
         let changes_itself = before.iter().any(|old| old.prot & (EXEC | WRITE) == EXEC) && prot & WRITE != 0;
         if changes_itself || !code.is_empty() {
             self.observer.await_harts();
@@ -245,14 +241,14 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Where code may have been translated from the bytes that `mapping` shows.
+    /// The mappings that show the same bytes as `mapping` and may have translations.
     fn shown_code(&self, mapping: &Mapping) -> Vec<Mapping> {
         let (Some(file), Kind::Shared { offset, .. }) = (mapping.file(), mapping.kind) else { return Vec::new() };
         let bytes = offset..offset.saturating_add(mapping.len_bytes());
         self.mappings.showing(file, &bytes).into_iter().filter(|part| part.prot & EXEC != 0).collect()
     }
 
-    /// `mapping` is there now, in place of whatever was.
+    /// Records `mapping`, which is in place now.
     fn enter(&mut self, mapping: Mapping) {
         self.mappings.insert(mapping);
         self.file_changes.mapped(&mapping, &self.window, &*self.observer);
@@ -263,21 +259,21 @@ impl AddressSpace {
         self.file_changes.begin((&self.mappings, &self.window, &*self.observer), file, bytes)
     }
 
-    /// The call is over.
+    /// The call has ended.
     pub fn file_change_end(&mut self, change: FileChangeId) {
         self.file_changes.end((&self.mappings, &self.window, &*self.observer), change);
     }
 
-    /// In a fork's child, once the observer has been told.
+    /// Called in a fork's child, after the observer.
     pub fn after_fork_child(&mut self) {
         self.file_changes.forget();
     }
 
-    /// After that, if the guest's memory is a copy: leaves out and wipes what the guest
+    /// Called next if the guest's memory is a copy: removes or wipes the mappings that the guest
     /// marked so.
     ///
-    /// The host copies every mapping: one that it left out would be a hole in the
-    /// window, and the emulator's own memory could come to lie there.
+    /// The host copies every mapping. Leaving one out would make a hole in the window, and the
+    /// emulator's own memory could be mapped there.
     pub fn leave_out_on_fork(&mut self) {
         let marked: Vec<Mapping> = self.mappings.iter().filter(|m| m.on_fork != OnFork::default()).copied().collect();
         for mapping in marked {
@@ -328,7 +324,7 @@ impl AddressSpace {
         }
     }
 
-    /// A free place: downwards from the top, else the lowest that there is.
+    /// A free place: downwards from the top, else the lowest one.
     fn find(&self, len: u64) -> Option<u64> {
         let floor = self.brk.max(LOWEST);
         self.mappings
@@ -385,8 +381,8 @@ impl AddressSpace {
     fn protect_one(&mut self, mapping: Mapping, prot: Prot) -> Result<(), Errno> {
         let range = self.host_range(mapping.start, mapping.end)?;
         let pages = mapping.start..mapping.end;
-        // Code that may not be fetched any more is forgotten; so is code that may
-        // be written from now on, for a translation may have counted on that.
+        // Code that may no longer be fetched is forgotten. So is code that becomes writable, since
+        // a translation may have relied on the old protection.
         let loses_exec = mapping.prot & EXEC != 0 && prot & EXEC == 0;
         let code_gains_write = mapping.prot & (EXEC | WRITE) == EXEC && prot & WRITE != 0;
         let changes_code = loses_exec || code_gains_write;
@@ -395,7 +391,7 @@ impl AddressSpace {
             self.window.set_permissions(pages.clone(), prot & mapping.prot);
         }
         if code_gains_write {
-            // Code that could not change itself does not look whether it did.
+            // Code that could not change itself does not check for it.
             self.observer.await_harts();
         }
         let done = match (access_of(mapping.prot), access_of(prot)) {
@@ -416,13 +412,13 @@ impl AddressSpace {
         super::user_memory::write_bytes(&self.window, start, &vec![0; len as usize])
     }
 
-    /// Sets where the heap starts: behind the program, once it is loaded.
+    /// Sets the heap's start: after the program, once it is loaded.
     pub fn set_brk_start(&mut self, start: u64) {
         self.brk_start = start;
         self.brk = start;
     }
 
-    /// brk: gives the new end of the heap, or the old one where it cannot be.
+    /// brk: returns the new end of the heap, or the old one on failure.
     pub fn set_brk(&mut self, brk: u64) -> u64 {
         if brk < self.brk_start {
             return self.brk;
@@ -442,8 +438,8 @@ impl AddressSpace {
         self.brk
     }
 
-    /// mremap of one mapping, without MREMAP_DONTUNMAP. `to` is where it must
-    /// go; `may_move` says whether it may go anywhere.
+    /// mremap of one mapping, without MREMAP_DONTUNMAP. `to` is a mandatory address; `may_move`
+    /// allows any other.
     pub fn remap(
         &mut self,
         start: u64,
@@ -484,8 +480,7 @@ impl AddressSpace {
         Ok(target)
     }
 
-    /// mremap of nothing to something: a second view of shared memory from `start`
-    /// on.
+    /// mremap from an old length of 0: a second view of shared memory from `start` on.
     fn show_again(&mut self, start: u64, len: u64, may_move: bool, to: Option<u64>) -> Result<u64, Errno> {
         let len = whole_pages(len).filter(|_| is_aligned(start)).ok_or(Errno::EINVAL)?;
         let mapping = self.mappings.at(start).ok_or(Errno::EFAULT)?;
@@ -502,16 +497,16 @@ impl AddressSpace {
         Ok(to)
     }
 
-    /// Moves the mapping `source` to `target`, in place of what is there.
+    /// Moves the mapping `source` to `target`, in place of any other.
     fn relocate(&mut self, source: Mapping, target: Mapping) -> Result<(), Errno> {
         self.changes += 1;
         let from = self.host_range(source.start, source.end)?;
         let (len_bytes, access) = (target.len_bytes() as usize, access_of(source.prot));
-        // First it is gone for the guest, so that no store to it is lost.
+        // The guest loses the source first, so that no store to it is lost.
         self.window.set_permissions(source.start..source.end, 0);
         self.observer.mapping_change_begin(from);
         let staged = match source.kind {
-            // A copy: moving host pages would leave mappings that never become one again.
+            // A copy: moved host pages would leave mappings that can never merge again.
             Kind::Private => self.observer.set_access(from, Access::Read).and_then(|()| {
                 let kept_end = source.end.min(source.start + target.len_bytes());
                 Staged::copy_of(self.host_range(source.start, kept_end)?, len_bytes, access)
@@ -523,7 +518,7 @@ impl AddressSpace {
         let moved = staged.and_then(|staged| hidden.and_then(|()| self.replace(target, staged)));
         let done = moved.and_then(|()| self.clear(source.start, source.end));
         if done.is_err() {
-            // It stays: its contents are still there.
+            // The source stays: its contents are still there.
             self.observer.set_access(from, access)?;
             self.window.set_permissions(source.start..source.end, source.prot);
         }
@@ -557,7 +552,7 @@ impl AddressSpace {
                     let on_fork = OnFork { wiped: advice == libc::MADV_WIPEONFORK, ..mapping.on_fork };
                     self.mappings.insert(Mapping { on_fork, ..mapping });
                 }
-                // The others are hints: not to follow them breaks nothing.
+                // The others are hints, and may be ignored.
                 _ => {}
             }
         }

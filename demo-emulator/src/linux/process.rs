@@ -1,4 +1,4 @@
-//! A guest process: what its threads share, and how it starts and ends.
+//! A guest process: the state that its threads share, its start and its end.
 
 use std::fmt;
 use std::ops::Range;
@@ -26,7 +26,7 @@ use super::signal_frame::TRAMPOLINE;
 use super::stack::{self, Arguments};
 use super::thread::Thread;
 
-/// How a guest is run.
+/// The options of a run.
 #[derive(Debug, Default)]
 pub struct Options {
     /// Absolute paths are looked up below this first.
@@ -35,16 +35,16 @@ pub struct Options {
     pub stack_bytes: u64,
     /// Whether system calls are printed.
     pub trace: bool,
-    /// Where to.
+    /// The trace's log.
     pub log: LogFile,
-    /// What is done before the process ends.
+    /// An action before the process ends.
     pub at_exit: AtExit,
     /// The options that an execve of another guest program passes on.
     pub inherited: Vec<Vec<u8>>,
 }
 
-/// Something that is done once, before the process ends in order or by a signal
-/// that the emulator sees.
+/// An action that runs once, before the process ends in order or by a signal that the emulator
+/// sees.
 #[derive(Default)]
 pub struct AtExit {
     action: Option<Box<dyn Fn() + Send + Sync>>,
@@ -52,7 +52,7 @@ pub struct AtExit {
 }
 
 impl AtExit {
-    /// `action` is done.
+    /// Runs `action` then.
     pub fn new(action: impl Fn() + Send + Sync + 'static) -> Self {
         Self { action: Some(Box::new(action)), is_done: AtomicBool::new(false) }
     }
@@ -70,11 +70,11 @@ impl fmt::Debug for AtExit {
     }
 }
 
-/// What the threads of a guest process share.
+/// The state that the threads of a guest process share.
 pub struct Process {
     /// Guest memory.
     pub window: Window,
-    /// How it is run.
+    /// The options of the run.
     pub options: Options,
     /// Makes executors.
     pub machine: Arc<dyn Machine>,
@@ -84,7 +84,7 @@ pub struct Process {
     pub executable: PathBuf,
     /// Its arguments, for `/proc/self/cmdline`.
     pub argv: Vec<Vec<u8>>,
-    /// Where signal handlers return to.
+    /// The return address of signal handlers.
     pub trampoline: u64,
     /// Threads that live.
     pub thread_count: AtomicUsize,
@@ -106,8 +106,7 @@ pub struct Start {
 }
 
 impl Process {
-    /// Loads a program into the empty `window`; gives the process and its first
-    /// hart.
+    /// Loads a program into the empty `window`; returns the process and its first hart.
     pub fn load(
         window: Window,
         machine: Arc<dyn Machine>,
@@ -151,7 +150,7 @@ impl Process {
     pub fn run(self: Arc<Self>, hart: Box<Hart>) -> Result<std::convert::Infallible, Errno> {
         let thread = Thread::first(self, hart)?;
         thread.run();
-        // The first thread has ended and others go on: its exit is theirs to wait for.
+        // The first thread has ended and others continue; the process ends with the last one.
         super::thread::end_host_thread()
     }
 
@@ -173,8 +172,8 @@ impl Process {
         KernelWrite { observer: &*self.observer, start, len_bytes }
     }
 
-    /// Announces that a call changes `bytes` of the file that `stat` is about, until
-    /// the guard is dropped. What is no file has no bytes that are mapped.
+    /// Announces that a call changes `bytes` of the file with this `stat`, until the guard is
+    /// dropped. Other kinds of file have no mapped bytes.
     pub fn file_change(&self, stat: &libc::stat, bytes: Range<u64>) -> Option<FileChange<'_>> {
         if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
             return None;
@@ -208,7 +207,7 @@ impl Process {
         super::host_signals::die_by(signal)
     }
 
-    /// One thread fewer; gives how many are left.
+    /// Counts a thread less; returns how many are left.
     pub fn thread_ended(&self) -> usize {
         self.thread_count.fetch_sub(1, Ordering::AcqRel) - 1
     }
@@ -232,7 +231,7 @@ impl Drop for KernelWrite<'_> {
 #[must_use]
 pub struct FileChange<'a> {
     process: &'a Process,
-    /// Until it is dropped.
+    /// Set until the guard is dropped.
     change: Option<FileChangeId>,
 }
 

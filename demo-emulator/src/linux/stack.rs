@@ -1,5 +1,5 @@
-//! The first stack of a program: argv, envp and the auxiliary vector, as the
-//! riscv64 Linux ABI lays them out.
+//! The first stack of a program: argv, envp and the auxiliary vector, in the layout of the riscv64
+//! Linux ABI.
 
 use crate::memory::Window;
 use crate::memory::window::{READ, WINDOW_LEN_BYTES, WRITE};
@@ -9,10 +9,10 @@ use super::errno::Errno;
 use super::program::Loaded;
 use super::user_memory::{Fields, write_bytes};
 
-/// What `-s` and the stack limit give when nobody says otherwise.
+/// The default of `-s` and of the guest's stack limit.
 pub const DEFAULT_STACK_BYTES: u64 = 8 << 20;
 
-/// Extensions as AT_HWCAP has them, a bit for each letter: IMAFDC.
+/// AT_HWCAP's extensions, a bit for each letter: IMAFDC.
 const HWCAP: u64 = letter(b'I') | letter(b'M') | letter(b'A') | letter(b'F') | letter(b'D') | letter(b'C');
 
 const AT_MINSIGSTKSZ: u64 = 51;
@@ -21,7 +21,7 @@ const fn letter(name: u8) -> u64 {
     1 << (name - b'A')
 }
 
-/// What the program is told.
+/// The program's arguments.
 #[derive(Debug)]
 pub struct Arguments<'a> {
     /// `argv`.
@@ -32,8 +32,7 @@ pub struct Arguments<'a> {
     pub exec_path: &'a [u8],
 }
 
-/// Maps `stack_bytes` of stack at the top of the window and fills it in; gives
-/// the stack pointer.
+/// Maps `stack_bytes` of stack at the top of the window and fills it in; returns the stack pointer.
 pub fn build(
     window: &Window,
     space: &mut AddressSpace,
@@ -109,7 +108,7 @@ impl Downwards<'_> {
         self.push(&bytes)
     }
 
-    /// Pushes them so that they lie in order, the first lowest.
+    /// Pushes strings; they lie in order, the first lowest.
     fn push_strings(&mut self, strings: &[Vec<u8>]) -> Result<Vec<u64>, Errno> {
         let mut addresses = Vec::with_capacity(strings.len());
         for string in strings.iter().rev() {

@@ -1,25 +1,25 @@
-//! The host memory that a run needs before its guest starts, asked for at once: later
-//! a failed allocation ends the process, and so does a stack that cannot grow.
+//! The host memory that a run needs, requested before its guest starts. Later a failed allocation
+//! ends the process, and so does a stack that cannot grow.
 //!
 //! # Safety
 //!
-//! The mapping that is tried is the caller's alone, and is gone before it returns. The
-//! one byte that is read lies in the calling thread's own stack or where the kernel lets
-//! that grow; nothing is written there.
+//! The trial mapping is the caller's alone, and is gone before the function returns. The one byte
+//! that is read lies in the calling thread's own stack, or in the range that the kernel lets it
+//! grow into; nothing is written there.
 #![allow(unsafe_code)]
 
 use std::{io, ptr};
 
-/// Bytes of stack that the first hart gets where the limit may be raised for a moment.
+/// The first hart's bytes of stack, if the limit may be raised for a moment.
 const STACK_BYTES: u64 = 1 << 20;
 
-/// Bytes above it that the arguments may take, which lie in the stack too.
+/// Bytes above it that the arguments may take; they lie in the stack too.
 const ARGUMENTS_BYTES: u64 = 512 << 10;
 
 /// Bytes of stack that compiling needs.
 const LEAST_STACK_BYTES: u64 = 256 << 10;
 
-/// Whether `len_bytes` of private memory can be had beside what there is.
+/// Whether `len_bytes` more of private memory are available.
 pub fn check_data(len_bytes: usize) -> io::Result<()> {
     let (protection, flags) =
         (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
@@ -28,13 +28,13 @@ pub fn check_data(len_bytes: usize) -> io::Result<()> {
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the mapping has that length, and nobody knows of it.
+    // SAFETY: the mapping has that length, and no other code knows it.
     unsafe { libc::munmap(start, len_bytes) };
     Ok(())
 }
 
-/// Lets the main thread's stack grow to what compiling needs. The limit on its size
-/// counts only while it grows, so it is raised for that moment, if it may be.
+/// Lets the main thread's stack grow to the size that compiling needs. The limit counts only while
+/// the stack grows, so it is raised for that moment, if that is allowed.
 pub fn grow_stack() -> io::Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel fills the structure.

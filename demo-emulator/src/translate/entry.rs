@@ -1,19 +1,17 @@
-//! Between Rust and compiled code: the trampoline in, the stubs that lead out,
-//! and the fault hook.
+//! The border between Rust and compiled code: the trampoline in, the stubs that lead out, and the
+//! fault hook.
 //!
-//! Compiled blocks follow Cranelift's `tail` convention, which on x86-64 passes
-//! (hart, slot) in rdi and rsi, returns in rax and preserves nothing: the
-//! trampoline saves what Rust wants kept. Blocks leave the stack as they found
-//! it when they jump to each other, so that any of them may return to the
-//! trampoline. A fault does so from the middle of a block: the trampoline's
-//! stack pointer is in `hart.host_sp`.
+//! Compiled blocks follow Cranelift's `tail` convention. On x86-64 it passes (hart, slot) in rdi
+//! and rsi, returns in rax and preserves nothing, so the trampoline saves the registers that Rust
+//! wants preserved. When blocks jump to each other, the stack is as they found it, so any of them
+//! may return to the trampoline. A fault returns there from the middle of a block: `hart.host_sp`
+//! holds the trampoline's stack pointer.
 //!
 //! # Safety
 //!
-//! The hook runs on the signal path, in the thread that faulted: it takes no
-//! lock and allocates nothing. The only thread-local is const-initialized and
-//! has no destructor; it is set while, and only while, its thread is inside
-//! `enter`, and what it points to lives in `enter`'s frame.
+//! The hook runs on the signal path, in the thread that faulted: it takes no lock and allocates
+//! nothing. The only thread-local is const-initialized and has no destructor. It is set exactly
+//! while its thread is inside `enter`, and its target lives in `enter`'s frame.
 #![allow(unsafe_code)]
 
 use std::arch::global_asm;
@@ -29,7 +27,7 @@ use libc::{c_int, siginfo_t, ucontext_t};
 use super::fault_index::FaultIndex;
 use crate::hart::Hart;
 
-/// Why compiled code came back. `hart.pc` says where to go on.
+/// The reason why compiled code returned. `hart.pc` is the next pc.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u64)]
 pub enum ExitReason {
@@ -39,7 +37,7 @@ pub enum ExitReason {
     Miss = 1,
     /// `hart.exit_request` was set.
     Interrupted = 2,
-    /// An indirect jump that the front does not know.
+    /// An indirect jump to a target that is not in the front.
     IndirectMiss = 3,
     /// The block's own store killed it; the store has retired.
     SelfModified = 4,
@@ -47,15 +45,14 @@ pub enum ExitReason {
     FenceI = 5,
     /// ECALL, EBREAK or an illegal instruction, at `hart.pc`.
     Trap = 6,
-    /// The instruction at `hart.pc` cannot retire as things are. It has had no
-    /// effect.
+    /// The instruction at `hart.pc` cannot retire in the current state. It has had no effect.
     Fault = 7,
-    /// The guest's bytes are not those that the block at `hart.pc` was made from.
+    /// The guest's bytes differ from the source of the block at `hart.pc`.
     CheckFailed = 8,
 }
 
 impl ExitReason {
-    /// How many there are, for tables of counters.
+    /// The number of reasons, for tables of counters.
     pub const COUNT: usize = 9;
 
     fn of(code: u64) -> Self {
@@ -74,12 +71,12 @@ impl ExitReason {
     }
 }
 
-/// Where a direct exit leads: the address of an entry cell. Compiled code holds
-/// the slot's own address, so that it never moves.
+/// The target of a direct exit: the address of an entry cell. Compiled code holds the slot's own
+/// address, so the slot never moves.
 #[derive(Debug)]
 #[repr(C)]
 pub struct LinkSlot {
-    /// First: what compiled code reads.
+    /// First, because compiled code reads it.
     cell: AtomicPtr<EntryCell>,
     /// Keeps the cell as long as the block of this slot. An exit has one target.
     link: OnceLock<Link>,
@@ -96,8 +93,8 @@ impl LinkSlot {
         self.send_through(self.link.get_or_init(|| link).cell());
     }
 
-    /// Sends the exit through `cell`, which must stay allocated for as long as a
-    /// hart can be in the block of this slot, or the slot be sent elsewhere first.
+    /// Sends the exit through `cell`. The cell must stay allocated until no hart can be in the
+    /// block of this slot, or until the slot is sent elsewhere.
     pub(super) fn send_through(&self, cell: *const EntryCell) {
         self.cell.store(cell.cast_mut(), Ordering::Release);
     }
@@ -108,7 +105,7 @@ impl LinkSlot {
     }
 }
 
-// What compiled code takes for granted of a front, and of a cell.
+// The layout of fronts and cells that compiled code relies on.
 const _: () = assert!(
     size_of::<FrontEntry>() == 16
         && offset_of!(FrontEntry, key) == 0
@@ -150,7 +147,7 @@ global_asm!(
     "mov rsp, [rdi + {host_sp}]",
     "mov eax, {fault}",
     "jmp 2b",
-    // What entry cells lead to where there is no code to run.
+    // The code of entry cells that lead to no block.
     ".balign 16",
     "guest_unlinked:",
     "mov [rdi + {exit_slot}], rsi",
@@ -180,20 +177,19 @@ unsafe extern "sysv64" {
     fn guest_pending();
 }
 
-/// What entry cells hold that lead to no block: code that goes back to the
-/// dispatcher.
+/// The values of entry cells that lead to no block: code that returns to the dispatcher.
 pub fn entry_stubs() -> EntryStubs {
     EntryStubs { dead: guest_dead as *const () as usize, pending: guest_pending as *const () as usize }
 }
 
-/// The cell that unlinked slots lead to. Its code never changes.
+/// The cell of unlinked slots. Its code never changes.
 pub(super) fn unlinked_cell() -> *const EntryCell {
-    // A cell is one word; only the code cache makes those that lead to blocks.
+    // A cell is one word; only the code cache makes cells that lead to blocks.
     static CELL: LazyLock<AtomicUsize> = LazyLock::new(|| AtomicUsize::new(guest_unlinked as *const () as usize));
     ptr::from_ref(&*CELL).cast()
 }
 
-/// What the fault hook needs to know of the thread that it runs in.
+/// The fault hook's knowledge of its thread.
 struct Running<'a> {
     hart: *mut Hart,
     faults: &'a FaultIndex,
@@ -203,19 +199,19 @@ thread_local! {
     static RUNNING: Cell<*const Running<'static>> = const { Cell::new(ptr::null()) };
 }
 
-/// Runs compiled code until it comes back.
+/// Runs compiled code until it returns.
 ///
 /// # Safety
 ///
-/// `code` is the entry of a compiled block or one of the stubs, and stays
-/// allocated, like everything that it links to, until this returns;
-/// `hart.front` points to a vCPU's front, whose cells are as alive, and which no
-/// other thread uses.
+/// `code` is the entry of a compiled block or one of the stubs. It and everything that it links to
+/// stay allocated until this returns. `hart.front` points to a vCPU's front that no other thread
+/// uses, and the front's cells stay alive as long.
 pub(super) unsafe fn enter(hart: &mut Hart, code: usize, faults: &FaultIndex) -> ExitReason {
     let hart = ptr::from_mut(hart);
     let running = Running { hart, faults };
     let outer = RUNNING.replace(ptr::from_ref(&running).cast());
-    // SAFETY: the caller's promise; the trampoline keeps what Rust's calls keep.
+    // SAFETY: the caller's promise; the trampoline preserves the registers that Rust's calls
+    // preserve.
     let code = unsafe { guest_enter(hart, code) };
     RUNNING.set(outer);
     ExitReason::of(code)

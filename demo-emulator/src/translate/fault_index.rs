@@ -1,17 +1,15 @@
-//! From a host pc to the guest instruction that faulted there, in a signal
-//! handler.
+//! Finds the guest instruction that faulted at a host pc, in a signal handler.
 //!
-//! One word for each cache line of the executable view; a block's first line
-//! holds the address of its table, all others 0. A lookup walks back from the
-//! line of the faulting pc to the first that is not 0: that is the block's own,
-//! since blocks do not overlap and the pc is within one. The words are touched
-//! only where code lies, so that the array costs memory in proportion to it.
+//! The index has one word for each cache line of the executable view. A block's first line holds
+//! the address of its table, all others 0. A lookup walks back from the line of the faulting pc to
+//! the first that is not 0. That line belongs to the pc's block, since blocks do not overlap and
+//! the pc is within one. Only words for lines with code are touched, so the array costs memory in
+//! proportion to the code.
 //!
 //! # Safety
 //!
-//! A table's address is in the index from before its block can be entered until
-//! the block is dropped, when nobody is in it any more. Who faults inside a
-//! block keeps it alive.
+//! A table's address is in the index from before its block can be entered until the block is
+//! dropped. By then no hart is in the block. A hart that faults inside a block keeps it alive.
 #![allow(unsafe_code)]
 
 use std::ptr;
@@ -21,7 +19,7 @@ use codewarden::addr::{HostAddr, HostRange};
 
 const LINE_SHIFT: u32 = 6;
 
-/// Where a block can fault.
+/// The places in a block that can fault.
 #[derive(Debug)]
 pub(super) struct FaultTable {
     /// Address of the block's code.
@@ -63,7 +61,7 @@ impl FaultIndex {
     ///
     /// # Safety
     ///
-    /// `table` stays where it is until [`remove`](Self::remove).
+    /// `table` stays in place until [`remove`](Self::remove).
     pub(super) unsafe fn insert(&self, table: *const FaultTable) {
         // SAFETY: the caller's promise.
         let line = self.line(unsafe { (*table).start });
@@ -80,15 +78,15 @@ impl FaultIndex {
         }
     }
 
-    /// The guest instruction whose access is at `host_pc`, or `None` where the
-    /// pc is in no block, or in one at a place that no guest access is at.
+    /// The guest instruction that makes an access at `host_pc`. `None` if the pc is in no block, or
+    /// at a place without a guest access.
     pub(super) fn guest_pc(&self, host_pc: usize) -> Option<u64> {
         let line = self.line(host_pc)?;
         let table =
             self.lines[..=line].iter().rev().map(|line| line.load(Ordering::Acquire)).find(|at| !at.is_null())?;
-        // SAFETY: in the index, hence alive, if the pc is in its block. If it is
-        // in no block at all, the compiled code has jumped astray, and a table
-        // that goes away meanwhile is the lesser trouble.
+        // SAFETY: in the index, hence alive, if the pc is in its block. If it is in no block at
+        // all, the compiled code has jumped astray, and a table that goes away meanwhile is the
+        // lesser problem.
         let table = unsafe { &*table };
         let offset = host_pc - table.start;
         if offset >= table.len_bytes {

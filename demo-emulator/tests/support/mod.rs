@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use demo_emulator::riscv::encode::encode;
 use demo_emulator::riscv::inst::{Inst, Op};
 
-/// Where the one segment lies: readable, writable, executable.
+/// The one segment's address: readable, writable, executable.
 pub(crate) const BASE: u64 = 0x10_0000;
 const CODE_OFFSET: usize = 0x1000;
 const DATA_OFFSET: usize = 0x2000;
@@ -55,7 +55,7 @@ impl Program {
         self.put(Op::Addi, rd, rs, 0, 0)
     }
 
-    /// Puts bytes into the data; gives their address.
+    /// Puts bytes into the data; returns their address.
     pub(crate) fn data(&mut self, bytes: &[u8]) -> i64 {
         self.data.resize(self.data.len().next_multiple_of(8), 0);
         let address = BASE as i64 + (DATA_OFFSET + self.data.len()) as i64;
@@ -71,12 +71,12 @@ impl Program {
         self.ecall(number)
     }
 
-    /// A system call with the arguments that are in the registers.
+    /// A system call with the arguments in the registers.
     pub(crate) fn ecall(&mut self, number: i64) -> &mut Self {
         self.li(A7, number).put(Op::Ecall, 0, 0, 0, 0)
     }
 
-    /// Exits with what is in `a0`.
+    /// Exits with the value in `a0`.
     pub(crate) fn exit(&mut self) -> &mut Self {
         self.ecall(94)
     }
@@ -86,7 +86,7 @@ impl Program {
         BASE as i64 + (CODE_OFFSET + self.code.len()) as i64
     }
 
-    /// Exits with `status` unless `rs` is what `expected` is.
+    /// Exits with `status` unless `rs` holds `expected`.
     pub(crate) fn expect(&mut self, rs: u8, expected: i64, status: i64) -> &mut Self {
         const T6: u8 = 31;
         self.li(T6, expected).put(Op::Beq, 0, rs, T6, 24).li(A0, status).exit();
@@ -97,8 +97,7 @@ impl Program {
         if self.position_independent { 3 } else { 2 }
     }
 
-    /// Lets the loader choose the address. Only code that names no address of its
-    /// own runs then.
+    /// Lets the loader choose the address. The code must then name no address of its own.
     pub(crate) fn anywhere(&mut self) -> &mut Self {
         self.position_independent = true;
         self

@@ -1,12 +1,10 @@
-//! Random legal programs for tests that compare one way of running guest code
-//! with another.
+//! Random legal programs for tests that compare two ways of running guest code.
 //!
-//! A program is straight-line code with forward jumps, so that it ends, at its
-//! last byte, whatever its operands are. It covers every operation but ECALL
-//! and EBREAK, compressed forms, every rounding mode, and never traps when
-//! started as [`Generator::start`] says: loads, stores and atomics go through
-//! [`DATA_REGISTERS`], which no instruction writes, and CSRs whose value no two
-//! runs agree on are read into x0 alone.
+//! A program is straight-line code with forward jumps. So it ends at its last byte for all
+//! operands. It covers every operation but ECALL and EBREAK, compressed forms, and every rounding
+//! mode. It never traps if it starts with the hart of [`Generator::start`]: loads, stores and
+//! atomics go through [`DATA_REGISTERS`], which no instruction writes. CSRs with a value that
+//! differs between runs are read into x0 only.
 
 mod numbers;
 mod ops;
@@ -25,13 +23,13 @@ pub use ops::{OPS, accesses_memory, is_atomic, is_rounded};
 /// pointer and two that compressed loads can name.
 pub const DATA_REGISTERS: [u8; 3] = [2, 8, 9];
 
-/// Bytes of data that a program may touch, before its address and behind.
+/// Bytes of data that a program may touch, on each side of its address.
 pub const DATA_REACH_BYTES: u64 = 4096;
 
-/// Holds the targets of indirect jumps, for which it is written just before.
+/// Holds the target of an indirect jump; written just before the jump.
 const TARGET: u8 = 31;
 
-/// A program and what it consists of.
+/// A program and its parts.
 #[derive(Clone, Debug, Default)]
 pub struct Program {
     /// The code. It runs from its first byte to behind its last one.
@@ -44,14 +42,14 @@ pub struct Program {
 #[derive(Debug)]
 pub struct Generator {
     random: Random,
-    /// The compressed instructions that a program may contain anywhere, those
-    /// of one operation together: some have thousands, a jump has one.
+    /// The compressed instructions that a program may contain anywhere, grouped by operation: some
+    /// operations have thousands, a jump has one.
     compressed: Vec<Vec<Inst>>,
     /// Registers that no instruction writes, by bits.
     kept: u32,
 }
 
-/// Instructions that a jump either reaches at their first or skips.
+/// Instructions that a jump either enters at the first one or skips.
 struct Item {
     insts: Vec<Inst>,
     /// How many items the last instruction jumps over, if it jumps.
@@ -70,7 +68,7 @@ impl Generator {
         Self::keeping(seed, &DATA_REGISTERS)
     }
 
-    /// One whose programs do not write the registers `kept` either.
+    /// A generator whose programs also leave the registers `kept` alone.
     fn keeping(seed: u64, kept: &[u8]) -> Self {
         let kept = kept.iter().chain([&TARGET]).fold(0, |kept, register| kept | 1 << register);
         let mut compressed: Vec<Vec<Inst>> = Vec::new();
@@ -101,7 +99,7 @@ impl Generator {
         hart
     }
 
-    /// What to fill the data with: integers and floating-point operands.
+    /// The initial contents of the data: integers and floating-point operands.
     pub fn data(&mut self, len_bytes: usize) -> Vec<u8> {
         let mut data = Vec::with_capacity(len_bytes + 8);
         while data.len() < len_bytes {
@@ -151,7 +149,7 @@ impl Generator {
         }
     }
 
-    /// An indirect jump and what makes its target: a compressed one has no
+    /// An indirect jump, and the instructions that make its target: a compressed jump has no
     /// displacement of its own.
     fn jump_item(&mut self, jump: Inst) -> Item {
         let base = Inst { rd: TARGET, ..blank(Op::Auipc) };
@@ -164,7 +162,7 @@ impl Generator {
         let op = self.random.pick(OPS);
         let rd = if writes_fp(op) { self.random.below(32) as u8 } else { self.target_register() };
         let [rs1, rs2, rs3] = [(); 3].map(|()| self.random.below(32) as u8);
-        // Results differ most where operands are the same.
+        // Results differ most if operands are the same.
         let rs2 = if self.random.one_in(8) { rs1 } else { rs2 };
         let imm = self.random.bits() as i32;
         let inst = Inst { rd, rs1, rs2, rs3, imm, ..blank(op) };
@@ -175,7 +173,7 @@ impl Generator {
             Kind::Access => single(Inst { rs1: self.random.pick(&DATA_REGISTERS), ..inst }),
             Kind::Atomic => self.atomic_item(inst),
             Kind::Csr => self.csr_item(inst),
-            // The rounding mode, and nothing for what has none.
+            // The rounding mode; 0 for operations without one.
             Kind::Plain => single(Inst { rm: self.random.pick(&[0, 1, 2, 3, 4, 7]), ..inst }),
         }
     }
@@ -188,9 +186,8 @@ impl Generator {
             Op::Sc_d => Op::Lr_d,
             _ => return Item { insts: vec![normal(inst)], skips: None },
         };
-        // With the reservation that lets it succeed, and sometimes once more
-        // without. Never with one of the other width: QEMU then stores and
-        // says that it did not.
+        // After its LR, which lets the SC succeed; sometimes once more without. Never after an LR
+        // of the other width: QEMU then stores and reports a failure.
         let mut insts = vec![normal(Inst { op: load, rd: self.target_register(), ..inst }), normal(inst)];
         if self.random.one_in(3) {
             insts.push(normal(Inst { rd: self.target_register(), ..inst }));
@@ -205,20 +202,19 @@ impl Generator {
             let op = if matches!(inst.op, Op::Csrrw | Op::Csrrs) { Op::Csrrs } else { Op::Csrrc };
             return Item { insts: vec![normal(Inst { op, rd: 0, rs1: 0, ..inst })], skips: None };
         }
-        // What it wrote may be no rounding mode: the next one writes one.
+        // The value written may be no rounding mode: the next instruction writes a valid one.
         let mode = self.random.below(5) as u8;
         let repair = Inst { rs1: mode, imm: csr::FRM, ..blank(Op::Csrrwi) };
         Item { insts: vec![normal(inst), repair], skips: None }
     }
 }
 
-/// Fields that the operation does not have become 0, immediates what fits.
+/// Sets the operation's missing fields to 0, and immediates to a value that fits.
 fn normal(inst: Inst) -> Inst {
     decode(encode(&inst))
 }
 
-/// Whether a program may contain this one: as [`Generator::item`] would choose
-/// it.
+/// Whether a program may contain this one: the same choice as [`Generator::item`]'s.
 fn is_allowed(inst: &Inst, kept: u32) -> bool {
     let is_kept = !writes_fp(inst.op) && kept & 1 << inst.rd != 0;
     if matches!(inst.op, Op::Illegal | Op::Ebreak) || is_kept {
@@ -227,15 +223,15 @@ fn is_allowed(inst: &Inst, kept: u32) -> bool {
     match kind(inst.op) {
         Kind::Access => DATA_REGISTERS.contains(&inst.rs1),
         Kind::Jalr => inst.rs1 == TARGET,
-        // One of each is enough, for the displacement is put in later.
+        // One of each is enough, since the displacement is set later.
         Kind::Branch | Kind::Jal => inst.imm == 2,
         _ => true,
     }
 }
 
 impl Program {
-    /// Appends an item, with its jump leading over as many of `rest` as it
-    /// says or there are.
+    /// Appends an item. Its jump skips as many items of `rest` as it names, or all if there are
+    /// fewer.
     fn append(&mut self, item: &Item, rest: &[Item]) {
         let mut insts = item.insts.clone();
         if let (Some(skips), Some(jump)) = (item.skips, insts.last_mut()) {
@@ -243,7 +239,7 @@ impl Program {
             if kind(jump.op) != Kind::Jalr {
                 jump.imm = i32::from(jump.len) + behind;
             } else {
-                // From the first of the item, whose address the base is.
+                // From the item's first instruction, because its address is the base.
                 let last = insts.len() - 1;
                 let place = if insts[last].len == 2 { last - 1 } else { last };
                 insts[place].imm = item.len_bytes() + behind;
@@ -259,8 +255,8 @@ impl Program {
     }
 }
 
-/// The 16-bit form of an instruction that was decoded from one, a jump's
-/// displacement changed at most. Found by decoding all of them once.
+/// The 16-bit form of an instruction that was decoded from one, and changed at most in a jump's
+/// displacement. The forms are found by decoding all of them once.
 fn form(inst: &Inst) -> Option<u16> {
     use std::collections::HashMap;
     use std::sync::OnceLock;

@@ -1,27 +1,26 @@
 //! Floating point.
 //!
-//! The soft-float helper defines every result and every flag. Around it stand
-//! fast paths of host instructions, taken only where the outcome is known to be
-//! the same, flags included, and known without looking at the host's own flags
-//! (Cranelift deletes and moves operations, and the host's flags with them):
+//! The soft-float helper defines every result and every flag. Fast paths of host instructions avoid
+//! the helper. They are taken only if their outcome is known to be the same, flags included. That
+//! must be known without the host's own flags, since Cranelift deletes and moves operations
+//! together with their flags:
 //!
-//! - **Arithmetic and rounding conversions**: rounding to nearest even, which is
-//!   the host's mode; the inexact flag raised already; operands properly boxed;
-//!   and a result that is *ordinary*: normal, finite, and with its exponent not
-//!   the least. An invalid operation gives a NaN, a division by zero or an
-//!   overflow an infinity; an underflow a subnormal, a zero, or (tininess being
-//!   found after rounding) the least normal number at most. So an ordinary
-//!   result has raised nothing, or inexact, which changes nothing.
-//! - **Truncation to an integer**: inexact raised already, operand in range.
+//! - **Arithmetic and rounding conversions**: rounding to nearest even, the host's mode; the
+//!   inexact flag is already raised; operands are properly boxed; and the result is *ordinary*:
+//!   normal, finite, and its exponent is not the least. An invalid operation gives a NaN, a
+//!   division by zero or an overflow an infinity. An underflow gives a subnormal, a zero, or at
+//!   most the least normal number, because tininess is detected after rounding. So an ordinary
+//!   result has raised no flag, or only inexact, which changes nothing.
+//! - **Truncation to an integer**: inexact is already raised, the operand in range.
 //! - **Comparison, minimum, maximum**: neither operand a NaN.
 //! - **Moves, sign injection, exact conversions from integers**: always.
 //!
-//! The host's operation is done ahead of the check, so that one branch decides.
+//! The host's operation precedes the check, so that one branch decides.
 //!
 //! # Safety
 //!
-//! The helper's arguments are what [`Emitter::call_helper`] passes: the hart
-//! that runs, and an instruction that its block keeps.
+//! [`Emitter::call_helper`] passes the helper's arguments: the running hart, and an instruction
+//! that its block keeps.
 #![allow(unsafe_code)]
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
@@ -43,7 +42,7 @@ const NX: i64 = 1;
 const BOX: i64 = 0xffff_ffff_0000_0000_u64 as i64;
 const CANONICAL_NAN: i64 = 0x7fc0_0000;
 
-/// A fast path: its result, and whether that is the right one.
+/// A fast path: its result, and whether that result is the right one.
 struct Fast {
     result: Value,
     right: Value,
@@ -54,8 +53,8 @@ impl Emitter<'_> {
         if self.float_move(inst) || self.exact_from_integer(inst) {
             return;
         }
-        // What can trap or call needs the hart up to date; what the fast path
-        // uses is loaded before the paths part.
+        // An instruction that can trap or call needs the hart up to date. The fast path's operands
+        // are loaded before the paths part.
         self.flush();
         match self.fast_path(inst) {
             Some(fast) => {
@@ -76,7 +75,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// Has the helper do it; gives what it put into the destination.
+    /// Calls the helper; returns the value that it put into the destination.
     fn help(&mut self, index: u32, inst: &Inst) -> Value {
         self.may_fault(index, |this| this.call_helper(float_helper as *const () as usize, inst, &[]));
         let file = if writes_integer(inst.op) { &self.x } else { &self.f };
@@ -88,7 +87,7 @@ impl Emitter<'_> {
         if writes_integer(inst.op) { self.set_x(inst.rd, bits) } else { self.set_f(inst.rd, bits) }
     }
 
-    /// What only moves bits.
+    /// Operations that only move bits.
     fn float_move(&mut self, inst: &Inst) -> bool {
         use Op::*;
         match inst.op {
@@ -127,8 +126,7 @@ impl Emitter<'_> {
         true
     }
 
-    /// A single's bits, with garbage above them; the canonical NaN for what is
-    /// not boxed.
+    /// A single's bits, with garbage above them; the canonical NaN if it is not boxed.
     fn single(&mut self, register: u8) -> Value {
         let bits = self.f(register);
         let boxed = self.is_boxed(bits);
@@ -155,8 +153,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// A word as a double: no rounding, no flag. A mode that does not exist
-    /// still traps.
+    /// A word as a double: no rounding, no flag. An invalid mode still traps.
     fn exact_from_integer(&mut self, inst: &Inst) -> bool {
         if inst.rm > LAST_MODE || !matches!(inst.op, Op::Fcvt_d_w | Op::Fcvt_d_wu) {
             return false;
@@ -246,7 +243,7 @@ impl Emitter<'_> {
 
     fn between_formats(&mut self, inst: &Inst) -> Option<Fast> {
         let narrows = inst.op == Op::Fcvt_s_d;
-        // Widening is exact: any mode that exists will do.
+        // Widening is exact, so any valid mode will do.
         let guard = match inst.rm {
             0..=LAST_MODE if !narrows => self.builder.ins().iconst(types::I8, 1),
             rm => self.nearest_and_inexact(rm)?,
@@ -306,8 +303,8 @@ impl Emitter<'_> {
         Fast { result, right: self.both(ordered, boxed) }
     }
 
-    /// Equal operands differ at most in the sign of zero: their bits' union is
-    /// the minimum, what they have in common the maximum.
+    /// Equal operands differ at most in the sign of zero. So the minimum is the union of their
+    /// bits, the maximum their intersection.
     fn extremum(&mut self, inst: &Inst, format: Type) -> Fast {
         let (values, boxed) = self.operands(&[inst.rs1, inst.rs2], format);
         let (a, b) = (self.f(inst.rs1), self.f(inst.rs2));
@@ -323,8 +320,8 @@ impl Emitter<'_> {
         Fast { result, right: self.both(ordered, boxed) }
     }
 
-    /// Whether the mode is to nearest even and inexact is raised, as 0 or not
-    /// 0; `None` where the mode cannot be.
+    /// Whether the mode is to nearest even and inexact is raised, as 0 or not 0; `None` if the mode
+    /// cannot be to nearest even.
     fn nearest_and_inexact(&mut self, rm: u8) -> Option<Value> {
         match rm {
             RNE => {
@@ -332,7 +329,7 @@ impl Emitter<'_> {
                 Some(self.builder.ins().band_imm_u(flags, NX))
             }
             DYNAMIC => {
-                // `frm` is the byte behind `fflags`.
+                // `frm` is the byte after `fflags`.
                 let both = self.builder.ins().load(types::I16, HOST, self.hart, field::FFLAGS);
                 let both = self.builder.ins().band_imm_u(both, 0xff00 | NX);
                 Some(self.builder.ins().icmp_imm_u(IntCC::Equal, both, i64::from(RNE) << 8 | NX))
@@ -341,7 +338,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// Operands as the host has them; for singles also whether all are boxed.
+    /// Operands in the host's format; for singles also whether all are boxed.
     fn operands(&mut self, registers: &[u8], format: Type) -> (Vec<Value>, Option<Value>) {
         let bits: Vec<Value> = registers.iter().map(|&register| self.f(register)).collect();
         if format == types::F64 {
@@ -360,7 +357,7 @@ impl Emitter<'_> {
         (values, Some(boxed))
     }
 
-    /// A fast path that is right if the value is ordinary and the rest holds.
+    /// A fast path that is right if the value is ordinary and the other conditions hold.
     fn if_ordinary(&mut self, value: Value, guard: Value, boxed: Option<Value>) -> Fast {
         let double = self.builder.func.dfg.value_type(value) == types::F64;
         let result = self.bits_of(value);
@@ -381,7 +378,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// A value as a register holds it.
+    /// A value in a register's format.
     fn bits_of(&mut self, value: Value) -> Value {
         if self.builder.func.dfg.value_type(value) == types::F64 {
             return self.bitcast(types::I64, value);
@@ -430,7 +427,7 @@ fn writes_integer(op: Op) -> bool {
     )
 }
 
-/// Does an operation of F or D; 0 where its rounding mode does not exist.
+/// Executes an operation of F or D; 0 if its rounding mode is invalid.
 unsafe extern "sysv64" fn float_helper(hart: *mut Hart, inst: *const Inst) -> u64 {
     // SAFETY: see the module's head; compiled code holds no reference to the
     // hart while it waits.

@@ -2,8 +2,8 @@
 //!
 //! # Safety
 //!
-//! The helper's arguments are what [`Emitter::csr`] passes: the hart that runs,
-//! an instruction that its block keeps, and the code space's window.
+//! [`Emitter::csr`] passes the helper's arguments: the running hart, an instruction that its block
+//! keeps, and the code space's window.
 #![allow(unsafe_code)]
 
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -49,7 +49,7 @@ impl Emitter<'_> {
             }
             Mulhsu => {
                 let (a, b) = (self.x(inst.rs1), self.x(inst.rs2));
-                // As an unsigned factor a negative one is 2^64 too large.
+                // Read as unsigned, a negative factor is 2^64 too large.
                 let high = self.builder.ins().umulhi(a, b);
                 let sign = self.builder.ins().sshr_imm_u(a, 63);
                 let excess = self.builder.ins().band(b, sign);
@@ -113,9 +113,8 @@ impl Emitter<'_> {
         }
     }
 
-    /// Division without a trap: where the host would fault the divisor is
-    /// replaced by 1, which is right for the overflow as it stands; the
-    /// results of a division by 0 are put in afterwards.
+    /// Division without a trap. If the host would fault, the divisor is replaced by 1, which gives
+    /// the right result for the overflow. The results of a division by 0 are inserted afterwards.
     fn divide(&mut self, op: Op, a: Value, b: Value) -> Value {
         use Op::*;
         let width = self.builder.func.dfg.value_type(a);
@@ -143,9 +142,8 @@ impl Emitter<'_> {
         self.builder.ins().select(by_zero, if_by_zero, outcome)
     }
 
-    /// A CSR instruction: what the oracle does. It writes `rd` and the
-    /// floating-point state, neither of which is held anywhere but in the hart
-    /// afterwards.
+    /// A CSR instruction, as the oracle executes it. It writes `rd` and the floating-point state;
+    /// afterwards only the hart holds them.
     pub(super) fn csr(&mut self, index: u32, inst: &Inst) {
         let window = self.environment.window as u64;
         self.may_fault(index, |this| {
@@ -155,8 +153,8 @@ impl Emitter<'_> {
         self.reload_x(inst.rd);
     }
 
-    /// Calls `helper(hart, inst, rest...)`, which refuses the instruction by
-    /// returning 0. To be called within [`may_fault`](Self::may_fault).
+    /// Calls `helper(hart, inst, rest...)`, which returns 0 to refuse the instruction. Call this
+    /// within [`may_fault`](Self::may_fault).
     pub(super) fn call_helper(&mut self, helper: usize, inst: &Inst, rest: &[Value]) {
         let mut signature = Signature::new(CallConv::SystemV);
         signature.params.extend((0..2 + rest.len()).map(|_| AbiParam::new(types::I64)));
@@ -170,7 +168,7 @@ impl Emitter<'_> {
         self.builder.ins().trapz(done, super::REFUSED);
     }
 
-    /// Takes an integer register from the hart, where a helper put it.
+    /// Reloads an integer register that a helper put into the hart.
     fn reload_x(&mut self, register: u8) {
         if register != 0 {
             let offset = self.x.offset_of(register);
@@ -185,7 +183,7 @@ fn all_ones(width: Type) -> i64 {
     if width == types::I32 { i64::from(u32::MAX) } else { -1 }
 }
 
-/// Does a CSR instruction; 0 if it is illegal.
+/// Executes a CSR instruction; 0 if it is illegal.
 unsafe extern "sysv64" fn csr_helper(hart: *mut Hart, inst: *const Inst, window: *const Window) -> u64 {
     // SAFETY: see the module's head; compiled code holds no reference to the
     // hart while it waits.

@@ -1,7 +1,7 @@
-//! What one instruction does, in Cranelift's terms.
+//! One instruction's effect, in Cranelift's terms.
 //!
-//! An [`Emitter`] holds the guest registers of the code that is being built.
-//! It neither knows nor cares what stands before and behind an instruction.
+//! An [`Emitter`] holds the guest registers of the code that is being built. It does not depend on
+//! the instructions before and after the current one.
 
 mod atomic;
 mod float;
@@ -58,7 +58,7 @@ pub(super) struct Environment {
     base: u64,
     /// The window, for helpers.
     window: *const Window,
-    /// First of the guest bytes that the block was made from.
+    /// First of the block's guest bytes.
     start: u64,
     /// One past the last.
     end: u64,
@@ -67,7 +67,7 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    /// For a block of the guest bytes `own_bytes`.
+    /// The environment of a block of the guest bytes `own_bytes`.
     pub(super) fn new(space: &CodeSpace, own_bytes: Range<u64>, options: &BlockOptions) -> Self {
         Self {
             base: space.window.base() as u64,
@@ -85,7 +85,7 @@ struct Registers {
     /// Offset of the first in the hart.
     offset: i32,
     values: [Option<Value>; 32],
-    /// Those that the hart does not have yet.
+    /// Registers that the hart does not have yet.
     dirty: u32,
 }
 
@@ -142,9 +142,8 @@ impl<'a> Emitter<'a> {
         self.builder.finalize(config);
     }
 
-    /// Emits an instruction that does not end a block. `index` tells it from
-    /// the others in the fault table; `inst` stays where it is for as long as
-    /// the code.
+    /// Emits an instruction that does not end a block. `index` identifies it in the fault table;
+    /// `inst` stays in place as long as the code.
     pub(super) fn lower(&mut self, index: u32, pc: u64, inst: &Inst) {
         use Op::*;
         match inst.op {
@@ -205,8 +204,7 @@ impl<'a> Emitter<'a> {
         self.builder.ins().store(HOST, pc, self.hart, field::PC);
     }
 
-    /// Brings the hart up to date and lets what `emit` emits fault for
-    /// instruction `index`.
+    /// Brings the hart up to date. The code that `emit` emits may fault for instruction `index`.
     fn may_fault<T>(&mut self, index: u32, emit: impl FnOnce(&mut Self) -> T) -> T {
         self.flush();
         self.builder.set_srcloc(SourceLoc::new(index));

@@ -1,5 +1,5 @@
-//! The checked entry: equal bytes run, any other byte leaves, and nothing beyond
-//! the block's pages is read.
+//! The checked entry: equal bytes run, any other byte leaves, and no byte outside the block's pages
+//! is read.
 
 use super::*;
 
@@ -7,20 +7,20 @@ const END: u64 = DATA + DATA_PAGES * PAGE_LEN_BYTES;
 /// Bytes of a block at most: 64 instructions of four bytes.
 const BLOCK_BYTES_MAX: usize = 256;
 
-/// What the tests' blocks are said to be made from; all bytes of a block differ
-/// from those at other places of it that a comparison could take for them.
+/// Source bytes for the tests' blocks. Each byte differs from bytes at other places of the block
+/// that a comparison could confuse it with.
 fn source(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 7 + 3) as u8).collect()
 }
 
-/// A block of `source`, which adds one to x10 for every two bytes and goes on.
+/// A block of `source`, which adds one to x10 for every two bytes and continues behind them.
 fn compile(bench: &mut Bench, start: u64, source: &[u8]) -> CompiledBlock {
     let insts: Vec<Inst> = source.chunks(2).map(|_| Inst { len: 2, ..addi(10, 10, 1) }).collect();
     let options = BlockOptions { source: Some(source), ..BlockOptions::default() };
     bench.translator.compile(&placed_at(start, &insts), &options).unwrap()
 }
 
-/// Enters `block` at its check; how it left, and what x10 became.
+/// Enters `block` at its check; returns the exit and the new x10.
 fn enter(bench: &mut Bench, start: u64, block: &CompiledBlock) -> (ExitReason, u64, u64) {
     let mut hart = bench.hart();
     hart.pc = start;
@@ -32,7 +32,7 @@ fn put(bench: &Bench, start: u64, bytes: &[u8]) {
     (start..).zip(bytes).for_each(|(at, &byte)| bench.window.store_u8(at, byte).unwrap());
 }
 
-/// A bench as on a host that loads aligned vectors at once, or not.
+/// A bench for a host that loads aligned vectors at once, or for one that does not.
 fn bench(vectors: bool) -> Bench {
     let mut bench = Bench::new(1 << 20);
     let mut space = CodeSpace::new(bench.window, CodeBuffer::new(1 << 20).unwrap()).unwrap();
@@ -53,7 +53,7 @@ fn each_byte_counts(bench: &mut Bench) {
     for len in (2..=BLOCK_BYTES_MAX).step_by(2) {
         let source = source(len);
         let (half, len_bytes) = (len as u64 / 4 * 2, len as u64);
-        // Nothing is mapped before the first page and behind the last one.
+        // The pages before the first one and after the last one are not mapped.
         for start in [DATA, DATA + 2 + half % 16, DATA + PAGE_LEN_BYTES - half, END - len_bytes] {
             put(bench, start, &source);
             let block = compile(bench, start, &source);
@@ -89,7 +89,7 @@ fn a_fault_of_the_check_is_one_of_the_first_instruction() {
             }
             put(&bench, start, &source[..(END.saturating_sub(start) as usize).min(len)]);
             let block = compile(&mut bench, start, &source);
-            // Where the first piece differs already, it may leave before it faults.
+            // If the first piece already differs, the check may leave before it faults.
             let left = enter(&mut bench, start, &block);
             assert_eq!(left, (ExitReason::Fault, start, 0), "{len} bytes at {start:#x}");
         }

@@ -1,4 +1,4 @@
-//! What a block does behind its own stores.
+//! A block's reaction to its own stores.
 
 use super::*;
 
@@ -6,14 +6,14 @@ use super::*;
 const START: u64 = DATA + PAGE_LEN_BYTES - 12;
 const END: u64 = START + 20;
 
-/// `inst` between others.
+/// A block with `inst` in the middle.
 fn block(bench: &mut Bench, inst: Inst) -> CompiledBlock {
     let insts = [addi(12, 12, 1), inst, addi(12, 12, 1), addi(12, 12, 1), jal(0, 0x100)];
     let options = BlockOptions { own_stores: OwnStores::Compare, source: None };
     bench.translator.compile(&placed_at(START, &insts), &options).unwrap()
 }
 
-/// Runs the block with x5 = `addr`; whether it left behind the store.
+/// Runs the block with x5 = `addr`; returns whether it left after the store.
 fn leaves(bench: &mut Bench, block: &CompiledBlock, addr: u64) -> bool {
     let mut hart = bench.hart();
     (hart.pc, hart.x[5], hart.x[11]) = (START, addr, 0);
@@ -46,7 +46,7 @@ fn plain_stores() {
 #[test]
 fn atomics() {
     for (op, width) in [(Op::Amoadd_w, 4), (Op::Amoswap_d, 8), (Op::Sc_w, 4), (Op::Sc_d, 8)] {
-        // The result may take the place of the address.
+        // The result may overwrite the address.
         for rd in [10, 5] {
             try_all(Inst { op, rd, rs1: 5, rs2: 11, ..NOP }, width, width);
         }
