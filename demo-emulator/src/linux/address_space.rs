@@ -5,7 +5,7 @@
 //! pages. New private memory is made by lifting the protection, so the reserved mapping stays
 //! whole, and so does a userfaultfd registration on it. A private mapping of a file is a copy of
 //! its contents in private memory. Later writes to the file are not seen, as POSIX allows. Reading
-//! beyond its end gives zeros, but Linux raises SIGBUS.
+//! beyond its end gives zeros; Linux would raise SIGBUS.
 //!
 //! # Old or new, and nothing between
 //!
