@@ -1,9 +1,8 @@
 //! Guest and host addresses, and ranges of whole host pages.
 //!
-//! A guest address and a host address are both 64-bit numbers that mean
-//! different things; mixing them up compiles nowhere. Whoever holds a
-//! [`HostRange`] knows that it is not empty, that it starts and ends on a page
-//! boundary and that it does not wrap: it is checked once, where it is made.
+//! A guest address and a host address are 64-bit numbers with different meanings, so each has its
+//! own type. A [`HostRange`] is never empty, starts and ends on a page boundary and does not wrap:
+//! this is checked once, when it is made.
 
 use core::fmt;
 
@@ -18,14 +17,14 @@ pub struct GuestAddr(pub u64);
 pub struct HostAddr(pub usize);
 
 impl GuestAddr {
-    /// The address `bytes` further on, or `None` where it would wrap.
+    /// The address `bytes` further on, or `None` if it would wrap.
     pub fn checked_add(self, bytes: u64) -> Option<Self> {
         self.0.checked_add(bytes).map(Self)
     }
 }
 
 impl HostAddr {
-    /// The address of what `pointer` points to.
+    /// The address that `pointer` holds.
     pub fn of<T: ?Sized>(pointer: *const T) -> Self {
         Self(pointer.cast::<u8>() as usize)
     }
@@ -79,7 +78,7 @@ impl PageSize {
         Self { shift }
     }
 
-    /// In bytes.
+    /// The size in bytes.
     pub const fn bytes(self) -> usize {
         1 << self.shift
     }
@@ -94,7 +93,7 @@ impl PageSize {
         address & !(self.bytes() - 1)
     }
 
-    /// `address` rounded up to a page boundary, or `None` where it would wrap.
+    /// `address` rounded up to a page boundary, or `None` if it would wrap.
     pub const fn ceil(self, address: usize) -> Option<usize> {
         match address.checked_add(self.bytes() - 1) {
             Some(sum) => Some(self.floor(sum)),
@@ -103,8 +102,7 @@ impl PageSize {
     }
 }
 
-/// Whole pages of this process: not empty, page-aligned at both ends, not
-/// wrapping.
+/// Whole pages of this process: not empty, page-aligned at both ends, not wrapping.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HostRange {
     /// Invariant: page-aligned.
@@ -118,7 +116,7 @@ impl HostRange {
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] where the range is empty, wraps or is not aligned.
+    /// [`Error::BadRange`] if the range is empty, wraps or is not aligned.
     pub fn new(start: HostAddr, len: usize, page: PageSize) -> Result<Self, Error> {
         let mask = page.bytes() - 1;
         if len == 0 || (start.0 | len) & mask != 0 || start.0.checked_add(len).is_none() {
@@ -135,8 +133,7 @@ impl HostRange {
     ///
     /// # Panics
     ///
-    /// If that is the last page of the address space, which no process has: a range does not
-    /// wrap.
+    /// If that is the last page of the address space, which no process has: a range does not wrap.
     pub fn page_of(address: HostAddr, page: PageSize) -> Self {
         let (start, len) = (page.floor(address.0), page.bytes());
         assert!(start.checked_add(len).is_some(), "no process has the last page of the address space");
@@ -175,14 +172,14 @@ impl HostRange {
         other.start >= self.start && other.start + other.len <= self.start + self.len
     }
 
-    /// What of this range lies below and above `other`.
+    /// The parts of this range below and above `other`.
     pub(crate) fn without(self, other: HostRange) -> [Option<HostRange>; 2] {
         let (end, other_end) = (self.start + self.len, other.start + other.len);
         let part = |start: usize, end: usize| (start < end).then(|| HostRange { start, len: end - start });
         [part(self.start, end.min(other.start)), part(self.start.max(other_end), end)]
     }
 
-    /// What both have in common.
+    /// The part that both have in common.
     pub(crate) fn intersection(self, other: HostRange) -> Option<HostRange> {
         let start = self.start.max(other.start);
         let end = (self.start + self.len).min(other.start + other.len);
@@ -190,8 +187,8 @@ impl HostRange {
     }
 }
 
-/// Bytes of a 64-bit space, the guest's addresses or a file: one at least. The last one
-/// is a part of it, so that the end of the space can be told.
+/// One or more bytes of a 64-bit space (the guest's addresses or a file). `last` is included, so
+/// that a span can reach the end of the space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Span {
     first: u64,
@@ -207,7 +204,7 @@ impl Span {
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] where bytes of it lie beyond the end of the space.
+    /// [`Error::BadRange`] if the bytes go beyond the end of the space.
     pub(crate) fn new(start: u64, len_bytes: u64) -> Result<Option<Self>, Error> {
         let Some(more) = len_bytes.checked_sub(1) else { return Ok(None) };
         match start.checked_add(more) {
@@ -221,7 +218,7 @@ impl Span {
         Self { first: address & !(page_bytes - 1), last: address | (page_bytes - 1) }
     }
 
-    /// Where the guest sees `host` from `guest` on; it does not wrap.
+    /// The guest addresses of `host`, from `guest` on; the span does not wrap.
     pub(crate) fn of_region(guest: GuestAddr, host: HostRange) -> Self {
         Self { first: guest.0, last: guest.0 + (host.len() as u64 - 1) }
     }
@@ -236,28 +233,28 @@ impl Span {
         self.last
     }
 
-    /// Length in bytes; 2^64 is told as one less.
+    /// Length in bytes; 2^64 is returned as 2^64 - 1.
     pub(crate) fn len_bytes(self) -> u64 {
         (self.last - self.first).saturating_add(1)
     }
 
-    /// The whole pages of `page_bytes` that have a byte of it.
+    /// All pages of `page_bytes` that contain a byte of this span.
     pub(crate) fn whole_pages(self, page_bytes: u64) -> Self {
         Self { first: self.first & !(page_bytes - 1), last: self.last | (page_bytes - 1) }
     }
 
-    /// As many bytes from `first` on; `None` where they do not fit.
+    /// As many bytes from `first` on; `None` if they do not fit.
     pub(crate) fn moved_to(self, first: u64) -> Option<Self> {
         Some(Self { first, last: first.checked_add(self.last - self.first)? })
     }
 
-    /// What both have in common.
+    /// The part that both have in common.
     pub(crate) fn intersection(self, other: Self) -> Option<Self> {
         let (first, last) = (self.first.max(other.first), self.last.min(other.last));
         (first <= last).then_some(Self { first, last })
     }
 
-    /// What of it lies below and above `other`.
+    /// The parts of this span below and above `other`.
     pub(crate) fn without(self, other: Self) -> [Option<Self>; 2] {
         let below = other.first.checked_sub(1).and_then(|last| self.intersection(Self { first: 0, last }));
         let above = other.last.checked_add(1).and_then(|first| self.intersection(Self { first, last: u64::MAX }));

@@ -1,11 +1,11 @@
-//! What can go wrong, with the range it happened on and the system's errno.
+//! Errors, each with the range that it concerns and the system's errno.
 
 use std::fmt;
 
 use crate::mode::Mode;
 
-/// An operation of the library that could not be done. Nothing was lost: the
-/// state is what it was before the call unless the variant says otherwise.
+/// An operation of the library that failed. Nothing was lost: the state is the same as before the
+/// call unless the variant says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
@@ -15,10 +15,10 @@ pub enum Error {
         start: u64,
         /// Length in bytes.
         len: u64,
-        /// What a range must be here.
+        /// The requirement that the range does not meet.
         why: &'static str,
     },
-    /// No region tracks the guest range, or, where all of it must be tracked, not all of
+    /// No region tracks the guest range, or only a part of it is tracked and the call needs all of
     /// it. Nothing was done.
     NotTracked {
         /// First byte, as the guest sees it.
@@ -26,74 +26,71 @@ pub enum Error {
         /// Length in bytes.
         len: u64,
     },
-    /// Host memory that is to be tracked is not mapped, or not all of it. Nothing was
-    /// tracked.
+    /// Host memory that is to be tracked is not mapped, or not all of it. Nothing was tracked.
     NotMapped {
         /// First byte of the host range.
         start: usize,
         /// Length in bytes.
         len: usize,
-        /// The first page of it where nothing is mapped.
+        /// The first page of the range that is not mapped.
         hole: usize,
     },
-    /// An argument that cannot be used.
+    /// An unusable argument.
     BadArgument(&'static str),
     /// The system refused an operation on a range of host memory.
     System {
-        /// What was asked for: the name of the call.
+        /// The name of the call.
         call: &'static str,
-        /// First byte of the host range, 0 where the call takes none.
+        /// First byte of the host range, 0 if the call takes none.
         start: usize,
         /// Length in bytes.
         len: usize,
         /// The errno.
         errno: i32,
     },
-    /// A tracking mode that was asked for by name cannot be had here.
+    /// A tracking mode that was asked for by name is not available here.
     ModeUnavailable {
         /// The mode.
         mode: Mode,
-        /// What is missing, and what to change to get it.
+        /// The missing feature or permission, and the change that provides it.
         why: String,
     },
-    /// Something that is not one mode alone cannot be had here.
+    /// A feature other than a single mode is not available here.
     Unavailable {
-        /// Which thing.
+        /// The feature.
         what: &'static str,
-        /// What is missing, and what to change to get it.
+        /// The missing feature or permission, and the change that provides it.
         why: String,
     },
-    /// Another tracker, of this library or not, has the range or a part of it:
-    /// one range has one owner.
+    /// Another tracker, of this library or not, owns the range or a part of it. A range has one
+    /// owner.
     AlreadyTracked {
         /// First byte of the host range.
         start: usize,
         /// Length in bytes.
         len: usize,
     },
-    /// A table of fixed size is full, or a code buffer.
+    /// A table of fixed size, or a code buffer, is full.
     Full {
-        /// Of what there is no room for one more.
+        /// The kind of entry that does not fit.
         what: &'static str,
         /// How many it holds.
         limit: usize,
     },
-    /// Memory for the library's own tables is short. Nothing was tracked or
-    /// protected by the call.
+    /// Memory for the library's own tables is short. The call tracked and protected nothing.
     NoMemory {
-        /// What it was for.
+        /// The table that the memory was for.
         what: &'static str,
         /// Length in bytes.
         len_bytes: usize,
     },
     /// This process is a fork's child and `after_fork_child` was not called.
     InForkChild,
-    /// `after_fork_child` was called in the process that made the guard, not in a child of
-    /// it. Nothing was changed.
+    /// `after_fork_child` was called in the process that made the guard, not in its child. Nothing
+    /// was changed.
     NotInForkChild,
-    /// The kernel no longer tracks the region: its descriptor was closed or its
-    /// handler died. Every translation of it is unreachable. Interpret, or remove the
-    /// region and add it again.
+    /// The kernel no longer tracks the region: its descriptor was closed or its handler died. Every
+    /// translation of it is unreachable. Interpret, or remove the region and add it again.
     TrackingLost,
 }
 
@@ -104,12 +101,11 @@ impl Error {
     }
 }
 
-/// A process has a limited number of them.
+/// A process has a limited number of tracked ranges.
 pub(crate) const TRACKED_RANGE: &str = "tracked range";
 
-/// Asks whether there is room for an allocation of zeroes that comes next, which
-/// would end the process where there is none. (`Vec` can be asked, but then touches
-/// every byte.)
+/// Asks whether there is room for the zeroed allocation that comes next. Without room, that
+/// allocation would end the process. (`Vec` can be asked, but then touches every byte.)
 pub(crate) fn room_for<T>(count: usize, what: &'static str) -> Result<(), Error> {
     let no_memory = |_| Error::NoMemory { what, len_bytes: count.saturating_mul(size_of::<T>()) };
     Vec::<T>::new().try_reserve_exact(count).map_err(no_memory)
@@ -174,11 +170,11 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// What to change where the process may not open its own files in `/proc`.
+/// Advice for a process that may not open its own files in `/proc`.
 pub(crate) const NOT_DUMPABLE: &str = "a process that has changed its user may not open its own files in /proc: let it \
                                        be dumpable again (prctl(PR_SET_DUMPABLE, 1))";
 
-/// What to change, where call and errno say it.
+/// Advice, if call and errno are enough to give it.
 fn advice(call: &str, errno: i32) -> Option<&'static str> {
     Some(match (call, errno) {
         (_, libc::EMFILE) => "raise the limit of open files (ulimit -n)",

@@ -1,26 +1,24 @@
-//! Guest memory: who made it, where it lies, and the host's own way to it.
+//! Guest memory: its owner, its place, and the host's own access to it.
 //!
-//! No reference to guest bytes is ever formed: guest threads store to them
-//! whenever they like, so a `&[u8]` would be a lie. Bytes go in and out by
-//! copies that may race (the module `copy`): an aligned word is copied whole, and of more a
-//! reader may see a part old and a part new.
+//! No reference to guest bytes is ever formed: guest threads store to them at any time, so a
+//! `&[u8]` would be a lie. Copies that may race (the module `copy`) move bytes in and out. An
+//! aligned word is copied whole. Of more bytes, a reader may see a part old and a part new.
 //!
 //! # Views
 //!
-//! Protection belongs to a mapping, not to the page behind it. Memory on a memfd
-//! has the guest's view, which is tracked, and the host's view, which is not: a
-//! store through the host's view never faults and is never learned of, so who
-//! makes it tells the tracker. Further views that the *guest* has
-//! ([`GuestMemory::another_view`]) must each lie in a region, and all be declared
+//! Protection belongs to a mapping, not to the page behind it. Memory on a memfd has two views. The
+//! guest's view is tracked. The host's view is not: a store through it never faults and the library
+//! never learns of it, so the caller that makes it must tell the tracker. Further views that the
+//! *guest* has ([`GuestMemory::another_view`]) must each lie in a region, and all must be declared
 //! to the tracker ([`declare_shared`](crate::tracker::Tracker::declare_shared)).
 //!
-//! Private guest memory is better anonymous: faults on a memfd cost more, and a
-//! fork's child shares a memfd with its parent.
+//! Use anonymous memory for private guest memory: faults on a memfd cost more, and a fork's child
+//! shares a memfd with its parent.
 //!
 //! # Safety
 //!
-//! Each access is inside a range that this object owns or that the embedder
-//! promised to keep mapped; it is checked before the copy.
+//! Each access is inside a range that this object owns or that the embedder promised to keep
+//! mapped. The range is checked before the copy.
 #![allow(unsafe_code)]
 
 mod copy;
@@ -67,15 +65,15 @@ struct File {
     id: BackingId,
 }
 
-/// Which memory is behind a view: two views with one id show the same bytes.
+/// The memory behind a view: two views with one id show the same bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct BackingId(Id);
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Id {
-    /// A memfd of the library's.
+    /// A memfd of the library.
     Own(u64),
-    /// A file of the embedder's.
+    /// A file of the embedder.
     File { device: u64, inode: u64 },
 }
 
@@ -85,19 +83,19 @@ impl BackingId {
         Self(Id::Own(NEXT.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// Of a file that the embedder mapped, by what `fstat` says of it.
+    /// The id of a file that the embedder mapped, from the two numbers that `fstat` gives.
     pub fn of_file(device: u64, inode: u64) -> Self {
         Self(Id::File { device, inode })
     }
 }
 
 impl GuestMemory {
-    /// `len` bytes (rounded up to whole pages) of private, zeroed memory at an
-    /// address of the kernel's choice. Pages cost nothing until they are touched.
+    /// `len` bytes (rounded up to whole pages) of private, zeroed memory at an address that the
+    /// kernel chooses. Pages cost nothing until they are touched.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] where the address space has no room.
+    /// [`Error::System`] if the address space has no room.
     pub fn anonymous(len: usize) -> Result<Self, Error> {
         let page = PageSize::host();
         let view = Mapping::anonymous(whole_pages(len, page)?, page)?;
@@ -108,8 +106,8 @@ impl GuestMemory {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] with `EEXIST` where something is mapped there already,
-    /// [`Error::BadArgument`] for address 0, which no pointer may have.
+    /// [`Error::System`] with `EEXIST` if something is mapped there already, [`Error::BadArgument`]
+    /// for address 0, which no pointer may have.
     pub fn anonymous_at(start: HostAddr, len: usize) -> Result<Self, Error> {
         if start.0 == 0 {
             return Err(Error::BadArgument("guest memory cannot begin at address 0: no pointer leads there"));
@@ -124,13 +122,13 @@ impl GuestMemory {
         Self { range: view.range(), host_view: None, backing: Backing::Anonymous { _view: view } }
     }
 
-    /// `len` bytes (rounded up to whole pages) of a new memfd, with the guest's
-    /// view and the host's.
+    /// `len` bytes (rounded up to whole pages) of a new memfd, with the guest's view and the
+    /// host's.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] where descriptors or address space are short, or `len` is beyond
-    /// the limit on file sizes (`ulimit -f`).
+    /// [`Error::System`] if descriptors or address space are short, or if `len` is beyond the limit
+    /// on file sizes (`ulimit -f`).
     pub fn memfd(len: usize) -> Result<Self, Error> {
         let page = PageSize::host();
         let len = whole_pages(len, page)?;
@@ -139,13 +137,13 @@ impl GuestMemory {
         Self::on_memfd(Arc::new(File { fd, host_view, id: BackingId::next() }), page)
     }
 
-    /// Another view of the same bytes for the guest, at another address. It must
-    /// be tracked like the first, and both be declared as the module's head says.
-    /// Memory without a memfd has none.
+    /// Another view of the same bytes for the guest, at another address. It must be tracked like
+    /// the first, and both must be declared as the module's head says. Only memory on a memfd has
+    /// one.
     ///
     /// # Errors
     ///
-    /// [`Error::BadArgument`] where this memory is on no memfd of the library.
+    /// [`Error::BadArgument`] if this memory is not on a memfd of the library.
     pub fn another_view(&self) -> Result<Self, Error> {
         match &self.backing {
             Backing::Memfd { file, .. } => Self::on_memfd(file.clone(), PageSize::host()),
@@ -163,19 +161,19 @@ impl GuestMemory {
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] where `start` and `len` are not whole pages.
+    /// [`Error::BadRange`] if `start` and `len` are not whole pages.
     ///
     /// # Safety
     ///
     /// While this object or a tracker of it lives:
     ///
-    /// - `range` belongs to the guest alone: the library may change its
-    ///   protection, and no Rust reference to any byte of it exists; bytes of it
-    ///   may be unmapped or replaced only after the tracker was told;
-    /// - every byte that is read or written through this object is mapped, with
-    ///   the access that it takes, at that time;
-    /// - `host_view`, where given, is a mapping of the same bytes, as long, that is
-    ///   readable, writable and not tracked by anybody.
+    /// - `range` belongs to the guest alone. The library may change its protection, and no Rust
+    ///   reference to any byte of it exists. Its bytes may be unmapped or replaced only after the
+    ///   tracker was told.
+    /// - Every byte that is read or written through this object is mapped at that time, with the
+    ///   access that the call needs.
+    /// - `host_view`, if given, is a mapping of the same bytes, of the same length. It is readable,
+    ///   writable and tracked by no tracker.
     pub unsafe fn from_raw(start: HostAddr, len: usize, host_view: Option<HostAddr>) -> Result<Self, Error> {
         let page = PageSize::host();
         let range = HostRange::new(start, len, page)?;
@@ -185,7 +183,7 @@ impl GuestMemory {
         Ok(Self { range, host_view, backing: Backing::Embedder })
     }
 
-    /// The guest's view: where its loads and stores go.
+    /// The guest's view: the addresses that its loads and stores use.
     pub fn range(&self) -> HostRange {
         self.range
     }
@@ -196,13 +194,13 @@ impl GuestMemory {
         self.range.len()
     }
 
-    /// The host's view of the same bytes, never protected, where there is one. A
-    /// store through it is learned of by nobody.
+    /// The host's view of the same bytes, if there is one. It is never protected, and the library
+    /// does not learn of a store through it.
     pub fn host_view(&self) -> Option<HostAddr> {
         self.host_view
     }
 
-    /// The memfd behind it, where the library made one.
+    /// The memfd behind it, if the library made one.
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         match &self.backing {
             Backing::Memfd { file, .. } => Some(file.fd.as_fd()),
@@ -210,7 +208,7 @@ impl GuestMemory {
         }
     }
 
-    /// Which memfd of the library is behind it: equal for all views of one.
+    /// The id of the library's memfd behind it: equal for all views of one memfd.
     pub fn backing_id(&self) -> Option<BackingId> {
         match &self.backing {
             Backing::Memfd { file, .. } => Some(file.id),
@@ -218,13 +216,13 @@ impl GuestMemory {
         }
     }
 
-    /// Copies the bytes at `offset` out, through the host's view where there is
-    /// one. Bytes that somebody is storing to may come out old or new; an aligned word of
-    /// 8, 4 or 2 bytes comes out whole.
+    /// Copies the bytes at `offset` out, through the host's view if there is one. Bytes that
+    /// another thread is storing to may come out old or new. An aligned word of 8, 4 or 2 bytes
+    /// comes out whole.
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] where the bytes are not all in this memory.
+    /// [`Error::BadRange`] if the bytes are not all in this memory.
     pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), Error> {
         let from = self.at(self.host_view.unwrap_or(self.range.start()), offset, into.len())?;
         // SAFETY: checked to be inside the memory; `into` is no guest memory, as references to that do not exist.
@@ -232,13 +230,13 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Copies bytes in through the guest's view: a store like the guest's own,
-    /// which faults where the page is protected and is learned of. An aligned word of 8,
-    /// 4 or 2 bytes goes in whole.
+    /// Copies bytes in through the guest's view. Like the guest's own store, it faults if the page
+    /// is protected, and the library learns of it. An aligned word of 8, 4 or 2 bytes goes in
+    /// whole.
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] where the bytes are not all in this memory.
+    /// [`Error::BadRange`] if the bytes are not all in this memory.
     pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), Error> {
         let into = self.at(self.range.start(), offset, from.len())?;
         // SAFETY: as in `read`.
@@ -246,13 +244,13 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Copies bytes in through the host's view: it never faults and **nobody
-    /// learns of it**; the caller tells the tracker of every view.
+    /// Copies bytes in through the host's view. It never faults and **the library does not learn of
+    /// it**: the caller must tell the tracker of every view.
     ///
     /// # Errors
     ///
-    /// [`Error::BadArgument`] where there is no host view, [`Error::BadRange`]
-    /// where the bytes are not all in this memory.
+    /// [`Error::BadArgument`] if there is no host view, [`Error::BadRange`] if the bytes are not
+    /// all in this memory.
     pub fn write_untracked(&self, offset: usize, from: &[u8]) -> Result<(), Error> {
         let host_view = self.host_view.ok_or(Error::BadArgument("this guest memory has no host view"))?;
         let into = self.at(host_view, offset, from.len())?;
@@ -261,12 +259,12 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Moves `len` bytes from one place of this memory to another, as `memmove`
-    /// does; the store is the guest's, as in [`GuestMemory::write`].
+    /// Moves `len` bytes from one place of this memory to another, as `memmove` does. The store
+    /// goes through the guest's view, as in [`GuestMemory::write`].
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] where the bytes are not all in this memory.
+    /// [`Error::BadRange`] if the bytes are not all in this memory.
     pub fn copy_within(&self, from_offset: usize, to_offset: usize, len: usize) -> Result<(), Error> {
         let from = self.at(self.range.start(), from_offset, len)?;
         let into = self.at(self.range.start(), to_offset, len)?;
@@ -275,8 +273,7 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// The address `offset` bytes into the view at `base`, `len` bytes of which
-    /// are inside.
+    /// The address `offset` bytes into the view at `base`, if all `len` bytes are inside.
     fn at(&self, base: HostAddr, offset: usize, len: usize) -> Result<*mut u8, Error> {
         match offset.checked_add(len) {
             Some(end) if end <= self.range.len() => Ok(HostAddr(base.0 + offset).as_ptr()),

@@ -1,9 +1,8 @@
-//! The last writes that hit translated pages: who wrote where.
+//! The last writes that hit translated pages: the thread and the address of each.
 //!
-//! A ring of fixed size that fault handlers fill: no lock, no allocation, the
-//! oldest entry overwritten. It tells people what goes on; nothing that must be
-//! right depends on it, and it stands outside the protocol: its atomics are the
-//! processor's under model checkers too.
+//! Fault handlers fill a ring of fixed size: no lock, no allocation, the oldest entry overwritten.
+//! It is information for people; no correctness depends on it. It stands outside the protocol: its
+//! atomics are the processor's under model checkers too.
 //!
 //! # An entry's sequence
 //!
@@ -13,28 +12,28 @@
 //! | `2 * n + 1` | the `n`-th write is being entered      |
 //! | `2 * n + 2` | the `n`-th write is here               |
 //!
-//! Whoever finds an entry of an odd sequence, or of a later write, drops its own:
-//! a writer that stopped for a whole round of the ring is rarer than it is worth.
-//! A reader takes an entry if the sequence is even and the same before and after.
+//! A writer that finds an odd sequence, or the sequence of a later write, drops its own write. This
+//! needs a writer that stopped for a whole round of the ring: too rare to handle. A reader takes an
+//! entry if the sequence is even and the same before and after.
 
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::addr::{GuestAddr, HostAddr};
 use crate::tracker::{Cause, PageWrite};
 
-/// Writes that are kept.
+/// Writes that are retained.
 const ENTRIES: usize = if cfg!(miri) { 32 } else { 256 };
 
 /// A write that hit a page with translated code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecentWrite {
-    /// Its number: 0 for the first since the cache was made. Numbers that are
-    /// missing were overwritten or lost.
+    /// Its number: 0 for the first since the cache was made. Missing numbers were overwritten or
+    /// lost.
     pub sequence: u64,
     /// First byte of the page.
     pub page: GuestAddr,
-    /// How it was learned of.
+    /// How the library learned of it.
     pub cause: Cause,
     /// Blocks that it made unreachable.
     pub killed: u64,
@@ -47,7 +46,7 @@ struct Entry {
     /// [`pack`]s of kind, thread id and number of blocks.
     detail: AtomicU64,
     byte: AtomicU64,
-    /// The host's pc, 0 where it is not known.
+    /// The host's pc, 0 if it is not known.
     pc: AtomicU64,
 }
 
@@ -63,7 +62,7 @@ impl Journal {
         Self { next: AtomicU64::new(0), entries: (0..ENTRIES).map(|_| Entry::default()).collect() }
     }
 
-    /// How many writes there were.
+    /// The number of writes so far.
     pub(crate) fn count(&self) -> u64 {
         self.next.load(Ordering::Acquire)
     }
@@ -94,7 +93,7 @@ impl Journal {
         entry.sequence.store(new + 1, Ordering::Release);
     }
 
-    /// The writes that are kept from the `since`-th on, in order.
+    /// The retained writes from the `since`-th on, in order.
     pub(crate) fn since(&self, since: u64) -> Vec<RecentWrite> {
         let end = self.count();
         let start = since.max(end.saturating_sub(ENTRIES as u64));

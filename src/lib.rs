@@ -1,9 +1,8 @@
 //! codewarden keeps translated code true to the guest bytes that it came from.
 //!
-//! An emulator or a JIT hands it guest memory. It write-protects the pages that
-//! translations come from, learns of every write to them, and makes what was made
-//! from the old bytes unreachable before it can run. It knows no guest instruction
-//! set and no compiler.
+//! An emulator or a JIT hands it guest memory. The library write-protects the pages that
+//! translations come from and learns of every write to them. It makes every translation of the old
+//! bytes unreachable before it can run again. It knows no guest instruction set and no compiler.
 //!
 //! # Bird's-eye view
 //!
@@ -18,43 +17,41 @@
 //!   the kernel             userfaultfd, mprotect, signals
 //! ```
 //!
-//! Each layer can be used without those above it. A translator goes down: it claims a
-//! page, whose word the tracker changes, for which a mechanism makes a system call. A
-//! write comes up: a fault (or what [`sync`](tracker::Tracker::sync) asks the kernel)
-//! names an address, the tracker changes its page's word, the cache kills the blocks
-//! there.
+//! Each layer can be used without those above it. Going down: a translator claims a page, the
+//! tracker changes the page's word, and a mechanism makes a system call. Going up: a fault (or the
+//! kernel's answer to [`sync`](tracker::Tracker::sync)) names an address, the tracker changes its
+//! page's word, and the cache kills the blocks there.
 //!
-//! - [`CodeCache`]: translations found by key, linked through entry cells ([`Link`]), freed
-//!   when no vCPU can be inside them. Its [`CodeCache::tracker`] takes the regions.
-//! - [`tracker::Tracker`]: the tracking alone, for an emulator with a cache of its
-//!   own.
-//! - [`guest_memory::GuestMemory`]: memory to track, made here or handed over.
-//! - [`protection`]: the modes, which of them can be had ([`protection::Probe`]),
-//!   and [`protection::handle_fault`] for embedders who own the signals.
+//! - [`CodeCache`]: finds translations by key, links them through entry cells ([`Link`]), and frees
+//!   them when no vCPU can be inside them. Its [`CodeCache::tracker`] takes the regions.
+//! - [`tracker::Tracker`]: the tracking alone, for an emulator that has its own cache.
+//! - [`guest_memory::GuestMemory`]: memory to track, made by the library or handed over.
+//! - [`protection`]: the modes, which of them are available ([`protection::Probe`]), and
+//!   [`protection::handle_fault`] for embedders that own the signal handlers.
 //! - [`code_buffer::CodeBuffer`]: executable memory.
 //!
-//! # Where to read on
+//! # Further reading
 //!
-//! This page first: it has the life of a page and of a block, a small example, and what
-//! is promised. Then, as far as it is needed:
+//! Read this page first. It has the life of a page and of a block, a small example, and the
+//! promises. Then read as much of the guide as you need:
 //!
 //! | | chapter of the [`guide`] |
 //! |---|---|
-//! | 1 | [`words`](guide::words): what each word of these docs means |
-//! | 2 | [`embedding`](guide::embedding): a vCPU's loop, what emitted code does, what is to be told, what may be called where |
-//! | 3 | [`promises`](guide::promises): what is true of stale code, what is not, a test for each sentence |
-//! | 4 | [`ways`](guide::ways): every way that bytes change, and what to call |
-//! | 5 | [`failures`](guide::failures): everything that can fail, and what comes of it |
+//! | 1 | [`words`](guide::words): the meaning of each term in these docs |
+//! | 2 | [`embedding`](guide::embedding): a vCPU's loop, emitted code, the calls that inform the library, and the contexts in which calls are allowed |
+//! | 3 | [`promises`](guide::promises): each promise about stale code, its limits, a test for each sentence |
+//! | 4 | [`ways`](guide::ways): every way that bytes change, and the call for each |
+//! | 5 | [`failures`](guide::failures): everything that can fail, and the consequences |
 //! | 6 | [`moving_over`](guide::moving_over): from a tracker with `mprotect` and SIGSEGV |
 //! | 7 | [`executable_memory`](guide::executable_memory): code buffers, and the rules of instruction streams on x86-64 and aarch64 |
 //! | 8 | [`limits`](guide::limits): memory, eviction, a full code buffer |
 //! | 9 | [`forks`](guide::forks): both sides of a fork |
 //! | 10 | [`protocol`](guide::protocol): invariants, orderings, and the model that checks each |
-//! | 11 | [`checks`](guide::checks): models, mutations, sanitizers, fuzzing, soak: the command of each, and what was not run |
+//! | 11 | [`checks`](guide::checks): models, mutations, sanitizers, fuzzing, soak: the command of each, and the checks that were not run |
 //!
-//! In the repository `examples/tiny_jit` is a whole embedder that emits code of its own,
-//! the README a first embedding in 30 lines, with kernels, permissions and costs,
-//! `ARCHITECTURE.md` a way into the source.
+//! In the repository, `examples/tiny_jit` is a whole embedder that emits its own code. The README
+//! has a first embedding in 30 lines, with kernels, permissions and costs. `ARCHITECTURE.md` is a
+//! way into the source.
 //!
 //! # The life of a page
 //!
@@ -68,13 +65,12 @@
 //!     └──────────────── it has cooled: its blocks are dead ─────── checked
 //! ```
 //!
-//! A page is **open** (writable, no block on it), **protected** (the next write is
-//! learned of) or **checked** (writable; its blocks compare their bytes each time they
-//! are entered). A translator that comes to a page which is written to all the time has
-//! it checked at once, by the [`policy`]. In a synchronous mode a page that is hit is open, or checked, when
-//! the store retires. In the deferred mode it stays protected; the next
-//! [`tracker::Tracker::sync`] finds the write, and its blocks are dead, or checked,
-//! when that returns.
+//! A page is **open** (writable, no block on it), **protected** (the library learns of the next
+//! write) or **checked** (writable; its blocks compare their bytes at each entry). If a page is
+//! written all the time, the [`policy`] makes it checked as soon as a translator comes to it. In a
+//! synchronous mode, a page that is hit is open or checked when the store retires. In the deferred
+//! mode it stays protected. The next [`tracker::Tracker::sync`] finds the write, and its blocks are
+//! dead or checked when that call returns.
 //!
 //! # The life of a block
 //!
@@ -86,26 +82,25 @@
 //!                           └─▶ revive ─▶ valid ◀──── the same bytes ─────────┘
 //! ```
 //!
-//! A write to its bytes kills it, and eviction; a write beside them leaves it, checked. A
-//! write between claim and commit has the commit refused. It is freed when no vCPU can
-//! be inside.
+//! A write to its bytes kills a block, and so does eviction. A write beside them leaves it
+//! reachable, checked. A write between claim and commit makes the library refuse the commit. A dead
+//! block is freed when no vCPU can be inside it.
 //!
 //! 1. Claim every page of the block: [`Ticket::claim`].
-//! 2. Read the guest's bytes, once each: not before the claim. Say which of them the
-//!    block is made from ([`Ticket::made_from`]), and ask whether one that was made
-//!    from the same can be used again ([`Ticket::revive`]). If not, translate.
-//! 3. [`Ticket::commit`]: the block is reachable, or refused because a write came. An
-//!    [`Entry`] with a check lets it stay beside bytes that are written.
-//! 4. Look up and run under a [`Pin`]; let go of it around whatever may last. Blocks
-//!    jump to each other through entry cells.
-//! 5. It dies: of a write, or for its memory. Its cell leads to a stub from then on,
-//!    for lookups, links and fronts alike. Who is inside runs it to its end, and polls
-//!    [`Ticket::stale_flag`] after stores of its own. What it owns is dropped when
-//!    nobody can be inside, unless it is kept for [`Ticket::revive`].
-//! 6. Meanwhile: tell the tracker of what the kernel cannot tell:
-//!    [`tracker::Tracker::prepare_kernel_write`],
-//!    [`tracker::Tracker::prepare_unseen_write`], [`tracker::Tracker::change_mapping`],
-//!    [`tracker::Tracker::invalidate`].
+//! 2. Read the guest's bytes, each once, and only after the claim. Name the bytes that the block is
+//!    made from ([`Ticket::made_from`]), and ask whether a former block of the same bytes can be
+//!    used again ([`Ticket::revive`]). If not, translate.
+//! 3. [`Ticket::commit`]: the block is reachable, or refused because a write came. An [`Entry`]
+//!    with a check lets the block stay beside bytes that are written.
+//! 4. Look up and run under a [`Pin`]; release it around any call that may block. Blocks jump to
+//!    each other through entry cells.
+//! 5. A write kills the block, or an eviction that frees memory. From then on its cell leads to a
+//!    stub, for lookups, links and fronts alike. A vCPU inside runs the block to its end, and polls
+//!    [`Ticket::stale_flag`] after its own stores. The payload is dropped when no vCPU can be
+//!    inside, unless it is kept for [`Ticket::revive`].
+//! 6. Meanwhile, tell the tracker of the writes that the kernel cannot report:
+//!    [`tracker::Tracker::prepare_kernel_write`], [`tracker::Tracker::prepare_unseen_write`],
+//!    [`tracker::Tracker::change_mapping`], [`tracker::Tracker::invalidate`].
 //!
 //! ```
 //! use std::sync::Arc;
@@ -137,8 +132,8 @@
 //! let mut vcpu = cache.attach_vcpu();
 //! assert_eq!(vcpu.pin().lookup(Key::from(pc)), Some(plain));
 //!
-//! // Data beside it: the block stays, and compares itself from now on. No later
-//! // store to the page faults.
+//! // A write to data beside the code: the block stays, and compares itself from now on.
+//! // No later store to the page faults.
 //! memory.write(0x1800, &[1])?;
 //! assert_eq!(vcpu.pin().lookup(Key::from(pc)), Some(checked));
 //! # Ok(())
@@ -153,14 +148,13 @@
 //! | [`Mode::Deferred`] | when [`tracker::Tracker::sync`] has returned |
 //! | [`Mode::None`] | never |
 //!
-//! They hold for stores by any thread of this process through every mapping that was
-//! declared; [`guide::promises`] has each sentence, what is not promised, and a test
-//! for each.
+//! They hold for stores by any thread of this process, through every mapping that was declared.
+//! [`guide::promises`] has each sentence, its test, and the limits of the promises.
 //!
-//! | mode | least Linux | writes are learned of by | writes by the kernel (`read`) into a protected page |
+//! | mode | least Linux | the library learns of writes by | writes by the kernel (`read`) into a protected page |
 //! |---|---|---|---|
 //! | [`Mode::Sigbus`] | 6.4 | userfaultfd, SIGBUS in the storing thread | EFAULT unless announced |
-//! | [`Mode::Thread`] | 6.4 | userfaultfd, a thread of the library's | learned of, with a permission; else as sigbus |
+//! | [`Mode::Thread`] | 6.4 | userfaultfd, a thread of the library | learned of, with a permission; else as sigbus |
 //! | [`Mode::Deferred`] | 6.7 | userfaultfd, a scan by `sync` | learned of |
 //! | [`Mode::Mprotect`] | 4.14 | `mprotect`, SIGSEGV | EFAULT unless announced |
 //! | [`Mode::None`] | any | nothing | missed |
@@ -168,16 +162,16 @@
 //! # Invariants
 //!
 //! - A page is writable only while no block lies on it that trusts its bytes.
-//! - Protect, then read, then translate, then commit; a commit is refused where a
-//!   write came between.
-//! - A block is reached through its entry cell alone. Killing it is one store there,
-//!   and reaches links, fronts and tables alike.
-//! - Fault handlers take no lock, allocate nothing, run no code of the embedder's but
-//!   a [`tracker::PageObserver`], and touch no tracked memory.
-//! - What cannot be learned of any more is stale.
+//! - Protect, then read, then translate, then commit. The commit is refused if a write came
+//!   between.
+//! - A block is reached only through its entry cell. One store there kills it for links, fronts and
+//!   tables alike.
+//! - Fault handlers take no lock, allocate nothing and touch no tracked memory. They run no code of
+//!   the embedder except a [`tracker::PageObserver`].
+//! - If the library can no longer learn of writes to a block, the block is stale.
 //!
-//! [`guide::protocol`] has all of them, with what keeps each and what was seen to fail
-//! without it.
+//! [`guide::protocol`] has all of them: the mechanism that keeps each, and the failure that was
+//! seen without it.
 //!
 //! [`Mode::Sigbus`]: protection::Mode::Sigbus
 //! [`Mode::Thread`]: protection::Mode::Thread

@@ -1,16 +1,16 @@
-//! The tracking modes by name. What each does is in `protection`; the errors
-//! below it name them too.
+//! The tracking modes by name. `protection` describes each mode. The module is separate because the
+//! errors below `protection` name the modes too.
 
 use core::fmt;
 
-/// How the writes to a region are learned of.
+/// How the library learns of writes to a region.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Mode {
     /// uffd-wp, the fault handled by SIGBUS in the faulting thread. Synchronous.
     Sigbus,
-    /// uffd-wp, the fault handled by a thread of the library; the kernel's own
-    /// writes are covered where the permissions allow. Synchronous.
+    /// uffd-wp, the fault handled by a thread of the library. It covers the kernel's own writes if
+    /// the permissions allow. Synchronous.
     Thread,
     /// uffd-wp asynchronous: writes are found by `sync`.
     Deferred,
@@ -40,7 +40,7 @@ impl Mode {
         }
     }
 
-    /// The mode of that [`Mode::name`].
+    /// The mode with that [`Mode::name`].
     pub fn from_name(name: &str) -> Option<Self> {
         Mode::ALL.into_iter().find(|mode| mode.name() == name)
     }

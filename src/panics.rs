@@ -1,28 +1,28 @@
-//! Panics of the embedder's code in the midst of the library's work.
+//! Panics in the embedder's code in the middle of the library's work.
 //!
-//! Safe code of the embedder's (a policy, the drop of a payload, a hook) may panic
-//! whenever it is called. If the library has more to do then, it finishes first: the
-//! panic is kept, and goes on when all is done.
+//! The embedder's safe code (a policy, the drop of a payload, a hook) may panic whenever it is
+//! called. If the library has more to do then, it finishes first: it holds the panic and resumes it
+//! at the end.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-/// The first panic of a batch of calls. The later ones are lost, but for the message
-/// that each of them printed.
+/// The first panic of a batch of calls. Later panics are lost, except for the message that each of
+/// them printed.
 #[derive(Default)]
 #[must_use = "a panic that is kept goes on by `resume`"]
 pub(crate) struct FirstPanic(Option<Box<dyn Any + Send>>);
 
 impl FirstPanic {
-    /// Calls `run`; nothing if it panics. The caller answers for what `run` has left half
-    /// done.
+    /// Calls `run`; returns nothing if it panics. The caller is responsible for anything that `run`
+    /// has left half done.
     pub(crate) fn catch<T>(&mut self, run: impl FnOnce() -> T) -> Option<T> {
         match catch_unwind(AssertUnwindSafe(run)) {
             Ok(done) => Some(done),
             Err(panic) => {
                 match &self.0 {
                     None => self.0 = Some(panic),
-                    // What was thrown may panic again when it is dropped.
+                    // Dropping the payload of a panic may panic again.
                     Some(_) => core::mem::forget(panic),
                 }
                 None
@@ -30,8 +30,8 @@ impl FirstPanic {
         }
     }
 
-    /// All is done: the panic goes on, if there was one. A thread that panics already
-    /// has its panic: a second one would end the process.
+    /// Resumes the panic, if there was one, after all work is done. If the thread is already
+    /// panicking, a second panic would end the process, so it is dropped.
     pub(crate) fn resume(self) {
         match self.0 {
             Some(panic) if !std::thread::panicking() => resume_unwind(panic),

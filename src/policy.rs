@@ -1,4 +1,4 @@
-//! What to do with a page: a trait, and the adaptive default.
+//! How each page is treated: a trait, and the adaptive default.
 //!
 //! A policy decides between three ways of keeping a page's translations true:
 //!
@@ -6,39 +6,38 @@
 //! |---|---|---|
 //! | protect it | a fault, then translating again | nothing |
 //! | check it: blocks compare their bytes at every entry | nothing | some loads at each entry |
-//! | interpret it for a while | nothing | all that interpreting costs |
+//! | interpret it for a while | nothing | the whole cost of interpreting |
 //!
-//! It is asked by translators, after harvests and by
-//! [`Tracker::tend`](crate::tracker::Tracker::tend), never in a fault handler: that goes
-//! by [`Limits`], numbers which the policy gives once, and writes down what happened; the
-//! next translator that comes to the page asks with it.
+//! Translators ask the policy, and so do harvests and
+//! [`Tracker::tend`](crate::tracker::Tracker::tend). A fault handler never asks it: the handler
+//! uses the policy's [`Limits`], numbers that it gave once, and records the event. The next
+//! translator that comes to the page asks the policy with that record.
 //!
-//! No call runs between a system call and the words that tell of it, and none under a lock
-//! but the tracker's own, which is held for reading: a policy must not add or remove
-//! regions, and must not declare views. If a call panics, the page stays as it is, nothing
-//! that was written can be reached, and the panic goes on in the caller.
+//! No call runs between a system call and the update of the words that record it. No call runs
+//! under a lock except the tracker's own, which is held for reading: a policy must not add or
+//! remove regions, and must not declare views. If a call panics, the page stays as it is, no
+//! translation of written bytes can be reached, and the panic goes on in the caller.
 
 use core::fmt;
 
-/// What happened on a page lately. Times are milliseconds on one monotonic
-/// clock.
+/// Recent events on a page. Times are milliseconds on one monotonic clock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct PageHistory {
-    /// The time of asking.
+    /// The time of the question.
     pub now_ms: u64,
     /// Writes that hit the page while it was protected, since `window_ms`.
     pub hits: u32,
-    /// How many of the last ones hit the same byte as the last one.
+    /// How many consecutive hits, up to the last one, hit the same byte as the last one.
     pub same_byte_hits: u32,
-    /// When the window began that `hits` counts in: with the first hit that came
-    /// [`WINDOW_MS`] or later after the beginning of the window before.
+    /// The start of the window that `hits` counts in. A window starts at the first hit that comes
+    /// [`WINDOW_MS`] or later after the start of the previous window.
     pub window_ms: u64,
     /// When the page last became checked, or stopped being so.
     pub checked_ms: u64,
     /// How often it became checked again soon after it had cooled.
     pub relapses: u32,
-    /// Whether a write by the kernel is announced and not over.
+    /// Whether a write by the kernel is announced and has not ended.
     pub held: bool,
 }
 
@@ -46,7 +45,7 @@ pub struct PageHistory {
 pub const WINDOW_MS: u64 = 32;
 
 impl PageHistory {
-    /// Hits in the window that goes on.
+    /// `hits`, if the current window still lasts; else 0.
     fn recent(&self, hits: u32) -> u32 {
         if self.now_ms.saturating_sub(self.window_ms) < WINDOW_MS { hits } else { 0 }
     }
@@ -57,19 +56,19 @@ impl PageHistory {
 pub enum Decision {
     /// Protect the page.
     Protect,
-    /// Leave it writable; what is made from it compares its bytes at every entry.
+    /// Leave it writable; its blocks compare their bytes at every entry.
     Check,
-    /// Leave it writable and make nothing from it now.
+    /// Leave it writable and translate nothing from it now.
     Interpret,
 }
 
-/// What fault handlers go by, and batches.
+/// Numbers for fault handlers and for batches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Pages that one fault opens at most, where faults come to one page behind
-    /// the other. 1: never ahead.
+    /// The most pages that one fault opens, if faults move from each page to the next. 1: never
+    /// ahead.
     pub open_ahead_pages: usize,
-    /// Pages that are protected with one system call at most.
+    /// The most pages that one system call protects.
     pub protect_batch_pages: usize,
     /// Whether a write beside code makes its page checked. Otherwise every block
     /// on the page dies.
@@ -81,45 +80,43 @@ pub trait Policy: Send + Sync + fmt::Debug + 'static {
     /// A translator comes to a page that is open.
     fn on_begin(&self, page: &PageHistory) -> Decision;
 
-    /// A harvest found the page written, and what was made from it is unreachable: whether
-    /// the page becomes checked.
+    /// A harvest found the page written, and made its translations unreachable. Returns whether the
+    /// page becomes checked.
     fn on_harvest(&self, page: &PageHistory) -> bool;
 
-    /// Whether a checked page may be protected again when a translator comes
-    /// next. Its blocks die of it.
+    /// Whether a checked page may be protected again when the next translator comes. That kills its
+    /// blocks.
     fn has_cooled(&self, page: &PageHistory) -> bool;
 
     /// Asked once, when a region is added.
     fn limits(&self) -> Limits;
 }
 
-/// Hits of a page in one window from which on protecting it is not worth while.
+/// From this number of hits in one window on, protecting the page costs more than it saves.
 const HITS_TO_CHECK: u32 = 3;
 
-/// Hits of the same byte in one window after which the page stays writable until
-/// the window is over. A store over two pages needs both to be writable at once;
-/// against an eager translator that took 1,790 faults.
+/// After this number of hits of the same byte in one window, the page stays writable until the
+/// window is over. A store over two pages needs both to be writable at once; against an eager
+/// translator that took 1,790 faults.
 const HITS_TO_INTERPRET: u32 = 8;
 
-/// How long a page stays checked the first time; twice as long after each
-/// relapse.
+/// How long a page stays checked the first time. Each relapse doubles it.
 const CHECKED_MS: u64 = 256;
 
-/// Doublings at most: 16 seconds.
+/// The most doublings: 16 seconds.
 const MOST_DOUBLINGS: u32 = 6;
 
-/// The default: protects; checks what is written again and again, or beside its
-/// code, until it cools; opens pages ahead of a stream of writes and protects
-/// them again in batches.
+/// The default. It protects a page; if the page is written again and again, or beside its code, it
+/// checks the page until it cools. It opens pages ahead of a stream of writes and protects them
+/// again in batches.
 #[derive(Clone, Copy, Debug)]
 pub struct Adaptive {
     checks: bool,
 }
 
 impl Adaptive {
-    /// For embedders whose blocks have no entry that compares: no page becomes
-    /// checked. A page that the same store keeps hitting is interpreted for a
-    /// while.
+    /// For embedders whose blocks have no entry that compares: no page becomes checked. A page that
+    /// the same store keeps hitting is interpreted for a while.
     pub const fn new() -> Self {
         Self { checks: false }
     }
@@ -160,9 +157,9 @@ impl Policy for Adaptive {
     }
 }
 
-/// One page, one fault, and it is protected again at once, as the mprotect
-/// trackers of today do it: what the adaptive one is measured against. A store
-/// over two pages may fault many times before it makes progress.
+/// One page for each fault, protected again at once, as the mprotect trackers of today do it: the
+/// baseline for measuring [`Adaptive`]. A store over two pages may fault many times before it makes
+/// progress.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plain;
 

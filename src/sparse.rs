@@ -1,15 +1,15 @@
-//! A table of a great many values of which few are ever used: a tree whose leaves
-//! are made when they are needed. It costs memory and time for the leaves that there
-//! are, however far apart they lie, so a region may be a whole address space.
+//! A table with room for very many values, of which few are used: a tree whose leaves are made when
+//! they are needed. Its memory and time follow the number of leaves, however far apart they lie, so
+//! a region may be a whole address space.
 //!
-//! Readers take no lock and are async-signal-safe. A leaf stays at its address until
-//! the table is dropped.
+//! Readers take no lock and are async-signal-safe. A leaf stays at its address until the table is
+//! dropped.
 //!
 //! # Safety
 //!
-//! A pointer in a node is null, or comes from a box and was published by a release
-//! store: of [`FANOUT`] slots above the lowest level of nodes, of `leaf_len` values
-//! at it. It is freed when the table is dropped, and never replaced.
+//! A pointer in a node is null, or comes from a box and was published by a release store. Above the
+//! lowest level of nodes the box holds [`FANOUT`] slots; at the lowest level it holds `leaf_len`
+//! values. The box is freed when the table is dropped, and never replaced.
 #![allow(unsafe_code)]
 
 use core::marker::PhantomData;
@@ -33,7 +33,7 @@ pub(crate) struct Sparse<T> {
     levels: u32,
     /// As many slots as `len` needs.
     root: Box<[Slot]>,
-    /// Memory of all nodes and leaves.
+    /// Memory of all nodes and leaves, in bytes.
     bytes: AtomicUsize,
     values: PhantomData<Box<[T]>>,
 }
@@ -54,7 +54,7 @@ impl<T> Sparse<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::NoMemory`], where there is none for the root.
+    /// [`Error::NoMemory`] if there is none for the root.
     pub(crate) fn new(len: usize, leaf_len: usize) -> Result<Self, Error> {
         let mut levels = 1;
         let mut slots = len.div_ceil(leaf_len);
@@ -71,12 +71,12 @@ impl<T> Sparse<T> {
         self.len
     }
 
-    /// Memory that it takes, in bytes.
+    /// The memory that the table takes, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// The slot of leaf `number`, or the level at which the way to it ends.
+    /// The slot of leaf `number`, or the level at which the path to it ends.
     fn slot(&self, number: usize) -> Result<&Slot, u32> {
         let mut slots = &*self.root;
         let mut level = self.levels - 1;
@@ -97,7 +97,7 @@ impl<T> Sparse<T> {
         }
     }
 
-    /// Leaf `number`, or the level at which the way to it ends.
+    /// Leaf `number`, or the level at which the path to it ends.
     fn leaf(&self, number: usize) -> Result<&[T], u32> {
         let leaf = self.slot(number)?.load(Ordering::Acquire);
         if leaf.is_null() {
@@ -112,8 +112,8 @@ impl<T> Sparse<T> {
         self.leaf(index / self.leaf_len).ok()?.get(index % self.leaf_len)
     }
 
-    /// Each value of `indices` whose leaf was made, in order. What it costs follows how
-    /// many leaves there are. Async-signal-safe.
+    /// Each value of `indices` whose leaf was made, in order. The cost follows the number of
+    /// leaves. Async-signal-safe.
     pub(crate) fn existing(&self, indices: Range<usize>) -> impl Iterator<Item = (usize, &T)> {
         let end = indices.end.min(self.len);
         let mut next = indices.start;
@@ -141,12 +141,12 @@ impl<T> Sparse<T> {
         })
     }
 
-    /// Makes the leaf that holds value `index`, which is below `len`, if there is none:
-    /// `value` says what each of its values is. Callers take turns.
+    /// If the leaf that holds value `index` (below `len`) does not exist, makes it, with `value`
+    /// for each of its values. Callers take turns.
     ///
     /// # Errors
     ///
-    /// [`Error::NoMemory`], where there is none for it.
+    /// [`Error::NoMemory`] if there is none for it.
     pub(crate) fn make(&self, index: usize, value: impl FnMut(usize) -> T) -> Result<(), Error>
     where
         T: Send + Sync,
@@ -170,7 +170,7 @@ impl<T> Sparse<T> {
         Ok(())
     }
 
-    /// Makes the node below `level` on the way to leaf `number`.
+    /// Makes the node below `level` on the path to leaf `number`.
     fn make_node(&self, number: usize, level: u32) -> Result<(), Error> {
         let mut slots = &*self.root;
         for above in (level + 1..self.levels).rev() {
@@ -188,7 +188,7 @@ impl<T> Sparse<T> {
         Ok(())
     }
 
-    /// Frees what lies below `slots`, a node of `level`.
+    /// Frees everything below `slots`, a node of `level`.
     fn free(&self, slots: &[Slot], level: u32) {
         for slot in slots {
             let below = slot.load(Ordering::Relaxed);
@@ -197,8 +197,8 @@ impl<T> Sparse<T> {
             }
             if level == 0 {
                 let leaf = ptr::slice_from_raw_parts_mut(below.cast::<T>(), self.leaf_len);
-                // SAFETY: a leaf, made by `make` from a box of that length. Called by `drop`
-                // alone, so nobody has the table any more.
+                // SAFETY: a leaf, made by `make` from a box of that length. Only `drop` calls this,
+                // so no thread uses the table any more.
                 drop(unsafe { Box::from_raw(leaf) });
             } else {
                 let node = ptr::slice_from_raw_parts_mut(below.cast::<Slot>(), FANOUT);
@@ -222,8 +222,8 @@ mod tests {
 
     use super::*;
 
-    /// Against a plain set of the leaves that were made, far apart so that every level
-    /// is used; the last of them is cut by the table's end.
+    /// Compared with a plain set of the leaves that were made. They lie far apart, so that every
+    /// level is used; the table's end cuts the last of them.
     #[test]
     fn agrees_with_a_set_of_leaves() {
         const LEAF: usize = 4;

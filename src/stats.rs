@@ -1,5 +1,4 @@
-//! Counters and histograms that stay on: some relaxed additions where something
-//! happens.
+//! Counters and histograms that are always on: each event costs some relaxed additions.
 
 mod histogram;
 
@@ -24,14 +23,14 @@ impl Counter {
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// What is counted, shared by all who count.
+        /// All counters, shared by the threads that count.
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: Counter,)+
             pub(crate) histograms: Recordings,
         }
 
-        /// What went on so far, as counts.
+        /// Counts of events so far.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Stats {
@@ -55,13 +54,13 @@ macro_rules! counters {
 
 macro_rules! histograms {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// What goes into histograms, shared by all who record.
+        /// All recordings, shared by the threads that record.
         #[derive(Debug, Default)]
         pub(crate) struct Recordings {
             $(pub(crate) $name: Recording,)+
         }
 
-        /// What went on so far, as histograms. Each name ends in its unit.
+        /// Histograms of events so far. Each name ends in its unit.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Histograms {
@@ -84,9 +83,8 @@ macro_rules! histograms {
 }
 
 histograms! {
-    /// Nanoseconds from fault to resume, as far as this process sees it: from the
-    /// handler's entry to its return. The kernel's way to the handler and back is
-    /// not in it.
+    /// Nanoseconds from fault to resume, as far as this process sees it: from the handler's entry
+    /// to its return. The kernel's path to the handler and back is not included.
     fault_ns,
     /// Pages that one fault opened: its own, and those ahead of a stream.
     fault_opened_pages,
@@ -96,22 +94,22 @@ histograms! {
     harvest_scanned_pages,
     /// Pages that one harvest found written.
     harvest_found_pages,
-    /// Nanoseconds that one `sync` of one deferred region took, its invalidations and
-    /// the wait for another one with it.
+    /// Nanoseconds that one `sync` of one deferred region took, including its invalidations and the
+    /// wait for another `sync`.
     sync_ns,
 }
 
 counters! {
     /// Write faults that were resolved: each hit code or was beside it.
     faults,
-    /// Those of them that hit a line with code.
+    /// Write faults that hit a line with code.
     faults_code,
-    /// Those of them that hit no line with code: data.
+    /// Write faults that hit no line with code: data.
     faults_beside,
-    /// Those of them, of either kind, that the handler thread resolved. It cannot
-    /// tell a store of the guest's from a write of the kernel's for it.
+    /// Write faults of either kind that the handler thread resolved. It cannot tell a store by the
+    /// guest from a write that the kernel makes for it.
     faults_by_thread,
-    /// Pages that a fault opened ahead of a stream of writes, beside its own.
+    /// Pages that a fault opened ahead of a stream of writes, in addition to its own.
     opened_ahead,
     /// Pages that became checked.
     checked,
@@ -125,7 +123,7 @@ counters! {
     harvests,
     /// Pages held for announced writes and changed mappings.
     pages_announced,
-    /// Those of them that were held for an announced write of the kernel's.
+    /// Held pages whose hold was for an announced write by the kernel.
     pages_kernel_written,
     /// Pages that were protected for a translator.
     protects,
@@ -135,21 +133,21 @@ counters! {
     begins_busy,
     /// Translations that became reachable.
     committed,
-    /// Translations that became reachable where one had been before.
+    /// Translations that replaced an earlier one of the same key.
     retranslated,
-    /// Dead blocks that became reachable again, their bytes being the same again.
+    /// Dead blocks that became reachable again because their bytes are the same again.
     revived,
     /// Commits and revivals refused because a write came between.
     refused,
     /// Blocks that a write or an announcement made unreachable.
     invalidated,
-    /// Blocks that are entered by a comparison from then on, after a write beside them.
+    /// Blocks that became checked after a write beside them.
     downgraded,
-    /// Blocks removed by hand: found stale by that comparison, as a rule.
+    /// Blocks that the embedder removed, usually because their comparison failed.
     removed,
     /// Blocks evicted: made unreachable because there were too many.
     evicted,
-    /// Translations of dead and evicted blocks that are not kept, or not any more.
+    /// Translations of dead and evicted blocks that are not kept, or no longer kept.
     given_up,
     /// Translations whose memory was freed.
     freed,

@@ -1,4 +1,4 @@
-//! A buffer over a `fork`.
+//! A code buffer across a `fork`.
 
 use std::sync::MutexGuard;
 
@@ -7,7 +7,7 @@ use crate::code_buffer::lock;
 use crate::error::Error;
 use crate::sys::fork::{Fork, Keeping};
 
-/// A buffer that stands still over a `fork`: see [`CodeBuffer::before_fork`].
+/// A buffer that stands still during a `fork`: see [`CodeBuffer::before_fork`].
 #[derive(Debug)]
 #[must_use = "the buffer stands still until this is dropped"]
 pub struct ForkGuard<'a> {
@@ -26,13 +26,13 @@ impl Drop for ForkGuard<'_> {
 }
 
 impl CodeBuffer {
-    /// Called before `fork`: until the guard is dropped, in the parent, or
-    /// [`ForkGuard::after_fork_child`] is called, in the child, no other thread
-    /// allocates or frees, and none makes a code buffer, or adds or removes a region.
+    /// Call it before `fork`. In the parent, drop the guard; in the child, call
+    /// [`ForkGuard::after_fork_child`]. Until then no other thread allocates or frees, makes a code
+    /// buffer, or adds or removes a region.
     ///
-    /// Until then [`CodeBuffer::alloc`] by this thread is [`Error::BadArgument`], another
-    /// `before_fork` panics, and what the thread drops is free when the guard is gone.
-    /// [`CodeBuffer::stands_still_here`] tells.
+    /// Until then [`CodeBuffer::alloc`] by this thread returns [`Error::BadArgument`], and another
+    /// `before_fork` panics. Allocations that this thread drops are free when the guard is gone.
+    /// [`CodeBuffer::stands_still_here`] tells whether a thread holds a guard.
     ///
     /// # Panics
     ///
@@ -52,23 +52,22 @@ impl CodeBuffer {
 }
 
 impl ForkGuard<'_> {
-    /// In the child: puts new memory, empty of code, behind the same addresses.
-    /// Allocations stay, to be dropped as usual, but what was in them is gone. So no
-    /// code of the buffer calls this: there is nothing to return to.
+    /// In the child: puts new memory, empty of code, behind the same addresses. Allocations stay,
+    /// to be dropped as usual, but their contents are gone. So code of the buffer must not call
+    /// this: there is nothing to return to.
     ///
-    /// What is dropped in the child before is not free afterwards: its memory was the
-    /// parent's. So call it before
-    /// [`after_fork_child`](crate::ForkGuard::after_fork_child) of a cache.
+    /// An allocation that the child drops before this call is not free afterwards: its memory was
+    /// the parent's. So call this before [`after_fork_child`](crate::ForkGuard::after_fork_child)
+    /// of a cache.
     ///
     /// # Errors
     ///
     /// [`Error::NotInForkChild`] in the process that made the guard: nothing was changed.
-    /// [`Error::System`]: the buffer is still the parent's and must be
-    /// neither written nor run.
+    /// [`Error::System`]: the buffer is still the parent's and must be neither written nor run.
     pub fn after_fork_child(self) -> Result<(), Error> {
         self.fork.check_child()?;
-        // The registration for `membarrier` is inherited. What was resident may be so here as well:
-        // allocations that are dropped are filled.
+        // The registration for `membarrier` is inherited. Pages that were resident may become so
+        // here as well: allocations that are dropped are filled.
         self.shared.views.renew()?;
         self.shared.owner.take_over()
     }

@@ -1,10 +1,8 @@
-//! Which bytes of a code buffer are free: ranges ordered by address, so that
-//! neighbours coalesce, and by length, so that the best fit is found without a
-//! search. Both orders hold the same ranges.
+//! The free bytes of a code buffer. Ranges are ordered by address, so that neighbours coalesce, and
+//! by length, so that the best fit is found without a search. Both orders hold the same ranges.
 //!
-//! Everything is a multiple of a cache line. Blocks are a few hundred bytes, so
-//! that little is lost; in return two blocks never share a line, and remnants
-//! too small for any block do not arise.
+//! Everything is a multiple of a cache line. Blocks are a few hundred bytes, so that little is
+//! lost. In return, two blocks never share a line, and no remnant is too small for every block.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -32,15 +30,15 @@ impl FreeList {
         list
     }
 
-    /// The smallest free range that holds `len` bytes at a multiple of
-    /// `align`, a power of two; of equal ones the lowest.
+    /// The smallest free range that holds `len` bytes at a multiple of `align`, a power of two; of
+    /// equal ones the lowest.
     pub(super) fn take(&mut self, len: usize, align: usize) -> Option<Range<usize>> {
         let len = len.checked_next_multiple_of(UNIT_BYTES)?;
-        // Any range this long has an aligned place in it.
+        // Any range this long contains an aligned place.
         let enough = len.checked_add(align.saturating_sub(UNIT_BYTES))?;
         let aligned = |start: usize| start.next_multiple_of(align);
         let fits = |&&(found, start): &&(usize, usize)| aligned(start) + len <= start + found;
-        // Shorter ones may happen to be aligned: the first is worth a look.
+        // A shorter range may happen to be aligned: try the first one.
         let (found, start) =
             *(self.by_len.range((len, 0)..).next().filter(fits)).or_else(|| self.by_len.range((enough, 0)..).next())?;
         self.remove(start, start + found);
@@ -50,7 +48,7 @@ impl FreeList {
         Some(taken)
     }
 
-    /// Frees a range that [`take`](Self::take) gave.
+    /// Frees a range that [`take`](Self::take) returned.
     pub(super) fn give(&mut self, range: Range<usize>) {
         let Range { mut start, mut end } = range;
         if let Some((&below, &below_end)) = self.by_address.range(..start).next_back() {
@@ -70,12 +68,12 @@ impl FreeList {
         self.insert(start..end);
     }
 
-    /// How many bytes there are, free or not.
+    /// The number of bytes, free or not.
     pub(super) fn len_bytes(&self) -> usize {
         self.len
     }
 
-    /// How many bytes are free.
+    /// The number of free bytes.
     pub(super) fn free_bytes(&self) -> usize {
         self.free
     }

@@ -1,49 +1,43 @@
 //! Executable memory, never writable and executable through one mapping.
 //!
-//! One piece of memory is mapped twice: a writable view, through which a compiler puts
-//! code, and an executable view at other addresses, where the code runs. No
-//! mapping changes its protection later, so that publishing a block costs no VMA and
-//! no TLB shootdown, and a stray write through a code address faults. The memory needs no
-//! descriptor and no file.
+//! The memory is mapped twice. A compiler writes code through a writable view; the code runs in an
+//! executable view at other addresses. No mapping changes its protection later. So publishing a
+//! block costs no VMA and no TLB shootdown, and a stray write through a code address faults. The
+//! memory needs no descriptor and no file.
 //!
-//! The views have the size of the limit from the start and memory behind them only
-//! where something was written. What is freed goes to an address-ordered free
-//! list that coalesces (`free_list`); whole free pages are given back to the system
-//! in sweeps that are bounded and far apart.
+//! The views have the size of the limit from the start. Memory is behind them only at addresses
+//! that were written. Freed ranges go to an address-ordered free list that coalesces (`free_list`).
+//! Whole free pages are given back to the system in sweeps that are bounded and far apart.
 //!
 //! # Coherence of instructions
 //!
-//! Code is written as data by one processor and fetched as instructions by
-//! others; [`Allocation::publish`] stands between, before the first pointer to
-//! the code is stored where other threads find it.
+//! One processor writes code as data, and others fetch it as instructions. [`Allocation::publish`]
+//! must come between: before the first pointer to the code is stored to a place that other threads
+//! read.
 //!
-//! - **x86-64** keeps its instruction caches coherent with stores through any
-//!   view. But a processor that has already fetched the old bytes ahead (the
-//!   memory was another block's a moment ago, and its branch predictor still
-//!   knows the address) may finish executing them: the architecture promises
-//!   the new bytes only after a serializing instruction *on that processor*.
-//!   `membarrier(PRIVATE_EXPEDITED_SYNC_CORE)` makes every processor that runs
-//!   a thread of this process execute one; threads that are not running pass
-//!   one when they are scheduled.
-//! - **aarch64** keeps nothing coherent by itself: the writer cleans its data
-//!   cache to the point of unification through the writable view, invalidates
-//!   the instruction cache by the executable one and waits for both; the
-//!   instruction caches are then clean everywhere, but each processor still
-//!   needs an `isb` of its own, which the same membarrier gives.
+//! - **x86-64** keeps its instruction caches coherent with stores through any view. But a processor
+//!   may have fetched the old bytes ahead: the memory was another block's a moment ago, and the
+//!   branch predictor still knows the address. It may finish executing them. The architecture
+//!   promises the new bytes only after a serializing instruction *on that processor*.
+//!   `membarrier(PRIVATE_EXPEDITED_SYNC_CORE)` makes every processor that runs a thread of this
+//!   process execute one. Threads that are not running pass one when they are scheduled.
+//! - **aarch64** keeps nothing coherent by itself. The writer cleans its data cache to the point of
+//!   unification through the writable view, invalidates the instruction cache by the executable
+//!   view and waits for both. The instruction caches are then clean everywhere. But each processor
+//!   still needs its own `isb`, which the same membarrier gives.
 //!
 //! # Fork
 //!
-//! Both views are shared mappings: without more, a child's blocks would land in
-//! its parent's code. Hold a [`ForkGuard`] over the fork and call
-//! [`ForkGuard::after_fork_child`] in the child. A child that does not has nothing of the
-//! buffer: what it allocates is refused, and what it drops stays as it is.
+//! Both views are shared mappings. Without further steps, a child's blocks would land in its
+//! parent's code. Hold a [`ForkGuard`] during the fork and call [`ForkGuard::after_fork_child`] in
+//! the child. A child that does not call it cannot use the buffer: its allocations are refused, and
+//! its drops change nothing.
 //!
 //! # Safety
 //!
-//! The views live until the last of the buffer and its allocations is dropped. Bytes are
-//! written here in two places: an allocation's own, before anybody else has it, and a freed
-//! range's fill, while the free list's lock is held and before the range can be handed out
-//! again.
+//! The views live until the last of the buffer and its allocations is dropped. This module writes
+//! bytes in two places: to an allocation, before any other code has it, and to a freed range (the
+//! fill), while the free list's lock is held and before the range can be handed out again.
 #![allow(unsafe_code)]
 
 mod fork;
@@ -65,16 +59,16 @@ use crate::sys::fork::{Keeper, Owner};
 use crate::sys::membarrier;
 use crate::sys::probe;
 
-/// What lies in freed code, so that a stray jump there traps: `int3`, and on
-/// other processors zeros, which are undefined instructions on aarch64.
+/// Fills freed code, so that a stray jump there traps: `int3`, and on other processors zeros, which
+/// are undefined instructions on aarch64.
 const FREED_FILL: u8 = if cfg!(target_arch = "x86_64") { 0xcc } else { 0 };
 
-/// Free whole pages that hold memory may be this many bytes, or a quarter of
-/// what is in use, before a sweep gives some back.
+/// Free whole pages may hold this many bytes of memory, or a quarter of the bytes in use, before a
+/// sweep gives some back.
 const KEPT_FREE_BYTES: usize = 1 << 20;
 
-/// Free ranges that one sweep gives back at most, largest first: the bound of
-/// what one `drop` of an allocation can cost.
+/// The most free ranges that one sweep gives back, largest first: this bounds the cost of one
+/// `drop` of an allocation.
 const SWEEP_RANGES: usize = 64;
 
 /// Executable memory of bounded size. Clones are the same buffer.
@@ -88,18 +82,18 @@ struct Shared {
     views: Views,
     executable: HostRange,
     page: PageSize,
-    /// Whose memory is behind the views.
+    /// The process whose memory is behind the views.
     owner: Owner,
     state: Mutex<State>,
     keeper: Keeper,
     meanwhile: Mutex<Meanwhile>,
 }
 
-/// What the thread that keeps a buffer still for a fork can do with it meanwhile.
+/// The state that the thread with a fork's guard can use meanwhile.
 #[derive(Debug, Default)]
 struct Meanwhile {
     stats: CodeBufferStats,
-    /// What it dropped: offsets.
+    /// The offsets of the ranges that it dropped.
     freed: Vec<Range<usize>>,
 }
 
@@ -113,33 +107,33 @@ struct State {
     given_back_bytes: u64,
 }
 
-/// How much of a [`CodeBuffer`] is used.
+/// The use of a [`CodeBuffer`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CodeBufferStats {
-    /// What it can hold.
+    /// The bytes that it can hold.
     pub limit_bytes: usize,
-    /// What is allocated now, rounded up to the allocator's unit.
+    /// The bytes allocated now, rounded up to the allocator's unit.
     pub used_bytes: usize,
-    /// What has memory behind it now, at most.
+    /// The most bytes that may have memory behind them now.
     pub resident_bytes: usize,
     /// The largest allocation that would succeed now.
     pub largest_free_bytes: usize,
-    /// Allocations that are alive.
+    /// The number of live allocations.
     pub allocations: usize,
-    /// What was given back to the system so far.
+    /// The bytes given back to the system so far.
     pub given_back_bytes: u64,
 }
 
 impl CodeBuffer {
-    /// A buffer for `limit_bytes` of code, rounded up to whole pages. It takes
-    /// address space twice over, and memory as code is put into it.
+    /// A buffer for `limit_bytes` of code, rounded up to whole pages. It takes twice as much
+    /// address space, and memory as code is put into it.
     ///
     /// # Errors
     ///
-    /// [`Error::BadArgument`] for a limit of 0 or one that cannot be rounded
-    /// up, [`Error::System`] if the system refuses the memory,
-    /// [`Error::Unavailable`] if it has no `membarrier` that other cores fetch anew after
-    /// ([`Probe::check_code`](crate::protection::Probe::check_code) says so before).
+    /// [`Error::BadArgument`] for a limit of 0 or one that cannot be rounded up, [`Error::System`]
+    /// if the system refuses the memory, [`Error::Unavailable`] if the system has no `membarrier`
+    /// that makes other cores fetch anew
+    /// ([`Probe::check_code`](crate::protection::Probe::check_code) tells this in advance).
     pub fn new(limit_bytes: usize) -> Result<Self, Error> {
         let page = PageSize::host();
         let len = page.ceil(limit_bytes).filter(|&len| len != 0 && len <= isize::MAX as usize);
@@ -167,16 +161,15 @@ impl CodeBuffer {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Memory for `len_bytes` of code at a multiple of `align_bytes`, which is
-    /// a power of two up to the page size. Its contents are undefined.
+    /// Memory for `len_bytes` of code at a multiple of `align_bytes`, a power of two up to the page
+    /// size. Its contents are undefined.
     ///
     /// # Errors
     ///
-    /// [`Error::BadArgument`] for an alignment or a length that cannot be had,
-    /// [`Error::Full`] where no free range is large enough: drop allocations
-    /// (evict blocks) and try again; [`Error::InForkChild`] in a child that has not
-    /// called [`ForkGuard::after_fork_child`]; [`Error::BadArgument`] if this thread holds the
-    /// guard of a fork.
+    /// [`Error::BadArgument`] for an impossible alignment or length, [`Error::Full`] if no free
+    /// range is large enough: drop allocations (evict blocks) and try again. [`Error::InForkChild`]
+    /// in a child that has not called [`ForkGuard::after_fork_child`]. [`Error::BadArgument`] if
+    /// this thread holds the guard of a fork.
     pub fn alloc(&self, len_bytes: usize, align_bytes: usize) -> Result<Allocation, Error> {
         if !align_bytes.is_power_of_two() || align_bytes > self.shared.page.bytes() {
             return Err(Error::BadArgument("code is aligned to a power of two, the page size at most"));
@@ -196,9 +189,9 @@ impl CodeBuffer {
         Ok(Allocation { shared, start: range.start, end: range.end, len: len_bytes, published_in })
     }
 
-    /// Memory with `code` in it, published: what a block is committed with is
-    /// [`Allocation::entry`]. The code lies at a multiple of 16, and runs at any address;
-    /// code that knows its own address wants [`CodeBuffer::alloc`].
+    /// Memory with `code` in it, published: commit a block with its [`Allocation::entry`]. The code
+    /// lies at a multiple of 16, and must run at any address; for code that depends on its own
+    /// address, use [`CodeBuffer::alloc`].
     ///
     /// # Errors
     ///
@@ -206,18 +199,18 @@ impl CodeBuffer {
     pub fn emit(&self, code: &[u8]) -> Result<Allocation, Error> {
         const ALIGN_BYTES: usize = 16;
         let allocation = self.alloc(code.len(), ALIGN_BYTES)?;
-        // SAFETY: as many bytes of the writable view, which nobody else has.
+        // SAFETY: as many bytes of the writable view, which no other code has.
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), allocation.rw(), code.len()) };
         allocation.publish()?;
         Ok(allocation)
     }
 
-    /// The executable view: all code lies in it.
+    /// The executable view, which contains all code.
     pub fn executable(&self) -> HostRange {
         self.shared.executable
     }
 
-    /// How much is used.
+    /// The buffer's use now.
     pub fn stats(&self) -> CodeBufferStats {
         if self.stands_still_here() {
             return lock(&self.shared.meanwhile).stats;
@@ -226,51 +219,50 @@ impl CodeBuffer {
     }
 }
 
-/// A piece of a [`CodeBuffer`]; its memory is free again when it is dropped.
-/// Nobody may be running in it then.
+/// A piece of a [`CodeBuffer`]. Its memory is free again when it is dropped. No thread may be
+/// running in it then.
 #[derive(Debug)]
 pub struct Allocation {
     shared: Arc<Shared>,
-    /// Offsets of what the free list gave.
+    /// Offsets of the range from the free list.
     start: usize,
     end: usize,
-    /// What was asked for; at most `end - start`.
+    /// The length that was asked for; at most `end - start`.
     len: usize,
-    /// The number of the process that published it last; 0 for none. A fork's child has
-    /// another number, and none of its parent's code.
+    /// The number of the process that published it last; 0 for none. A fork's child has another
+    /// number, and does not have its parent's code.
     published_in: AtomicU64,
 }
 
 impl Allocation {
-    /// Where to write it.
+    /// The address to write the code to.
     pub fn rw(&self) -> *mut u8 {
         self.shared.views.rw.wrapping_add(self.start)
     }
 
-    /// The address at which it will run: for code that knows its own address, before it is
-    /// published. [`Allocation::entry`] is what a block is committed with.
+    /// The address at which the code will run: for code that depends on its own address, before it
+    /// is published. Commit a block with [`Allocation::entry`].
     pub fn rx(&self) -> *const u8 {
         self.shared.views.rx.wrapping_add(self.start)
     }
 
-    /// Bytes that were asked for.
+    /// The number of bytes that were asked for.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether none were.
+    /// Whether no bytes were asked for.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Makes what was written here the code that every thread fetches. To be
-    /// called after the last write and before the address is given to anybody;
-    /// see the [module](self) for why.
+    /// Makes every thread fetch the bytes written here as code. Call it after the last write and
+    /// before any other code gets the address; the [module](self) says why.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] where `membarrier` fails: the code must not be run.
-    /// [`Error::InForkChild`]: nor may it there.
+    /// [`Error::System`] if `membarrier` fails: the code must not be run. [`Error::InForkChild`]:
+    /// the code must not be run in this child.
     pub fn publish(&self) -> Result<(), Error> {
         self.shared.check_owner()?;
         clean_caches(self.rw(), self.rx(), self.len);
@@ -279,15 +271,15 @@ impl Allocation {
         Ok(())
     }
 
-    /// Where published code is entered, `offset_bytes` behind its start: an address for
+    /// The entry of published code, `offset_bytes` after its start: an address for
     /// [`Ticket::commit`](crate::Ticket::commit).
     ///
     /// # Errors
     ///
-    /// [`Error::BadArgument`] if the allocation was never published, or if its code was left
-    /// to the parent of this fork's child: another processor may run the bytes that were
-    /// there before. The same for an offset behind the end.
-    /// [`Error::InForkChild`] in a child that has not called [`ForkGuard::after_fork_child`].
+    /// [`Error::BadArgument`] if the allocation was never published, or if this is a fork's child
+    /// and its code was left to the parent: another processor may run the former bytes there. The
+    /// same for an offset beyond the end. [`Error::InForkChild`] in a child that has not called
+    /// [`ForkGuard::after_fork_child`].
     pub fn entry(&self, offset_bytes: usize) -> Result<usize, Error> {
         self.shared.check_owner()?;
         if offset_bytes >= self.len {
@@ -304,7 +296,7 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // In a fork's child the lock is one that the parent's other threads may have had.
+        // In a fork's child, another thread of the parent may have held the lock.
         if !self.shared.owner.is_current() {
             return;
         }
@@ -317,8 +309,7 @@ impl Drop for Allocation {
     }
 }
 
-/// Locks `mutex`. A panic under a lock leaves nothing half done that matters more than
-/// memory lost: go on.
+/// Locks `mutex`. A panic under the lock can only lose memory, so a poisoned lock is used as usual.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -335,8 +326,8 @@ impl Shared {
         }
     }
 
-    /// Frees the range of an allocation that was dropped. Nothing in a fork's child that has
-    /// no memory of its own: the parent runs what is there.
+    /// Frees the range of an allocation that was dropped. Does nothing in a fork's child without
+    /// its own memory: the parent runs the code there.
     fn free(&self, state: &mut State, range: Range<usize>) {
         if self.owner.is_current() {
             // SAFETY: the range was handed out to that allocation alone, and lies in the
@@ -362,9 +353,8 @@ impl State {
         }
     }
 
-    /// Gives memory back once much of what is resident is not in use. Each
-    /// sweep starts at the largest ranges, so that a bounded number of calls
-    /// gives back most.
+    /// Gives memory back once many of the resident bytes are not in use. Each sweep starts at the
+    /// largest ranges, so that a bounded number of calls gives back most.
     fn give_back(&mut self, views: &Views, page: PageSize) {
         let used = self.free.len_bytes() - self.free.free_bytes();
         if (self.resident_pages << page.shift()).saturating_sub(used) <= KEPT_FREE_BYTES.max(used / 4) {
@@ -373,7 +363,7 @@ impl State {
         for range in self.free.largest_first().take(SWEEP_RANGES) {
             let (Some(start), end) = (page.ceil(range.start), page.floor(range.end)) else { break };
             if start >= end {
-                // All that follow are smaller, and few of them hold a page.
+                // All later ranges are smaller, and few of them hold a page.
                 break;
             }
             let pages = &mut self.resident[start >> page.shift()..end >> page.shift()];
@@ -381,7 +371,7 @@ impl State {
             if resident == 0 {
                 continue;
             }
-            // A refusal costs memory and nothing else.
+            // If the system refuses, that costs only memory.
             if views.give_back(start, end - start).is_ok() {
                 pages.fill(false);
                 self.resident_pages -= resident;
@@ -391,8 +381,8 @@ impl State {
     }
 }
 
-/// Cleans the data cache and invalidates the instruction caches where the
-/// processor keeps them apart.
+/// Cleans the data cache and invalidates the instruction caches, for a processor that keeps them
+/// apart.
 #[cfg(target_arch = "aarch64")]
 fn clean_caches(rw: *const u8, rx: *const u8, len: usize) {
     use core::arch::asm;
@@ -414,7 +404,7 @@ fn clean_caches(rw: *const u8, rx: *const u8, len: usize) {
     }
 }
 
-/// Nothing: the caches of x86-64 see each other's stores.
+/// Does nothing: the caches of x86-64 see each other's stores.
 #[cfg(target_arch = "x86_64")]
 fn clean_caches(_rw: *const u8, _rx: *const u8, _len: usize) {}
 

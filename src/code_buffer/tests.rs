@@ -3,8 +3,8 @@
 use super::*;
 use crate::sys::child::{Ended, in_child};
 
-/// The least that a caller can tell a range by: no two live ones overlap, each
-/// keeps what was written to it, seen through the executable view.
+/// The only view from outside: no two live ranges overlap, and each keeps its bytes, as seen
+/// through the executable view.
 #[test]
 fn random_allocations_keep_to_themselves_and_leave_nothing() {
     let buffer = CodeBuffer::new(1 << 20).unwrap();
@@ -116,7 +116,7 @@ fn a_forks_child_leaves_its_parents_code_alone() {
     assert!(bytes(&allocation.unwrap()).iter().all(|byte| *byte == 7), "the child's free wrote to the parent's code");
 }
 
-/// Also one that drops what it inherited, as one that unwinds or exits does.
+/// Also a child that drops its inherited allocations, as one that unwinds or exits does.
 #[test]
 fn a_child_that_was_not_announced_leaves_its_parents_code_alone() {
     let buffer = CodeBuffer::new(1 << 16).unwrap();
@@ -134,7 +134,7 @@ fn a_child_that_was_not_announced_leaves_its_parents_code_alone() {
     assert!(bytes(&allocation.unwrap()).iter().all(|byte| *byte == 7), "the child's drop wrote to the parent's code");
 }
 
-/// Another processor may run what was there before.
+/// Another processor may run the former bytes there.
 #[test]
 fn an_entry_is_that_of_published_code() {
     let buffer = CodeBuffer::new(1 << 16).unwrap();
@@ -173,7 +173,7 @@ fn bytes(allocation: &Allocation) -> Vec<u8> {
     (0..allocation.len()).map(|index| unsafe { allocation.rx().add(index).read_volatile() }).collect()
 }
 
-/// Bytes that the kernel holds for the buffer, by its own word.
+/// The bytes that the kernel holds for the buffer, according to `mincore`.
 fn memory_behind(buffer: &CodeBuffer) -> usize {
     let Views { rw, len, .. } = buffer.shared.views;
     let page_bytes = PageSize::host().bytes();
@@ -188,7 +188,7 @@ const CONSTANT_BYTES: usize = 8;
 /// A function that returns `value`.
 fn constant(value: u8) -> [u8; CONSTANT_BYTES] {
     if cfg!(target_arch = "x86_64") {
-        // mov eax, value; ret; what comes behind it is not reached
+        // mov eax, value; ret; the bytes after it are not reached
         return [0xb8, value, 0, 0, 0, 0xc3, 0xcc, 0xcc];
     }
     // mov w0, value; ret

@@ -1,19 +1,17 @@
 //! The two mappings of a code buffer's memory.
 //!
-//! The memory is shared and anonymous: it needs no descriptor and has no file size, so
-//! neither the limit on open files nor the one on file sizes stands in its way. A second
-//! view of it comes from `mremap` with an old size of 0, which leaves the first view where
-//! it is and maps the same memory at another address.
+//! The memory is shared and anonymous. It needs no descriptor and has no file size, so the limits
+//! on open files and on file sizes do not concern it. `mremap` with an old size of 0 makes the
+//! second view: it leaves the first view in place and maps the same memory at another address.
 //!
-//! The executable view is mapped first and never changes. The copy takes the right to
-//! execute away and the right to write in return: kernels and filters that refuse to make
-//! memory executable afterwards (`PR_SET_MDWE`, systemd's `MemoryDenyWriteExecute`) allow
-//! that order.
+//! The executable view is mapped first and never changes. The copy gives up the right to execute
+//! and gains the right to write. Kernels and filters that refuse to make memory executable
+//! afterwards (`PR_SET_MDWE`, systemd's `MemoryDenyWriteExecute`) allow that order.
 //!
 //! # Safety
 //!
-//! A [`Views`] owns both address ranges: they are mapped by `map`, replaced in place by
-//! `renew` and unmapped by the drop. No reference is ever formed to the bytes.
+//! A [`Views`] owns both address ranges: `map` maps them, `renew` replaces them in place and the
+//! drop unmaps them. No reference to the bytes is ever formed.
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
@@ -34,21 +32,20 @@ pub(super) struct Views {
 
 // SAFETY: two addresses of mappings that belong to the process, not a thread.
 unsafe impl Send for Views {}
-// SAFETY: as for `Send`; nothing is reached through a shared `Views` except by
-// an allocation that owns its range.
+// SAFETY: as for `Send`; only an allocation reaches bytes through a shared `Views`, and it owns its
+// range.
 unsafe impl Sync for Views {}
 
 impl Views {
-    /// Views of `len` bytes (whole pages) of new memory, at addresses of the kernel's
-    /// choice.
+    /// Views of `len` bytes (whole pages) of new memory, at addresses that the kernel chooses.
     pub(super) fn map(len: usize) -> Result<Self, Error> {
-        // SAFETY: a new mapping at an address of the kernel's choice.
+        // SAFETY: a new mapping at an address that the kernel chooses.
         let rx = unsafe { map_executable(ptr::null_mut(), len, MapFlags::empty()) }?;
-        // SAFETY: the mapping is our own and stays where it is; the copy is a new one.
+        // SAFETY: the mapping is our own and stays in place; the copy is a new one.
         let rw = unsafe { rustix::mm::mremap(rx, 0, len, MremapFlags::MAYMOVE) };
         let rw = rw.map_err(|errno| Error::system("mremap of code", rx as usize, len, errno));
         let rw = rw.inspect_err(|_| {
-            // SAFETY: mapped above, and nobody else has the address.
+            // SAFETY: mapped above, and no other code has the address.
             let _ = unsafe { rustix::mm::munmap(rx, len) };
         })?;
         let views = Self { rw: rw.cast(), rx: rx.cast(), len };
@@ -77,15 +74,15 @@ impl Views {
 
     fn make_writable(&self) -> Result<(), Error> {
         let flags = MprotectFlags::READ | MprotectFlags::WRITE;
-        // SAFETY: a mapping of this object, which nobody has written to or run yet.
+        // SAFETY: a mapping of this object, which has not been written to or run yet.
         unsafe { rustix::mm::mprotect(self.rw.cast(), self.len, flags) }
             .map_err(|errno| Error::system("mprotect of code", self.rw as usize, self.len, errno))
     }
 
-    /// Gives the memory of `len` bytes at `start`, whole pages that nobody uses, back to
-    /// the system. Both views show zeroes there afterwards.
+    /// Gives the memory of `len` bytes at `start`, whole pages that are not in use, back to the
+    /// system. Both views show zeroes there afterwards.
     pub(super) fn give_back(&self, start: usize, len: usize) -> Result<(), Errno> {
-        // SAFETY: inside the view; the caller says that nobody uses the bytes.
+        // SAFETY: inside the view; the caller says that the bytes are not in use.
         unsafe { rustix::mm::madvise(self.rw.wrapping_add(start).cast(), len, Advice::LinuxRemove) }
     }
 }
@@ -93,8 +90,8 @@ impl Views {
 impl Drop for Views {
     fn drop(&mut self) {
         for view in [self.rw, self.rx] {
-            // SAFETY: mapped by `map` with this length; every allocation holds
-            // the `Shared` that this is part of, so that none is left.
+            // SAFETY: mapped by `map` with this length. Every allocation holds the `Shared` that
+            // contains this, so none is left.
             let _ = unsafe { rustix::mm::munmap(view.cast(), self.len) };
         }
     }

@@ -1,9 +1,8 @@
 //! Entry cells in slabs, and the links that keep them.
 //!
-//! A cell is two words that every lookup may read (the entry and the key that it
-//! is for) and a few more that the commit lock alone looks at. They lie in two
-//! arrays, so that four cells share a cache line and a lookup that found its cell
-//! touches that line alone.
+//! Every lookup may read two words of a cell: the entry and its key. The commit lock guards a few
+//! more words. They lie in two arrays, so that four cells share a cache line, and a lookup that
+//! found its cell touches that line only.
 //!
 //! # The life of a cell
 //!
@@ -13,24 +12,22 @@
 //!      wanted             at a sweep
 //! ```
 //!
-//! A cell is needed while there is a [`Link`] to it; the record of each block has
-//! one too, until it is freed. The others are taken out of the table when that is
-//! built anew ([`super::table`]), and are used again once nobody who found them
-//! before can be left.
+//! A cell is needed while there is a [`Link`] to it. The record of each block has one too, until
+//! the record is freed. When the table is built anew ([`super::table`]), the other cells are left
+//! out. They are used again once no thread that found them before can be left.
 //!
 //! # Addresses
 //!
-//! The table keeps 48 bits of a cell's address, and its provenance is exposed. Linux gives
-//! a process no memory above them unless a call names a higher address (x86-64 with five
-//! levels of page tables, aarch64 with 52 bits), and the slab is what an allocator gave. An
-//! allocator that puts a tag into the top byte of its pointers (HWASan, memory tagging)
-//! cannot be used: the first slab says so.
+//! The table keeps 48 bits of a cell's address, and its provenance is exposed. Linux gives a
+//! process no memory above them unless a call names a higher address (x86-64 with five levels of
+//! page tables, aarch64 with 52 bits), and the allocator gives the slabs. An allocator that puts a
+//! tag into the top byte of its pointers (HWASan, memory tagging) cannot be used: the first slab
+//! panics.
 //!
 //! # Safety
 //!
-//! A slab is aligned to its size: the address of a cell gives its slab's head. It
-//! is freed when it has no cell in use and no link, or with the cache and the last
-//! link into it.
+//! A slab is aligned to its size: the address of a cell gives its slab's head. A slab is freed when
+//! it has no cell in use and no link, or with the cache and the last link into it.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
@@ -45,7 +42,7 @@ use super::{Key, Payload};
 use crate::block::{Entry, EntryCell, EntryStubs};
 use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, Rule, left_out};
 
-/// Cells of a slab: what 32 KiB hold, without the rest.
+/// Cells of a slab: as many as fit into 32 KiB, without the rest.
 #[cfg(not(any(loom, miri)))]
 const SLAB_CELLS: usize = (32_768 - 32) / size_of::<Cell>();
 #[cfg(loom)]
@@ -61,7 +58,7 @@ fn is_kept(address: usize) -> bool {
     address as u64 >> ADDRESS_BITS == 0
 }
 
-/// What a lookup reads, in one cache line.
+/// The words that a lookup reads, in one cache line.
 #[repr(C, align(16))]
 pub(crate) struct Cell {
     /// First: the address of the cell is that of the entry cell.
@@ -75,15 +72,15 @@ impl Cell {
         Self { entry: EntryCell::new(stubs), key: AtomicU64::new(NO_KEY) }
     }
 
-    /// The key that it is for. Whoever found the cell under a pin or the commit
-    /// lock may ask: it is not used for another one meanwhile.
+    /// The key that it is for. Call it only for a cell found under a pin or the commit lock: until
+    /// that ends, the cell is not used for another key.
     #[inline]
     pub(super) fn key(&self) -> u64 {
         self.key.load(Ordering::Relaxed)
     }
 }
 
-/// What the commit lock guards, but for the count.
+/// The commit lock guards these words, except for the count.
 struct Rest {
     /// The block that was committed last, until it was reaped.
     block: AtomicPtr<()>,
@@ -92,8 +89,8 @@ struct Rest {
     links: AtomicUsize,
     /// Whether a block was ever committed.
     used: AtomicBool,
-    /// The plain entries of blocks that a walker may be about to downgrade, a bit for
-    /// each: see [`CellRef::is_clear_of`].
+    /// The plain entries of blocks that a walker may be about to downgrade, a bit for each: see
+    /// [`CellRef::is_clear_of`].
     downgradable: AtomicU64,
 }
 
@@ -124,7 +121,7 @@ struct Body {
 /// Memory for [`SLAB_CELLS`] cells.
 pub(crate) struct Slab(NonNull<Body>);
 
-// SAFETY: what is in it are atomics and a number that does not change.
+// SAFETY: it contains atomics and a number that does not change.
 unsafe impl Send for Slab {}
 // SAFETY: as above.
 unsafe impl Sync for Slab {}
@@ -158,7 +155,7 @@ impl Slab {
         Self(body)
     }
 
-    /// Its cells, with an address of each that leads to the rest too.
+    /// Its cells. Each address also gives access to the cell's [`Rest`].
     fn cells(&self) -> impl Iterator<Item = CellPtr> {
         // SAFETY: inside the slab.
         (0..SLAB_CELLS).map(|at| CellPtr(unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).cells[at]) }))
@@ -167,7 +164,7 @@ impl Slab {
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        // SAFETY: from `new`; nobody has it any more.
+        // SAFETY: from `new`; no thread uses it any more.
         unsafe {
             ptr::drop_in_place(self.0.as_ptr());
             dealloc(self.0.as_ptr().cast(), Self::LAYOUT);
@@ -185,7 +182,7 @@ unsafe impl Send for CellPtr {}
 unsafe impl Sync for CellPtr {}
 
 impl CellPtr {
-    /// For a word of the table, whence it comes back by [`CellPtr::from_bits`].
+    /// For a word of the table. [`CellPtr::from_bits`] is the inverse.
     pub(super) fn to_bits(self) -> u64 {
         self.0.as_ptr().expose_provenance() as u64
     }
@@ -260,28 +257,28 @@ impl<'a, P: Payload> CellRef<'a, P> {
         self.rest().block.store(block.cast(), Ordering::Relaxed);
     }
 
-    /// Notes that a block was committed. Whether one was before.
+    /// Notes that a block was committed. Returns whether one was before.
     pub(super) fn mark_used(self) -> bool {
         self.rest().used.swap(true, Ordering::Relaxed)
     }
 
-    /// Whether no earlier block of the cell can be downgraded by an address of `entry`. A
-    /// downgrade exchanges an address that it finds in the cell. If two blocks of a key
-    /// share it, a walker that is late with the first one would give the second one's cell
-    /// the checked entry of the first.
+    /// Whether no earlier block of the cell can be downgraded by an address of `entry`. A downgrade
+    /// exchanges an address that it finds in the cell. If two blocks of a key share the address, a
+    /// late walker of the first block would put the first one's checked entry into the second one's
+    /// cell.
     pub(super) fn is_clear_of(self, entry: Entry) -> bool {
         let bits = [false, true].into_iter().filter_map(|is_checked| entry.address(is_checked)).map(entry_bit);
         self.rest().downgradable.load(Ordering::Relaxed) & bits.fold(0, |all, bit| all | bit) == 0
     }
 
-    /// A block of `entry` comes: it may be downgraded until no walker can have it.
+    /// A block of `entry` comes. It may be downgraded until no walker can have it.
     pub(super) fn note_downgradable(self, entry: Entry) {
         if let (Some(plain), Some(_)) = (entry.address(false), entry.address(true)) {
             self.rest().downgradable.fetch_or(entry_bit(plain), Ordering::Relaxed);
         }
     }
 
-    /// No walker can have a block that was committed behind the cell.
+    /// No walker can have any block that was committed behind the cell.
     pub(super) fn forget_downgradable(self) {
         self.rest().downgradable.store(0, Ordering::Relaxed);
     }
@@ -292,27 +289,25 @@ impl<'a, P: Payload> CellRef<'a, P> {
     }
 
     fn is_needed(self) -> bool {
-        // Acquire: what was done with a link came before its drop.
+        // Acquire: every use of a link came before its drop.
         self.rest().links.load(Ordering::Acquire) != 0 && !left_out(Rule::KeepLinked)
     }
 }
 
-/// Leads to the blocks of one key, those of now and those to come: emitted code
-/// that jumps to what [`Link::cell`] holds enters the valid block, or the stub where
-/// there is none.
+/// Leads to the present and future blocks of one key. Emitted code that jumps to the address in
+/// [`Link::cell`] enters the valid block, or the stub if there is none.
 ///
-/// The cell stays as long as there is a link to it, also where the cache is gone.
-/// Whoever keeps the address of the cell keeps a link: a block whose code jumps
-/// through a cell keeps it in its payload, which dies when nobody can be in that
-/// code any more.
+/// The cell stays as long as there is a link to it, even after the cache is gone. A holder of the
+/// cell's address must hold a link. A block whose code jumps through a cell keeps the link in its
+/// payload, which is dropped when no vCPU can be in that code any more.
 pub struct Link {
     cell: CellPtr,
     slab: Arc<Slab>,
 }
 
 impl Link {
-    /// What to jump through; its address is the same for every link to the key
-    /// while there is one.
+    /// The cell to jump through. While there is a link to the key, every link to it has the same
+    /// cell.
     pub fn cell(&self) -> &EntryCell {
         // SAFETY: of the slab that the link keeps.
         &unsafe { self.cell.as_ref() }.entry
@@ -323,7 +318,7 @@ impl Link {
         unsafe { self.cell.rest() }
     }
 
-    /// `block` is reaped: it is not the last one any more. Under the commit lock.
+    /// `block` is reaped: it is no longer the last one. Under the commit lock.
     pub(super) fn leave(&self, block: *const ()) {
         if ptr::eq(self.rest().block.load(Ordering::Relaxed), block) {
             self.rest().block.store(ptr::null_mut(), Ordering::Relaxed);
@@ -369,17 +364,17 @@ impl<P: Payload> Cells<P> {
         Self { places: Vec::new(), free: Vec::new(), in_table: 0, payload: PhantomData }
     }
 
-    /// How many are in the table.
+    /// The number of cells in the table.
     pub(super) fn in_table(&self) -> usize {
         self.in_table
     }
 
-    /// How many there is memory for.
+    /// The number of cells that there is memory for.
     pub(super) fn capacity(&self) -> usize {
         self.places.iter().flatten().count() * SLAB_CELLS
     }
 
-    /// Memory of all, in bytes.
+    /// The memory of all cells, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.places.iter().flatten().count() * (Slab::LAYOUT.size() + SLAB_CELLS * size_of::<Rest>())
             + self.places.capacity() * size_of::<Option<Place>>()
@@ -388,9 +383,9 @@ impl<P: Payload> Cells<P> {
 
     /// # Safety
     ///
-    /// `cell` is in the table, or is that of a block that was not reaped.
+    /// `cell` is in the table, or belongs to a block that was not reaped.
     pub(super) unsafe fn at(&self, cell: CellPtr) -> CellRef<'_, P> {
-        // SAFETY: a cell that is out keeps its slab, which is written whole.
+        // SAFETY: a cell that is out keeps its slab, which is fully initialized.
         let place = unsafe { (*cell.head().as_ptr()).place };
         let Some(Place { slab, .. }) = self.places.get(place).and_then(Option::as_ref) else {
             unreachable!("a slab with a cell in use is there")
@@ -406,7 +401,7 @@ impl<P: Payload> Cells<P> {
         if let Some(Some(place)) = self.places.get_mut(head.place) {
             place.out += 1;
         }
-        // Nobody has a block of the key that the cell was for: each kept a link to it.
+        // No thread has a block of the cell's former key: each kept a link to it.
         rest.used.store(false, Ordering::Relaxed);
         rest.downgradable.store(0, Ordering::Relaxed);
         // SAFETY: as above.
@@ -430,8 +425,8 @@ impl<P: Payload> Cells<P> {
         first.unwrap_or_else(|| unreachable!("a slab has cells"))
     }
 
-    /// Takes the cells that nobody needs out of the count: to be retired, when the
-    /// table is without them, and given back behind the epoch.
+    /// Takes the cells that nothing links to out of the count. The caller retires them when the
+    /// table is without them, and gives them back after the epoch has passed.
     pub(super) fn sweep(&mut self) -> Vec<CellPtr> {
         let mut swept = Vec::new();
         for slab in self.places.iter().flatten().map(|place| &place.slab) {
@@ -459,7 +454,7 @@ impl<P: Payload> Cells<P> {
         })
     }
 
-    /// Swept cells that nobody can find any more.
+    /// Swept cells that no thread can find any more.
     pub(super) fn give_back(&mut self, swept: Vec<CellPtr>) {
         for &cell in &swept {
             // SAFETY: a cell that is out keeps its slab.
@@ -471,8 +466,8 @@ impl<P: Payload> Cells<P> {
         self.free.extend(swept);
     }
 
-    /// Frees the slabs that have no cell in use, and has the lowest addresses used
-    /// first, so that the others become empty.
+    /// Frees the slabs that have no cell in use. Sorts the free cells so that the lowest addresses
+    /// are used first and the other slabs become empty.
     fn release(&mut self) {
         let Self { places, free, .. } = self;
         free.retain(|cell| {

@@ -1,34 +1,37 @@
-//! Under the commit lock: how a block becomes reachable, again or for the first
-//! time, and what becomes of the dead.
+//! Work under the commit lock: makes a block reachable, for the first time or again, and reaps the
+//! dead.
 //!
 //! # A revival
 //!
-//! A former translation is published by the same steps as a new one, with the
-//! claims of a ticket that has just read the same bytes under them. A vCPU may be
-//! inside its code all the time, from before the block died: it runs code of bytes
-//! that are the guest's again, as it would had it entered just now. It looks at the
-//! stale flag after stores of its own, and leaves where it is not valid. Where it
-//! finds it valid again, its store came before the ticket's reading, which found
-//! the bytes as they were: one that came later moved the generation before it
-//! retired, and either the commit saw that and the flag never became valid, or the
-//! walk found the block and set the flag.
+//! A former translation is published by the same steps as a new one, with the claims of a ticket
+//! that has just read the same bytes under them. A vCPU may have been inside its code since before
+//! the block died. It runs code of bytes that are the guest's again, just as if it had entered now.
+//! It checks the stale flag after each of its own stores, and leaves if the flag is not valid. If
+//! it finds the flag valid again, its store came before the ticket's reading, which found the bytes
+//! unchanged. A later store moves the generation before it retires. Then either the commit sees
+//! that and the flag never becomes valid, or the walk finds the block and sets the flag.
 //!
-//! A walker that found the *old* record, just before it was taken out of its lists,
-//! would kill in the name of that one: it would set the flag of a valid block, or
-//! take its entry away and hand no record over. Hence no revival while there is any
-//! walker. A handler is inside a list for a moment only.
+//! A walker may have found the *old* record just before that was taken out of its lists. It would
+//! kill in the name of the old record: it would set the flag of a valid block, or take its entry
+//! away and hand no record over. So nothing is revived while there is any walker. A handler is
+//! inside a list for a moment only.
 //!
 //! # One address of two blocks
 //!
-//! An embedder may use an address for one block of a key after the other: its memory is
-//! free again, or one piece of code runs them all. A walker that is late with a record of
-//! the old block exchanges its plain entry for its checked one, and finds the new block's
-//! in the cell. Hence a cell knows the plain entries of its former blocks, as a set of
-//! bits. A commit or a revival of an address that may be among them wants every earlier
-//! record out of its lists and no walker inside. It waits for that, but only a moment: a
-//! walker's thread may have lost its processor. After that the commit is refused as for a
-//! write. (A late *kill* takes the new block's entry away, and leaves the block to
-//! the next commit of its key, or to an eviction.)
+//! An embedder may use one address for two successive blocks of a key: its memory was freed and
+//! reused, or one piece of code runs all blocks. A late walker with a record of the old block
+//! exchanges the old plain entry for the old checked one. It would find the new block's entry in
+//! the cell. So a cell knows the plain entries of its former blocks, as a set of bits. A commit or
+//! a revival of an address that may be in this set needs every earlier record out of its lists and
+//! no walker inside. It waits for that only a moment, because a walker's thread may have lost its
+//! processor. After that the commit is refused as for a write. (A late *kill* takes the new block's
+//! entry away, and leaves the block to the next commit of its key, or to an eviction.)
+//!
+//! # Safety
+//!
+//! The cache owns blocks from their commit on: the lists of live and of dead blocks own them, then
+//! the epoch does. This module keeps the contracts of [`crate::block`]: lists change only under the
+//! commit lock, and the epoch frees blocks.
 //!
 //! # Safety
 //!
@@ -49,15 +52,15 @@ use crate::block::{Entry, StaleFlag};
 use crate::panics::FirstPanic;
 use crate::sync::{Arc, Rule, left_out, spin_loop};
 
-/// How often a commit looks whether the handlers that are inside lists have left. One is
-/// inside for about a microsecond, unless its thread is not running.
+/// How often a commit checks whether the handlers inside lists have left. A handler is inside for
+/// about a microsecond, unless its thread is not running.
 const WALKER_LOOKS: u32 = if cfg!(loom) { 1 } else { 200 };
 
-/// What changes under the commit lock.
+/// The state that the commit lock guards.
 pub(super) struct Commits<P: Payload> {
     pub(super) cells: Cells<P>,
     pub(super) live: Live<P>,
-    /// Live blocks weigh this at most.
+    /// The most that live blocks may weigh.
     pub(super) live_limit_bytes: usize,
     pub(super) formers: Formers<P>,
 }
@@ -72,11 +75,11 @@ impl<P: Payload> Commits<P> {
     }
 }
 
-/// What a ticket finds of its bytes.
+/// The result of a search for a block of the ticket's bytes.
 pub(super) enum Found<P: Payload> {
     /// A block that is reachable.
     Block,
-    /// A former translation, which nobody but the caller has now.
+    /// A former translation, which only the caller has now.
     Former(Arc<Translation<P>>),
     Nothing,
 }
@@ -91,10 +94,10 @@ impl<P: Payload> CodeCache<P> {
         cell
     }
 
-    /// The block that was committed last behind `cell`, where it was not reaped.
+    /// The block that was committed last behind `cell`, if it was not reaped.
     fn newest<'a>(cell: CellRef<'a, P>) -> Option<&'a Block<P>> {
-        // SAFETY: whoever has a cell holds the commit lock, and gives the cell up to
-        // reap: not reaped, so alive, or null.
+        // SAFETY: a caller with a `CellRef` holds the commit lock, and gives the `CellRef` up
+        // before it reaps. So the block was not reaped and is alive, or the pointer is null.
         unsafe { cell.block().as_ref() }
     }
 
@@ -121,8 +124,7 @@ impl<P: Payload> CodeCache<P> {
         result
     }
 
-    /// Makes reachable what is kept of the same bytes; gives the pages back where
-    /// there is nothing.
+    /// Makes a former block of the same bytes reachable. Gives the pages back if there is none.
     pub(super) fn revive(
         &self,
         key: Key,
@@ -165,7 +167,7 @@ impl<P: Payload> CodeCache<P> {
         let newest = self.0.table.cell(&commits.cells, key).and_then(Self::newest);
         if let Some(block) = newest.filter(|block| same(&block.translation)) {
             let reach = block.reach(stubs);
-            // Where it leads nowhere it is dying.
+            // If its cell does not lead to it, it is dying.
             return if reach.entry.has(reach.cell.load()) { Found::Block } else { Found::Nothing };
         }
         if !self.outlast_walkers(commits) && !left_out(Rule::ReviveAfterWalkers) {
@@ -175,7 +177,7 @@ impl<P: Payload> CodeCache<P> {
         commits.formers.take(key, usable).map_or(Found::Nothing, Found::Former)
     }
 
-    /// Evicts the blocks of a page that has as many as a fault handler may have to walk.
+    /// Evicts the blocks of a page that has the most blocks that a fault handler may have to walk.
     fn make_room_on(&self, commits: &mut Commits<P>, pages: &BlockPages<P>) {
         for blocks in pages.iter().map(|page| page.claim.data()).filter(|blocks| blocks.is_full()) {
             let mut evicted = 0;
@@ -186,8 +188,8 @@ impl<P: Payload> CodeCache<P> {
         }
     }
 
-    /// Kills the block of `key`, and makes sure that no walker can take `entry` for that of
-    /// an earlier block. Whether it is so.
+    /// Kills the block of `key`, and makes sure that no walker can take `entry` for an entry of an
+    /// earlier block. Returns whether it could.
     fn supersede(&self, commits: &mut Commits<P>, key: Key, entry: Entry) -> bool {
         let cell = self.cell(&mut commits.cells, key);
         if let Some(old) = Self::newest(cell) {
@@ -203,15 +205,15 @@ impl<P: Payload> CodeCache<P> {
         true
     }
 
-    /// Takes every dead block out of its lists, and waits a moment for the walkers that may
-    /// have found one of them. Whether none is left.
+    /// Takes every dead block out of its lists, and waits a moment for the walkers that may have
+    /// found one of them. Returns whether no walker is left.
     fn outlast_walkers(&self, commits: &mut Commits<P>) -> bool {
         (0..WALKER_LOOKS).any(|look| {
             if look > 0 {
                 spin_loop();
             }
-            // If no walker is left, every dead block was handed over, and is taken out of its
-            // lists here; a walker that came meanwhile may have found one of them before.
+            // If no walker is left, every dead block was handed over, and is taken out of its lists
+            // here. A walker that came meanwhile may have found one of them before.
             !self.epoch().has_walkers() && {
                 self.reap(commits);
                 !self.epoch().has_walkers()
@@ -219,7 +221,7 @@ impl<P: Payload> CodeCache<P> {
         })
     }
 
-    /// Makes `block` reachable in place of the key's block of now.
+    /// Makes `block` reachable in place of the key's current block.
     fn publish(&self, commits: &mut Commits<P>, key: Key, block: Box<Block<P>>) -> Result<(), CommitError> {
         let killer = &*self.0.killer;
         self.make_room_on(commits, &block.pages);
@@ -233,7 +235,7 @@ impl<P: Payload> CodeCache<P> {
         let cell = self.cell(&mut commits.cells, key);
         // From here on the block belongs to the cache.
         let mut block = NonNull::from(Box::leak(block));
-        // SAFETY: just made; nobody else knows of it yet.
+        // SAFETY: just made; no other thread knows of it yet.
         unsafe { block.as_mut() }.bind(block, cell.link());
         // SAFETY: the block lives until it is reaped; it is shared from here on.
         let shared = unsafe { block.as_ref() };
@@ -248,8 +250,8 @@ impl<P: Payload> CodeCache<P> {
             publish_flag();
         }
         for BlockPage { claim, node, .. } in &shared.pages {
-            // SAFETY: under the commit lock; the node is the block's, which the
-            // epoch frees after it was taken out.
+            // SAFETY: under the commit lock. The node belongs to the block, which the epoch frees
+            // after it was taken out.
             unsafe { claim.data().enter(node) };
         }
         // SAFETY: it is new, and reaped before it is freed.
@@ -271,9 +273,8 @@ impl<P: Payload> CodeCache<P> {
         Err(CommitError::Written)
     }
 
-    /// Makes the block of `key` unreachable: the embedder found at its entry that
-    /// its bytes are not what they were, or wants it gone. It is kept as what
-    /// [`Ticket::revive`](super::Ticket::revive) looks for.
+    /// Makes the block of `key` unreachable: the embedder found at its entry that its bytes have
+    /// changed, or no longer wants it. [`Ticket::revive`](super::Ticket::revive) can still find it.
     ///
     /// # Panics
     ///
@@ -285,8 +286,8 @@ impl<P: Payload> CodeCache<P> {
         self.0.counters.removed.add(u64::from(self.0.killer.kill(block)));
     }
 
-    /// Takes the dead blocks out of their lists; their translations are kept or,
-    /// like the records, handed to the epoch.
+    /// Takes the dead blocks out of their lists. Their translations are retained or, like the
+    /// records, handed to the epoch.
     pub(super) fn reap(&self, commits: &mut Commits<P>) {
         // SAFETY: under the commit lock; blocks are freed after they were taken.
         let mut dead = unsafe { self.0.killer.dead.take_all() };
@@ -307,8 +308,8 @@ impl<P: Payload> CodeCache<P> {
             let given_up = commits.formers.keep(shared.key, &shared.translation);
             self.give_up(given_up);
             self.0.waiting.add(shared.record_weight());
-            // SAFETY: from `publish`'s box, taken out of every list and handed over by
-            // the stack once; the epoch keeps it as long as somebody is in a list.
+            // SAFETY: from `publish`'s box, taken out of every list and handed over by the stack
+            // once. The epoch keeps it as long as a thread is in a list.
             self.epoch().retire(Garbage::Block(unsafe { Retired::new(block) }));
         }
     }
@@ -321,9 +322,9 @@ impl<P: Payload> CodeCache<P> {
         }
     }
 
-    /// Frees what nobody can reach any more, and asks vCPUs to leave if they hold much
-    /// back. Payloads are the embedder's and are dropped here: to be called under no
-    /// lock. If one of them panics, all is done first.
+    /// Frees the garbage that no thread can reach any more, and asks vCPUs to leave if they hold
+    /// much back. Drops the embedder's payloads, so call it under no lock. If a payload panics, the
+    /// rest is done first.
     pub(super) fn collect_garbage(&self) {
         let mut panics = FirstPanic::default();
         let mut cells = Vec::new();
@@ -340,8 +341,8 @@ impl<P: Payload> CodeCache<P> {
                     continue;
                 }
             };
-            // Another owner remains: a record that waits as well, or one that lives again.
-            // The last one frees it.
+            // Another owner remains: a record that waits as well, or a block that lives again. The
+            // last owner frees it.
             if let Some(last) = Arc::into_inner(translation) {
                 self.0.waiting.sub(last.weight());
                 self.0.counters.freed.add(1);
@@ -357,9 +358,8 @@ impl<P: Payload> CodeCache<P> {
         panics.resume();
     }
 
-    /// Frees what dead blocks own, as far as no vCPU can be inside them and it is
-    /// not kept. Commits do it in passing; an embedder that stops translating may
-    /// call it.
+    /// Frees the payloads of dead blocks if no vCPU can be inside them and they are not kept. Each
+    /// commit does this too; an embedder that stops translating may call it.
     ///
     /// # Panics
     ///
@@ -370,7 +370,7 @@ impl<P: Payload> CodeCache<P> {
         self.collect_garbage();
     }
 
-    /// Gives up what is kept of dead blocks.
+    /// Gives up the retained translations of dead blocks.
     pub(super) fn forget_formers(&self) {
         {
             let mut commits = self.commits();

@@ -10,22 +10,22 @@ use crate::tracker::BeginError;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CommitError {
-    /// A write came to one of its pages since it was claimed, or a fault handler is at an
-    /// earlier block of the key that had an address of the entry. Begin again.
+    /// A write came to one of its pages since the claim, or a fault handler is at an earlier block
+    /// of the key that had an address of the entry. Begin again.
     Written,
-    /// The block was made from bytes of a page that was not claimed:
-    /// [`Ticket::made_from`](crate::Ticket::made_from) said so.
+    /// The block was made from bytes of a page that was not claimed, according to
+    /// [`Ticket::made_from`](crate::Ticket::made_from).
     NotClaimed,
-    /// This thread holds the guard of a fork ([`CodeCache::before_fork`](crate::CodeCache::before_fork)), and would wait for
-    /// itself.
+    /// This thread holds the guard of a fork
+    /// ([`CodeCache::before_fork`](crate::CodeCache::before_fork)), and would wait for itself.
     UnderForkGuard,
     /// No page was claimed: the block was made from no bytes.
     NoPages,
-    /// An address of the entry is the other one or one of the two stubs, or the key
-    /// is `u64::MAX`.
+    /// An address of the entry equals the other one or one of the two stubs, or the key is
+    /// `u64::MAX`.
     BadEntry,
-    /// A page that was claimed is written to all the time, and the block has no
-    /// checked entry: see [`Ticket::needs_check`](crate::Ticket::needs_check).
+    /// A claimed page is written to all the time, and the block has no checked entry: see
+    /// [`Ticket::needs_check`](crate::Ticket::needs_check).
     NeedsCheck,
 }
 
@@ -50,18 +50,18 @@ impl fmt::Display for CommitError {
 
 impl std::error::Error for CommitError {}
 
-/// Why nothing was translated: what a translator's function returns. Every error on the way
-/// from a claim to a commit becomes one by `?`.
+/// Why nothing was translated: the error of a translator's function. Every error between a claim
+/// and a commit becomes one by `?`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TranslateError {
-    /// Nothing is wrong: a write is going on, or came while the block was translated, or
-    /// the page is written to all the time. Interpret an instruction, and translate when
-    /// the guest comes here again.
+    /// Nothing is wrong. A write is in progress, or came while the block was translated, or the
+    /// page is written to all the time. Interpret an instruction, and translate when the guest
+    /// comes here again.
     Interpret,
-    /// It will not work the next time either: the guest's address is in no region, an
-    /// argument is wrong, or the system refused something. A full code buffer
-    /// ([`Error::Full`]) has room again after [`CodeCache::evict`](crate::CodeCache::evict).
+    /// A retry will fail too: the guest's address is in no region, an argument is wrong, or the
+    /// system refused a call. A full code buffer ([`Error::Full`]) has room again after
+    /// [`CodeCache::evict`](crate::CodeCache::evict).
     Failed(Error),
 }
 

@@ -1,9 +1,8 @@
 //! Translations stay within their limit.
 //!
-//! A lookup writes nothing that others read, so nobody knows which block ran last.
-//! What is known is which one somebody asked for again after it was gone. Hence two
-//! queues, as operating systems have had them for pages without a bit that says
-//! "used":
+//! A lookup writes nothing that other threads read, so the cache does not know which block ran
+//! last. It knows which blocks a translator asked for again after they were gone. So it has two
+//! queues, as operating systems have for pages without a "used" bit:
 //!
 //! ```text
 //!   commit ──▶ live, newest ... oldest ──▶ kept, newest ... oldest ──▶ given up,
@@ -11,38 +10,37 @@
 //!                 └──────── revived ──────────┘
 //! ```
 //!
-//! Where live blocks take more than their share, the oldest are **evicted**: killed by
-//! the store that any kill is, and kept like other dead blocks with the bytes that they
-//! were made from. One that is wanted again is revived, for the price of a comparison,
-//! and is the newest then. What nobody asked for until as much was evicted after it is
-//! **given up**. A block whose bytes nobody knows cannot be revived, and is given up at
-//! once. Everything is never flushed.
+//! If live blocks take more than their share, the oldest are **evicted**. An eviction kills by the
+//! same store as any kill. Like other dead blocks, an evicted one is retained with the bytes that
+//! it was made from. If it is wanted again, it is revived for the price of a comparison, and is the
+//! newest then. If it is not wanted until as much was evicted after it, it is **given up**. A block
+//! whose bytes were not recorded cannot be revived, and is given up at once. There is never a flush
+//! of everything.
 //!
-//! The block that was committed last stays within any limit, whatever it weighs: who made
-//! it is about to run it. What vCPUs may be inside is beyond the limit until they leave; where
-//! that is much they are asked to.
+//! The block that was committed last stays within any limit, whatever its weight: the thread that
+//! made it is about to run it. Blocks that vCPUs may be inside stay, beyond the limit, until the
+//! vCPUs leave. If those are many bytes, the vCPUs are asked to leave.
 
 use super::commit::Commits;
 use super::limit::{MemoryLimit, Weight};
 use super::{CodeCache, Payload};
 
-/// Evicted beyond what the limit wants, so that the next commits need not: as much,
-/// or an eighth of the limit.
+/// Evicted beyond the limit's need, so that the next commits need not evict: this much, or an
+/// eighth of the limit if that is less.
 const AHEAD_BYTES: usize = 64 << 10;
 
 impl<P: Payload> CodeCache<P> {
-    /// Keeps the memory of translations within `limit` from now on, which is
-    /// [`MemoryLimit::default`] where this is not called. Each commit and revival evicts
-    /// the oldest blocks as far as it has to; the one that was committed last stays.
+    /// Keeps the memory of translations within `limit` from now on. Without this call the limit is
+    /// [`MemoryLimit::default`]. Each commit and revival evicts as many of the oldest blocks as it
+    /// has to; the one that was committed last stays.
     ///
     /// An evicted block is as dead as one that was written to. It is kept for
-    /// [`Ticket::revive`](super::Ticket::revive) as others are, so that an embedder who
-    /// revives where it can pays little for one that is still in use.
+    /// [`Ticket::revive`](super::Ticket::revive) like the others, so an embedder that revives pays
+    /// little for a block that is still in use.
     ///
-    /// Entry cells and descriptors of pages are not in it. Guest memory bounds the
-    /// descriptors. The keys that have a block or a [`Link`](super::Link) bound the
-    /// cells: a cell that no link leads to stays until the table of keys is full, and is
-    /// used again then.
+    /// The limit does not include entry cells and descriptors of pages. Guest memory bounds the
+    /// descriptors. The number of keys with a block or a [`Link`](super::Link) bounds the cells: a
+    /// cell without a link stays until the table of keys is full, and is then used again.
     ///
     /// # Panics
     ///
@@ -61,16 +59,15 @@ impl<P: Payload> CodeCache<P> {
         self.collect_garbage();
     }
 
-    /// Gives up blocks whose payloads own `payload_bytes`, as was said of them
-    /// ([`Ticket::weighs`](super::Ticket::weighs)): dead blocks that are kept, then the
-    /// oldest that can be reached. If there are not as many bytes, it gives up every
-    /// block: `usize::MAX` empties the cache. For embedders whose memory for code is
-    /// full before the limit is reached.
+    /// Gives up blocks whose payloads own `payload_bytes`, as declared by
+    /// [`Ticket::weighs`](super::Ticket::weighs): first retained dead blocks, then the oldest live
+    /// ones. If there are not as many bytes, it gives up every block: `usize::MAX` empties the
+    /// cache. For embedders whose memory for code is full before the limit is reached.
     ///
-    /// Payloads that a vCPU may be inside are dropped later: call it while the own vCPU
-    /// is not pinned, and do without the memory for a while where it is not there yet.
-    /// What was given up before and waits for that counts: who calls it again and again
-    /// until the memory is there does not lose all blocks to one vCPU that is slow to leave.
+    /// Payloads that a vCPU may be inside are dropped later. Call it while your own vCPU is not
+    /// pinned, and be ready to do without the memory for a while. Blocks that were given up before
+    /// and still wait count as given up: repeated calls until the memory is free do not lose all
+    /// blocks to one vCPU that is slow to leave.
     ///
     /// # Panics
     ///
@@ -83,7 +80,7 @@ impl<P: Payload> CodeCache<P> {
             self.reap(&mut commits);
             let kept = commits.formers.weight().payload_bytes;
             let wanted = payload_bytes.saturating_sub(kept);
-            // If there is not as much, all of them: some may weigh nothing.
+            // If there is not as much, give up all of them: some may weigh nothing.
             if wanted > 0 {
                 let enough = commits.live.weight().payload_bytes.checked_sub(wanted);
                 self.kill_oldest(&mut commits, |live| enough.is_some_and(|enough| live.payload_bytes <= enough));
@@ -99,7 +96,7 @@ impl<P: Payload> CodeCache<P> {
         }
     }
 
-    /// Evicts what is too much.
+    /// Evicts the excess over the limit.
     pub(super) fn keep_limit(&self, commits: &mut Commits<P>) {
         let limit = commits.live_limit_bytes;
         if commits.live.weight().bytes() > limit {
@@ -109,7 +106,7 @@ impl<P: Payload> CodeCache<P> {
         }
     }
 
-    /// Evicts until what is left is `fine`.
+    /// Evicts until the rest is `fine`.
     fn kill_oldest(&self, commits: &mut Commits<P>, fine: impl Fn(Weight) -> bool) {
         let mut live = commits.live.weight();
         let mut evicted = 0;
@@ -118,7 +115,7 @@ impl<P: Payload> CodeCache<P> {
                 break;
             }
             live -= block.weight();
-            // Somebody else may be killing it: then it goes as well.
+            // Another thread may be killing it: then it goes as well.
             evicted += u64::from(self.0.killer.kill(block));
         }
         self.0.counters.evicted.add(evicted);

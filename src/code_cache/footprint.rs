@@ -1,44 +1,43 @@
-//! What a cache takes of the host's memory.
+//! The host memory that a cache takes.
 
 use super::commit::Commits;
 use super::limit::Weight;
 use super::{CodeCache, Payload};
 use crate::sync::lock;
 
-/// How much memory a cache takes just now: what its own records take, and what its
-/// payloads own as far as that was said ([`Ticket::weighs`](crate::Ticket::weighs)).
+/// The memory that a cache takes now: its own records, and the payload bytes that were declared
+/// ([`Ticket::weighs`](crate::Ticket::weighs)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Footprint {
-    /// Blocks that can be reached.
+    /// Reachable blocks.
     pub live: Weight,
-    /// Dead and evicted blocks that are kept for
-    /// [`Ticket::revive`](crate::Ticket::revive).
+    /// Dead and evicted blocks that are retained for [`Ticket::revive`](crate::Ticket::revive).
     pub former: Weight,
-    /// What is given up and waits until no vCPU can be inside: beyond the limit.
+    /// Blocks given up, which wait until no vCPU can be inside: beyond the limit.
     pub waiting: Weight,
     /// Keys that have an entry cell.
     pub cells: usize,
-    /// Entry cells, those that are free included, in bytes.
+    /// Entry cells, free ones included, in bytes.
     pub cell_bytes: usize,
     /// The table from keys to cells, in bytes.
     pub table_bytes: usize,
-    /// Descriptors of the pages that a translator ever looked at, in bytes.
+    /// Descriptors of the pages that a translator has ever looked at, in bytes.
     pub page_bytes: usize,
 }
 
 impl Footprint {
-    /// All that is told in bytes.
+    /// The sum of all fields that are in bytes.
     pub fn bytes(&self) -> usize {
         let translations = [self.live, self.former, self.waiting].map(|weight| weight.bytes());
         let others = [self.cell_bytes, self.table_bytes, self.page_bytes];
-        // Payloads weigh what their embedder says.
+        // Payloads weigh as much as their embedder declares.
         translations.into_iter().chain(others).fold(0, usize::saturating_add)
     }
 }
 
 impl<P: Payload> CodeCache<P> {
-    /// How much memory the cache takes just now.
+    /// The memory that the cache takes now.
     pub fn footprint(&self) -> Footprint {
         if self.stands_still_here() {
             return *lock(&self.0.footprint_at_fork);

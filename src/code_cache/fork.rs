@@ -1,4 +1,4 @@
-//! A cache over a `fork`.
+//! A cache across a `fork`.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use crate::sync::{MutexGuard, lock};
 use crate::sys::fork::{Fork, Keeping};
 use crate::tracker::Standing;
 
-/// A cache that stands still over a `fork`: see [`CodeCache::before_fork`].
+/// A cache that stands still during a `fork`: see [`CodeCache::before_fork`].
 #[must_use = "the cache stands still until this is dropped"]
 pub struct ForkGuard<'a, P: Payload> {
     cache: &'a CodeCache<P>,
@@ -29,24 +29,23 @@ impl<P: Payload> fmt::Debug for ForkGuard<'_, P> {
 }
 
 impl<P: Payload> CodeCache<P> {
-    /// Called before `fork`: waits until no other thread is inside the cache. In the
-    /// parent, drop the guard; in the child
-    /// call [`ForkGuard::after_fork_child`] before anything else but a
-    /// [code buffer's](crate::code_buffer::ForkGuard::after_fork_child), which comes
+    /// Call it before `fork`: it waits until no other thread is inside the cache. In the parent,
+    /// drop the guard. In the child, call [`ForkGuard::after_fork_child`] before anything else
+    /// except a [code buffer's](crate::code_buffer::ForkGuard::after_fork_child), which comes
     /// first: [`forks`](crate::guide::forks) has both sides.
     ///
-    /// Until then, a call of this thread that would wait for itself returns
-    /// [`Error::BadArgument`], or [`CommitError::UnderForkGuard`](super::CommitError). If it has
-    /// no error to return, it panics, and the guard stays as it was: [`CodeCache::remove`],
+    /// Until then, a call of this thread that would wait for itself returns [`Error::BadArgument`],
+    /// or [`CommitError::UnderForkGuard`](super::CommitError). If it has no error to return, it
+    /// panics, and the guard stays as it was. These calls are [`CodeCache::remove`],
     /// [`CodeCache::evict`], [`CodeCache::collect`], [`CodeCache::set_limit`],
-    /// [`CodeCache::attach_vcpu`], another `before_fork`, and what
-    /// [the tracker](crate::tracker::Tracker::before_fork) lists. Lookups work, numbers can be
-    /// asked for, and what the thread has can be dropped: tickets, links, vCPUs.
-    /// [`CodeCache::stands_still_here`] tells.
+    /// [`CodeCache::attach_vcpu`], another `before_fork`, and those that [the
+    /// tracker](crate::tracker::Tracker::before_fork) lists. The thread can still look up blocks,
+    /// ask for numbers, and drop its tickets, links and vCPUs. [`CodeCache::stands_still_here`]
+    /// tells whether a thread holds a guard.
     ///
-    /// Until then no other thread adds or removes a region or a code buffer of any other
-    /// instance. A child never waits for the locks of instances that have no guard: it
-    /// leaves those instances alone.
+    /// Until then no other thread can add or remove a region or a code buffer of any other
+    /// instance. A child never waits for the locks of instances that have no guard: it leaves those
+    /// instances alone.
     ///
     /// # Panics
     ///
@@ -59,7 +58,7 @@ impl<P: Payload> CodeCache<P> {
         let take_locks = || {
             let tracker = self.0.tracker.stand_still();
             let commits = lock(&self.0.commits);
-            // The epoch's locks come last: what is dead is only counted.
+            // The epoch's locks come last: dead blocks are only counted.
             let footprint = self.footprint_of(&commits, self.0.tracker.descriptor_bytes());
             *lock(&self.0.footprint_at_fork) = footprint;
             (tracker, commits, self.epoch().before_fork())
@@ -70,24 +69,23 @@ impl<P: Payload> CodeCache<P> {
 }
 
 impl<P: Payload> ForkGuard<'_, P> {
-    /// In the child: every block is dead, and the child's own memory is tracked
-    /// from now on. vCPUs of the parent's other threads hold nothing back. A vCPU that
-    /// this thread has pinned stays pinned: blocks that it is inside are dead, and live
-    /// until it is unpinned.
+    /// In the child: every block is dead, and the child's own memory is tracked from now on. vCPUs
+    /// of the parent's other threads hold nothing back. A vCPU that this thread has pinned stays
+    /// pinned: the blocks that it is inside are dead, and stay in memory until it is unpinned.
     ///
     /// # Errors
     ///
-    /// [`Error::NotInForkChild`] in the process that made the guard: nothing was changed.
-    /// Otherwise a region that cannot be tracked here: nothing can be translated from it.
+    /// [`Error::NotInForkChild`] in the process that made the guard: nothing was changed. Otherwise
+    /// the error of a region that cannot be tracked here: nothing can be translated from it.
     pub fn after_fork_child(self) -> Result<(), Error> {
         self.fork.check_child()?;
         let Self { cache, keeping, tracker, commits, epoch, fork } = self;
         drop((keeping, commits));
-        // It drops hooks of the embedder's.
+        // This drops hooks of the embedder.
         epoch.after_fork_child();
         let done = tracker.continue_in_child();
         drop(fork);
-        // Nor are there formers: code may lie in memory that is the parent's.
+        // No formers remain either: code may lie in memory that belongs to the parent.
         cache.forget_formers();
         done
     }

@@ -1,17 +1,15 @@
-//! Dead blocks that are kept for the day when their bytes come back.
+//! Dead blocks that are retained in case their bytes come back.
 //!
-//! A program that patches an instruction to and fro, or stores beside its code, or
-//! stores what was there already, ends blocks whose bytes are soon the same again.
-//! The translation of a dead block is kept for its key, with the guest bytes that
-//! it was made from: a ticket of the same key over the same bytes publishes it
-//! again, for the price of a comparison.
+//! A program may patch an instruction to and fro, store beside its code, or store the bytes that
+//! were there already. Then blocks end whose bytes are soon the same again. The translation of a
+//! dead block is kept for its key, with the guest bytes that it was made from. A ticket of the same
+//! key over the same bytes publishes it again, for the price of a comparison.
 //!
 //! # Bounds
 //!
-//! A key has two formers at most: between two versions that take turns each is dead
-//! when the other is wanted. All keys together weigh what the cache's limit says at
-//! most; the one that was kept first of all goes first. What is given up goes to the
-//! epoch: a vCPU may be inside it.
+//! A key has two formers at most: of two versions that alternate, each is dead when the other is
+//! wanted. All formers together weigh at most the cache's limit for them; the one that was kept
+//! first goes first. The epoch frees those that are given up: a vCPU may be inside.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -24,10 +22,10 @@ use super::{Key, Payload};
 use crate::addr::GuestAddr;
 use crate::sync::Arc;
 
-/// Formers of one key.
+/// The most formers of one key.
 const PER_KEY: usize = 2;
 
-/// What a block was made from.
+/// The guest bytes that a block was made from.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(super) struct Source {
     /// In the order of translation; neighbours are joined.
@@ -37,8 +35,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// `bytes` at `start` are a part of it. A piece up to the last byte of the guest's
-    /// space ends at 0.
+    /// Adds `bytes` at `start`. A piece up to the last byte of the guest's space ends at 0.
     pub(super) fn add(&mut self, start: GuestAddr, bytes: &[u8]) {
         let end = start.0.wrapping_add(bytes.len() as u64);
         match self.pieces.last_mut() {
@@ -48,7 +45,7 @@ impl Source {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// What it has on the heap.
+    /// Its size on the heap, in bytes.
     pub(super) fn heap_bytes(&self) -> usize {
         let spilled = if self.pieces.spilled() { self.pieces.capacity() } else { 0 };
         spilled * size_of::<Range<u64>>() + self.bytes.capacity()
@@ -61,7 +58,7 @@ struct Former<P: Payload> {
 }
 
 impl<P: Payload> Former<P> {
-    /// Of the translation, and of its places in the two maps.
+    /// The weight of the translation and of its places in the two maps.
     fn weight(&self) -> Weight {
         const PLACES_BYTES: usize = 2 * size_of::<u64>() + size_of::<(Key, Vec<u64>)>();
         let mut weight = self.translation.weight();
@@ -72,9 +69,9 @@ impl<P: Payload> Former<P> {
 
 /// The formers of a cache. Changed under its commit lock.
 pub(super) struct Formers<P: Payload> {
-    /// By a number that only grows: the first one was kept first.
+    /// By a number that only grows: the lowest number was kept first.
     all: BTreeMap<u64, Former<P>>,
-    /// Their numbers, of one key the one that was kept first in front.
+    /// The numbers of each key's formers; the one that was kept first is in front.
     by_key: HashMap<Key, Vec<u64>>,
     next: u64,
     weight: Weight,
@@ -87,13 +84,12 @@ impl<P: Payload> Formers<P> {
         Self { all: BTreeMap::new(), by_key: HashMap::new(), next: 0, weight: Weight::default(), limit_bytes }
     }
 
-    /// Of all.
+    /// The weight of all formers.
     pub(super) fn weight(&self) -> Weight {
         self.weight
     }
 
-    /// Keeps `translation` if it can be used again, or gives it up; returns what is
-    /// given up.
+    /// Keeps `translation` if it can be used again. Returns the translations that are given up.
     pub(super) fn keep(&mut self, key: Key, translation: &Arc<Translation<P>>) -> Vec<Arc<Translation<P>>> {
         let translation = translation.clone();
         if self.limit_bytes == 0 || translation.source.is_none() {
@@ -133,13 +129,13 @@ impl<P: Payload> Formers<P> {
         Some(former.translation)
     }
 
-    /// Takes out the one that was kept first.
+    /// Takes out the former that was kept first.
     fn pop(&mut self) -> Option<Arc<Translation<P>>> {
         let (&number, _) = self.all.first_key_value()?;
         self.remove(number)
     }
 
-    /// Gives up the first ones until what is left is `fine`.
+    /// Gives up the first formers until the rest is `fine`.
     pub(super) fn give_up(&mut self, fine: impl Fn(Weight) -> bool) -> Vec<Arc<Translation<P>>> {
         let next = || if fine(self.weight) { None } else { self.pop() };
         std::iter::from_fn(next).collect()
@@ -150,13 +146,13 @@ impl<P: Payload> Formers<P> {
         self.give_up(|formers| formers.bytes() <= limit)
     }
 
-    /// Keeps `bytes` at most from now on; returns what it gives up.
+    /// Keeps `bytes` at most from now on. Returns the translations that are given up.
     pub(super) fn set_limit(&mut self, bytes: usize) -> Vec<Arc<Translation<P>>> {
         self.limit_bytes = bytes;
         self.keep_limit()
     }
 
-    /// Gives all up.
+    /// Gives up all formers.
     pub(super) fn clear(&mut self) -> Vec<Arc<Translation<P>>> {
         self.give_up(|_| false)
     }

@@ -1,8 +1,6 @@
-//! The code cache's observer of pages: how blocks become unreachable, or are kept
-//! beside a write.
+//! The code cache's observer of pages: makes blocks unreachable, or keeps them beside a write.
 //!
-//! It is what fault handlers reach of a cache: nothing here takes a lock or
-//! allocates.
+//! Fault handlers call it, so nothing here takes a lock or allocates.
 //!
 //! # Safety
 //!
@@ -22,16 +20,16 @@ use crate::stats::Counters;
 use crate::sync::Arc;
 use crate::tracker::{Cause, PageObserver, PageWrite};
 
-/// Blocks on one page at most. A store to the page walks all of them in a signal handler,
-/// with signals blocked, before it retires. A page of 4 KiB has a sixteenth of these if a
-/// block of one key begins at each byte.
+/// The most blocks on one page. A store to the page walks all of them in a signal handler, with
+/// signals blocked, before it retires. A page of 4 KiB has a sixteenth of these if a block of one
+/// key begins at each byte.
 const MOST_BLOCKS: usize = if cfg!(miri) { 64 } else { 1 << 16 };
 
 /// The blocks on one page.
 #[derive(Debug)]
 pub struct PageBlocks<P: Payload> {
     list: BlockList<Block<P>>,
-    /// How many there are. Used under the commit lock alone.
+    /// The number of blocks. Used only under the commit lock.
     count: AtomicUsize,
 }
 
@@ -46,7 +44,7 @@ impl<P: Payload> PageBlocks<P> {
         &self.list
     }
 
-    /// Whether there is no room for another one. Under the commit lock.
+    /// Whether the page has no room for another block. Under the commit lock.
     pub(super) fn is_full(&self) -> bool {
         self.count.load(Ordering::Relaxed) >= MOST_BLOCKS
     }
@@ -90,7 +88,7 @@ impl<P: Payload> Killer<P> {
         Self { stubs, epoch: Epoch::new(), dead: DeadStack::new(), counters, journal: Journal::new() }
     }
 
-    /// Whether a block in a list, which was committed, was alive.
+    /// Kills a block in a list, which was committed. Returns whether it was alive.
     pub(super) fn kill(&self, block: &Block<P>) -> bool {
         let killed = block.life.kill(block.reach(self.stubs));
         if killed {
@@ -99,8 +97,7 @@ impl<P: Payload> Killer<P> {
         killed
     }
 
-    /// Makes sure that a block in a list compares its bytes before each use, or
-    /// cannot be reached.
+    /// Makes sure that a block in a list compares its bytes before each use, or cannot be reached.
     fn downgrade(&self, block: &Block<P>) -> Downgrade {
         let became = block.life.downgrade(block.reach(self.stubs), block.checked_flag());
         if became == Downgrade::Killed {
@@ -125,15 +122,14 @@ impl<P: Payload> Killer<P> {
         if kept > 0 {
             self.counters.downgraded.add(kept);
         }
-        // Pages are opened and mapped in bulk: what hit no block is no news.
+        // Pages are opened and mapped in bulk: a write that hit no block is no news.
         if killed + kept > 0 || matches!(write.cause, Cause::Store { .. }) {
             self.journal.record(write, killed);
         }
     }
 }
 
-// SAFETY: `written` and `beside` walk a list under a walk of the epoch and change
-// atomics.
+// SAFETY: `written` and `beside` walk a list under a walk of the epoch and change atomics.
 unsafe impl<P: Payload> PageObserver for Killer<P> {
     type Data = PageBlocks<P>;
 
@@ -145,9 +141,9 @@ unsafe impl<P: Payload> PageObserver for Killer<P> {
 
     fn written_all(&self, writes: &[(&Self::Data, PageWrite)]) {
         let _walk = self.epoch.walk();
-        // A block's cell and flag are some cache misses away, each behind the one
-        // before. Those of many blocks overlap as long as nothing is locked in
-        // between: so look at all before the first dies.
+        // A block's cell and flag are some cache misses away, each behind the previous one. The
+        // misses of many blocks overlap as long as no locked instruction comes in between. So look
+        // at all blocks before killing the first.
         let mut seen = 0;
         for (PageBlocks { list, .. }, _) in writes {
             // SAFETY: under the walk.

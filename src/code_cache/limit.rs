@@ -1,54 +1,54 @@
-//! How much memory translations take, and how much they may.
+//! The memory that translations take, and its limit.
 
 use std::ops::{AddAssign, SubAssign};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How much memory the translations of a [`CodeCache`](crate::CodeCache) may take, in
-/// bytes: what the embedder says of their payloads
-/// ([`Ticket::weighs`](crate::Ticket::weighs)) and what the cache's own records take.
+/// The most memory that the translations of a [`CodeCache`](crate::CodeCache) may take, in bytes:
+/// the declared bytes of their payloads ([`Ticket::weighs`](crate::Ticket::weighs)) and the cache's
+/// own records.
 ///
 /// Beyond it the oldest blocks are evicted: see
 /// [`CodeCache::set_limit`](crate::CodeCache::set_limit).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MemoryLimit {
-    /// Of blocks that can be reached.
+    /// For reachable blocks.
     pub live_bytes: usize,
-    /// Of dead and evicted ones that are kept for
-    /// [`Ticket::revive`](crate::Ticket::revive). With 0 none is kept.
+    /// For dead and evicted blocks that are retained for [`Ticket::revive`](crate::Ticket::revive).
+    /// With 0 none is retained.
     pub former_bytes: usize,
 }
 
 impl MemoryLimit {
-    /// `bytes` for all, a quarter of it for what is kept: an evicted block that is
-    /// wanted again before as much has been evicted after it costs a comparison.
+    /// `bytes` in all, a quarter of it for retained blocks. An evicted block costs only a
+    /// comparison if it is wanted again before that many bytes have been evicted after it.
     pub const fn of_bytes(bytes: usize) -> Self {
         Self { live_bytes: bytes - bytes / 4, former_bytes: bytes / 4 }
     }
 }
 
 impl Default for MemoryLimit {
-    /// 1 GiB for what can be reached, and 4 MiB for what is kept: an embedder that
-    /// says nothing of its payloads has more behind it.
+    /// 1 GiB for reachable blocks, and 4 MiB for retained ones. An embedder that does not declare
+    /// its payloads' memory takes more than these records show.
     fn default() -> Self {
         Self { live_bytes: 1 << 30, former_bytes: 4 << 20 }
     }
 }
 
-/// What translations take.
+/// The memory of translations.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[non_exhaustive]
 pub struct Weight {
-    /// How many there are.
+    /// The number of translations.
     pub blocks: usize,
-    /// What the embedder said that their payloads own, in bytes.
+    /// The declared size of their payloads, in bytes.
     pub payload_bytes: usize,
-    /// What the cache needs for them, in bytes: their records, and the guest bytes
-    /// that they were made from.
+    /// The cache's own memory for them, in bytes: their records, and the guest bytes that they were
+    /// made from.
     pub record_bytes: usize,
 }
 
 impl Weight {
-    /// All of it.
+    /// The sum of both.
     pub fn bytes(&self) -> usize {
         self.payload_bytes.saturating_add(self.record_bytes)
     }
@@ -70,13 +70,13 @@ impl SubAssign for Weight {
     }
 }
 
-/// What waits for the epoch. Counted by whoever retires and frees, under no lock.
+/// The weight that waits for the epoch. Each thread that retires or frees counts it, under no lock.
 #[derive(Debug)]
 pub(super) struct Waiting {
     blocks: AtomicUsize,
     payload_bytes: AtomicUsize,
     record_bytes: AtomicUsize,
-    /// Beyond it vCPUs are asked to leave.
+    /// Beyond this, vCPUs are asked to leave.
     patience_bytes: AtomicUsize,
 }
 
@@ -88,14 +88,14 @@ impl Waiting {
         waiting
     }
 
-    /// Before it is retired.
+    /// Called before the weight is retired.
     pub(super) fn add(&self, weight: Weight) {
         self.blocks.fetch_add(weight.blocks, Ordering::Relaxed);
         self.payload_bytes.fetch_add(weight.payload_bytes, Ordering::Relaxed);
         self.record_bytes.fetch_add(weight.record_bytes, Ordering::Relaxed);
     }
 
-    /// When it is freed.
+    /// Called when it is freed.
     pub(super) fn sub(&self, weight: Weight) {
         self.blocks.fetch_sub(weight.blocks, Ordering::Relaxed);
         self.payload_bytes.fetch_sub(weight.payload_bytes, Ordering::Relaxed);
@@ -110,7 +110,7 @@ impl Waiting {
         }
     }
 
-    /// An eighth of what may be kept beside it.
+    /// Sets the patience to an eighth of the whole limit.
     pub(super) fn set_patience(&self, limit: MemoryLimit) {
         let bytes = limit.live_bytes.saturating_add(limit.former_bytes) / 8;
         self.patience_bytes.store(bytes, Ordering::Relaxed);

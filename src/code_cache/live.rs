@@ -1,13 +1,12 @@
-//! The blocks that were committed and not reaped, in the order in which they became
-//! reachable: what is evicted is at one end, what was committed or revived last at
-//! the other. A list through the records, so that one is taken out of its middle at
-//! once, however many there are.
+//! The blocks that were committed and not reaped, in the order in which they became reachable.
+//! Evictions take from one end; the block that was committed or revived last is at the other. The
+//! list goes through the records, so that taking a block out of its middle costs the same however
+//! many there are.
 //!
 //! # Safety
 //!
-//! Records are in the queue from their commit until they are reaped, and are freed
-//! later. The queue is changed, and the records' neighbours are looked at, under the
-//! commit lock alone.
+//! Records are in the queue from their commit until they are reaped, and are freed later. The queue
+//! is changed, and the records' neighbours are read, only under the commit lock.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -18,14 +17,14 @@ use super::Payload;
 use super::limit::Weight;
 use super::record::Block;
 
-/// The part of a record that the queue has.
+/// The queue's part of a record.
 pub(super) struct Neighbours<P: Payload> {
     older: Cell<Option<NonNull<Block<P>>>>,
     newer: Cell<Option<NonNull<Block<P>>>>,
 }
 
 impl<P: Payload> Neighbours<P> {
-    /// Of a record that is in no queue.
+    /// The part of a record that is in no queue.
     pub(super) fn none() -> Self {
         Self { older: Cell::new(None), newer: Cell::new(None) }
     }
@@ -42,7 +41,7 @@ impl<P: Payload> Live<P> {
         Self { oldest: None, newest: None, weight: Weight::default() }
     }
 
-    /// Of all.
+    /// The weight of all blocks.
     pub(super) fn weight(&self) -> Weight {
         self.weight
     }
@@ -65,8 +64,8 @@ impl<P: Payload> Live<P> {
         self.weight += shared.weight();
     }
 
-    /// Takes `block` out. Returns the address by which it was added: the block may be
-    /// freed by that one, and by none that a reference to it gave.
+    /// Takes `block` out. Returns the address by which it was added. The block may be freed only by
+    /// that address, not by one from a reference to it.
     ///
     /// # Safety
     ///
@@ -87,7 +86,7 @@ impl<P: Payload> Live<P> {
         added.expect("what is before it in the queue leads to it")
     }
 
-    /// All, the oldest first.
+    /// All blocks, the oldest first.
     pub(super) fn oldest_first(&self) -> impl Iterator<Item = &Block<P>> {
         let newer = |&block: &NonNull<Block<P>>| {
             // SAFETY: in the queue, which is borrowed.
@@ -97,7 +96,7 @@ impl<P: Payload> Live<P> {
         std::iter::successors(self.oldest, newer).map(|block| unsafe { block.as_ref() })
     }
 
-    /// Takes the newest out, to be freed: nobody else has the cache any more.
+    /// Takes the newest out, to be freed: no other thread uses the cache any more.
     pub(super) fn pop(&mut self) -> Option<NonNull<Block<P>>> {
         let block = self.newest?;
         // SAFETY: in the queue.

@@ -1,5 +1,4 @@
-//! The code cache: which translated code may run, found by key, and nothing
-//! stale ever.
+//! The code cache: finds translated code by key, and never returns a stale block.
 //!
 //! # The life of a block
 //!
@@ -13,29 +12,27 @@
 //!                                 └──────── revive: the same bytes again ◀───┘
 //! ```
 //!
-//! - [`CodeCache::begin`] gives a [`Ticket`]; [`Ticket::claim`] protects a page
-//!   and says where to read it; [`Ticket::made_from`] says which bytes the block is
-//!   made from; [`Ticket::commit`] makes the block reachable, or refuses where a
-//!   write came between.
-//! - A [`VCpu`] pins itself, looks blocks up by key and runs them. Links in emitted
-//!   code go through entry cells ([`CodeCache::link`]).
-//! - A write to a block's bytes kills it: one store to its cell. What the block
-//!   owned (`P`, its payload) is dropped once no vCPU can be inside it and it is not
-//!   kept any more for [`Ticket::revive`].
-//! - Blocks and what is kept of dead ones have a limit in bytes
-//!   ([`CodeCache::set_limit`]): the oldest are evicted, which is a death like any other,
-//!   and come back by [`Ticket::revive`] where they are wanted.
-//! - A write beside a block's bytes may leave it, from then on entered by the code
-//!   that compares them ([`Entry::with_check`](crate::Entry::with_check)).
-//!   Where that finds a difference, the dispatcher calls [`CodeCache::remove`].
+//! - [`CodeCache::begin`] gives a [`Ticket`]. [`Ticket::claim`] protects a page and returns the
+//!   address to read it at. [`Ticket::made_from`] records the bytes that the block is made from.
+//!   [`Ticket::commit`] makes the block reachable, or refuses if a write came between.
+//! - A [`VCpu`] pins itself, looks blocks up by key and runs them. Links in emitted code go through
+//!   entry cells ([`CodeCache::link`]).
+//! - A write to a block's bytes kills it: one store to its cell. The block's payload (`P`) is
+//!   dropped once no vCPU can be inside the block and it is no longer kept for [`Ticket::revive`].
+//! - Live blocks and retained dead ones have a limit in bytes ([`CodeCache::set_limit`]). The cache
+//!   evicts the oldest. An eviction is a death like any other, and [`Ticket::revive`] brings an
+//!   evicted block back on demand.
+//! - A write beside a block's bytes may leave the block reachable. From then on it is entered by
+//!   the code that compares its bytes ([`Entry::with_check`](crate::Entry::with_check)). If that
+//!   code finds a difference, the dispatcher calls [`CodeCache::remove`].
 //!
-//! The commit lock is held for lists and tables alone: no guest memory is touched
-//! under it, no code of the embedder runs under it, no fault handler takes it.
+//! The commit lock is held for lists and tables only. Under it no guest memory is touched and no
+//! code of the embedder runs. No fault handler takes it.
 //!
 //! # Safety
 //!
-//! What is alive when the cache goes is freed here; no vCPU, ticket or handler is
-//! left then.
+//! The blocks that are alive when the cache is dropped are freed here; no vCPU, ticket or handler
+//! is left then.
 #![allow(unsafe_code)]
 
 mod cells;
@@ -83,9 +80,8 @@ use limit::Waiting;
 use record::Garbage;
 use table::Table;
 
-/// What a block is found by: the guest's pc, and whatever else of the guest's
-/// state its code depends on, in one number of the embedder's making. `u64::MAX`
-/// is not a key.
+/// The key of a block: the guest's pc, and any other guest state that its code depends on, in one
+/// number that the embedder makes. `u64::MAX` is not a key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Key(u64);
 
@@ -112,36 +108,33 @@ impl From<GuestAddr> for Key {
     }
 }
 
-/// What a block owns: dropped when no vCPU can be inside the block any more, by the call
-/// that finds that out (a commit, a revival, an eviction, [`CodeCache::collect`]), under no
-/// lock.
+/// A block's own data. It is dropped when no vCPU can be inside the block any more, under no lock,
+/// by the call that finds that out (a commit, a revival, an eviction, [`CodeCache::collect`]).
 ///
-/// A drop that panics harms no other block: the call frees and counts what else it can, and
-/// then passes the panic on.
+/// A drop that panics harms no other block: the call frees and counts everything else that it can,
+/// and then passes the panic on.
 pub trait Payload: Send + Sync + 'static {}
 
 impl<T: Send + Sync + 'static> Payload for T {}
 
 struct Shared<P: Payload> {
-    // Dropped in this order: nobody faults into the killer once the tracker's
-    // regions are gone.
+    // Dropped in this order: no thread faults into the killer once the tracker's regions are gone.
     tracker: Tracker<Killer<P>>,
     killer: Arc<Killer<P>>,
     table: Table,
     commits: Mutex<Commits<P>>,
     waiting: Waiting,
     counters: Arc<Counters>,
-    /// The thread that keeps the cache still for a fork. The tracker has one of its own: it
+    /// The thread that keeps the cache still for a fork. The tracker has its own keeper, because it
     /// may stand still alone.
     keeper: Keeper,
-    /// What the cache took when it came to stand still for a fork.
+    /// The cache's footprint at the moment when it came to stand still for a fork.
     footprint_at_fork: Mutex<Footprint>,
 }
 
-/// A cache of translated code whose blocks own payloads of type `P`: what is
-/// dropped when a block's memory may be reused. A handle: clones share the cache, which
-/// ends with the last of its clones, vCPUs and tickets. Until then its regions stay
-/// protected, so guest memory outlives them all.
+/// A cache of translated code. Its blocks own payloads of type `P`, dropped when a block's memory
+/// may be reused. This is a handle: clones share the cache, which ends with the last of its clones,
+/// vCPUs and tickets. Until then its regions stay protected, so guest memory must outlive them all.
 pub struct CodeCache<P: Payload>(Arc<Shared<P>>);
 
 impl<P: Payload> Clone for CodeCache<P> {
@@ -157,19 +150,19 @@ impl<P: Payload> fmt::Debug for CodeCache<P> {
 }
 
 impl<P: Payload> CodeCache<P> {
-    /// An empty cache without regions, under [`Adaptive::new`]: no page is checked,
-    /// so blocks need no checked entry.
+    /// An empty cache without regions, under [`Adaptive::new`]: no page is checked, so blocks need
+    /// no checked entry.
     ///
     /// # Errors
     ///
-    /// [`Error::BadArgument`] where the two stubs are equal.
+    /// [`Error::BadArgument`] if the two stubs are equal.
     pub fn new(stubs: EntryStubs) -> Result<Self, Error> {
         Self::with_policy(stubs, Arc::new(Adaptive::new()))
     }
 
-    /// An empty cache without regions, under `policy`. Blocks of an embedder that
-    /// chooses one with checked pages, such as [`Adaptive::with_checks`], should have
-    /// a checked entry ([`Entry::with_check`](crate::Entry::with_check)).
+    /// An empty cache without regions, under `policy`. If the policy has checked pages, as
+    /// [`Adaptive::with_checks`] does, blocks should have a checked entry
+    /// ([`Entry::with_check`](crate::Entry::with_check)).
     ///
     /// # Errors
     ///
@@ -192,8 +185,8 @@ impl<P: Payload> CodeCache<P> {
         })))
     }
 
-    /// Starts to track `memory`, which the guest sees at `guest`. The cache keeps the memory.
-    /// [`Tracker::add_region`] is for memory of the embedder's own.
+    /// Starts to track `memory`, which the guest sees at `guest`. The cache keeps the memory. For
+    /// memory that the embedder owns, use [`Tracker::add_region`].
     ///
     /// # Errors
     ///
@@ -202,17 +195,17 @@ impl<P: Payload> CodeCache<P> {
         self.0.tracker.add_memory(guest, memory, mode)
     }
 
-    /// The tracker below: regions are added to it, writes announced to it.
+    /// The tracker below: add regions to it, and announce writes to it.
     pub fn tracker(&self) -> &Tracker<Killer<P>> {
         &self.0.tracker
     }
 
-    /// What went on so far.
+    /// The counts so far.
     pub fn stats(&self) -> Stats {
         self.0.counters.snapshot()
     }
 
-    /// What went on so far, as histograms.
+    /// The histograms so far.
     pub fn histograms(&self) -> Histograms {
         self.0.counters.histograms.snapshot()
     }
@@ -222,20 +215,20 @@ impl<P: Payload> CodeCache<P> {
         self.0.killer.journal.count()
     }
 
-    /// The last writes that hit pages with translated code, from the `since`-th
-    /// on: some hundreds are kept.
+    /// The last writes that hit pages with translated code, from the `since`-th on. Some hundreds
+    /// are retained.
     pub fn recent_writes(&self, since: u64) -> Vec<RecentWrite> {
         self.0.killer.journal.since(since)
     }
 
-    /// Whether the calling thread holds the guard of a fork ([`CodeCache::before_fork`]). It
-    /// would wait for itself in a call that needs the cache.
+    /// Whether the calling thread holds the guard of a fork ([`CodeCache::before_fork`]). Such a
+    /// thread would wait for itself in a call that needs the cache.
     pub fn stands_still_here(&self) -> bool {
         self.0.keeper.is_this_thread()
     }
 
-    /// The commit lock. A thread that holds the guard of a fork has it already, and panics
-    /// here: a caller that can return an error checks that first.
+    /// The commit lock. A thread that holds the guard of a fork has it already, and panics here. A
+    /// caller that can return an error checks for the guard first.
     #[track_caller]
     fn commits(&self) -> MutexGuard<'_, Commits<P>> {
         self.0.keeper.assert();
@@ -250,10 +243,10 @@ impl<P: Payload> CodeCache<P> {
         &self.0.table
     }
 
-    /// Returns when every vCPU that is inside translated code now has been outside
-    /// since; they are asked to leave. So what was made unreachable before runs
-    /// nowhere afterwards: for changes by which blocks that are being run lose what
-    /// they rely on, such as the rights to their own page.
+    /// Asks every vCPU that is inside translated code now to leave, and returns when each has been
+    /// outside since. A block made unreachable before this call runs on no vCPU after it. For
+    /// changes that take from running blocks the things that they rely on, such as the rights to
+    /// their own page.
     ///
     /// Not to be called in a signal handler.
     ///
@@ -266,8 +259,8 @@ impl<P: Payload> CodeCache<P> {
         self.epoch().wait_for_pins()
     }
 
-    /// A new vCPU that is never asked to leave: for an embedder whose emitted code
-    /// returns to its dispatcher soon in any case, or that has one thread.
+    /// A new vCPU that is never asked to leave: for an embedder whose emitted code always returns
+    /// to its dispatcher soon, or that has one thread.
     ///
     /// # Panics
     ///
@@ -277,15 +270,14 @@ impl<P: Payload> CodeCache<P> {
         self.attach_vcpu_with(|| {})
     }
 
-    /// A new vCPU. `ask_to_leave` is called, by any thread and more than once, where the
-    /// vCPU holds memory back for long: it should make emitted code return to its
-    /// dispatcher soon, and the pin be renewed. A byte that it sets, and that emitted
-    /// code polls wherever it goes on to another block, is enough. It must not call into
-    /// the cache, nor wait: it is called under a lock. It is called no more when the
-    /// vCPU was dropped.
+    /// A new vCPU. If the vCPU holds memory back for long, any thread may call `ask_to_leave`, more
+    /// than once. It should make emitted code return to its dispatcher soon, so that the pin is
+    /// renewed. It is enough to set a byte that emitted code polls whenever it goes on to another
+    /// block. It is called under a lock, so it must not call into the cache, nor wait. After the
+    /// vCPU was dropped it is not called again.
     ///
-    /// If it panics, the other vCPUs are asked all the same, and then the call that asked
-    /// passes the panic on.
+    /// If it panics, the other vCPUs are asked all the same. Then the call that asked passes the
+    /// panic on.
     ///
     /// # Panics
     ///
@@ -305,7 +297,7 @@ impl<P: Payload> CodeCache<P> {
         self.0.tracker.begin(guest)
     }
 
-    /// A link to the blocks of `key`, those of now and those to come.
+    /// A link to the present and future blocks of `key`.
     ///
     /// # Errors
     ///
@@ -333,21 +325,21 @@ impl<P: Payload> Drop for Shared<P> {
     fn drop(&mut self) {
         self.tracker.clear();
         if self.keeper.is_this_thread() {
-            // Its guard was forgotten, and with it the locks around what is left.
+            // Its guard was forgotten, and with it the locks around the remaining blocks.
             return;
         }
         let mut panics = FirstPanic::default();
         let commits = &mut *lock(&self.commits);
         while let Some(block) = commits.live.pop() {
-            // SAFETY: what was committed and not reaped is here once; no vCPU,
-            // ticket or handler is left: each keeps the cache or was waited for.
+            // SAFETY: each block that was committed and not reaped is here once. No vCPU, ticket or
+            // handler is left: each keeps the cache or was waited for.
             let block = unsafe { Box::from_raw(block.as_ptr()) };
             panics.catch(|| drop(block));
         }
         for former in commits.formers.clear() {
             panics.catch(|| drop(former));
         }
-        // Its blocks keep their regions, and these the killer with its epoch.
+        // The garbage keeps its regions, and these keep the killer with its epoch.
         for garbage in self.killer.epoch.drain() {
             panics.catch(|| drop(garbage));
         }

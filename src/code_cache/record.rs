@@ -1,21 +1,20 @@
 //! A block's record, and the translation behind it.
 //!
-//! A record is one life of a translation: from a commit, or from a revival, to the
-//! write that ends it. The translation (the embedder's code with its entry, its
-//! stale flag and what it was made from) may have several.
+//! A record is one life of a translation: from a commit or a revival to the write that ends it. The
+//! translation (the embedder's code with its entry, its stale flag and its source) may have several
+//! lives.
 //!
-//! What a kill needs of a block stands in the record, and but for the cell nowhere
-//! else: where many pages were written, each memory that is looked at is one more
-//! cache miss. So most records have their one page in themselves, and a copy of what
-//! leads into the translation.
+//! A kill reads only the record and its cell. If many pages were written, each further place in
+//! memory costs one more cache miss. So most records contain their one page, and a copy of the
+//! translation's entry and flag pointer.
 //!
-//! A record keeps a link to its cell until it is freed: walkers may find it, and
-//! through it the cell, as long.
+//! A record keeps a link to its cell until it is freed. Until then walkers may find the record, and
+//! through it the cell.
 //!
 //! # Safety
 //!
-//! A record's nodes point to the record itself, which stays where it is from its
-//! commit until the epoch frees it. Its flag is that of the translation that it keeps.
+//! A record's nodes point to the record itself, which does not move from its commit until the epoch
+//! frees it. Its flag belongs to the translation that it keeps.
 #![allow(unsafe_code)]
 
 use std::mem::ManuallyDrop;
@@ -38,13 +37,13 @@ use crate::tracker::PageClaim;
 /// A page that a block lies on, and the block's node in its list.
 pub(super) struct BlockPage<P: Payload> {
     pub(super) claim: PageClaim<Killer<P>>,
-    /// The page that the translator asked for: another one where this one shows the
+    /// The page that the translator asked for. The claimed page may be another one that shows the
     /// same bytes.
     pub(super) shows: GuestAddr,
     pub(super) node: Node<Block<P>>,
 }
 
-// SAFETY: before a commit the node points nowhere; after it the node is the record's, which
+// SAFETY: before a commit the node points nowhere. After it the node belongs to the record, which
 // threads share by design. The claim is Send.
 unsafe impl<P: Payload> Send for BlockPage<P> {}
 
@@ -54,30 +53,29 @@ impl<P: Payload> BlockPage<P> {
     }
 }
 
-/// Of one block. Most lie on one page.
+/// The pages of one block. Most blocks lie on one page.
 pub(super) type BlockPages<P> = SmallVec<[BlockPage<P>; 1]>;
 
-/// Code that was made from guest bytes. Records and the list of formers share it;
-/// the last of them goes through the epoch, so that no vCPU is inside it when it is
-/// dropped.
+/// Code that was made from guest bytes. Records and the list of formers share it. The last of these
+/// owners goes through the epoch, so that no vCPU is inside the code when it is dropped.
 pub(super) struct Translation<P: Payload> {
     pub(super) entry: Entry,
-    /// Where emitted code knows its address.
+    /// Present if emitted code has its address.
     pub(super) flag: Option<Arc<StaleFlag>>,
-    /// What it was made from, if the translator said so.
+    /// The guest bytes that it was made from, if the translator declared them.
     pub(super) source: Option<Source>,
-    /// What else it was made by.
+    /// The number from `Ticket::made_with`.
     pub(super) options: u64,
-    /// What the embedder says of the payload.
+    /// The declared size of the payload.
     pub(super) payload_bytes: usize,
     /// Only to be dropped.
     pub(super) _payload: P,
 }
 
 impl<P: Payload> Translation<P> {
-    /// Its own: no record is in it.
+    /// Its own weight, without any record.
     pub(super) fn weight(&self) -> Weight {
-        // Each with the two counts of an `Arc`.
+        // Each allocation has the two counts of an `Arc`.
         let arc_bytes = |bytes: usize| bytes.next_multiple_of(align_of::<usize>()) + 2 * size_of::<usize>();
         let flag_bytes = self.flag.as_ref().map_or(0, |_| arc_bytes(size_of::<StaleFlag>()));
         let shared_bytes = arc_bytes(size_of::<Self>()) + flag_bytes;
@@ -90,21 +88,21 @@ impl<P: Payload> Translation<P> {
 #[repr(C)]
 pub(crate) struct Block<P: Payload> {
     pub(super) life: Life<Self>,
-    /// Set by the commit.
+    /// Set by `bind`, during the commit.
     link: Option<Link>,
-    /// The translation's.
+    /// Copied from the translation.
     entry: Entry,
-    /// The translation's.
+    /// Points into the translation.
     flag: Option<NonNull<StaleFlag>>,
     pub(super) pages: BlockPages<P>,
     pub(super) key: Key,
-    /// In the queue of live blocks. Used under the commit lock alone.
+    /// Its place in the queue of live blocks. Used only under the commit lock.
     pub(super) neighbours: Neighbours<P>,
     pub(super) translation: Arc<Translation<P>>,
 }
 
-// SAFETY: nodes are shared between threads by design, the neighbours are used under
-// the commit lock alone; all else is Send and Sync.
+// SAFETY: threads share nodes by design, and the neighbours are used only under the commit lock;
+// all else is Send and Sync.
 unsafe impl<P: Payload> Send for Block<P> {}
 // SAFETY: as above.
 unsafe impl<P: Payload> Sync for Block<P> {}
@@ -116,21 +114,21 @@ impl<P: Payload> Block<P> {
         Self { life: Life::new(), link: None, entry, flag, pages, key, neighbours: Neighbours::none(), translation }
     }
 
-    /// The record alone.
+    /// The weight of the record alone.
     pub(super) fn record_weight(&self) -> Weight {
         let spilled = if self.pages.spilled() { self.pages.capacity() } else { 0 };
         let record_bytes = size_of::<Self>() + spilled * size_of::<BlockPage<P>>();
         Weight { record_bytes, ..Weight::default() }
     }
 
-    /// The record and its translation.
+    /// The weight of the record and its translation.
     pub(super) fn weight(&self) -> Weight {
         let mut weight = self.translation.weight();
         weight += self.record_weight();
         weight
     }
 
-    /// The block has its place, which is `this`, and its cell.
+    /// Tells the block its address, `this`, and its cell.
     pub(super) fn bind(&mut self, this: NonNull<Self>, link: Link) {
         self.link = Some(link);
         for page in &mut self.pages {
@@ -138,7 +136,7 @@ impl<P: Payload> Block<P> {
         }
     }
 
-    /// Whether no write came to any of its pages since they were claimed.
+    /// Whether no write came to any of its pages since the claims.
     pub(super) fn is_current(&self) -> bool {
         self.pages.iter().all(|page| page.claim.is_current())
     }
@@ -148,20 +146,20 @@ impl<P: Payload> Block<P> {
         self.pages.iter().any(|page| page.claim.is_checked())
     }
 
-    /// What the stale flag becomes where the block is entered by its comparison.
+    /// The stale flag's value while the block is entered by its comparison.
     pub(super) fn checked_flag(&self) -> u8 {
         let is_shared = self.pages.iter().any(|page| page.claim.guest_page() != page.shows);
         if is_shared { StaleFlag::CHECKED_SHARED } else { StaleFlag::CHECKED }
     }
 
-    /// The block is no more what its cell leads to. Under the commit lock.
+    /// The cell no longer leads to this block. Under the commit lock.
     pub(super) fn leave_cell(&self) {
         if let Some(link) = &self.link {
             link.leave(ptr::from_ref(self).cast());
         }
     }
 
-    /// How a block that was committed is reached.
+    /// The cell, flag and entries of a block that was committed.
     pub(super) fn reach(&self, stubs: EntryStubs) -> Reach<'_> {
         let link = self.link.as_ref().expect("a commit binds its block before anybody finds it");
         // SAFETY: it lives as long as the translation that we keep.
@@ -176,9 +174,9 @@ impl<P: Payload> Record for Block<P> {
     }
 }
 
-/// What was a box and will be one again when it is dropped or taken back. Until the
-/// epoch has passed others look at it, and a box would be the only way to what it
-/// owns: the compiler may rely on that.
+/// A box held as a raw pointer while readers may still see it. It is a box again when it is dropped
+/// or taken back. Before the epoch has passed it cannot be one: a box would be the only way to its
+/// contents, and the compiler may rely on that.
 pub(crate) struct Retired<T>(NonNull<T>);
 
 // SAFETY: it owns a `T`.
@@ -187,8 +185,8 @@ unsafe impl<T: Send> Send for Retired<T> {}
 impl<T> Retired<T> {
     /// # Safety
     ///
-    /// `this` is what a box was made into, and nobody else makes it into one again.
-    /// Who may look at it has ended that when the result is dropped or taken back.
+    /// `this` comes from a box, and no other code turns it back into one. Every reader has finished
+    /// when the result is dropped or taken back.
     pub(super) unsafe fn new(this: NonNull<T>) -> Self {
         Self(this)
     }
@@ -206,7 +204,7 @@ impl<T> Drop for Retired<T> {
     }
 }
 
-/// What waits for the epoch.
+/// Objects that wait for the epoch.
 pub(crate) enum Garbage<P: Payload> {
     Block(Retired<Block<P>>),
     Former(Arc<Translation<P>>),

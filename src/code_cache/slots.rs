@@ -1,19 +1,18 @@
 //! An array of slots, from a key to its entry cell: read without a lock.
 //!
-//! A slot is one word: the address of a cell, and beside it 16 bits of the key's
-//! hash. A lookup probes slots until those bits are the same, and compares the key
-//! in the cell, whose entry stands next to it: two cache lines, one of each array,
-//! whatever lies behind the cell. Slots are filled one by one and never emptied.
+//! A slot is one word: the address of a cell, and 16 bits of the key's hash. A lookup probes slots
+//! until those bits are the same. Then it compares the key in the cell, beside the cell's entry. So
+//! it touches two cache lines, one of each array. Slots are filled one by one and never emptied.
 //!
-//! Those misses are what a lookup costs, and a processor has several under way, of
-//! lookups that follow each other, as far as its queues reach. Hence as few
-//! instructions and loads beside them as can be: an array is known by one word, which
-//! says where it is and how large, and the search beyond the first probe is apart.
+//! A lookup costs those two misses. A processor overlaps the misses of successive lookups, as far
+//! as its queues reach. So a lookup has as few other instructions and loads as possible: one word
+//! holds the array's address and size, and the search beyond the first probe is a separate
+//! function.
 //!
 //! # Safety
 //!
-//! A cell is published by the release store of its slot. A [`Slots`] is a copy that
-//! keeps nothing: who uses one knows that the [`Array`] lives.
+//! A cell is published by the release store of its slot. A [`Slots`] is a copy that keeps nothing
+//! alive: its user must know that the [`Array`] lives.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
@@ -32,16 +31,16 @@ const FIRST_SLOTS: usize = 4;
 #[cfg(miri)]
 const FIRST_SLOTS: usize = 64;
 
-/// Bits of a slot that are the hash's.
+/// The bits of a slot that hold a part of the hash.
 const TAG_BITS: u32 = u64::BITS - ADDRESS_BITS;
-/// What an empty slot holds.
+/// The value of an empty slot.
 const EMPTY: u64 = 0;
 
 /// An array of slots, a power of two of them.
 #[derive(Clone, Copy)]
 pub(super) struct Slots {
     first: NonNull<AtomicU64>,
-    /// What makes an index of a hash.
+    /// Shifts a hash to an index.
     shift: u32,
 }
 
@@ -51,18 +50,18 @@ fn hash(key: Key) -> u64 {
     key.raw().wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// The bits of `hash` that stand beside the address: of no empty slot, and but for
-/// one none of them in an index of less than 2^24 slots.
+/// The bits of `hash` that stand beside the address. Never zero, so never those of an empty slot.
+/// In a table of less than 2^24 slots no index uses them.
 #[inline]
 fn tag(hash: u64) -> u16 {
     (hash >> 24) as u16 | 1
 }
 
 impl Slots {
-    /// Of the address, so that it has room for the shift.
+    /// Alignment of the address, so that its low bits have room for the shift.
     const ALIGN: usize = 64;
 
-    /// One word for both, whence they come back by [`Slots::unpack`].
+    /// Packs both fields into one word. [`Slots::unpack`] is the inverse.
     fn pack(self) -> *mut AtomicU64 {
         self.first.as_ptr().map_addr(|address| address | self.shift as usize)
     }
@@ -81,7 +80,7 @@ impl Slots {
         1 << (u64::BITS - self.shift)
     }
 
-    /// The index behind `at`.
+    /// The index after `at`.
     fn behind(self, at: usize) -> usize {
         (at + 1) & (self.len() - 1)
     }
@@ -95,11 +94,11 @@ impl Slots {
         unsafe { self.first.add(at).as_ref() }
     }
 
-    /// The cell of `key`, where there is one.
+    /// The cell of `key`, if there is one.
     ///
     /// # Safety
     ///
-    /// The array, and what it leads to, lives meanwhile.
+    /// The array, and each cell that it leads to, lives meanwhile.
     #[inline]
     pub(super) unsafe fn find(self, key: Key) -> Option<CellPtr> {
         let hash = hash(key);
@@ -113,7 +112,7 @@ impl Slots {
         }
     }
 
-    /// Apart, so that what is found at once costs no instruction more.
+    /// A separate function, so that a hit at the first probe costs no further instruction.
     #[cold]
     unsafe fn find_behind(self, key: Key, hash: u64, mut at: usize) -> Option<CellPtr> {
         loop {
@@ -149,7 +148,7 @@ impl Slots {
     ///
     /// # Safety
     ///
-    /// The array lives meanwhile, and has an empty slot; nobody else enters.
+    /// The array lives meanwhile, and has an empty slot; no other thread enters a cell.
     pub(super) unsafe fn enter(self, key: Key, cell: CellPtr) {
         let hash = hash(key);
         let mut at = (hash >> self.shift) as usize;
@@ -157,7 +156,7 @@ impl Slots {
         while unsafe { self.slot(at) }.load(Ordering::Relaxed) != EMPTY {
             at = self.behind(at);
         }
-        // Each cell is of a slab whose address has no more bits.
+        // A slab's address has no more bits.
         debug_assert_eq!(cell.to_bits() >> ADDRESS_BITS, 0);
         let word = cell.to_bits() << TAG_BITS | u64::from(tag(hash));
         // SAFETY: as above.
@@ -169,7 +168,7 @@ impl Slots {
     }
 }
 
-/// What is at an index.
+/// The result of a probe at an index.
 enum Probe {
     Hit(CellPtr),
     /// Another key's cell.
@@ -180,11 +179,11 @@ enum Probe {
 /// Memory for an array.
 pub(super) struct Array(Slots);
 
-// SAFETY: what is in it are atomics.
+// SAFETY: it contains atomics.
 unsafe impl Send for Array {}
 
 impl Array {
-    /// Of `len` empty slots, a power of two from [`FIRST_SLOTS`] on.
+    /// An array of `len` empty slots, a power of two from [`FIRST_SLOTS`] on.
     fn new(len: usize) -> Self {
         let layout = Self::layout(len);
         // SAFETY: the layout is not empty.
@@ -192,13 +191,13 @@ impl Array {
             handle_alloc_error(layout)
         };
         for at in 0..len {
-            // SAFETY: inside what was just allocated.
+            // SAFETY: inside the new allocation.
             unsafe { first.add(at).write(AtomicU64::new(EMPTY)) };
         }
         Self(Slots { first, shift: u64::BITS - len.ilog2() })
     }
 
-    /// As large as `kept` cells and as many new ones at least need.
+    /// Large enough for `kept` cells and at least as many new ones.
     pub(super) fn for_cells(kept: usize, capacity: usize) -> Self {
         let mut len = FIRST_SLOTS;
         while len * 5 < kept * 16 || len * 5 < capacity * 2 {
@@ -217,14 +216,14 @@ impl Array {
             .unwrap_or_else(|_| unreachable!("cells for as many slots are beyond any address space"))
     }
 
-    /// For a word, which owns it until [`Array::from_packed`].
+    /// Packs it into a word, which owns it until [`Array::from_packed`].
     pub(super) fn into_packed(self) -> *mut AtomicU64 {
         ManuallyDrop::new(self).0.pack()
     }
 
     /// # Safety
     ///
-    /// `packed` is from [`Array::into_packed`], and from there comes one array.
+    /// `packed` is from [`Array::into_packed`], and only one array is made from it.
     pub(super) unsafe fn from_packed(packed: *mut AtomicU64) -> Self {
         // SAFETY: by this function's contract.
         Self(unsafe { Slots::unpack(packed) })
@@ -235,7 +234,7 @@ impl Drop for Array {
     fn drop(&mut self) {
         let Slots { first, .. } = self.0;
         let len = self.0.len();
-        // SAFETY: from `new`; nobody has it any more.
+        // SAFETY: from `new`; no thread uses it any more.
         unsafe {
             NonNull::slice_from_raw_parts(first, len).drop_in_place();
             dealloc(first.as_ptr().cast(), Self::layout(len));

@@ -1,34 +1,33 @@
-//! From a key to its entry cell: a hash table that is read without a lock. What is
-//! read is an array of slots ([`super::slots`]).
+//! From a key to its entry cell: a hash table that is read without a lock. Readers read an array of
+//! slots ([`super::slots`]).
 //!
 //! # Sweeps
 //!
-//! Slots are filled one by one and never emptied. When an array is five eighths
-//! full, a new one is made: of the cells that are needed (a link leads to them, or
-//! a block is behind them), and so large that at least as many again go into it, and
-//! a quarter of what the slabs hold. So the cost for each new cell is bounded, and so
-//! is the number of cells that nobody needs: guests that run at ever new addresses
-//! leave nothing behind.
+//! Slots are filled one by one and never emptied. When an array is five eighths full, a new one is
+//! made of the cells that are needed (a link leads to them, or a block is behind them). It has room
+//! for at least as many more, and for a quarter of the cells in the slabs. So the cost for each new
+//! cell is bounded, and so is the number of cells that are not needed: guests that run at ever new
+//! addresses leave nothing behind.
 //!
-//! The old array and the cells that are not in the new one are garbage of the epoch:
-//! a lookup may be in the midst of them. But a vCPU's front holds cells over many
-//! pins. So a sweep has a number, which a vCPU compares with the last one that it
-//! saw each time it pins: where it moved, the front is cleared.
+//! The old array and the cells that are not in the new one are garbage of the epoch: a lookup may
+//! still be using them. But a vCPU's front holds cells over many pins. So sweeps have a number. At
+//! each pin a vCPU compares it with the last number that it saw. If it changed, the vCPU clears its
+//! front.
 //!
 //! | a sweep | a vCPU |
 //! |---|---|
 //! | 1. publishes the new array | 1. pins, and fences |
-//! | 2. raises the number | 2. compares the number, and clears its front where it moved |
+//! | 2. raises the number | 2. compares the number, and clears its front if it changed |
 //! | 3. retires the cells, behind a fence | 3. looks up, and fills the front |
 //!
-//! A vCPU that is pinned and does not see the number fenced before the retirement
-//! did: the epoch waits for that pin, and the next one sees it. One that sees the
+//! If a pinned vCPU does not see the new number, its fence came before the fence of the retirement.
+//! So the epoch waits for that pin, and the vCPU's next pin sees the number. A vCPU that sees the
 //! number sees the new array, so it finds no swept cell to put into its front again.
 //!
 //! # Safety
 //!
-//! The current array lives until it is replaced and every pin of then is gone:
-//! reading needs a pin or the commit lock.
+//! The current array lives until it is replaced and every pin of that time is gone: reading needs a
+//! pin or the commit lock.
 #![allow(unsafe_code)]
 
 use super::cells::{Cell, CellPtr, CellRef, Cells};
@@ -37,49 +36,49 @@ use super::{Key, Payload};
 use crate::block::EntryStubs;
 use crate::sync::{Arc, AtomicPtr, AtomicU64, Ordering};
 
-/// Of cells that are not in the table: not a key.
+/// The key of cells that are not in the table: not a valid key.
 pub(super) const NO_KEY: u64 = u64::MAX;
 
-/// What a new array replaced, to be retired.
+/// The array that a new one replaced, and the swept cells, to be retired.
 pub(crate) struct Swept {
     /// Only to be dropped.
     _slots: Array,
     pub(super) cells: Vec<CellPtr>,
 }
 
-/// The table. Its writers have the cells' lock.
+/// The table. Its writers hold the lock of the cells.
 pub(crate) struct Table {
     /// Packed; never null.
     slots: AtomicPtr<AtomicU64>,
     /// How often cells were swept.
     sweeps: AtomicU64,
-    /// Of no key and leading nowhere.
+    /// The cell of no key, which leads nowhere.
     nobody: Arc<Cell>,
 }
 
 impl Table {
     pub(super) fn new(stubs: EntryStubs) -> Self {
         let slots = AtomicPtr::new(Array::for_cells(0, 0).into_packed());
-        // Fronts lead to it: no box, which would be the only way to it.
+        // Fronts point to it, so it is not a box: a box would be the only way to it.
         let nobody = Arc::new(Cell::new(stubs));
         Self { slots, sweeps: AtomicU64::new(0), nobody }
     }
 
     #[inline]
     fn slots(&self) -> Slots {
-        // SAFETY: packed, whenever it was stored.
+        // SAFETY: every stored value is packed.
         unsafe { Slots::unpack(self.slots.load(Ordering::Acquire)) }
     }
 
-    /// The cell of `key`, where there is one.
+    /// The cell of `key`, if there is one.
     ///
     /// # Safety
     ///
     /// Under a pin or the commit lock, which is kept for `'a`.
     #[inline]
     pub(super) unsafe fn get<'a>(&self, key: Key) -> Option<&'a Cell> {
-        // SAFETY: by this function's contract; the cells of an array live as long
-        // as it may be read.
+        // SAFETY: by this function's contract; the cells of an array live as long as it may be
+        // read.
         unsafe { self.slots().find(key).map(|cell| cell.as_ref()) }
     }
 
@@ -88,7 +87,7 @@ impl Table {
         &self.nobody
     }
 
-    /// How often cells were swept. Whoever sees a number sees the array of then.
+    /// The number of sweeps. A reader that sees a number sees the array of that sweep.
     #[inline]
     pub(super) fn sweeps(&self) -> u64 {
         self.sweeps.load(Ordering::Acquire)
@@ -101,21 +100,21 @@ impl Table {
 
     /// The cell of `key`, under the lock of `cells`.
     pub(super) fn cell<'a, P: Payload>(&self, cells: &'a Cells<P>, key: Key) -> Option<CellRef<'a, P>> {
-        // SAFETY: whoever has the cells has their lock.
+        // SAFETY: a caller with the cells holds their lock.
         let cell = unsafe { self.slots().find(key) }?;
         // SAFETY: in the table.
         Some(unsafe { cells.at(cell) })
     }
 
-    /// The cell of `key`, made where there is none, and what had to be replaced for
-    /// it. `key` is not `u64::MAX`.
+    /// The cell of `key`, made if there is none, and the array that had to be replaced for it, if
+    /// any. `key` is not `u64::MAX`.
     pub(super) fn cell_or_new<'a, P: Payload>(
         &self,
         cells: &'a mut Cells<P>,
         key: Key,
         stubs: EntryStubs,
     ) -> (CellRef<'a, P>, Option<Swept>) {
-        // SAFETY: whoever has the cells has their lock.
+        // SAFETY: a caller with the cells holds their lock.
         if let Some(cell) = unsafe { self.slots().find(key) } {
             // SAFETY: in the table.
             return (unsafe { cells.at(cell) }, None);
@@ -137,15 +136,15 @@ impl Table {
         if !swept.is_empty() {
             self.sweeps.fetch_add(1, Ordering::Release);
         }
-        // SAFETY: replaced just now by the only writer; whoever still reads it is
-        // waited for before it is dropped.
+        // SAFETY: replaced just now by the only writer. The epoch waits for its readers before it
+        // is dropped.
         Swept { _slots: unsafe { Array::from_packed(old) }, cells: swept }
     }
 }
 
 impl Drop for Table {
     fn drop(&mut self) {
-        // SAFETY: nobody has the table any more.
+        // SAFETY: no thread uses the table any more.
         drop(unsafe { Array::from_packed(self.slots.load(Ordering::Relaxed)) });
     }
 }
@@ -157,7 +156,7 @@ mod tests {
 
     const STUBS: EntryStubs = EntryStubs::NOT_CODE;
 
-    /// Slabs and arrays are smaller there as well.
+    /// Under Miri slabs and arrays are smaller as well.
     const KEYS: u64 = if cfg!(miri) { 60 } else { 10_000 };
 
     struct Fixture {
@@ -170,7 +169,7 @@ mod tests {
             Self { table: Table::new(STUBS), cells: Cells::new() }
         }
 
-        /// A link to the cell of `key`; what was swept for it is given back at once.
+        /// A link to the cell of `key`; swept cells are given back at once.
         fn link(&mut self, key: u64) -> Link {
             let (cell, swept) = self.table.cell_or_new(&mut self.cells, Key(key), STUBS);
             let link = cell.link();

@@ -13,11 +13,11 @@ use crate::error::Error;
 use crate::sync::Arc;
 use crate::tracker::BeginError;
 
-/// The most that one payload counts for: a million of them still have a sum.
+/// The most that one payload counts for, so that the sum of a million payloads does not overflow.
 const HEAVIEST_BYTES: usize = usize::MAX >> 20;
 
-/// A translation in progress. Dropped without a commit, it leaves nothing
-/// behind; the pages stay protected.
+/// A translation in progress. If it is dropped without a commit, only the pages' protection
+/// remains.
 pub struct Ticket<P: Payload> {
     cache: CodeCache<P>,
     key: Key,
@@ -42,15 +42,14 @@ impl<P: Payload> Ticket<P> {
         Self { cache, key, pages, flag, source, options: 0, payload_bytes: 0, is_misread: false }
     }
 
-    /// What the block will be found by.
+    /// The key of the block.
     pub fn key(&self) -> Key {
         self.key
     }
 
-    /// Protects the page that holds `guest`, if this ticket did not yet, and every
-    /// page that is known to show the same bytes, and says
-    /// where it lies in this process. Its bytes may be read from now on, each of
-    /// them once: in a deferred region a second reading may differ.
+    /// Protects the page that holds `guest`, if this ticket has not yet, and every page that is
+    /// known to show the same bytes. Returns the page's place in this process. From now on its
+    /// bytes may be read, each of them once: in a deferred region a second reading may differ.
     ///
     /// # Errors
     ///
@@ -64,8 +63,8 @@ impl<P: Payload> Ticket<P> {
         }
         let claim = self.cache.claim(guest)?;
         let (host, shows) = (claim.host_page(), claim.guest_page());
-        // All of the page's views or none, also if a policy panics in between: a page that
-        // is found here is not claimed again.
+        // All of the page's views or none, also if a policy panics in between: a page that is found
+        // here is not claimed again.
         let mut views = BlockPages::new();
         views.push(BlockPage::new(claim, shows));
         for alias in self.cache.tracker().aliases(guest) {
@@ -79,12 +78,12 @@ impl<P: Payload> Ticket<P> {
     /// ([`Ticket::claim`]), copies the bytes, and notes that the block is made from them
     /// ([`Ticket::made_from`]). An aligned word of 8, 4 or 2 bytes is copied whole.
     ///
-    /// To be called in the same order each time that the same code is translated. An error
-    /// may leave the first part of `into` overwritten.
+    /// Translating the same code must make these calls in the same order each time. An error may
+    /// leave the first part of `into` overwritten.
     ///
     /// # Errors
     ///
-    /// [`TranslateError::Interpret`]: a write is going on.
+    /// [`TranslateError::Interpret`]: a write is in progress.
     /// [`TranslateError::Failed`]: the bytes are in no region, or the kernel refused.
     pub fn read(&mut self, guest: GuestAddr, into: &mut [u8]) -> Result<(), TranslateError> {
         let page_bytes = self.cache.tracker().page_size().bytes() as u64;
@@ -102,19 +101,18 @@ impl<P: Payload> Ticket<P> {
         Ok(self.made_from(guest, into)?)
     }
 
-    /// Says that the block is made from `bytes`, which were read at `guest` after
-    /// the pages there were claimed. To be called for each piece of the guest's
-    /// code, in the same order each time that the same code is translated.
+    /// Declares that the block is made from `bytes`, which were read at `guest` after the pages
+    /// there were claimed. Call it for each piece of the guest's code, and in the same order each
+    /// time that the same code is translated.
     ///
-    /// It is worth calling: a write to other bytes of the pages is then one beside
-    /// the block, and the block can be revived. For a ticket that never calls it,
-    /// every byte of its pages is the block's. Code that depends on anything but
-    /// the key and these bytes must not call it.
+    /// With it, a write to other bytes of the pages is a write beside the block, and the block can
+    /// be revived. Without any call, every byte of its pages belongs to the block. Code that
+    /// depends on anything but the key and these bytes must not call it.
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] if a page of the range was not claimed, or the range wraps. What
-    /// was read there may have changed unseen: the ticket makes no block any more
+    /// [`Error::BadRange`] if a page of the range was not claimed, or the range wraps. Bytes read
+    /// there may have changed unseen, so the ticket can make no block any more
     /// ([`CommitError::NotClaimed`]). Claim first, then read.
     pub fn made_from(&mut self, guest: GuestAddr, bytes: &[u8]) -> Result<(), Error> {
         let len = bytes.len() as u64;
@@ -140,50 +138,47 @@ impl<P: Payload> Ticket<P> {
         Ok(())
     }
 
-    /// What else the block is made by, in one number of the embedder's making: a
-    /// former block of other options is not revived. 0 where nothing is said.
+    /// Records every other input of the translation, as one number that the embedder makes. A
+    /// former block with another number is not revived. The default is 0.
     pub fn made_with(&mut self, options: u64) {
         self.options = options;
     }
 
-    /// Says how much memory the payload owns, in bytes: what is free again when it is
-    /// dropped. (A payload that is an [`Allocation`](crate::code_buffer::Allocation) counts by
-    /// itself.) It counts against the cache's limit
-    /// ([`CodeCache::set_limit`]); a payload of which nothing is said weighs nothing
-    /// beside its records, one of more than 16 TiB (on 64-bit hosts) as much as that.
+    /// Declares how many bytes of memory are free again when the payload is dropped. They count
+    /// against the cache's limit ([`CodeCache::set_limit`]). A payload without a declaration weighs
+    /// nothing beside its records, except an [`Allocation`], which counts by itself. One of more
+    /// than 16 TiB (on 64-bit hosts) counts as 16 TiB.
     pub fn weighs(&mut self, payload_bytes: usize) {
         self.payload_bytes = payload_bytes.min(HEAVIEST_BYTES);
     }
 
-    /// Whether the block needs an entry that compares its bytes: some page that was
-    /// claimed is written to all the time and stays writable. Otherwise the page may
-    /// come to that later.
+    /// Whether the block needs an entry that compares its bytes: a claimed page is written to all
+    /// the time and stays writable. If not, a page may still come to that later.
     pub fn needs_check(&self) -> bool {
         self.pages.iter().any(|page| page.claim.is_checked())
     }
 
-    /// A byte that is 0 while the block is valid and entered by its plain entry,
-    /// and one of [`StaleFlag`]'s other values where it is not. Emitted code may poll
-    /// it, for instance after a store of its own; it lives as long as the block's
-    /// payload. In a synchronous region a block that can store to its own bytes has to
-    /// poll it, or to know by the address of each store that it did not. A block whose
-    /// ticket was not asked for it has none.
+    /// A byte that is 0 while the block is valid and entered by its plain entry, and otherwise one
+    /// of [`StaleFlag`]'s other values. Emitted code may poll it, for instance after its own
+    /// stores. It lives as long as the block's payload. In a synchronous region, a block that can
+    /// store to its own bytes must poll it, or know by the address of each store that the store did
+    /// not hit them. A block has a flag only if its ticket was asked for it.
     pub fn stale_flag(&mut self) -> *const u8 {
         Arc::as_ptr(self.flag.get_or_insert_with(|| Arc::new(StaleFlag::new()))).cast()
     }
 
-    /// Whether no write came yet since the pages were claimed: otherwise a commit would be
-    /// refused. So it would in a fork's child that nobody announced.
+    /// Whether no write came since the pages were claimed. Otherwise a commit would be refused, as
+    /// it would in a fork's child that was not announced.
     pub fn is_current(&self) -> bool {
         self.pages.iter().all(|page| page.claim.is_current())
     }
 
-    /// Makes a former block of the same key reachable again, if one is kept that was
-    /// made from the same bytes ([`Ticket::made_from`], called for all of them
-    /// before) with the same options; or finds that one is reachable.
+    /// Looks for a former block of the same key, made from the same bytes ([`Ticket::made_from`],
+    /// called for all of them before) with the same options. Makes it reachable again, unless such
+    /// a block is reachable already.
     ///
-    /// Returns `None` where that is so: look the key up. Returns the ticket where there
-    /// is none: translate, and commit.
+    /// Returns `None` if such a block is reachable now: look the key up. Returns the ticket if
+    /// there is none: translate, and commit.
     ///
     /// # Errors
     ///
@@ -203,22 +198,20 @@ impl<P: Payload> Ticket<P> {
         Ok(pages.map(|pages| Self { pages, ..self }))
     }
 
-    /// Makes the block reachable: lookups of its key and links to it lead to
-    /// `entry` until a write to its bytes arrives. A block of the same key
-    /// is superseded. `payload` is dropped when no vCPU can be inside the block
-    /// any more and it is not kept for [`Ticket::revive`]. Older blocks may be evicted
-    /// for it ([`CodeCache::set_limit`]).
+    /// Makes the block reachable: lookups of its key and links to it lead to `entry` until a write
+    /// to its bytes arrives. It supersedes a block of the same key. `payload` is dropped when no
+    /// vCPU can be inside the block any more and it is not kept for [`Ticket::revive`]. Older
+    /// blocks may be evicted for it ([`CodeCache::set_limit`]).
     ///
     /// # Errors
     ///
-    /// [`CommitError::Written`]: a write came since a page was claimed; nothing
-    /// of the block can be reached, `payload` was dropped or is kept. Begin again, or
-    /// interpret an instruction first.
+    /// [`CommitError::Written`]: a write came since a page was claimed. The block cannot be reached;
+    /// `payload` was dropped or is kept. Begin again, or interpret an instruction first.
     /// [`CommitError::NotClaimed`]: [`Ticket::made_from`] failed.
     /// [`CommitError::UnderForkGuard`]: this thread holds the guard of a fork.
-    /// [`CommitError::NeedsCheck`]: [`Ticket::needs_check`], and `entry` has no
-    /// checked address. [`CommitError::NoPages`]: nothing was claimed.
-    /// [`CommitError::BadEntry`]: an address that is a stub's, or twice the same.
+    /// [`CommitError::NeedsCheck`]: [`Ticket::needs_check`] is true, and `entry` has no checked address.
+    /// [`CommitError::NoPages`]: nothing was claimed. [`CommitError::BadEntry`]: an address equals a
+    /// stub's, or both addresses are the same.
     pub fn commit(self, entry: impl Into<Entry>, payload: P) -> Result<(), CommitError> {
         let needs_check = self.needs_check();
         let Self { cache, key, pages, flag, source, options, payload_bytes, is_misread } = self;

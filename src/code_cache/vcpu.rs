@@ -1,14 +1,14 @@
 //! A vCPU's way into the cache: its pin and its direct-mapped front.
 //!
-//! The front holds cells over many pins. A cell that nobody needs is freed behind
-//! the epoch, so each pin first looks whether cells were swept since the last one,
-//! and clears the front then ([`super::table`] has the order of things).
+//! The front holds cells over many pins. A cell that is not needed is freed behind the epoch. So
+//! each pin first checks whether cells were swept since the last one, and clears the front if so
+//! ([`super::table`] has the order of the steps).
 //!
 //! # Safety
 //!
-//! The front is plain memory that its vCPU's thread alone reads and writes, in
-//! Rust and in the embedder's emitted code, under its pin. A cell in it lives until
-//! the pin ends, and until the pin that finds that cells were swept meanwhile.
+//! The front is plain memory. Only its vCPU's thread reads and writes it, in Rust and in the
+//! embedder's emitted code, under its pin. A cell in it lives until the pin ends, and until the pin
+//! that finds that cells were swept meanwhile.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
@@ -25,15 +25,14 @@ use crate::sync::{Arc, Rule, left_out};
 /// Entries of a front; a power of two.
 pub const FRONT_ENTRIES: usize = if cfg!(miri) { 64 } else { 4096 };
 
-/// One entry of a front, for emitted code: the entry of a key is at index
-/// [`Key::front_index`]; where `key` is the key that is looked for, jump to what
-/// `cell` holds.
+/// One entry of a front, for emitted code. The entry of a key is at index [`Key::front_index`]. If
+/// `key` is the wanted key, jump to the address in `cell`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct FrontEntry {
-    /// The key, or `u64::MAX` where the entry is empty.
+    /// The key, or `u64::MAX` if the entry is empty.
     pub key: u64,
-    /// Its entry cell; of an empty entry one that leads to the dead stub.
+    /// Its entry cell. An empty entry has a cell that leads to the dead stub.
     pub cell: *const EntryCell,
 }
 
@@ -47,8 +46,7 @@ pub struct VCpu<P: Payload> {
     sweeps: u64,
 }
 
-// SAFETY: the front's pointers are to cells that the cache shares by design; all
-// else is Send.
+// SAFETY: the front's pointers are to cells that the cache shares by design; all else is Send.
 unsafe impl<P: Payload> Send for VCpu<P> {}
 
 impl<P: Payload> fmt::Debug for VCpu<P> {
@@ -75,16 +73,16 @@ impl<P: Payload> VCpu<P> {
         &self.cache
     }
 
-    /// The front's [`FRONT_ENTRIES`] entries, for emitted code that runs under
-    /// this vCPU's pin. Its address stays as long as the vCPU. Code that probes it while
-    /// the vCPU is not pinned reads cells that may be freed, or another key's by now.
+    /// The front's [`FRONT_ENTRIES`] entries, for emitted code that runs under this vCPU's pin. Its
+    /// address stays as long as the vCPU. If the vCPU is not pinned, code must not probe it: the
+    /// cells may be freed, or belong to other keys by now.
     pub fn front(&self) -> *const FrontEntry {
         self.front.as_ptr().cast()
     }
 
-    /// Pins the vCPU: the code and the payload of every block that is looked up
-    /// or jumped to from now on live until the pin is dropped. Unpin around guest
-    /// system calls and whatever else may last.
+    /// Pins the vCPU: the code and the payload of every block that is looked up or jumped to from
+    /// now on live until the pin is dropped. Unpin around guest system calls and anything else that
+    /// may last.
     pub fn pin(&mut self) -> Pin<'_, P> {
         self.cache.epoch().pin(&self.participant);
         let sweeps = self.cache.table().sweeps();
@@ -108,8 +106,8 @@ impl<P: Payload> Drop for VCpu<P> {
     }
 }
 
-/// A vCPU that may look up and run blocks. It stays on the thread that pinned it: a fork's
-/// child keeps the pins of its own thread and forgets the others.
+/// A vCPU that may look up and run blocks. It stays on the thread that pinned it: a fork's child
+/// keeps the pins of its own thread and forgets the others.
 ///
 /// ```compile_fail,E0277
 /// fn is_send<T: Send>() {}
@@ -122,13 +120,12 @@ pub struct Pin<'a, P: Payload> {
 }
 
 impl<P: Payload> Pin<'_, P> {
-    /// Where the valid block of `key` is entered just now, by its plain or by its checked
-    /// entry; its code lives until the pin is dropped. `None`: translate it
-    /// ([`CodeCache::begin`]), or interpret.
+    /// The current entry of the valid block of `key`, plain or checked; its code lives until the
+    /// pin is dropped. `None`: translate it ([`CodeCache::begin`]), or interpret.
     #[inline]
     pub fn lookup(&mut self, key: Key) -> Option<usize> {
-        // SAFETY: the front is this vCPU's, which we have alone; no emitted code
-        // of it runs while Rust code does.
+        // SAFETY: the front belongs to this vCPU, which we have alone; its emitted code does not
+        // run while Rust code does.
         let FrontEntry { key: found, cell } = unsafe { *self.vcpu.front[key.front_index()].get() };
         if found == key.raw() {
             // SAFETY: the cells of a front live under the pin.
@@ -140,7 +137,7 @@ impl<P: Payload> Pin<'_, P> {
         self.refill(key)
     }
 
-    /// The front does not have it, or has a cell that was swept since.
+    /// Called if the front does not have it, or has a cell that was swept since.
     fn refill(&mut self, key: Key) -> Option<usize> {
         let cell = self.cell(key)?;
         let found = FrontEntry { key: key.raw(), cell };
@@ -150,8 +147,8 @@ impl<P: Payload> Pin<'_, P> {
         self.leads_somewhere(address).then_some(address)
     }
 
-    /// [`Pin::lookup`] past the front, which stays as it is: for keys that
-    /// emitted code does not look for.
+    /// [`Pin::lookup`] without the front, which stays as it is: for keys that emitted code does not
+    /// look for.
     #[inline]
     pub fn lookup_shared(&mut self, key: Key) -> Option<usize> {
         let address = self.cell(key)?.load();
@@ -160,7 +157,7 @@ impl<P: Payload> Pin<'_, P> {
 
     #[inline]
     fn cell<'a>(&self, key: Key) -> Option<&'a EntryCell> {
-        // SAFETY: under a pin, which the callers keep.
+        // SAFETY: under a pin, which the callers hold.
         unsafe { self.vcpu.cache.table().get(key) }.map(|cell| &cell.entry)
     }
 

@@ -1,17 +1,16 @@
-//! Copies of guest bytes that are no data races, whatever guest threads and other
-//! copies do meanwhile.
+//! Copies of guest bytes that are no data races, even while guest threads store and other copies
+//! run.
 //!
-//! Rust has no copy of many bytes that may race: a plain one must not, atomic accesses
-//! of different sizes must not meet, and one byte after the other is slow. So each piece
-//! is a load and a store in assembly. To Rust's rules they are relaxed atomic accesses
-//! of each byte, which always have one size. To the processor they are more: aligned
-//! pieces of 8, 4 and 2 bytes go in one piece, so an aligned instruction is copied whole.
-//! (`rep movsb` is no faster here, and says nothing of pieces.)
+//! Rust has no copy of many bytes that may race: a plain one must not, atomic accesses of different
+//! sizes must not meet, and one byte after the other is slow. So each piece is a load and a store
+//! in assembly. To Rust's rules they are relaxed atomic accesses of each byte, which always have
+//! one size. The processor does more: aligned pieces of 8, 4 and 2 bytes go at once, so an aligned
+//! instruction is copied whole. (`rep movsb` is no faster here, and promises nothing about pieces.)
 //!
 //! # Safety
 //!
-//! The caller's: both sides are mapped with the access that they take. No reference to
-//! a byte of guest memory exists.
+//! The caller guarantees that both sides are mapped with the needed access, and that no reference
+//! to a byte of guest memory exists.
 #![allow(unsafe_code)]
 
 /// Largest piece, in bytes.
@@ -22,7 +21,7 @@ const PIECE: usize = 8;
 ///
 /// # Safety
 ///
-/// The module's.
+/// As in the module's head.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline(always)]
 unsafe fn copy_piece(from: *const u8, into: *mut u8, bytes: usize) {
@@ -46,7 +45,7 @@ unsafe fn copy_piece(from: *const u8, into: *mut u8, bytes: usize) {
 ///
 /// # Safety
 ///
-/// The module's.
+/// As in the module's head.
 #[cfg(all(target_arch = "aarch64", not(miri)))]
 #[inline(always)]
 unsafe fn copy_piece(from: *const u8, into: *mut u8, bytes: usize) {
@@ -66,15 +65,15 @@ unsafe fn copy_piece(from: *const u8, into: *mut u8, bytes: usize) {
     }
 }
 
-/// The largest piece that starts at `address` aligned and has `left` bytes at most.
+/// The largest aligned piece that starts at `address` and has at most `left` bytes.
 #[cfg(not(miri))]
 fn first_piece(address: usize, left: usize) -> usize {
     let aligned = 1 << address.trailing_zeros().min(PIECE.trailing_zeros());
     aligned.min(1 << left.ilog2())
 }
 
-/// From the first byte to the last. Pieces are aligned at `pieces_at`, which is the
-/// address of the guest's side.
+/// Copies from the first byte to the last. Pieces are aligned at `pieces_at`, the address of the
+/// guest's side.
 #[cfg(not(miri))]
 unsafe fn forwards(from: *const u8, into: *mut u8, len: usize, pieces_at: usize) {
     let mut at = 0;
@@ -89,12 +88,12 @@ unsafe fn forwards(from: *const u8, into: *mut u8, len: usize, pieces_at: usize)
     }
 }
 
-/// From the last byte to the first.
+/// Copies from the last byte to the first.
 #[cfg(not(miri))]
 unsafe fn backwards(from: *const u8, into: *mut u8, len: usize) {
     let mut left = len;
     while left > 0 {
-        // The largest piece that ends here aligned.
+        // The largest aligned piece that ends here.
         let piece = first_piece(into.addr() + left, left);
         left -= piece;
         // SAFETY: within `len`; the caller's obligation.
@@ -106,7 +105,7 @@ unsafe fn backwards(from: *const u8, into: *mut u8, len: usize) {
 ///
 /// # Safety
 ///
-/// The module's; `into.len()` bytes are there at `guest`.
+/// As in the module's head; `into.len()` bytes are there at `guest`.
 pub(super) unsafe fn copy_out(guest: *const u8, into: &mut [u8]) {
     #[cfg(not(miri))]
     // SAFETY: the caller's obligation.
@@ -124,7 +123,7 @@ pub(super) unsafe fn copy_out(guest: *const u8, into: &mut [u8]) {
 ///
 /// # Safety
 ///
-/// The module's; there is room for `from.len()` bytes at `guest`.
+/// As in the module's head; there is room for `from.len()` bytes at `guest`.
 pub(super) unsafe fn copy_in(from: &[u8], guest: *mut u8) {
     #[cfg(not(miri))]
     // SAFETY: the caller's obligation.
@@ -142,7 +141,7 @@ pub(super) unsafe fn copy_in(from: &[u8], guest: *mut u8) {
 ///
 /// # Safety
 ///
-/// The module's; `len` bytes are there at both.
+/// As in the module's head; `len` bytes are there at both.
 pub(super) unsafe fn copy_within(from: *const u8, into: *mut u8, len: usize) {
     let is_over_itself = into.addr().wrapping_sub(from.addr()) < len;
     #[cfg(not(miri))]
@@ -158,13 +157,13 @@ pub(super) unsafe fn copy_within(from: *const u8, into: *mut u8, len: usize) {
     }
 }
 
-/// The same to Rust's rules, for Miri, which knows no assembly.
+/// The same accesses by Rust's rules, for Miri, which knows no assembly.
 #[cfg(miri)]
 mod bytes {
     use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
     pub(super) unsafe fn load(from: *const u8) -> u8 {
-        // SAFETY: the caller's obligation; guest memory is shared and written by atomics alone.
+        // SAFETY: the caller's obligation; guest memory is shared and written only by atomics.
         unsafe { AtomicU8::from_ptr(from.cast_mut()) }.load(Relaxed)
     }
 
@@ -190,7 +189,7 @@ mod tests {
         guest.iter().map(|byte| byte.load(Relaxed)).collect()
     }
 
-    /// Each length at each place, against the slice's own.
+    /// Each length at each place, compared with the slice's own copies.
     #[test]
     fn agrees_with_copies_of_slices() {
         for len in 0..=LEN / 2 {

@@ -1,4 +1,4 @@
-//! Runs a model in loom and says what became of it.
+//! Runs a model in loom and reports its result.
 
 use core::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
@@ -17,8 +17,8 @@ thread_local! {
 /// The payload of the panic that ends an exploration.
 struct Enough;
 
-/// Says that the model saw what must not be. It goes on to the end of this
-/// execution, where everything is dropped as usual.
+/// Reports that the model saw a violation. The model goes on to the end of this execution, so that
+/// everything is dropped as usual.
 pub(super) fn violation(what: impl Into<String>) {
     VIOLATION.with_borrow_mut(|first| {
         first.get_or_insert(what.into());
@@ -31,8 +31,8 @@ pub(super) fn spawn<M: Clone + 'static>(model: &M, run: impl FnOnce(&M) + 'stati
     thread::spawn(move || run(&model))
 }
 
-/// Explores until the end or the first violation, with `preemptions` at most or
-/// as many more as the environment asks for.
+/// Explores until the end or the first violation, with at most `preemptions`, or as many more as
+/// the environment asks for.
 fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) -> Option<String> {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = builder.preemption_bound.max(Some(preemptions));
@@ -57,14 +57,14 @@ fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) -> Opti
     }
 }
 
-/// Nothing that must not be happens in any interleaving.
+/// No interleaving violates the model.
 pub(super) fn holds(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     if let Some(what) = explore(preemptions, model) {
         panic!("{what}");
     }
 }
 
-/// The model notices that `rule` is left out.
+/// The model notices if `rule` is left out.
 pub(super) fn fails_without(rule: Rule, model: impl Fn() + Send + Sync + 'static) {
     LEFT_OUT.set(Some(rule));
     let violation = explore(2, model);

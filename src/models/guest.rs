@@ -1,9 +1,9 @@
-//! A guest whose translator encodes the bytes that it read into the entry, so
-//! that a stale block shows by its address.
+//! A guest whose translator encodes the bytes that it read into the entry, so that a stale block
+//! shows by its address.
 //!
 //! # Safety
 //!
-//! Cells stay as long as their links, which the guest keeps.
+//! Cells stay as long as their links, which the guest holds.
 #![allow(unsafe_code)]
 
 use core::ptr;
@@ -21,14 +21,14 @@ use crate::protection::{Access, Options};
 use crate::sync::Arc;
 use crate::tracker::BeginError;
 
-/// What the tests' blocks own: nothing that is looked at.
+/// The tests' blocks own a payload that is never read.
 pub(super) type Cache = CodeCache<u8>;
 
 #[derive(Clone, Debug)]
 pub(super) struct Guest {
     pub(super) cache: Cache,
     pub(super) kernel: Arc<Kernel>,
-    /// Kept for all who copied them. No lock of loom's: it is not of the model.
+    /// Keeps the links whose addresses were copied. Not a lock of loom: it is no part of the model.
     links: Arc<std::sync::Mutex<Vec<code_cache::Link>>>,
 }
 
@@ -42,7 +42,7 @@ pub(super) fn cache_over<P: Payload>(kernel: &Arc<Kernel>, policy: impl Policy) 
     cache
 }
 
-/// What a link to a block holds.
+/// The address that a link to a block gives.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Link(*const EntryCell);
 
@@ -56,7 +56,7 @@ unsafe impl Sync for Link {}
 pub(super) enum Refusal {
     Busy,
     Written,
-    /// The region is tracked no more.
+    /// The region is no longer tracked.
     Lost,
 }
 
@@ -85,7 +85,7 @@ impl Guest {
         GuestAddr((page << self.cache.tracker().page_size().shift()) as u64)
     }
 
-    /// Begin, read, commit: a block of `key` made from the byte of each page.
+    /// Begins, reads and commits a block of `key`, made from the byte of each page.
     pub(super) fn translate(&self, key: u64, pages: &[usize]) -> Result<(), Refusal> {
         let mut ticket = self.cache.begin(Key::new(key));
         let mut entry = 1;
@@ -103,8 +103,8 @@ impl Guest {
         }
     }
 
-    /// A ticket of a translator that says what it read, the byte of each page, and the
-    /// plain entry of a block of that. Nothing where a page is busy.
+    /// A ticket with the byte of each page read and declared, and the plain entry of a block of
+    /// these bytes. `None` if a page is busy.
     pub(super) fn ticket(&self, key: u64, pages: &[usize]) -> Option<(Ticket<u8>, usize)> {
         let mut ticket = self.cache.begin(Key::new(key));
         let mut entry = 1;
@@ -125,15 +125,14 @@ impl Guest {
         Link(cell)
     }
 
-    /// The byte that the block behind `link` was made from, if there is one. Of a
-    /// block over several pages the last one's. No lock and no fence: as emitted
-    /// code goes through it.
+    /// The byte that the block behind `link` was made from, if there is one; of a block over
+    /// several pages, the last page's byte. Takes no lock and no fence, as emitted code does.
     pub(super) fn follow(&self, link: Link) -> Option<u8> {
         let entry = self.entry(link);
         (entry > 1).then_some(entry as u8)
     }
 
-    /// What `link` holds.
+    /// The entry that `link` holds.
     pub(super) fn entry(&self, link: Link) -> usize {
         // SAFETY: the guest has a link to it.
         unsafe { &*link.0 }.load()

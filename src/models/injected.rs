@@ -1,11 +1,10 @@
-//! The fault handler on the translator's own thread, at each step of it: as when
-//! a signal handler of the embedder stores to guest memory. And a translator
-//! between any two steps of a handler. No choice of another thread's timing is
-//! left out, but here a thread does all or nothing between two steps of another.
+//! The fault handler on the translator's own thread, at each step of it, as when a signal handler
+//! of the embedder stores to guest memory. And a translator between any two steps of a handler.
+//! Here a thread does all or nothing between two steps of another; every such timing is tried.
 //!
 //! # Safety
 //!
-//! A stale flag is looked at while its block lives or is kept.
+//! A stale flag is read only while its block lives or is retained.
 #![allow(unsafe_code)]
 
 use core::cell::{Cell, RefCell};
@@ -22,7 +21,7 @@ use crate::sync::{LEFT_OUT, Rule};
 
 const KEY: u64 = 0x40;
 
-/// A run of one scenario, which says what it saw.
+/// A run of one scenario, which reports its findings.
 struct Run {
     guest: Guest,
     link: Link,
@@ -34,7 +33,7 @@ impl Run {
         Self::over(Kernel::new(Mode::Sigbus, pages), pages, translated)
     }
 
-    /// Where no page can be opened alone: a store opens all of them.
+    /// No page can be opened alone: a store opens all of them.
     fn opening_all(translated: bool) -> Self {
         Self::over(Kernel::new(Mode::Sigbus, 2).that_refuses(Refuses::SinglePages), 2, translated)
     }
@@ -49,7 +48,7 @@ impl Run {
         Self { guest, link, stale: Rc::new(Cell::new(None)) }
     }
 
-    /// A store to `page` that checks for stale blocks when it has retired.
+    /// A store to `page`. When it has retired, it checks for stale blocks.
     fn store(&self, page: usize, byte: u8) -> impl FnOnce() + 'static {
         let Self { guest, link, stale } =
             Self { guest: self.guest.clone(), link: self.link, stale: self.stale.clone() };
@@ -59,8 +58,8 @@ impl Run {
         }
     }
 
-    /// A write by the kernel, which the page is held for. That it is refused counts as
-    /// something stale.
+    /// A write by the kernel, for which the page is held. If the write is refused, that counts as a
+    /// stale block.
     fn announced_write(&self, page: usize, byte: u8) -> impl FnOnce() + 'static {
         let Self { guest, link, stale } =
             Self { guest: self.guest.clone(), link: self.link, stale: self.stale.clone() };
@@ -80,7 +79,7 @@ impl Run {
         move || drop(guest.translate(KEY, &[0]))
     }
 
-    /// What was seen stale, now or at one of the stores.
+    /// The stale byte that was seen, now or at one of the stores.
     fn verdict(&self, page: usize) -> Option<u8> {
         note(&self.guest, self.link, page, &self.stale);
         self.stale.get()
@@ -93,8 +92,8 @@ fn note(guest: &Guest, link: Link, page: usize, stale: &Cell<Option<u8>>) {
     }
 }
 
-/// Runs `main` again and again, with `interrupt` at each of its steps. Returns
-/// how many steps there were and at which something stale was seen.
+/// Runs `main` again and again, with `interrupt` at each of its steps. Returns the number of steps,
+/// and the steps at which a stale block was seen.
 fn at_each_step(
     new: impl Fn() -> Run,
     page: usize,
@@ -140,8 +139,8 @@ fn a_store_at_each_step_of_a_translation() {
     }
 }
 
-/// It finds the block of before, the new one, or none: never the stub of the commit that is
-/// under way.
+/// A lookup finds the previous block, the new one, or none. It never finds the stub of the commit
+/// in progress.
 #[test]
 fn a_lookup_at_each_step_of_a_translation() {
     for translated in [false, true] {
@@ -152,7 +151,7 @@ fn a_lookup_at_each_step_of_a_translation() {
             |run| drop(run.guest.translate(KEY, &[0])),
             |run, step| {
                 let (vcpu, wrong) = (Rc::new(RefCell::new(run.guest.cache.attach_vcpu())), run.stale.clone());
-                // It ends out here: the translator may have a lock that its end takes.
+                // The vCPU ends out here: the translator may hold a lock that the end takes.
                 attached.replace(Some(vcpu.clone()));
                 interrupt_at(step, move || {
                     let (mut vcpu, key) = (vcpu.borrow_mut(), Key::new(KEY));
@@ -190,8 +189,8 @@ fn two_stores_at_each_two_steps_of_a_translation() {
     }
 }
 
-/// The store is that of a block whose code is inside, from before: it looks at the
-/// stale flag next.
+/// The store belongs to a block whose code a vCPU has been inside since before. It checks the stale
+/// flag next.
 fn a_store_at_each_step_of_a_revival() -> (usize, Vec<usize>) {
     let inside = Rc::new(Cell::new(None));
     at_each_step(
@@ -213,7 +212,7 @@ fn a_store_at_each_step_of_a_revival() -> (usize, Vec<usize>) {
             let (store, stale, inside) = (run.store(0, 1), run.stale.clone(), inside.clone());
             interrupt_at(step, move || {
                 store();
-                // SAFETY: its block is kept.
+                // SAFETY: its block is retained.
                 let flag = inside.get().map(|flag| unsafe { &*flag }.load());
                 if flag == Some(StaleFlag::VALID) {
                     stale.set(Some(0));
@@ -255,7 +254,7 @@ fn a_store_at_each_step_of_an_announced_write() {
     assert!(steps > 20, "{steps}");
 }
 
-/// The page's word says open before the page is.
+/// The page's word says open before the page is open.
 #[test]
 fn an_announced_write_at_each_step_of_a_store_that_opens_all_pages() {
     let (steps, stale) = at_each_step(

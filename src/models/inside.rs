@@ -1,10 +1,9 @@
-//! Blocks as a vCPU inside them sees them: what their stale flag says, and whether what
-//! they own is freed.
+//! Blocks as a vCPU inside them sees them: the stale flag, and whether the payload is freed.
 //!
 //! # Safety
 //!
-//! A stale flag is looked at while its block lives or is kept: no model translates the
-//! same bytes twice for [`KEY`].
+//! A stale flag is read only while its block lives or is retained: no model translates the same
+//! bytes twice for [`KEY`].
 #![allow(unsafe_code)]
 
 use super::explore::violation;
@@ -16,7 +15,7 @@ use crate::sync::{Arc, AtomicBool, Ordering::Relaxed};
 
 pub(super) const KEY: u64 = 0x40;
 
-/// Of the addresses of entries that compare.
+/// A bit in the addresses of entries that compare.
 pub(super) const CHECKED: usize = 1 << 32;
 
 /// Both entries of a block.
@@ -24,7 +23,7 @@ pub(super) fn with_check(plain: usize) -> Entry {
     Entry::with_check(plain, plain | CHECKED)
 }
 
-/// A guest, and a vCPU that is inside the block of `KEY` that is there at the beginning.
+/// A guest, and a vCPU that is inside the first block of `KEY`.
 #[derive(Clone)]
 pub(super) struct Inside {
     pub(super) guest: Guest,
@@ -33,8 +32,8 @@ pub(super) struct Inside {
 }
 
 impl Inside {
-    /// The block is made of the byte of each of `pages`, and `entry` makes its entry of
-    /// the plain one.
+    /// The block is made of the byte of each of `pages`. `entry` makes its entry from the plain
+    /// address.
     pub(super) fn new(guest: Guest, pages: &[usize], entry: fn(usize) -> Entry) -> Self {
         let link = guest.link(KEY);
         let (mut ticket, plain) = guest.ticket(KEY, pages).unwrap();
@@ -48,49 +47,49 @@ impl Inside {
         unsafe { &*self.flag }.load()
     }
 
-    /// Uses the former block again, or does nothing.
+    /// Revives the former block, or does nothing.
     pub(super) fn revive(&self) {
         if let Some((ticket, _)) = self.guest.ticket(KEY, &[0]) {
             drop(ticket.revive());
         }
     }
 
-    /// The embedder says that page 0 changed: a walk over its blocks.
+    /// The embedder declares page 0 changed: this walks its blocks.
     pub(super) fn invalidate(&self) {
         let (start, len) = self.guest.span(0);
         self.guest.cache.tracker().invalidate(start, len).unwrap();
     }
 
-    /// A block of the first byte of page 0, which holds another one by now, does not run.
+    /// Checks that a block of the first byte of page 0, which has changed by now, does not run.
     pub(super) fn old_is_gone(&self, when: &str) {
         self.old_is_gone_behind(self.link, when);
     }
 
-    /// The same of another block.
+    /// The same check for another block.
     pub(super) fn old_is_gone_behind(&self, link: Link, when: &str) {
         let entry = self.guest.entry(link);
-        // What it compares is the guest's byte of now.
+        // A checked entry compares with the guest's current byte.
         let same = entry & CHECKED == 0 || self.guest.kernel.load(0) == entry as u8;
         if entry > 1 && same && entry as u8 == 0 {
             violation(format!("{when}: the old block runs"));
         }
     }
 
-    /// Who is inside looks at the flag after a store, and leaves.
+    /// A vCPU inside checks the flag after a store, and must leave.
     pub(super) fn must_leave(&self) {
         if self.flag() == StaleFlag::VALID {
             violation("who is inside goes on as if nothing could write to its bytes");
         }
     }
 
-    /// Nobody gets to the block, and who is inside knows that it is dead.
+    /// The block cannot be reached, and the flag tells a vCPU inside that it is dead.
     pub(super) fn is_dead(&self, when: &str) {
         if self.guest.follow(self.link).is_some() || self.flag() != StaleFlag::DEAD {
             violation(format!("{when}: the dead block can be reached"));
         }
     }
 
-    /// The flag says what became of the block, when all have ended.
+    /// The flag agrees with the block's state, when all have ended.
     pub(super) fn flag_agrees(&self) {
         let flag = self.flag();
         match self.guest.follow(self.link) {
@@ -101,7 +100,7 @@ impl Inside {
     }
 }
 
-/// What a block owns: says when it is freed.
+/// A block's payload: reports when it is freed.
 pub(super) struct Owned(Arc<AtomicBool>);
 
 impl Drop for Owned {
@@ -110,7 +109,7 @@ impl Drop for Owned {
     }
 }
 
-/// Makes a block of `key` from page 0 that is entered at `entry`. `freed` becomes true.
+/// Makes a block of `key` from page 0 that is entered at `entry`. Its drop sets `freed`.
 pub(super) fn commit_owner(cache: &CodeCache<Owned>, key: u64, entry: usize, freed: &Arc<AtomicBool>) {
     let mut ticket = cache.begin(Key::new(key));
     ticket.claim(GuestAddr(0)).unwrap();

@@ -1,11 +1,10 @@
-//! The kernel as the models see it: a page is one atomic word, its protection
-//! and its byte together.
+//! The kernel as the models see it: a page is one atomic word, its protection and its byte
+//! together.
 //!
-//! A store is one step that either finds the page writable and changes the byte,
-//! or faults: then the range's sink runs and the store is tried again. Protecting
-//! and un-protecting are barriers for every thread, as the TLB shootdown is. A core
-//! that runs a load ahead of its store is [`Kernel::store_behind`]: a barrier on every
-//! thread has it run the load again, and so does a fault.
+//! A store is one step. It finds the page writable and changes the byte, or it faults: then the
+//! range's sink runs and the store is tried again. Protecting and un-protecting are barriers for
+//! every thread, as the TLB shootdown is. A core that runs a load ahead of its store is
+//! [`Kernel::store_behind`]: after a barrier on every thread, or a fault, it runs the load again.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -25,24 +24,24 @@ pub(super) struct Kernel {
     page: PageSize,
     pages: Box<[AtomicU64]>,
     sink: SinkOf,
-    /// How often every thread passed a barrier.
+    /// The number of barriers that every thread passed.
     fences: AtomicU64,
-    /// No part of the model.
+    /// Not a part of the model.
     fails: std::sync::atomic::AtomicBool,
     refuses: Refuses,
 }
 
-/// What the kernel does not open.
+/// Openings that the kernel refuses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Refuses {
     Nothing,
-    /// A page alone, as `mprotect` at the limit of mappings.
+    /// A page alone, as `mprotect` refuses at the limit of mappings.
     SinglePages,
-    /// Anything, until the mechanism is abandoned: a look finds that it is lost.
+    /// Any page, until the mechanism is abandoned: a check finds that it is lost.
     Everything,
 }
 
-/// Held for a clone and nothing else.
+/// The lock is held only for a clone.
 struct SinkOf(Mutex<Option<Arc<dyn FaultSink>>>);
 
 impl core::fmt::Debug for SinkOf {
@@ -63,7 +62,7 @@ impl SinkOf {
 }
 
 impl Kernel {
-    /// `pages` pages that hold the byte 0, at an address that nobody touches.
+    /// `pages` pages that hold the byte 0, at an address that is never accessed.
     pub(super) fn new(mode: Mode, pages: usize) -> Self {
         let page = PageSize::host();
         let range = HostRange::of_pages(HostAddr(page.bytes() * 16), pages, page);
@@ -100,7 +99,7 @@ impl Kernel {
         (self.pages[page].load(Ordering::Acquire) >> BYTE_SHIFT) as u8
     }
 
-    /// A store by thread `tid`, to its end. Whether it faulted.
+    /// A complete store by thread `tid`. Returns whether it faulted.
     pub(super) fn store(&self, page: usize, byte: u8, tid: u32) -> bool {
         let mut faulted = false;
         let word = &self.pages[page];
@@ -121,11 +120,11 @@ impl Kernel {
         }
     }
 
-    /// A store and, behind it in the program, a look: what the core finds that looks
-    /// before its store has an address.
+    /// A store and a `look` after it in the program, by a core that runs the look before the store
+    /// has an address. Returns the look's result.
     #[cfg(loom)]
     pub(super) fn store_behind<T>(&self, page: usize, byte: u8, tid: u32, look: impl Fn() -> T) -> T {
-        // Read-modify-writes: in one order with the barriers.
+        // Read-modify-writes have one order with the barriers.
         let fences = || self.fences.fetch_or(0, Ordering::AcqRel);
         let before = fences();
         let ahead = look();
@@ -133,7 +132,7 @@ impl Kernel {
         if faulted || fences() != before { look() } else { ahead }
     }
 
-    /// A store by thread `tid` to a byte of `page` that no block is made from.
+    /// A store by thread `tid` to a byte of `page` that belongs to no block.
     pub(super) fn store_beside(&self, page: usize, tid: u32) {
         if self.mode == Mode::Deferred {
             // No fault: the next harvest finds it.
@@ -147,7 +146,7 @@ impl Kernel {
         }
     }
 
-    /// A store by the kernel itself: whether it went through.
+    /// A store by the kernel itself. Returns whether it succeeded.
     pub(super) fn kernel_store(&self, page: usize, byte: u8) -> bool {
         let word = &self.pages[page];
         let seen = word.fetch_or(0, Ordering::AcqRel);
@@ -155,14 +154,14 @@ impl Kernel {
         seen & PROTECTED == 0 && word.compare_exchange(seen, next, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// A store through the host's own view, which nothing stops and nothing orders.
+    /// A store through the host's own view: nothing stops it and nothing orders it.
     #[cfg(loom)]
     pub(super) fn host_store(&self, page: usize, byte: u8) {
         let change = u64::from(self.load(page) ^ byte) << BYTE_SHIFT;
         self.pages[page].fetch_xor(change, Ordering::Relaxed);
     }
 
-    /// The mechanism ends: its sink is told, then every page is open.
+    /// The mechanism ends: it tells its sink, then every page is open.
     #[cfg(loom)]
     pub(super) fn lose(&self) {
         let sink = self.sink.get().unwrap_or_else(|| unreachable!("a region is attached"));

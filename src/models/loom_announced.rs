@@ -1,4 +1,4 @@
-//! What is announced: deferred regions, writes by the kernel, tracking that ends.
+//! Announcements: deferred regions, writes by the kernel, tracking that ends.
 
 use loom::thread;
 
@@ -41,8 +41,8 @@ impl Model {
         drop(self.guest.translate(KEY, &[0]));
     }
 
-    /// An announcement by the guest. It may be told that the kernel had no answer;
-    /// the promise holds all the same.
+    /// An announcement by the guest. It may return that the kernel had no answer; the promise holds
+    /// all the same.
     fn sync(&self) {
         let _ = self.guest.cache.tracker().sync();
         self.old_is_gone("an announcement has returned");
@@ -178,7 +178,7 @@ fn an_announcement_and_a_vcpu() {
     }
 }
 
-/// The same where no page can be opened alone, and the other store opens all of them.
+/// The same if no page can be opened alone, and the other store opens all of them.
 fn an_announced_write_and_a_store_that_opens_all() {
     let guest = Guest::over(Kernel::new(Mode::Sigbus, 2).that_refuses(Refuses::SinglePages), Adaptive::new());
     let link = guest.link(KEY);

@@ -1,5 +1,5 @@
-//! Entry cells that are swept and used again: no vCPU and no link ever gets from
-//! the cell of one key to the block of another.
+//! Entry cells that are swept and used again: no vCPU and no link ever gets from the cell of one
+//! key to the block of another.
 //!
 //! Under loom the table is full with two cells: the third sweeps.
 //!
@@ -22,7 +22,7 @@ const KEPT: Key = Key::new(4);
 const THIRD: Key = Key::new(6);
 const NEW: Key = Key::new(8);
 
-/// What the blocks of `key` are entered by.
+/// The entry of the blocks of `key`.
 fn entry_of(key: Key) -> usize {
     key.raw() as usize + 100
 }
@@ -33,8 +33,8 @@ fn commit(cache: &Cache, key: Key) {
     ticket.commit(entry_of(key), 0).unwrap();
 }
 
-/// A cache where nobody needs the cell of `OLD`, and the next new key sweeps it;
-/// and what keeps the other cell.
+/// A cache that does not need the cell of `OLD`, so that the next new key sweeps it; and a link
+/// that keeps the other cell.
 fn about_to_sweep() -> (Cache, Link) {
     let Guest { cache, .. } = Guest::new(Mode::None, 1);
     let kept = cache.link(KEPT).unwrap();
@@ -44,7 +44,7 @@ fn about_to_sweep() -> (Cache, Link) {
     (cache, kept)
 }
 
-/// Where emitted code gets by the front.
+/// The address that emitted code gets from the front.
 fn jump(pin: &Pin<'_, u8>, key: Key) -> Option<usize> {
     // SAFETY: under the pin, an index of the front.
     let front = unsafe { *pin.front().add(key.front_index()) };
@@ -52,7 +52,7 @@ fn jump(pin: &Pin<'_, u8>, key: Key) -> Option<usize> {
     (front.key == key.raw()).then(|| unsafe { &*front.cell }.load())
 }
 
-/// A vCPU whose front has a cell that is swept and becomes that of another key.
+/// A vCPU whose front has a cell that is swept and becomes another key's.
 fn a_front_and_a_sweep() {
     let (cache, _kept) = about_to_sweep();
     let mut vcpu = cache.attach_vcpu();
@@ -91,8 +91,7 @@ fn a_lookup_and_a_sweep() {
     runner.join().unwrap();
 }
 
-/// The last link to a key goes, and a block of the key comes, while cells are
-/// swept.
+/// The last link to a key goes, and a block of the key comes, while cells are swept.
 fn a_link_a_commit_and_a_sweep() {
     let Guest { cache, .. } = Guest::new(Mode::None, 1);
     let _kept = cache.link(KEPT).unwrap();

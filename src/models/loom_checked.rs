@@ -63,8 +63,8 @@ fn a_downgrade_and_a_kill() {
     model.is_dead("all have ended");
 }
 
-/// A block is used again while a vCPU that is inside it from before stores to its
-/// bytes, then looks at the flag.
+/// A block is revived while a vCPU, inside it since before, stores to its bytes and then checks the
+/// flag.
 fn a_revival_and_a_write() {
     let model = a_block(1);
     remove(&model);
@@ -76,7 +76,7 @@ fn a_revival_and_a_write() {
     model.old_is_gone("all have ended");
 }
 
-/// A block is used again on a page that a write beside it makes checked.
+/// A block is revived on a page that a write beside it makes checked.
 fn a_revival_and_a_downgrade() {
     let model = a_block(1);
     remove(&model);
@@ -89,10 +89,9 @@ fn a_revival_and_a_downgrade() {
     model.old_is_gone("all have ended");
 }
 
-/// A walker that found a record before it was taken out, while its translation is
-/// used again.
+/// A walker found a record before it was taken out, while its translation is revived.
 fn a_revival_and_a_late_walker() {
-    // Of an address that a late walker can downgrade, the block waits in any case.
+    // If a late walker can downgrade the address, the revival waits in any case.
     let guest = Guest::with_policy(Mode::Sigbus, 1, Adaptive::with_checks());
     let model = Inside::new(guest, &[0], Entry::plain);
     let walker = spawn(&model, Inside::invalidate);
@@ -102,8 +101,8 @@ fn a_revival_and_a_late_walker() {
     model.flag_agrees();
 }
 
-/// A walker that is late with a block, whose plain entry is that of the next one: an
-/// embedder has one piece of code for both, and compares other bytes.
+/// A walker is late with a block whose plain entry is also the next block's: an embedder has one
+/// piece of code for both, and compares other bytes.
 fn a_late_downgrade_and_a_block_of_the_same_entry() {
     const PLAIN: usize = 0x100;
     let guest = Guest::with_policy(Mode::Sigbus, 2, Adaptive::with_checks());

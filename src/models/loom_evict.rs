@@ -1,6 +1,6 @@
-//! Blocks that are evicted, while others commit, run, revive or write to them.
+//! Blocks that are evicted, while other threads commit, run, revive or write to them.
 //!
-//! Whatever is committed evicts every older block: the limit has room for one.
+//! Each commit evicts every older block: the limit has room for one.
 
 use loom::thread;
 
@@ -16,7 +16,7 @@ use crate::sync::{Arc, AtomicBool, Ordering::Relaxed, Rule};
 
 const OTHER: u64 = 0x80;
 
-/// Room for the newest block, and for what is kept.
+/// Room for the newest block, and for retained ones.
 const ONE_ALONE: MemoryLimit = MemoryLimit { live_bytes: 0, former_bytes: 1 << 20 };
 
 /// A block of `KEY` on page 0; `OTHER`'s are made of page 1.
@@ -32,7 +32,7 @@ fn evict(model: &Inside) {
     ticket.commit(entry, 0).unwrap();
 }
 
-/// Makes the first one reachable again, as a dispatcher does that does not find it.
+/// Makes the first block reachable again, as a dispatcher does that does not find it.
 fn want_again(model: &Inside) {
     let Some((ticket, entry)) = model.guest.ticket(KEY, &[0]) else { return };
     if let Ok(Some(ticket)) = ticket.revive() {
@@ -40,8 +40,8 @@ fn want_again(model: &Inside) {
     }
 }
 
-/// An evicted block is written to: whoever killed it, it is dead when the store has
-/// retired, for those inside too.
+/// An evicted block is written to. Whichever thread killed it, it is dead when the store has
+/// retired, also for vCPUs inside.
 fn an_eviction_and_a_write() {
     let model = room_for_one();
     let other = spawn(&model, evict);
@@ -52,8 +52,8 @@ fn an_eviction_and_a_write() {
     model.old_is_gone("all have ended");
 }
 
-/// A block is wanted again while it is evicted: it is there, or the other one is, and
-/// the flag agrees with the cell.
+/// A block is wanted again while it is evicted: it is there, or the other one is, and the flag
+/// agrees with the cell.
 fn an_eviction_and_a_revival() {
     let model = room_for_one();
     let other = spawn(&model, evict);
@@ -64,13 +64,13 @@ fn an_eviction_and_a_revival() {
     if live != 1 {
         violation(format!("{live} blocks where there is room for one"));
     }
-    // Where it was made anew the flag is another one's.
+    // If it was made anew, the flag belongs to the other block.
     if model.guest.cache.stats().committed == 2 && is_there != (flag == StaleFlag::VALID) {
         violation(format!("reachable: {is_there}, and the flag is {flag}"));
     }
 }
 
-/// A block is evicted and wanted again under the eyes of a walker.
+/// A block is evicted and revived while a walker sees it.
 fn an_eviction_and_a_late_walker() {
     let model = room_for_one();
     let walker = spawn(&model, Inside::invalidate);
@@ -80,7 +80,7 @@ fn an_eviction_and_a_late_walker() {
     model.flag_agrees();
 }
 
-/// Two translators of one key, each of whom evicts what is older.
+/// Two translators of one key; each evicts the older blocks.
 fn an_eviction_and_a_commit_of_the_same_key() {
     let model = room_for_one();
     model.guest.kernel.store(0, 1, 1);

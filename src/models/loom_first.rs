@@ -1,5 +1,5 @@
-//! Each announcement against a first translation of its page: the page has no
-//! descriptor yet, or one that says that nobody ever looked at it.
+//! Each announcement against a first translation of its page: the page has no descriptor yet, or
+//! one that says that it was never looked at.
 //!
 //! Bytes change through the host's own view, by a store that nothing orders.
 
@@ -52,7 +52,7 @@ impl Model {
         }
     }
 
-    /// `announce`, which changes the byte of page 0 as well, against a translation.
+    /// Runs `announce`, which also changes the byte of page 0, against a translation.
     fn against_a_translation(&self, announce: impl FnOnce(&Self)) {
         let translator = spawn(self, Self::translate);
         announce(self);
@@ -62,7 +62,7 @@ impl Model {
     }
 }
 
-/// The byte is stored, and told of afterwards.
+/// The byte is stored, and announced afterwards.
 fn an_invalidation(mode: Mode, has_descriptor: bool) {
     Model::new(mode, has_descriptor).against_a_translation(|model| {
         let (start, len) = model.guest.span(0);
@@ -102,7 +102,7 @@ fn a_change_of_mapping(has_descriptor: bool) {
     });
 }
 
-/// What the guest may do changes, and then it stores.
+/// The guest's access changes, and then it stores.
 fn a_change_of_access(has_descriptor: bool) {
     Model::new(Mode::Sigbus, has_descriptor).against_a_translation(|model| {
         let (start, len) = model.guest.span(0);

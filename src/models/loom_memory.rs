@@ -2,8 +2,8 @@
 //!
 //! # Safety
 //!
-//! Blocks are entered, taken out and freed as the contracts of `crate::block`
-//! say; "freed" is a flag here, and the memory stays until the model's end.
+//! Blocks are entered, taken out and freed by the contracts of `crate::block`. "Freed" is a flag
+//! here, and the memory stays until the model's end.
 #![allow(unsafe_code)]
 
 use core::ptr::NonNull;
@@ -64,7 +64,7 @@ struct Page {
     list: BlockList<Fake>,
     dead: DeadStack<Fake>,
     epoch: Epoch<Free>,
-    // Last: dropped after all that points to them.
+    // The last field: dropped after everything that points to the nodes.
     nodes: Vec<Node<Fake>>,
     blocks: Vec<Box<Fake>>,
 }
@@ -111,7 +111,7 @@ impl Page {
 
     /// As a translator does under the commit lock.
     fn reap(&self) {
-        // SAFETY: one thread alone reaps, and blocks stay until the model's end.
+        // SAFETY: only one thread reaps, and blocks stay until the model's end.
         let dead = unsafe { self.dead.take_all() };
         let places = self.blocks.iter().zip(&self.nodes);
         for (_, node) in places.filter(|(block, _)| dead.contains(&NonNull::from(&***block))) {
@@ -125,7 +125,7 @@ impl Page {
     }
 }
 
-/// A walker against a translator that reaps what is dead already and what the
+/// A walker against a translator that reaps the blocks that are dead already and those that the
 /// walker kills.
 fn a_walker_and_a_reaper() {
     let page = Page::new(2);
@@ -195,8 +195,7 @@ fn a_reader_and_a_growth() {
     reader.join().unwrap();
 }
 
-/// A lookup of a key that nobody has, while another one that belongs in the same
-/// slot gets it.
+/// A lookup of a key without a cell, while another key of the same slot gets one.
 fn a_reader_and_another_key() {
     let guest = Guest::new(Mode::Sigbus, 1);
     let mut vcpu = guest.cache.attach_vcpu();

@@ -1,5 +1,5 @@
-//! What a policy sets going: pages that become checked and cool, that are opened
-//! ahead of a stream, that are protected in batches.
+//! Events that a policy starts: pages that become checked and cool, that are opened ahead of a
+//! stream, that are protected in batches.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -12,7 +12,7 @@ use crate::code_cache::Key;
 use crate::policy::{Decision, Limits, PageHistory, Policy};
 use crate::protection::Mode;
 
-/// Decides by turns: the first to ask may be told otherwise than the second.
+/// Alternates its decisions: the first caller may get another one than the second.
 #[derive(Debug)]
 struct ByTurns {
     asked: AtomicU32,
@@ -54,7 +54,7 @@ impl Policy for ByTurns {
 #[derive(Clone)]
 struct Model {
     guest: Guest,
-    /// To the block of each page.
+    /// Links to the block of each page.
     links: Vec<Link>,
 }
 
@@ -65,7 +65,7 @@ impl Model {
         Self { guest, links }
     }
 
-    /// A block of the page's byte, with both entries; nothing where it is busy.
+    /// Makes a block of the page's byte, with both entries; nothing if the page is busy.
     fn translate(&self, page: usize) {
         let mut ticket = self.guest.cache.begin(Key::new(page as u64));
         let (start, _) = self.guest.span(page);
@@ -78,14 +78,14 @@ impl Model {
         let _ = ticket.commit(with_check(0x100 | usize::from(byte)), 0);
     }
 
-    /// A store of 1, and nothing that was made from 0 runs afterwards.
+    /// A store of 1. Afterwards no block of the byte 0 runs.
     fn store(&self, page: usize, tid: u32) {
         self.guest.kernel.store(page, 1, tid);
         self.old_is_gone(page);
     }
 
-    /// A store of 1 to the first page and its announcement while `other` runs, and
-    /// once more when it is over.
+    /// A store of 1 to the first page and its announcement while `other` runs, and another
+    /// announcement when `other` has ended.
     fn announced_store_against(&self, other: thread::JoinHandle<()>) {
         self.guest.kernel.store(0, 1, 1);
         self.sync();
@@ -100,7 +100,7 @@ impl Model {
 
     fn old_is_gone(&self, page: usize) {
         let entry = self.guest.entry(self.links[page]);
-        // What an entry compares that does is the guest's byte of now.
+        // A checked entry compares with the guest's current byte.
         let compares = entry & CHECKED != 0 && self.guest.kernel.load(page) != 0;
         if entry & !CHECKED == 0x100 && !compares {
             violation(format!("page {page}: the old block runs"));
@@ -108,8 +108,7 @@ impl Model {
     }
 }
 
-/// Two translators of one page of whom one is told to protect it and the other to
-/// check it.
+/// Two translators of one page: one is told to protect it and the other to check it.
 fn two_minds(mode: Mode) {
     let model = Model::new(mode, 1, ByTurns::new([Decision::Check, Decision::Protect]));
     let other = spawn(&model, |model| model.translate(0));
@@ -128,7 +127,7 @@ fn a_page_cools(mode: Mode) {
     model.announced_store_against(other);
 }
 
-/// A store opens the page behind its own, from which somebody translates.
+/// A store opens the page after its own, while another thread translates from that page.
 fn opened_ahead(translated: bool) {
     let model = Model::new(Mode::Sigbus, 3, ByTurns::in_bulk());
     for page in 0..2 + usize::from(translated) {

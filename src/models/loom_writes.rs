@@ -1,5 +1,5 @@
-//! Stores in a synchronous region: once one has retired, nothing leads to a
-//! block that was made from the old byte.
+//! Stores in a synchronous region: once one has retired, nothing leads to a block that was made
+//! from the old byte.
 
 use super::explore::{fails_without, holds, spawn, violation};
 use super::guest::{Guest, Link};
@@ -14,8 +14,8 @@ fn translate(guest: &Guest) {
     drop(guest.translate(KEY, &[0]));
 }
 
-/// A store by this thread, and what must hold when it has retired. The bytes of a
-/// page only grow in these models, so a smaller one is an older one.
+/// A store by this thread, and the check of the promise when it has retired. The bytes of a page
+/// only grow in these models, so a smaller one is an older one.
 fn store(guest: &Guest, links: &[Link], byte: u8, tid: u32) {
     guest.kernel.store(0, byte, tid);
     for &link in links {
@@ -32,7 +32,7 @@ fn old_is_gone(guest: &Guest, link: Link, when: &str) {
     }
 }
 
-/// In the end each block is of the byte of now.
+/// In the end each block is of the current byte.
 fn settled(guest: &Guest, links: &[Link]) {
     for &link in links {
         if let Some(stale) = guest.follow(link).filter(|&made_from| made_from != guest.kernel.load(0)) {
@@ -62,8 +62,8 @@ fn second_translation() {
     one_store(true);
 }
 
-/// Two stores to a page with a block on it: neither handler may rely on what the
-/// other has not done yet.
+/// Two stores to a page with a block on it: neither handler may rely on a step
+/// that the other has not done yet.
 fn two_stores() {
     let guest = Guest::new(Mode::Sigbus, 1);
     let links = [guest.link(KEY)];
@@ -113,7 +113,7 @@ fn two_pages() {
     old_is_gone(&guest, link, "all have ended");
 }
 
-/// Who has seen the byte of a store finds no older block.
+/// A thread that has seen the byte of a store finds no older block.
 fn a_bystander() {
     let guest = Guest::new(Mode::Sigbus, 1);
     let link = guest.link(KEY);
@@ -137,8 +137,8 @@ fn a_look_ahead(other: fn(&Guest)) {
     opener.join().unwrap();
 }
 
-/// The same where the page is opened by somebody who opens all pages: `other`'s own is
-/// page 0, and the look ahead is of page 1.
+/// The same if the page is opened by a thread that opens all pages: `other`'s own page is 0, and
+/// the look ahead is of page 1.
 fn a_look_ahead_of_all(refuses: Refuses, other: fn(&Guest)) {
     let guest = Guest::over(Kernel::new(Mode::Sigbus, 2).that_refuses(refuses), Adaptive::new());
     let link = guest.link(KEY);
@@ -159,8 +159,8 @@ fn a_loss_is_found() {
     a_look_ahead_of_all(Refuses::Everything, |guest| guest.cache.tracker().tend());
 }
 
-/// Two messages that look alike: a handler thread is told of the same byte twice and not
-/// who stored.
+/// Two messages that look alike: a handler thread is told twice of the same byte, and not which
+/// thread stored.
 fn two_messages() {
     let guest = Guest::new(Mode::Thread, 1);
     let links = [guest.link(KEY)];

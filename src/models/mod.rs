@@ -1,8 +1,8 @@
-//! Models of the protocol: the real code of begin, commit, handler, un-protect,
-//! link, harvest, hold, downgrade, revival and epoch, over a software [`kernel`]. A
-//! [`guest`] translates on it; `inside` is what a vCPU inside a block sees.
+//! Models of the protocol: the real code of begin, commit, handler, un-protect, link, harvest,
+//! hold, downgrade, revival and epoch, over a software [`kernel`]. A [`guest`] translates on it;
+//! `inside` is the view of a vCPU inside a block.
 //!
-//! | module | how | what |
+//! | module | how | scenarios |
 //! |---|---|---|
 //! | `loom_writes` | loom | a store against translators, two stores, several blocks |
 //! | `loom_announced` | loom | deferred regions, announced writes, tracking that ends |
@@ -29,9 +29,9 @@
 //!
 //! # Each model was seen to fail
 //!
-//! A model can leave a [`crate::sync::Rule`] out: the tests `..._fails_without_...`
-//! do so and want a violation, in each run. `mutations/run` breaks the code that ships,
-//! and names the test that died of it. Broken by hand and seen to fail:
+//! A model can leave a [`crate::sync::Rule`] out: the tests `..._fails_without_...` do so and
+//! expect a violation, in each run. `mutations/run` breaks the production code, and names the test
+//! that failed. Broken by hand and seen to fail:
 //!
 //! | broken | noticed by |
 //! |---|---|
@@ -47,11 +47,14 @@
 //! | a begin that makes a page checked takes it out of the harvest set before it looks | `two_minds_about_a_page_of_a_deferred_region` |
 //! | a table that grew is published without release | `no_key_is_lost_while_the_table_grows` |
 //!
-//! Not noticed, because nothing goes wrong: a begin in a deferred region that takes
-//! the harvest's lock later, or enters its page in the set after the harvest; a page
-//! that cools and keeps its blocks, which compare themselves; a retirement without a
-//! fence of its own; the end of a region that does not wait for cancelled begins, since
-//! none is inside the tracker's gate then.
+//! Not noticed, because nothing goes wrong:
+//!
+//! - a begin in a deferred region that takes the harvest's lock later, or enters its page in the
+//!   set after the harvest;
+//! - a page that cools and keeps its blocks, which compare themselves;
+//! - a retirement without a fence of its own;
+//! - the end of a region that does not wait for cancelled begins, since none is inside the
+//!   tracker's gate then.
 
 #[cfg(loom)]
 mod explore;

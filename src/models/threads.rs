@@ -1,11 +1,10 @@
-//! Whole caches under the system's threads, over the software [`kernel`](super::kernel):
-//! every part of a cache at once, for whoever looks at the memory that is used. Under
-//! Miri a block that is read after it was freed, a pointer that may not be used so and
-//! a data race are errors; elsewhere the runs are longer, and what is checked here is
-//! checked.
+//! Whole caches under the system's threads, over the software [`kernel`](super::kernel): every part
+//! of a cache at once, to check the use of memory. Miri reports a block that is read after it was
+//! freed, a pointer used against its provenance, and a data race. Elsewhere the runs are longer,
+//! and only this file's own assertions check.
 //!
-//! A block's code is memory that its payload owns, with what the block was made from.
-//! To run it is to read that, at the address that a lookup or a cell gave.
+//! A block's code is memory that its payload owns. It holds the bytes that the block was made from.
+//! To run it is to read that memory, at the address that a lookup or a cell gave.
 //!
 //! # Safety
 //!
@@ -28,17 +27,16 @@ use crate::sync::Arc;
 
 const PAGES: usize = 3;
 
-/// Of each page: so many that they are evicted.
+/// For each page: enough keys that they are evicted.
 const KEYS_PER_PAGE: usize = 4;
 
-/// What each thread does, so often.
+/// The number of each thread's rounds.
 const ROUNDS: usize = if cfg!(miri) { 10 } else { 3_000 };
 
 /// Keys that come and go in a round.
 const NEW_KEYS: u64 = if cfg!(miri) { 6 } else { 100 };
 
-/// What stands in the memory of a block: an address with the lowest bit set is that of
-/// the checked entry.
+/// The contents of a block's memory. An address with the lowest bit set is the checked entry's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C, align(8))]
 struct Made {
@@ -54,7 +52,7 @@ struct Code {
 
 // SAFETY: it owns plain memory.
 unsafe impl Send for Code {}
-// SAFETY: as above; nobody writes to it.
+// SAFETY: as above; it is not written to.
 unsafe impl Sync for Code {}
 
 impl Code {
@@ -79,8 +77,8 @@ impl Code {
 
 impl Drop for Code {
     fn drop(&mut self) {
-        // What comes after it shows in a debug build as well.
-        // SAFETY: from `new`, and nobody reads it any more.
+        // So that a later read shows in a debug build as well.
+        // SAFETY: from `new`, and no thread reads it any more.
         unsafe {
             self.memory.write(Made { key: u64::MAX, byte: 0xff });
             dealloc(self.memory.as_ptr().cast(), Self::LAYOUT);
@@ -134,7 +132,7 @@ impl World {
         GuestAddr(page as u64 * self.page_bytes())
     }
 
-    /// As a translator does; nothing where the page is busy or a write comes between.
+    /// Translates; does nothing if the page is busy or a write comes between.
     fn translate(&self, key: Key) {
         let at = self.page_at(page_of(key));
         let mut ticket = self.cache.begin(key);
@@ -149,7 +147,7 @@ impl World {
         let _ = ticket.commit(code.entry(), code);
     }
 
-    /// Runs what `address` leads to: the block, where its comparison lets it run.
+    /// Runs the block at `address`, if its comparison lets it run.
     fn run(&self, _pin: &Pin<'_, Code>, key: Key, address: usize) -> Option<u8> {
         // SAFETY: the entry of a block that was found under the pin.
         let made = unsafe { *with_exposed_provenance::<Made>(address & !1) };
@@ -161,7 +159,7 @@ impl World {
         is_same.then_some(made.byte)
     }
 
-    /// Looks `key` up in every way, and runs what is found.
+    /// Looks `key` up in every way, and runs each block that is found.
     fn enter(&self, vcpu: &mut VCpu<Code>, key: Key, link: &Link) -> impl Iterator<Item = u8> {
         let mut pin = vcpu.pin();
         let EntryStubs { dead, pending } = EntryStubs::NOT_CODE;
@@ -170,15 +168,15 @@ impl World {
         found.map(|address| address.and_then(|address| self.run(&pin, key, address))).into_iter().flatten()
     }
 
-    /// Stores to a page that nobody else stores to. What was made from its byte before
-    /// runs no more once the store has retired; in a deferred region, was announced.
+    /// Stores to a page that only this thread stores to. Once the store has retired (in a deferred
+    /// region: was announced), no block of the old byte runs.
     fn write(&self, page: usize) {
         let (tracker, mut numbers) = (self.cache.tracker(), Numbers(page as u64));
         let mut vcpu = self.cache.attach_vcpu();
         let links: Vec<Link> =
             (0..KEYS_PER_PAGE).map(|number| self.cache.link(key_of(page, number)).unwrap()).collect();
         for round in 0..ROUNDS {
-            // However the threads take turns, there is something to kill.
+            // In any order of the threads, there is a block to kill.
             self.translate(key_of(page, numbers.below(KEYS_PER_PAGE)));
             // Old bytes come back: blocks are revived.
             let byte = (round % 3) as u8;
@@ -196,7 +194,7 @@ impl World {
         }
     }
 
-    /// Calls `each` until the writers have ended, and not for ever.
+    /// Calls `each` until the writers have ended, with an upper limit.
     fn until_done(&self, seed: u64, mut each: impl FnMut(&mut Numbers)) {
         let mut numbers = Numbers(seed);
         for _ in (0..10 * ROUNDS).take_while(|_| !self.done.load(Relaxed)) {
@@ -208,7 +206,7 @@ impl World {
         self.until_done(seed, |numbers| self.translate(any_key(numbers)));
     }
 
-    /// A vCPU that knows no writer.
+    /// A vCPU without knowledge of the writers.
     fn execute(&self, seed: u64) {
         let mut vcpu = self.cache.attach_vcpu();
         self.until_done(seed, |numbers| {
@@ -217,7 +215,7 @@ impl World {
         });
     }
 
-    /// So many keys that cells are swept.
+    /// Enough keys that cells are swept.
     fn link_ever_new_keys(&self) {
         let mut next = 1_u64 << 40;
         self.until_done(0, |_| {
@@ -230,7 +228,7 @@ impl World {
         });
     }
 
-    /// All else that may come at any time.
+    /// All other calls that may come at any time.
     fn disturb(&self, seed: u64) {
         let tracker = self.cache.tracker();
         self.until_done(seed, |numbers| {
@@ -251,7 +249,7 @@ impl World {
 /// Writers, translators, vCPUs and all else at once; in the end all memory is free.
 fn all_at_once(mode: Mode, policy: impl Policy) {
     let world = World::new(mode, policy);
-    // Some blocks, and some that are kept.
+    // Some live blocks, and some retained ones.
     world.cache.set_limit(MemoryLimit { live_bytes: 2_000, former_bytes: 1_000 });
     thread::scope(|scope| {
         let world = &world;

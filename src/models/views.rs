@@ -1,7 +1,7 @@
-//! Every call for a range against a naive map of pages: regions of every mode beside
-//! each other and at the end of the guest's space, memory with several views that the
-//! ranges cut. A block is reachable until what was done reaches its bytes, through
-//! whichever view, and no longer; what does not reach them leaves it alone.
+//! Every call for a range against a naive map of pages: regions of every mode beside each other and
+//! at the end of the guest's space, memory with several views that the ranges cut. A block is
+//! reachable exactly until a call reaches its bytes, through any view. A call that does not reach
+//! them leaves it alone.
 //!
 //! The tracker and the cache are the real ones, over a software mechanism: no system call.
 
@@ -19,8 +19,8 @@ use crate::protection::model::Model;
 use crate::protection::{Access, Handled, Mode, Options};
 use crate::tracker::{BeginError, Held, MappingChange, SharedMemory};
 
-/// Nothing happens by itself: no page is checked, none is opened or protected beside
-/// the one that was asked for.
+/// Nothing happens by itself: no page is checked, and only the requested page is opened or
+/// protected.
 #[derive(Debug)]
 struct Plain;
 
@@ -51,17 +51,17 @@ const PAGE: PageSize = PageSize::from_shift(12);
 const MODES: [Mode; 4] = [Mode::Sigbus, Mode::Mprotect, Mode::Thread, Mode::Deferred];
 const KEYS: u64 = 12;
 
-/// A page of memory: which memory, and which page of it.
+/// The bytes of a page: a memory, and a page of it.
 type Bytes = (u64, u64);
 
-/// Private memory has numbers from here on.
+/// Numbers of private memory start here.
 const PRIVATE: u64 = 100;
 
 struct Block {
     made_from: BTreeSet<Bytes>,
     dead: bool,
-    /// Bytes that were written through a deferred region and not asked about yet, with
-    /// the page through which they were.
+    /// Bytes written through a deferred region that no call has asked about yet, with the page
+    /// through which they were written.
     pending: BTreeMap<Bytes, u64>,
 }
 
@@ -79,9 +79,9 @@ struct World {
     seed: u64,
     cache: CodeCache<()>,
     vcpu: VCpu<()>,
-    /// Of each region: how often it was added, and the mechanism while it is there.
+    /// For each region: how often it was added, and the mechanism while it is there.
     regions: [(u64, Option<Mechanism>); 4],
-    /// What each tracked page shows.
+    /// The bytes that each tracked page shows.
     shown: BTreeMap<u64, Bytes>,
     read_only: BTreeSet<u64>,
     blocks: BTreeMap<u64, Block>,
@@ -89,13 +89,13 @@ struct World {
     written: BTreeSet<u64>,
     holds: Vec<Hold>,
     private: u64,
-    /// Each block has an address of its own.
+    /// Each block has its own address.
     entries: usize,
-    /// Blocks that ended by a harvest of a range, written through a page outside it.
+    /// Blocks that a harvest of a range ended, though they were written through a page outside it.
     by_another_view: u64,
 }
 
-/// Bytes of the guest, first and length; the length may reach beyond the end.
+/// Bytes of the guest, first and length; they may reach beyond the end of the space.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     start: u64,
@@ -219,13 +219,13 @@ impl World {
         pages.iter().filter_map(|page| self.shown.get(page).copied()).collect()
     }
 
-    /// Nothing that was made from these is reachable.
+    /// No block of these bytes is reachable.
     fn kill(&mut self, bytes: &BTreeSet<Bytes>) {
         let hit = self.blocks.values_mut().filter(|block| !block.made_from.is_disjoint(bytes));
         hit.for_each(|block| block.dead = true);
     }
 
-    /// Whether a call for `asked` is one: what it must answer otherwise.
+    /// Checks the answer of a call for `asked`. Returns the result if the call is valid.
     fn expect<T>(&self, asked: Asked, answer: Result<T, Error>, what: &str) -> Option<T> {
         let tracked = self.tracked(asked);
         match answer {
@@ -241,7 +241,7 @@ impl World {
         None
     }
 
-    /// As [`World::expect`], where all must be tracked.
+    /// As [`World::expect`], for a call that needs all of it tracked.
     fn expect_all(&self, asked: Asked, answer: Result<(), Error>, what: &str) -> bool {
         let is_tracked = asked.len > 0
             && !asked.wraps()
@@ -342,7 +342,7 @@ impl World {
         }
         let pages: BTreeSet<u64> = pages.into_iter().filter(|page| self.shown.contains_key(page)).collect();
         if bad {
-            // Nothing is translated from them until something is mapped there in earnest.
+            // Nothing is translated from them until a real mapping is there.
             for page in pages.clone() {
                 let claimed = self.cache.begin(Key::new(1)).claim(GuestAddr(page << 12));
                 assert!(matches!(claimed, Err(BeginError::Failed(_))), "{claimed:?}");
@@ -400,7 +400,7 @@ impl World {
         }
     }
 
-    /// A write of the kernel's, or one that nobody sees: through each page of the hold.
+    /// A write by the kernel, or an unseen one: through each page of the hold.
     fn hold(&mut self) {
         let asked = self.asked();
         let (tracker, start) = (self.cache.tracker(), GuestAddr(asked.start));
@@ -436,7 +436,7 @@ impl World {
     fn sync(&mut self) {
         let asked = match self.next(3) {
             0 => self.asked(),
-            // It begins behind the block's page, and may end in another view of it.
+            // It begins after the block's page, and may end in another view of it.
             1 => Asked {
                 start: (self.page_of_a_block() << 12).wrapping_add(0x1000),
                 len: 1 + self.next(REGION_PAGES << 12),
@@ -458,7 +458,7 @@ impl World {
             block.dead = told.peek().is_some();
             self.by_another_view += u64::from(block.dead && told.all(|(_, &page)| !asked.has(page)));
         }
-        // A page that was written while no block of its bytes was there is told of too.
+        // A page written before any block of its bytes existed is told of too.
         let (shown, is_asked) = (&self.shown, |at: &Bytes| bytes.contains(at));
         let told: BTreeSet<u64> =
             self.written.iter().copied().filter(|page| shown.get(page).is_some_and(is_asked)).collect();
@@ -506,7 +506,7 @@ impl World {
         self.blocks.insert(key, Block { made_from, dead: false, pending: BTreeMap::new() });
     }
 
-    /// What can be reached is what the map says.
+    /// The reachable blocks are those of the map.
     fn check(&mut self, after: &str) {
         let mut pin = self.vcpu.pin();
         for (&key, block) in &self.blocks {

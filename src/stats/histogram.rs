@@ -1,13 +1,12 @@
-//! Histograms that stay on: three relaxed operations where something happens.
+//! Histograms that are always on: each event costs three relaxed operations.
 //!
-//! A bucket for each power of two: 64 counters hold any 64-bit number within a
-//! factor of two, whatever its unit. Recording takes no lock and allocates
-//! nothing, so that fault handlers may; a reader sees each number as it is then,
-//! and not all of them at one moment.
+//! A bucket for each power of two: 64 counters hold any 64-bit number within a factor of two, in
+//! any unit. Recording takes no lock and allocates nothing, so fault handlers may do it. A reader
+//! sees a current value of each number, but not all of them at one moment.
 //!
-//! Recording a value took 4.4 ns where it was measured (an AMD EPYC in a virtual
-//! machine), and reading the clock 24 ns. A fault reads it twice and records two
-//! values: with its counters some 60 ns of several thousand.
+//! Recording a value took 4.4 ns in a measurement (an AMD EPYC in a virtual machine), and reading
+//! the clock 24 ns. A fault reads it twice and records two values: with its counters some 60 ns of
+//! several thousand.
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// One bucket for 0, and one for each length in bits.
 const BUCKETS: usize = u64::BITS as usize + 1;
 
-/// What is recorded into.
+/// The writers' side of a histogram.
 #[derive(Debug)]
 pub(crate) struct Recording {
     buckets: [AtomicU64; BUCKETS],
@@ -49,7 +48,7 @@ impl Recording {
     }
 }
 
-/// How often which values came. The unit is in the name of whatever gives it, as in
+/// How many values fell into each bucket. The unit is in the name of the field, as in
 /// [`Histograms::fault_ns`](super::Histograms::fault_ns).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Histogram {
@@ -59,30 +58,30 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// How many values there were.
+    /// The number of values.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
-    /// All values together.
+    /// The sum of all values.
     pub fn sum(&self) -> u64 {
         self.sum
     }
 
-    /// The largest value; 0 where there was none.
+    /// The largest value; 0 if there was none.
     pub fn max(&self) -> u64 {
         self.max
     }
 
-    /// The mean; 0 where there was no value.
+    /// The mean; 0 if there was no value.
     pub fn mean(&self) -> f64 {
         let count = self.count();
         if count == 0 { 0.0 } else { self.sum as f64 / count as f64 }
     }
 
-    /// The value that `percent` of all values are no larger than, 0 where there was
-    /// none. An estimate: the bucket is right, and with it the value within a factor
-    /// of two; within the bucket values are taken to lie evenly.
+    /// The value that `percent` of all values do not exceed, 0 if there was none. It is an
+    /// estimate: the bucket is exact, so the value is right within a factor of two. Within the
+    /// bucket, values are assumed to lie evenly.
     pub fn percentile(&self, percent: f64) -> u64 {
         let wanted = self.count() as f64 * percent.clamp(0.0, 100.0) / 100.0;
         let mut below = 0;
@@ -98,7 +97,7 @@ impl Histogram {
         self.max
     }
 
-    /// The buckets that hold something, ascending: which values, and how many.
+    /// The buckets that are not empty, ascending: the values of each, and their number.
     pub fn buckets(&self) -> impl Iterator<Item = (RangeInclusive<u64>, u64)> {
         let values = |bits: usize| match bits {
             0 => 0..=0,
@@ -151,7 +150,7 @@ mod tests {
         assert_eq!((histogram.mean(), histogram.buckets().count()), (0.0, 0));
     }
 
-    /// One lone value is told as it is.
+    /// A single value is returned exactly.
     #[test]
     fn no_estimate_is_above_the_largest_value() {
         let histogram = of([1_100, 1_100]);
