@@ -220,7 +220,7 @@ impl<G> Epoch<G> {
     }
 
     /// Asks every participant that is pinned in an earlier epoch to unpin. If another
-    /// thread is asking them just now, that is enough.
+    /// thread is asking them now, that is enough.
     pub(crate) fn ask_all_to_leave(&self) {
         let Some(asking) = try_lock(&self.asking) else { return };
         let global = self.global.load(Ordering::Acquire);

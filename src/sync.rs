@@ -1,7 +1,7 @@
 //! Atomics, locks and fences: the standard library's, or loom's under
 //! `--cfg loom`, so that the model checker runs the code that ships. In a test
 //! build each operation of the standard library's can be interrupted, and under
-//! `--cfg tsan` its locks and fences tell ThreadSanitizer what they order.
+//! `--cfg tsan` its locks and fences report their orderings to ThreadSanitizer.
 
 pub(crate) use std::sync::Arc;
 use std::sync::TryLockError;
@@ -105,7 +105,7 @@ pub(crate) enum Rule {
     HoldBehindHandler,
 }
 
-/// Whether a model leaves `rule` out just now; never in a build that ships.
+/// Whether a model leaves `rule` out now; never in a build that ships.
 #[inline(always)]
 pub(crate) fn left_out(rule: Rule) -> bool {
     #[cfg(any(test, loom))]

@@ -142,8 +142,8 @@ impl<D> PageTable<D> {
         }
     }
 
-    /// In a fork's child, in a table that has no descriptor yet: the holds that `thread`
-    /// has in `parent` are this table's too, until they are released.
+    /// In a fork's child, in a table without descriptors: copies the holds of `thread` in
+    /// `parent` to this table. They last until they are released.
     pub(crate) fn take_over_holds(&self, parent: &Self, thread: u64) {
         let parent = lock(&parent.book);
         let mut book = lock(&self.book);

@@ -121,7 +121,7 @@ impl fmt::Debug for Word {
     }
 }
 
-/// Why a page cannot be translated from just now: interpret, and come back.
+/// Why a page cannot be translated from now: interpret, and come back later.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Busy {
     /// An un-protect is in flight, or a write is announced and not over.
@@ -273,7 +273,7 @@ impl PageWord {
             });
             match entered {
                 Ok(before) => return before,
-                // 8,191 fault handlers are at this page just now. Each ends by itself, so wait
+                // 8,191 fault handlers are at this page now. Each ends by itself, so wait
                 // for one. (Holds take one count together.)
                 Err(_) => crate::sync::spin_loop(),
             }

@@ -7,8 +7,8 @@ use crate::error::Error;
 use crate::page_table::Permit;
 use crate::sys::fault::{Delivery, FaultSink, RangeOwner, Registration};
 
-/// The list is locked by attach and detach only, never by a handler: a handler may not come
-/// along into a fork's child.
+/// Only attach and detach lock the list, never a handler: a fork's child may lack the
+/// handler.
 #[derive(Debug)]
 pub(super) struct Attachments {
     owner: RangeOwner,
@@ -25,8 +25,8 @@ impl Attachments {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `attach` on `range` with its faults going to `sink`. What is attached
-    /// already is left as it is. After an error nothing was added.
+    /// Runs `attach` on `range` with its faults going to `sink`. Parts that are attached
+    /// already stay as they are. After an error nothing was added.
     pub(super) fn add(
         &self,
         range: HostRange,
@@ -48,8 +48,8 @@ impl Attachments {
         Ok(())
     }
 
-    /// Runs `detach`, then gives up those that lie wholly in `range`. When it
-    /// returns no handler is in their sinks.
+    /// Runs `detach`, then gives up the ranges that lie wholly in `range`. When it returns
+    /// no handler is in their sinks.
     pub(super) fn remove(&self, range: HostRange, detach: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
         let mut list = self.list();
         let result = detach();
@@ -67,7 +67,8 @@ impl Attachments {
     /// Tells every sink that its ranges are stale, then calls `open` for each range with
     /// leave to open it. Takes no lock.
     pub(super) fn lose(&self, mut open: impl FnMut(HostRange, Permit<'_>)) {
-        // Told twice, for one descriptor may open all ranges at once.
+        // Every sink is told before the first `open`, and again for its own range: one
+        // descriptor may open all ranges at once.
         self.owner.for_each_range(|_, sink| {
             let _ = sink.on_lost();
         });

@@ -1,4 +1,4 @@
-//! Which modes can be had here, and opening one of them.
+//! The modes that are available here, and the opening of one of them.
 
 use core::ffi::c_int;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::{KernelFaults, Opened, Uffd, feature};
 use crate::sys::{membarrier, signal};
 
-/// What a mode cannot do without.
+/// The facilities that a mode needs.
 fn needs(mode: Mode) -> &'static [Facility] {
     use Facility::{Membarrier, PagemapScan, Sigbus, Uffd, Wp, WpAsync, WpUnpopulated};
     match mode {
@@ -29,11 +29,11 @@ fn needs(mode: Mode) -> &'static [Facility] {
 }
 
 impl Probe {
-    /// Whether `mode` can be had.
+    /// Whether `mode` is available.
     ///
     /// # Errors
     ///
-    /// [`Error::ModeUnavailable`], which says what is missing and what to change.
+    /// [`Error::ModeUnavailable`]: the missing facility and the change that helps.
     pub fn check(&self, mode: Mode) -> Result<(), Error> {
         match self.missing(needs(mode)) {
             None => Ok(()),
@@ -41,11 +41,11 @@ impl Probe {
         }
     }
 
-    /// The best synchronous mode that can be had, and why it and no better one.
+    /// The best synchronous mode that is available, and the reason for the choice.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] if none can be had, which says what to change.
+    /// [`Error::Unavailable`] if none is available: it names the remedy.
     pub fn best_synchronous(&self) -> Result<(Mode, String), Error> {
         let mut why: Vec<String> = Vec::new();
         for mode in Mode::ALL.into_iter().filter(|mode| mode.is_synchronous()) {
@@ -61,13 +61,13 @@ impl Probe {
     }
 }
 
-/// The best synchronous mode of this kernel and these permissions (sigbus,
-/// thread, mprotect, in this order), and why it was taken.
+/// The best synchronous mode of this kernel and these permissions (sigbus, thread, mprotect, in
+/// this order), and the reason for the choice.
 ///
 /// # Errors
 ///
-/// [`Error::Unavailable`] if none can be had: each needs `membarrier`, which Linux has
-/// from 4.14 on and a seccomp filter may refuse. The message says what to change.
+/// [`Error::Unavailable`] if none is available: each needs `membarrier`, which Linux has from
+/// 4.14 on and a seccomp filter may refuse. The message names the remedy.
 pub fn best_synchronous() -> Result<(Mode, String), Error> {
     Probe::of_this_process().best_synchronous()
 }
@@ -81,12 +81,12 @@ fn signal_of(mode: Mode) -> Option<c_int> {
     }
 }
 
-/// Opens the mechanism of `mode` for a region that is added.
+/// Opens the mechanism of `mode` for a new region.
 ///
 /// # Errors
 ///
-/// [`Error::ModeUnavailable`] if it cannot be had here, [`Error::BadArgument`] if this thread blocks the signal by
-/// which the mode's faults arrive.
+/// [`Error::ModeUnavailable`] if it is not available here, [`Error::BadArgument`] if this
+/// thread blocks the signal by which the mode's faults arrive.
 pub(crate) fn open(mode: Mode, page: PageSize, options: Options) -> Result<Arc<dyn Protection>, Error> {
     let probe = Probe::of_this_process();
     probe.check(mode)?;
@@ -96,7 +96,7 @@ pub(crate) fn open(mode: Mode, page: PageSize, options: Options) -> Result<Arc<d
 
 /// An error if this thread blocks the signal by which the faults of `mode` arrive.
 pub(super) fn check_signal(mode: Mode) -> Result<(), Error> {
-    // Threads inherit the mask. It is this thread's alone that can be asked for.
+    // Threads inherit the mask, but a thread can read only its own.
     match signal_of(mode).filter(|&signo| signal::is_blocked_here(signo)) {
         Some(libc::SIGBUS) => Err(Error::BadArgument(
             "this thread blocks SIGBUS, so the kernel would end the process at its first store to a protected page of \
@@ -110,7 +110,7 @@ pub(super) fn check_signal(mode: Mode) -> Result<(), Error> {
     }
 }
 
-/// Opens the mechanism, with the kernel asked already.
+/// Opens the mechanism after a probe of the kernel.
 pub(crate) fn open_with(
     probe: &Probe,
     mode: Mode,
@@ -129,7 +129,7 @@ pub(crate) fn open_with(
     }
 }
 
-/// What a mode wants of the process before its first region.
+/// Sets up the process for a mode before its first region.
 pub(super) fn prepare(mode: Mode, options: Options) -> Result<(), Error> {
     if mode.is_synchronous() {
         membarrier::register_fence()?;
@@ -165,7 +165,7 @@ pub(super) fn open_uffd(probe: &Probe, mode: Mode) -> Result<(Opened, KernelFaul
         .map_err(|errno| Error::ModeUnavailable { mode, why: format!("userfaultfd cannot be opened: {errno}") })
 }
 
-/// What a descriptor for `mode` must have been asked for.
+/// The features that a descriptor for `mode` must have been asked for.
 pub(super) fn needed_uffd_features(mode: Mode) -> u64 {
     let own = match mode {
         Mode::Sigbus => feature::SIGBUS,
@@ -175,7 +175,8 @@ pub(super) fn needed_uffd_features(mode: Mode) -> u64 {
     feature::WP | feature::WP_UNPOPULATED | own
 }
 
-/// What a descriptor for `mode` is asked for, with what is there beside what is needed.
+/// The features that a descriptor for `mode` is asked for: the needed ones, and useful ones
+/// that the kernel has.
 pub(super) fn uffd_features(probe: &Probe, mode: Mode) -> u64 {
     let shmem = probe.feature_bits(&[(Facility::WpShmem, feature::WP_SHMEM)]);
     let wanted = [(Facility::ThreadId, feature::THREAD_ID), (Facility::ExactAddress, feature::EXACT_ADDRESS)];
@@ -199,7 +200,7 @@ mod tests {
         }
     }
 
-    /// Without membarrier no synchronous mode can be had, and none is named.
+    /// Without membarrier no synchronous mode is available, and none is named.
     #[test]
     fn the_best_mode_is_one_that_can_be_had() {
         for (_, hidden, _) in Facility::NAMES {
@@ -215,8 +216,8 @@ mod tests {
         }
     }
 
-    /// Whatever is hidden, alone or with another: a mode that cannot be had names itself,
-    /// what is hidden and the list, and never the kernel.
+    /// Hides each facility, alone or with another. A mode that is unavailable names itself, the
+    /// hidden facility and the list, and never the kernel.
     #[test]
     fn each_mode_says_what_is_hidden_from_it() {
         for (first, first_name, _) in Facility::NAMES {
@@ -272,7 +273,7 @@ mod tests {
         }
     }
 
-    /// Whether the probe has it; a skip that is printed where it has not.
+    /// Whether the probe has it; prints a skip if not.
     fn has_or_skips(facility: Facility) -> bool {
         let has = Probe::with_hidden("").has(facility);
         if !has {

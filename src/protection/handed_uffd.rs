@@ -1,15 +1,15 @@
 //! A userfaultfd that the embedder has opened, as an object of the `userfaultfd` crate.
 //!
-//! A process may have the right to open one at its start alone, and give it up before it
-//! runs a guest. It opens one for each region by [`open_uffd`], or by the crate's own
-//! builder with [`uffd_features`], and gives it to
+//! A process may have the right to open one only at its start, and give it up before it runs a
+//! guest. It opens one for each region by [`open_uffd`], or by the crate's own builder with
+//! [`uffd_features`], and gives it to
 //! [`Tracker::add_region_on_uffd`](crate::Tracker::add_region_on_uffd). (A descriptor tracks
-//! the memory of the process that opened it. One that another process opened, and sent, is
-//! of no use here.)
+//! the memory of the process that opened it. One that another process opened and sent is of no
+//! use here.)
 //!
 //! # Safety
 //!
-//! A descriptor that changes its object is given up by the one before.
+//! A descriptor that changes its owner is given up by the previous one.
 #![allow(unsafe_code)]
 
 use std::mem::ManuallyDrop;
@@ -24,19 +24,19 @@ use crate::error::Error;
 use crate::sys::uffd::{KernelFaults, Uffd, feature};
 use crate::sys::uffd_calls;
 
-/// What to ask for when a userfaultfd is opened for a region of `mode`: a bit that the kernel has
-/// not makes [`UffdBuilder::create`](userfaultfd::UffdBuilder::create) fail.
+/// The features to ask for when a userfaultfd is opened for a region of `mode`. A bit that the
+/// kernel lacks makes [`UffdBuilder::create`](userfaultfd::UffdBuilder::create) fail.
 pub fn uffd_features(mode: Mode) -> FeatureFlags {
     FeatureFlags::from_bits_retain(choice::uffd_features(&Probe::of_this_process(), mode))
 }
 
-/// Opens a userfaultfd for a region of `mode`, by the system call or by
-/// `/dev/userfaultfd`, whichever this process may use.
+/// Opens a userfaultfd for a region of `mode`, by the system call or by `/dev/userfaultfd`,
+/// depending on this process's permissions.
 ///
 /// # Errors
 ///
-/// [`Error::ModeUnavailable`], which says what is missing; [`Error::BadArgument`] for a mode
-/// that uses none.
+/// [`Error::ModeUnavailable`]: the missing facility. [`Error::BadArgument`] for a mode that
+/// uses none.
 pub fn open_uffd(mode: Mode) -> Result<userfaultfd::Uffd, Error> {
     let probe = Probe::of_this_process();
     probe.check(mode)?;
@@ -70,7 +70,7 @@ pub(crate) fn open_on(
     let fd = unsafe { OwnedFd::from_raw_fd(uffd.as_raw_fd()) };
     let features = uffd_calls::features_of(fd.as_fd())?;
     let needed = choice::needed_uffd_features(mode);
-    // These two say how a fault is told.
+    // These two decide how a fault is reported.
     let told_by = feature::SIGBUS | feature::WP_ASYNC;
     if features & needed != needed || (features ^ needed) & told_by != 0 {
         return Err(Error::BadArgument(
@@ -78,6 +78,7 @@ pub(crate) fn open_on(
         ));
     }
     choice::prepare(mode, options)?;
-    // Whether it delivers the faults of the kernel's own writes cannot be asked.
+    // The kernel has no call that tells whether it delivers the faults of the kernel's own
+    // writes.
     choice::on_uffd(mode, Uffd::of_embedder(fd, features, page)?, KernelFaults::Refused, page)
 }

@@ -5,7 +5,7 @@
 //! - [`Mode`] and [`Access`]: arguments of a region. [`best_synchronous`] and [`Probe`] say
 //!   which modes are available in this process, and what to change for a better one.
 //!   [`MAX_REGIONS`] is the limit of regions in a process.
-//! - [`handle_fault`]: for embedders whose own handlers take SIGBUS and SIGSEGV.
+//! - [`handle_fault`]: for embedders with their own handlers of SIGBUS and SIGSEGV.
 //!   [`handler_is_ours`] and [`is_blocked_here`] say whether faults reach the library at all.
 //!   [`AltStack`] is a signal stack for a thread whose stack pointer is the guest's.
 //!   [`HANDLER_STACK_BYTES`] is the part of one that a fault uses.

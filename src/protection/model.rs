@@ -1,10 +1,10 @@
 //! A software mechanism without system calls, for tests and model checkers.
 //!
-//! Memory is the test's; only the protection of each page is here. A store is
-//! [`Model::store`], which calls the sink for as long as the page is protected,
-//! as the kernel tries a store again; the test changes its own cell in the
-//! closure, in the same step in which the page is seen to be writable: a store
-//! either retires before a protect or is learned of.
+//! Memory belongs to the test; only the protection of each page is here. A store is
+//! [`Model::store`]. It calls the sink as long as the page is protected, as the kernel
+//! tries a store again. The test changes its own cell in the closure, in the same step
+//! in which the page is seen to be writable. So a store either retires before a protect
+//! or is noticed.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::page_table::Permit;
 use crate::sync::{Mutex, MutexGuard};
 
-/// What a page is to the modelled kernel.
+/// A page of the modelled kernel.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Page {
     attached: bool,
@@ -39,7 +39,7 @@ pub(crate) enum Moment {
 
 type Pause = Box<dyn Fn(Moment) + Send + Sync>;
 
-/// See the module.
+/// See the module head.
 pub(crate) struct Model {
     mode: Mode,
     range: HostRange,
@@ -60,9 +60,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Model {
-    /// A model of a machine whose only memory is `range`. With
-    /// [`Mode::Deferred`] stores retire at once and are found by a harvest, with
-    /// any other mode the sink is called.
+    /// A model of a machine whose only memory is `range`. In [`Mode::Deferred`] stores
+    /// retire at once and a harvest finds them; in any other mode the sink is called.
     pub(crate) fn new(mode: Mode, range: HostRange, page: PageSize) -> Self {
         let count = range.len() >> page.shift();
         Self { mode, range, page, pages: Mutex::new(vec![FRESH; count]), sinks: Mutex::new(Vec::new()), pause: None }
@@ -80,9 +79,9 @@ impl Model {
         }
     }
 
-    /// A store by thread `tid` to `address`: `retire` changes the memory. Says
-    /// [`Handled::NotOurs`], without storing, where a signal would go to somebody
-    /// else's handler.
+    /// A store by thread `tid` to `address`: `retire` changes the memory. Returns
+    /// [`Handled::NotOurs`], without storing, if the signal would go to another
+    /// handler.
     pub(crate) fn store(&self, address: HostAddr, tid: u32, mut retire: impl FnMut()) -> Handled {
         loop {
             {
@@ -213,8 +212,8 @@ mod tests {
         }
     }
 
-    /// The page is protected again between the sink and the store's next try: the
-    /// store is told of once more, and goes through in the end.
+    /// The page is protected again between the sink and the store's next try: the store
+    /// is reported once more, and goes through in the end.
     #[test]
     fn a_page_that_is_protected_again_under_a_store_is_told_twice() {
         let page = PageSize::from_shift(12);

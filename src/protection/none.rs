@@ -1,4 +1,4 @@
-//! No tracking: the control. Nothing is learned of, so translations go stale.
+//! No tracking: the control. No write is noticed, so translations go stale.
 
 use std::sync::Arc;
 

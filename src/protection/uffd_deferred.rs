@@ -1,13 +1,13 @@
 //! uffd-wp asynchronous: the kernel lets a store through and remembers it.
 //!
 //! With `UFFD_FEATURE_WP_ASYNC` a store to a protected page clears the page's
-//! protection and goes on; nobody is told. One `PAGEMAP_SCAN` finds the pages
-//! that were written and protects them again in the same step. The kernel's own
-//! writes and regular file mappings are covered like everything else.
+//! protection and goes on, without a report. One `PAGEMAP_SCAN` finds the pages that
+//! were written and protects them again in the same step. The kernel's own writes and
+//! regular file mappings are covered like everything else.
 //!
-//! Protection is taken by the scan alone: `UFFDIO_WRITEPROTECT` on a page that
-//! was written since the last scan would hide that write from the next one. A
-//! fresh range counts as written: its first harvest reports all of it.
+//! Only the scan protects: `UFFDIO_WRITEPROTECT` on a page that was written since the
+//! last scan would hide that write from the next one. A fresh range counts as written:
+//! its first harvest reports all of it.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What the three userfaultfd mechanisms share: the descriptor and its ranges. The
+//! The part that the three userfaultfd mechanisms share: the descriptor and its ranges. The
 //! descriptor is hidden from them, so that they open nothing without leave.
 
 use std::os::fd::{BorrowedFd, RawFd};
@@ -45,7 +45,7 @@ impl UffdRanges {
         self.uffd.unprotect(range)
     }
 
-    /// Opens all that is attached by giving up the descriptor.
+    /// Opens everything that is attached by giving up the descriptor.
     pub(super) fn abandon(&self, _: Opening<'_>) -> Result<(), Error> {
         self.uffd.abandon()
     }
@@ -82,15 +82,15 @@ impl UffdRanges {
         self.uffd.check()
     }
 
-    /// Tells every sink that its ranges are stale; then, behind a barrier, opens and
-    /// wakes all of them, by giving up the descriptor if that is what is left.
+    /// Tells every sink that its ranges are stale. Then, behind a barrier, opens and wakes all
+    /// of them, if necessary by giving up the descriptor.
     pub(super) fn lose(&self) -> Result<(), Error> {
         let mut done = Ok(());
         self.attachments.lose(|range, leave| {
             let opening = Opening::behind_a_barrier(leave, Mode::Thread, membarrier::fence_threads);
             let opened = opening.and_then(|opening| {
                 let _ = self.unprotect(range, opening).and(self.uffd.wake(range));
-                // Where those failed this opens and wakes all the same.
+                // If those failed this still opens and wakes.
                 self.abandon(opening)
             });
             done = done.clone().and(opened);
@@ -114,7 +114,7 @@ impl Drop for UffdRanges {
     /// is closed. In a fork's child the ranges are the parent's and stay so.
     fn drop(&mut self) {
         self.attachments.clear(|range| {
-            // An error says that the descriptor was lost, or is the parent's: nothing is left to release.
+            // An error means that the descriptor was lost, or is the parent's: nothing to release.
             let _ = self.uffd.release(range);
         });
     }

@@ -72,7 +72,7 @@ impl Protection for UffdSigbus {
     }
 
     fn harvest(&self, _: HostRange, _: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
-        Ok(()) // every write was told when it was made
+        Ok(()) // every write was reported when it was made
     }
 
     fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {

@@ -1,24 +1,23 @@
 //! uffd-wp with a handler thread: a fault is a message.
 //!
-//! A store to a protected page, by user code or by the kernel (`read` into the
-//! page), queues a message and sleeps. One thread for each mechanism reads the
-//! messages, calls the sink of the range, which un-protects and so wakes the
-//! writer. The descriptor is non-blocking: a message is gone when somebody
-//! un-protects before it is read, and an empty read is normal.
+//! A store to a protected page, by user code or by the kernel (`read` into the page), queues a
+//! message and sleeps. One thread for each mechanism reads the messages and calls the sink of
+//! the range. The sink un-protects, which wakes the writer. The descriptor is non-blocking: an
+//! un-protect before the read removes the message, so an empty read is normal.
 //!
 //! # No writer sleeps for ever
 //!
-//! After the sink the page is woken in any case: its store is tried again and
-//! faults again if the page is protected. The thread itself opens nothing: a message
-//! may be old, and the page protected anew under a block. If the sink cannot open the
-//! page, or the thread ends for any other reason than being told so, every sink hears
-//! [`FaultSink::on_lost`], and then all pages are opened and woken. At the end of the mechanism the thread is stopped first;
-//! writers whose messages nobody read are woken by the release of the ranges.
+//! After the sink the page is woken in any case: its store is tried again and faults again if
+//! the page is protected. The thread itself opens nothing: a message may be old, and the page
+//! protected anew under a block. If the sink cannot open the page, or the thread ends without a
+//! request, every sink hears [`FaultSink::on_lost`], and then all pages are opened and woken.
+//! At the end of the mechanism the thread is stopped first; the release of the ranges wakes
+//! writers whose messages were not read.
 //!
-//! Where even that is refused (a seccomp filter on `close`) the process is ended.
+//! If even that is refused (a seccomp filter on `close`) the process is ended.
 //!
-//! A thread that is killed (a seccomp filter can kill one alone) has no last will.
-//! [`Protection::check`] asks the kernel whether it is there.
+//! A thread that is killed (a seccomp filter can kill a single thread) runs none of this.
+//! [`Protection::check`] asks the kernel whether the thread exists.
 
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -94,7 +93,8 @@ impl Body for Shared {
         loop {
             let [first, second] = self.ranges.copies();
             let wants = PollFlags::IN;
-            // Both copies: whichever somebody puts another file over, the other one has the message.
+            // Both copies: if another file replaces one of them, the other still has the
+            // message.
             let mut fds = [
                 PollFd::from_borrowed_fd(first, wants),
                 PollFd::from_borrowed_fd(second, wants),
@@ -109,8 +109,8 @@ impl Body for Shared {
                 last_will.was_stopped = true;
                 return;
             }
-            // No other bit, and no word from `stop` unless we are stopping: something took a number of ours,
-            // or somebody gave the descriptor up.
+            // No other bit, and no word from `stop` unless we are stopping: the descriptor was
+            // given up, or another file has one of our numbers.
             if ready.iter().any(|events| events.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
                 || ready[2].contains(PollFlags::IN)
             {
@@ -118,7 +118,7 @@ impl Body for Shared {
             }
             let mut resolved = Ok(());
             let mut on_fault = |fault: WriteFault| resolved = resolved.clone().and(self.resolve(&fault));
-            // A message is read once: through the first copy unless that one has gone.
+            // A message is read once: through the first copy unless that one is gone.
             let which = usize::from(!ready[0].contains(PollFlags::IN));
             if ready[which].contains(PollFlags::IN)
                 && self.ranges.read_faults(which, &mut messages, &mut on_fault).is_err()
@@ -133,7 +133,7 @@ impl Body for Shared {
 }
 
 impl Shared {
-    /// Whether the kernel still has the thread, or it is yet to begin.
+    /// Whether the kernel still has the thread, or it has not begun yet.
     fn thread_exists(&self) -> bool {
         match self.tid.load(Ordering::SeqCst) {
             0 => true,
@@ -141,7 +141,7 @@ impl Shared {
         }
     }
 
-    /// Where no range holds the page any more its release opened it.
+    /// If no range holds the page any more, its release opened it.
     fn resolve(&self, fault: &WriteFault) -> Result<(), Error> {
         match dispatch(Delivery::Thread, fault) {
             Some(Handled::NotOurs) => Err(Error::TrackingLost),
@@ -150,7 +150,7 @@ impl Shared {
     }
 }
 
-/// What happens when the thread ends, however it ends.
+/// Runs when the thread ends, for any reason.
 struct LastWill<'a> {
     shared: &'a Shared,
     was_stopped: bool,
@@ -163,8 +163,8 @@ impl Drop for LastWill<'_> {
         }
         self.shared.lost.store(true, Ordering::SeqCst);
         if self.shared.ranges.lose().is_err() {
-            // Nothing can: in the other modes the store's own signal ends the process now. Here
-            // its writers would sleep for ever.
+            // No step is left. In the other modes the store's own signal ends the process now.
+            // Here its writers would sleep for ever.
             std::process::abort();
         }
     }
@@ -204,7 +204,7 @@ impl Protection for UffdThread {
     fn protect(&self, range: HostRange) -> Result<(), Error> {
         self.check_alive()?;
         self.shared.ranges.protect(range)?;
-        // The thread may have died, and opened all pages, in between.
+        // Meanwhile the thread may have died, and opened all pages.
         self.check_alive()
     }
 
@@ -218,19 +218,20 @@ impl Protection for UffdThread {
         if self.shared.thread_exists() { Ok(()) } else { Err(Error::TrackingLost) }
     }
 
-    /// A `poll` that sleeps keeps the kernel's object, whatever its numbers name by
-    /// then: writers sleep until the thread has left it. It ends, as after any loss.
+    /// A sleeping `poll` keeps the kernel's userfaultfd open, even if its numbers name other
+    /// files by then: writers sleep until the thread leaves the `poll`. So this wakes the
+    /// thread, which then ends as after any loss.
     fn abandon(&self, _: HostRange, opening: Opening<'_>) -> Result<(), Error> {
         let given_up = self.shared.ranges.abandon(opening);
         if self.shared.ranges.is_own() && self.shared.stop.is_ours() {
-            // Where it cannot be told it is told already: the count is at its limit.
+            // If the write fails, the count is at its limit: the eventfd is already signalled.
             let _ = rustix::io::write(self.shared.stop.as_fd(), &1_u64.to_ne_bytes());
         }
         given_up
     }
 
     fn harvest(&self, _: HostRange, _: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
-        Ok(()) // every write was told when it was made
+        Ok(()) // every write was reported when it was made
     }
 
     fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
@@ -252,7 +253,8 @@ impl Drop for UffdThread {
             return;
         }
         self.shared.is_stopping.store(true, Ordering::SeqCst);
-        // If another file has the number, the thread cannot be told: it sleeps on, and harms nobody.
+        // If another file has the number, the thread cannot be told: it sleeps on, and does no
+        // harm.
         if self.shared.stop.is_ours() && rustix::io::write(self.shared.stop.as_fd(), &1_u64.to_ne_bytes()).is_ok() {
             thread.join();
         }
@@ -262,8 +264,8 @@ impl Drop for UffdThread {
 #[cfg(test)]
 mod tests {
     //! # Safety
-    //!
-    //! A store to a mapping that outlives it; a duplicate over the descriptor
+    //! A store to a mapping that outlives it; a duplicate over the descriptor under test, which
+    //! is the tested case.
     //! under test, which is the case under test.
     #![allow(unsafe_code)]
 
@@ -278,7 +280,7 @@ mod tests {
     #[derive(Default)]
     struct Losses(AtomicU64, AtomicU64);
 
-    // SAFETY: two atomic additions. It panics where the test fails, which ends the thread.
+    // SAFETY: two atomic additions. It panics if the test fails, which ends the thread.
     unsafe impl FaultSink for Losses {
         fn on_write(&self, _: &WriteFault) -> Handled {
             assert_eq!(self.1.fetch_add(1, Ordering::SeqCst), 0, "a page that cannot be opened is asked about again");
@@ -300,8 +302,8 @@ mod tests {
         UffdThread::start(Uffd::new(fd, features, page).unwrap(), kernel_faults, page).unwrap()
     }
 
-    /// Somebody closes our descriptor and another file takes its number: the
-    /// thread's next read is of that file.
+    /// Our descriptor is closed and another file takes its number: the thread's next read is of
+    /// that file.
     #[test]
     fn a_lost_descriptor_leaves_no_writer_asleep_and_nothing_believed() {
         let page = PageSize::host();
@@ -333,7 +335,7 @@ mod tests {
         unsafe { memory.range().start().as_ptr().write_volatile(2) };
     }
 
-    /// The thread opens nothing by itself, and leaves no writer in a circle.
+    /// The thread opens no page by itself, and no writer faults for ever.
     #[test]
     fn a_page_that_its_sink_does_not_open_is_lost_first() {
         let page = PageSize::host();

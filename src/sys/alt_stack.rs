@@ -1,22 +1,22 @@
 //! An alternate signal stack for one thread.
 //!
-//! The handler runs with `SA_ONSTACK`: a thread without an alternate stack runs
-//! it below its stack pointer, which is wrong where guest code owns that
-//! register or the guest's stack is tracked memory. The standard library gives
-//! its own threads a small one; this one has room for embedders' handlers too.
+//! The handler runs with `SA_ONSTACK`. A thread without an alternate stack runs it below its
+//! stack pointer. That is wrong if guest code owns that register, or if the guest's stack is
+//! tracked memory. The standard library gives its own threads a small one; this one has room
+//! for embedders' handlers too.
 //!
-//! # Whose stack comes back
+//! # Restoring the previous stack
 //!
-//! Stacks may be dropped in any order. Each remembers the one that was there before; if
-//! that one is dropped first, its own predecessor takes its place. A stack is unmapped
-//! only if it is known that nobody will put it back: the kernel had it, and gave it up,
-//! or a later one of ours remembered it. Otherwise somebody else's stack lies over it,
-//! who may have remembered it too: then its memory stays until the thread's end.
+//! Stacks may be dropped in any order. Each remembers the previous one; if that one is
+//! dropped first, its own predecessor takes its place. A stack is unmapped only if no code
+//! can put it back: the kernel had it and gave it up, or a later stack of ours remembered
+//! it. Otherwise a foreign stack is installed over it, and foreign code may have remembered
+//! it too: then its memory stays until the thread's end.
 //!
 //! # Safety
 //!
-//! A thread's stacks are in a list of the thread's own, and are mapped until they are
-//! taken out of it as above, or until the thread's end, when the kernel has none of them.
+//! A thread's stacks are in a list of the thread. They are mapped until they are taken out
+//! of it as above, or until the thread's end, when the kernel has none of them.
 #![allow(unsafe_code)]
 
 use core::cell::RefCell;
@@ -36,17 +36,16 @@ use crate::sys::mmap::Mapping;
 const ROOM_BYTES: usize = 64 * 1024;
 
 /// An alternate signal stack of the thread that made it, until it is dropped. Then the
-/// thread has the one again that it had before, or, if a later one is installed, that
-/// one.
+/// thread gets its former stack again. If a later stack is installed, that one stays.
 #[derive(Debug)]
 pub struct AltStack {
-    /// Which one of its thread's.
+    /// Its key among the thread's stacks.
     first: HostAddr,
     /// The kernel keeps one per thread: not `Send`.
     thread: PhantomData<*mut ()>,
 }
 
-/// One that the kernel has, or that somebody may give it back.
+/// A stack that the kernel has, or that other code may give it back.
 struct Stack {
     memory: Mapping,
     before: libc::stack_t,
@@ -58,7 +57,7 @@ impl Stack {
     }
 }
 
-/// Those of one thread.
+/// The stacks of one thread.
 struct Stacks(Vec<Stack>);
 
 thread_local! {
@@ -70,8 +69,8 @@ impl AltStack {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] where memory is short, or where the thread is running
-    /// on its present alternate stack.
+    /// [`Error::System`] if memory is short, or if the thread is running on its present
+    /// alternate stack.
     pub fn for_this_thread() -> Result<Self, Error> {
         let page = PageSize::host();
         // SAFETY: reads a number. The frame grows with the machine's vector registers.
@@ -105,7 +104,7 @@ impl Drop for AltStack {
 
 impl Stacks {
     fn remove(&mut self, first: HostAddr) {
-        // Not there: this is another thread than the one that made it, which keeps it.
+        // Not there: another thread made it, and keeps it.
         let Some(at) = self.0.iter().position(|stack| stack.memory.range().start() == first) else { return };
         let (before, mut is_given_up) = (self.0[at].before, false);
         for other in 0..self.0.len() {
@@ -115,7 +114,7 @@ impl Stacks {
             }
         }
         if present().is_ok_and(|present| self.0[at].is(&present)) {
-            // Refused where the thread runs on it just now.
+            // Refused if the thread is running on it.
             is_given_up = exchange(&before).is_ok();
         }
         if is_given_up {
@@ -125,8 +124,8 @@ impl Stacks {
 }
 
 impl Drop for Stacks {
-    /// The thread ends. What was there before may be gone by now: the standard library
-    /// takes its own stack away first.
+    /// The thread ends. The previous stack may be gone by now: the standard library takes
+    /// its own stack away first.
     fn drop(&mut self) {
         let Ok(present) = present() else {
             return core::mem::take(&mut self.0).into_iter().for_each(core::mem::forget);
@@ -140,7 +139,7 @@ impl Drop for Stacks {
     }
 }
 
-/// The one that the kernel has for this thread.
+/// The stack that the kernel has for this thread.
 fn present() -> Result<libc::stack_t, Error> {
     sigaltstack(ptr::null())
 }
@@ -194,8 +193,8 @@ mod tests {
         assert!(STACKS.with_borrow(|stacks| stacks.0.is_empty()));
     }
 
-    /// Stacks come and go in any order; the newest of those that are left is installed,
-    /// and nothing is left in the end.
+    /// Stacks come and go in any order; the newest remaining one is installed, and none
+    /// remains in the end.
     #[test]
     fn any_order_of_drops() {
         let mut seed = 11u64;
@@ -220,8 +219,7 @@ mod tests {
         }
     }
 
-    /// Somebody else installs a stack over ours and puts back, later, the one that was
-    /// there before.
+    /// Foreign code installs a stack over ours and later puts back the previous one.
     #[test]
     fn any_order_beside_stacks_of_somebody_else() {
         let mut seed = 17u64;
@@ -229,7 +227,7 @@ mod tests {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (seed >> 33) as usize % below
         };
-        // Never freed, so that what they put back is safe on their side.
+        // Never freed, so that they are safe to put back.
         let theirs: Vec<Mapping> = (0..8).map(|_| Mapping::anonymous(1 << 16, PageSize::host()).unwrap()).collect();
         let mut over: Vec<libc::stack_t> = Vec::new();
         let mut left: Vec<AltStack> = Vec::new();
@@ -257,7 +255,7 @@ mod tests {
     #[test]
     fn on_another_thread_and_at_the_threads_end() {
         struct Moved(AltStack);
-        // SAFETY: what is under test; it is not used but dropped.
+        // SAFETY: this is the tested case; it is only dropped there.
         unsafe impl Send for Moved {}
         thread_local! { static KEPT: RefCell<Option<AltStack>> = const { RefCell::new(None) } }
         std::thread::spawn(|| {

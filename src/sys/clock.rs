@@ -13,8 +13,8 @@ pub(crate) fn coarse_ms() -> u64 {
     now.tv_sec as u64 * 1_000 + now.tv_nsec as u64 / 1_000_000
 }
 
-/// Nanoseconds on a monotonic clock. Some tens of nanoseconds to read, without a
-/// system call where the kernel trusts the processor's counter.
+/// Nanoseconds on a monotonic clock. It takes tens of nanoseconds to read, without a
+/// system call if the kernel trusts the processor's counter.
 pub(crate) fn precise_ns() -> u64 {
     let now = read(libc::CLOCK_MONOTONIC);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64

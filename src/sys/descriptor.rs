@@ -1,15 +1,14 @@
-//! Where the library's own descriptors lie: high, so that an emulator's guest
-//! finds the low numbers free, as it would in a process of its own, and does not
-//! close what it never opened.
+//! The numbers of the library's own descriptors. They are high, so that an emulator's
+//! guest finds the low numbers free, as it would in a process of its own, and does not
+//! close a descriptor that it never opened.
 
 use std::os::fd::{OwnedFd, RawFd};
 
-/// The lowest number of a descriptor of the library's, where the limit on
-/// descriptors allows it.
+/// The lowest number of a descriptor of the library's, if the limit on descriptors
+/// allows it.
 pub const LOWEST_OWN_DESCRIPTOR: RawFd = 800;
 
-/// Moves `fd` up; it stays where it is where the limit is too low. Closed on
-/// exec.
+/// Moves `fd` up; if the limit is too low it stays. Closed on exec.
 pub(crate) fn raise(fd: OwnedFd) -> OwnedFd {
     rustix::io::fcntl_dupfd_cloexec(&fd, LOWEST_OWN_DESCRIPTOR).unwrap_or(fd)
 }

@@ -1,10 +1,10 @@
-//! Whose fault is it: the table of tracked ranges, and what a signal handler
+//! Finds the owner of a fault: the table of tracked ranges, and the code that a signal handler
 //! runs.
 //!
-//! [`handle_fault`] is all that the library does in signal context: is the
-//! signal one that write protection gives, did the instruction write, is the
-//! address in a tracked range. Then the range's [`FaultSink`] decides. Nothing
-//! here takes a lock, allocates or touches guest memory, and errno is kept.
+//! [`handle_fault`] is all that the library does in signal context. It asks three questions:
+//! does write protection give this signal, did the instruction write, is the address in a
+//! tracked range? Then the range's [`FaultSink`] decides. Nothing here takes a lock, allocates
+//! or touches guest memory, and errno is kept.
 //!
 //! # Safety
 //!
@@ -25,46 +25,44 @@ use crate::sys::statics;
 /// A store that hit a protected page of a synchronous region.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WriteFault {
-    /// Where it faulted; not the extent of the store, which nobody knows here.
+    /// The address that faulted. The extent of the store is not known here.
     pub(crate) addr: HostAddr,
-    /// The host instruction that stored; `None` where a thread handles the
-    /// fault of another one or the kernel wrote.
+    /// The host instruction that stored; `None` if a thread handles the fault of another one or
+    /// the kernel wrote.
     pub(crate) pc: Option<HostAddr>,
-    /// Kernel thread id of the storing thread where another thread handles its
-    /// fault; 0 in the thread itself, where asking would cost a system call in
-    /// every fault, and where it is not known.
+    /// Kernel thread id of the storing thread, if another thread handles its fault. 0 in the
+    /// thread itself, which would need a system call for it in every fault, and 0 if it is not
+    /// known.
     pub(crate) tid: u32,
 }
 
-/// What became of a fault.
+/// The result for a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
 pub enum Handled {
     /// It was ours: the store may be tried again.
     Retry,
-    /// It was not: somebody else's handler must see it.
+    /// It was not: another handler must see it.
     NotOurs,
 }
 
-/// Who is told of write faults. Called in a signal handler or in the handler
-/// thread, by any number of threads at once.
+/// The receiver of write faults. Called in a signal handler or in the handler thread, by any
+/// number of threads at once.
 ///
 /// # Safety
 ///
 /// The implementation is async-signal-safe: no lock, no allocation, no
 /// thread-local, no panic, no access to tracked memory, errno kept.
 pub(crate) unsafe trait FaultSink: Send + Sync {
-    /// Resolves one write fault: un-protects the page or says that it is not
-    /// ours. With a handler thread the call may be late: somebody else opened the
-    /// page, the store went through, and the page may be protected anew. There is no
-    /// fault there but those of the protection, so "not ours" says that the page
-    /// cannot be opened.
+    /// Resolves one write fault: un-protects the page or says that it is not ours. In a handler
+    /// thread the call may be late: another thread opened the page, the store went through, and
+    /// the page may be protected anew. A handler thread gets only faults of the protection, so
+    /// there "not ours" says that the page cannot be opened.
     fn on_write(&self, fault: &WriteFault) -> Handled;
 
-    /// The mechanism can no longer learn of writes (its thread died, its
-    /// descriptor was lost): everything made from the sink's ranges is stale
-    /// from here on. Called before any page is opened because of it; the result is
-    /// leave to do so.
+    /// The mechanism can no longer learn of writes (its thread died, its descriptor was lost):
+    /// all translations of the sink's ranges are stale from here on. Called before any page is
+    /// opened because of it; the result is leave to do so.
     fn on_lost(&self) -> Permit<'_>;
 }
 
@@ -88,13 +86,13 @@ pub(crate) struct Entry {
     sink: Arc<dyn FaultSink>,
 }
 
-/// Most regions that a process can have at once, in all its trackers. A region may be
-/// as large as the address space at no cost, so make one of memory that lies together.
+/// The limit of regions of a process at once, in all its trackers. A region may be as large as
+/// the address space at no cost, so make neighbouring memory one region.
 pub const MAX_REGIONS: usize = 1024;
 
 static RANGES: RangeTable<Entry, MAX_REGIONS> = RangeTable::new();
 
-/// The only thread that changes the table of ranges.
+/// The only thread that may change the table of ranges.
 pub(crate) type RangesWriter = Writer<'static, Entry, MAX_REGIONS>;
 
 /// For [`statics`] alone, which takes it in its order.
@@ -102,7 +100,7 @@ pub(super) fn ranges_writer() -> RangesWriter {
     RANGES.writer()
 }
 
-/// Whether a thread changes the table just now.
+/// Whether a thread is changing the table now.
 #[cfg(test)]
 pub(super) fn ranges_writer_is_held() -> bool {
     RANGES.has_writer()
@@ -117,7 +115,7 @@ impl RangeOwner {
         Self(Arc::new(()))
     }
 
-    /// Calls `each` for every range that is registered for this owner. Whoever drops a
+    /// Calls `each` for every range that is registered for this owner. A thread that drops a
     /// [`Registration`] waits for it. Takes no lock.
     pub(crate) fn for_each_range(&self, mut each: impl FnMut(HostRange, &dyn FaultSink)) {
         RANGES.for_each(|entry| {
@@ -128,8 +126,8 @@ impl RangeOwner {
     }
 }
 
-/// A range whose faults go to a sink, until this is dropped. Dropping waits
-/// until no handler is inside the sink, so it must not happen in a sink.
+/// Sends the faults of a range to a sink, until this is dropped. Dropping waits until no
+/// handler is inside the sink, so it must not happen in a sink.
 pub(crate) struct Registration {
     range: HostRange,
     /// Taken by `drop` alone.
@@ -142,8 +140,8 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyTracked`] where another registration has a part of it,
-    /// [`Error::Full`] where the process has no slot left.
+    /// [`Error::AlreadyTracked`] if another registration has a part of it, [`Error::Full`] if
+    /// the process has no slot left.
     pub(crate) fn new(
         range: HostRange,
         owner: &RangeOwner,
@@ -180,26 +178,25 @@ impl fmt::Debug for Registration {
     }
 }
 
-/// Hands a fault to the sink of its range; `None` where no range holds its address or
-/// the faults of that range arrive in another way. Async-signal-safe.
+/// Hands a fault to the sink of its range. `None` if no range holds its address, or the faults
+/// of that range arrive in another way. Async-signal-safe.
 pub(crate) fn dispatch(delivery: Delivery, fault: &WriteFault) -> Option<Handled> {
     let on_entry = |entry: &Entry| (entry.delivery == delivery).then(|| entry.sink.on_write(fault));
     match RANGES.with(fault.addr, on_entry) {
         Lookup::Found(handled) => handled,
-        // The store faulted before the range was given up: by now it goes through.
+        // The store faulted before the range was given up: a new try goes through.
         Lookup::Retired => Some(Handled::Retry),
         Lookup::Missing => None,
     }
 }
 
-/// Decides about one SIGBUS or SIGSEGV, for an embedder who owns these signals:
-/// call it first in the handler, return from the handler on
-/// [`Handled::Retry`], go on as without this library on [`Handled::NotOurs`].
+/// Decides about one SIGBUS or SIGSEGV, for an embedder that owns these signals. Call it first
+/// in the handler. On [`Handled::Retry`] return from the handler; on [`Handled::NotOurs`] go on
+/// as without this library.
 ///
-/// Async-signal-safe; errno is kept. The handler must be installed with
-/// `SA_SIGINFO`, and with `SA_ONSTACK` where the guest may own the stack
-/// pointer; no thread that stores to tracked memory may have the signal
-/// blocked: the kernel kills the process at such a store.
+/// Async-signal-safe; errno is kept. The handler must be installed with `SA_SIGINFO`, and with
+/// `SA_ONSTACK` if the guest may own the stack pointer. No thread that stores to tracked memory
+/// may have the signal blocked: the kernel kills the process at such a store.
 ///
 /// # Safety
 ///
@@ -217,12 +214,12 @@ pub unsafe fn handle_fault(signo: c_int, info: *mut libc::siginfo_t, context: *m
         return Handled::NotOurs;
     };
     let _errno = KeepErrno::new();
-    // SAFETY: both signals carry an address where the code is positive.
+    // SAFETY: both signals carry an address if the code is positive.
     let addr = HostAddr(unsafe { (*info).si_addr() } as usize);
     dispatch(delivery, &WriteFault { addr, pc: Some(pc), tid: 0 }).unwrap_or(Handled::NotOurs)
 }
 
-/// Not in the libc crate; the value is the kernel's.
+/// The libc crate lacks it; the value is the kernel's.
 const SEGV_ACCERR: c_int = 2;
 
 /// The instruction that faulted, if it wrote: write protection never stops a
@@ -252,7 +249,8 @@ unsafe fn storing_pc(context: *const libc::ucontext_t) -> Option<HostAddr> {
     let mut at = 0;
     while at + 16 <= RESERVED_BYTES {
         let record = records.wrapping_add(at);
-        // SAFETY: within `__reserved`, where the kernel writes records of a 4-byte magic and a 4-byte size.
+        // SAFETY: within `__reserved`, to which the kernel writes records of a 4-byte magic and
+        // a 4-byte size.
         let (magic, len) = unsafe { (record.cast::<u32>().read(), record.cast::<u32>().add(1).read()) };
         match (magic, len) {
             (ESR_MAGIC, _) => {
@@ -264,18 +262,18 @@ unsafe fn storing_pc(context: *const libc::ucontext_t) -> Option<HostAddr> {
             _ => at += len as usize,
         }
     }
-    // No syndrome: take it for a write; the sink looks at the page's state.
+    // Without a syndrome, treat it as a write; the sink looks at the page's state.
     Some(pc)
 }
 
-/// Tells the calling thread from all others that live, without a system call:
-/// where its errno is. Async-signal-safe.
+/// A number that differs between all living threads, without a system call: the address of
+/// errno. Async-signal-safe.
 pub(crate) fn this_thread() -> u64 {
     // SAFETY: gives an address; nothing is read.
     (unsafe { libc::__errno_location() }) as u64
 }
 
-/// Puts errno back: the code that was interrupted may be about to look at it.
+/// Puts errno back: the interrupted code may be about to look at it.
 struct KeepErrno(c_int);
 
 impl KeepErrno {
@@ -314,8 +312,8 @@ mod tests {
         }
     }
 
-    /// A store faults, the range is given up by another thread, and only then
-    /// does the store's handler run: it must not kill the process.
+    /// A store faults, another thread gives the range up, and only then the store's handler
+    /// runs: it must not kill the process.
     #[test]
     fn a_fault_that_comes_after_its_range_was_given_up_is_tried_again() {
         // Below everything that the kernel maps: no region of another test was ever here.

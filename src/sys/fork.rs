@@ -1,4 +1,4 @@
-//! Am I a fork's child?
+//! Tells whether this process is a fork's child.
 //!
 //! A child inherits the parent's userfaultfd, and an ioctl on it acts on the
 //! *parent's* memory: an unregister or a drop in the child would end the
@@ -8,8 +8,8 @@
 //!
 //! The generation lives on a page with `MADV_WIPEONFORK`: the kernel hands it
 //! to the child as zeroes, without a fork handler and without a system call.
-//! The first object that the child makes writes a fresh number there, so what
-//! it inherited stays foreign for ever.
+//! The first object that the child makes writes a fresh number there, so inherited
+//! objects stay foreign for ever.
 //!
 //! # Safety
 //!
@@ -29,7 +29,7 @@ use crate::sys::statics;
 static COOKIE: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-/// Which process, in a line of forks, made an object.
+/// The process, in a line of forks, that made an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Generation(u64);
 
@@ -59,7 +59,7 @@ impl Generation {
     }
 }
 
-/// Which process an object belongs to, where a child may take one over.
+/// The process that an object belongs to, if a child may take it over.
 #[derive(Debug)]
 pub(crate) struct Owner(AtomicU64);
 
@@ -74,20 +74,20 @@ impl Owner {
         Generation(self.0.load(Ordering::Relaxed)).is_current()
     }
 
-    /// The number of the process that it belongs to, of all in a line of forks; not 0.
+    /// The number of its process within the line of forks; not 0.
     pub(crate) fn number(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// It is this process's own from now on.
+    /// Makes it this process's own.
     pub(crate) fn take_over(&self) -> Result<(), Error> {
         self.0.store(Generation::of_this_process()?.0, Ordering::Relaxed);
         Ok(())
     }
 }
 
-/// The thread that holds the guard of an instance over a fork. It has the locks of the
-/// instance, and would wait for itself there.
+/// The thread that holds the fork guard of an instance. It has the instance's locks, so
+/// in a call that takes them it would wait for itself.
 #[derive(Debug, Default)]
 pub(crate) struct Keeper(AtomicU64);
 
@@ -98,21 +98,21 @@ impl Keeper {
         Keeping(self)
     }
 
-    /// Whether it is the calling thread. No other one writes the number of this one, so
-    /// that no ordering is needed.
+    /// Whether it is the calling thread. No other thread writes this thread's number, so
+    /// no ordering is needed.
     #[inline]
     pub(crate) fn is_this_thread(&self) -> bool {
         let keeper = self.0.load(Ordering::Relaxed);
         keeper != 0 && keeper == this_thread()
     }
 
-    /// An error instead of a wait for ever.
+    /// Returns an error if the calling thread would wait for itself for ever.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.is_this_thread() { Err(Error::BadArgument(UNDER_GUARD)) } else { Ok(()) }
     }
 
-    /// A panic instead of a wait for ever, in a call that can return no error. Before it
-    /// takes a lock or changes anything.
+    /// Panics if the calling thread would wait for itself for ever: for calls that can return
+    /// no error, before they take a lock or change anything.
     #[inline]
     #[track_caller]
     pub(crate) fn assert(&self) {
@@ -120,7 +120,7 @@ impl Keeper {
     }
 }
 
-/// See [`Keeper::begin`]. Dropped before the locks are free: their next holder may begin.
+/// See [`Keeper::begin`]. Drop it before the locks: their next holder may begin at once.
 #[derive(Debug)]
 pub(crate) struct Keeping<'a>(&'a Keeper);
 
@@ -130,12 +130,12 @@ impl Drop for Keeping<'_> {
     }
 }
 
-/// To a thread that would wait for itself.
+/// The error for a thread that would wait for itself.
 pub(crate) const UNDER_GUARD: &str =
     "this thread holds the fork guard: drop it first, or call after_fork_child in the child";
 
-/// A part of each guard over a fork: the process that made the guard, and the static
-/// locks, which no other thread has meanwhile. It stays on its thread, which has them.
+/// A part of each fork guard: the process that made the guard, and the static locks. Its
+/// thread holds them meanwhile, so it stays on that thread.
 #[derive(Debug)]
 pub(crate) struct Fork {
     made_in: Result<Generation, Error>,
@@ -155,7 +155,7 @@ impl Fork {
         match &self.made_in {
             Ok(made_in) if !made_in.is_current() => Ok(()),
             Ok(_) => Err(Error::NotInForkChild),
-            // Without the page nobody can tell a child.
+            // Without the page a child cannot be recognised.
             Err(error) => Err(error.clone()),
         }
     }
@@ -169,7 +169,7 @@ impl Drop for Fork {
 
 fn map_cookie() -> Result<*mut AtomicU64, Error> {
     let len = PageSize::host().bytes();
-    // SAFETY: a new mapping at an address of the kernel's choice disturbs nobody.
+    // SAFETY: a new mapping at an address of the kernel's choice replaces no other.
     let page = unsafe {
         rustix::mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
     }

@@ -1,18 +1,16 @@
-//! A descriptor that the rest of the process may close or replace behind our
-//! back.
+//! A descriptor that other code of the process may close or replace without our knowledge.
 //!
-//! A number is all that a process has of an open file, and any code in it may
-//! call `close`, `dup2` or `close_range` on a number that it does not own. So a
-//! [`KeptFd`] remembers which file it named (device and inode; userfaultfds have
-//! an inode each since Linux 5.12, the other anonymous files share one) and looks
-//! again before it does what would harm a stranger's file: it closes the number
-//! only while that is still the file it opened.
+//! A process knows an open file only by its number, and any code in it may call `close`, `dup2`
+//! or `close_range` on a number that it does not own. So a [`KeptFd`] remembers the file that
+//! it named: device and inode. (Userfaultfds have an inode each since Linux 5.12; the other
+//! anonymous files share one.) It checks before each step that would harm a foreign file: it
+//! closes the number only while that is still the file it opened.
 //!
 //! # Safety
 //!
 //! The number is closed once, by the drop, by `give_up` or by `close_inherited`, and only
-//! while it names the library's own file. `dup3` over it puts another file of the library's in its
-//! place.
+//! while it names the library's own file. `dup3` over it replaces that with another file of
+//! the library.
 #![allow(unsafe_code)]
 
 use core::mem::ManuallyDrop;
@@ -22,16 +20,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
-/// See the module.
+/// See the module head.
 #[derive(Debug)]
 pub(crate) struct KeptFd {
     fd: ManuallyDrop<OwnedFd>,
-    /// Device and inode of the file that was opened; `None` where it could not be
-    /// asked for: then the number is believed.
+    /// Device and inode of the file that was opened; `None` if the kernel could not tell: then
+    /// the number is trusted.
     file: Option<(u64, u64)>,
     /// The library itself put another file in its place.
     replaced: AtomicBool,
-    /// The number is nobody's: it was closed in a fork's child.
+    /// The number is free: it was closed in a fork's child.
     closed: AtomicBool,
 }
 
@@ -47,8 +45,8 @@ impl KeptFd {
         self.file.is_none_or(|file| file_of(self.fd.as_fd()) == Some(file))
     }
 
-    /// In a fork's child, where nobody uses it any more: closes the number, which frees it
-    /// for what the child opens itself. The parent's copy stays.
+    /// In a fork's child, when it is not used any more: closes the number, which frees it for
+    /// descriptors that the child opens. The parent's copy stays.
     pub(crate) fn close_inherited(&self) {
         if (self.replaced.load(Ordering::SeqCst) || self.is_ours()) && !self.closed.swap(true, Ordering::SeqCst) {
             // SAFETY: the number is this object's own, and `closed` says from here on that it is not.
@@ -56,10 +54,10 @@ impl KeptFd {
         }
     }
 
-    /// Gives this copy of the file up: the number names an inert file from here
-    /// on, so that nobody else gets it while threads may still be about to use it.
-    /// Where no inert file can be had the number is closed all the same. One that is
-    /// not ours any more is left alone. Async-signal-safe but for errno.
+    /// Gives this copy of the file up. From here on the number names an inert file, so that no
+    /// other file gets the number while threads may still be about to use it. If no inert file
+    /// is available the number is closed. A number that is no longer ours is left alone.
+    /// Async-signal-safe but for errno.
     pub(crate) fn give_up(&self) -> Result<(), Errno> {
         if self.replaced.load(Ordering::SeqCst) || !self.is_ours() {
             return Ok(());
@@ -73,7 +71,7 @@ impl KeptFd {
                 return Ok(());
             }
         }
-        // SAFETY: the number is this object's own, and the drop sees that it is not any more.
+        // SAFETY: the number is this object's own, and the drop finds that it no longer is.
         match unsafe { libc::close(number) } {
             0 => Ok(()),
             _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::BADF)),
@@ -82,8 +80,8 @@ impl KeptFd {
 }
 
 impl KeptFd {
-    /// Its number, while it names a file of the library's: the one that was opened, or
-    /// the inert one.
+    /// Its number, as long as it names a file of the library: the opened one or the inert
+    /// one.
     pub(crate) fn number(&self) -> Option<RawFd> {
         (self.replaced.load(Ordering::SeqCst) || self.is_ours()).then(|| self.fd.as_raw_fd())
     }
@@ -117,19 +115,19 @@ mod tests {
 
     use super::*;
 
-    /// A stranger's file takes the number: the drop must not close it.
+    /// A foreign file takes the number: the drop must not close it.
     #[test]
     fn a_number_that_was_taken_by_another_file_is_left_alone() {
         let kept = KeptFd::new(crate::sys::mmap::memfd("kept", 4096).unwrap());
         let stranger = crate::sys::mmap::memfd("stranger", 8192).unwrap();
         let number = kept.as_fd().as_raw_fd();
         assert!(kept.is_ours());
-        // SAFETY: the case under test: somebody replaces what he does not own.
+        // SAFETY: the tested case: code replaces a number that it does not own.
         assert_eq!(unsafe { libc::dup3(stranger.as_raw_fd(), number, libc::O_CLOEXEC) }, number);
         assert!(!kept.is_ours());
         assert_eq!(kept.give_up(), Ok(()));
         drop(kept);
-        // SAFETY: the number is the stranger's copy, made above.
+        // SAFETY: the number is the foreign file's copy, made above.
         let left = unsafe { OwnedFd::from_raw_fd(number) };
         assert_eq!(rustix::fs::fstat(&left).unwrap().st_size, 8192);
     }
@@ -141,7 +139,7 @@ mod tests {
         let number = kept.as_fd().as_raw_fd();
         let stranger = crate::sys::mmap::memfd("stranger", 8192).unwrap();
         kept.close_inherited();
-        // SAFETY: the number is free, unless another test took it meanwhile; the file is a stranger's.
+        // SAFETY: the number is free, unless another test took it meanwhile; the file is foreign.
         let taken = unsafe { libc::fcntl(stranger.as_raw_fd(), libc::F_DUPFD_CLOEXEC, number) };
         assert!(taken >= number);
         kept.close_inherited();

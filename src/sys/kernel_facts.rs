@@ -1,9 +1,9 @@
-//! What the library takes for granted of the kernel, each fact on its own.
+//! The facts about the kernel that the library relies on, each tested alone.
 //!
-//! A kernel that differs fails here first, with the fact's name, and not as a
-//! lost invalidation somewhere above. Whose faults kill the process is tested
-//! in processes of their own: `tests/host_faults.rs`. What `read` and other
-//! kernel writes do in each mode is a case of the conformance suite.
+//! A kernel that differs fails here first, with the fact's name, and not as a lost invalidation
+//! somewhere above. Faults that kill the process are tested in processes of their own:
+//! `tests/host_faults.rs`. The effect of `read` and other kernel writes in each mode is a case
+//! of the conformance suite.
 //!
 //! # Safety
 //!
@@ -31,8 +31,8 @@ use crate::sys::uffd_calls;
 const PAGES: usize = 8;
 const SYNC: u64 = feature::WP | feature::WP_UNPOPULATED | feature::WP_SHMEM | feature::EXACT_ADDRESS;
 
-/// Memory and a descriptor whose messages are read by the test alone: a store
-/// to a protected page sleeps.
+/// Memory and a descriptor whose messages only the test reads: a store to a protected page
+/// sleeps.
 struct Fixture {
     page: PageSize,
     file: Option<OwnedFd>,
@@ -82,7 +82,7 @@ impl Fixture {
         unsafe { self.at(page).as_ptr().read_volatile() }
     }
 
-    /// Which pages the kernel holds protected.
+    /// The pages that the kernel holds protected.
     fn protected(&self) -> Vec<usize> {
         let start = self.at(0).0;
         let parts = self.pagemap.protected(self.memory.range()).unwrap();
@@ -96,8 +96,8 @@ impl Fixture {
         addresses
     }
 
-    /// Runs `body` while another thread stores to `page`, once that store sleeps.
-    /// The store must have gone through when `body` is over.
+    /// Runs `body` once a store to `page` by another thread sleeps. The store must have gone
+    /// through when `body` is over.
     fn with_sleeper(&self, page: usize, body: impl FnOnce()) {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -150,7 +150,7 @@ fn protection_survives_the_guests_mprotect() {
         fixture.uffd.protect(fixture.pages(1, 2)).unwrap();
         let (start, len) = fixture.raw(0, 4);
         for access in [MprotectFlags::READ, MprotectFlags::empty(), MprotectFlags::READ | MprotectFlags::WRITE] {
-            // SAFETY: the fixture's own mapping, which nobody uses meanwhile.
+            // SAFETY: the fixture's own mapping, which no code uses meanwhile.
             unsafe { rustix::mm::mprotect(start, len, access) }.unwrap();
         }
         assert_eq!(fixture.protected(), [1, 2]);
@@ -194,7 +194,8 @@ fn unregistering_wakes_nobody_and_a_wake_after_it_does() {
     fixture.uffd.protect(fixture.pages(3, 1)).unwrap();
     fixture.with_sleeper(3, || {
         fixture.uffd.unregister(fixture.memory.range()).unwrap();
-        // Long enough for a store that was woken to be seen; a slow machine makes the check weaker, not wrong.
+        // Long enough for a woken store to be seen; a slow machine makes the check weaker, not
+        // wrong.
         std::thread::sleep(Duration::from_millis(30));
         assert_eq!(fixture.load(3), 0, "the unregister woke the writer");
         fixture.uffd.wake(fixture.memory.range()).unwrap();
@@ -302,8 +303,8 @@ fn scattered_protections_stay_in_one_vma() {
     assert_eq!(fixture.protected(), [0, 2, 4, 6]);
 }
 
-/// A mapping whose second or third MiB is the beginning of one huge page, and that
-/// page, where one is to be had; another test that forks while it is filled splits it.
+/// A mapping whose second or third MiB begins with one huge page, and that page, if one is
+/// available. Another test that forks while it is filled splits it.
 fn huge_page() -> Option<(Mapping, HostRange)> {
     const HUGE_BYTES: usize = 2 << 20;
     let page = PageSize::host();
@@ -312,7 +313,7 @@ fn huge_page() -> Option<(Mapping, HostRange)> {
         let memory = Mapping::anonymous(2 * HUGE_BYTES, page).unwrap();
         let start = HostAddr(memory.range().start().0.next_multiple_of(HUGE_BYTES));
         let range = HostRange::of_pages(start, HUGE_BYTES >> page.shift(), page);
-        // SAFETY: in the mapping, which nobody else uses.
+        // SAFETY: in the mapping, which no other code uses.
         unsafe {
             rustix::mm::madvise(start.as_ptr().cast(), HUGE_BYTES, Advice::LinuxHugepage).ok()?;
             start.as_ptr().write_bytes(1, HUGE_BYTES);
@@ -350,7 +351,7 @@ fn regular_files_are_for_asynchronous_descriptors_alone() {
     std::fs::remove_file(&path).unwrap();
     file.set_len(page.bytes() as u64).unwrap();
     let access = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: a new mapping that nobody stores to; it ends with the process.
+    // SAFETY: a new mapping without stores; it ends with the process.
     let start =
         unsafe { rustix::mm::mmap(core::ptr::null_mut(), page.bytes(), access, MapFlags::PRIVATE, &file, 0) }.unwrap();
     let range = HostRange::of_pages(HostAddr(start as usize), 1, page);
@@ -407,7 +408,7 @@ fn an_unregistered_piece_ends_the_ioctl_after_a_part_was_applied() {
     let fixture = Fixture::new(SYNC, false);
     fixture.uffd.unregister(fixture.pages(2, 1)).unwrap();
     let (start, len) = (fixture.at(0).0, 4 * fixture.page.bytes());
-    // Not the library's piece by piece.
+    // Not piece by piece, as the library does it.
     assert!(uffd_calls::protect(fixture.uffd.copies()[0], start, len).is_err());
     assert_eq!(fixture.protected(), [0, 1]);
 }
@@ -461,7 +462,7 @@ fn an_ioctl_by_a_forks_child_acts_on_the_parent() {
 
 #[test]
 fn an_ordinary_store_by_another_thread_is_seen_under_protection() {
-    // The control of this file: without a protection the helper's store does not sleep.
+    // The control of this file: without protection the helper's store does not sleep.
     let fixture = Fixture::new(SYNC, false);
     let stored = AtomicU8::new(0);
     std::thread::scope(|scope| {

@@ -2,16 +2,16 @@
 //!
 //! # Memory
 //!
-//! [`fence_threads`] (4.14): what was stored before the call is seen by every load of
-//! every thread that has not retired when it returns, and every store that has retired
-//! by then went through what the page tables said before. It is for a core that runs a
-//! load ahead of an older store of its own.
+//! [`fence_threads`] (4.14): stores before the call are seen by every load, of any
+//! thread, that has not retired when the call returns. Every store that has retired by
+//! then used the former page tables. This is for a core that runs a load ahead of an
+//! older store of its own.
 //!
 //! # Instructions
 //!
-//! x86-64 serializes a core on its return from the kernel only with
-//! `SYNC_CORE`, and aarch64 needs an ISB on each core that may run new bytes:
-//! [`sync_core`] does both from one thread, where the kernel has it (4.16).
+//! x86-64 serializes a core on its return from the kernel only with `SYNC_CORE`, and
+//! aarch64 needs an ISB on each core that may run new bytes. [`sync_core`] does both
+//! from one thread, if the kernel has it (4.16).
 
 use rustix::thread::{MembarrierCommand, membarrier, membarrier_query};
 

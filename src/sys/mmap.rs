@@ -27,18 +27,18 @@ impl Mapping {
     /// `len` bytes (whole pages) of fresh private memory, readable and writable;
     /// pages cost nothing until they are touched.
     pub(crate) fn anonymous(len: usize, page: PageSize) -> Result<Self, Error> {
-        // SAFETY: a new mapping at an address of the kernel's choice disturbs nobody.
+        // SAFETY: a new mapping at an address of the kernel's choice replaces no other.
         let start = unsafe {
             rustix::mm::mmap_anonymous(ptr::null_mut(), len, READ_WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE)
         };
         Self::adopt(start, len, page)
     }
 
-    /// Like [`Mapping::anonymous`], at `start` and nowhere else; what is mapped
-    /// there already stays.
+    /// Like [`Mapping::anonymous`], at `start` and nowhere else; an existing mapping there
+    /// stays.
     pub(crate) fn anonymous_at(start: HostAddr, len: usize, page: PageSize) -> Result<Self, Error> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
-        // SAFETY: FIXED_NOREPLACE fails where something is mapped.
+        // SAFETY: FIXED_NOREPLACE fails if something is mapped there.
         let mapped = unsafe { rustix::mm::mmap_anonymous(start.0 as *mut c_void, len, READ_WRITE, flags) };
         let mapping = Self::adopt(mapped, len, page)?;
         if mapping.range.start() != start {
@@ -60,7 +60,7 @@ impl Mapping {
         Ok(Self { range: HostRange::new(HostAddr(start as usize), len, page)? })
     }
 
-    /// Where it lies.
+    /// Its addresses.
     pub(crate) fn range(&self) -> HostRange {
         self.range
     }
@@ -80,13 +80,14 @@ const READ_WRITE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 pub(crate) fn memfd(name: &str, len: usize) -> Result<OwnedFd, Error> {
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
         .map_err(|errno| Error::system("memfd_create", 0, len, errno))?;
-    // Beyond the limit on file sizes the kernel says EFBIG, and sends a signal that ends the process.
+    // Beyond the limit on file sizes the kernel returns EFBIG, and sends a signal that ends the
+    // process.
     signal::without(libc::SIGXFSZ, || rustix::fs::ftruncate(&fd, len as u64))
         .map_err(|errno| Error::system("ftruncate", 0, len, errno))?;
     Ok(descriptor::raise(fd))
 }
 
-/// The access of `range` as the guest's own mprotect sets it.
+/// Sets the access of `range` as the guest's own mprotect asks.
 pub(crate) fn set_access(range: HostRange, read: bool, write: bool) -> Result<(), Error> {
     let mut flags = MprotectFlags::empty();
     flags.set(MprotectFlags::READ, read);
@@ -107,8 +108,8 @@ pub(crate) fn protect_with_region(start: usize, len: usize, access: region::Prot
     })
 }
 
-/// The first page of `range` where nothing is mapped, as far as is known: only the
-/// kernel's word that a part of a range is not mapped counts.
+/// The first unmapped page of `range`, as far as is known: only a clear answer of the kernel
+/// that a part is not mapped counts.
 pub(crate) fn first_hole(range: HostRange, page: PageSize) -> Option<HostAddr> {
     // MS_ASYNC changes nothing: the call walks the mappings, and ends at a hole.
     let has_hole = |len_bytes: usize| {
@@ -119,7 +120,7 @@ pub(crate) fn first_hole(range: HostRange, page: PageSize) -> Option<HostAddr> {
     if !has_hole(range.len()) {
         return None;
     }
-    // The hole is not in so many pages from the start, and is in so many.
+    // The first `without` pages have no hole; the first `with` pages have one.
     let (mut without, mut with) = (0, range.len() >> page.shift());
     while with - without > 1 {
         let middle = without + (with - without) / 2;
@@ -128,9 +129,8 @@ pub(crate) fn first_hole(range: HostRange, page: PageSize) -> Option<HostAddr> {
     Some(HostAddr(range.start().0 + (without << page.shift())))
 }
 
-/// Whether something is mapped at the page at `page_start`, as far as is known:
-/// only the kernel's word that nothing is there counts. Async-signal-safe but for
-/// errno.
+/// Whether the page at `page_start` is mapped, as far as is known: only a clear answer of the
+/// kernel that it is not mapped counts. Async-signal-safe but for errno.
 pub(crate) fn is_mapped(page_start: HostAddr, page: PageSize) -> bool {
     let mut resident = 0_u8;
     // SAFETY: asks about one page and writes one byte; unmapped memory is an answer, not an access.

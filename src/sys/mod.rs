@@ -1,26 +1,27 @@
 //! The only place with system calls and signal plumbing.
 //!
-//! | module | what it wraps |
+//! | module | content |
 //! |---|---|
 //! | [`uffd`] | userfaultfd: open, negotiate, register, write-protect, wake, read |
 //! | [`uffd_calls`] | the ioctls and messages behind it |
 //! | [`pagemap`] | `PAGEMAP_SCAN` on `/proc/self/pagemap` |
 //! | [`mmap`] | mappings and memfds that unmap themselves |
-//! | [`signal`] | the SIGBUS and SIGSEGV handler of the process, and who was there before |
+//! | [`signal`] | the SIGBUS and SIGSEGV handler of the process, and the previous ones |
 //! | [`alt_stack`] | an alternate signal stack for one thread |
 //! | [`clock`] | a clock that a signal handler can read |
-//! | [`descriptor`] | descriptors out of the guest's way |
-//! | [`kept_fd`] | a descriptor that others may close behind our back |
-//! | [`fault`] | which sink a fault belongs to; what a signal handler runs |
-//! | [`range_table`] | the table behind it: read in handlers without a lock |
-//! | [`fork`] | whether this process is a fork's child; what each guard over a fork has |
+//! | [`descriptor`] | high numbers for descriptors, out of the guest's way |
+//! | [`kept_fd`] | a descriptor that other code may close |
+//! | [`fault`] | the sink of each fault; the code that a signal handler runs |
+//! | [`range_table`] | the table behind `fault`: handlers read it without a lock |
+//! | [`fork`] | whether this process is a fork's child; the static part of a guard over a fork
+//! |
 //! | [`thread`] | a thread of the library's own |
-//! | [`statics`] | the static locks, and their hold over a fork |
+//! | [`statics`] | the static locks, and their owner during a fork |
 //! | [`membarrier`] | barriers on every thread of the process: memory, and the instruction stream |
 //! | [`pieces`] | one operation over a range with holes and several VMAs |
-//! | [`probe`] | what this kernel and these permissions allow |
+//! | [`probe`] | the facilities of this kernel and these permissions |
 //!
-//! Nothing here knows what a page's state or a block is.
+//! Nothing here knows page states or blocks.
 
 pub(crate) mod alt_stack;
 #[cfg(test)]

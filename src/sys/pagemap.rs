@@ -1,12 +1,10 @@
-//! `PAGEMAP_SCAN`: what was written, found and protected again in one step.
+//! `PAGEMAP_SCAN`: finds the written pages and protects them again in one step.
 //!
-//! With `PM_SCAN_WP_MATCHING` the kernel reports the written pages of a span and
-//! write-protects them again, atomically per page table and with one TLB flush
-//! for the span. A page replaced by `MAP_FIXED` has no asynchronous protection:
-//! without `PM_SCAN_CHECK_WPASYNC` it is skipped in silence, with it the call
-//! fails with EPERM, and by then the finds of this call are gone, although they
-//! are protected again. So EPERM means that the whole span is to be taken for
-//! written.
+//! With `PM_SCAN_WP_MATCHING` the kernel reports the written pages of a span and write-protects
+//! them again, atomically per page table and with one TLB flush for the span. A page replaced
+//! by `MAP_FIXED` has no asynchronous protection. Without `PM_SCAN_CHECK_WPASYNC` the kernel
+//! skips it in silence. With it the call fails with EPERM; its finds are lost by then, although
+//! their pages are protected again. So EPERM means that the whole span counts as written.
 //!
 //! A descriptor of `/proc/self/pagemap` stays with the address space that
 //! opened it: in a fork's child it would scan the parent.
@@ -30,7 +28,7 @@ use crate::sys::descriptor;
 use crate::sys::fork::Generation;
 use crate::sys::kept_fd::KeptFd;
 
-/// How many regions one call reports before it stops and is called again.
+/// Number of regions that one call reports before it stops and is called again.
 const REGIONS_PER_CALL: usize = 128;
 
 /// `/proc/self/pagemap`.
@@ -60,13 +58,12 @@ impl Pagemap {
         if self.fd.is_ours() { Ok(()) } else { Err(Error::TrackingLost) }
     }
 
-    /// The number that it has in this process.
+    /// Its number in this process.
     pub(crate) fn descriptor(&self) -> Option<RawFd> {
         self.fd.number().filter(|_| self.generation.is_current())
     }
 
-    /// Whether the kernel knows the call and allows it: an empty scan is no error
-    /// then.
+    /// Whether the kernel has the call and allows it: then an empty scan is no error.
     pub(crate) fn ask() -> Result<(), Errno> {
         let fd = open_file()?;
         let at = PageSize::host().bytes();
@@ -74,10 +71,9 @@ impl Pagemap {
         scan_once(fd.as_fd(), &What::WRITTEN_AND_PROTECT, at, at, &mut regions).map(|_| ())
     }
 
-    /// Reports what was written in `range` since it was last protected and
-    /// protects it again. [`Error::TrackingLost`] where a part of the range is
-    /// no longer under asynchronous protection, or the descriptor has gone: all of
-    /// it is to be taken for written.
+    /// Reports the pages of `range` that were written since they were last protected, and
+    /// protects them again. [`Error::TrackingLost`] if a part of the range is no longer under
+    /// asynchronous protection, or the descriptor is gone: then all of it counts as written.
     pub(crate) fn harvest(&self, range: HostRange, written: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
         self.scan(&What::WRITTEN_AND_PROTECT, range, written).map_err(|errno| match errno {
             Errno::PERM | Errno::BADF | Errno::NOTTY => Error::TrackingLost,
@@ -85,11 +81,11 @@ impl Pagemap {
         })
     }
 
-    /// Reports what a userfaultfd holds write-protected in `range`; changes
-    /// nothing. For tests: the library's own page table is checked against it.
+    /// Reports the pages of `range` that a userfaultfd holds write-protected; changes nothing.
+    /// For tests, which compare the library's own page table with it.
     ///
-    /// That is what is present, or has a marker, and is not "written"; an empty
-    /// page-table entry is neither.
+    /// Those pages are present, or have a marker, and are not "written"; an empty page-table
+    /// entry is neither.
     #[cfg(test)]
     pub(crate) fn protected(&self, range: HostRange) -> Result<Vec<HostRange>, Error> {
         let mut found = Vec::new();
@@ -98,7 +94,7 @@ impl Pagemap {
         Ok(found)
     }
 
-    /// Reports what is mapped by huge pages in `range`. For tests.
+    /// Reports the parts of `range` that are mapped by huge pages. For tests.
     #[cfg(test)]
     pub(crate) fn huge(&self, range: HostRange) -> Result<Vec<HostRange>, Error> {
         let mut found = Vec::new();
@@ -112,7 +108,8 @@ impl Pagemap {
             return Err(Errno::PERM);
         }
         const EMPTY: raw::page_region = raw::page_region { start: 0, end: 0, categories: 0 };
-        // One page has one region: most calls are for one, and need not clear the many.
+        // One page has one region. Most calls are for one page and need not clear the large
+        // array.
         let (mut one, mut many);
         let regions: &mut [raw::page_region] = if range.len() == self.page.bytes() {
             one = [EMPTY];
@@ -147,7 +144,7 @@ fn open_file() -> Result<OwnedFd, Errno> {
     rustix::fs::open("/proc/self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty()).map(descriptor::raise)
 }
 
-/// One call: how many regions were found, and up to where it looked.
+/// One call. Returns the number of regions found, and the end of the searched part.
 fn scan_once(
     fd: BorrowedFd<'_>,
     what: &What,
@@ -174,7 +171,7 @@ fn scan_once(
     Ok((count, arg.walk_end as usize))
 }
 
-/// Which pages a scan looks for, and what it does to them.
+/// The pages that a scan looks for, and its action on them.
 struct What {
     flags: u32,
     all_of: u32,

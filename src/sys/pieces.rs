@@ -1,17 +1,17 @@
 //! One operation over a range that may have holes and several VMAs.
 //!
-//! `UFFDIO_WRITEPROTECT` over a span with an unregistered piece fails with
-//! ENOENT after a part was applied, and over several registered VMAs it works on
-//! new kernels only; `mprotect` fails with ENOMEM at a hole in the same way. So
-//! the span is halved where it fails, down to one page, and grows again where
-//! it works. No memory map is read: this runs in signal handlers too.
+//! `UFFDIO_WRITEPROTECT` over a span with an unregistered piece fails with ENOENT after
+//! it has changed a part. Over several registered VMAs it works on new kernels only.
+//! `mprotect` fails with ENOMEM at a hole in the same way. So the span is halved if the
+//! call fails, down to one page, and grows again after a success. No memory map is
+//! read: this runs in signal handlers too.
 
 use rustix::io::Errno;
 
 use crate::addr::{HostAddr, HostRange, PageSize};
 
-/// Calls `apply` for parts of `range` until all of it is done. Where a single
-/// page fails with one of `split_on`, `leaf` decides: `Ok` goes on behind it.
+/// Calls `apply` for parts of `range` until all of it is done. If a single page fails
+/// with one of `split_on`, `leaf` decides: `Ok` goes on behind it.
 pub(crate) fn for_each_piece(
     range: HostRange,
     page: PageSize,
@@ -46,8 +46,8 @@ mod tests {
 
     const PAGE: PageSize = PageSize::from_shift(12);
 
-    /// Applies to 16 pages from page 16 on, of which `holes` fail; says which
-    /// pages were applied and how many calls it took.
+    /// Applies to 16 pages from page 16 on, of which `holes` fail. Returns the applied
+    /// pages, the skipped ones and the number of calls.
     fn run(holes: &[usize]) -> (Vec<usize>, Vec<usize>, usize) {
         let range = HostRange::new(HostAddr(16 << 12), 16 << 12, PAGE).unwrap();
         let (mut done, mut skipped, mut calls) = (Vec::new(), Vec::new(), 0);

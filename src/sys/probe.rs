@@ -1,10 +1,10 @@
-//! What this kernel and these permissions allow.
+//! The facilities of this kernel and these permissions.
 //!
-//! The environment variable `CODEWARDEN_HIDE` (names of [`Facility::NAMES`],
-//! separated by commas) hides what the kernel has, so that every fallback runs
-//! on a new kernel too. Whatever is opened is opened as the probe says, so the
-//! variable holds for all of the library; a name that nothing has is an error of
-//! every mode, for a mask that hides nothing would be taken for a test that passed.
+//! The environment variable `CODEWARDEN_HIDE` (names of [`Facility::NAMES`], separated
+//! by commas) hides facilities of the kernel, so that every fallback runs on a new
+//! kernel too. The library opens everything as the probe says, so the variable holds
+//! for all of it. A name that no facility has is an error of every mode: with a mask
+//! that hides nothing, a test would seem to have passed.
 
 use std::fmt;
 use std::os::fd::AsFd;
@@ -19,13 +19,13 @@ use crate::sys::{membarrier, pagemap::Pagemap, uffd_calls};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Facility {
-    /// The `userfaultfd` mechanism, through whichever door.
+    /// The `userfaultfd` mechanism, through either door.
     Uffd,
     /// The system call of that name.
     UffdSyscall,
     /// `/dev/userfaultfd`.
     UffdDevice,
-    /// Faults of the kernel's own writes: what a permission gives.
+    /// Faults of the kernel's own writes: this needs a permission.
     KernelFaults,
     /// `UFFD_USER_MODE_ONLY`: descriptors for any user.
     UserModeOnly,
@@ -47,7 +47,7 @@ pub enum Facility {
     PagemapScan,
     /// `membarrier` that orders the loads and stores of all threads.
     Membarrier,
-    /// `membarrier` that other cores fetch instructions anew after.
+    /// `membarrier` after which other cores fetch instructions anew.
     MembarrierSyncCore,
 }
 
@@ -93,7 +93,7 @@ impl fmt::Display for Facility {
     }
 }
 
-/// What [`Probe::of_this_process`] found.
+/// The result of [`Probe::of_this_process`].
 #[derive(Clone, Debug)]
 pub struct Probe {
     /// The kernel's release, as `uname -r` gives it.
@@ -102,12 +102,12 @@ pub struct Probe {
     pub unknown_names: Vec<String>,
     present: u32,
     hidden: u32,
-    /// Why the last descriptor could not be had by the system call and by the device.
+    /// Why the system call and the device gave no descriptor, at the last try.
     door_errnos: [Option<Errno>; 2],
-    /// Why a descriptor could not be asked for its features.
+    /// Why a descriptor refused to tell its features.
     api_errno: Option<Errno>,
     scan_errno: Option<Errno>,
-    /// Door and kernel faults of the descriptors that can be had, the best first.
+    /// Door and kernel faults of the available descriptors, the best first.
     ways: Vec<(Door, KernelFaults)>,
 }
 
@@ -152,7 +152,7 @@ impl Probe {
         self.hidden & facility.bit() != 0
     }
 
-    /// What is wrong with `CODEWARDEN_HIDE`; no mode can be had then.
+    /// The error in `CODEWARDEN_HIDE`; with one no mode is available.
     pub fn mistake(&self) -> Option<String> {
         if self.unknown_names.is_empty() {
             return None;
@@ -162,12 +162,12 @@ impl Probe {
         Some(format!("CODEWARDEN_HIDE names what nothing is called: {unknown}; the names are {names}"))
     }
 
-    /// Whether a [`CodeBuffer`](crate::code_buffer::CodeBuffer) can be had. Blocks that
-    /// are no code of the host's, and interpreters, need none.
+    /// Whether a [`CodeBuffer`](crate::code_buffer::CodeBuffer) is available.
+    /// Interpreters, and blocks without host code, need none.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`], which says what is missing and what to change.
+    /// [`Error::Unavailable`], which names the missing facility and the remedy.
     pub fn check_code(&self) -> Result<(), Error> {
         match self.missing(&[Facility::MembarrierSyncCore]) {
             None => Ok(()),
@@ -175,7 +175,7 @@ impl Probe {
         }
     }
 
-    /// The first of `needed` that is missing, said in a form that helps.
+    /// The first of `needed` that is missing, in words that help.
     pub(crate) fn missing(&self, needed: &[Facility]) -> Option<String> {
         if let Some(mistake) = self.mistake() {
             return Some(mistake);
@@ -183,7 +183,7 @@ impl Probe {
         needed.iter().find_map(|facility| self.why_missing(*facility))
     }
 
-    /// Why `facility` cannot be had, and what to change; `None` where it can.
+    /// The reason why `facility` is not available, and the remedy; `None` if it is.
     pub fn why_missing(&self, facility: Facility) -> Option<String> {
         if self.has(facility) {
             return None;
@@ -224,7 +224,7 @@ impl Probe {
 
     fn why_no_userfaultfd(&self) -> String {
         let [syscall, _] = self.door_errnos;
-        // Any of them may be the way that the kernel allows.
+        // The kernel may allow any of them.
         let ways = [Facility::UffdSyscall, Facility::UffdDevice, Facility::KernelFaults, Facility::UserModeOnly];
         let hidden: Vec<_> = ways.into_iter().filter(|way| self.is_hidden(*way)).map(Facility::name).collect();
         if !hidden.is_empty() {
@@ -248,7 +248,7 @@ impl Probe {
         )
     }
 
-    /// A descriptor, with kernel faults where `wanted` and to be had.
+    /// A descriptor, with kernel faults if they are `wanted` and available.
     pub(crate) fn open_uffd(&self, wanted: KernelFaults) -> Result<(uffd::Opened, KernelFaults), Errno> {
         let exact = self.ways.iter().find(|(_, faults)| *faults == wanted);
         let (door, faults) = *exact.or(self.ways.first()).ok_or(Errno::NOSYS)?;
@@ -305,17 +305,17 @@ impl Probe {
         }
     }
 
-    /// The feature bits of those of `wanted` that are there.
+    /// The feature bits of the facilities of `wanted` that the kernel has.
     pub(crate) fn feature_bits(&self, wanted: &[(Facility, u64)]) -> u64 {
         wanted.iter().filter(|(facility, _)| self.has(*facility)).fold(0, |bits, (_, bit)| bits | bit)
     }
 }
 
-/// What lets a userfaultfd handle the faults of the kernel's own writes.
+/// The permissions that let a userfaultfd handle the faults of the kernel's own writes.
 const ADVICE_KERNEL_FAULTS: &str =
     "CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1, or read and write permission on /dev/userfaultfd lets it";
 
-/// Why `what` was refused, and what to change.
+/// The reason for a refusal, and the remedy.
 fn refusal(what: &str, errno: Option<Errno>) -> String {
     let advice = match errno {
         Some(Errno::MFILE) => "the limit of open files is reached; raise it (ulimit -n)",
@@ -387,14 +387,14 @@ mod tests {
         assert!(why.contains("nothing is called: sigbsu") && why.contains("membarrier_sync_core"), "{why}");
     }
 
-    /// Whatever is missing says what to do, in one sentence of its own.
+    /// Every missing facility names its remedy, in one sentence of its own.
     #[test]
     fn each_reason_names_its_facility_or_its_cause() {
         for (facility, name, _) in Facility::NAMES {
             let why = Probe::with_hidden(name).why_missing(facility).unwrap();
             assert!(why.contains(name) && why.contains("remove it"), "{why}");
         }
-        // What a userfaultfd has is not to be had without one.
+        // Facilities of a userfaultfd are missing without one.
         for hidden in ["uffd", "kernel_faults,user_mode_only", "uffd_syscall,uffd_device"] {
             let probe = Probe::with_hidden(hidden);
             for facility in [Facility::Uffd, Facility::Wp, Facility::Sigbus, Facility::WpAsync] {
@@ -404,7 +404,7 @@ mod tests {
         }
     }
 
-    /// An ordinary user, whom the kernel allows one way only, and that one is hidden.
+    /// An ordinary user: the kernel allows one way only, and that one is hidden.
     #[test]
     fn what_is_hidden_is_not_blamed_on_the_kernel() {
         for hidden in ["uffd_device", "uffd_syscall", "user_mode_only", "kernel_faults"] {

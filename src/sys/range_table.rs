@@ -3,20 +3,18 @@
 //!
 //! # Protocol
 //!
-//! A slot goes `FREE -> LIVE -> RETIRED -> LIVE -> ...`. Writers hold a mutex.
-//! A reader raises the slot's `users`, and only then looks whether the slot is
-//! live and holds the address; a remover leaves `LIVE` first and then waits
-//! until `users` is 0. Both sides are sequentially consistent, so one of them
-//! sees the other: the value is never freed under a reader, and the bounds of a
-//! live slot never change while a reader is inside.
+//! A slot goes `FREE -> LIVE -> RETIRED -> LIVE -> ...`. Writers hold a mutex. A reader raises
+//! the slot's `users`, and only then checks whether the slot is live and holds the address. A
+//! remover leaves `LIVE` first and then waits until `users` is 0. Both sides are sequentially
+//! consistent, so one of them sees the other: the value is never freed under a reader, and the
+//! bounds of a live slot never change while a reader is inside.
 //!
 //! # Retired ranges
 //!
-//! A store may have faulted before a range was removed and reach its handler
-//! after. That fault is gone when the store is tried again, and must not kill
-//! the process. So a removed slot remembers its range until it is used again,
-//! and says [`Lookup::Retired`] for a limited number of times: a true crash on
-//! the same addresses is handed on after that many turns.
+//! A store may fault before a range is removed and reach its handler after. A new try of that
+//! store does not fault, and the late fault must not kill the process. So a removed slot
+//! remembers its range until it is used again, and answers [`Lookup::Retired`] a limited number
+//! of times. After that many answers a true crash on the same addresses is handed on.
 //!
 //! # Safety
 //!
@@ -35,10 +33,10 @@ const FREE: u32 = 0;
 const LIVE: u32 = 1;
 const RETIRED: u32 = 2;
 
-/// How many faults a removed range may have under way.
+/// Number of faults that a removed range may have under way.
 const RETIRED_TURNS: u32 = 1024;
 
-/// How many removed ranges are remembered before their slots are used again.
+/// Number of removed ranges that are remembered before their slots are used again.
 const RETIRED_KEPT: usize = 16;
 
 struct Slot<T> {
@@ -67,10 +65,10 @@ impl<T> Slot<T> {
     }
 }
 
-/// What a search found.
+/// The result of a search.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Lookup<R> {
-    /// A live range; what the closure answered.
+    /// A live range; the closure's result.
     Found(R),
     /// A range that was removed a short while ago.
     Retired,
@@ -78,7 +76,7 @@ pub(crate) enum Lookup<R> {
     Missing,
 }
 
-/// Why a range was not taken.
+/// The reason why a range was not taken.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum InsertError {
     /// A live range has a part of it.
@@ -91,12 +89,12 @@ pub(crate) enum InsertError {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct SlotId(usize);
 
-/// A slot whose value is gone, for the next writer.
+/// A slot without a value, for the next writer.
 #[derive(Debug)]
 #[must_use = "a slot that is not given back is never used again"]
 pub(crate) struct FreeSlot(usize);
 
-/// The only thread that changes a table just now.
+/// The only thread that may change a table.
 pub(crate) struct Writer<'a, T, const N: usize> {
     table: &'a RangeTable<T, N>,
     retired: MutexGuard<'a, VecDeque<usize>>,
@@ -114,12 +112,12 @@ impl<T, const N: usize> Writer<'_, T, N> {
     }
 }
 
-/// See the module.
+/// See the module head.
 pub(crate) struct RangeTable<T, const N: usize> {
     slots: [Slot<T>; N],
     /// Slots from here on were never used.
     used: AtomicUsize,
-    /// Removed slots, the oldest first; its mutex is the writers'.
+    /// Removed slots, the oldest first. Writers hold its mutex.
     retired: Mutex<VecDeque<usize>>,
 }
 
@@ -133,7 +131,7 @@ impl<T, const N: usize> RangeTable<T, N> {
         Writer { table: self, retired: self.retired.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
-    /// Whether there is a writer just now.
+    /// Whether there is a writer now.
     #[cfg(test)]
     pub(crate) fn has_writer(&self) -> bool {
         matches!(self.retired.try_lock(), Err(std::sync::TryLockError::WouldBlock))
@@ -181,9 +179,8 @@ impl<T, const N: usize> RangeTable<T, N> {
         self.writer().give_back(slot);
     }
 
-    /// Takes a range out and waits until no reader is inside its value. Must not
-    /// be called from a reader. With `in_fork_child` nobody is waited for: the
-    /// readers were threads of the parent.
+    /// Takes a range out and waits until no reader is inside its value. Must not be called from
+    /// a reader. With `in_fork_child` it does not wait: the readers were threads of the parent.
     pub(crate) fn take_out(&self, id: SlotId, in_fork_child: bool) -> FreeSlot {
         let slot = &self.slots[id.0];
         slot.turns_left.store(RETIRED_TURNS, SeqCst);
@@ -201,7 +198,7 @@ impl<T, const N: usize> RangeTable<T, N> {
     }
 
     /// Runs `found` on the value of the live range that holds `address`.
-    /// Async-signal-safe where `found` is.
+    /// Async-signal-safe if `found` is.
     pub(crate) fn with<R>(&self, address: HostAddr, found: impl FnOnce(&T) -> R) -> Lookup<R> {
         let used = self.used.load(SeqCst);
         let mut was_here = None;
@@ -226,8 +223,8 @@ impl<T, const N: usize> RangeTable<T, N> {
 }
 
 impl<T, const N: usize> RangeTable<T, N> {
-    /// Runs `each` on every value that is live all the time. Async-signal-safe where `each`
-    /// is; as [`RangeTable::with`], a remover waits for it.
+    /// Runs `each` on every value that is live all the time. Async-signal-safe if `each` is; as
+    /// with [`RangeTable::with`], a remover waits for it.
     pub(crate) fn for_each(&self, mut each: impl FnMut(&T)) {
         for slot in &self.slots[..self.used.load(SeqCst)] {
             slot.users.fetch_add(1, SeqCst);

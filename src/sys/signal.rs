@@ -1,24 +1,23 @@
-//! The process's SIGBUS and SIGSEGV handler, and who was there before.
+//! The process's SIGBUS and SIGSEGV handler, and the handlers before it.
 //!
-//! Installed once for the process and never taken away: another handler may
-//! have kept ours as its own previous one. A fault that is not ours goes to the
-//! action that was there before, as if ours did not exist:
+//! Installed once for the process and never taken away: another handler may have stored ours as
+//! its own previous one. A fault that is not ours goes to the previous action, as if ours did
+//! not exist:
 //!
-//! - a handler is called with its own mask, in the style that it was installed
-//!   with; what it returns to is the interrupted code;
-//! - the default action, and an ignored signal that the kernel forces, are put
-//!   back and the instruction is run again: a true crash crashes, with its own
-//!   signal and core;
-//! - the standard library's handler comes under the first case: its stack
-//!   overflow message appears.
+//! - A previous handler is called with its own mask, in the style that it was installed with;
+//!   it returns to the interrupted code.
+//! - The default action, and an ignored signal that the kernel forces, are put back and the
+//!   instruction is run again: a true crash crashes, with its own signal and core.
+//! - The standard library's handler comes under the first case: its stack overflow message
+//!   appears.
 //!
-//! A handler that somebody installs after ours takes the signal from us; that
-//! cannot be prevented, only noticed: [`handler_is_ours`].
+//! A handler that is installed after ours takes the signal from us. We cannot prevent that,
+//! only notice it: [`handler_is_ours`].
 //!
 //! # Safety
 //!
-//! Handlers run on whatever thread faulted. All state is in atomics, written
-//! before the handler is installed.
+//! Handlers run on any thread that faulted. All state is in atomics, written before the handler
+//! is installed.
 #![allow(unsafe_code)]
 
 use core::ffi::{c_int, c_void};
@@ -31,19 +30,17 @@ use crate::error::Error;
 use crate::sys::fault::{Handled, handle_fault};
 use crate::sys::statics;
 
-/// Bytes of stack that a fault handler of the library takes at most, in a debug build
-/// too, beside the kernel's own frame (`AT_MINSIGSTKSZ` of `getauxval`). An alternate
-/// signal stack of a thread that stores to guest memory has room for both. That of a
-/// thread of the standard library has 8,192 bytes, or `AT_MINSIGSTKSZ` if that is more:
-/// then there is not room for both, and an [`AltStack`](crate::protection::AltStack) is
-/// needed.
+/// Upper limit of the stack that a fault handler of the library takes, even in a debug build,
+/// beside the kernel's own frame (`AT_MINSIGSTKSZ` of `getauxval`). An alternate signal stack
+/// of a thread that stores to guest memory needs room for both. The standard library gives its
+/// threads one of 8,192 bytes, or of `AT_MINSIGSTKSZ` if that is more. In the second case there
+/// is not room for both, and an [`AltStack`](crate::protection::AltStack) is needed.
 pub const HANDLER_STACK_BYTES: usize = 4096;
 
 /// The signals that write protection can give.
 const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
 
-/// The action that a signal had before ours; only the first 64 bits of a signal
-/// set mean anything to Linux.
+/// The action that a signal had before ours. Linux uses only the first 64 bits of a signal set.
 struct Previous {
     handler: AtomicUsize,
     flags: AtomicI32,
@@ -81,10 +78,9 @@ pub(crate) fn install() -> Result<(), Error> {
     })
 }
 
-/// Whether the library's handler is the one that the kernel calls for `signo`
-/// (SIGBUS or SIGSEGV). False before it was installed, and where somebody
-/// installed another one after it: then write faults reach the library only if
-/// that one hands them on.
+/// Whether the kernel calls the library's handler for `signo` (SIGBUS or SIGSEGV). False before
+/// it was installed, and false if another handler was installed after it: then write faults
+/// reach the library only if that one hands them on.
 pub fn handler_is_ours(signo: c_int) -> bool {
     action_of(signo).is_ok_and(|action| action.sa_sigaction == on_signal as *const () as usize)
 }
@@ -115,9 +111,8 @@ pub(crate) fn with_all_blocked<R>(body: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Runs `body` with `signo` blocked in this thread, and takes back the one that `body` had
-/// the kernel send to this thread: for a call that says by its result too what the signal
-/// would have said.
+/// Runs `body` with `signo` blocked in this thread. Takes back a signal that the kernel sent to
+/// this thread during `body`: for a call whose result says the same as the signal.
 pub(crate) fn without<R>(signo: c_int, body: impl FnOnce() -> R) -> R {
     let [mut only, mut before, mut pending] = [MaybeUninit::<libc::sigset_t>::zeroed(); 3];
     // SAFETY: all are locals of this function; zeroed sets are valid ones.
@@ -140,10 +135,10 @@ pub(crate) fn without<R>(signo: c_int, body: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Whether this process has a thread of that kernel id. The answer "no" alone is
-/// certain: the id may be another thread's by now.
+/// Whether this process has a thread of that kernel id. Only the answer "no" is certain: by now
+/// the id may be another thread's.
 pub(crate) fn thread_exists(tid: c_int) -> bool {
-    // SAFETY: signal 0 is sent to nobody; only whether it could be is asked.
+    // SAFETY: signal 0 is not delivered; the call only asks whether it could be.
     let asked = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, 0) };
     asked == 0 || Errno::from_io_error(&std::io::Error::last_os_error()) != Some(Errno::SRCH)
 }
@@ -155,9 +150,9 @@ fn our_action() -> libc::sigaction {
     action.sa_flags = libc::SA_SIGINFO // the address and the registers
         | libc::SA_ONSTACK // the guest may own the stack pointer, or the stack overflowed
         | libc::SA_NODEFER // a handler that is called from ours may fault again, and may never return
-        | libc::SA_RESTART; // has no effect on faults; a signal that somebody sent interrupts no call
-    // Whatever else arrives waits for the few microseconds: a handler that leaves ours by a jump
-    // would leave the counters raised that it holds.
+        | libc::SA_RESTART; // has no effect on faults; a signal that was sent interrupts no call
+    // Other signals wait for these few microseconds. A handler that left ours by a jump would
+    // leave our counters raised.
     // SAFETY: works on the set of the local above.
     unsafe {
         libc::sigfillset(&mut action.sa_mask);
@@ -168,7 +163,7 @@ fn our_action() -> libc::sigaction {
     action
 }
 
-/// What the kernel calls.
+/// The handler that the kernel calls.
 unsafe extern "C" fn on_signal(signo: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the arguments are the kernel's.
     unsafe {
@@ -178,7 +173,7 @@ unsafe extern "C" fn on_signal(signo: c_int, info: *mut libc::siginfo_t, context
     }
 }
 
-/// Does what would have happened without our handler.
+/// Does the same as would happen without our handler.
 ///
 /// # Safety
 ///
@@ -195,12 +190,13 @@ unsafe fn hand_on(signo: c_int, info: *mut libc::siginfo_t, context: *mut c_void
     match handler {
         libc::SIG_IGN if was_sent => {}
         libc::SIG_DFL | libc::SIG_IGN => {
-            // The kernel forces a fault through even where it is ignored.
+            // The kernel forces a fault through even if it is ignored.
             // SAFETY: all zeroes is the default action; the instruction runs again after our return.
             let default: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
             let reset = set_action(signo, &default);
             if was_sent || reset.is_err() {
-                // Nothing will fault again: send it to this thread once more, as it came.
+                // No fault will come again: send the signal to this thread once more,
+                // unchanged.
                 // SAFETY: plain system calls; the siginfo is the kernel's own.
                 unsafe {
                     libc::syscall(libc::SYS_rt_tgsigqueueinfo, libc::getpid(), libc::gettid(), signo, info);
@@ -257,7 +253,7 @@ fn action_of(signo: c_int) -> Result<libc::sigaction, Error> {
 }
 
 fn set_action(signo: c_int, action: &libc::sigaction) -> Result<(), Error> {
-    // SAFETY: the action is a valid one; who may install it is the callers' business.
+    // SAFETY: the action is a valid one; the callers decide who may install it.
     match unsafe { libc::sigaction(signo, action, ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(last_error()),

@@ -1,4 +1,4 @@
-//! The locks that the whole process has once, and who holds them over a fork.
+//! The static locks of the process, and their owner during a fork.
 //!
 //! A fork copies memory and one thread. A lock that another thread holds at that moment
 //! stays locked in the child for ever, and the data behind it may be half changed. So each
@@ -43,10 +43,10 @@ impl All {
     }
 }
 
-/// What this thread holds for its guards.
+/// The locks and guards of this thread.
 struct Held {
     guards: usize,
-    /// `None` while there is no guard, and while [`hold_behind`] waits for another one.
+    /// `None` without a guard, and while [`hold_behind`] waits for the locks of an instance.
     all: Option<All>,
 }
 
@@ -54,10 +54,10 @@ thread_local! {
     static HELD: RefCell<Held> = const { RefCell::new(Held { guards: 0, all: None }) };
 }
 
-/// Runs `body` on the static data, with every lock held. `body` calls neither this nor
-/// code of the embedder.
+/// Runs `body` on the static data, with every lock held. `body` calls neither this nor code of
+/// the embedder.
 pub(crate) fn with<R>(body: impl FnOnce(&mut All) -> R) -> R {
-    // A thread that ends has given its guards up already.
+    // At a thread's end its guards are gone already.
     let is_held = HELD.try_with(|held| held.borrow().all.is_some()).unwrap_or(false);
     if !is_held {
         return body(&mut All::lock());
@@ -65,8 +65,8 @@ pub(crate) fn with<R>(body: impl FnOnce(&mut All) -> R) -> R {
     HELD.with_borrow_mut(|held| body(held.all.get_or_insert_with(All::lock)))
 }
 
-/// Calls `take_locks`, which waits for the locks of one instance, and takes the static locks
-/// behind it for one guard more of this thread.
+/// Calls `take_locks`, which waits for the locks of one instance, and then takes
+/// the static locks for one more guard of this thread.
 pub(super) fn hold_behind<L>(take_locks: impl FnOnce() -> L) -> L {
     drop(HELD.with_borrow_mut(|held| held.all.take()));
     let locks = take_locks();
@@ -78,9 +78,9 @@ pub(super) fn hold_behind<L>(take_locks: impl FnOnce() -> L) -> L {
     locks
 }
 
-/// This thread has one guard less.
+/// One guard of this thread ends.
 pub(super) fn let_go() {
-    // A thread that ends with a guard in a variable of its own has given the locks up already.
+    // At a thread's end, with a guard in a thread-local, the locks are given up already.
     let _ = HELD.try_with(|held| {
         let held = &mut *held.borrow_mut();
         held.guards -= 1;
@@ -102,7 +102,7 @@ mod tests {
         std::thread::scope(|scope| scope.spawn(look).join().unwrap())
     }
 
-    /// Nobody else has a lock while there is a guard, and its own thread goes on.
+    /// No other thread has a lock while there is a guard, and the guard's own thread goes on.
     #[test]
     fn a_guard_has_every_lock() {
         let (kept, first) = Fork::around(|| 7);

@@ -1,15 +1,15 @@
 //! A thread of the library's own.
 //!
-//! The standard library takes locks of its own where one of its threads starts or ends, and
-//! reads the environment under another one. A thread of the parent may hold one of them at a
-//! fork. A thread that the child starts would then hang before its first line, and every
-//! writer that waits for it as well. So this one is the C library's, whose `fork` looks after
-//! the locks of `pthread_create`.
+//! The standard library takes locks of its own when one of its threads starts or ends, and
+//! reads the environment under another lock. At a fork, a thread of the parent may hold one of
+//! them. Then a thread that the child starts would hang before its first line, and every writer
+//! that waits for it as well. So this is a thread of the C library, whose `fork` handles the
+//! locks of `pthread_create`.
 //!
 //! # Safety
 //!
-//! A [`Thread`] has a reference to its body for the thread's own use. It gives that up once
-//! the thread has ended, or in a fork's child, which has no such thread.
+//! A [`Thread`] has a reference to its body for the thread's own use. It gives the reference
+//! up once the thread has ended, or in a fork's child, which has no such thread.
 #![allow(unsafe_code)]
 
 use core::ffi::{CStr, c_void};
@@ -23,12 +23,12 @@ use rustix::io::Errno;
 use crate::error::Error;
 use crate::sys::fork::Generation;
 
-/// What a thread does.
+/// The code of a thread.
 pub(crate) trait Body: Send + Sync + 'static {
     /// Its name, 15 bytes at most.
     const NAME: &'static CStr;
 
-    /// All of it. A panic ends the thread alone.
+    /// All of its work. A panic ends the thread alone.
     fn run(&self);
 }
 
@@ -67,11 +67,11 @@ impl<B: Body> Thread<B> {
         Ok(Self { id, body: ManuallyDrop::new(body), generation })
     }
 
-    /// Returns when the thread has ended, of itself or by the kernel's hand.
+    /// Returns when the thread has ended, by itself or killed by the kernel.
     pub(crate) fn join(mut self) {
         if let Some(id) = self.id.take() {
-            // SAFETY: a thread of this process that was neither joined nor detached; it has no use
-            // for its reference any more.
+            // SAFETY: a thread of this process that was neither joined nor detached; after the
+            // join it no longer uses its reference.
             unsafe {
                 libc::pthread_join(id, ptr::null_mut());
                 ManuallyDrop::drop(&mut self.body);
@@ -140,7 +140,7 @@ mod tests {
         }
     }
 
-    /// Whoever comes last there, and not the thread that did not come along, ends the body.
+    /// The thread does not exist in the child, so the handle gives its reference up there.
     #[test]
     fn a_forks_child_gives_the_body_up() {
         let count = Arc::new(Count::default());

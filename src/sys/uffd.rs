@@ -1,20 +1,19 @@
 //! userfaultfd: open, negotiate, register, write-protect, wake, read.
 //!
-//! The calls themselves are in [`super::uffd_calls`]. Each operation looks first whether this process is a fork's child: the
-//! inherited descriptor acts on the parent's memory.
+//! The calls themselves are in [`super::uffd_calls`]. Each operation first checks whether this
+//! process is a fork's child: the inherited descriptor acts on the parent's memory.
 //!
-//! Closing the last copy of the descriptor wakes all writers and clears every
-//! protection. So whoever drops a [`Uffd`] treats all of its pages as written.
+//! Closing the last copy of the descriptor wakes all writers and clears every protection. So
+//! the code that drops a [`Uffd`] treats all of its pages as written.
 //!
 //! # Two copies
 //!
-//! Any code of the process may close our number, or put another file there. The
-//! kernel would then open every page in silence, and stale code would run. So
-//! there are two copies of the descriptor under two numbers. While one is there
-//! the pages stay protected, and whoever finds the other one gone (a fault
-//! handler, a translator) makes everything unreachable first and then calls
-//! [`Uffd::abandon`], which lets go of both. Who closes both at once
-//! (`close_range`) is noticed at the next call alone: [`Uffd::check`].
+//! Any code of the process may close our number, or put another file there. The kernel would
+//! then open every page in silence, and stale code would run. So there are two copies of the
+//! descriptor under two numbers. While one is there the pages stay protected. A fault handler
+//! or a translator that finds the other one gone makes everything unreachable first and then
+//! calls [`Uffd::abandon`], which lets go of both. If both are closed at once (`close_range`),
+//! only the next call notices: [`Uffd::check`].
 //!
 //! # Safety
 //!
@@ -61,7 +60,7 @@ pub(crate) enum KernelFaults {
     Refused,
 }
 
-/// By which door a descriptor came.
+/// The way by which a descriptor was opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Door {
     /// The system call.
@@ -70,7 +69,7 @@ pub(crate) enum Door {
     Device,
 }
 
-/// A descriptor that is not negotiated yet, and how it was had.
+/// A descriptor that is not negotiated yet, and the way by which it was opened.
 #[derive(Debug)]
 pub(crate) struct Opened {
     fd: OwnedFd,
@@ -111,8 +110,8 @@ pub(crate) fn open(door: Door, faults: KernelFaults) -> Result<Opened, Errno> {
     opened.map(|fd| Opened { fd: descriptor::raise(fd), door, faults })
 }
 
-/// How often an ioctl that says EAGAIN is tried again, with a yield between:
-/// memory maps change for a short while only.
+/// Limit of tries of an ioctl that returns EAGAIN, with a yield between: changes of the
+/// memory map are short.
 const AGAIN_LIMIT: u32 = 100_000;
 
 /// A negotiated descriptor for write protection.
@@ -120,9 +119,9 @@ const AGAIN_LIMIT: u32 = 100_000;
 pub(crate) struct Uffd {
     /// The copy that every call goes through.
     copy: KeptFd,
-    /// Keeps the kernel's object while the other is gone and nobody noticed yet.
+    /// Keeps the kernel's object if the other copy is gone and this was not noticed yet.
     spare: KeptFd,
-    /// How it was had, for a fork's child that opens the same.
+    /// The way by which it was opened, for a fork's child that opens the same.
     door: Door,
     faults: KernelFaults,
     features: u64,
@@ -137,7 +136,7 @@ impl Uffd {
         Self::negotiated(opened, features, page)
     }
 
-    /// Takes over what the embedder has opened and asked for `features`.
+    /// Takes over a descriptor that the embedder has opened and asked for `features`.
     #[cfg(feature = "userfaultfd")]
     pub(crate) fn of_embedder(fd: OwnedFd, features: u64, page: PageSize) -> Result<Self, Error> {
         let flags =
@@ -157,9 +156,9 @@ impl Uffd {
         Ok(Self { copy: KeptFd::new(fd), spare: KeptFd::new(spare), door, faults, features, page, generation })
     }
 
-    /// In a fork's child: closes both copies, which are the parent's, and opens the same
-    /// for this process. The kernel is not asked again what it has: that takes more
-    /// descriptors, and the environment, which a lock guards.
+    /// In a fork's child: closes both copies, which are the parent's, and opens the same for
+    /// this process. The kernel is not probed again: that takes more descriptors, and the
+    /// environment, which a lock guards.
     pub(crate) fn reopen_in_child(&self) -> Result<Self, Error> {
         self.copy.close_inherited();
         self.spare.close_inherited();
@@ -172,13 +171,13 @@ impl Uffd {
         self.generation.is_current()
     }
 
-    /// Whether both copies are still what was opened.
+    /// Whether both copies are still the descriptor that was opened.
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.check_own()?;
         if self.copy.is_ours() && self.spare.is_ours() { Ok(()) } else { Err(Error::TrackingLost) }
     }
 
-    /// The numbers that it has in this process.
+    /// Its numbers in this process.
     pub(crate) fn descriptors(&self) -> Vec<RawFd> {
         if !self.is_own() {
             return Vec::new();
@@ -186,9 +185,9 @@ impl Uffd {
         [&self.copy, &self.spare].iter().filter_map(|copy| copy.number()).collect()
     }
 
-    /// Lets go of the kernel's object: it opens every page and wakes every writer,
-    /// as no call on the descriptor may be able to any more. For when everything
-    /// that was made from the pages is unreachable. Async-signal-safe but for errno.
+    /// Lets go of the kernel's object, which opens every page and wakes every writer: calls on
+    /// the descriptor may no longer be able to. Call it when every translation of the pages is
+    /// unreachable. Async-signal-safe but for errno.
     pub(crate) fn abandon(&self) -> Result<(), Error> {
         self.check_own()?;
         let given_up = self.copy.give_up();
@@ -213,7 +212,7 @@ impl Uffd {
     /// Ends the registration. Does not wake writers: see [`Uffd::wake`].
     pub(crate) fn unregister(&self, range: HostRange) -> Result<(), Error> {
         self.check_own()?;
-        // EINVAL and ENOMEM: a piece is unmapped, or was replaced by what cannot be registered.
+        // EINVAL and ENOMEM: a piece is unmapped, or its new mapping cannot be registered.
         self.by_pieces(
             "UFFDIO_UNREGISTER",
             range,
@@ -223,8 +222,8 @@ impl Uffd {
         )
     }
 
-    /// Write-protects `range`. An unmapped piece is nothing to protect; a piece
-    /// that is mapped and not registered is an error, ENOENT.
+    /// Write-protects `range`. An unmapped piece is skipped; a piece that is mapped and not
+    /// registered is an error, ENOENT.
     pub(crate) fn protect(&self, range: HostRange) -> Result<(), Error> {
         self.check_own()?;
         self.by_pieces(
@@ -236,7 +235,7 @@ impl Uffd {
         )
     }
 
-    /// Lets stores to `range` through and wakes who waits for it; a piece that is
+    /// Lets stores to `range` through and wakes the threads that wait for it; a piece that is
     /// not registered has nothing to undo. Async-signal-safe but for errno.
     pub(crate) fn unprotect(&self, range: HostRange) -> Result<(), Error> {
         self.check_own()?;
@@ -270,10 +269,9 @@ impl Uffd {
         [self.copy.as_fd(), self.spare.as_fd()]
     }
 
-    /// Reads a batch of messages without waiting, from the copy that `copies` has
-    /// at `which`, and gives each write fault to `on_fault`. An empty batch is
-    /// normal: an un-protect took the message away. A copy that was replaced is not
-    /// read: what is in it is a stranger's.
+    /// Reads a batch of messages without waiting, from copy `which` of `copies`, and gives each
+    /// write fault to `on_fault`. An empty batch is normal: an un-protect took the message
+    /// away. A copy that was replaced is not read: its content belongs to other code.
     pub(crate) fn read_faults(
         &self,
         which: usize,
@@ -303,7 +301,7 @@ impl Uffd {
 
 fn system(call: &'static str, range: HostRange, errno: Errno) -> Error {
     match errno {
-        // The descriptor was closed, or is another file's by now: every protection is gone.
+        // The descriptor was closed, or its number is another file's: every protection is gone.
         Errno::BADF | Errno::NOTTY => Error::TrackingLost,
         _ => Error::system(call, range.start().0, range.len(), errno),
     }
@@ -325,8 +323,8 @@ fn again(mut call: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
 mod tests {
     use super::*;
 
-    /// While a `madvise` waits for its event to be read, every write-protect call is
-    /// answered EAGAIN: tried again, and given up in the end.
+    /// While a `madvise` waits for its event to be read, every write-protect call gives EAGAIN:
+    /// it is tried again, and given up in the end.
     #[test]
     fn an_event_that_is_pending_is_waited_for_and_not_for_ever() {
         const EVENT_REMOVE: u64 = raw::UFFD_FEATURE_EVENT_REMOVE as u64;

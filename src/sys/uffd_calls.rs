@@ -1,12 +1,12 @@
 //! The calls on a userfaultfd: its ioctls, and the read of its messages.
 //!
-//! [`super::uffd`] says when each is made, and what an error means.
+//! [`super::uffd`] describes the use of each, and the meaning of errors.
 //!
 //! # Safety
 //!
 //! Each ioctl has the number and the structure of `linux-raw-sys`, whose size the number
 //! encodes. None of them touches memory of ours but that structure. A message is a plain
-//! structure, of which every bit pattern is one.
+//! structure, and any bit pattern is a valid one.
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
@@ -29,10 +29,10 @@ const UNREGISTER: Opcode = opcode::read::<raw::uffdio_range>(GROUP, raw::_UFFDIO
 const WAKE: Opcode = opcode::read::<raw::uffdio_range>(GROUP, raw::_UFFDIO_WAKE as u8);
 const WRITEPROTECT: Opcode = opcode::read_write::<raw::uffdio_writeprotect>(GROUP, raw::_UFFDIO_WRITEPROTECT as u8);
 
-/// `UFFDIO_WRITEPROTECT_MODE_WP`, which `linux-raw-sys` has not.
+/// `UFFDIO_WRITEPROTECT_MODE_WP`, which `linux-raw-sys` lacks.
 const MODE_WP: u64 = 1;
 
-/// How many messages one read takes.
+/// Number of messages that one read takes.
 const MESSAGES_PER_READ: usize = 32;
 
 fn range(start: usize, len: usize) -> raw::uffdio_range {
@@ -62,7 +62,7 @@ unsafe impl Ioctl for New {
     }
 
     unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<OwnedFd> {
-        // SAFETY: the ioctl succeeded: `out` is a descriptor that nobody else has.
+        // SAFETY: the ioctl succeeded: `out` is a descriptor that no other code has.
         Ok(unsafe { OwnedFd::from_raw_fd(out) })
     }
 }
@@ -76,7 +76,7 @@ pub(crate) fn api(fd: BorrowedFd<'_>, features: u64) -> Result<u64, Errno> {
     Ok(api.features)
 }
 
-/// What a negotiated descriptor was asked for, as `/proc/self/fdinfo` tells.
+/// The features of a negotiated descriptor, as `/proc/self/fdinfo` reports them.
 #[cfg(feature = "userfaultfd")]
 pub(crate) fn features_of(fd: BorrowedFd<'_>) -> Result<u64, Error> {
     use std::os::fd::AsRawFd;
@@ -112,7 +112,7 @@ pub(crate) fn protect(fd: BorrowedFd<'_>, start: usize, len: usize) -> Result<()
     write_protect(fd, start, len, MODE_WP)
 }
 
-/// `UFFDIO_WRITEPROTECT` that opens, and wakes who waits.
+/// `UFFDIO_WRITEPROTECT` that opens, and wakes the threads that wait.
 pub(crate) fn unprotect(fd: BorrowedFd<'_>, start: usize, len: usize) -> Result<(), Errno> {
     write_protect(fd, start, len, 0)
 }
@@ -123,11 +123,11 @@ fn write_protect(fd: BorrowedFd<'_>, start: usize, len: usize, mode: u64) -> Res
     unsafe { rustix::ioctl::ioctl(fd, Updater::<WRITEPROTECT, _>::new(&mut change)) }
 }
 
-/// A page fault, as a message tells it.
+/// A page fault, as a message reports it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PageFault {
     pub(crate) address: HostAddr,
-    /// Kernel thread id of the thread that waits; 0 where `THREAD_ID` was not asked for.
+    /// Kernel thread id of the thread that waits; 0 if `THREAD_ID` was not asked for.
     pub(crate) tid: u32,
 }
 
@@ -139,8 +139,7 @@ impl MessageBuffer {
         Self([0; MESSAGES_PER_READ * size_of::<raw::uffd_msg>()])
     }
 
-    /// Reads the messages that there are, without waiting, and gives the page faults
-    /// among them.
+    /// Reads the queued messages, without waiting, and gives the page faults among them.
     pub(super) fn read(&mut self, fd: BorrowedFd<'_>) -> Result<impl Iterator<Item = PageFault>, Errno> {
         let bytes = match rustix::io::read(fd, &mut self.0) {
             Err(Errno::AGAIN) => 0,
@@ -159,7 +158,8 @@ fn page_fault(message: &[u8]) -> Option<PageFault> {
     if u32::from(message.event) != raw::UFFD_EVENT_PAGEFAULT {
         return None;
     }
-    // SAFETY: the event says which part of the union is there, and every bit pattern is one.
+    // SAFETY: the event names the valid part of the union, and every bit pattern of it is
+    // valid.
     let (fault, tid) = unsafe { (message.arg.pagefault, message.arg.pagefault.feat.ptid) };
     Some(PageFault { address: HostAddr(fault.address as usize), tid })
 }

@@ -108,7 +108,7 @@ impl<O: PageObserver> Tracker<O> {
     /// are tracked like the guest's, and next to nothing on pages that are open or
     /// checked already.
     ///
-    /// Not to be called in a signal handler.
+    /// Do not call it in a signal handler.
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl<O: PageObserver> Tracker<O> {
     /// (`clear_child_tid`, robust lists). Until the result is dropped the pages are held
     /// as by [`Tracker::prepare_kernel_write`], in every mode.
     ///
-    /// Not to be called in a signal handler.
+    /// Do not call it in a signal handler.
     ///
     /// # Errors
     ///
@@ -159,7 +159,7 @@ impl<O: PageObserver> Tracker<O> {
     /// result is dropped or finished ([`MappingChange`] says which). Bounds are rounded
     /// to whole pages.
     ///
-    /// Not to be called in a signal handler.
+    /// Do not call it in a signal handler.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Keeping a tracker whole over a `fork`.
+//! Keeps a tracker consistent over a `fork`.
 
 use crate::error::Error;
 use crate::sys::fault::this_thread;
@@ -35,7 +35,7 @@ impl<O: PageObserver> Tracker<O> {
     /// If this thread holds a guard of the tracker, or of its cache, already.
     #[track_caller]
     pub fn before_fork(&self) -> ForkGuard<'_, O> {
-        // Not under the static locks, which a panic would lose.
+        // Before the static locks are taken: a panic would lose them.
         self.assert_moves();
         let (standing, fork) = Fork::around(|| self.stand_still());
         ForkGuard { standing, fork }
@@ -65,8 +65,7 @@ impl<O: PageObserver> ForkGuard<'_, O> {
 }
 
 impl<O: PageObserver> Standing<'_, O> {
-    /// In a child of the process in which it stood still: see
-    /// [`ForkGuard::after_fork_child`].
+    /// In a child of the process that made it: see [`ForkGuard::after_fork_child`].
     pub(crate) fn continue_in_child(mut self) -> Result<(), Error> {
         self.forget_regions();
         let mut done = Ok(());

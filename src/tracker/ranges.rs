@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// By their first page; neighbours are one range.
+/// The end of each range, by its first page; neighbours are one range.
 #[derive(Debug, Default)]
 pub(super) struct Ranges(BTreeMap<usize, usize>);
 

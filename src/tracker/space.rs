@@ -22,7 +22,7 @@ pub(super) struct Gate<O: PageObserver> {
     /// Whether a view was ever declared. If a translator does not see it set, it claimed
     /// its page before that view's declaration ended the claim.
     has_views: Arc<AtomicBool>,
-    /// The thread that keeps the tracker still for a fork.
+    /// The thread that holds the fork guard.
     keeper: Arc<Keeper>,
     meanwhile: Arc<Mutex<Meanwhile<O>>>,
 }
@@ -89,12 +89,12 @@ impl<O: PageObserver> Gate<O> {
         self.keeper.is_this_thread()
     }
 
-    /// An error instead of a wait for ever.
+    /// Returns an error if the calling thread would wait for itself for ever.
     pub(super) fn check_moves(&self) -> Result<(), Error> {
         self.keeper.check()
     }
 
-    /// A panic instead of a wait for ever.
+    /// Panics if the calling thread would wait for itself for ever.
     #[track_caller]
     pub(super) fn assert_moves(&self) {
         self.keeper.assert();

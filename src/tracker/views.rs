@@ -10,7 +10,7 @@
 //! translation that begins after that finds the new view and claims it too.
 
 //!
-//! # What a call for a range means for the other views
+//! # The effect of a call for a range on the other views
 //!
 //! A block lies on every view's page. So killing or holding one of its pages reaches
 //! it, through any view: for an announcement of a write or of a change the pages of the

@@ -198,8 +198,8 @@ pub(super) fn a_partial_detach_leaves_the_rest(rig: &Rig) {
     }
 }
 
-/// Stores that are under way when their range is given up go on: they neither
-/// hang nor kill the process.
+/// Stores that are under way when their range is given up go on: they neither hang nor
+/// kill the process.
 pub(super) fn writers_go_on_through_attach_and_detach(rig: &Rig) {
     const WRITERS: usize = 3;
     let stop = AtomicBool::new(false);
@@ -275,7 +275,7 @@ pub(super) fn the_sink_is_told_who_stored_and_where(rig: &Rig) {
     assert_eq!(has_pc, in_faulting_thread);
 }
 
-/// The handler thread opens nothing by itself: a page that its sink does not open is
+/// The handler thread opens no page by itself. A page that its sink does not open stays
 /// protected until the sink has heard that all is lost.
 pub(super) fn a_sink_that_opens_nothing_hears_of_the_loss_first(rig: &Rig) {
     rig.arm(0, PAGES);

@@ -1,9 +1,8 @@
 //! One contract, one suite: every mechanism on the real kernel, and the model.
 //!
 //! A case is written once and runs on anonymous memory and on a memfd, in each
-//! mechanism that the lists at the end name. [`Mode::None`] promises nothing: a
-//! test holds it true that it fails the cases about coherence, so that a case
-//! that cannot fail is noticed.
+//! mechanism of the lists at the end. [`Mode::None`] promises nothing. It is the
+//! negative control: the cases about coherence must fail there.
 
 mod cases;
 mod rig;
@@ -14,7 +13,7 @@ use rig::{Backend, Memory, Rig};
 
 type Case = fn(&Rig);
 
-/// Runs `case` on each kind of memory, or says that the kernel lacks the mode.
+/// Runs `case` on each kind of memory, or reports that the kernel lacks the mode.
 fn run(backend: Backend, case: Case) {
     if let Backend::Kernel(mode) | Backend::LargerPages(mode) = backend
         && let Err(error) = Probe::of_this_process().check(mode)
@@ -37,7 +36,7 @@ macro_rules! tests {
     };
 }
 
-/// What every mechanism that tracks anything must do.
+/// Cases for every mechanism that tracks.
 macro_rules! all_tracking {
     ($backend:expr) => {
         tests! { $backend;
@@ -54,7 +53,7 @@ macro_rules! all_tracking {
     };
 }
 
-/// What every mechanism of the kernel must do beside.
+/// Further cases for every mechanism of the kernel.
 macro_rules! on_the_kernel {
     ($backend:expr) => {
         tests! { $backend;
@@ -68,7 +67,7 @@ macro_rules! on_the_kernel {
     };
 }
 
-/// What a synchronous mechanism must do beside.
+/// Further cases for a synchronous mechanism.
 macro_rules! synchronous {
     ($backend:expr) => {
         tests! { $backend;

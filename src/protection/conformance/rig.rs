@@ -1,4 +1,4 @@
-//! A mechanism, its sink and some memory, in a form that the cases share.
+//! A mechanism, its sink and its memory, in a form that the cases share.
 //!
 //! # Safety
 //!
@@ -21,8 +21,8 @@ pub(super) const PAGES: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Backend {
     Kernel(Mode),
-    /// The same with pages four times as large as this kernel's, which shows that
-    /// their size is nowhere taken for granted.
+    /// The same with pages four times as large as this kernel's, to show that no code takes
+    /// their size for granted.
     LargerPages(Mode),
     Model(Mode),
 }
@@ -33,7 +33,7 @@ pub(super) enum Memory {
     Memfd,
 }
 
-/// A sink that opens the page of every fault and remembers what it was told.
+/// A sink that opens the page of every fault and records its calls.
 pub(super) struct Recorder {
     range: HostRange,
     page: PageSize,
@@ -48,7 +48,7 @@ pub(super) struct Recorder {
     pub(super) last_tid: AtomicU32,
     /// The byte at the address, as the sink saw it.
     pub(super) last_byte: AtomicU64,
-    /// Says `NotOurs` to everything.
+    /// Returns `NotOurs` for everything.
     pub(super) refuses: AtomicBool,
     pub(super) lost: AtomicBool,
 }
@@ -176,8 +176,8 @@ impl Rig {
         HostAddr(self.range.start().0 + page * self.page.bytes() + offset)
     }
 
-    /// From here on stores to these pages are learned of; forgets what was
-    /// learned before, as far as the mechanism lets it.
+    /// From here on stores to these pages are noticed. Forgets earlier writes, as far as the
+    /// mechanism lets it.
     pub(super) fn arm(&self, first: usize, count: usize) {
         if self.mode() == Mode::Deferred {
             self.protection.harvest(self.pages(first, count), &mut |_| ()).unwrap();
@@ -186,25 +186,25 @@ impl Rig {
         }
     }
 
-    /// Waits until no call of the sink is under way. A handler thread may still
-    /// be at a message of a store that went through long ago; it would open a page
-    /// that is protected meanwhile. The tracker's count of un-protects in flight is
-    /// for that; a case that counts faults waits instead.
+    /// Waits until no call of the sink is under way. A handler thread may still be at a message
+    /// of a store that went through long ago, and would open a page that is protected
+    /// meanwhile. The tracker counts un-protects in flight for this; a case that counts faults
+    /// waits instead.
     pub(super) fn settle(&self) {
         while self.sink.inside.load(SeqCst) != 0 {
             std::thread::yield_now();
         }
     }
 
-    /// Arms all pages, with nothing learned of yet.
+    /// Arms all pages, with no write noticed yet.
     pub(super) fn rearm(&self) {
         self.learned();
         self.settle();
         self.arm(0, PAGES);
     }
 
-    /// The written pages that were learned of since the last time, in order.
-    /// Arms the pages again in a deferred mechanism.
+    /// The pages with writes noticed since the last call, in order. Arms the pages again in a
+    /// deferred mechanism.
     pub(super) fn learned(&self) -> Vec<usize> {
         let mut written = self.sink.written.swap(0, SeqCst);
         if self.mode() == Mode::Deferred {
@@ -270,7 +270,7 @@ impl Rig {
 
     /// Leaves a hole at one page.
     pub(super) fn unmap(&self, page: usize) {
-        // SAFETY: a page of the rig's own mapping, which nobody touches any more.
+        // SAFETY: a page of the rig's own mapping, which no code touches any more.
         unsafe { rustix::mm::munmap(self.at(page, 0).as_ptr().cast(), self.page.bytes()) }.unwrap();
     }
 

@@ -1,5 +1,5 @@
-//! Which pages are attached and what the guest may do with each, as runs of equal
-//! pages: a region of any size is one run.
+//! The attached pages and the guest's access to each, as runs of equal pages: a region
+//! of any size is one run.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -42,7 +42,7 @@ impl Attached {
         }
     }
 
-    /// What the guest may do with `page`; `None` if it is not attached.
+    /// The guest's access to `page`; `None` if it is not attached.
     pub(super) fn access_of(&self, page: usize) -> Option<Access> {
         let (_, &(end, access)) = self.0.range(..=page).next_back()?;
         (page < end).then_some(access)

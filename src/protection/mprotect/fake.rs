@@ -1,5 +1,5 @@
-//! A kernel in software, for tests of the protocol between changes and openers: each
-//! of its calls is a step at which a test may run a handler on the same thread
+//! A kernel in software, for tests of the protocol between changes and openers. Each of
+//! its calls is a step at which a test may run a handler on the same thread
 //! (`sync::stepped`), or stop and let another thread go on.
 
 use std::collections::BTreeMap;
@@ -16,14 +16,14 @@ use crate::sync::stepped::step;
 
 type Pause = Box<dyn Fn(Access) + Send + Sync>;
 
-/// See the module. A clone is the same kernel.
+/// See the module head. A clone is the same kernel.
 #[derive(Clone)]
 pub(crate) struct FakeKernel(Arc<State>);
 
 struct State {
     start: usize,
     page: PageSize,
-    /// Those that are not writable.
+    /// The pages that are not writable.
     refused: Mutex<BTreeMap<usize, Access>>,
     calls: AtomicUsize,
     /// Called before a call does anything, with its access.
@@ -52,12 +52,12 @@ impl FakeKernel {
         (start - first) >> page.shift()..(start + len_bytes - first) >> page.shift()
     }
 
-    /// What it allows at `page`, counted from the first.
+    /// The allowed access at `page`, counted from the first.
     pub(crate) fn access_of(&self, page: usize) -> Access {
         self.0.refused.lock().unwrap().get(&page).copied().unwrap_or(Access::ReadWrite)
     }
 
-    /// How often it was called.
+    /// Number of calls.
     pub(crate) fn calls(&self) -> usize {
         self.0.calls.load(SeqCst)
     }

@@ -1,37 +1,36 @@
 //! mprotect and SIGSEGV: the baseline, for kernels without userfaultfd.
 //!
-//! A store to a page without PROT_WRITE gives SIGSEGV with `SEGV_ACCERR`. Unlike
-//! a userfaultfd this shares one set of bits with the guest's own mprotect, so
-//! what the guest may do is kept here, and a page that the guest made read-only is
-//! read-only when it is un-protected. Each state of pages is a VMA of its own: the
-//! kernel's limit (`vm.max_map_count`) ends this at about 32,750 scattered pages.
+//! A store to a page without PROT_WRITE gives SIGSEGV with `SEGV_ACCERR`. Unlike a
+//! userfaultfd this shares one set of bits with the guest's own mprotect. So the guest's
+//! access is stored here, and a page that the guest made read-only stays read-only when it
+//! is un-protected. Each state of pages is a VMA of its own: the kernel's limit
+//! (`vm.max_map_count`) is reached at about 32,750 scattered pages.
 //!
-//! At that limit not only protecting fails: to open one page in the middle of
-//! protected ones takes two more mappings. Opening all of them takes none, so
-//! [`Protection::abandon`] is the un-protect of the whole range, and a call that
-//! fails at one page goes on behind it.
+//! At that limit not only protecting fails: opening one page in the middle of protected
+//! ones takes two more mappings. Opening all of them takes none. So [`Protection::abandon`]
+//! un-protects the whole range, and a call that fails at one page goes on behind it.
 //!
-//! A page has a [`Word`] once its neighbourhood was protected. A page without a word
-//! was never protected, so the kernel has what the guest asked for: nothing that
-//! opens pages looks at it.
+//! A page has a [`Word`] once its neighbourhood was protected. A page without a word was
+//! never protected, so the kernel still allows the guest's access: code that opens pages
+//! skips it.
 //!
-//! # Two that change one page
+//! # Two threads that change one page
 //!
 //! A handler opens a page while another thread carries out the guest's mprotect,
 //! and the handler cannot wait for a lock.
 //!
-//! - **Changes** (protect, the guest's mprotect, attach, detach) take turns, under a
-//!   lock. A change first writes the words, then waits until no thread is opening one
-//!   of the pages: that thread may go by the word that was there before. Then it calls
-//!   the kernel with what the words say, looks at them again, and starts over if a page
-//!   was opened meanwhile.
+//! - **Changes** (protect, the guest's mprotect, attach, detach) take turns, under a lock.
+//!   A change first writes the words, then waits until no thread is opening one of the
+//!   pages, since that thread may use the former word. Then it calls the kernel with the
+//!   access that the words give, reads them again, and starts over if a page was opened
+//!   meanwhile.
 //! - **Opening** takes no lock. It enters in the word, asks the kernel to let stores
 //!   through if the guest may store, and leaves. It never takes access away.
 //!
-//! So the last call to the kernel was made with the last value of the word. Until a
-//! change is over the kernel may refuse a store that the word allows: the change writes
-//! that in the word too, and [`Protection::access_changes`] tells the tracker, which
-//! then takes the fault for one that has to be tried again.
+//! So the last call to the kernel was made with the last value of the word. Until a change
+//! is over the kernel may refuse a store that the word allows. The change notes itself in
+//! the word too, and [`Protection::access_changes`] tells the tracker. The tracker then has
+//! the store tried again.
 
 mod attached;
 #[cfg(all(test, not(loom)))]
@@ -63,10 +62,10 @@ use word::{Seen, Word};
 /// No address of a process has more bits, on x86-64 and on aarch64.
 const ADDRESS_BITS: u32 = 56;
 
-/// Words that are made together.
+/// Number of words that are made together.
 const LEAF_PAGES: usize = 512;
 
-/// What is asked of the kernel. Async-signal-safe but for errno.
+/// The calls to the kernel. Async-signal-safe but for errno.
 pub(crate) trait Kernel: fmt::Debug + Send + Sync + 'static {
     /// `mprotect`.
     fn set_access(&self, start: usize, len_bytes: usize, access: Access) -> Result<(), Errno>;
@@ -75,7 +74,7 @@ pub(crate) trait Kernel: fmt::Debug + Send + Sync + 'static {
     fn is_mapped(&self, start: HostAddr, page: PageSize) -> bool;
 }
 
-/// The one that runs this process.
+/// The kernel of this process.
 #[derive(Debug)]
 pub(super) struct ThisKernel;
 
@@ -100,7 +99,7 @@ pub(crate) struct Mprotect<K: Kernel> {
     attachments: Attachments,
     /// By the number of the page in this process.
     words: Sparse<Word>,
-    /// Its lock is what changes take turns by.
+    /// Changes take turns by its lock.
     attached: Mutex<Attached>,
     owner: Owner,
 }
@@ -139,9 +138,9 @@ impl<K: Kernel> Mprotect<K> {
         }
     }
 
-    /// The longest run from `at` on of pages that the kernel has to give equal access,
-    /// and that access. Pages without a word have `others`. There `None` says that the
-    /// kernel need not be asked.
+    /// The longest run of pages from `at` on that need equal access from the kernel, and
+    /// that access. Pages without a word have `others`; `None` says that the kernel need
+    /// not be asked.
     fn run(&self, at: usize, end: usize, others: Option<Access>) -> (usize, Option<Access>) {
         let mut next = at;
         let mut wanted = None;
@@ -164,8 +163,8 @@ impl<K: Kernel> Mprotect<K> {
         (end, wanted.flatten())
     }
 
-    /// mprotect, over holes: ENOMEM on one page is a hole, or the VMA limit. Goes on
-    /// behind what the kernel refuses and gives the first errno.
+    /// mprotect, over holes: ENOMEM on one page is a hole, or the VMA limit. After a
+    /// refusal it goes on with the next pages, and returns the first errno.
     fn apply(&self, pages: Range<usize>, access: Access) -> Result<(), Errno> {
         let start = HostAddr(pages.start << self.page.shift());
         let mut done = Ok(());
@@ -184,9 +183,9 @@ impl<K: Kernel> Mprotect<K> {
         .and(done)
     }
 
-    /// Changes the words of `pages`, then the kernel's access to match, run by run of
-    /// equal pages; to pages without a word the kernel gives `others`. Goes on behind
-    /// what the kernel refuses and gives the first errno.
+    /// Changes the words of `pages`, then the kernel's access to match, run by run of equal
+    /// pages; to pages without a word the kernel gives `others`. After a refusal it goes on
+    /// with the next pages, and returns the first errno.
     fn change(
         &self,
         _turn: &MutexGuard<'_, Attached>,
@@ -195,7 +194,7 @@ impl<K: Kernel> Mprotect<K> {
         next: impl Fn(Seen) -> Seen,
     ) -> Result<(), Error> {
         self.for_words(&pages, |word| word.begin_change(&next));
-        // In a fork's child the threads that are counted may not be there.
+        // In a fork's child the counted threads may not exist.
         if self.owner.is_current() {
             self.for_words(&pages, |word| {
                 while word.is_being_opened() {
@@ -218,8 +217,8 @@ impl<K: Kernel> Mprotect<K> {
         done.map_err(|errno| self.refused(&pages, errno))
     }
 
-    /// Handlers come here, whose stack may be small: the loop over words is over before the
-    /// kernel is called.
+    /// Handlers call this, and their stack may be small: the loop over words ends before
+    /// the kernel is called.
     fn for_words(&self, pages: &Range<usize>, each: impl Fn(&Word)) {
         self.words.existing(pages.clone()).for_each(|(_, word)| each(word));
     }
@@ -230,7 +229,7 @@ impl<K: Kernel> Mprotect<K> {
         let mut at = pages.start;
         while at < pages.end {
             let (end, access) = self.run(at, pages.end, None);
-            // Of other pages the protection took nothing away.
+            // The protection took nothing away from other pages.
             if access == Some(Access::ReadWrite) {
                 done = done.and(self.apply(at..end, Access::ReadWrite));
             }
@@ -272,7 +271,7 @@ impl<K: Kernel> Protection for Mprotect<K> {
             let mut done = Ok(());
             for part in attached.within(self.pages_of(range)) {
                 let open = self.change(&attached, part.clone(), None, Seen::open);
-                // Otherwise `abandon` tries once more, by the words.
+                // After an error `abandon` tries once more, by the words.
                 if open.is_ok() {
                     done = done.and(self.change(&attached, part, None, |seen| seen.with_access(None)));
                 }
@@ -310,7 +309,7 @@ impl<K: Kernel> Protection for Mprotect<K> {
     }
 
     fn harvest(&self, _: HostRange, _: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
-        Ok(()) // every write was told when it was made
+        Ok(()) // every write was reported when it was made
     }
 
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
@@ -323,8 +322,8 @@ impl<K: Kernel> Protection for Mprotect<K> {
         self.change(&attached, pages, Some(access), |seen| seen.with_access(Some(access)))
     }
 
-    /// The words and what the kernel makes of them are the child's already. Threads
-    /// that were opening or changing pages did not come along.
+    /// The words and the kernel's access are the child's already. Threads that were opening
+    /// or changing pages do not exist here.
     fn continue_in_child(
         self: Arc<Self>,
         range: HostRange,
@@ -341,7 +340,7 @@ impl<K: Kernel> Protection for Mprotect<K> {
 impl<K: Kernel> Drop for Mprotect<K> {
     fn drop(&mut self) {
         self.attachments.clear(|range| {
-            // Where the kernel refuses nothing more can be done.
+            // If the kernel refuses nothing more can be done.
             let _ = self.change(&self.attached(), self.pages_of(range), None, Seen::open);
         });
     }

@@ -36,7 +36,7 @@ fn two_pages(start: HostAddr, kernel: FakeKernel) -> (Arc<Mprotect<FakeKernel>>,
     (protection, range)
 }
 
-/// In the end the kernel allows what the words say, and a page that is not protected
+/// In the end the kernel's access agrees with the words, and a page that is not protected
 /// again is open.
 #[test]
 fn a_page_is_opened_at_each_step_of_a_change() {
@@ -72,12 +72,12 @@ fn a_page_is_opened_at_each_step_of_a_change() {
     }
 }
 
-/// A thread is about to let stores through, by the word that it saw. The guest makes the
-/// page read-only meanwhile: that is the last call to the kernel.
+/// A thread is about to let stores through, by the word that it saw. Meanwhile the guest
+/// makes the page read-only: that must be the last call to the kernel.
 #[test]
 fn a_change_waits_for_who_opens_by_the_word_before() {
     const START: HostAddr = HostAddr(4 << 44);
-    /// More than a change that waits for nobody takes.
+    /// More than a change takes that does not wait.
     const STEPS: usize = 1000;
     static IS_OPENING: AtomicBool = AtomicBool::new(false);
     static GO_ON: AtomicBool = AtomicBool::new(false);
@@ -106,8 +106,8 @@ fn a_change_waits_for_who_opens_by_the_word_before() {
     assert_eq!([kernel.access_of(0), kernel.access_of(1)], [Access::Read; 2]);
 }
 
-/// A store that the kernel refuses while a change is under way may be one that the
-/// change will allow, so nobody can tell by the number of changes that nothing moved.
+/// A store that the kernel refuses during a change may be one that the change will allow.
+/// So the number of changes must not look unchanged.
 #[test]
 fn a_change_is_told_from_its_first_step_to_its_last() {
     const START: HostAddr = HostAddr(5 << 44);
@@ -125,8 +125,8 @@ fn a_change_is_told_from_its_first_step_to_its_last() {
     protection.detach(range, Permit::for_test()).unwrap();
 }
 
-/// A thread of the parent was opening a page, and another had protected one: neither came
-/// along, and the page would be waited for or refused for ever.
+/// A thread of the parent was opening a page, and another had protected one. The child
+/// has neither thread, and must not wait for the page or refuse it for ever.
 #[test]
 fn a_forks_child_has_no_openers_and_open_pages() {
     const START: HostAddr = HostAddr(8 << 44);
@@ -135,7 +135,7 @@ fn a_forks_child_has_no_openers_and_open_pages() {
     protection.protect(range).unwrap();
     let word = protection.words.get(START.0 >> PAGE.shift()).unwrap();
     word.enter();
-    // More steps than it takes without waiting: so that a wait ends.
+    // More steps than it takes without waiting, so that a wait ends.
     let late = protection.clone();
     interrupt_at(1000, move || late.words.get(START.0 >> PAGE.shift()).unwrap().leave());
     let mut sink = |_| Ok(Arc::new(Nobody) as Arc<dyn FaultSink>);
@@ -146,7 +146,7 @@ fn a_forks_child_has_no_openers_and_open_pages() {
     assert_eq!(protection.access_changes(START), Some(2), "protected, and opened");
 }
 
-/// What a region costs follows the pages that were protected.
+/// The cost of a region follows the number of protected pages.
 #[test]
 fn a_region_of_any_size_costs_the_same_calls() {
     const START: HostAddr = HostAddr(1 << 50);

@@ -1,12 +1,12 @@
-//! What one page is to mprotect mode, in one atomic word.
+//! The state of one page in mprotect mode, in one atomic word.
 //!
 //! | bits | content |
 //! |---|---|
-//! | 0..2 | what the guest may do; 0 if the page is not attached |
+//! | 0..2 | the guest's access; 0 if the page is not attached |
 //! | 2 | the library holds the page read-only |
 //! | 3 | a change is under way |
-//! | 4..28 | how many threads are opening the page |
-//! | 28..64 | how many changes were made |
+//! | 4..28 | number of threads that are opening the page |
+//! | 28..64 | number of changes made |
 
 use super::super::Access;
 use crate::sync::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ const OPENERS: u64 = 0xff_ffff * OPENER;
 const CHANGE_SHIFT: u32 = 28;
 const CHANGE: u64 = 1 << CHANGE_SHIFT;
 
-/// See the module.
+/// See the module head.
 #[derive(Debug)]
 pub(super) struct Word(AtomicU64);
 
@@ -38,7 +38,7 @@ impl Seen {
         })
     }
 
-    /// What the guest may do; `None` if the page is not attached.
+    /// The guest's access; `None` if the page is not attached.
     pub(super) fn access(self) -> Option<Access> {
         match self.0 & ACCESS {
             0 => None,
@@ -48,7 +48,7 @@ impl Seen {
         }
     }
 
-    /// What the kernel has to allow; `None` if the page is not attached.
+    /// The access that the kernel has to allow; `None` if the page is not attached.
     pub(super) fn kernel_access(self) -> Option<Access> {
         match self.access() {
             Some(Access::ReadWrite) if self.0 & PROTECTED != 0 => Some(Access::Read),
@@ -56,7 +56,7 @@ impl Seen {
         }
     }
 
-    /// How many changes were made; `None` while one is under way.
+    /// Number of changes made; `None` while one is under way.
     pub(super) fn changes(self) -> Option<u64> {
         (self.0 & CHANGING == 0).then_some(self.0 >> CHANGE_SHIFT)
     }
@@ -73,7 +73,7 @@ impl Seen {
         Self(self.0 & !PROTECTED)
     }
 
-    /// The threads that were opening it are not in this process.
+    /// The threads that were opening it do not exist in this process.
     pub(super) fn without_openers(self) -> Self {
         Self(self.0 & !OPENERS)
     }
@@ -97,7 +97,7 @@ impl Word {
         }
     }
 
-    /// A change begins. One at a time.
+    /// A change begins. Only one at a time.
     pub(super) fn begin_change(&self, next: impl Fn(Seen) -> Seen) {
         self.update(|seen| Seen(next(seen).0 | CHANGING));
     }
