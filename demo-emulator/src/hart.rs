@@ -1,5 +1,5 @@
-//! The state of one guest hart, as the interpreters and the compiled code see
-//! it. Compiled code uses the offsets of the fields: `repr(C)`.
+//! The state of one guest hart for the interpreters and the compiled code. Compiled code uses the
+//! offsets of the fields: `repr(C)`.
 
 use std::sync::atomic::AtomicU8;
 
@@ -14,7 +14,7 @@ pub struct Hart {
     pub x: [u64; 32],
     /// Floating-point registers, singles NaN-boxed.
     pub f: [u64; 32],
-    /// Address of the instruction that runs next; even.
+    /// Address of the next instruction; even.
     pub pc: u64,
     /// Accrued exception flags: NV 16, DZ 8, OF 4, UF 2, NX 1.
     pub fflags: u8,
@@ -22,17 +22,17 @@ pub struct Hart {
     pub frm: u8,
     /// Whether a reservation of LR is held.
     pub reserved: u8,
-    /// Asked to leave translated code; polled at every back edge.
+    /// Set to make the hart leave translated code; polled at every back edge.
     pub exit_request: AtomicU8,
     /// The reservation's guest address.
     pub reservation_addr: u64,
-    /// What LR loaded: SC compares and exchanges with it.
+    /// The value that LR loaded: SC compares and exchanges with it.
     pub reservation_value: u64,
     /// Instructions retired, for `instret`; counted by the interpreters only.
     pub instret: u64,
-    /// The link slot that the last exit came through, for the dispatcher.
+    /// The link slot of the last exit, for the dispatcher.
     pub exit_slot: u64,
-    /// Stack pointer of the entry trampoline, where a guest fault unwinds to.
+    /// Stack pointer of the entry trampoline; a guest fault unwinds to it.
     pub host_sp: u64,
     /// The direct-mapped front of the code cache, probed by compiled code.
     pub front: u64,

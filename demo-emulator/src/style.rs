@@ -1,4 +1,4 @@
-//! How text for people looks: colours on a terminal alone, 100 columns at most.
+//! The format of text for people: colours only on a terminal, at most 100 columns.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -7,15 +7,14 @@ const COLUMNS: usize = 100;
 const MARGIN: usize = 16;
 const VERB: usize = 12;
 
-/// Whether there are colours.
+/// Whether text has colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Style {
     colours: bool,
 }
 
 impl Style {
-    /// Colours where standard output is a terminal that `NO_COLOR` does not ask
-    /// to spare.
+    /// Colours if standard output is a terminal and `NO_COLOR` is not set.
     pub fn of_stdout() -> Self {
         let spared = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self { colours: io::stdout().is_terminal() && !spared }
@@ -43,10 +42,10 @@ impl Style {
     }
 }
 
-/// Writes to standard output at once: the guest's own writes come between.
+/// Writes to standard output at once, because the guest's own writes come between.
 pub fn say(text: &str) {
     let mut out = io::stdout().lock();
-    // A reader that went away is the guest's to notice.
+    // If the reader has gone away, the guest will notice.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
@@ -70,7 +69,7 @@ pub(crate) fn wrapped(text: &str) -> String {
     lines
 }
 
-/// `names` behind `head`, which fills the margin.
+/// `names` after `head`, which fills the margin.
 pub fn listed(head: &str, names: &[String]) -> String {
     let mut text = head.to_owned();
     let mut column = MARGIN;

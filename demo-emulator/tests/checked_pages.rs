@@ -1,5 +1,5 @@
-//! Pages that are written to all the time, in every mode and tier: their blocks
-//! stay, compare their bytes at each entry, and run nothing that was overwritten.
+//! Pages that are written to all the time, in every mode and tier: their blocks stay, compare their
+//! bytes at each entry, and run no overwritten bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -57,7 +57,7 @@ impl Guest {
         Ok(Self { name: format!("{} {tier:?}", mode.name()), mode, engine, window, observer, executor })
     }
 
-    /// Writes instructions, and announces it where that is asked for.
+    /// Writes instructions, and announces the write if the test asks for it.
     fn put(&self, at: u64, insts: &[Inst]) {
         (at..).step_by(4).zip(insts).for_each(|(at, inst)| self.window.store_u32(at, encode(inst)).unwrap());
         self.announce();
@@ -74,7 +74,7 @@ impl Guest {
         }
     }
 
-    /// What the code at `pc` leaves in a0, which ends with an ECALL.
+    /// Runs the code at `pc`, which ends with an ECALL; returns a0.
     fn run(&mut self, pc: u64, a1: u64, a2: u64) -> u64 {
         let mut hart = Hart::new(pc);
         (hart.x[usize::from(A1)], hart.x[usize::from(A2)]) = (a1, a2);
@@ -138,7 +138,7 @@ fn data_beside_code_ends_no_block() {
             guest.store_data(DATA + 8 * (value % 32), value);
             assert_eq!(guest.run(CODE, 0, 0), 7);
         }
-        // A page that cooled meanwhile becomes checked once more.
+        // A page that cooled meanwhile becomes checked again.
         if guest.is_checked(CODE) {
             let after = (guest.engine.stats(), guest.engine.cache().stats().invalidated);
             let made = |stats: demo_emulator::engine::EngineStats| stats.blocks_decoded + stats.blocks_compiled;
@@ -155,7 +155,7 @@ fn a_patch_is_seen_at_the_next_entry() {
         guest.make_checked(CODE, DATA);
         for value in 1..ROUNDS {
             guest.put(CODE, &[li(value)]);
-            // Often enough for each tier to have a block of it, now and then.
+            // Now and then often enough for each tier to make a block of it.
             for _ in 0..if value % 16 == 0 { WARM } else { value % 4 + 1 } {
                 assert_eq!(guest.run(CODE, 0, 0), value, "{}", guest.name);
             }
@@ -166,7 +166,7 @@ fn a_patch_is_seen_at_the_next_entry() {
 #[test]
 fn linked_blocks_are_compared_too() {
     for_each_way(|guest| {
-        // A loop of two blocks, a1 times over: only links and back edges lead there.
+        // A loop of two blocks that runs a1 times: only links and back edges lead there.
         let (again, done) = (CODE + 4, 20);
         let code = [
             addi(A0, 0, 0),
@@ -238,8 +238,8 @@ fn a_checked_page_cools() {
     });
 }
 
-/// Another hart patches the code faster than it can be translated: it runs on all
-/// the same, and is not translated more often than it runs.
+/// Another hart patches the code faster than it can be translated. The code still runs, and is not
+/// translated more often than it runs.
 #[test]
 fn code_that_changes_all_the_time_makes_progress() {
     for_each_way(|guest| {

@@ -15,7 +15,7 @@ fn disassembler() -> Capstone {
     Capstone::new().riscv().mode(ArchMode::RiscV64).extra_mode(compressed).build().unwrap()
 }
 
-/// The mnemonic that capstone has for the bits; empty if it has none.
+/// Capstone's mnemonic for the bits; empty if it has none.
 fn mnemonic(disassembler: &Capstone, bits: u32) -> String {
     let insts = disassembler.disasm_count(&bits.to_le_bytes(), 0x1000, 1).unwrap();
     insts.iter().next().and_then(|inst| inst.mnemonic()).unwrap_or_default().to_string()
@@ -26,7 +26,7 @@ fn name(op: Op) -> String {
     format!("{op:?}").to_lowercase().replace('_', ".")
 }
 
-/// What an alias, or a compressed form, stands for.
+/// The full form of an alias or of a compressed form.
 #[rustfmt::skip]
 fn unalias(mnemonic: &str) -> &str {
     let ordered = [".aqrl", ".aq", ".rl"].iter().find_map(|bits| mnemonic.strip_suffix(bits));
@@ -54,15 +54,15 @@ fn unalias(mnemonic: &str) -> &str {
 fn agrees(inst: &Inst, bits: u32, mnemonic: &str) -> bool {
     let rounding = bits >> 12 & 7;
     match (inst.op, mnemonic) {
-        // Of the privileged architecture; reserved, which capstone overlooks;
-        // the name of the illegal instruction itself.
+        // Privileged instructions; reserved encodings that capstone accepts; the name of the
+        // illegal instruction itself.
         (Op::Illegal, "sfence.vma" | "uret" | "sret" | "mret" | "wfi" | "dret") => true,
         (Op::Illegal, "c.lui") => inst.len == 2 && bits & 0x107c == 0,
         (Op::Illegal, "c.unimp") => inst.len == 2 && bits & 0xffff == 0,
-        // Reserved fields are ignored by definition, and capstone minds them.
+        // Reserved fields are ignored by definition, but capstone minds them.
         (Op::Fence, "") => bits & 0xf00f_ff80 != 0,
         (Op::Fence_i, "") => bits & 0xffff_8f80 != 0,
-        // Exact whatever the rounding mode, but that may be any.
+        // Exact in every rounding mode, so the mode may be any.
         (Op::Fcvt_d_s | Op::Fcvt_d_w | Op::Fcvt_d_wu, "") => rounding != 0,
         // HINTs.
         (Op::Add | Op::Addi | Op::Lui, "") => inst.len == 2 && (inst.rd == 0 || inst.imm == 0),
@@ -117,7 +117,7 @@ fn compressed_instructions_have_the_operands_of_what_they_expand_to() {
         }
         let (registers, immediate) = operands(&disassembler, bits);
         let (expanded_registers, expanded_immediate) = operands(&disassembler, encode(&inst));
-        // `ret` does not print what it is about.
+        // `ret` does not print its operands.
         let agree = registers.is_subset(&expanded_registers) || inst.op == Op::Jalr && inst.rs1 == 1;
         assert!(agree, "{bits:#06x}: {inst:?}: {registers:?}");
         if let Some(immediate) = immediate {
@@ -143,7 +143,7 @@ fn capstone_agrees_on_random_words() {
     for _ in 0..200_000 {
         check(random.bits() as u32 | 3);
     }
-    // Near every operation, where a bit of the opcode is wrong.
+    // Near every operation: one bit of the opcode is wrong.
     for &op in OPS.iter().chain(&[Op::Ecall, Op::Ebreak]) {
         for _ in 0..300 {
             let bits = encode(&random_inst(&mut random, op));
@@ -168,7 +168,7 @@ fn every_operation_is_its_own_mnemonic() {
             }
         }
     }
-    // Random ones have reserved fields, for which capstone has no name.
+    // Random fences have reserved fields, for which capstone has no name.
     for op in [Op::Fence, Op::Fence_i] {
         let bits = encode(&Inst { op, ..decode(0x0ff0_000f) });
         assert_eq!(unalias(&mnemonic(&disassembler, bits)), name(op));
@@ -191,7 +191,7 @@ fn encoding_is_the_inverse_of_decoding() {
     for bits in (0..=0xffff_u32).filter(|bits| bits & 3 != 3) {
         let inst = decode(bits);
         if inst.op != Op::Illegal {
-            // A compressed instruction does what its long form does.
+            // A compressed instruction has the effect of its long form.
             assert_eq!(decode(encode(&inst)), Inst { len: 4, ..inst }, "{bits:#06x}");
         }
     }
@@ -201,7 +201,7 @@ fn plain(op: Op) -> Inst {
     Inst { op, rd: 0, rs1: 0, rs2: 0, rs3: 0, rm: 0, len: 4, imm: 0 }
 }
 
-/// Words that an assembler made.
+/// Words from an assembler.
 #[test]
 #[rustfmt::skip]
 fn known_words() {
@@ -233,7 +233,7 @@ fn known_words() {
 fn reserved_encodings_are_illegal() {
     let compressed = [
         0x0000, 0x0004, // all zeros; c.addi4spn of 0
-        0x8000, 0x9c41, 0x9c61, // free places
+        0x8000, 0x9c41, 0x9c61, // free encodings
         0x2001, // c.addiw to x0
         0x6101, 0x6081, 0x6001, // c.addi16sp and c.lui of 0
         0x4002, 0x6002, // c.lwsp and c.ldsp to x0
@@ -243,14 +243,14 @@ fn reserved_encodings_are_illegal() {
         0x0000_1067,
         0x0000_2063,
         0x0000_7003,
-        0x0000_4023, // a funct3 too many
+        0x0000_4023, // one funct3 too many
         0x0400_1013,
         0x0400_5013,
         0x0200_101b,
         0x0200_501b, // shifts beyond the width's bits
         0x0400_0033,
         0x2000_003b,
-        0x0200_103b, // a funct7 too many
+        0x0200_103b, // one funct7 too many
         0x0000_5053,
         0x0000_6053,
         0x0000_5043, // rounding modes 5 and 6
@@ -277,7 +277,7 @@ fn reserved_encodings_are_illegal() {
         assert_eq!((inst.op, inst.imm as u32), (Op::Illegal, bits), "{bits:#x}");
         assert_eq!(encode(&inst), bits);
     }
-    // The half above a compressed instruction is not its own.
+    // The half above a compressed instruction is ignored.
     assert_eq!(decode(0xffff_0000), Inst { len: 2, ..plain(Op::Illegal) });
 }
 

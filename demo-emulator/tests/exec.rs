@@ -1,4 +1,4 @@
-//! What instructions do, by class, at their edges.
+//! The effects of instructions, by class, at their edges.
 
 use demo_emulator::hart::Hart;
 use demo_emulator::memory::window::{EXEC, READ, WRITE};
@@ -10,11 +10,11 @@ use demo_emulator::riscv::oracle;
 use demo_emulator::riscv::trap::{Flow, Trap};
 
 const PAGE: u64 = 4096;
-/// A page to read, write and run.
+/// A readable, writable, executable page.
 const OPEN: u64 = PAGE;
-/// The page behind it, to read alone.
+/// The next page, read-only.
 const READ_ONLY: u64 = 2 * PAGE;
-/// And the one behind that does not exist.
+/// The page after that is not mapped.
 const NOTHING: u64 = 3 * PAGE;
 
 const PC: u64 = 0x1_0000_0000;
@@ -24,7 +24,7 @@ fn window() -> Window {
     host_fault::install().unwrap();
     let window = Window::reserve().unwrap();
     for (page, protection) in [(OPEN, libc::PROT_READ | libc::PROT_WRITE), (READ_ONLY, libc::PROT_READ)] {
-        // SAFETY: a page of the window just reserved, which nothing else uses.
+        // SAFETY: a page of the window just reserved, which no other code uses.
         let done = unsafe { libc::mprotect(window.host(page).unwrap().cast(), PAGE as usize, protection) };
         assert_eq!(done, 0);
     }
@@ -44,7 +44,7 @@ fn hart(a: u64, b: u64) -> Hart {
     hart
 }
 
-/// The result of an operation on registers alone.
+/// The result of an operation on registers only.
 fn result(op: Op, a: u64, b: u64, imm: i32) -> u64 {
     let mut hart = hart(a, b);
     assert_eq!(exec(&Inst { imm, ..inst(op) }, &mut hart, &window_of_nothing()), Ok(Flow::Next));
@@ -52,7 +52,7 @@ fn result(op: Op, a: u64, b: u64, imm: i32) -> u64 {
     hart.x[1]
 }
 
-/// One for all tests that touch no memory.
+/// One window for all tests that touch no memory.
 fn window_of_nothing() -> Window {
     use std::sync::OnceLock;
     static WINDOW: OnceLock<Window> = OnceLock::new();
@@ -73,7 +73,7 @@ fn division_at_its_edges() {
     assert_eq!(result(Op::Rem, MIN, MINUS_1, 0), 0);
     assert_eq!(result(Op::Div, -7_i64 as u64, 2, 0), -3_i64 as u64);
     assert_eq!(result(Op::Rem, -7_i64 as u64, 2, 0), MINUS_1);
-    // The words look at the low halves alone and sign-extend.
+    // Word operations use only the low halves, and sign-extend.
     assert_eq!(result(Op::Divw, 7, 1 << 32, 0), MINUS_1);
     assert_eq!(result(Op::Divuw, 7, 1 << 32, 0), MINUS_1);
     assert_eq!(result(Op::Divuw, 0xffff_ffff, 1, 0), MINUS_1);
@@ -142,8 +142,8 @@ fn x0_stays_0() {
 fn jumps_and_branches() {
     let window = window_of_nothing();
     let mut of_jalr = hart(0x5001, 0);
-    // rd and rs1 the same; the lowest bit is dropped after the sum; the return
-    // address knows the length.
+    // rd and rs1 are the same; the lowest bit is dropped after the sum; the return address depends
+    // on the length.
     let jalr = Inst { rd: 2, imm: 2, len: 2, ..inst(Op::Jalr) };
     assert_eq!(exec(&jalr, &mut of_jalr, &window), Ok(Flow::Jump));
     assert_eq!((of_jalr.pc, of_jalr.x[2]), (0x5002, PC + 2));
@@ -160,7 +160,7 @@ fn jumps_and_branches() {
     assert!(branch(Op::Bge, 4, 4) && branch(Op::Bgeu, 4, 4) && !branch(Op::Blt, 4, 4) && !branch(Op::Bltu, 4, 4));
 }
 
-/// Runs an instruction that traps and checks that nothing else happened.
+/// Runs an instruction that traps and checks that it has no other effect.
 fn trap_of(window: &Window, inst: Inst, hart: &mut Hart) -> Trap {
     let before = format!("{hart:?}");
     let trap = exec(&inst, hart, window).unwrap_err();
@@ -182,7 +182,7 @@ fn faults_leave_the_hart_alone() {
             assert_eq!(trap, Trap::StoreFault(fault(page)), "{op:?}");
         }
     }
-    // A reservation on what may be read, and then a store that may not be.
+    // A reservation on a readable page, then a store that the page forbids.
     let mut holder = hart(READ_ONLY, 9);
     exec(&inst(Op::Lr_w), &mut holder, &window).unwrap();
     assert_eq!(trap_of(&window, inst(Op::Sc_w), &mut holder), Trap::StoreFault(fault(READ_ONLY)));
@@ -206,7 +206,7 @@ fn misaligned_accesses_work_and_misaligned_atomics_trap() {
     assert_eq!(load(Op::Lhu), 0x8788);
     assert_eq!(load(Op::Lb), 0xffff_ffff_ffff_ff88);
     assert_eq!(load(Op::Lbu), 0x88);
-    // Also over the end of a page, when both can be read.
+    // Also over the end of a page, if both pages are readable.
     exec(&Inst { imm: -4, ..inst(Op::Ld) }, &mut hart(READ_ONLY, 0), &window).unwrap();
 
     let misaligned = |op, addr| trap_of(&window, inst(op), &mut hart(addr, 9));
@@ -247,7 +247,7 @@ fn store_conditional_wants_its_reservation() {
     assert_eq!(run(Op::Sc_d, &window), 1, "somebody wrote");
     assert_eq!(window.load_u64(OPEN), Ok(43));
     run(Op::Lr_w, &window);
-    // The same value, so that nothing but the address tells.
+    // The same value, so only the address differs.
     window.store_u32(OPEN + 8, 43).unwrap();
     hart.x[2] = OPEN + 8;
     exec(&inst(Op::Sc_w), &mut hart, &window).unwrap();
@@ -318,12 +318,12 @@ fn the_oracle_fetches_from_memory_each_time() {
     }
     assert_eq!((hart.x[1], hart.pc), (6, OPEN + 4));
 
-    // FENCE.I says so.
+    // FENCE.I is reported.
     window.store_u32(OPEN + 4, 0x100f).unwrap();
     assert_eq!(oracle::step(&mut hart, &window), Ok(Flow::FenceI));
 
-    // An instruction whose second half lies on a page that may not be run,
-    // and one that is short enough to end before.
+    // An instruction whose second half lies on a page that may not be run, and a short one that
+    // ends before it.
     hart.pc = READ_ONLY - 2;
     window.store_u16(hart.pc, add(0) as u16).unwrap();
     let fault = Fault { addr: READ_ONLY, kind: FaultKind::Segv };

@@ -1,6 +1,6 @@
-//! An instruction that another thread overwrites by one aligned store is fetched as
-//! it was or as it is, never half and half (RISC-V's Ziccif), and behind a FENCE.I
-//! nothing older runs than ran before: by the oracle, and in every mode and tier.
+//! An instruction that another thread overwrites by one aligned store is fetched old or new, never
+//! half of each (RISC-V's Ziccif). After a FENCE.I no version runs that is older than one that ran
+//! before. This holds in the oracle, and in every mode and tier.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -30,12 +30,12 @@ fn version(number: u64) -> u32 {
     ((number * 8 - 1) as u32 & 0x7_ffff) << 12 | 0x537
 }
 
-/// The version of a value of a0, if it is one's.
+/// The version of a value of a0, if the value has one.
 fn number(value: u64) -> Option<u64> {
     (value >> 12).checked_add(1).filter(|v| v % 8 == 0).map(|v| v / 8)
 }
 
-/// Puts `FENCE.I; LUI; ECALL` at `start`, the LUI aligned; where that lies.
+/// Puts `FENCE.I; LUI; ECALL` at `start`, with the LUI aligned; returns its address.
 fn put(window: &Window, start: u64) -> u64 {
     let put = |at, inst: u32| {
         window.store_u16(at, inst as u16).unwrap();
@@ -55,14 +55,14 @@ fn overwrite_while_it_runs(name: &str, window: Window, machine: &dyn Machine) {
     observer.set_access(host, Access::ReadWrite).unwrap();
     window.set_permissions(CODE..CODE + PAGE_LEN_BYTES, READ | WRITE | EXEC);
     let mut executor = machine.executor().unwrap();
-    // Over all places that a piece of 8 or 16 bytes can begin at.
+    // All places where a piece of 8 or 16 bytes can begin.
     for start in [0, 2, 8, 14].map(|offset| CODE + offset) {
         let (patched, written) = (put(&window, start), AtomicU64::new(1));
         observer.flush_icache(None);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for version_number in 2..VERSIONS {
-                    // First: no version runs before it is known.
+                    // First: no version runs before its number is known.
                     written.store(version_number, SeqCst);
                     window.store_u32(patched, version(version_number)).unwrap();
                     for _ in 0..20 {

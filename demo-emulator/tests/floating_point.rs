@@ -51,9 +51,8 @@ fn host_and_integers_agree() {
     assert!(compared > 8 * operands(), "the host did hardly anything");
 }
 
-/// Ties away from zero, which the host cannot check, from what it can: the
-/// result is one of its neighbours, and differs from ties to even only when
-/// the neighbours are equally far.
+/// The host cannot check ties away from zero, but modes that it has can: the result is one of their
+/// neighbours of the exact value, and differs from ties to even only if both are equally far.
 #[test]
 fn ties_away_from_zero_differ_from_ties_to_even_in_ties_alone() {
     let mut random = Random::new(2);
@@ -130,8 +129,7 @@ fn inst(op: Op, rm: u8) -> Inst {
     Inst { op, rd: 1, rs1: 2, rs2: 3, rs3: 4, rm, len: 4, imm: 0 }
 }
 
-/// Runs an operation on `f2`, `f3`, `f4` and `x2`; gives `f1`, `x1` and the
-/// flags.
+/// Runs an operation on `f2`, `f3`, `f4` and `x2`; returns `f1`, `x1` and the flags.
 fn run(op: Op, rm: u8, f: [u64; 3], x: u64) -> (u64, u64, u8) {
     let mut hart = Hart::new(0);
     hart.f[2..5].copy_from_slice(&f);
@@ -202,7 +200,7 @@ fn a_single_that_is_not_boxed_is_a_nan() {
     assert_eq!(run(Op::Fclass_s, 0, [one, 0, 0], 0).1, 1 << 9);
     assert_eq!(run(Op::Feq_s, 0, [one, one, 0], 0), (0, 0, 0));
     assert_eq!(run(Op::Fmax_s, 0, [one, boxed(7), 0], 0).0, boxed(7));
-    // But moved as it is.
+    // But Fmv moves it unchanged.
     assert_eq!(run(Op::Fmv_x_w, 0, [0x1_8000_0000, 0, 0], 0).1, 0xffff_ffff_8000_0000);
     assert_eq!(run(Op::Fmv_w_x, 0, [0; 3], 0x1234_0000_0001).0, boxed(1));
 }
@@ -248,8 +246,8 @@ fn tininess_is_detected_after_rounding() {
     // too, if ties go to even: a tie of 53 bits, so not tiny.
     let below = 1.0 - 2.0_f64.powi(-53);
     assert_eq!(double(Op::Fmul_d, 0, least_normal, below), (least_normal.to_bits(), UF | NX));
-    // (1 - 2^-53) has 53 bits: with full precision it is exact and so tiny.
-    // With one bit more it is no more: 1 - 2^-54 rounds up to 1.
+    // (1 - 2^-53) has 53 bits: with full precision it is exact and so tiny. With one bit more it is
+    // no longer tiny: 1 - 2^-54 rounds up to 1.
     let a = (1.0 + 2.0_f64.powi(-27)) * least_normal;
     let b = 1.0 - 2.0_f64.powi(-27);
     assert_eq!(double(Op::Fmul_d, 0, a, b), (least_normal.to_bits(), NX));
@@ -318,7 +316,7 @@ fn conversions_to_integers_saturate() {
     assert_eq!(convert(Op::Fcvt_wu_d, 0, f64::NAN), (-1, NV));
     assert_eq!(convert(Op::Fcvt_wu_d, 0, 4_294_967_295.0), (-1, 0));
     assert_eq!(convert(Op::Fcvt_wu_d, 0, -1.0), (0, NV));
-    // Rounded to zero it is not negative: inexact, not invalid.
+    // Rounded to zero it is not negative, so it is inexact and not invalid.
     assert_eq!(convert(Op::Fcvt_wu_d, 1, -0.9), (0, NX));
     assert_eq!(convert(Op::Fcvt_wu_d, 2, -0.9), (0, NV));
     assert_eq!(convert(Op::Fcvt_lu_d, 0, INF), (-1, NV));

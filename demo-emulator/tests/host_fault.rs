@@ -143,8 +143,8 @@ fn the_hook_is_asked_before_the_handler_before() {
         assert_eq!(write_and_read(page), 7);
         assert!(Window::reserve().unwrap().load_u8(0).is_err());
         assert_eq!(CALLS.load(Ordering::Relaxed), 1, "the accesses' own faults come first");
-        // A fault that the handler does not claim kills as before. SAFETY: none: this must kill the
-        // process.
+        // A fault that the handler does not claim kills as before.
+        // SAFETY: none: this must kill the process.
         unsafe { ptr::without_provenance_mut::<u8>(64).write_volatile(1) };
     });
     assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{output:?}");

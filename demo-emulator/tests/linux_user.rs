@@ -41,7 +41,7 @@ fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// Exits with `status`, once it is run.
+/// Exits with `status` when it runs.
 fn exits_with(status: i64) -> Program {
     let mut program = Program::default();
     program.li(A0, status).exit();
@@ -53,7 +53,8 @@ fn kill_self(program: &mut Program, signal: i64) {
     program.ecall(GETPID).li(A1, signal).ecall(KILL);
 }
 
-/// Jumps over a handler that sets `s0` to 1 more and returns; gives its address.
+/// Jumps over a handler that adds 1 to the count in memory and returns; returns the handler's
+/// address.
 fn counting_handler(program: &mut Program) -> u64 {
     program.put(Op::Jal, 0, 0, 0, 24);
     let handler = program.here() as u64;
@@ -77,7 +78,7 @@ fn the_status_is_passed_on() {
 #[test]
 fn a_position_independent_program_is_moved() {
     let mut program = Program::default();
-    // Above where the file says: auipc is this instruction's address.
+    // Above the file's address: auipc gives this instruction's address.
     program.anywhere().put(Op::Auipc, S0, 0, 0, 0).put(Op::Srli, A0, S0, 0, 32).exit();
     assert_eq!(run(&program).status.code(), Some(0x2a));
 }
@@ -225,7 +226,7 @@ fn a_fault_tells_its_address_and_can_be_skipped() {
     assert_eq!(run(&program).status.code(), Some(33));
 }
 
-/// A `read` of an empty pipe with a timer in 20 ms; the flags of its action.
+/// A `read` of an empty pipe with a timer in 20 ms; `flags` are those of the signal's action.
 fn interrupted_read(flags: u64) -> Program {
     let mut program = Program::default();
     let handler = counting_handler(&mut program);
@@ -265,8 +266,8 @@ fn a_blocked_call_is_restarted_where_the_guest_says_so() {
     assert_eq!(run(&program).status.code(), Some(9));
 }
 
-/// The signal is blocked outside of the waits, so each of them must end by it and
-/// each signal run the handler once, under the mask of the wait.
+/// The signal is blocked outside the waits. So it must end each wait, and each signal must run the
+/// handler once, under the mask of the wait.
 #[test]
 fn a_wait_with_a_mask_of_its_own_lets_the_signal_in() {
     const ROUNDS: i64 = 2000;
@@ -342,8 +343,8 @@ fn a_death_by_the_guests_own_fault_has_its_stats_too() {
     assert!(stderr(&output).starts_with("tier oracle, no translation\n"), "{}", stderr(&output));
 }
 
-/// The kernel looks for the page of a futex that is not private as if to write to it, also
-/// if the command writes nothing. Code that ran just before lies on it.
+/// The kernel looks up the page of a futex that is not private as for a write, even if the command
+/// writes nothing. The page holds code that ran just before.
 #[test]
 fn a_futex_on_a_page_with_code() {
     const FUTEX: i64 = 98;
@@ -401,7 +402,7 @@ const WAYS_TO_RUN: [&[&str]; 3] = [&["--interpret"], &["--tracking", "none", "--
 fn little_room_for_data_is_an_error_that_names_the_limit() {
     for options in WAYS_TO_RUN {
         let mut ran = false;
-        // From less than the window's table needs to more than everything.
+        // From less than the window's table needs to more than the whole run needs.
         for kib in (20_000..=160_000).step_by(4_000) {
             let output = run_under(&format!("-d {kib}"), options);
             let text = stderr(&output);

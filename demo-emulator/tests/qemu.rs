@@ -22,11 +22,11 @@ use demo_emulator::riscv::oracle;
 use demo_emulator::riscv::random::{DATA_REACH_BYTES, Generator, Program};
 use demo_emulator::riscv::trap::Trap;
 
-/// Where the image lies; a `lui` makes the address.
+/// The image's address; a `lui` makes it.
 const BASE: u64 = 0x10_0000;
-/// The registers to begin with, in the image.
+/// The initial registers, in the image.
 const BEFORE: usize = 0;
-/// The registers at the end. The base register is not among them.
+/// The final registers, without the base register.
 const AFTER: usize = 0x800;
 const DATA: usize = 0x1000;
 const CODE: usize = DATA + 2 * DATA_REACH_BYTES as usize;
@@ -61,7 +61,7 @@ impl Assembler<'_> {
     }
 }
 
-/// The image of a program that runs as `hart` says.
+/// The image of a program that starts with the registers of `hart`.
 fn image(hart: &Hart, data: &[u8], program: &Program) -> Vec<u8> {
     let mut image = vec![0; DATA];
     for i in 0..32 {
@@ -82,7 +82,7 @@ fn image(hart: &Hart, data: &[u8], program: &Program) -> Vec<u8> {
     code.0.extend_from_slice(&program.code);
     let mut code = Assembler(&mut image);
     code.base();
-    // The offset does not fit with the fcsr's: nearer by its half.
+    // The offset does not fit with the fcsr's, so the base moves by half of it.
     code.put(Inst { rd: BASE_REGISTER, rs1: BASE_REGISTER, imm: AFTER as i32 / 2, ..inst(Op::Addi) });
     let after = AFTER / 2;
     (0..31).for_each(|i| code.store(Op::Sd, i, after + 8 * usize::from(i)));
@@ -126,7 +126,7 @@ fn elf(image: &[u8]) -> Vec<u8> {
     file
 }
 
-/// What the oracle makes of the image's registers and data.
+/// Runs the oracle on the image's registers and data.
 fn run_oracle(window: &Window, image: &[u8]) -> Vec<u8> {
     for (addr, &byte) in (BASE..).zip(image) {
         window.store_u8(addr, byte).unwrap();
@@ -154,12 +154,12 @@ fn window(len_bytes: u64) -> Window {
 #[allow(unsafe_code)]
 fn map(window: &Window, len_bytes: u64) {
     let host = window.host(BASE).unwrap();
-    // SAFETY: part of the window just reserved, which nothing else uses.
+    // SAFETY: part of the window just reserved, which no other code uses.
     let done = unsafe { libc::mprotect(host.cast(), len_bytes as usize, libc::PROT_READ | libc::PROT_WRITE) };
     assert_eq!(done, 0);
 }
 
-/// Where two images differ, in words that help.
+/// The differences of two images, as text.
 fn difference(ours: &[u8], theirs: &[u8]) -> Vec<String> {
     let words = |image: &[u8], at: usize| u64::from_le_bytes(image[at..at + 8].try_into().unwrap());
     (0..CODE)
@@ -192,7 +192,7 @@ fn random_programs_agree_with_qemu() {
         let mut generator = Generator::new(seed);
         let hart = generator.start(0, BASE + DATA as u64 + DATA_REACH_BYTES);
         let data = generator.data(2 * DATA_REACH_BYTES as usize);
-        // Short ones show more operands, long ones more orders.
+        // Short programs show more operands, long ones more sequences.
         let program = generator.program(if seed % 4 == 0 { 2000 } else { 150 });
         instructions += program.insts.len();
         let image = image(&hart, &data, &program);

@@ -1,17 +1,16 @@
-//! The gap between the last look for a signal and the kernel entry.
+//! The gap between the last check for a signal and the kernel entry.
 //!
-//! Story: a signal that came in this gap was noted by the handler and noticed
-//! only when the call returned by itself; a `read` of a quiet pipe slept on. Here
-//! the processor's trap flag stops a call before each of its instructions, and at
-//! each the signal is made to come, so the gap is met every time, not by luck.
-//! The call would sleep for ever; it must answer "restart" instead.
+//! Story: if a signal came in this gap, the handler noted it, but the thread noticed it only when
+//! the call returned by itself; a `read` of a quiet pipe slept on. Here the processor's trap flag
+//! stops a call before each of its instructions, and the signal comes at each. So the gap is met
+//! every time, not by luck. The call would sleep for ever; it must answer "restart" instead.
 //!
 //! A binary of its own: SIGTRAP's handler belongs to the process.
 //!
 //! # Safety
 //!
-//! The handler stores to atomics and to the context that the kernel passes; the
-//! trap flag is set with nothing else changed and cleared in the saved flags.
+//! The handler stores to atomics and to the kernel's context. The trap flag is set alone, and
+//! cleared in the saved flags.
 #![allow(unsafe_code)]
 
 use std::arch::asm;
@@ -33,7 +32,7 @@ extern "C" fn on_step(_signal: i32, _info: *const libc::siginfo_t, context: *mut
     let pc = registers[libc::REG_RIP as usize] as u64;
     let Some(restart) = redirect(pc) else { return };
     if SEEN.fetch_add(1, Ordering::Relaxed) == SIGNAL_AT.load(Ordering::Relaxed) {
-        // What the emulator's own handler does.
+        // The emulator's own handler does the same.
         PENDING.store(10, Ordering::Relaxed);
         registers[libc::REG_RIP as usize] = restart as i64;
         registers[libc::REG_EFL as usize] &= !(TRAP_FLAG as i64);
@@ -42,7 +41,7 @@ extern "C" fn on_step(_signal: i32, _info: *const libc::siginfo_t, context: *mut
 
 #[test]
 fn a_signal_at_any_instruction_of_the_gap_is_noticed() {
-    // SAFETY: a handler that is async-signal-safe; SIGTRAP is used by nobody else.
+    // SAFETY: an async-signal-safe handler; no other code uses SIGTRAP.
     unsafe {
         // A signal that slips past makes the call sleep: SIGALRM ends that.
         libc::alarm(60);

@@ -1,6 +1,6 @@
-//! `--stats=json` of guests that patch, that write beside their code and that have
-//! the kernel write: each count agrees with the others, and the heat map names who
-//! wrote. No time is asserted.
+//! `--stats=json` of guests that patch, that write beside their code, and that let the kernel
+//! write. Each count agrees with the others, and the heat map names the writers. No time is
+//! asserted.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,9 +8,9 @@ use std::process::Command;
 use codewarden::protection::{Mode, Probe};
 use serde_json::Value;
 
-/// Pages that the report has at most.
+/// The most pages of a report.
 const HOT_PAGES: usize = 10;
-/// Writes that the library's journal keeps: of fewer none is lost.
+/// The journal's size in writes: fewer writes are all retained.
 const JOURNAL_WRITES: u64 = 256;
 
 struct Run(Value);
@@ -23,7 +23,7 @@ impl Run {
         let output = command.arg(path).output().unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(0), "{guest} {mode} {tier}: {told}");
-        // A fork's child writes one of its own, before the parent ends.
+        // A fork's child writes its own line, before the parent ends.
         let runs: Vec<_> = told.lines().map(|line| Self(serde_json::from_str(line).unwrap())).collect();
         runs.into_iter().next_back().unwrap_or_else(|| panic!("{guest}: nothing is told"))
     }
@@ -50,7 +50,7 @@ impl Run {
         assert_eq!(faults, self.count("faults_code") + self.count("faults_beside"), "{told}");
         let by_thread = told["mode"] == "thread";
         assert_eq!(self.count("faults_by_thread"), if by_thread { faults } else { 0 }, "{told}");
-        // The handler thread may be inside the last one when the guest ends.
+        // The handler thread may be inside the last fault when the guest ends.
         let ended = self.histogram("fault_ns", "count");
         assert!(ended == faults || by_thread && ended + 1 == faults, "{told}");
         if ended == faults {
@@ -107,7 +107,7 @@ impl Run {
         }
     }
 
-    /// The store that wrote to the byte with this symbol, by its own.
+    /// The store that wrote to the byte of this symbol, by the store's symbol.
     fn writer_of(&self, byte_symbol: &str) -> Option<&str> {
         let writers = self.hottest().iter().flat_map(|page| page["writers"].as_array().unwrap());
         writers
@@ -116,7 +116,7 @@ impl Run {
     }
 }
 
-/// The modes that can be had and of which `wanted` is true.
+/// The available modes for which `wanted` is true.
 fn modes(wanted: impl Fn(Mode) -> bool) -> impl Iterator<Item = Mode> {
     let probe = Probe::of_this_process();
     let modes = Mode::ALL.into_iter().filter(move |&mode| mode != Mode::None && wanted(mode));
@@ -138,7 +138,7 @@ fn a_guest_that_patches_is_told_with_who_patched() {
             run.check();
             // Later steps may find the page checked: it is written to again and again.
             assert!(run.count("faults_code") >= 2, "{}", run.0);
-            // A handler thread is told of no pc, and compiled code tells of no store.
+            // A handler thread gets no pc, and compiled code reports no store.
             if mode == Mode::Thread && tier != "0" {
                 continue;
             }
@@ -155,7 +155,7 @@ fn a_guest_that_writes_beside_its_code_is_told() {
     for mode in modes(|_| true) {
         let run = Run::new("data-beside-code", mode, "auto");
         run.check();
-        // Whether a harvest comes between is a matter of time: nothing is announced.
+        // Without announcements a harvest may or may not come between.
         assert_eq!(run.count("faults") > 0, mode.is_synchronous(), "{}", run.0);
     }
 }

@@ -1,9 +1,8 @@
-//! RISC-V ELF programs: what the headers say, checked before anything is done
-//! with it.
+//! RISC-V ELF programs: their headers, checked before any use.
 //!
-//! Parsing is pure: it takes the bytes of a file's start and a way to read more,
-//! and gives an [`Image`] whose segments lie in the window, in ascending order
-//! and without overlap, with every sum known not to wrap.
+//! Parsing is pure. It takes the first bytes of a file and a function that reads more, and returns
+//! an [`Image`]. The segments lie in the window, in ascending order and without overlap, and no sum
+//! of their fields wraps.
 
 use std::fmt;
 
@@ -29,10 +28,10 @@ const EF_RISCV_RVE: u32 = 8;
 const PT_LOAD: u32 = 1;
 const PT_INTERP: u32 = 3;
 
-/// Why a file cannot be run.
+/// The reason why a file cannot be run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ElfError {
-    /// It does not begin as an ELF file does.
+    /// It does not begin with ELF's magic number.
     NotElf,
     /// A 32-bit or big-endian file.
     NotElf64Little,
@@ -95,7 +94,7 @@ pub struct Segment {
     pub memory_bytes: u64,
     /// Bytes that come from the file.
     pub file_bytes: u64,
-    /// Where those begin in the file; congruent to the address in a page.
+    /// Their offset in the file; congruent to the address in a page.
     pub offset: u64,
     /// Guest protection.
     pub prot: Prot,
@@ -118,12 +117,12 @@ impl Segment {
     }
 }
 
-/// What the headers of a program say.
+/// The contents of a program's headers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Image {
-    /// Whether it can be put anywhere.
+    /// Whether it can be loaded at any address.
     pub is_position_independent: bool,
-    /// First instruction, as the file has it.
+    /// First instruction, an address of the file.
     pub entry: u64,
     /// Segments to load, ascending, at least one.
     pub segments: Vec<Segment>,
@@ -160,8 +159,8 @@ pub fn is_riscv(header: &[u8]) -> bool {
         && field_u16(header, 18) == EM_RISCV
 }
 
-/// Reads the headers of a file of `file_bytes` bytes. `read` fills a buffer from
-/// an offset and gives how much there was.
+/// Reads the headers of a file of `file_bytes` bytes. `read` fills a buffer from an offset and
+/// returns the number of bytes.
 pub fn parse(file_bytes: u64, read: &dyn Fn(u64, &mut [u8]) -> usize) -> Result<Image, ElfError> {
     let mut header = [0; EHDR_BYTES];
     let got = read(0, &mut header);

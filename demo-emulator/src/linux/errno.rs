@@ -1,7 +1,6 @@
-//! Error numbers, and the other ways in which a system call does not return.
+//! Error numbers, and the other reasons why a system call has no result.
 //!
-//! RISC-V and x86-64 share the asm-generic numbers, so host errnos go to the
-//! guest as they are.
+//! RISC-V and x86-64 share the asm-generic numbers, so the guest gets host errnos unchanged.
 
 /// A positive errno.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,13 +34,13 @@ impl From<rustix::io::Errno> for Errno {
 
 impl std::fmt::Display for Errno {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // std adds the number to the text; whoever prints this has it already.
+        // std adds the number to the text; the caller prints it already.
         let text = std::io::Error::from_raw_os_error(self.0).to_string();
         f.write_str(text.split(" (os error").next().unwrap_or(&text))
     }
 }
 
-/// Why a system call gives the guest no plain result.
+/// The reason why a system call gives the guest no plain result.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stop {
     /// It failed.
@@ -60,5 +59,5 @@ impl From<Errno> for Stop {
     }
 }
 
-/// What a system call gives: `a0`, or why there is none.
+/// The result of a system call: `a0`, or the reason why there is none.
 pub type SysResult = Result<u64, Stop>;

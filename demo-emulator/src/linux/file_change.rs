@@ -1,14 +1,13 @@
 //! Bytes that change through a file that the guest has mapped: `pwrite`,
 //! `ftruncate`, `fallocate` and their kin.
 //!
-//! No protection of a page tells of such a write. So the observer is told of every
-//! guest range that shows the bytes: of the executable ones before the call, so
-//! that a hart which sees the new bytes while the call goes on meets no old code;
-//! of all of them when it is over. A view that appears or becomes executable
-//! between the two is told of when it does.
+//! No page protection detects such a write, so the observer is told of every guest range that shows
+//! the bytes. Before the call it is told of the executable ranges: a hart that sees the new bytes
+//! during the call then meets no old code. After the call it is told of all ranges. A view that
+//! appears or becomes executable during the call is announced at that time.
 //!
-//! Private mappings of files are copies (see [`address_space`](super::address_space)),
-//! so nothing changes in them. Writes by other processes are not seen.
+//! Private mappings of files are copies (see [`address_space`](super::address_space)), so their
+//! bytes do not change. Writes by other processes are not seen.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -30,7 +29,7 @@ pub(super) struct FileChanges {
 struct FileChange {
     file: FileId,
     bytes: Range<u64>,
-    /// In force until the call is over.
+    /// In force until the call has ended.
     announced: Vec<UnseenWrite>,
 }
 
@@ -39,7 +38,7 @@ struct FileChange {
 #[must_use = "the change lasts until it is ended"]
 pub struct FileChangeId(u64);
 
-/// Where a part of a mapping lies on the host.
+/// The host addresses of a part of a mapping.
 pub(super) fn on_host(window: &Window, part: &Mapping) -> ByteRange {
     let at = |guest: u64| HostAddr(window.base() as usize + guest as usize);
     at(part.start)..at(part.end)
@@ -60,7 +59,7 @@ impl FileChanges {
         FileChangeId(self.next)
     }
 
-    /// The call is over.
+    /// The call has ended.
     pub(super) fn end(
         &mut self,
         (mappings, window, observer): (&Mappings, &Window, &dyn MemoryObserver),
@@ -73,7 +72,7 @@ impl FileChanges {
         drop(announced);
     }
 
-    /// `mapping` has become what it is: it shows bytes that are changing, perhaps.
+    /// `mapping` is new or has changed: it may show bytes that are changing.
     pub(super) fn mapped(&mut self, mapping: &Mapping, window: &Window, observer: &dyn MemoryObserver) {
         if self.by_number.is_empty() || mapping.prot & EXEC == 0 {
             return;
@@ -84,7 +83,7 @@ impl FileChanges {
         }
     }
 
-    /// In a fork's child: the threads whose calls these are did not come along.
+    /// Called in a fork's child: the threads that make these calls are not in it.
     pub(super) fn forget(&mut self) {
         self.by_number.clear();
     }

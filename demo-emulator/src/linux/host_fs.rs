@@ -1,10 +1,9 @@
-//! What the emulator itself asks the host about files that the guest names by
-//! descriptor.
+//! The emulator's own questions to the host about files that the guest names by descriptor.
 //!
 //! # Safety
 //!
-//! The descriptors are the guest's numbers: they may be closed or be anything,
-//! which the kernel answers with an error. None is owned or closed here.
+//! The descriptors are the guest's numbers. They may be closed or of any kind, and the kernel
+//! answers bad ones with an error. None is owned or closed here.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -36,7 +35,7 @@ pub(super) fn stat_path(dir: i32, path: &CStr, flags: i32) -> Result<libc::stat,
     }
 }
 
-/// Whether writes to the file go to its end, wherever they are meant to.
+/// Whether writes always go to the file's end.
 pub(super) fn appends(fd: i32) -> bool {
     // SAFETY: asks for flags and touches no memory.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };

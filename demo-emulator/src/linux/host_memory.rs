@@ -2,11 +2,10 @@
 //!
 //! # Safety
 //!
-//! Every range handed to these functions must lie inside the guest's window,
-//! which the emulator reserved for the guest and to which no Rust reference is
-//! ever formed: the callers are the address space and the observers, which take
-//! ranges from it. Replacing such a mapping or its contents can break no object
-//! of this process.
+//! Every range passed to these functions must lie inside the guest's window. The emulator reserved
+//! the window for the guest, and no Rust reference to it is ever formed. The callers are the
+//! address space and the observers, which take ranges from it. So replacing such a mapping or its
+//! contents breaks no object of this process.
 #![allow(unsafe_code)]
 
 use std::os::fd::RawFd;
@@ -16,7 +15,7 @@ use codewarden::protection::Access;
 
 use super::errno::Errno;
 
-/// What `access` means to mprotect. Guest code is never executable on the host.
+/// mprotect's bits for `access`. Guest code is never executable on the host.
 pub fn host_protection(access: Access) -> i32 {
     match access {
         Access::None => libc::PROT_NONE,
@@ -41,8 +40,7 @@ pub fn advise(range: HostRange, advice: i32) -> Result<(), Errno> {
     check(unsafe { libc::madvise(range.start().as_ptr().cast(), range.len(), advice) })
 }
 
-/// Puts a fresh, inaccessible private anonymous mapping there, in place of whatever
-/// is.
+/// Puts a new, inaccessible private anonymous mapping there, in place of any other.
 pub fn map_reserve(range: HostRange) -> Result<(), Errno> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
     // SAFETY: MAP_FIXED replaces a range of the guest's window (module head).
@@ -50,12 +48,12 @@ pub fn map_reserve(range: HostRange) -> Result<(), Errno> {
     if mapped == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(()) }
 }
 
-/// Reads up to `len_bytes` from `fd` at `offset` to `to`; what the file does not have
-/// stays as it is. A file that ends early is no error.
+/// Reads up to `len_bytes` from `fd` at `offset` to `to`; bytes beyond the file's end stay
+/// unchanged. A file that ends early is no error.
 ///
 /// # Safety
 ///
-/// `to` may be written, and nobody else uses it.
+/// `to` may be written, and no other code uses it.
 pub unsafe fn read_file(to: *mut u8, len_bytes: usize, fd: RawFd, offset: u64) -> Result<(), Errno> {
     let mut done = 0;
     while done < len_bytes {
@@ -73,19 +71,18 @@ pub unsafe fn read_file(to: *mut u8, len_bytes: usize, fd: RawFd, offset: u64) -
     Ok(())
 }
 
-/// Copies the pages of `from`, which can be read, to `to`, which is zero; pages that
-/// are zero are not touched, so sparse memory stays sparse.
+/// Copies the pages of `from`, which must be readable, to `to`, which is zero. Pages of zeros are
+/// not copied, so sparse memory stays sparse.
 ///
 /// # Safety
 ///
-/// So many bytes at `to` may be written, and nobody else uses them.
+/// As many bytes at `to` may be written, and no other code uses them.
 pub unsafe fn copy_pages(from: HostRange, to: *mut u8) {
     let page_bytes = rustix::param::page_size();
     for offset in (0..from.len()).step_by(page_bytes) {
         let source = from.start().as_ptr().wrapping_add(offset);
-        // SAFETY: whole readable pages of the guest's window; as raw bytes, since the
-        // kernel may write them meanwhile, which is the guest's own race. Of the
-        // target the caller answers.
+        // SAFETY: whole readable pages of the guest's window; as raw bytes, since the kernel may
+        // write them meanwhile, which is the guest's own race. The caller answers for the target.
         unsafe {
             let words = source.cast::<u64>();
             if (0..page_bytes / 8).any(|i| words.add(i).read_volatile() != 0) {
@@ -95,7 +92,7 @@ pub unsafe fn copy_pages(from: HostRange, to: *mut u8) {
     }
 }
 
-/// Whether something is mapped at each page of it.
+/// Whether each of its pages is mapped.
 pub fn is_mapped(range: HostRange) -> bool {
     // SAFETY: no effect but the answer.
     unsafe { libc::msync(range.start().as_ptr().cast(), range.len(), libc::MS_ASYNC) == 0 }

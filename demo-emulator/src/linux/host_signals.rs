@@ -1,30 +1,27 @@
 //! Host signals on their way to the guest.
 //!
-//! The guest's dispositions and masks are mirrored on the host, so the kernel
-//! itself ignores, stops, kills, blocks, queues and picks the thread. Only for a
-//! signal that the guest handles is there a host handler. It notes the one
-//! signal in its thread's [`Mailbox`] and has the thread go on with every signal
-//! blocked, until the guest's frame is built and the guest's mask is set again:
-//! so a mailbox of one place never overflows, and later signals wait in the
-//! kernel with their order and their `siginfo`.
+//! The host mirrors the guest's dispositions and masks, so the kernel itself ignores, stops, kills,
+//! blocks, queues and picks the thread. A host handler exists only for a signal that the guest
+//! handles. The handler notes the one signal in its thread's [`Mailbox`]. The thread then continues
+//! with every signal blocked until the guest's frame is built and the guest's mask is set again. So
+//! a mailbox of one place never overflows, and later signals wait in the kernel with their order
+//! and their `siginfo`.
 //!
-//! SIGSEGV and SIGBUS stay the emulator's: its own fault handlers need them, so
-//! they are neither mirrored nor ever blocked. One that somebody sent reaches
-//! the end of the chain of fault handlers, which is here, and is noted in a bit
-//! of its own beside the mailbox's signal, without its `siginfo`.
+//! SIGSEGV and SIGBUS stay the emulator's: its own fault handlers need them, so they are neither
+//! mirrored nor ever blocked. If a process sends one, the signal reaches the end of the chain of
+//! fault handlers, which is here. A bit of its own beside the mailbox's signal notes it, without
+//! its `siginfo`.
 //!
-//! The handler finds its mailbox in a table by thread id, without thread-locals.
-//! A signal that reaches a thread that is no hart goes back to the process with
-//! the thread no longer eligible.
+//! The handler finds its mailbox in a table by thread id, without thread-locals. If a signal
+//! reaches a thread that is no hart, it is sent to the process again, and the thread blocks it.
 //!
 //! # Safety
 //!
-//! The handler makes plain system calls and stores to atomics and to the
-//! mailbox's record. The record is written only while `signal` is 0 and all
-//! signals are then blocked on this thread; it is read only by the same thread
-//! once it finds `signal` set. The kernel's `sigaction` structure is passed to
-//! the raw system call because libc's wrapper refuses signals 32 and 33, which
-//! the guest's libc needs.
+//! The handler makes plain system calls, and stores to atomics and to the mailbox's record. The
+//! record is written only while `signal` is 0, and all signals are then blocked on this thread.
+//! Only the same thread reads it, after it finds `signal` set. The kernel's `sigaction` structure
+//! is passed to the raw system call because libc's wrapper refuses signals 32 and 33, which the
+//! guest's libc needs.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
@@ -45,7 +42,7 @@ pub const fn set_of(signal: u32) -> SigSet {
     1 << (signal - 1)
 }
 
-/// What the emulator needs for itself: the host never blocks it.
+/// Signals that the emulator needs for itself: the host never blocks them.
 pub const NEVER_BLOCKED: SigSet = set_of(libc::SIGSEGV as u32) | set_of(libc::SIGBUS as u32);
 
 /// A signal and its `siginfo_t`.
@@ -53,7 +50,7 @@ pub const NEVER_BLOCKED: SigSet = set_of(libc::SIGSEGV as u32) | set_of(libc::SI
 pub struct Signal {
     /// Its number.
     pub number: u32,
-    /// What the kernel says about it.
+    /// The kernel's record of it.
     pub info: [u8; SIGINFO_BYTES],
 }
 
@@ -61,32 +58,31 @@ const NUMBER_BITS: u32 = 0x7f;
 const SENT_SEGV: u32 = 1 << 8;
 const SENT_BUS: u32 = 1 << 9;
 
-/// Where the handler leaves a signal for its thread.
+/// The handler's place for a thread's signal.
 #[derive(Debug)]
 pub struct Mailbox {
-    /// What waits: in the low bits the number of the signal whose record is in
-    /// `info`, above them [`SENT_SEGV`] and [`SENT_BUS`]. A safe system call
-    /// looks whether it is 0.
+    /// The waiting signals: in the low bits the number of the signal whose record is in `info`,
+    /// above them [`SENT_SEGV`] and [`SENT_BUS`]. A safe system call checks whether it is 0.
     signal: AtomicU32,
     info: UnsafeCell<[u8; SIGINFO_BYTES]>,
     /// The hart's `exit_request`.
     exit_request: AtomicPtr<AtomicU8>,
 }
 
-// SAFETY: the record is used by the owning thread and its handler alone, in turns
-// that `signal` decides (module head).
+// SAFETY: only the owning thread and its handler use the record, and `signal` decides whose turn it
+// is (module head).
 unsafe impl Sync for Mailbox {}
 // SAFETY: it holds no thread's own data.
 unsafe impl Send for Mailbox {}
 
 impl Mailbox {
-    /// The word to look at before a blocking system call.
+    /// The word to check before a blocking system call.
     pub fn pending(&self) -> &AtomicU32 {
         &self.signal
     }
 
-    /// Takes a signal that waits. Every signal but those that are never blocked
-    /// is kept out from the arrival of one to the next [`set_mask`].
+    /// Takes a waiting signal. From the arrival of a signal to the next [`set_mask`], all others
+    /// are blocked, except those that are never blocked.
     pub fn take(&self) -> Option<Signal> {
         let waiting = self.signal.load(Ordering::Acquire);
         let number = waiting & NUMBER_BITS;
@@ -115,11 +111,11 @@ pub fn sent_info(number: u32, code: i32, pid: u32, uid: u32) -> [u8; SIGINFO_BYT
     info
 }
 
-/// More guest threads than this cannot be.
+/// The most guest threads.
 const TABLE_LEN: usize = 8192;
 
 struct Entry {
-    /// Thread id, 0 where it is free. Written by the owner alone.
+    /// Thread id, 0 in a free entry. Only the owner writes it.
     tid: AtomicU32,
     mailbox: AtomicPtr<Mailbox>,
 }
@@ -161,7 +157,7 @@ impl Registration {
     fn enter(&mut self) -> Result<(), Errno> {
         let tid = thread_id();
         for entry in TABLE.iter().cycle().skip(tid as usize % TABLE_LEN).take(TABLE_LEN) {
-            // u32::MAX marks the entry as taken before its mailbox is there.
+            // u32::MAX marks the entry as taken before its mailbox is set.
             if entry.tid.compare_exchange(0, u32::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 entry.mailbox.store(Arc::as_ptr(&self.mailbox).cast_mut(), Ordering::Release);
                 entry.tid.store(tid, Ordering::Release);
@@ -235,8 +231,8 @@ extern "C" fn on_signal(number: i32, info: *const [u8; SIGINFO_BYTES], context: 
         }
         return;
     };
-    // SAFETY: an entry with this thread's id holds this thread's live mailbox, and
-    // all signals are blocked since the last one was noted (module head).
+    // SAFETY: an entry with this thread's id holds this thread's live mailbox, and all signals are
+    // blocked since the last one was noted (module head).
     unsafe {
         let mailbox = &*entry.mailbox.load(Ordering::Acquire);
         *mailbox.info.get() = *info;
@@ -245,7 +241,7 @@ extern "C" fn on_signal(number: i32, info: *const [u8; SIGINFO_BYTES], context: 
     }
 }
 
-/// Has the thread notice `waiting` as soon as it can.
+/// Makes the thread notice `waiting` as soon as possible.
 ///
 /// # Safety
 ///
@@ -263,8 +259,8 @@ unsafe fn notify(mailbox: &Mailbox, waiting: u32, context: &mut libc::ucontext_t
 /// The actions of SIGSEGV and SIGBUS before [`catch_sent_faults`].
 static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [OnceLock::new(), OnceLock::new()];
 
-/// Puts this module at the end of the chain of fault handlers, where signals
-/// arrive that were sent and are no faults. Called before those are installed.
+/// Puts this module at the end of the chain of fault handlers, for signals that were sent and are
+/// no faults. Call it before those handlers are installed.
 pub fn catch_sent_faults() -> Result<(), Errno> {
     for (signal, previous) in [libc::SIGSEGV, libc::SIGBUS].into_iter().zip(&PREVIOUS) {
         // SAFETY: zeroed is a valid action; the previous one is kept before the
@@ -286,7 +282,7 @@ pub fn catch_sent_faults() -> Result<(), Errno> {
 }
 
 extern "C" fn on_sent_fault(number: i32, info: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
-    // SAFETY: the kernel's arguments, handed on by the handlers before this one.
+    // SAFETY: the kernel's arguments, passed on by the handlers before this one.
     unsafe {
         if (*info).si_code <= 0
             && let Some(entry) = entry_of(thread_id())
@@ -301,7 +297,7 @@ extern "C" fn on_sent_fault(number: i32, info: *mut libc::siginfo_t, context: *m
                     std::mem::transmute(action.sa_sigaction);
                 handler(number, info, context);
             }
-            // The faulting instruction runs again and dies of it.
+            // The faulting instruction runs again and kills the process.
             _ => {
                 libc::signal(number, libc::SIG_DFL);
             }
@@ -309,18 +305,18 @@ extern "C" fn on_sent_fault(number: i32, info: *mut libc::siginfo_t, context: *m
     }
 }
 
-/// What the host does with a signal.
+/// The host's reaction to a signal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Disposition {
-    /// The kernel's default.
+    /// The kernel's default action.
     Default,
-    /// Nothing.
+    /// The kernel ignores it.
     Ignore,
     /// It goes to the guest; with the guest's SA_RESTART and SA_NOCLD* flags.
     Forward(u64),
 }
 
-/// Sets what the host does with `signal`.
+/// Sets the host's reaction to `signal`.
 pub fn set_disposition(signal: u32, disposition: Disposition) -> Result<(), Errno> {
     let forwarded = (libc::SA_RESTART | libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT) as u64;
     let own = (libc::SA_SIGINFO | libc::SA_ONSTACK) as u64 | SA_RESTORER;
@@ -346,8 +342,8 @@ pub fn is_ignored(signal: u32) -> bool {
     result == 0 && action.handler == libc::SIG_IGN
 }
 
-/// Sets the calling thread's mask to `mask`, but for what is never blocked, and
-/// gives the one before.
+/// Sets the calling thread's mask to `mask` without the signals that are never blocked, and returns
+/// the old mask.
 pub fn set_mask(mask: SigSet) -> SigSet {
     let (new, mut old) = (mask & !NEVER_BLOCKED, 0u64);
     // SAFETY: two sets of the size that is passed.
@@ -357,24 +353,24 @@ pub fn set_mask(mask: SigSet) -> SigSet {
     old
 }
 
-/// Ends the process by `signal`, so that the parent sees what the guest died of.
+/// Ends the process by `signal`, so that the parent sees the guest's signal.
 pub fn die_by(signal: u32) -> ! {
     set_mask(SigSet::MAX);
     let dump_nothing = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: plain system calls. The dump of a reserved window is of no use.
+    // SAFETY: plain system calls. A dump of the reserved window would be useless.
     unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const dump_nothing) };
     let _ = set_disposition(signal, Disposition::Default);
-    // SAFETY: as above; the signal is delivered when it is let through.
+    // SAFETY: as above; the signal is delivered when it is unblocked.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread_id(), signal) };
     set_mask(0);
-    // A signal whose default is not death comes here; SIGKILL's is.
+    // Reached if the signal's default does not kill; SIGKILL's does.
     loop {
         // SAFETY: as above.
         unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
     }
 }
 
-/// What SIGPIPE did before Rust's runtime ignored it: the guest inherits that.
+/// SIGPIPE's disposition before Rust's runtime ignored it: the guest inherits that.
 static SIGPIPE_WAS_IGNORED: AtomicU8 = AtomicU8::new(0);
 
 extern "C" fn note_sigpipe() {
@@ -387,7 +383,7 @@ extern "C" fn note_sigpipe() {
 #[unsafe(link_section = ".init_array")]
 static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;
 
-/// Gives SIGPIPE back the disposition that this program was started with.
+/// Restores SIGPIPE's disposition at this program's start.
 pub fn restore_sigpipe() -> Result<(), Errno> {
     if SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed) != 0 {
         return Ok(());

@@ -1,14 +1,13 @@
-//! Who is told of what Linux does to guest memory.
+//! The observer of Linux's changes to guest memory.
 //!
-//! Bytes change without any guest store: the guest maps and unmaps, the kernel
-//! writes a `read` buffer, a fork copies everything. Whoever keeps translations
-//! of those bytes hears of each such event here, in order, on the thread that
-//! makes it. Ranges are host ranges inside the guest's window.
+//! Bytes change without any guest store: the guest maps and unmaps, the kernel writes a `read`
+//! buffer, a fork copies everything. An observer that retains translations of those bytes receives
+//! each such event here, in order, on the thread that makes it. Ranges are host ranges inside the
+//! guest's window.
 //!
-//! Calls never nest: a mapping change ends before the next one begins, except
-//! that [`MemoryObserver::set_access`] may come inside one. Mapping changes are
-//! made one at a time (the address space's lock is held), kernel writes by many
-//! threads at once.
+//! Calls never nest: a mapping change ends before the next one begins. Only
+//! [`MemoryObserver::set_access`] may come inside one. Mapping changes are made one at a time (the
+//! address space's lock is held), kernel writes by many threads at once.
 
 use std::os::fd::RawFd;
 
@@ -17,15 +16,15 @@ use codewarden::protection::Access;
 
 use super::errno::Errno;
 
-/// What lies under a range after a mapping change.
+/// The host mapping of a range after a mapping change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Backing {
-    /// The same host mapping as before: its pages, its protection and its
-    /// registrations. The contents may be gone (zero) all the same.
+    /// The same host mapping as before, with its pages, its protection and its registrations. Its
+    /// contents may still be gone (zero).
     Kept,
     /// A private mapping replaced it: no registration survives.
     Private {
-        /// What the guest may do with it.
+        /// The guest's access to it.
         access: Access,
     },
     /// A shared mapping replaced it. Other ranges with the same file and the
@@ -37,7 +36,7 @@ pub enum Backing {
         inode: u64,
         /// Offset in the file of the range's first byte.
         offset: u64,
-        /// What the guest may do with it.
+        /// The guest's access to it.
         access: Access,
     },
 }
@@ -45,13 +44,13 @@ pub enum Backing {
 /// Host addresses inside the guest's window, not of whole pages.
 pub type ByteRange = std::ops::Range<HostAddr>;
 
-/// Keeps what was announced by [`MemoryObserver::unseen_write`] in force.
+/// Keeps the announcement of [`MemoryObserver::unseen_write`] in force.
 pub type UnseenWrite = Option<Box<dyn std::any::Any + Send>>;
 
-/// Keeps code from being made, as [`MemoryObserver::without_code`] says.
+/// Stops code from being made, see [`MemoryObserver::without_code`].
 pub type WithoutCode = Option<Box<dyn std::any::Any + Send>>;
 
-/// Hears of every event that changes guest memory behind the guest's stores.
+/// Receives every event that changes guest memory without a guest store.
 pub trait MemoryObserver: Send + Sync {
     /// The mapping, the contents or the executable bit of `range` are about to
     /// change. Nothing may be translated from it until the end is announced.
@@ -60,17 +59,17 @@ pub trait MemoryObserver: Send + Sync {
     /// The change is done: no translation of `range` made before is true.
     fn mapping_change_end(&self, range: HostRange, backing: Backing);
 
-    /// Returns when no other hart is inside a translation that a change has ended.
-    /// For changes by which such code, while it runs, could change itself unseen.
+    /// Returns when no other hart is inside a translation that a change has ended. Needed for
+    /// changes that let such code, while it runs, change itself unseen.
     fn await_harts(&self);
 
-    /// No translation of the range can be reached any more, not even one that compares
-    /// its bytes, and none is made until the answer is dropped. May come outside a
-    /// mapping change and last over it.
+    /// On return no translation of the range can be reached, not even one that compares its bytes,
+    /// and none is made until the returned value is dropped. May be called outside a mapping change
+    /// and last over it.
     fn without_code(&self, range: &ByteRange) -> WithoutCode;
 
-    /// Carries out the guest's own protection on the host. Whoever write-protects
-    /// pages with mprotect merges both here.
+    /// Sets the guest's own protection on the host. An observer that write-protects pages with
+    /// mprotect merges both here.
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Errno>;
 
     /// The kernel is about to write `len_bytes` from `start` for the guest.
@@ -79,16 +78,16 @@ pub trait MemoryObserver: Send + Sync {
     /// The system call that was announced with the same range has returned.
     fn kernel_write_end(&self, start: HostAddr, len_bytes: usize);
 
-    /// Bytes of the range are about to change in a way that no page protection
-    /// tells of: through a file that is mapped there, or by `/proc/self/mem`. They
-    /// have changed when the answer is dropped.
+    /// Bytes of the range are about to change in a way that no page protection detects: through a
+    /// file that is mapped there, or by `/proc/self/mem`. The change is complete when the returned
+    /// value is dropped.
     fn unseen_write(&self, range: &ByteRange) -> UnseenWrite;
 
     /// Bytes of the range have changed.
     fn changed(&self, range: &ByteRange);
 
-    /// The guest flushed its instruction cache: what it wrote to `range`, or
-    /// anywhere, must be seen by fetches from now on.
+    /// The guest flushed its instruction cache: from now on fetches must see its writes to `range`,
+    /// or to any address.
     fn flush_icache(&self, range: Option<HostRange>);
 
     /// This thread is about to fork; the address space does not change meanwhile.
@@ -106,7 +105,7 @@ pub trait MemoryObserver: Send + Sync {
     }
 }
 
-/// Nothing is kept, so nothing needs to be told: the oracle's observer.
+/// Retains nothing, so it ignores every event: the oracle's observer.
 #[derive(Debug, Default)]
 pub struct NoTracking;
 

@@ -1,13 +1,11 @@
 //! `/proc/self/mem`, whose addresses are the guest's.
 //!
-//! The descriptor is the host's own, of this very process. So it is remembered which
-//! files of procfs they are, by device and inode, however the guest came to the
-//! descriptor; reads and writes of such a file have their addresses moved into the
-//! window, see `syscalls::own_memory`.
+//! The descriptor is the host's own, for this process. Its files of procfs are remembered by device
+//! and inode, since the guest may get such a descriptor in many ways. For reads and writes of such
+//! a file, the addresses are moved into the window; see `syscalls::own_memory`.
 //!
-//! A fork's child has its parent's descriptors, which go on to be the parent's memory.
-//! Reads of it work as ever. Writes are refused: no child can tell its parent which code
-//! they change.
+//! A fork's child has its parent's descriptors, which still access the parent's memory. Reads work
+//! as before. Writes are refused: a child cannot tell its parent which code they change.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,38 +21,38 @@ pub struct OwnMemory {
     files: Mutex<Files>,
 }
 
-/// Which files they are.
+/// The files, by owner.
 #[derive(Default, Debug)]
 pub(super) struct Files {
     own: Vec<FileId>,
-    /// The memory of this process's parent, or of its parent's.
+    /// The memory of this process's parent, or of an earlier ancestor.
     parents: Vec<FileId>,
 }
 
 impl Files {
-    /// In a fork's child.
+    /// Called in a fork's child.
     pub(super) fn after_fork_child(&mut self) {
         self.parents.append(&mut self.own);
     }
 }
 
-/// Whose memory a descriptor is.
+/// The owner of a descriptor's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
     /// This process's.
     This,
-    /// That of a process which forked to make this one.
+    /// An ancestor, which forked.
     Parent,
 }
 
-/// Device and inode of what `stat` is about.
+/// Device and inode from `stat`.
 pub(super) fn file_id(stat: &libc::stat) -> FileId {
     FileId { device: stat.st_dev, inode: stat.st_ino }
 }
 
 impl OwnMemory {
-    /// All of them, for this thread alone: also over a fork, so that a child finds
-    /// them whole.
+    /// All files, for this thread alone. Also held over a fork, so that a child finds the list
+    /// complete.
     pub(super) fn lock(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -76,7 +74,7 @@ impl OwnMemory {
         self.is_used.store(true, Ordering::Release);
     }
 
-    /// Whose memory `fd` is, if it is one of them.
+    /// The owner of the memory behind `fd`, if `fd` is such a file.
     pub(super) fn owner(&self, fd: i32) -> Option<Owner> {
         if !self.is_used.load(Ordering::Acquire) {
             return None;
@@ -88,8 +86,8 @@ impl OwnMemory {
     }
 }
 
-/// Whether the file of procfs with that name is the memory of this process:
-/// `PID/mem` or `PID/task/TID/mem`, wherever procfs is mounted.
+/// Whether the procfs file with that name is the memory of this process: `PID/mem` or
+/// `PID/task/TID/mem`, below any mount of procfs.
 fn is_own(name: &[u8]) -> bool {
     let mut parts = name.rsplit(|byte| *byte == b'/');
     if parts.next() != Some(b"mem") {
@@ -98,7 +96,7 @@ fn is_own(name: &[u8]) -> bool {
     let (Some(id), above) = (parts.next(), parts.next()) else { return false };
     let id = if above == Some(b"task") { parts.next().unwrap_or_default() } else { id };
     let Ok(id) = std::str::from_utf8(id) else { return false };
-    // A thread has a folder of its own there, too.
+    // A thread, too, has a folder of its own there.
     id.parse::<u32>().is_ok() && std::fs::metadata(format!("/proc/self/task/{id}")).is_ok()
 }
 

@@ -1,28 +1,26 @@
 //! Blocking system calls that no signal can slip past.
 //!
-//! A guest's `read` must return EINTR when a signal comes. The host's signal
-//! handler only notes the signal, so one that comes after the last look at the
-//! note and before the kernel entry would be noticed after the `read` returns,
-//! perhaps never. The gap is closed as QEMU closes it: the look and the
-//! `syscall` instruction lie between two labels, and the handler moves a program
-//! counter found between them to the way out, which answers "restart".
+//! A guest's `read` must return EINTR when a signal comes, but the host's signal handler only notes
+//! the signal. If a signal comes after the last check of the note and before the kernel entry, the
+//! guest would notice it after the `read` returns, perhaps never. The gap is closed as in QEMU: the
+//! check and the `syscall` instruction lie between two labels. If the handler finds the program
+//! counter between them, it moves it to the way out, which answers "restart".
 //!
-//! The kernel moves the program counter back to the `syscall` instruction when
-//! it means to restart a call (SA_RESTART): the handler's move then answers
-//! "restart" for it as well, and the guest's handler runs before the call is
-//! made again. So which calls restart is the kernel's own decision.
+//! To restart a call (SA_RESTART), the kernel moves the program counter back to the `syscall`
+//! instruction. The handler's move then answers "restart" for it as well, and the guest's handler
+//! runs before the call is made again. So the kernel itself decides which calls restart.
 //!
 //! # Safety
 //!
-//! [`safe_syscall`] makes any system call there is, so it is unsafe: what the
-//! kernel may then read and write is the caller's to answer for. The assembly
-//! keeps the System V calling convention and changes `rax`, `rcx`, `r11` and the
-//! argument registers, all of them caller-saved, and keeps `rbx`.
+//! [`safe_syscall`] makes any system call there is, so it is unsafe: the caller answers for the
+//! memory that the kernel may then read and write. The assembly keeps the System V calling
+//! convention. It changes `rax`, `rcx`, `r11` and the argument registers, all of them caller-saved,
+//! and preserves `rbx`.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::AtomicU32;
 
-/// The answer when the call was not made: the kernel's own ERESTARTSYS.
+/// The answer if the call was not made: the kernel's own ERESTARTSYS.
 pub const RESTART: i64 = -512;
 
 core::arch::global_asm!(
@@ -44,7 +42,7 @@ core::arch::global_asm!(
     "cmp dword ptr [rbx], 0",
     "jne demo_safe_syscall_restart",
     "syscall",
-    // An interrupted call that the kernel does not restart returns to here.
+    // An interrupted call that the kernel does not restart returns here.
     ".globl demo_safe_syscall_end",
     "demo_safe_syscall_end:",
     "pop rbx",
@@ -64,8 +62,8 @@ unsafe extern "C" {
     static demo_safe_syscall_restart: u8;
 }
 
-/// Makes the system call unless `pending` is not 0, with nothing between the
-/// two. Gives the kernel's result, a negative errno included, or [`RESTART`].
+/// Makes the system call unless `pending` is not 0, without a gap between the two. Returns the
+/// kernel's result, a negative errno included, or [`RESTART`].
 ///
 /// # Safety
 ///
@@ -76,7 +74,7 @@ pub unsafe fn safe_syscall(pending: &AtomicU32, number: i64, arguments: &[u64; 6
     unsafe { demo_safe_syscall(pending, number, arguments) }
 }
 
-/// Where a thread interrupted at `pc` must go on instead. Async-signal-safe.
+/// The pc at which a thread interrupted at `pc` must go on instead. Async-signal-safe.
 pub fn redirect(pc: u64) -> Option<u64> {
     let (start, end, restart) =
         (&raw const demo_safe_syscall_start, &raw const demo_safe_syscall_end, &raw const demo_safe_syscall_restart);

@@ -1,5 +1,5 @@
-//! The signal frame of riscv64 Linux: `struct rt_sigframe`, and the trampoline
-//! page that a handler returns to.
+//! The signal frame of riscv64 Linux: `struct rt_sigframe`, and the trampoline page that a handler
+//! returns to.
 //!
 //! ```text
 //! offset    0  siginfo_t, 128 bytes
@@ -11,8 +11,8 @@
 //!        1088  end
 //! ```
 //!
-//! The last words of the floating-point area are the header of the first
-//! extension's record: zero, as there is none.
+//! The last words of the floating-point area are the header of the first extension's record: zero,
+//! because there is none.
 
 use crate::hart::Hart;
 use crate::memory::Window;
@@ -38,7 +38,7 @@ pub const TRAMPOLINE: [u8; 8] = [0x93, 0x08, 0xb0, 0x08, 0x73, 0x00, 0x00, 0x00]
 pub struct AltStack {
     /// Lowest address.
     pub start: u64,
-    /// `SS_DISABLE` where there is none.
+    /// `SS_DISABLE` if there is none.
     pub flags: u32,
     /// In bytes.
     pub len_bytes: u64,
@@ -82,7 +82,7 @@ pub fn write(
     write_bytes(window, at, &fields.u32s(&[fcsr]).padded_to(FRAME_BYTES as usize).0)
 }
 
-/// Takes the registers back from the frame at `at`; gives mask and stack.
+/// Restores the registers from the frame at `at`; returns mask and stack.
 pub fn restore(window: &Window, at: u64, hart: &mut Hart) -> Result<(SigSet, AltStack), Errno> {
     let frame: [u8; FRAME_BYTES as usize] = read_array(window, at)?;
     hart.pc = word_at(&frame, REGISTERS_OFFSET) & !1;

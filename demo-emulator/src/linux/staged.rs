@@ -1,15 +1,15 @@
-//! A mapping that is made aside, outside the guest's window, and moved into it.
+//! A mapping that is made outside the guest's window and moved into it.
 //!
-//! Linux puts a mapping in the place of another in one step: no thread finds
-//! nothing there, or half of the new contents. So whatever comes to where something
-//! may be is made here first, whole, and then moved with mremap. What can fail fails
-//! before anything is gone, but for a lack of memory for the kernel's own tables.
+//! Linux replaces a mapping by another in one step: no thread finds a hole, or half of the new
+//! contents. So a mapping that may replace another is made here first, complete, and then moved
+//! with mremap. Every failure comes before anything is lost, except a lack of memory for the
+//! kernel's own tables.
 //!
 //! # Safety
 //!
-//! A staged mapping is at an address of the kernel's choice, and nobody but its value
-//! knows that; it is unmapped with it. The ranges that are read, shown again or
-//! replaced lie in the guest's window, as for [`host_memory`].
+//! A staged mapping is at an address of the kernel's choice, and only its value knows the address;
+//! it is unmapped with the value. The ranges that are read, shown again or replaced lie in the
+//! guest's window, as for [`host_memory`].
 #![allow(unsafe_code)]
 
 use std::os::fd::RawFd;
@@ -44,7 +44,7 @@ impl Staged {
     /// Private memory with the bytes of `fd` from `offset` on; zero behind its end.
     pub fn file(len_bytes: usize, access: Access, fd: RawFd, offset: u64) -> Result<Self, Errno> {
         let staged = Self::anonymous(len_bytes, Access::ReadWrite)?;
-        // SAFETY: the mapping has that length and is nobody else's.
+        // SAFETY: the mapping has that length and belongs to this value alone.
         unsafe { host_memory::read_file(staged.start.cast(), len_bytes, fd, offset)? };
         staged.protected(access)
     }
@@ -55,8 +55,8 @@ impl Staged {
         Self::map(len_bytes, access, libc::MAP_SHARED | anonymous, fd, offset)
     }
 
-    /// A second view of the shared memory from the start of `from` on, whatever the
-    /// host lets be done with `from` now.
+    /// A second view of the shared memory from the start of `from` on, with any current protection
+    /// of `from`.
     pub fn view_of(from: HostRange, len_bytes: usize, access: Access) -> Result<Self, Errno> {
         // SAFETY: with an old length of 0 nothing of the window is changed.
         let start = unsafe { libc::mremap(from.start().as_ptr().cast(), 0, len_bytes, libc::MREMAP_MAYMOVE) };
@@ -66,24 +66,24 @@ impl Staged {
         Self { start, len_bytes }.protected(access)
     }
 
-    /// Private memory with the contents of `from`, which must be readable and not be
-    /// longer; zero behind them.
+    /// Private memory with the contents of `from`, which must be readable and not longer; zero
+    /// after them.
     pub fn copy_of(from: HostRange, len_bytes: usize, access: Access) -> Result<Self, Errno> {
         debug_assert!(from.len() <= len_bytes);
         let staged = Self::anonymous(len_bytes, Access::ReadWrite)?;
-        // SAFETY: the mapping has that length, is zero and is nobody else's.
+        // SAFETY: the mapping has that length, is zero and belongs to this value alone.
         unsafe { host_memory::copy_pages(from, staged.start.cast()) };
         staged.protected(access)
     }
 
     fn protected(self, access: Access) -> Result<Self, Errno> {
-        // SAFETY: the mapping is nobody else's.
+        // SAFETY: the mapping belongs to this value alone.
         let done = unsafe { libc::mprotect(self.start, self.len_bytes, host_protection(access)) };
         if done == 0 { Ok(self) } else { Err(Errno::last()) }
     }
 
-    /// Puts it in the place of what is at `to`, a range of its length, in one step.
-    /// After an error something, nothing or the former mapping is there.
+    /// Replaces the mapping at `to`, a range of its length, in one step. After an error the new
+    /// mapping, none, or the former one is there.
     pub fn move_onto(self, to: HostRange) -> Result<(), Errno> {
         debug_assert_eq!(to.len(), self.len_bytes);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;

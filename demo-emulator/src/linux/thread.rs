@@ -1,18 +1,16 @@
-//! A guest thread: a hart on a host thread of its own, its run loop, how it is
-//! made and how it ends.
+//! A guest thread is a hart on a host thread of its own: its run loop, its start and its end.
 //!
-//! Threads are made with std, so that they have the guard page and the
-//! alternate signal stack that Rust gives them; they are never joined. A fork
-//! happens with the address space and the signal actions locked, so that the
-//! child finds both whole, and with every signal blocked, so that the child has
-//! its own entry in the table of mailboxes before it can be hit.
+//! Threads are made with std, so they have Rust's guard page and alternate signal stack; they are
+//! never joined. A fork happens with the address space and the signal actions locked, so the child
+//! finds both complete. Every signal is blocked too, so the child has its own entry in the table of
+//! mailboxes before a signal can reach it.
 //!
 //! # Safety
 //!
-//! The unsafe blocks make system calls that end a thread or the process, or
-//! fork it. After the fork the child runs Rust code, which is sound with glibc's
-//! `fork` wrapper: it puts malloc and stdio into order; the locks of this crate
-//! that matter are held by the forking thread, which is the one that lives on.
+//! The unsafe blocks make system calls that end a thread or the process, or fork it. After the fork
+//! the child runs Rust code, which is sound with glibc's `fork` wrapper: it puts malloc and stdio
+//! into order. The forking thread, which is the one in the child, holds the locks of this crate
+//! that matter.
 #![allow(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -45,7 +43,7 @@ const HOST_STACK_BYTES: usize = 4 << 20;
 
 /// One guest thread, used by its host thread alone.
 pub struct Thread {
-    /// What it shares.
+    /// The state that it shares.
     pub process: Arc<Process>,
     /// Its registers.
     pub hart: Box<Hart>,
@@ -57,7 +55,7 @@ pub struct Thread {
     pub suspended_mask: Option<SigSet>,
     /// Its alternate signal stack.
     pub alt_stack: AltStack,
-    /// Signals that it sent itself and the host must not see.
+    /// Signals that it sent itself and that the host must not see.
     pub queued: Vec<Signal>,
     /// Zeroed and woken when it ends; 0 for none.
     pub clear_child_tid: u64,
@@ -72,22 +70,22 @@ pub struct Thread {
 struct Refused {
     pc: u64,
     address: u64,
-    /// Changes of the address space before.
+    /// The address space's count of changes before.
     changes: u64,
 }
 
-/// What a clone asks for.
+/// The request of a clone.
 #[derive(Clone, Copy, Debug)]
 pub struct CloneRequest {
     /// `CLONE_*` and the signal to send at the child's end.
     pub flags: u64,
     /// The child's stack pointer, 0 to keep the parent's.
     pub stack: u64,
-    /// Where the parent wants the child's id.
+    /// The address for the child's id in the parent.
     pub parent_tid: u64,
     /// The child's thread pointer.
     pub tls: u64,
-    /// Where the child wants its id, now or zeroed at its end.
+    /// The address for the child's id in the child, or for the zero at its end.
     pub child_tid: u64,
 }
 
@@ -176,9 +174,9 @@ impl Thread {
         self.raise_fault(signal, code, address);
     }
 
-    /// Whether the mappings permit what the host refused: another hart was changing
-    /// them, and the instruction is to run again. Once for each state that they are in,
-    /// so that a host which refuses more than the guest's mappings do ends nothing.
+    /// Whether the mappings permit the access that the host refused. Then another hart was changing
+    /// them, and the instruction runs again. It does so once for each state of the mappings: if the
+    /// host refuses more than the guest's mappings do, the loop must still end.
     fn is_passing(&mut self, trap: &Trap) -> bool {
         let (fault, touch) = match trap {
             Trap::LoadFault(fault) => (fault, Touch::Load),
@@ -195,9 +193,9 @@ impl Thread {
         self.run_again.replace(refused) != Some(refused)
     }
 
-    /// What Linux does when a thread ends. The last one's status is the process's;
-    /// a thread no longer counts when those who join it are woken, or a status
-    /// given after a join could lose to that of the thread that was joined.
+    /// Linux's steps at the end of a thread. The last thread's status is the process's. A thread
+    /// stops counting before its joiners wake: otherwise a status given after a join could lose to
+    /// the joined thread's.
     fn end(self, status: i32) {
         host_signals::set_mask(SigSet::MAX);
         self.release_robust_list();
@@ -212,14 +210,14 @@ impl Thread {
     fn wake(&self, address: u64) {
         if let Ok(host) = host_pointer(&self.process.window, address, 4) {
             let all = i32::MAX;
-            // The kernel looks for the page as if to write to it.
+            // The kernel looks up the page as for a write.
             let _write = self.process.kernel_write(host, 4);
             // SAFETY: FUTEX_WAKE reads and writes no memory.
             unsafe { libc::syscall(libc::SYS_futex, host, libc::FUTEX_WAKE, all, 0, 0, 0) };
         }
     }
 
-    /// Marks the mutexes that the thread dies with, as the kernel does.
+    /// Marks the mutexes that the dying thread holds, as the kernel does.
     fn release_robust_list(&self) {
         const LIMIT: usize = 2048;
         let window = &self.process.window;
@@ -260,7 +258,7 @@ impl Thread {
         }
     }
 
-    /// clone of a thread: gives its id.
+    /// clone of a thread: returns its id.
     pub fn spawn(&self, request: &CloneRequest) -> Result<u64, Errno> {
         let hart = self.child_hart(request);
         let (process, mask, request) = (self.process.clone(), self.mask, *request);
@@ -302,10 +300,10 @@ impl Thread {
         hart
     }
 
-    /// What both kinds of clone do with the ids; in the child.
+    /// The ids of both kinds of clone; called in the child.
     fn store_tids(&mut self, request: &CloneRequest) {
         let (window, tid) = (self.process.window, self.tid());
-        // Linux ignores ids that cannot be stored, too.
+        // Linux, too, ignores ids that cannot be stored.
         if request.flags & libc::CLONE_PARENT_SETTID as u64 != 0 {
             let _ = write_u32(&window, request.parent_tid, tid);
         }
@@ -317,15 +315,14 @@ impl Thread {
         }
     }
 
-    /// clone of a process: gives its id to the parent and 0 to the child. With
-    /// CLONE_VFORK the parent waits until the child executes or ends; memory is
-    /// copied all the same.
+    /// clone of a process: returns its id to the parent and 0 to the child. With CLONE_VFORK the
+    /// parent waits until the child executes or ends; even then memory is copied.
     pub fn fork(&mut self, request: &CloneRequest) -> SysResult {
         let vfork = if request.flags & libc::CLONE_VFORK as u64 != 0 { Some(pipe()?) } else { None };
         let process = self.process.clone();
         let old_mask = host_signals::set_mask(SigSet::MAX);
         if self.has_signal() {
-            // The child must not have a copy of it.
+            // The child must not have a copy of the signal.
             return Err(Stop::Restart);
         }
         let (mut space, actions, mut own_memory) = (process.space(), process.actions(), process.own_memory.lock());
@@ -390,7 +387,7 @@ fn apply(request: &CloneRequest, hart: &mut Hart) {
     hart.reserved = 0;
 }
 
-/// A pipe whose ends are closed by execve and are out of the guest's way.
+/// A pipe. Execve closes its ends, and the guest's numbers do not reach them.
 fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     Ok((raise_descriptor(reader), raise_descriptor(writer)))
@@ -404,7 +401,7 @@ fn wait_for_end(reader: &OwnedFd) {
 
 /// Ends the process with all its threads, at once.
 pub fn exit_process(status: i32) -> ! {
-    // SAFETY: nothing is left to be done after the guest's end.
+    // SAFETY: nothing is left to do after the guest's end.
     unsafe { libc::_exit(status) }
 }
 

@@ -1,9 +1,8 @@
-//! Guest memory as system calls use it: small structures are copied through
-//! fault-proof accesses, buffers are handed to the kernel as host pointers.
+//! Guest memory for system calls: small structures are copied through fault-proof accesses, buffers
+//! are passed to the kernel as host pointers.
 //!
-//! A guest pointer is checked against the window and nothing else: behind it the
-//! kernel, or the fault-proof access, finds out whether the page may be used,
-//! and the guest gets its EFAULT. Nothing here needs `unsafe`.
+//! A guest pointer is checked only against the window. Then the kernel, or the fault-proof access,
+//! detects a page that may not be used, and the guest gets its EFAULT. Nothing here needs `unsafe`.
 
 use crate::memory::Window;
 use crate::memory::window::WINDOW_LEN_BYTES;

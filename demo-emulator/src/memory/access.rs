@@ -1,22 +1,20 @@
 //! Loads, stores and atomics on guest memory that answer a fault with an
 //! error.
 //!
-//! Each access is one leaf routine in assembly, all of them in one contiguous
-//! range of code. A host SIGSEGV or SIGBUS with its pc in that range is
-//! resumed by [`host_fault`](super::host_fault) at a landing pad, which
-//! returns to the routine's caller with the faulting host address where a
-//! finished access has 0. A routine touches no stack and no callee-saved
-//! register, so that the landing pad is a bare return.
+//! Each access is one leaf routine in assembly, all of them in one contiguous range of code. If a
+//! host SIGSEGV or SIGBUS has its pc in that range, [`host_fault`](super::host_fault) resumes at a
+//! landing pad. The landing pad returns to the routine's caller with the faulting host address, in
+//! the place of the 0 of a finished access. A routine touches no stack and no callee-saved
+//! register, so the landing pad is a bare return.
 //!
-//! Atomics are lock-prefixed instructions, and so sequentially consistent.
-//! They want natural alignment; the caller checks it, for its trap is another.
+//! Atomics are lock-prefixed instructions, and so sequentially consistent. They need natural
+//! alignment; the caller checks it, because its trap differs.
 //!
 //! # Safety
 //!
-//! The routines take any address whatsoever: an access that the host refuses
-//! is an error. What they may do to memory that is the host's own is ruled out
-//! by [`Window::host`], the only source of the addresses passed here; its
-//! guard takes an access that ends beyond the window.
+//! The routines accept every address: if the host refuses an access, the result is an error. They
+//! cannot reach the host's own memory, because [`Window::host`] is the only source of the addresses
+//! passed here; its guard catches an access that ends beyond the window.
 #![allow(unsafe_code)]
 
 use std::arch::global_asm;
@@ -29,24 +27,23 @@ compile_error!("the guest memory stubs are written for x86-64 hosts only: add th
 /// An access that the host refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fault {
-    /// The guest address that could not be accessed: for an access over two
-    /// pages, the first byte of the refusing page that it touches.
+    /// The guest address that could not be accessed. For an access over two pages: the first byte
+    /// that it touches of the refusing page.
     pub addr: u64,
-    /// Why.
+    /// The reason.
     pub kind: FaultKind,
 }
 
-/// Why an access was refused.
+/// The reason why an access was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FaultKind {
     /// No mapping, or one that forbids it: the guest's SIGSEGV.
     Segv,
-    /// A mapping with nothing behind it, such as beyond a file's end: the
-    /// guest's SIGBUS.
+    /// A mapping without memory, for instance beyond a file's end: the guest's SIGBUS.
     Bus,
 }
 
-/// What an atomic memory operation makes of the old and the given value.
+/// An atomic memory operation's result from the old and the given value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AmoOp {
     /// The given one.
@@ -69,7 +66,7 @@ pub enum AmoOp {
     Maxu,
 }
 
-/// What a routine returns, in rax and rdx.
+/// The result of a routine, in rax and rdx.
 #[repr(C)]
 struct Outcome {
     /// The value read; after a fault the signal's number.
@@ -80,7 +77,7 @@ struct Outcome {
 
 global_asm!(
     ".pushsection .text.guest_access,\"ax\",@progbits",
-    // Other code generation units of this crate refer to them.
+    // Other codegen units of this crate refer to them.
     ".globl guest_access_start, guest_load_8, guest_load_16, guest_load_32, guest_load_64, guest_store_8",
     ".globl guest_store_16, guest_store_32, guest_store_64, guest_swap_32, guest_swap_64, guest_add_32",
     ".globl guest_add_64, guest_cas_32, guest_cas_64, guest_access_landing, guest_access_end",
@@ -179,7 +176,7 @@ impl Outcome {
     #[cold]
     fn refused(self, window: &Window, addr: u64) -> Fault {
         let kind = if self.value == libc::SIGBUS as u64 { FaultKind::Bus } else { FaultKind::Segv };
-        // An access that ends beyond the window met its guard: there the window ends.
+        // An access that ends beyond the window met its guard: the fault is at the window's end.
         Fault { addr: window.guest(self.fault as usize).unwrap_or(WINDOW_LEN_BYTES.max(addr)), kind }
     }
 }
@@ -212,8 +209,8 @@ macro_rules! loads_and_stores {
 
 macro_rules! atomics {
     ($($type:ty, $signed:ty: $cas:ident $guest_cas:ident, $amo:ident $load:ident $guest_swap:ident $guest_add:ident;)*) => {$(
-        /// Puts `new` in the place of `expected`; gives the value that was
-        /// there, which is `expected` if and only if it was replaced.
+        /// Replaces `expected` by `new`; returns the value before, which is `expected` if and only
+        /// if it was replaced.
         #[inline]
         pub fn $cas(&self, addr: u64, expected: $type, new: $type) -> Result<$type, Fault> {
             let at = self.host(addr).ok_or(outside(addr))?;
@@ -222,7 +219,7 @@ macro_rules! atomics {
             Ok(outcome.check(self, addr)? as $type)
         }
 
-        /// Does an atomic memory operation and gives the old value.
+        /// Does an atomic memory operation and returns the old value.
         #[inline]
         pub fn $amo(&self, addr: u64, op: AmoOp, value: $type) -> Result<$type, Fault> {
             let at = self.host(addr).ok_or(outside(addr))?;
@@ -279,13 +276,12 @@ mod tests {
 
     const PAGE: u64 = PAGE_LEN_BYTES;
 
-    /// A window with one page to read and write at `PAGE`, one to read behind
-    /// it, and nothing before and after.
+    /// A window with one writable page at `PAGE`, a read-only one after it, and no other mapping.
     fn window() -> Window {
         host_fault::install().unwrap();
         let window = Window::reserve().unwrap();
         let host = window.host(PAGE).unwrap();
-        // SAFETY: inside the window just reserved, which nothing else uses.
+        // SAFETY: inside the window just reserved, which no other code uses.
         unsafe {
             let both = libc::PROT_READ | libc::PROT_WRITE;
             assert_eq!(libc::mprotect(host.cast(), PAGE as usize, both), 0);
@@ -358,7 +354,7 @@ mod tests {
         }
         // Begins inside and ends in the guard.
         let last = WINDOW_LEN_BYTES - PAGE;
-        // SAFETY: the window's last page, which nothing else uses.
+        // SAFETY: the window's last page, which no other code uses.
         let protected = unsafe { libc::mprotect(window.host(last).unwrap().cast(), PAGE as usize, libc::PROT_READ) };
         assert_eq!(protected, 0);
         assert_eq!(window.load_u64(WINDOW_LEN_BYTES - 4), Err(segv(WINDOW_LEN_BYTES)));
@@ -369,7 +365,7 @@ mod tests {
         let window = window();
         let file = empty_file();
         let host = window.host(8 * PAGE).unwrap();
-        // SAFETY: replaces a page of the window that nothing uses.
+        // SAFETY: replaces a page of the window that no code uses.
         let mapped = unsafe {
             let flags = libc::MAP_SHARED | libc::MAP_FIXED;
             libc::mmap(host.cast(), PAGE as usize, libc::PROT_READ, flags, file, 0)
@@ -427,7 +423,7 @@ mod tests {
                         if window.compare_exchange_u64(PAGE + 8, old, old + 1).unwrap() == old {
                             window.amo_u64(PAGE + 16, AmoOp::Add, 1).unwrap();
                         }
-                        // Not one of the routine's own instructions: a loop.
+                        // No routine of its own: a compare-exchange loop.
                         window.amo_u64(PAGE + 24, AmoOp::Xor, 1).unwrap();
                     }
                 });
@@ -443,7 +439,7 @@ mod tests {
         let window = window();
         assert_eq!(window.fetch(PAGE), Err(segv(PAGE)));
         assert_eq!(window.fetch(2 * PAGE), Ok(0));
-        // The piece begins before the byte that is wanted.
+        // The piece begins before the requested byte.
         assert_eq!(window.fetch(2 * PAGE + 6), Ok(0));
         assert_eq!(window.fetch(PAGE + 6), Err(segv(PAGE + 6)));
         window.set_permissions(3 * PAGE..4 * PAGE, EXEC);

@@ -1,15 +1,14 @@
-//! Guest code, as it lies in memory that other harts write to.
+//! Guest code in memory that other harts write to.
 //!
-//! RISC-V promises that a fetch of a naturally aligned instruction is atomic
-//! (Ziccif): a hart that overwrites one with a single store shows the others the
-//! old instruction or the new one, never half of each. So code is read in
-//! **aligned pieces**, each of them by one load: to be run, to be translated, and
-//! to be compared with what a translation was made from. A piece is 8 bytes, or 16
-//! where the host loads those at once. It never lies on two pages.
+//! RISC-V promises that a fetch of a naturally aligned instruction is atomic (Ziccif). A hart that
+//! overwrites one with a single store shows the others the old instruction or the new one, never
+//! half of each. So all code is read in **aligned pieces**, each by one load: to run it, to
+//! translate it, and to compare it with a translation's source. A piece is 8 bytes, or 16 if the
+//! host loads those at once. It never lies on two pages.
 //!
-//! An aligned instruction lies in one piece. So does any other that does not
-//! begin in the last two bytes of 8. Only that one is read by two loads, as the
-//! architecture allows; its second half may lie on another page.
+//! An aligned instruction lies in one piece. So does any other that does not begin in the last two
+//! bytes of 8. An instruction that begins there is read by two loads, as the architecture allows;
+//! its second half may lie on another page.
 
 use super::access::{Fault, FaultKind};
 use super::window::{EXEC, Window};
@@ -17,12 +16,12 @@ use super::window::{EXEC, Window};
 /// Bytes that one fetch reads.
 pub const FETCH_BYTES: u64 = 8;
 
-/// One aligned piece of memory, of which some bytes are code.
+/// One aligned piece of memory with some bytes of code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Piece<const N: usize> {
     /// Its guest address.
     pub at: u64,
-    /// What the code has there, 0 beside it.
+    /// The bytes of the code, 0 for the others.
     pub bytes: [u8; N],
     /// 0xff for each byte of the code, 0 for the others.
     pub mask: [u8; N],
@@ -54,8 +53,8 @@ pub fn pieces<const N: usize>(start: u64, code: &[u8]) -> impl Iterator<Item = P
 }
 
 impl Window {
-    /// Fetches the [`FETCH_BYTES`] aligned bytes among which `addr` is, whose page
-    /// must allow it, in one piece. A fault is one at `addr`.
+    /// Fetches the [`FETCH_BYTES`] aligned bytes around `addr` in one piece; their page must allow
+    /// fetches. A fault is one at `addr`.
     #[inline]
     pub fn fetch(&self, addr: u64) -> Result<u64, Fault> {
         if self.permissions(addr) & EXEC == 0 {

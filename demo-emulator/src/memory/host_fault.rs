@@ -1,19 +1,17 @@
 //! The emulator's handler of SIGSEGV, SIGBUS and SIGILL.
 //!
-//! It knows two kinds of fault: one in the routines of
-//! [`access`], resumed at their landing pad, and one in
-//! compiled code, which the translator claims by a hook. Everything else goes
-//! to the handler that was there before, so that a true crash still crashes.
+//! It recognises two kinds of fault. One is in the routines of [`access`] and resumes at their
+//! landing pad. The other is in compiled code, and the translator claims it by a hook. All others
+//! go to the handler that was installed before, so that a true crash still crashes.
 //!
-//! codewarden's handler is installed after this one and chains to it: what
-//! arrives here is no write to a protected page.
+//! codewarden's handler is installed after this one and chains to it: a fault that arrives here is
+//! no write to a protected page.
 //!
 //! # Safety
 //!
-//! The handler runs on the signal path: it takes no lock, allocates nothing
-//! and keeps errno. The previous actions are written before the handler is
-//! installed and never again, so that it reads them without a lock. The
-//! context that the kernel hands over is valid until the handler returns.
+//! The handler runs on the signal path: it takes no lock, allocates nothing and preserves errno.
+//! The previous actions are written before the handler is installed and never again, so it reads
+//! them without a lock. The context from the kernel is valid until the handler returns.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
@@ -27,19 +25,19 @@ use libc::{c_int, c_void, sigaction, siginfo_t, ucontext_t};
 
 use super::access;
 
-/// Claims a fault in compiled code: it may change the context to resume
-/// elsewhere, and returns whether the fault was its own. It runs on the signal
-/// path: no lock, no allocation, errno kept.
+/// Claims a fault in compiled code. It may change the context to resume elsewhere, and returns
+/// whether the fault was its own. It runs on the signal path: no lock, no allocation, errno
+/// preserved.
 pub type FaultHook = unsafe extern "C" fn(signal: c_int, info: *const siginfo_t, context: *mut ucontext_t) -> bool;
 
 static HOOK: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
-/// Has `hook` asked about every fault that is not in the access routines.
+/// Makes the handler ask `hook` about every fault outside the access routines.
 pub fn set_fault_hook(hook: FaultHook) {
     HOOK.store(hook as *mut c_void, Ordering::Release);
 }
 
-/// The action that was there before, of one signal.
+/// The previous action of one signal.
 struct Previous(UnsafeCell<MaybeUninit<sigaction>>);
 
 // SAFETY: written once under the lock of `install`, before the handler that
@@ -48,7 +46,7 @@ unsafe impl Sync for Previous {}
 
 static PREVIOUS_SEGV: Previous = Previous(UnsafeCell::new(MaybeUninit::zeroed()));
 static PREVIOUS_BUS: Previous = Previous(UnsafeCell::new(MaybeUninit::zeroed()));
-/// Compiled code refuses an instruction by an illegal one of the host's.
+/// Compiled code runs an illegal host instruction to refuse an instruction.
 static PREVIOUS_ILL: Previous = Previous(UnsafeCell::new(MaybeUninit::zeroed()));
 
 /// Installs the handler, once in a process; later calls do nothing.
@@ -73,7 +71,7 @@ fn install_one(signal: c_int, previous: &Previous) -> io::Result<()> {
         }
         let mut action: sigaction = mem::zeroed();
         action.sa_sigaction = on_fault as *const () as usize;
-        // ONSTACK: a guest's or a thread's own stack may be what overflowed.
+        // ONSTACK: the fault may be an overflow of the guest's or the thread's own stack.
         // NODEFER: the hooks may end in code that faults again.
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
         if sigaction(signal, &action, ptr::null_mut()) != 0 {
@@ -85,10 +83,10 @@ fn install_one(signal: c_int, previous: &Previous) -> io::Result<()> {
 
 unsafe extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     let context = context.cast::<ucontext_t>();
-    // SAFETY: the kernel's own arguments, valid until this function returns;
-    // the hook's type promises what is needed of it.
+    // SAFETY: the kernel's own arguments, valid until this function returns; the hook's type
+    // promises the hook's conditions.
     unsafe {
-        // Codes of 0 and below are of kill, not of the processor.
+        // Codes of 0 and below come from kill, not from the processor.
         if (*info).si_code > 0 && (resume_access(signal, info, context) || ask_hook(signal, info, context)) {
             return;
         }
@@ -128,7 +126,7 @@ unsafe fn ask_hook(signal: c_int, info: *const siginfo_t, context: *mut ucontext
     unsafe { hook(signal, info, context) }
 }
 
-/// Does what the previous action says.
+/// Performs the previous action.
 ///
 /// # Safety
 ///
@@ -139,8 +137,8 @@ unsafe fn chain(signal: c_int, info: *mut siginfo_t, context: *mut ucontext_t) {
         libc::SIGBUS => &PREVIOUS_BUS,
         _ => &PREVIOUS_ILL,
     };
-    // SAFETY: written before this handler was installed; a handler's address
-    // is of the type that its flags say.
+    // SAFETY: written before this handler was installed; a handler's address has the type that its
+    // flags say.
     unsafe {
         let previous = &*(*previous.0.get()).as_ptr();
         let handler = previous.sa_sigaction;
@@ -149,8 +147,8 @@ unsafe fn chain(signal: c_int, info: *mut siginfo_t, context: *mut ucontext_t) {
             if sent && handler == libc::SIG_IGN {
                 return;
             }
-            // The instruction that faulted runs again and dies of it; a signal
-            // that was sent is sent again.
+            // The faulting instruction runs again and kills the process; a signal that was sent is
+            // sent again.
             let default: sigaction = mem::zeroed();
             sigaction(signal, &default, ptr::null_mut());
             if sent {

@@ -1,21 +1,18 @@
 //! The guest's address window: guest address `g` lives at host address
 //! `base + g`, for every `g` below [`WINDOW_LEN_BYTES`].
 //!
-//! The whole window is reserved once, without access and without memory
-//! behind it; guest mappings are placed over it with `MAP_FIXED`. What a guest
-//! page lets a load or a store do is then the host page's own protection, and
-//! no table is read on the way. Instruction fetch is the exception: guest code
-//! is never executable for the host, so that a table with one byte for each
-//! page says what the guest may run. A guard behind the window catches an
-//! access that begins inside and ends outside.
+//! The whole window is reserved once, without access and without memory behind it; guest mappings
+//! are placed over it with `MAP_FIXED`. So the host page's own protection decides the guest's loads
+//! and stores, and no table is read on the way. Instruction fetch is the exception: guest code is
+//! never executable for the host. A table with one byte for each page tells which pages the guest
+//! may run. A guard behind the window catches an access that begins inside and ends outside.
 //!
 //! # Safety
 //!
-//! The two mappings made here are never unmapped, so that the pointers of a
-//! `Window` are valid for as long as the process lives. The window's memory is
-//! never touched through a reference, only by the stubs of
-//! [`access`](super::access), which stand any fault; the table is made of
-//! atomics, zero when mapped, which is a valid value.
+//! The two mappings made here are never unmapped, so the pointers of a `Window` are valid for as
+//! long as the process lives. The window's memory is never touched through a reference, only by the
+//! stubs of [`access`](super::access), which survive any fault. The table consists of atomics,
+//! which are zero when mapped, a valid value.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -23,7 +20,7 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Bytes of guest address space: what an Sv39 user process has.
+/// Bytes of guest address space: the same as for an Sv39 user process.
 pub const WINDOW_LEN_BYTES: u64 = 1 << 38;
 
 /// Bytes of a guest page.
@@ -47,8 +44,8 @@ pub struct Window {
     permissions: *const AtomicU8,
 }
 
-// SAFETY: the pointers are to mappings of the whole process that are never
-// unmapped; what is behind them is reached by fault-proof stubs and atomics.
+// SAFETY: the pointers are to mappings of the whole process that are never unmapped; their memory
+// is accessed by fault-proof stubs and atomics.
 unsafe impl Send for Window {}
 // SAFETY: as for `Send`; no method needs exclusive access.
 unsafe impl Sync for Window {}
@@ -66,20 +63,20 @@ impl Window {
         self.base
     }
 
-    /// Where a guest address lives, if it lies in the window.
+    /// The host address of a guest address in the window.
     #[inline]
     pub fn host(&self, addr: u64) -> Option<*mut u8> {
         (addr < WINDOW_LEN_BYTES).then(|| self.base.wrapping_add(addr as usize))
     }
 
-    /// The guest address that lives at a host address.
+    /// The guest address of a host address in the window.
     pub fn guest(&self, host: usize) -> Option<u64> {
         let addr = (host as u64).checked_sub(self.base as u64)?;
         (addr < WINDOW_LEN_BYTES).then_some(addr)
     }
 
-    /// What the guest may do with the page of `addr`: [`READ`], [`WRITE`] and
-    /// [`EXEC`] bits; 0 for one that is not mapped.
+    /// The guest's permissions for the page of `addr`: [`READ`], [`WRITE`] and [`EXEC`] bits; 0 for
+    /// a page that is not mapped.
     #[inline]
     pub fn permissions(&self, addr: u64) -> u8 {
         if addr >= WINDOW_LEN_BYTES {
@@ -88,8 +85,8 @@ impl Window {
         self.permission(addr >> PAGE_SHIFT).load(Ordering::Acquire)
     }
 
-    /// Records what the guest may do with the pages that `range` touches. The
-    /// caller maps or protects the memory itself.
+    /// Records the guest's permissions for the pages that `range` touches. The caller maps or
+    /// protects the memory itself.
     pub fn set_permissions(&self, range: Range<u64>, permissions: u8) {
         let end = range.end.min(WINDOW_LEN_BYTES).div_ceil(PAGE_LEN_BYTES);
         for page in range.start >> PAGE_SHIFT..end {
@@ -99,8 +96,8 @@ impl Window {
 
     fn permission(&self, page: u64) -> &AtomicU8 {
         debug_assert!((page as usize) < PAGE_COUNT);
-        // SAFETY: both callers bound the address by the window, and the table
-        // has a byte for each of its pages and is never unmapped.
+        // SAFETY: both callers bound the address by the window; the table has a byte for each of
+        // its pages and is never unmapped.
         unsafe { &*self.permissions.add(page as usize) }
     }
 }

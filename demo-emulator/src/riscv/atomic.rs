@@ -1,11 +1,10 @@
 //! LR, SC and the atomic memory operations.
 //!
-//! A reservation is an address and the value that LR read there; SC is a
-//! compare-and-exchange with that value, as in QEMU. So an SC succeeds after
-//! another hart wrote the same value again, which the architecture forbids and
-//! no lock of a compiler's or a library's making can notice.
+//! A reservation is an address and the value that LR read there; SC is a compare-and-exchange with
+//! that value, as in QEMU. So an SC succeeds after another hart wrote the same value again. The
+//! architecture forbids that, but no lock of a compiler or a library can notice it.
 //!
-//! Every atomic is sequentially consistent whatever `aq` and `rl` say.
+//! Every atomic is sequentially consistent, for any `aq` and `rl`.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -17,7 +16,7 @@ use crate::memory::{AmoOp, Window};
 /// The `rl` bit of `Inst::rm`.
 const RELEASE: u8 = 1;
 
-/// Does a word operation; gives the value for `rd`.
+/// Does a word operation; returns the value for `rd`.
 pub(super) fn exec_word(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<u64, Trap> {
     use Op::*;
     let addr = aligned(inst, hart, 4)?;
@@ -50,7 +49,7 @@ pub(super) fn exec_word(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<u6
     Ok(old as i32 as u64)
 }
 
-/// Does a doubleword operation; gives the value for `rd`.
+/// Does a doubleword operation; returns the value for `rd`.
 pub(super) fn exec_double(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<u64, Trap> {
     use Op::*;
     let addr = aligned(inst, hart, 8)?;
@@ -93,8 +92,7 @@ fn aligned(inst: &Inst, hart: &Hart, len_bytes: u64) -> Result<u64, Trap> {
     }
 }
 
-/// Orders earlier stores before an LR that asks for it: the host may move a
-/// load over them.
+/// Orders earlier stores before an LR that asks for it: the host may move a load before them.
 fn before_load(inst: &Inst) {
     if inst.rm & RELEASE != 0 {
         fence(Ordering::SeqCst);
@@ -108,15 +106,14 @@ fn reserve(hart: &mut Hart, addr: u64, value: u64) -> u64 {
     value
 }
 
-/// Whether an SC to `addr` may try its store; if not, the reservation ends
-/// here, as every SC ends it.
+/// Whether an SC to `addr` may try its store. If not, the reservation ends here, as after every SC.
 fn reservation_holds(hart: &mut Hart, addr: u64) -> bool {
     let holds = hart.reserved != 0 && hart.reservation_addr == addr;
     hart.reserved &= u8::from(holds);
     holds
 }
 
-/// Ends the reservation after an SC; gives SC's result, 0 for success.
+/// Ends the reservation after an SC; returns SC's result, 0 for success.
 fn release(hart: &mut Hart, stored: bool) -> u64 {
     hart.reserved = 0;
     u64::from(!stored)

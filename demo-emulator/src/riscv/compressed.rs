@@ -1,5 +1,4 @@
-//! Decoding of the compressed instructions (C with D, on RV64) to what they
-//! expand to.
+//! Decoding of the compressed instructions (C with D, on RV64) to their expansions.
 
 use super::inst::{Inst, Op};
 
@@ -74,7 +73,7 @@ fn quadrant_0(bits: u32) -> Option<Inst> {
     Some(match bits >> 13 {
         0 => {
             let imm = gather(bits, [(12, 5), (11, 4), (10, 9), (9, 8), (8, 7), (7, 6), (6, 2), (5, 3)]);
-            // Also the instruction of all zeros.
+            // This includes the instruction of all zeros.
             if imm == 0 {
                 return None;
             }

@@ -12,15 +12,15 @@ pub const FFLAGS: i32 = 0x001;
 pub const FRM: i32 = 0x002;
 /// Both.
 pub const FCSR: i32 = 0x003;
-/// Cycles: nanoseconds here, as nothing better is known.
+/// Cycles: nanoseconds here, because no better count is known.
 pub const CYCLE: i32 = 0xc00;
 /// Time: nanoseconds.
 pub const TIME: i32 = 0xc01;
 /// Instructions retired by the interpreters.
 pub const INSTRET: i32 = 0xc02;
 
-/// Reads, and writes if the instruction writes; gives the value for `rd`.
-/// `None` is an illegal instruction.
+/// Reads, and writes if the instruction writes; returns the value for `rd`. `None` is an illegal
+/// instruction.
 pub(super) fn exec(inst: &Inst, hart: &mut Hart) -> Option<u64> {
     let operand = match inst.op {
         Op::Csrrw | Op::Csrrs | Op::Csrrc => hart.x[usize::from(inst.rs1 & 31)],
@@ -29,7 +29,7 @@ pub(super) fn exec(inst: &Inst, hart: &mut Hart) -> Option<u64> {
     let old = read(inst.imm, hart)?;
     match inst.op {
         Op::Csrrw | Op::Csrrwi => write(inst.imm, hart, operand)?,
-        // Setting or clearing by x0 or 0 is no write at all.
+        // Setting or clearing by x0 or 0 is no write.
         _ if inst.rs1 == 0 => {}
         Op::Csrrs | Op::Csrrsi => write(inst.imm, hart, old | operand)?,
         _ => write(inst.imm, hart, old & !operand)?,

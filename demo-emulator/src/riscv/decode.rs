@@ -1,14 +1,12 @@
 //! Decoding of RV64GC: from the bits of memory to an [`Inst`].
 //!
-//! Reserved encodings are illegal. HINTs decode to the operation that they
-//! are encoded as, which then changes nothing that can be seen. FENCE and
-//! FENCE.I ignore their reserved fields, as the specification demands.
+//! Reserved encodings are illegal. HINTs decode to the operation of their encoding, which then has
+//! no visible effect. FENCE and FENCE.I ignore their reserved fields, as the specification demands.
 
 use super::compressed;
 use super::inst::{Inst, Op};
 
-/// Decodes the instruction in the low 16 or 32 bits, whichever the length
-/// bits say.
+/// Decodes the instruction in the low 16 or 32 bits, as its length bits say.
 pub fn decode(bits: u32) -> Inst {
     if bits & 3 == 3 {
         decode_32(bits).unwrap_or(illegal(bits, 4))
@@ -21,7 +19,7 @@ fn illegal(bits: u32, len: u8) -> Inst {
     Inst { op: Op::Illegal, rd: 0, rs1: 0, rs2: 0, rs3: 0, rm: 0, len, imm: bits as i32 }
 }
 
-/// The fields at their usual places; what an operation lacks is never read.
+/// The fields at their usual places; an operation's missing fields are never read.
 #[derive(Clone, Copy)]
 struct Fields(u32);
 
@@ -200,9 +198,8 @@ fn op_fp(f: Fields) -> Option<Inst> {
     let format = f.funct7() & 3;
     let funct3 = f.funct3() as usize;
     let source = f.rs2() as usize;
-    // Operations with two sources, or with one and the rest of the encoding in
-    // the place of the second; with a rounding mode, or with more of the
-    // operation in its place.
+    // Operations with two sources, or with one: the rest of the encoding is then in place of the
+    // second source. They have a rounding mode, or more bits of the operation in its place.
     let unary = |inst: Inst| Inst { rs2: 0, ..inst };
     let by_format = |s: Op, d: Op| if format == single { s } else { d };
     if format > double {

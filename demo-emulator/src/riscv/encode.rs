@@ -2,9 +2,8 @@
 
 use super::inst::{Inst, Op};
 
-/// The bits of an instruction, in its 32-bit form whatever its length says;
-/// for [`Op::Illegal`] the bits that it holds. Bits of an immediate that its
-/// form cannot hold are dropped.
+/// The bits of an instruction in its 32-bit form, for any length; for [`Op::Illegal`] the bits that
+/// it holds. Immediate bits that the form cannot hold are dropped.
 pub fn encode(inst: &Inst) -> u32 {
     let (form, base) = template(inst.op);
     let imm = inst.imm as u32;
@@ -36,7 +35,7 @@ pub fn encode(inst: &Inst) -> u32 {
     }
 }
 
-/// Where an operation has its fields.
+/// The places of an operation's fields.
 #[derive(Clone, Copy)]
 enum Form {
     R,
@@ -99,12 +98,12 @@ const fn rounded(funct7: u32) -> (Form, u32) {
     (Form::Rounded, 0x53 | funct7 << 25)
 }
 
-/// One with more of the operation in the place of the second source.
+/// As above, with more bits of the operation in place of the second source.
 const fn rounded_unary(funct7: u32, rs2: u32) -> (Form, u32) {
     (Form::RoundedUnary, 0x53 | funct7 << 25 | rs2 << 20)
 }
 
-/// Ones without a rounding mode.
+/// Operations without a rounding mode.
 const fn unary(funct7: u32, funct3: u32) -> (Form, u32) {
     (Form::Unary, 0x53 | funct3 << 12 | funct7 << 25)
 }
@@ -113,7 +112,7 @@ const fn fp(funct7: u32, funct3: u32) -> (Form, u32) {
     r(0x53, funct3, funct7)
 }
 
-/// The form of an operation and the bits that are always the same.
+/// The form of an operation and its constant bits.
 #[rustfmt::skip]
 const fn template(op: Op) -> (Form, u32) {
     use Op::*;

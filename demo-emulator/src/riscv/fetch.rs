@@ -1,13 +1,12 @@
-//! The one way in which instructions are taken from memory.
+//! The one function that takes instructions from memory.
 
 use super::decode::decode;
 use super::inst::Inst;
 use crate::memory::code::FETCH_BYTES;
 
-/// Fetches and decodes the instruction at `pc`, an even address. `piece` reads the
-/// [`FETCH_BYTES`] aligned bytes among which an address is, all at once. It is
-/// asked for a second piece only where the instruction lies in two
-/// ([`memory::code`](crate::memory::code) says which).
+/// Fetches and decodes the instruction at `pc`, an even address. `piece` reads the [`FETCH_BYTES`]
+/// aligned bytes around an address, all at once. It is called a second time only if the instruction
+/// lies in two pieces; see [`memory::code`](crate::memory::code).
 pub fn fetch<E>(pc: u64, mut piece: impl FnMut(u64) -> Result<u64, E>) -> Result<Inst, E> {
     debug_assert!(pc.is_multiple_of(2), "{pc:#x}");
     let offset = pc % FETCH_BYTES;

@@ -1,5 +1,5 @@
-//! The oracle: fetches, decodes and executes one instruction and keeps
-//! nothing. Every other way to run guest code must agree with it.
+//! The oracle fetches, decodes and executes one instruction and retains nothing. Every other way to
+//! run guest code must agree with it.
 
 use super::exec::exec;
 use super::inst::Inst;

@@ -1,4 +1,4 @@
-//! The bundled guest, as a file that nobody has to find.
+//! The bundled guest as a file, so that users need not find one.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,7 +17,7 @@ const ELF: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../guest
 pub struct Bundle(OwnedFd);
 
 impl Bundle {
-    /// Puts it there.
+    /// Puts the guest there.
     ///
     /// # Errors
     ///

@@ -1,17 +1,16 @@
-//! The checked entry of a block: host code that compares the guest's bytes with
-//! those that the block was made from, then goes on to the plain entry, or
-//! leaves with [`ExitReason::CheckFailed`].
+//! The checked entry of a block: host code that compares the guest's bytes with the block's source.
+//! Then it continues at the plain entry, or leaves with [`ExitReason::CheckFailed`].
 //!
-//! It is assembled by hand, behind the block in the same allocation. A function
-//! of the compiler's would cost a third of a small block's compilation; these
-//! few instructions cost none, and the two entries cannot be apart.
+//! It is assembled by hand, after the block in the same allocation. A compiled function would cost
+//! a third of a small block's compilation. These few instructions cost almost no time, and the two
+//! entries cannot be apart.
 //!
 //! ```text
 //!   up to 16 bytes                      more
 //!   mov rax, guest bytes                mov rax, guest bytes
 //!   mov rcx, first piece                movdqa xmm0, [rax]
 //!   xor rcx, [rax]                      pcmpeqb xmm0, [snapshot]
-//!   mov rdx, mask                       por xmm0, [what is not the block's]
+//!   mov rdx, mask                       por xmm0, [bytes beside the block]
 //!   test rcx, rdx                       movdqa xmm1, [rax + 16]
 //!   jne failed                          pcmpeqb xmm1, [snapshot + 16]
 //!   mov rcx, second piece               pand xmm0, xmm1 ...
@@ -20,13 +19,12 @@
 //!   failed: mov eax, CheckFailed; ret
 //! ```
 //!
-//! Memory is read in aligned pieces, each by one load
-//! ([`memory::code`](crate::memory::code) says why). A mask leaves out what beside
-//! the block lies in its first and last piece. Aligned `movdqa` loads are atomic on
-//! every processor with AVX; others compare 8 bytes at a time. Whoever jumps to a
-//! block has put its address into `hart.pc`. A load that faults counts as the block's
-//! first instruction. rax, rcx, rdx, xmm0 and xmm1 are the block's to clobber; rdi
-//! and rsi hold its arguments.
+//! Memory is read in aligned pieces, each by one load; [`memory::code`](crate::memory::code) gives
+//! the reason. A mask leaves out the bytes beside the block in its first and last piece. Aligned
+//! `movdqa` loads are atomic on every processor with AVX; others compare 8 bytes at a time. Before
+//! a jump to a block, the block's address is in `hart.pc`. A load that faults counts as the block's
+//! first instruction. The check may clobber rax, rcx, rdx, xmm0 and xmm1; rdi and rsi hold the
+//! block's arguments.
 
 use std::ops::Range;
 
@@ -36,7 +34,7 @@ use crate::memory::code::pieces;
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("the checked entry is written for x86-64 hosts only: add it for this one here");
 
-/// Where a check may be placed, in bytes: its constants are vectors.
+/// Alignment of a check in bytes: its constants are vectors.
 pub(super) const CHECK_ALIGN_BYTES: usize = VECTOR_BYTES;
 const VECTOR_BYTES: usize = 16;
 const WORD_BYTES: usize = 8;
@@ -45,16 +43,15 @@ const WORD_BYTES: usize = 8;
 #[derive(Debug)]
 pub(super) struct Check {
     code: Vec<u8>,
-    /// What of it is instructions; constants follow.
+    /// The length of the instructions; constants follow.
     inst_bytes: usize,
-    /// Where the distance to the plain entry stands: the last four bytes of an
-    /// instruction.
+    /// The position of the distance to the plain entry: the last four bytes of an instruction.
     to_plain: usize,
 }
 
 impl Check {
-    /// Compares `source`, an instruction at least, with the bytes at `host`. The
-    /// host loads aligned vectors at once if `vectors` says so.
+    /// Compares `source`, at least one instruction, with the bytes at `host`. `vectors` tells
+    /// whether the host loads aligned vectors at once.
     pub(super) fn new(host: u64, source: &[u8], vectors: bool) -> Self {
         debug_assert!(source.len() >= 2, "{source:?}");
         let mut check = Self { code: Vec::with_capacity(64 + 3 * source.len()), inst_bytes: 0, to_plain: 0 };
@@ -66,7 +63,7 @@ impl Check {
         check
     }
 
-    /// Bytes that it needs.
+    /// Its size in bytes.
     pub(super) fn len_bytes(&self) -> usize {
         self.code.len()
     }
@@ -76,7 +73,7 @@ impl Check {
         at..at + self.inst_bytes
     }
 
-    /// The code, to be put `offset` bytes behind the plain entry.
+    /// The code, for a place `offset` bytes after the plain entry.
     pub(super) fn placed(mut self, offset: usize) -> Vec<u8> {
         let end = self.to_plain + 4;
         let distance = -((offset + end) as i32);
@@ -120,7 +117,7 @@ impl Check {
         }
         self.end();
         for from in to_failed {
-            // Behind the `je` that stands last.
+            // The code after the final `je`.
             self.set_distance(from, self.to_plain + 4);
         }
     }
@@ -130,14 +127,14 @@ impl Check {
         let mut constants = Vec::new();
         for piece in pieces::<VECTOR_BYTES>(host, source) {
             let first = piece.at == base;
-            // The register as the first operand, a displacement or a constant as the other.
+            // The register is the first operand, a displacement or a constant the other.
             let (displaced, constant) = if first { (0x80, 0x05) } else { (0x88, 0x0d) };
             // movdqa xmm, [rax + at]; pcmpeqb xmm, [rip + bytes]
             self.emit(&[0x66, 0x0f, 0x6f, displaced], &((piece.at - base) as i32).to_le_bytes());
             self.emit(&[0x66, 0x0f, 0x74, constant], &[0; 4]);
             constants.push((self.code.len(), piece.bytes));
             if !piece.is_whole() {
-                // por xmm, [rip + what is not the block's]
+                // por xmm, [rip + bytes beside the block]
                 self.emit(&[0x66, 0x0f, 0xeb, constant], &[0; 4]);
                 constants.push((self.code.len(), piece.mask.map(|own| !own)));
             }
@@ -157,7 +154,7 @@ impl Check {
         }
     }
 
-    /// Lets the four bytes before `from` lead to `to`.
+    /// Makes the four bytes before `from` lead to `to`.
     fn set_distance(&mut self, from: usize, to: usize) {
         self.code[from - 4..from].copy_from_slice(&((to - from) as i32).to_le_bytes());
     }

@@ -1,5 +1,5 @@
-//! Closing and replacing descriptors: the emulator's own few are out of reach, as
-//! if they were not open.
+//! Closing and replacing descriptors: the emulator's own few are out of reach, as if they were not
+//! open.
 
 use super::super::errno::{Errno, SysResult};
 use super::super::thread::Thread;

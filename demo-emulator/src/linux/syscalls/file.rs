@@ -1,5 +1,4 @@
-//! Files: opening, fcntl, ioctl, links; and the few files of `/proc`
-//! that must speak of the guest.
+//! Files: opening, fcntl, ioctl, links; and the few files of `/proc` that must describe the guest.
 
 use std::ffi::CString;
 use std::fmt::Write;
@@ -14,7 +13,7 @@ use super::super::user_memory::write_bytes;
 use super::super::vma::Kind;
 use super::{as_path, file_change, read_path};
 
-/// What a path below `/proc` of this very process names, "exe" for instance.
+/// The entry of this process below `/proc` that `path` names, "exe" for instance.
 fn own_proc_entry(path: &[u8]) -> Option<&[u8]> {
     let rest = path.strip_prefix(b"/proc/")?;
     let pid = std::process::id().to_string();
@@ -146,7 +145,7 @@ pub(super) fn control(thread: &mut Thread, [fd, command, argument, ..]: [u64; 6]
 const FICLONE: u64 = 0x4004_9409;
 const FICLONERANGE: u64 = 0x4020_940d;
 
-/// What an ioctl's argument is.
+/// The kind of an ioctl's argument.
 enum Device {
     Number,
     Pointer(u64),
@@ -186,7 +185,7 @@ fn device_argument(request: u64) -> Device {
         // SIOCGIFNAME to SIOCGIFINDEX: struct ifreq; SIOCGIFCONF holds a pointer.
         0x8912 => Unknown,
         0x8910..=0x8933 => Pointer(40),
-        // Numbers that carry the size of what they point to.
+        // Numbers that carry the size of their argument's target.
         _ if request >> 30 & 3 != 0 && request >> 16 & 0x3fff != 0 => Pointer(request >> 16 & 0x3fff),
         _ => Unknown,
     }

@@ -1,5 +1,5 @@
-//! Calls that change the bytes of a file by other means than write and its kin. The
-//! file may be mapped: see [`file_change`](super::super::file_change).
+//! Calls other than write and its kin that change the bytes of a file. The file may be mapped: see
+//! [`file_change`](super::super::file_change).
 
 use std::ffi::CStr;
 use std::ops::Range;
@@ -18,8 +18,8 @@ pub(super) fn of_all(thread: &Thread, fd: u64) -> Option<FileChange<'_>> {
     thread.process.file_change(&host_fs::stat_fd(fd as i32).ok()?, ALL)
 }
 
-/// Announces a new length. Behind the end of a file that grows, the rest of its last
-/// page may have been written to, and is made zero.
+/// Announces a new length. If a file grows, the rest of its old last page may have been written to,
+/// and is made zero.
 fn resized<'a>(thread: &'a Thread, stat: &libc::stat, len: u64) -> Option<FileChange<'a>> {
     thread.process.file_change(stat, len.min(stat.st_size as u64)..u64::MAX)
 }
@@ -39,7 +39,7 @@ pub(super) fn resize_path(thread: &mut Thread, [path, len, ..]: [u64; 6]) -> Sys
     thread.host_call(libc::SYS_truncate, [path.as_ptr() as u64, len, 0, 0, 0, 0])
 }
 
-/// fallocate, which may punch holes, write zeros, and move what is behind.
+/// fallocate, which may punch holes, write zeros, and move the bytes after them.
 pub(super) fn allocate(thread: &mut Thread, [fd, mode, offset, len, ..]: [u64; 6]) -> SysResult {
     let moves = (libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE) as u64;
     let _change = host_fs::stat_fd(fd as i32).ok().and_then(|stat| {
@@ -69,12 +69,12 @@ pub(super) fn copy(thread: &mut Thread, arguments: [u64; 6]) -> SysResult {
 fn between(thread: &Thread, number: i64, [from, from_at, to, to_at, len, flags]: [u64; 6]) -> SysResult {
     let (from_at, _from) = thread.out_pointer(from_at, 8)?;
     let (to_at, _to) = thread.out_pointer(to_at, 8)?;
-    // Not at what `to_at` points to: the guest may change that meanwhile.
+    // The whole file, not the offset behind `to_at`: the guest may change that meanwhile.
     let _change = of_all(thread, to);
     thread.host_call(number, [from, from_at, to, to_at, len, flags])
 }
 
-/// Makes an open that leaves nothing in the file.
+/// Makes an open that empties the file.
 pub(super) fn truncating_open(
     thread: &Thread,
     dir: i32,
@@ -86,7 +86,7 @@ pub(super) fn truncating_open(
     let before = host_fs::stat_path(dir, path, follow).ok();
     let _change = before.and_then(|stat| thread.process.file_change(&stat, ALL));
     let fd = open()?;
-    // The name may have been given to another file in between.
+    // Meanwhile the name may have been given to another file.
     let now = host_fs::stat_fd(fd as i32)
         .ok()
         .filter(|now| before.is_none_or(|before| (before.st_dev, before.st_ino) != (now.st_dev, now.st_ino)));

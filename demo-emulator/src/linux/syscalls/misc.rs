@@ -1,4 +1,4 @@
-//! What the guest is told about its machine.
+//! The guest's questions about its machine.
 
 use super::super::errno::{Errno, SysResult};
 use super::super::thread::Thread;
@@ -22,8 +22,8 @@ pub(super) fn uname(thread: &mut Thread, [buffer, ..]: [u64; 6]) -> SysResult {
     Ok(0)
 }
 
-/// personality: Linux's own, with addresses that are never randomized; asking
-/// (0xffffffff) changes nothing.
+/// personality: Linux's own, and addresses are never randomized; a query (0xffffffff) changes
+/// nothing.
 pub(super) fn personality(_thread: &mut Thread, [personality, ..]: [u64; 6]) -> SysResult {
     match personality as u32 {
         0 | NOT_RANDOMIZED | u32::MAX => Ok(NOT_RANDOMIZED.into()),

@@ -1,7 +1,7 @@
 //! The kernel interface: from `ecall` to `a0`.
 //!
-//! `table` lists the calls. Most are the host's own with the pointers
-//! translated; the others have code in a module by what they are about.
+//! `table` lists the calls. Most are the host's own with the pointers translated; the others have
+//! code in a module for their subject.
 
 mod descriptors;
 mod epoll;
@@ -35,11 +35,10 @@ use super::thread::Thread;
 use super::user_memory::{PATH_MAX, read_string, read_u32};
 use spec::{Arg, Handler, Spec};
 
-/// Makes the system call that the hart stands at; gives the status if it ends
-/// the thread.
+/// Makes the system call that the hart has reached; returns the status if it ends the thread.
 pub fn run(thread: &mut Thread) -> Option<i32> {
     if thread.has_signal() {
-        // It came first: the same `ecall` runs again behind its handler.
+        // The signal came first: the same `ecall` runs again after its handler.
         return None;
     }
     let number = thread.hart.x[17];
@@ -69,7 +68,7 @@ pub fn run(thread: &mut Thread) -> Option<i32> {
     None
 }
 
-/// Hands a call to the host with its pointers translated.
+/// Passes a call to the host with its pointers translated.
 fn pass_on(thread: &Thread, spec: &Spec, host: i64, arguments: &[u64; 6]) -> SysResult {
     let mut translated = *arguments;
     let mut paths: [Option<CString>; 6] = Default::default();
@@ -107,7 +106,7 @@ fn pass_on(thread: &Thread, spec: &Spec, host: i64, arguments: &[u64; 6]) -> Sys
     thread.host_call(host, translated)
 }
 
-/// The path that the guest has at `address`.
+/// The guest's path at `address`.
 fn read_path(thread: &Thread, address: u64) -> Result<Vec<u8>, Errno> {
     read_string(&thread.process.window, address, PATH_MAX)
 }

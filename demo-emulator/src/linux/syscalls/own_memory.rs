@@ -1,8 +1,8 @@
 //! Reads and writes of `/proc/self/mem`: the file's offsets are guest addresses.
 //!
-//! As on Linux a write goes to read-only memory too, and a transfer ends before the
-//! first address that is not mapped. The address space is locked over each piece:
-//! where nothing is mapped the host must not touch the window.
+//! As on Linux, a write changes read-only memory too, and a transfer ends before the first address
+//! that is not mapped. The address space is locked during each piece, because the host must not
+//! touch unmapped parts of the window.
 
 use codewarden::addr::HostAddr;
 
@@ -15,7 +15,7 @@ use super::super::thread::Thread;
 enum Direction {
     /// From the addresses in the file to the call's vector.
     Read,
-    /// The other way.
+    /// From the call's vector to the addresses in the file.
     Write,
 }
 
@@ -25,10 +25,10 @@ pub(super) fn read(thread: &Thread, fd: u64, vector: &[[u64; 2]], offset: Option
     transfer(thread, fd, vector, offset, Direction::Read)
 }
 
-/// Writes what is in `vector` there, if it is this process's own.
+/// Writes the bytes of `vector` there, if the memory is this process's own.
 pub(super) fn write(thread: &Thread, owner: Owner, fd: u64, vector: &[[u64; 2]], offset: Option<u64>) -> SysResult {
     if owner == Owner::Parent {
-        // As Linux does for memory that cannot be written.
+        // Linux's answer for memory that cannot be written.
         return Err(Errno(libc::EIO).into());
     }
     transfer(thread, fd, vector, offset, Direction::Write)

@@ -44,9 +44,9 @@ pub(super) fn execute_at(thread: &mut Thread, [dir, path, argv, envp, flags, _]:
     execute_path(thread, &name, argv, envp)
 }
 
-/// A guest program runs in a new emulator with the same options; a program of
-/// the host's own machine runs as it is; anything else is ENOEXEC, so that a
-/// shell reads a script without a first line itself.
+/// A guest program runs in a new emulator with the same options; a program of the host's own
+/// machine runs directly. All others give ENOEXEC, so that a shell reads a script without a first
+/// line itself.
 fn execute_path(thread: &Thread, name: &Path, argv: u64, envp: u64) -> SysResult {
     let process = &thread.process;
     let sysroot = process.options.sysroot.as_deref();
@@ -57,7 +57,7 @@ fn execute_path(thread: &Thread, name: &Path, argv: u64, envp: u64) -> SysResult
         argv.push(Vec::new());
     }
     let refused = |error: program::LoadError| Stop::Errno(error.errno());
-    // execve's access check is the kernel's; this one says who runs the file.
+    // The kernel makes execve's access check; this check finds the program that runs the file.
     Found::open(&path).map_err(refused)?;
     let (found, _) = program::resolve(&path, argv.clone(), sysroot).map_err(refused)?;
     let (program, argv) = if found.is_riscv() {
@@ -65,7 +65,7 @@ fn execute_path(thread: &Thread, name: &Path, argv: u64, envp: u64) -> SysResult
         command.extend(process.options.inherited.iter().cloned());
         command.extend([b"-0".to_vec(), argv[0].clone(), b"--".to_vec(), path.as_os_str().as_bytes().to_vec()]);
         command.extend(argv.into_iter().skip(1));
-        // Of the thread: the first one may have ended.
+        // The thread's own, because the first thread may have ended.
         (c"/proc/thread-self/exe".to_owned(), command)
     } else if found.is_elf() {
         (c_path(&path)?, argv)
@@ -88,8 +88,8 @@ fn c_strings(strings: Vec<Vec<u8>>) -> Result<(Vec<CString>, Vec<u64>), Errno> {
     Ok((strings, pointers))
 }
 
-/// Limits on the emulator's own memory would be limits on the window: the guest
-/// is told that they are set.
+/// Limits on the emulator's own memory would be limits on the window: the guest is told that they
+/// are set.
 fn is_pretended(resource: u64) -> bool {
     matches!(resource as u32, libc::RLIMIT_AS | libc::RLIMIT_DATA | libc::RLIMIT_STACK)
 }

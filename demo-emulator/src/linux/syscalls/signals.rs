@@ -52,7 +52,7 @@ pub(super) fn mask(thread: &mut Thread, [how, new, old, len, ..]: [u64; 6]) -> S
             libc::SIG_SETMASK => set,
             _ => return Err(Errno::EINVAL.into()),
         };
-        // With all of them kept out, none can arrive that the new mask blocks.
+        // While all signals are blocked, none can arrive that the new mask blocks.
         host_signals::set_mask(SigSet::MAX);
         if thread.has_signal() {
             return Err(Stop::Restart);
@@ -112,8 +112,8 @@ pub(super) fn return_from_handler(thread: &mut Thread, _arguments: [u64; 6]) -> 
     Err(Stop::Registers)
 }
 
-/// Whether the signal must be kept from the host: it is one of the emulator's
-/// own, sent by the thread to itself.
+/// Whether the signal must not reach the host: the thread sent itself one of the emulator's own
+/// signals.
 fn keep_own(thread: &mut Thread, tid: u64, signal: u64) -> bool {
     let number = signal as u32;
     let own = (1..=SIGNAL_MAX).contains(&number) && set_of(number) & NEVER_BLOCKED != 0;

@@ -1,5 +1,4 @@
-//! How a system call's arguments are to be read: for handing them to the host,
-//! and for printing them.
+//! The kinds of a system call's arguments: to pass them to the host, and to print them.
 
 use super::super::errno::SysResult;
 use super::super::thread::Thread;
@@ -19,21 +18,21 @@ pub(super) enum Arg {
     Path,
     /// A string that ends with NUL.
     Text,
-    /// The kernel reads that many bytes there.
+    /// The kernel reads that many bytes at the address.
     In(u32),
-    /// The kernel writes that many bytes there.
+    /// The kernel writes that many bytes at the address.
     Out(u32),
-    /// The kernel reads as many bytes there as another argument says.
+    /// The kernel reads as many bytes at the address as another argument says.
     InLen(u8),
-    /// The kernel writes up to as many bytes there as another argument says.
+    /// The kernel writes up to as many bytes at the address as another argument says.
     OutLen(u8),
-    /// As many as the 32-bit word says that another argument points to.
+    /// As `OutLen`, but the other argument points to the length, a 32-bit word.
     OutLenAt(u8),
-    /// A guest address that the call's own code deals with.
+    /// A guest address; the call's own code translates it.
     Address,
 }
 
-/// What makes a call.
+/// The code that makes a call.
 #[derive(Clone, Copy)]
 pub(super) enum Handler {
     /// The host's call of that number, with pointers translated.
@@ -49,7 +48,7 @@ pub(super) struct Spec {
     pub(super) number: u16,
     /// Its name.
     pub(super) name: &'static str,
-    /// Who makes it.
+    /// The code that makes it.
     pub(super) handler: Handler,
     /// Its arguments.
     pub(super) args: &'static [Arg],

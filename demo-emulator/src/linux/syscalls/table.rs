@@ -1,6 +1,5 @@
-//! The system calls of riscv64 Linux that the guest has, by number. The others
-//! answer ENOSYS, and programs that know better fall back: clone3, rseq,
-//! openat2, io_uring and aio among them.
+//! The guest's system calls of riscv64 Linux, by number. All others answer ENOSYS, and programs
+//! fall back: clone3, rseq, openat2, io_uring and aio among them.
 
 use super::spec::Arg::{
     Address as A, Dir as D, Hex as X, In, InLen, Int as I, Octal as O, Out, OutLen, OutLenAt, Path as P, Text as T,

@@ -1,18 +1,17 @@
-//! clone, futex and what a thread leaves behind.
+//! clone, futex and the list of mutexes that a dying thread holds.
 
 use super::super::errno::{Errno, SysResult};
 use super::super::thread::{CloneRequest, Thread};
 use super::super::user_memory::write_u64;
 
-/// clone: with CLONE_VM and CLONE_THREAD a thread, otherwise a process with a
-/// copy of the memory (vfork and posix_spawn, too). RISC-V takes the thread
-/// pointer before the child's id.
+/// clone: with CLONE_VM and CLONE_THREAD a thread, otherwise a process with a copy of the memory
+/// (vfork and posix_spawn, too). RISC-V takes the thread pointer before the child's id.
 pub(super) fn clone(thread: &mut Thread, [flags, stack, parent_tid, tls, child_tid, _]: [u64; 6]) -> SysResult {
     let request = CloneRequest { flags, stack, parent_tid, tls, child_tid };
     let has = |flag: i32| flags & flag as u64 != 0;
     let as_thread = libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_FS | libc::CLONE_FILES;
     if has(libc::CLONE_THREAD) {
-        // A thread that shares less than a POSIX thread cannot be had on a host thread.
+        // A host thread cannot share less than a POSIX thread does.
         if flags as i32 & as_thread != as_thread {
             return Err(Errno::EINVAL.into());
         }
@@ -58,7 +57,7 @@ pub(super) fn futex(thread: &mut Thread, [address, operation, value, timeout, se
     const TIMESPEC_BYTES: u64 = 16;
     let is_shared = operation as i32 & libc::FUTEX_PRIVATE_FLAG == 0;
     let command = operation as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
-    // The kernel looks for the page of a shared futex as if to write to it, whatever the command.
+    // The kernel looks up the page of a shared futex as for a write, for every command.
     let word = |address, is_written| {
         if is_shared || is_written { thread.out_pointer(address, 4) } else { Ok((thread.pointer(address, 4)?, None)) }
     };

@@ -11,7 +11,7 @@ pub(super) fn clock_gettime(thread: &mut Thread, [clock, result, ..]: [u64; 6]) 
     let known = match clock as i32 {
         libc::CLOCK_REALTIME => ClockId::Realtime,
         libc::CLOCK_MONOTONIC => ClockId::Monotonic,
-        // The others are the kernel's to answer, CPU clocks of other processes too.
+        // The kernel answers the others, CPU clocks of other processes too.
         _ => {
             let mut time = [0u64; 2];
             let answer = thread.host_call(libc::SYS_clock_gettime, [clock, time.as_mut_ptr() as u64, 0, 0, 0, 0])?;

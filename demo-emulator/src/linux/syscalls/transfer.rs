@@ -1,8 +1,8 @@
-//! read, write and their kin: bytes between a descriptor and guest memory, in one
-//! piece or in a vector, at the file's position or at one of the call's.
+//! read, write and their kin move bytes between a descriptor and guest memory, in one piece or in a
+//! vector, at the file's position or at one that the call gives.
 //!
-//! What is read changes guest memory, what is written may change the bytes of a file
-//! that is mapped, and `/proc/self/mem` is guest memory itself.
+//! A read changes guest memory. A write may change a mapped file. `/proc/self/mem` is guest memory
+//! itself.
 
 use super::super::errno::{Errno, SysResult};
 use super::super::host_fs;
@@ -26,7 +26,7 @@ pub(super) fn vector(thread: &Thread, address: u64, count: u64) -> Result<Vec<[u
         .chunks_exact(16)
         .map(|entry| {
             let (base, len) = (word_at(entry, 0), word_at(entry, 8));
-            // The kernel looks at no pointer of an empty entry.
+            // The kernel ignores the pointer of an empty entry.
             let host = if len == 0 { 0 } else { host_pointer(window, base, len)? };
             Ok([host, len])
         })
@@ -38,7 +38,7 @@ pub(super) fn announce<'a>(thread: &'a Thread, vector: &[[u64; 2]]) -> Vec<Kerne
     vector.iter().filter(|[_, len]| *len != 0).map(|[host, len]| thread.process.kernel_write(*host, *len)).collect()
 }
 
-/// As a vector of one piece.
+/// A vector of one piece.
 fn one_piece(thread: &Thread, address: u64, len: u64) -> Result<[[u64; 2]; 1], Errno> {
     Ok([[thread.pointer(address, len)?, len]])
 }
@@ -132,8 +132,8 @@ fn has_flags(thread: &Thread) -> bool {
     thread.hart.x[17] >= 286
 }
 
-/// Where such a call works; `None` for the file's position, which the ones with
-/// flags take an offset of -1 for.
+/// The call's offset in the file; `None` for the file's position, for which the calls with flags
+/// take an offset of -1.
 fn position(thread: &Thread, offset: u64) -> Option<u64> {
     Some(offset).filter(|offset| !has_flags(thread) || *offset != u64::MAX)
 }
@@ -142,9 +142,9 @@ fn len_bytes(vector: &[[u64; 2]]) -> u64 {
     vector.iter().fold(0, |sum, [_, len]| sum.saturating_add(*len))
 }
 
-/// Announces that `len` bytes are written to the file, at an offset of the call's if
-/// it has one. Another thread may move the file's own position meanwhile, so all of
-/// the file counts there.
+/// Announces that `len` bytes are written to the file, at the call's offset if it has one.
+/// Otherwise the whole file counts, since another thread may move the file's own position
+/// meanwhile.
 fn written(thread: &Thread, fd: u64, offset: Option<u64>, len: u64) -> Option<FileChange<'_>> {
     let stat = host_fs::stat_fd(fd as i32).ok()?;
     let bytes = match offset {

@@ -10,8 +10,8 @@ use super::super::thread::Thread;
 use super::super::user_memory::read_array;
 use super::super::user_memory::{read_u64, write_bytes};
 
-/// Makes a call that waits with the mask at the guest's address `mask` (0: none)
-/// in place; it gets the address of the host's copy.
+/// Makes a call that waits under the mask at the guest's address `mask` (0: none); `call` gets the
+/// address of the host's copy.
 pub(super) fn with_mask(thread: &mut Thread, mask: u64, call: impl FnOnce(&Thread, u64) -> SysResult) -> SysResult {
     if mask == 0 {
         return call(thread, 0);
@@ -26,8 +26,7 @@ pub(super) fn with_mask(thread: &mut Thread, mask: u64, call: impl FnOnce(&Threa
     result
 }
 
-/// A timeout that the kernel updates, in a copy of its own: the guest's may be
-/// read-only.
+/// A timeout that the kernel updates, in a copy of its own: the guest's may be read-only.
 struct Timeout {
     guest: u64,
     host: [u8; 16],
@@ -45,7 +44,7 @@ impl Timeout {
 
     fn write_back(&self, thread: &Thread) {
         if self.guest != 0 {
-            // Linux, too, leaves a timeout that cannot be written.
+            // Linux, too, ignores a timeout that cannot be written.
             let _ = write_bytes(&thread.process.window, self.guest, &self.host);
         }
     }

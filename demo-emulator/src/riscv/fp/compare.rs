@@ -1,4 +1,4 @@
-//! Comparison, minimum and maximum, and classification: what never rounds.
+//! Comparison, minimum and maximum, and classification: the operations that never round.
 
 use super::format::{Class, Format, NV, Rounded};
 
@@ -16,8 +16,8 @@ fn order(format: Format, bits: u64) -> i64 {
     if bits & format.sign() == 0 { magnitude } else { -1 - magnitude }
 }
 
-/// Whether the relation holds: never with a NaN, which is invalid if it
-/// signals, and even if quiet for the relations of order.
+/// Whether the relation holds. With a NaN it never does; a signaling NaN is invalid, and for the
+/// relations of order a quiet one too.
 pub(super) fn holds(format: Format, relation: Relation, a: u64, b: u64) -> Rounded {
     if format.is_nan(a) || format.is_nan(b) {
         let signaling = format.is_signaling(a) || format.is_signaling(b);

@@ -65,7 +65,7 @@ pub const SINGLE: Format = Format { fraction_bits: 23, exponent_bits: 8 };
 /// Binary64.
 pub const DOUBLE: Format = Format { fraction_bits: 52, exponent_bits: 11 };
 
-/// What kind of number the bits are.
+/// The kind of number in the bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Class {
     Zero,
@@ -76,8 +76,8 @@ pub(super) enum Class {
     SignalingNan,
 }
 
-/// A number taken apart. Of a finite number that is not zero the value is
-/// `significand * 2^(exponent - 63)`, with the leading one in bit 63.
+/// A number taken apart. If it is finite and not zero, its value is `significand * 2^(exponent -
+/// 63)`, with the leading one in bit 63.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Number {
     pub(super) class: Class,

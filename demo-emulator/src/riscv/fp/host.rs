@@ -1,18 +1,16 @@
-//! Arithmetic by the host's SSE and FMA instructions, several times faster
-//! than in integers.
+//! Arithmetic by the host's SSE and FMA instructions, several times faster than in integers.
 //!
-//! Each operation is one block of assembly that puts the rounding mode into
-//! MXCSR and clears its flags, operates, reads the flags and puts MXCSR back:
-//! no compiler can move, fold or drop anything in between. x86 detects
-//! tininess after rounding, as RISC-V does, and with exceptions masked raises
-//! underflow only for inexact results. What differs is put right here: the NaN
-//! that comes out, and invalid for infinity times zero plus a quiet NaN. There
-//! is no mode that rounds ties away from zero; `None` says so.
+//! Each operation is one block of assembly: it puts the rounding mode into MXCSR and clears its
+//! flags, operates, reads the flags and restores MXCSR. So no compiler can move, fold or drop a
+//! step. x86 detects tininess after rounding, as RISC-V does, and with exceptions masked raises
+//! underflow only for inexact results. Two differences are corrected here: the bits of a NaN
+//! result, and the invalid flag for infinity times zero plus a quiet NaN. No host mode rounds ties
+//! away from zero; the functions then return `None`.
 //!
 //! # Safety
 //!
-//! The blocks write MXCSR and two words on the stack, and leave MXCSR as it
-//! was. The fused ones need the FMA extension, which is asked for first.
+//! The blocks write MXCSR and two words on the stack, and restore MXCSR. The fused ones need the
+//! FMA extension, which is checked first.
 #![allow(unsafe_code)]
 
 use std::arch::asm;
@@ -23,7 +21,7 @@ use super::soft;
 /// All exceptions masked, no flag set, no flushing to zero.
 const MXCSR_DEFAULT: u32 = 0x1f80;
 
-/// The MXCSR to compute under.
+/// The MXCSR of the computation.
 fn control(rounding: Rounding) -> Option<u32> {
     let mode = match rounding {
         Rounding::Rne => 0,
@@ -46,11 +44,11 @@ fn rounded(format: Format, bits: u64, mxcsr: u32) -> Rounded {
 /// `{a}`.
 macro_rules! compute {
     ($instruction:literal, $control:expr, $a:expr, $b:expr, $c:expr) => {{
-        // The word to put back, the word to compute under and then its flags.
+        // The word to restore, and the word of the computation, which then holds the flags.
         let mut mxcsr = [0_u32, $control];
         let mut value = f64::from_bits($a);
-        // SAFETY: touches the registers named, two words and MXCSR, which it
-        // restores; the caller has seen to the extension.
+        // SAFETY: touches the registers named, two words and MXCSR, which it restores; the caller
+        // has checked the extension.
         unsafe {
             asm!(
                 "stmxcsr dword ptr [{mxcsr}]",

@@ -1,8 +1,7 @@
 //! The operations of the F and D extensions, bit for bit, flags included.
 //!
-//! Singles live NaN-boxed in the registers: one whose upper half is not all
-//! ones reads as the canonical NaN. Results that are NaN are the canonical one
-//! unless the operation only moves bits.
+//! Singles are NaN-boxed in the registers: a single reads as the canonical NaN if its upper half is
+//! not all ones. NaN results are the canonical one, unless the operation only moves bits.
 
 pub mod format;
 pub mod host;
@@ -19,7 +18,7 @@ use crate::hart::Hart;
 
 const BOX: u64 = 0xffff_ffff_0000_0000;
 
-/// A single as a register holds it.
+/// A single in a register's format.
 #[inline]
 pub fn boxed(bits: u32) -> u64 {
     BOX | u64::from(bits)
@@ -42,9 +41,9 @@ fn write(hart: &mut Hart, format: Format, register: u8, bits: u64) {
     hart.f[usize::from(register & 31)] = if format == DOUBLE { bits } else { BOX | bits };
 }
 
-/// Executes an operation on floating-point registers, all but the loads and
-/// stores. It changes `f[rd]` or `x[rd]` and `fflags`, never `pc`. `false`: no
-/// such rounding mode, and nothing has changed. Compiled code may call it too.
+/// Executes an operation on floating-point registers, all but the loads and stores. It changes
+/// `f[rd]` or `x[rd]` and `fflags`, never `pc`. `false`: the rounding mode is invalid, and nothing
+/// has changed. Compiled code may call it too.
 pub extern "C" fn exec(inst: &Inst, hart: &mut Hart) -> bool {
     let Some(rounding) = Rounding::resolve(inst.rm, hart.frm) else {
         return false;
@@ -115,7 +114,7 @@ pub extern "C" fn exec(inst: &Inst, hart: &mut Hart) -> bool {
         Fclass_s => set_x(hart, inst.rd, compare::classify(SINGLE, read(hart, SINGLE, inst.rs1))),
         Fclass_d => set_x(hart, inst.rd, compare::classify(DOUBLE, read(hart, DOUBLE, inst.rs1))),
 
-        // Moves look at no boxing.
+        // Moves ignore the boxing.
         Fmv_x_w => set_x(hart, inst.rd, hart.f[usize::from(inst.rs1 & 31)] as i32 as u64),
         Fmv_x_d => set_x(hart, inst.rd, hart.f[usize::from(inst.rs1 & 31)]),
         Fmv_w_x => write(hart, SINGLE, inst.rd, hart.x[usize::from(inst.rs1 & 31)] & !BOX),
@@ -125,7 +124,7 @@ pub extern "C" fn exec(inst: &Inst, hart: &mut Hart) -> bool {
     true
 }
 
-/// Each is the host's where the host can do it.
+/// By the host's arithmetic if the host has the operation, else in integers.
 macro_rules! host_or_soft {
     ($($name:ident($($operand:ident),*);)*) => {$(
         #[inline]

@@ -1,14 +1,14 @@
-//! Where choices come from, and operands at which operations change their behaviour.
+//! A source of choices, and operands that change an operation's behaviour.
 
 use crate::riscv::fp;
 
-/// A source of choices. Of a seed: the same seed gives the same numbers everywhere
-/// (SplitMix64). Of bytes: they are the first choices, so that whoever changes a byte
-/// changes one of them; what is chosen behind them follows from all of them.
+/// A source of choices. The same seed gives the same numbers everywhere (SplitMix64). If it is made
+/// from bytes, they are the first choices, so changing one byte changes one of them; later choices
+/// depend on all bytes.
 #[derive(Clone, Debug)]
 pub struct Random {
     given: Vec<u8>,
-    /// How many of them were used.
+    /// How many bytes were used.
     used: usize,
     state: u64,
 }
@@ -37,7 +37,7 @@ impl Random {
         self.given(bits.div_ceil(8) as usize).unwrap_or_else(|| self.mixed()) % bound
     }
 
-    /// A number of so many of the given bytes.
+    /// A number from the next `len_bytes` of the given bytes.
     fn given(&mut self, len_bytes: usize) -> Option<u64> {
         let end = self.used + len_bytes;
         let bytes = self.given.get(self.used..end).filter(|bytes| !bytes.is_empty())?;
@@ -54,7 +54,7 @@ impl Random {
         z ^ z >> 31
     }
 
-    /// Whether one of `n` equal chances came about.
+    /// True once in `n` on average.
     pub fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
@@ -77,8 +77,8 @@ impl Random {
         }
     }
 
-    /// A floating-point operand of a format with the given widths: often one
-    /// at which operations change their behaviour.
+    /// A floating-point operand of a format with the given widths: often one that changes an
+    /// operation's behaviour.
     fn float(&mut self, exponent_bits: u32, fraction_bits: u32) -> u64 {
         let greatest = (1 << exponent_bits) - 1;
         let bias = greatest >> 1;

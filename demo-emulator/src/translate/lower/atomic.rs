@@ -1,5 +1,5 @@
-//! LR, SC, the atomic memory operations and FENCE: as `riscv::atomic` does
-//! them, an SC being a compare-and-exchange with what its LR loaded.
+//! LR, SC, the atomic memory operations and FENCE, as `riscv::atomic` executes them: an SC is a
+//! compare-and-exchange with the value that its LR loaded.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{AtomicRmwOp, BlockArg, InstBuilder, Type, Value, types};
@@ -32,13 +32,13 @@ impl Emitter<'_> {
         self.set_x(inst.rd, value);
     }
 
-    /// An SC; its guest address.
+    /// An SC; returns its guest address.
     pub(super) fn store_conditional(&mut self, index: u32, inst: &Inst) -> Value {
         let width = width(inst.op);
         let (addr, new) = (self.x(inst.rs1), self.operand(inst, width));
         let (attempt, done) = (self.builder.create_block(), self.builder.create_block());
         let failed = self.builder.append_block_param(done, types::I64);
-        // A misaligned SC traps whether there is a reservation or not.
+        // A misaligned SC traps with or without a reservation.
         self.may_fault(index, |this| this.refuse_misaligned(addr, width));
         let reserved = self.builder.ins().load(types::I8, HOST, self.hart, field::RESERVED);
         let reserved_addr = self.builder.ins().load(types::I64, HOST, self.hart, field::RESERVATION_ADDR);
@@ -64,7 +64,7 @@ impl Emitter<'_> {
         addr
     }
 
-    /// An AMO; its guest address.
+    /// An AMO; returns its guest address.
     pub(super) fn atomic(&mut self, index: u32, inst: &Inst) -> Value {
         use Op::*;
         let op = match inst.op {
@@ -89,8 +89,7 @@ impl Emitter<'_> {
         addr
     }
 
-    /// A fence that the host needs: x86-64 keeps every order but that of a
-    /// store and a later load.
+    /// A fence, if the host needs one: x86-64 keeps every order except a store before a later load.
     pub(super) fn fence(&mut self, inst: &Inst) {
         let store_load = inst.imm & PREDECESSOR_WRITES != 0 && inst.imm & SUCCESSOR_READS != 0;
         if store_load || cfg!(not(target_arch = "x86_64")) {

@@ -31,8 +31,8 @@ fn a_fault_leaves_the_hart_as_it_was_before_the_instruction() {
         (Inst { op: Op::Sc_w, rd: 10, rs1: 5, rs2: 10, ..NOP }, DATA + 1),
     ];
     for (inst, addr) in cases {
-        // Registers that change before and behind it; the result of the first
-        // load is used once, overwritten, and never stored.
+        // Registers that change before and after it; the result of the first load is used once,
+        // overwritten, and never stored.
         let insts =
             [load(Op::Ld, 7, 6, 0), addi(7, 7, 1), addi(10, 0, 77), inst, addi(7, 7, 1), addi(5, 0, 1), jal(1, 0x100)];
         let block = bench.compile(&insts);
@@ -69,7 +69,7 @@ fn a_store_that_kills_its_block_is_its_last_instruction() {
         assert_eq!(bench.data()[64], 1, "the store has retired");
         let result = if inst.op == Op::Sb || inst.op == Op::Fsw { 9 } else { 0 };
         assert_eq!(hart.x[10], result, "{inst:?}");
-        // With another block's bytes it goes on.
+        // A store to another block's bytes does not leave.
         (hart.x[5], hart.x[6], hart.pc) = (DATA + 512, DATA + 512, CODE);
         bench.set_data(&[0; 128]);
         assert_eq!(bench.enter(&mut hart, block.entry()), ExitReason::Unlinked, "{inst:?}");
@@ -135,7 +135,7 @@ fn a_loop_of_linked_blocks_leaves_when_asked() {
             // SAFETY: the hart lives until this thread is joined.
             unsafe { &*(asked as *const AtomicU8) }.store(1, Ordering::Release);
             if left.recv_timeout(Duration::from_secs(5)).is_err() {
-                // It does not look: let the test end.
+                // The loop ignores the request: let the test end.
                 cell.store(entry_stubs().dead, Ordering::Release);
             }
         });
@@ -205,8 +205,8 @@ fn a_dead_division_by_zero_raises_its_flag() {
     }
 }
 
-/// The least normal number can be the rounding of a tiny one: rounded with an
-/// unbounded exponent, the exact product stays below it.
+/// A tiny product can round to the least normal number: rounded with an unbounded exponent, the
+/// exact product stays below it.
 #[test]
 fn an_underflow_to_the_least_normal_number_raises_its_flag() {
     let mut bench = Bench::new(1 << 20);
@@ -226,7 +226,7 @@ fn an_underflow_to_the_least_normal_number_raises_its_flag() {
 #[test]
 fn a_freed_blocks_fault_table_is_gone() {
     let mut bench = Bench::new(64 << 10);
-    // Small blocks side by side, then a large one over where they were.
+    // Small blocks side by side, then a large one in their place.
     let fault = load(Op::Ld, 10, 0, 0);
     let small: Vec<_> = (0..16).map(|_| bench.compile(&[fault, jal(0, 8)])).collect();
     let (first, last) = (small[0].entry(), small[15].entry());

@@ -1,10 +1,10 @@
-//! Compiled blocks on this host, against the oracle's `exec` and against what
-//! the module's head promises.
+//! Compiled blocks on this host, against the oracle's `exec` and against the promises of the
+//! module's head.
 //!
 //! # Safety
 //!
-//! Every `enter` here runs a block, or a stub, that the test keeps; guest memory
-//! is read and written through the window's pointer where the test mapped it.
+//! Every `enter` here runs a block, or a stub, that the test keeps alive. Guest memory is read and
+//! written through the window's pointer only at pages that the test mapped.
 #![allow(unsafe_code)]
 
 mod blocks;
@@ -25,12 +25,12 @@ use crate::memory::Window;
 use crate::memory::window::PAGE_LEN_BYTES;
 use crate::riscv::inst::{Inst, Op};
 
-/// First of the guest's pages that can be read and written.
+/// First of the guest's readable and writable pages.
 const DATA: u64 = 0x10000;
 const DATA_PAGES: u64 = 2;
-/// A page that can only be read; those on both sides of it are not mapped.
+/// A read-only page; its neighbours are not mapped.
 const READ_ONLY: u64 = 0x14000;
-/// Where the tests' code is said to lie; nothing is mapped there.
+/// The address of the tests' code; nothing is mapped there.
 const CODE: u64 = 0x4000;
 
 const NOP: Inst = Inst { op: Op::Addi, rd: 0, rs1: 0, rs2: 0, rs3: 0, rm: 0, len: 4, imm: 0 };
@@ -55,7 +55,7 @@ impl Bench {
         Self { window, space, translator, front: vec![EMPTY; FRONT_ENTRIES].into() }
     }
 
-    /// A hart at the start of the code, its front this bench's.
+    /// A hart at the start of the code, with this bench's front.
     fn hart(&mut self) -> Hart {
         let mut hart = Hart::new(CODE);
         hart.front = self.front.as_mut_ptr() as u64;
@@ -93,7 +93,7 @@ fn map(window: &Window, addr: u64, pages: u64, protection: i32) {
     assert_eq!(mapped, host);
 }
 
-/// A test's word as the cell that it stands for.
+/// A test's word as a cell.
 fn as_cell(word: &AtomicUsize) -> *const EntryCell {
     ptr::from_ref(word).cast()
 }
