@@ -146,7 +146,7 @@ fn check_mask() -> Result<(), Failure> {
     mistake.map_or(Ok(()), |mistake| Err((FAILURE_STATUS, mistake)))
 }
 
-/// Prefixes an error with the thing that cannot be done: `what`.
+/// Prefixes an error with a description of the failed action.
 fn failed<E: Display>(what: &str) -> impl Fn(E) -> Failure {
     move |error| (FAILURE_STATUS, format!("{what} ({error})"))
 }
@@ -187,7 +187,7 @@ fn machine(
 }
 
 fn symbols_of(program: &Path) -> Symbols {
-    // A file that cannot be read is an error of its own, soon.
+    // A file that cannot be read soon fails with its own error.
     std::fs::read(program).map(|elf| Symbols::of_elf(&elf)).unwrap_or_default()
 }
 

@@ -94,7 +94,7 @@ fn user() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-/// The settings that decide who may open a userfaultfd, and the kernels that the baseline covers.
+/// The settings that limit userfaultfd's users and the baseline's mappings.
 const SETTINGS: [(&str, &str); 2] = [
     ("vm.unprivileged_userfaultfd", "/proc/sys/vm/unprivileged_userfaultfd"),
     ("vm.max_map_count", "/proc/sys/vm/max_map_count"),

@@ -1,4 +1,4 @@
-//! The generator of random programs keeps what it promises.
+//! The generator of random programs keeps its promises.
 
 use std::collections::HashSet;
 

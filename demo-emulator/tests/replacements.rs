@@ -43,7 +43,7 @@ fn new_space() -> (Window, AddressSpace) {
     (window, AddressSpace::new(window, Arc::new(NoTracking), 1 << 20))
 }
 
-/// A file whose pages all begin with `number`.
+/// A file with pages that all begin with `number`.
 fn file(number: u64) -> File {
     let file = File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
     file.set_len(PAGES * PAGE).unwrap();

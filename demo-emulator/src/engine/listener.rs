@@ -66,7 +66,7 @@ pub enum Event<'a> {
     SystemCall,
 }
 
-/// Hears of what the engine does, on any hart's thread.
+/// Receives the engine's events, on any hart's thread.
 pub trait Listener: Send + Sync {
     /// Receives an event.
     fn hear(&self, event: &Event<'_>);
@@ -95,7 +95,7 @@ pub(super) struct Recorder {
     taken: AtomicU64,
     /// Whether some of them may be pending.
     has_pending: AtomicBool,
-    /// Those of them whose store is not known yet.
+    /// Writes among them without a known store.
     pending: Mutex<Vec<RecentWrite>>,
 }
 

@@ -52,7 +52,7 @@ use listener::{Recorder, Settle};
 use observer::Tracking;
 use tier0::DecodedBlock;
 
-/// What a block of the cache owns.
+/// The payload of a cached block.
 #[derive(Debug)]
 pub enum Payload {
     /// Tier 0's; boxed, since the block's entry is its address.
@@ -220,7 +220,7 @@ impl Engine {
         self.tier
     }
 
-    /// What the engine counted.
+    /// The engine's counts.
     pub fn stats(&self) -> EngineStats {
         self.counters.snapshot()
     }

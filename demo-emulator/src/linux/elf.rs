@@ -41,7 +41,7 @@ pub enum ElfError {
     Rve,
     /// Neither a program nor a position-independent one: its type.
     NotAProgram(u16),
-    /// It ends within what its headers promise.
+    /// The file is shorter than its headers promise.
     Truncated(&'static str),
     /// A header's field has no possible meaning.
     Malformed(&'static str),

@@ -11,7 +11,7 @@ use crate::riscv::trap::Trap;
 use super::errno::Errno;
 use super::observer::{MemoryObserver, NoTracking};
 
-/// Why an executor came back.
+/// The reason why an executor returned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
     /// The instruction at `pc` needs Linux; the registers are those before the instruction.

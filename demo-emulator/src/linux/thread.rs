@@ -61,7 +61,7 @@ pub struct Thread {
     pub clear_child_tid: u64,
     /// Head of its robust list; 0 for none.
     pub robust_list: u64,
-    /// The last fault whose instruction was run again.
+    /// The last fault that made its instruction run again.
     run_again: Option<Refused>,
 }
 

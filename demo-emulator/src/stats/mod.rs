@@ -3,7 +3,7 @@
 //!
 //! | name | meaning |
 //! |---|---|
-//! | `pid` | the process: a fork's child writes a line of its own, whose counts go on from the parent's and whose pages begin anew |
+//! | `pid` | the process: a fork's child writes its own line; its counts continue the parent's, and its pages begin anew |
 //! | `tier`, `mode`, `why` | how guest code ran, the mode that writes were learned of by, and the reason for it; `mode` is null for the oracle |
 //! | `vmas` | mappings of the process, as the kernel counts them |
 //! | `run_time_us` | microseconds from the guest's first instruction to its end |

@@ -35,7 +35,7 @@ pub struct PageWriters {
     pub other_writes: u64,
 }
 
-/// What is known of each page.
+/// The counts of each page.
 #[derive(Debug, Default)]
 struct Pages {
     /// The process of these writes: in a fork's child the library begins its pages anew.

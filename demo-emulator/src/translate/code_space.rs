@@ -29,7 +29,7 @@ use crate::memory::{Window, host_fault};
 /// Blocks start at a cache line: the fault index tells them apart by it.
 const CODE_ALIGN_BYTES: usize = 64;
 
-/// The compiled code of a process and what it needs around it.
+/// The compiled code of a process, and the parts around it.
 #[derive(Debug)]
 pub struct CodeSpace {
     pub(super) isa: OwnedIsa,
@@ -98,7 +98,7 @@ impl CodeSpace {
         self.faults.guest_pc(host_pc)
     }
 
-    /// Runs compiled code until it comes back.
+    /// Runs compiled code until it returns.
     ///
     /// # Safety
     ///

@@ -32,7 +32,7 @@ const TARGET: u8 = 31;
 /// A program and its parts.
 #[derive(Clone, Debug, Default)]
 pub struct Program {
-    /// The code. It runs from its first byte to behind its last one.
+    /// The code. It runs from its first byte to its end.
     pub code: Vec<u8>,
     /// Its instructions in order, with their own lengths.
     pub insts: Vec<Inst>,

@@ -1,9 +1,8 @@
 //! Random programs that write themselves.
 //!
-//! A stream is a list of pieces: instructions of ordinary random programs, loops, jumps back and
-//! into the middle of an instruction, data among the code, and stores to the code, some of them
-//! followed by a FENCE.I. A stream may trap or run for ever, since a store can make anything of the
-//! code.
+//! A stream is a list of pieces: ordinary random instructions, loops, data among the code, jumps
+//! back and into the middle of an instruction, and stores to the code. A FENCE.I follows some of
+//! the stores. A stream may trap or run for ever, since a store can make anything of the code.
 //!
 //! Each piece comes from [`PIECE_BYTES`] of choices of its own. So choices keep their meaning when
 //! a fuzzer cuts them and joins them elsewhere.
@@ -150,7 +149,7 @@ impl Piece {
     }
 }
 
-/// A loop whose end is still to come.
+/// A loop that is not closed yet.
 struct Open {
     counter: u8,
     first: usize,

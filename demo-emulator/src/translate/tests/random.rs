@@ -15,7 +15,7 @@ const BLOCKS: u32 = if cfg!(debug_assertions) { 4_000 } else { 100_000 };
 const REGISTERS: [u8; 8] = [0, 1, 5, 6, 10, 11, 12, 13];
 const POINTERS: usize = 4;
 
-/// Makes blocks whose instructions may also fault.
+/// Makes blocks; their instructions may also fault.
 struct Blocks {
     random: Random,
     /// Operations that may stand anywhere, and those that end a block.
