@@ -5,8 +5,7 @@
 //! cargo run --release --example stress -- --seconds 10
 //! ```
 //!
-//! Prints a table; exits 1 where a mode ran stale or freed code, or where the
-//! control did not.
+//! Prints a table. Exits with 1 if a mode ran stale or freed code, or if the control did not.
 
 #[path = "../tests/stress/load.rs"]
 mod load;

@@ -1,7 +1,7 @@
-//! Programs that write code, under a policy and under the plain baseline; and
-//! `sync` beside the bare ioctl. Not criterion's: a run is a whole program, and
-//! what counts is the difference of two. `-- TEXT` takes the rows alone whose
-//! name has the text; with `--test` all is small and runs once.
+//! Programs that write code, under a policy and under the plain baseline; and `sync`
+//! beside the bare ioctl. This bench does not use criterion: a run is a whole program,
+//! and the result is the difference of two runs. `-- TEXT` selects the rows with TEXT in
+//! their name. With `--test` all is small and runs once.
 
 use codewarden_bench::{policy, side};
 
@@ -11,7 +11,7 @@ struct Options {
 }
 
 impl Options {
-    /// What the arguments say; `None` where they ask for other benches.
+    /// Reads the arguments; `None` if they ask for other benches.
     fn parse(arguments: impl Iterator<Item = String>) -> Option<Self> {
         let mut options = Self { is_check: false, text: String::new() };
         for argument in arguments.filter(|argument| argument != "--bench") {

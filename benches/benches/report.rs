@@ -1,6 +1,6 @@
-//! All rows with all sides by turns, as markdown on stdout, and with pictures
-//! in a directory: `cargo bench -p codewarden-bench --bench report`, with
-//! `-- --rounds N --out DIR` where wanted. With `--test` everything runs once.
+//! All rows with all sides by turns, as markdown on stdout, and with pictures in a
+//! directory: `cargo bench -p codewarden-bench --bench report`, optionally with
+//! `-- --rounds N --out DIR`. With `--test` everything runs once.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,10 +20,10 @@ const COMMAND: &str = "cargo bench -p codewarden-bench --bench report";
 struct Options {
     rounds: usize,
     guest_rounds: usize,
-    /// What the guests' numbers of operations are divided by.
+    /// The guests' numbers of operations are divided by this.
     guest_share: u32,
     scattered_pages: usize,
-    /// Nothing is measured: all that has no number above is small.
+    /// Nothing is measured: every size without a field above is small.
     is_check: bool,
     out: PathBuf,
 }
@@ -34,7 +34,7 @@ impl Options {
         Self { rounds: 300, guest_rounds: 5, guest_share: 1, scattered_pages: 1_000_000, is_check: false, out }
     }
 
-    /// What the arguments say; `None` where they ask for other benches.
+    /// Reads the arguments; `None` if they ask for other benches.
     fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
         let mut options = Self::full();
         let mut arguments = arguments.filter(|argument| argument != "--bench");

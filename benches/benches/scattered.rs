@@ -1,5 +1,5 @@
-//! Scattered pages: how many can be protected, in how many VMAs. Not criterion's:
-//! each run is a process of its own, and what counts is where it ends.
+//! Scattered pages: how many can be protected, in how many VMAs. This bench does not use
+//! criterion: each run is a process of its own, and the result is the count that it reaches.
 
 use codewarden_bench::scattered;
 use codewarden_bench::side::{self, Who};

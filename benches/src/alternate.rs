@@ -7,7 +7,7 @@ use crate::rows::Row;
 use crate::side::{self, Side, Who};
 use crate::spread::Spread;
 
-/// What a row gave in one mode.
+/// The outcome of a row in one mode.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// The mode.
@@ -29,7 +29,7 @@ impl Outcome {
         Spread::of(&self.floor_ns)
     }
 
-    /// What the library adds, round by round.
+    /// The library's cost above the floor, round by round.
     pub fn added(&self) -> Spread {
         Spread::of_differences(&self.library_ns, &self.floor_ns)
     }
@@ -42,7 +42,7 @@ pub fn measure(row: &Row, modes: &[Mode], rounds: usize) -> Vec<Outcome> {
     for &mode in modes.iter().filter(|&&mode| row.exists_in(mode)) {
         for who in Who::ALL {
             let mut side = side::open(who, mode, row.setting);
-            // Page tables, caches and the steady state of the cycle.
+            // The first run warms page tables, caches and the steady state of the cycle.
             side.run(row.case);
             sides.push((outcomes.len(), who, side));
         }

@@ -1,5 +1,5 @@
-//! What one block costs where there are few, and where there are many: commit,
-//! invalidation, retirement.
+//! The costs of one block among few and among many: commit, invalidation,
+//! retirement.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use crate::pair::{Aim, Pair};
 
 /// Blocks that are committed and die in each round, each on a page of its own.
 const VICTIMS: u64 = 64;
-/// Bytes between two of the others.
+/// Distance in bytes between two of the other blocks.
 const BLOCK_BYTES: u64 = 32;
 
 /// A cache with many blocks.
@@ -70,7 +70,7 @@ impl Blocks {
     }
 }
 
-/// A row: its name, what it shows of the costs, what is wanted.
+/// A row: its name, the cost that it shows, its aim.
 type Kind = (&'static str, fn(&Costs) -> f64, Aim);
 
 /// Few and many by turns.
@@ -88,7 +88,7 @@ pub fn measure(rounds: usize, sizes: Sizes) -> Vec<Pair> {
         samples: Vec::new(),
         aim,
     });
-    // Page tables, and memory that is used again.
+    // The first run warms page tables, and memory that is used again.
     many.1.run();
     few.1.run();
     for _ in 0..rounds {

@@ -1,4 +1,4 @@
-//! The memory that is written to, and who else runs meanwhile.
+//! The memory that is written to, and the threads that run meanwhile.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use codewarden::guest_memory::GuestMemory;
 /// Pages of one batch.
 pub const PAGES: usize = 64;
 
-/// What is behind the guest's pages.
+/// The memory behind the guest's pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Memory {
     /// Private anonymous memory, populated.
@@ -18,7 +18,7 @@ pub enum Memory {
     Memfd,
 }
 
-/// Where the pages of a batch lie.
+/// The layout of a batch's pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Layout {
     /// Every second page: for mprotect, each is a VMA of its own.
@@ -27,10 +27,10 @@ pub enum Layout {
     Neighbouring,
 }
 
-/// Who runs beside the thread that is measured.
+/// The threads beside the one that is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Company {
-    /// Nobody: the process has one running thread.
+    /// The process has one running thread.
     Alone,
     /// A second thread spins on another CPU, so that each change of a mapping
     /// pays a TLB shootdown.
@@ -39,19 +39,19 @@ pub enum Company {
     TwoStoring,
 }
 
-/// Where a batch is measured.
+/// The setting of a batch: memory, layout and company.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Setting {
     /// The kind of memory.
     pub memory: Memory,
-    /// Where the pages lie.
+    /// The layout of the pages.
     pub layout: Layout,
-    /// Who else runs.
+    /// The other threads.
     pub company: Company,
 }
 
 impl Setting {
-    /// Alternate anonymous pages, one thread: what the headline figures are of.
+    /// Alternate anonymous pages, one thread: the setting of the headline figures.
     pub const PLAIN: Setting =
         Setting { memory: Memory::Anonymous, layout: Layout::Alternate, company: Company::Alone };
 }
@@ -63,8 +63,8 @@ pub struct Ground {
     page: PageSize,
     stride: usize,
     company: Company,
-    /// Counts the stores to each page, so that no two in a row hit one byte: a
-    /// byte that faults again and again makes its page hot in the library.
+    /// Counts the stores to each page, so that no two in a row hit one byte. A byte that
+    /// faults again and again makes its page hot in the library.
     round: usize,
 }
 
@@ -93,7 +93,7 @@ impl Ground {
         &self.memory
     }
 
-    /// Where page `index` of the batch begins in the memory.
+    /// The offset of page `index` of the batch in the memory.
     pub fn offset(&self, index: usize) -> usize {
         index * self.stride * self.page.bytes()
     }
@@ -119,8 +119,8 @@ impl Ground {
         (0..PAGES).for_each(|index| self.store(index));
     }
 
-    /// The time for one store to each page. Where two threads store, it is what
-    /// one of them would take for all pages at the pace that it had.
+    /// The time for one store to each page. If two threads store, it is the time that one
+    /// of them would take for all pages at its pace.
     pub fn time_stores(&self) -> Duration {
         if self.company != Company::TwoStoring {
             let start = Instant::now();
@@ -145,7 +145,7 @@ impl Ground {
         slower * 2
     }
 
-    /// Runs `body` in the company that the setting asks for.
+    /// Runs `body` in that company.
     pub fn in_company<R>(company: Company, body: impl FnOnce() -> R) -> R {
         if company != Company::Spinning {
             return body();
@@ -167,7 +167,7 @@ impl Ground {
     }
 }
 
-/// Ends the spinning also where a check fails: else the panic would wait for it.
+/// Ends the spinning even if a check fails: else the panic would wait for it.
 struct StopOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {

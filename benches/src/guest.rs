@@ -1,7 +1,7 @@
 //! Guests from end to end: the demo emulator, each mode, each guest a process.
 //!
-//! A guest takes the time of its operations itself, so that no start-up is in
-//! it, and checks what its code computed.
+//! A guest measures the time of its operations itself, so start-up is not included. It also
+//! checks the results of its code.
 
 use std::fmt;
 use std::path::Path;
@@ -12,18 +12,18 @@ use guest_tests::{EXIT_STALE, guests_dir};
 
 use crate::spread::Spread;
 
-/// A guest and what it is told.
+/// A guest and its arguments.
 #[derive(Clone, Copy, Debug)]
 pub struct Workload {
     /// Its file's name, without the suffix.
     pub guest: &'static str,
     /// How often it does its operation.
     pub operations: u32,
-    /// Its second argument, where it takes one.
+    /// Its second argument, if it takes one.
     pub flag: Option<&'static str>,
-    /// What an operation is.
+    /// A description of one operation.
     pub what: &'static str,
-    /// Whether it patches without saying so, which deferred mode does not promise.
+    /// Whether it patches without an announcement, which deferred mode does not promise.
     pub silent: bool,
 }
 
@@ -78,13 +78,13 @@ pub const WORKLOADS: [Workload; 6] = [
 pub enum End {
     /// Right, at this many nanoseconds for one operation.
     Right(f64),
-    /// Code ran that had been overwritten: this mode does not track that.
+    /// Overwritten code ran: this mode does not track that.
     Stale,
-    /// Not at all; what it said.
+    /// The guest failed; its output.
     Failed(String),
 }
 
-/// What a guest gave in one mode.
+/// The outcome of a guest in one mode.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// The guest.
@@ -137,7 +137,7 @@ pub fn run_guest(mut emulator: Command, guest: &str, operations: u32, flags: &[&
 ///
 /// # Panics
 ///
-/// Where a guest goes wrong in a mode that promises it.
+/// If a guest goes wrong in a mode that promises it.
 pub fn measure(emulator: &Path, modes: &[Mode], rounds: usize, share: u32) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
     for workload in WORKLOADS {

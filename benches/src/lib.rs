@@ -1,19 +1,18 @@
-//! What each way of tracking writes costs.
+//! The cost of each way to track writes.
 //!
-//! Every row is measured for each mode twice: the **library** ([`library`]) and
-//! its **floor** ([`floor`]), the bare system calls that the mode cannot do
-//! without, with a handler that kills one block by one store and does nothing
-//! else. The difference is what the library adds.
+//! Every row is measured twice for each mode: the **library** ([`library`]) and its
+//! **floor** ([`floor`]). The floor is the bare system calls that the mode needs, with a
+//! handler that does nothing but kill one block by one store. The difference is the
+//! library's own cost.
 //!
-//! Both are a [`Side`], and a [`Side`] measures a [`Case`] over one batch of
-//! pages, checks that what it measured is what it says (that the pages were
-//! protected, that the blocks died) and gives the time of the measured part
-//! alone. The criterion benches sum batches; `report` takes the sides by turns,
-//! A B A B, so that a change of the machine's mood meets all of them, and shows
-//! medians with their spread.
+//! Both are a [`Side`]. A [`Side`] measures a [`Case`] over one batch of pages. It checks
+//! that the pages were protected and that the blocks died, and gives the time of the measured
+//! part alone. The criterion benches sum batches. `report` takes the sides by turns,
+//! A B A B, so that a slow phase of the machine affects all of them, and shows medians with
+//! their spread.
 //!
-//! What a policy gains is not a cost of one page but of a program: [`policy`]
-//! runs whole programs, with and without tracking.
+//! A policy's gain is a matter of a program, not of one page: [`policy`] runs whole programs,
+//! with and without tracking.
 
 pub mod alternate;
 pub mod blocks;

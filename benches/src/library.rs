@@ -1,5 +1,5 @@
-//! The library's side: a code cache on one region, as an emulator uses it, but
-//! under the plain policy: a page at a time is what these rows measure.
+//! The library's side: a code cache on one region, as an emulator uses it. It runs under
+//! the plain policy, because these rows measure one page at a time.
 //!
 //! # Safety
 //!
@@ -19,7 +19,7 @@ use codewarden::{Busy, CodeCache, EntryStubs, Key, Payload, Ticket, VCpu};
 use crate::ground::{Ground, PAGES, Setting};
 use crate::side::{Case, Side};
 
-/// Where the guest sees its memory.
+/// The guest's address of its memory.
 const GUEST: u64 = 0x4000_0000;
 
 /// Tracks `memory` at `guest`; the callers drop the cache before the memory.
@@ -43,7 +43,7 @@ pub(crate) fn check_learned(cache: &CodeCache<()>, wanted: u64) {
     assert_eq!(learned(cache), wanted, "writes that were learned of");
 }
 
-/// See the module.
+/// The library's side: see the module.
 #[derive(Debug)]
 pub struct Library {
     mode: Mode,

@@ -1,4 +1,4 @@
-//! What finding a block costs: in a vCPU's front, and in the shared table.
+//! The cost of finding a block: in a vCPU's front, and in the shared table.
 //!
 //! The floors are an array of keys and entries, probed once, and a read-only
 //! hash map with the same hash function, keys and order.
@@ -32,16 +32,16 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// What is measured.
+    /// The measured sizes.
     pub const FULL: Self = Self { small: 100_000, large: 1_000_000 };
     /// Enough to see that it runs.
     pub const QUICK: Self = Self { small: 2_000, large: 10_000 };
 }
 
-/// Who finds.
+/// The ways to find a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Finder {
-    /// [`codewarden::Pin::lookup`], where the front has it.
+    /// [`codewarden::Pin::lookup`], if the front has the block.
     Front,
     /// A bare array, probed as the front is.
     Array,
@@ -91,7 +91,7 @@ pub struct Lookups {
     _memory: GuestMemory,
     array: Box<[(u64, usize)]>,
     map: HashMap<u64, usize, BuildHasherDefault<Fibonacci>>,
-    /// In the order in which they are looked for.
+    /// In the order of the lookups.
     front_keys: Vec<u64>,
     shared_keys: Vec<u64>,
     /// Of a second thread.
@@ -119,7 +119,7 @@ impl Lookups {
         let memory = GuestMemory::anonymous(len).expect("address space");
         let cache = CodeCache::<()>::new(EntryStubs::NOT_CODE).expect("the stubs differ");
         add_region(&cache, GuestAddr(0), &memory, Mode::None);
-        // Looked for in another order than that in which memory was given to them.
+        // The order of the lookups differs from that of the allocations.
         let (front_keys, shared_keys) = (shuffled(FRONT_BLOCKS, 4, 1), shuffled(blocks, BLOCK_BYTES, 2));
         let committed = shuffled(blocks, BLOCK_BYTES, 3);
         let mut array = vec![(u64::MAX, 0); FRONT_ENTRIES].into_boxed_slice();
@@ -156,8 +156,8 @@ impl Lookups {
     }
 }
 
-/// Finds all keys twice and gives the time of the second: then the front is
-/// filled, and what the processor's caches can hold is there.
+/// Finds all keys twice and gives the time of the second pass: then the front is filled,
+/// and the processor's caches are as warm as they get.
 fn find(keys: &[u64], mut lookup: impl FnMut(u64) -> Option<usize>) -> Duration {
     let wanted: usize = keys.iter().map(|&key| entry_of(key)).sum();
     let mut time = Duration::ZERO;
@@ -174,8 +174,8 @@ fn find(keys: &[u64], mut lookup: impl FnMut(u64) -> Option<usize>) -> Duration 
 }
 
 impl Lookups {
-    /// How much more two threads get done at once than one alone: in the front, in
-    /// the shared table, in the hash map, and of an empty loop.
+    /// The speed of two threads at once over that of one: in the front, in the shared table,
+    /// in the hash map, and of an empty loop.
     fn scale(&mut self) -> [f64; 4] {
         let (front, shared, map) = (&self.front_keys, &self.shared_keys, &self.map);
         let mut vcpus = [&mut self.vcpu, &mut self.other_vcpu];
@@ -207,7 +207,7 @@ fn scale_of(vcpus: &mut [&mut VCpu<()>; 2], work: impl Fn(&mut VCpu<()>) + Sync)
         work(vcpu);
         start.elapsed()
     };
-    // What the front and the processor can keep is there.
+    // Warms the front and the processor's caches.
     vcpus.iter_mut().for_each(|vcpu| _ = timed(vcpu));
     let alone = timed(vcpus[0]);
     let (work, both) = (&timed, &Barrier::new(2));
@@ -239,8 +239,8 @@ pub fn measure(rounds: usize, sizes: Sizes) -> Vec<Pair> {
         let mut found =
             [(Finder::Front, Finder::Array, Aim::AtMostOr(1.5, 3.0)), (Finder::Shared, Finder::Map, Aim::AtMost(1.3))]
                 .map(|(finder, floor, aim)| (finder, floor, pair(of(finder.name()), floor.name(), "ns", aim)));
-        // Memory that two cores share does not scale as an empty loop does: beside the
-        // map is what the lookups add to that.
+        // Two cores that share memory do not scale as an empty loop does. The map's figure beside
+        // each lookup shows the lookup's own share of that.
         let mut scales = [
             ("in the front", "an empty loop"),
             ("in the shared table", "an empty loop"),

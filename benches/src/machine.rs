@@ -1,4 +1,4 @@
-//! What a record says of the machine: enough to compare by, nothing that names it.
+//! A record's description of the machine: enough to compare by, nothing that names it.
 
 use std::fs;
 use std::process::Command;
@@ -53,7 +53,7 @@ impl Machine {
     }
 }
 
-/// The numbers of a release, without what its builder appended.
+/// The numbers of a release, without its builder's suffix.
 fn release(full: &str) -> &str {
     full.split('-').next().unwrap_or(full)
 }

@@ -1,10 +1,10 @@
-//! Two things that were measured by turns, and how the one should be to the other.
+//! Two things that were measured by turns, and the wanted relation of the two.
 
 use std::fmt::Write;
 
 use crate::spread::Spread;
 
-/// What is wanted of the first beside the second, by the medians.
+/// The wanted relation of the first to the second, by the medians.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Aim {
     /// At most so many times the second.
@@ -15,7 +15,7 @@ pub enum Aim {
     AtLeast(f64),
     /// No more different than either is from itself: the spreads overlap.
     Same,
-    /// Only told.
+    /// Nothing is wanted: the numbers are only shown.
     Told,
 }
 
@@ -26,11 +26,11 @@ pub struct Pair {
     pub what: String,
     /// The second: a floor, as a rule.
     pub beside: String,
-    /// What the samples are in.
+    /// The unit of the samples.
     pub unit: &'static str,
     /// One sample of the first and one of the second for each round.
     pub samples: Vec<(f64, f64)>,
-    /// What is wanted.
+    /// The wanted relation.
     pub aim: Aim,
 }
 
@@ -46,7 +46,7 @@ impl Pair {
         first.median_ns / second.median_ns
     }
 
-    /// Whether it is as wanted, and what was; nothing where nothing was.
+    /// Whether the aim is met, and the aim in words; `None` without an aim.
     fn verdict(&self) -> Option<(bool, String)> {
         let (first, second) = self.spreads();
         let ratio = self.ratio();
@@ -78,7 +78,7 @@ pub fn markdown(pairs: &[Pair]) -> String {
     table
 }
 
-/// One line for each that something is wanted of.
+/// One line for each pair with an aim.
 pub fn against_wanted(pairs: &[Pair]) -> String {
     let mut text = String::new();
     for pair in pairs {

@@ -1,16 +1,15 @@
 //! The demo emulator beside `qemu-riscv64`, on guests that change code and on
 //! guests that do not.
 //!
-//! Each operation is measured by the guest's own clock, over many of them, and
-//! so is the guest's loop without what is measured: what it does to code it
-//! does to data then. What the change of code costs is the difference, on each
-//! side. All of it is taken by turns, A B C D, D C B A, and the medians of the
-//! rounds are compared.
+//! The guest's own clock measures each operation, over many of them. It also measures the
+//! guest's loop without the change of code: there the guest does the same to data. The
+//! difference of the two is the cost of the change, on each side. All of it is taken by turns,
+//! A B C D, D C B A, and the medians of the rounds are compared.
 //!
-//! The demo emulator interprets code for its first few runs, the peer translates
-//! it at once. So what a bulk rewrite costs here, where each function is called
-//! once, is mostly interpreting, and there it is mostly translating: that is the
-//! difference that a guest sees, more than one of tracking alone.
+//! The demo emulator interprets code for its first few runs; the peer translates it at once.
+//! In a bulk rewrite each function is called once. So its cost is mostly interpreting here,
+//! and mostly translating in the peer. A guest sees that whole difference; tracking is only a
+//! part of it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -28,17 +27,17 @@ const PEER: &str = "qemu-riscv64";
 /// An operation that changes code, on both emulators.
 #[derive(Clone, Copy, Debug)]
 pub struct Change {
-    /// What one operation is.
+    /// A description of one operation.
     pub what: &'static str,
-    /// The guest's name and what it is told.
+    /// The guest's name and its arguments.
     pub guest: &'static str,
     flags: &'static [&'static str],
-    /// What makes it the same loop without the change; `None` where the loop is
-    /// next to nothing and counts with the operation.
+    /// The arguments that leave the change out of the loop; `None` if the loop takes next to
+    /// no time and counts with the operation.
     empty: Option<&'static [&'static str]>,
     /// The guest's count of operations, or of rounds of them.
     operations: u32,
-    /// How many times cheaper than the peer it ought to be.
+    /// The aim: so many times cheaper than the peer.
     pub wanted: f64,
 }
 
@@ -79,20 +78,20 @@ pub const CHANGES: [Change; 10] = [
 /// A guest under the demo emulator, run in two ways that ought to cost the same.
 #[derive(Clone, Copy, Debug)]
 pub struct Pair {
-    /// What is run.
+    /// A description of the run.
     pub what: &'static str,
     guest: &'static str,
     operations: u32,
-    /// Each with its name, what the guest is told and how writes are tracked.
+    /// Each with its name, the guest's arguments and the way to track writes.
     ways: [(&'static str, &'static [&'static str], &'static str); 2],
     /// How much longer the first may take.
     pub wanted: Wanted,
 }
 
-/// What is wanted of a [`Pair`].
+/// The aim of a [`Pair`].
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Wanted {
-    /// The first takes this many times as long as the second at most.
+    /// The first takes at most this many times as long as the second.
     AtMost(f64),
     /// The ranges of the two overlap.
     WithinNoise,
@@ -126,14 +125,14 @@ pub const PAIRS: [Pair; 4] = [
     writes_no_code("calls and branches: recursion, an interpreter, Collatz", "workload-calls", 60),
 ];
 
-/// How long and with what.
+/// The emulator, the rounds and the operations.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// The demo emulator.
     pub emulator: PathBuf,
     /// How often everything is taken.
     pub rounds: usize,
-    /// What the guests' numbers of operations are divided by.
+    /// The guests' numbers of operations are divided by this.
     pub share: u32,
 }
 
@@ -145,7 +144,7 @@ impl Setup {
     }
 }
 
-/// What an operation costs on one side.
+/// The cost of an operation on one side.
 #[derive(Clone, Debug)]
 pub struct Cost {
     /// The operation with the loop around it.
@@ -159,8 +158,8 @@ impl Cost {
         Self { whole: Spread::of(whole), net: Spread::of_differences(whole, empty) }
     }
 
-    /// The operation alone, or how far its samples lie apart where that is more:
-    /// what is lost in the noise is not claimed to be less than the noise.
+    /// The operation alone, or the spread of its samples if that is more: a cost below the
+    /// noise counts as the noise.
     fn at_most_ns(&self) -> f64 {
         let noise_ns = (self.net.p90_ns - self.net.p10_ns) / 2.0;
         self.net.median_ns.max(noise_ns).max(0.001)
@@ -170,11 +169,11 @@ impl Cost {
 /// A measured [`Change`].
 #[derive(Clone, Debug)]
 pub struct Compared {
-    /// What was measured.
+    /// The measured change.
     pub change: Change,
     /// The demo emulator.
     pub ours: Cost,
-    /// The peer, if there is one here.
+    /// The peer, if this machine has it.
     pub peer: Option<Cost>,
 }
 
@@ -188,7 +187,7 @@ impl Compared {
 /// A measured [`Pair`].
 #[derive(Clone, Debug)]
 pub struct Matched {
-    /// What was measured.
+    /// The measured pair.
     pub pair: Pair,
     /// Nanoseconds in each way.
     pub ways: [Spread; 2],
@@ -205,7 +204,7 @@ impl Matched {
     }
 }
 
-/// Everything that was measured, with what it was measured on.
+/// All measurements, and the machine.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     versions: [String; 2],
@@ -216,12 +215,12 @@ pub struct Outcome {
     pub pairs: Vec<Matched>,
 }
 
-/// Measures everything; without the peer, what does not need it.
+/// Measures everything; without the peer, only the rows that do not need it.
 ///
 /// # Panics
 ///
-/// Where a guest goes wrong, and where the peer is missing although
-/// `CODEWARDEN_REQUIRE_ALL=1` demands it.
+/// If a guest goes wrong, or if the peer is missing although `CODEWARDEN_REQUIRE_ALL=1`
+/// demands it.
 pub fn measure(setup: &Setup) -> Outcome {
     let peer = find_program(PEER);
     if peer.is_none() {
@@ -330,7 +329,7 @@ impl fmt::Display for Outcome {
 }
 
 impl Outcome {
-    /// One line for each row: what was wanted, and whether it holds.
+    /// One line for each row: the aim, and whether it is met.
     pub fn against_wanted(&self) -> String {
         let verdict = |holds: bool| if holds { "holds" } else { "MISSED" };
         let changes = self.changes.iter().map(|row| {

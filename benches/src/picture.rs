@@ -65,8 +65,8 @@ pub fn costs(file: &Path, rows: &[Measured]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Bars: what each side's tracking costs each program in one thread. The axis is
-/// logarithmic; what is shorter than a nanosecond has no bar.
+/// Bars: the cost of each side's tracking in each program, with one thread. The axis is
+/// logarithmic; a cost below a nanosecond has no bar.
 pub fn programs(file: &Path, rows: &[Program]) -> Result<(), Box<dyn Error>> {
     let rows = rows.iter().filter(|row| row.row.threads == Threads::Working(1));
     let mut bars = Vec::new();
@@ -127,7 +127,7 @@ fn label(
     Ok(())
 }
 
-/// Lines: what a page costs while more and more scattered ones are protected.
+/// Lines: the cost of a page while more and more scattered ones are protected.
 pub fn scattered(file: &Path, runs: &[(Mode, Who, Scattered)]) -> Result<(), Box<dyn Error>> {
     let root = SVGBackend::new(file, (900, 420)).into_drawing_area();
     root.fill(&WHITE)?;

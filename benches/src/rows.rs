@@ -1,4 +1,4 @@
-//! Which rows there are.
+//! The rows.
 
 use codewarden::protection::Mode;
 
@@ -8,9 +8,9 @@ use crate::side::Case;
 /// One row: a case in a setting.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// What is measured.
+    /// The case.
     pub case: Case,
-    /// Where.
+    /// The setting.
     pub setting: Setting,
 }
 

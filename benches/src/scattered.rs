@@ -1,10 +1,10 @@
 //! How many scattered pages can be protected, and how many VMAs that makes.
 //!
-//! Every second page of a large region. With userfaultfd the region stays one
-//! VMA; with mprotect each page is one of its own and makes another of the page
-//! beside it, until `vm.max_map_count` ends it. At that limit the whole process
-//! is crippled (no thread starts, large allocations fail), so each run has a
-//! process of its own: this program again, told by its arguments.
+//! Every second page of a large region is protected. With userfaultfd the region stays one
+//! VMA. With mprotect each page becomes a VMA, and so does the page beside it, until
+//! `vm.max_map_count` ends the run. At that limit the whole process is crippled: no thread
+//! starts, and large allocations fail. So each run has a process of its own, which is this
+//! program again with other arguments.
 
 use std::fmt;
 use std::fs::File;
@@ -23,18 +23,18 @@ use crate::floor::BareProtection;
 use crate::library::{add_region, check_learned, learned};
 use crate::side::Who;
 
-/// The first argument of a process that is to be a child.
+/// The first argument of a child process.
 const CHILD: &str = "--scattered-child";
 
-/// The cost is sampled after this many pages, then each time a quarter more is reached.
+/// The cost is sampled after this many pages, then at each increase by a quarter.
 const FIRST_STEP: usize = 1000;
 
-/// What one run reached.
+/// The outcome of one run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scattered {
     /// Pages protected.
     pub reached: usize,
-    /// Errno that ended it, 0 where all were protected.
+    /// The errno that ended it, 0 if all pages were protected.
     pub errno: i32,
     /// VMAs that the region consists of at the end.
     pub vmas: usize,
@@ -67,15 +67,15 @@ impl Scattered {
 }
 
 impl fmt::Display for Scattered {
-    /// What `Scattered::parse` reads.
+    /// The form that `Scattered::parse` reads.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.reached, self.errno, self.vmas)?;
         self.steps.iter().try_for_each(|(pages, ns)| write!(f, " {pages} {ns:.1}"))
     }
 }
 
-/// To be called first in `main`: where this process is a child, it works and
-/// does not return.
+/// To be called first in `main`. In a child process it does the child's work and does not
+/// return.
 pub fn work_if_child() {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, child, who, mode, pages] = &arguments[..] else { return };
@@ -92,7 +92,7 @@ pub fn work_if_child() {
 ///
 /// # Panics
 ///
-/// Where the child fails.
+/// If the child fails.
 pub fn run(who: Who, mode: Mode, pages: usize) -> Scattered {
     let this = std::env::current_exe().expect("this program has a file");
     let child = Command::new(this).args([CHILD, who.name(), mode.name(), &pages.to_string()]).output();
@@ -105,11 +105,11 @@ pub fn run(who: Who, mode: Mode, pages: usize) -> Scattered {
 ///
 /// # Panics
 ///
-/// Where it is otherwise.
+/// If the count of VMAs differs.
 pub fn check(mode: Mode, outcome: &Scattered, pages: usize) {
     let ends = outcome.errno != 0;
     if mode == Mode::Mprotect {
-        // The last page has no writable one of the region behind it that another page shares.
+        // The last page has no writable page behind it in the region.
         assert!(outcome.vmas >= 2 * outcome.reached - 1, "{mode}: {outcome:?}");
         assert!(!ends || outcome.errno == libc::ENOMEM, "{mode}: {outcome:?}");
     } else {
@@ -142,7 +142,7 @@ fn protect(who: Who, mode: Mode, pages: usize) -> Scattered {
     }
 }
 
-/// A store to each of a sample of the pages is learned of.
+/// Checks that a store to each of a sample of the pages is learned of.
 fn check_protected(cache: &CodeCache<()>, memory: &GuestMemory, mode: Mode, reached: usize) {
     let before = learned(cache);
     let sample = (0..reached).step_by(reached.div_ceil(100).max(1));
@@ -156,7 +156,7 @@ fn check_protected(cache: &CodeCache<()>, memory: &GuestMemory, mode: Mode, reac
 
 fn walk(memory: &GuestMemory, pages: usize, mut protect: impl FnMut(HostRange) -> Result<(), i32>) -> Scattered {
     let page = PageSize::host();
-    // All that is needed at the limit is made before it is reached.
+    // Everything needed at the limit is made before the limit is reached.
     let mut maps = Maps::new(pages);
     let mut outcome = Scattered { reached: 0, errno: 0, vmas: 0, steps: Vec::with_capacity(100) };
     let mut next_step = FIRST_STEP;

@@ -1,4 +1,4 @@
-//! What is measured, and by whom.
+//! The measured cases, and the two sides that run them.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::floor::Floor;
 use crate::ground::{Company, Ground, Setting};
 use crate::library::Library;
 
-/// What is measured, per page.
+/// The measured case, per page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Case {
     /// An open page becomes protected: begin and claim.
@@ -43,7 +43,7 @@ impl Case {
     }
 }
 
-/// Who does the work.
+/// The side that does the work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Who {
     /// codewarden.
@@ -72,7 +72,7 @@ pub trait Side {
     ///
     /// # Panics
     ///
-    /// Where the outcome is not what `case` says: then the time means nothing.
+    /// If the outcome is not that of `case`: then the time means nothing.
     fn run(&mut self, case: Case) -> Duration;
 }
 
@@ -92,12 +92,12 @@ impl<S: Side> Side for InCompany<S> {
     }
 }
 
-/// The modes that can be had here, in the order of the tables: the baseline and
-/// the control last. What cannot be had is said on stderr.
+/// The modes that can be had here, in the order of the tables: the baseline and the control
+/// last. A missing mode is named on stderr.
 ///
 /// # Panics
 ///
-/// Where `CODEWARDEN_REQUIRE_ALL` is set and a mode is missing.
+/// If `CODEWARDEN_REQUIRE_ALL` is set and a mode is missing.
 pub fn modes() -> Vec<Mode> {
     let probe = Probe::of_this_process();
     [Mode::Sigbus, Mode::Thread, Mode::Deferred, Mode::Mprotect, Mode::None]

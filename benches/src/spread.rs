@@ -1,8 +1,8 @@
-//! Medians and how far the samples lie apart.
+//! Medians and the spread of samples.
 
 use std::fmt;
 
-/// Of many samples, in nanoseconds.
+/// The spread of many samples, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     /// A tenth of the samples is below.
@@ -14,11 +14,11 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of `samples`.
+    /// The spread of `samples`.
     ///
     /// # Panics
     ///
-    /// Where there are none.
+    /// If there are none.
     pub fn of(samples: &[f64]) -> Self {
         assert!(!samples.is_empty(), "a spread needs samples");
         let mut sorted = samples.to_vec();
@@ -27,7 +27,7 @@ impl Spread {
         Self { p10_ns: at(0.1), median_ns: at(0.5), p90_ns: at(0.9) }
     }
 
-    /// Of the differences of samples that were taken in pairs.
+    /// The spread of the differences of samples that were taken in pairs.
     pub fn of_differences(more: &[f64], less: &[f64]) -> Self {
         Self::of(&more.iter().zip(less).map(|(more, less)| more - less).collect::<Vec<_>>())
     }

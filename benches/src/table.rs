@@ -1,5 +1,4 @@
-//! The report's tables, in markdown. Every mode stands in every table, whoever
-//! wins.
+//! The report's tables, in markdown. Every table has every mode, the losing ones too.
 
 use std::fmt::Write;
 
@@ -13,9 +12,9 @@ use crate::side::Who;
 /// A measured row.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// What was measured.
+    /// The row's name.
     pub name: String,
-    /// In each mode.
+    /// The outcome in each mode.
     pub outcomes: Vec<Outcome>,
 }
 
@@ -80,7 +79,7 @@ pub fn scattered(runs: &[(Mode, Who, Scattered)]) -> String {
     table
 }
 
-/// Guests, by the time that each took of itself.
+/// Guests, by the time that each measured itself.
 pub fn guests(outcomes: &[guest::Outcome]) -> String {
     let mut table =
         String::from("| guest | an operation | mode | ns an operation | × mprotect |\n|---|---|---|---:|---:|\n");

@@ -1,4 +1,4 @@
-//! What the project set out to reach, beside what was measured.
+//! The project's aims beside the measurements.
 
 use std::fmt::Write;
 
@@ -8,10 +8,10 @@ use crate::scattered::Scattered;
 use crate::side::{Case, Who};
 use crate::table::Measured;
 
-/// What the library may add to its floor.
+/// The most that the library may add to its floor.
 const MOST_ADDED_NS: f64 = 300.0;
 
-/// One line for each aim: what was wanted, what was measured, whether it holds.
+/// One line for each aim: the aim, the measurement, whether it is met.
 pub fn lines(rows: &[Measured], runs: &[(Mode, Who, Scattered)]) -> String {
     let row = |case: Case| rows.iter().find(|row| row.name == case.name());
     let mut text = String::new();

@@ -4,39 +4,38 @@
 //! cargo run --release --example soak -- --cycles 10000000
 //! ```
 //!
-//! In sigbus and in deferred mode one thread stores other bytes to a block, finds it
-//! gone, translates it again and runs it; and every other time it runs cold code, most
-//! of it at addresses that never come again, so that blocks are evicted all the time
-//! and entry cells are swept. Beside it a vCPU runs in a loop of blocks that are linked
-//! through their entry cells, and makes those that were evicted under it again; another
-//! one is attached and sleeps.
+//! In sigbus and in deferred mode one thread stores other bytes to a block, finds it gone,
+//! translates it again and runs it. Every other time it also runs cold code, most of it at
+//! addresses that never come again. So blocks are evicted all the time and entry cells are
+//! swept. A second vCPU runs a loop of blocks that are linked through their entry cells, and
+//! translates an evicted one again. A third vCPU is attached and sleeps.
 //!
 //! Everything is in use long before the first 100,000 cycles are over: each page of the
-//! guest, each page of the code buffer in both views, the limit. From then on nothing
-//! may grow. About 90 MB are resident, so that what the allocator does is little beside
-//! 2 %; and 8 bytes that each of 10,000,000 cycles leaves behind are as much again.
+//! guest, each page of the code buffer in both views, the limit. From then on nothing may
+//! grow. About 90 MB are resident, so the allocator's variation is little beside 2 %. A leak
+//! of 8 bytes a cycle doubles that in 10,000,000 cycles.
 //!
 //! # The table
 //!
-//! What there was after the first 100,000 cycles, after a third and two thirds of the
-//! others, and in the end. The heap is what was allocated and not freed, to the byte;
-//! beside the footprint are the maps and queues that the footprint does not tell, and
-//! whatever was forgotten. The process ends with 1 where the last column differs from the
-//! first too much:
+//! The columns stand for the first 100,000 cycles, a third and two thirds of the others, and
+//! the end. "Heap" is the memory that was allocated and not freed, to the byte. "Beside the
+//! footprint" is the part that the footprint omits: maps, queues, and every leak. The process
+//! ends with 1 if the last column differs from the first too much:
 //!
-//! - resident memory is not within 2 % of what it was, or there are more mappings,
-//!   descriptors or threads;
-//! - the heap holds 256 KiB more beside the footprint, or 1 MiB more in all beside what
-//!   waits for vCPUs to leave;
+//! - resident memory changed by more than 2 %, or there are more mappings, descriptors or
+//!   threads;
+//! - the heap beside the footprint grew by more than 256 KiB, or the heap less the blocks that
+//!   wait for vCPUs to leave grew by more than 1 MiB;
 //! - fewer than nine tenths of the blocks fit, cells that nobody needs are not swept, or
-//!   something is left when the cache, the buffer and the guest's memory were dropped;
+//!   memory is left when the cache, the buffer and the guest's memory were dropped.
 //!
-//! or where stale or freed code was found, or a part of the load did not take place.
+//! It also ends with 1 if stale or freed code was found, or if a part of the load did not take
+//! place.
 //!
 //! # Safety
 //!
-//! A block's entry is the address of its [`Code`], in memory that its payload owns: it
-//! is looked at under the pin that it was found under. Guest memory outlives the cache.
+//! A block's entry is the address of its [`Code`], in memory that its payload owns. The code
+//! is read under the pin of its lookup. Guest memory outlives the cache.
 #![allow(unsafe_code)]
 
 #[path = "../../tests/support/heap.rs"]
@@ -63,7 +62,7 @@ use taken::Taken;
 
 /// Pages whose code is written again and again, one block each.
 const HOT: u64 = 1024;
-/// Places of code that runs now and then: all of it is more than the limit.
+/// Places of code that runs now and then: together more than the limit.
 const COLD: u64 = 16 << 10;
 /// Places of a page of cold code.
 const COLD_PER_PAGE: u64 = 4;
@@ -72,12 +71,12 @@ const RING: u64 = 8;
 const PAGES: u64 = HOT + RING + COLD / COLD_PER_PAGE;
 /// Cycles from one cold block to the next.
 const CYCLES_PER_COLD: u64 = 2;
-/// Of so many cold blocks one is at an address that comes again: the others use up the
+/// One of so many cold blocks is at an address that comes again. The others use up the
 /// table of cells twice before the first look.
 const COLD_PER_OLD: u64 = 4;
-/// Keys from here on are such addresses.
+/// Keys from here on are used once.
 const NEW: u64 = 1 << 40;
-/// Links that are made once and used by nobody.
+/// Links that are made once and never used.
 const SPARE_LINKS: u64 = 100_000;
 /// Bytes that a block is made from, from the start of its place.
 const SOURCE_BYTES: usize = 64;
@@ -85,14 +84,14 @@ const SOURCE_BYTES: usize = 64;
 const LIMIT: MemoryLimit = MemoryLimit::of_bytes(32 << 20);
 /// A little more than payloads take at the limit.
 const BUFFER_BYTES: usize = 28 << 20;
-/// Given up at once where the buffer is full.
+/// This much is evicted at once if the buffer is full.
 const EVICTED_BYTES: usize = BUFFER_BYTES / 32;
-/// A vCPU that does not leave for so long never will.
+/// A vCPU that does not leave within this time never will.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const WARM_CYCLES: u64 = 100_000;
 
-/// What a block's entry points to: the start of its code.
+/// A block's entry points to the start of its code.
 #[repr(C)]
 struct Code {
     /// The key, in a pattern that freed memory does not have. The code's last word is
@@ -129,10 +128,10 @@ impl Code {
     }
 }
 
-/// What a block owns.
+/// The memory and the link that a block owns.
 struct Owned {
     _code: Allocation,
-    /// Keeps the cell that the code goes on through.
+    /// Keeps the cell through which the code continues.
     _next: Link,
 }
 
@@ -146,7 +145,7 @@ struct Soak {
     stop: AtomicBool,
     leave: Arc<AtomicBool>,
     hops: AtomicU64,
-    /// Blocks that were found where they must not be, or whose memory was freed.
+    /// Blocks that were wrongly found, or whose memory was freed.
     wrong: AtomicU64,
 }
 
@@ -168,7 +167,7 @@ impl Soak {
         Ok(Self { mode, cache, memory, buffer, page_bytes, stop, leave: Arc::new(leave), hops, wrong })
     }
 
-    /// Where the code of `key` starts.
+    /// The address of the code of `key`.
     fn at(&self, key: u64) -> GuestAddr {
         let place = if key >= NEW { HOT + RING + spread(key) % COLD } else { key };
         GuestAddr(match place.checked_sub(HOT + RING) {
@@ -177,7 +176,7 @@ impl Soak {
         })
     }
 
-    /// The block that follows the one of `key`: in the loop, where that is in the loop.
+    /// The block that follows the one of `key`: for a block of the loop, the loop's next one.
     fn next_of(key: u64) -> u64 {
         if (HOT..HOT + RING).contains(&key) { HOT + (key + 1 - HOT) % RING } else { HOT }
     }
@@ -189,7 +188,7 @@ impl Soak {
                 Err(Error::Full { .. }) if started.elapsed() < PATIENCE => self.cache.evict(EVICTED_BYTES),
                 done => return done,
             }
-            // Until who is inside what was evicted has left.
+            // Until the vCPUs inside evicted blocks have left.
             std::thread::yield_now();
         }
     }
@@ -239,9 +238,9 @@ impl Soak {
         true
     }
 
-    /// One write to a block, and what follows of it.
+    /// One write to a block, and the work that follows.
     fn cycle(&self, vcpu: &mut VCpu<Owned>, cycle: u64) -> Result<(), Error> {
-        // Neither page by page, which would be a stream, nor a byte often.
+        // Neither page by page, which would be a stream, nor often to one byte.
         let key = cycle * 97 % HOT;
         let word = cycle / HOT % (SOURCE_BYTES as u64 / 8) * 8;
         self.memory.write((self.at(key).0 + word) as usize, &(cycle << 8 | 1).to_le_bytes())?;
@@ -294,7 +293,7 @@ impl Soak {
         Ok(())
     }
 
-    /// What there is at some points of so many cycles.
+    /// Takes the counts at some points of so many cycles.
     fn cycles(&self, cycles: u64) -> Result<Vec<(u64, Taken)>, Error> {
         let mut vcpu = self.cache.attach_vcpu();
         let third = (cycles - WARM_CYCLES) / 3;
@@ -302,8 +301,8 @@ impl Soak {
         for point in [WARM_CYCLES, WARM_CYCLES + third, WARM_CYCLES + 2 * third, cycles] {
             let done = taken.last().map_or(0, |(done, _)| *done);
             for cycle in done..point {
-                // As many cells that nobody needs as the table ever has are there once
-                // early: it is swept when it is full.
+                // The table is swept when it is full. So let it reach, early and once, the most
+                // unneeded cells that it ever has.
                 if cycle == WARM_CYCLES / 2 {
                     (0..SPARE_LINKS).try_for_each(|key| self.cache.link(Key::new(2 * NEW + key)).map(drop))?;
                 }
@@ -315,14 +314,14 @@ impl Soak {
     }
 
     fn taken(&self) -> Taken {
-        // A table that was just replaced waits too, and no footprint tells it.
+        // A table that was just replaced waits too, and the footprint omits it.
         self.cache.wait_for_vcpus().expect("this thread has none pinned");
         self.cache.collect();
         Taken::now(self.cache.footprint(), self.buffer.stats(), self.page_bytes)
     }
 }
 
-/// Some number for each.
+/// A fixed pseudo-random number for each.
 fn spread(number: u64) -> u64 {
     let mixed = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32
@@ -360,7 +359,7 @@ fn run(mode: Mode, cycles: u64) -> Result<Outcome, Error> {
     Ok(Outcome { mode, taken, stats, hops, wrong, left_code, left_heap, time })
 }
 
-/// One mode, in this process. Whether all was fine.
+/// One mode, in this process. Returns whether all was fine.
 fn soak(mode: Mode, cycles: u64) -> bool {
     let outcome = match run(mode, cycles) {
         Ok(outcome) => outcome,
@@ -375,7 +374,7 @@ fn soak(mode: Mode, cycles: u64) -> bool {
     complaints.is_empty()
 }
 
-/// One mode in a process of its own: what one frees would hide what the next one leaks.
+/// One mode in a process of its own: memory that one mode frees would hide a leak of the next.
 fn soak_apart(mode: Mode, cycles: u64) -> bool {
     if let Err(error) = Probe::of_this_process().check(mode) {
         println!("skipped: {error}");
@@ -403,7 +402,7 @@ fn main() -> ExitCode {
     }
     let is_fine = match mode {
         Some(mode) => soak(mode, cycles),
-        // Both, whatever the first one finds.
+        // Both, even if the first one fails.
         None => soak_apart(Mode::Sigbus, cycles) & soak_apart(Mode::Deferred, cycles),
     };
     if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -1,4 +1,4 @@
-//! What a run showed, as a table, and what of it must not be.
+//! The result of a run, as a table, and the complaints about it.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,32 +8,32 @@ use codewarden::protection::Mode;
 
 use crate::taken::Taken;
 
-/// What the heap may hold more at the end, beside what the footprint tells: the maps of
-/// what is kept and of free code memory are a little larger or smaller each time.
+/// The heap beside the footprint may grow by this: the maps of retained blocks and of free
+/// code memory vary a little.
 const ROUGH_BYTES: i64 = 256 << 10;
-/// The same of all but what waits.
+/// The heap less the waiting blocks may grow by this.
 const ROUGH_HEAP_BYTES: i64 = 1 << 20;
 /// Allocations that stay with the process.
 const ROUGH_ALLOCATIONS: u64 = 16;
 
 pub(crate) struct Outcome {
     pub(crate) mode: Mode,
-    /// After how many cycles, and what there was.
+    /// The counts after so many cycles.
     pub(crate) taken: Vec<(u64, Taken)>,
     pub(crate) stats: Stats,
     /// Blocks that the other vCPU ran.
     pub(crate) hops: u64,
-    /// Blocks that were found where they must not be, or the other way round.
+    /// Blocks that were wrongly found or wrongly missing.
     pub(crate) wrong: u64,
-    /// Allocations of the code buffer when the cache was dropped.
+    /// Allocations left in the code buffer when the cache was dropped.
     pub(crate) left_code: u64,
-    /// Allocations of the heap when everything was.
+    /// Allocations left in the heap when everything was dropped.
     pub(crate) left_heap: u64,
     pub(crate) time: Duration,
 }
 
 impl Outcome {
-    /// What must not be.
+    /// The conditions that the run broke.
     pub(crate) fn complaints(&self) -> Vec<&'static str> {
         let Self { taken, stats, hops, wrong, left_code, left_heap, .. } = self;
         let [(_, warm), .., (_, end)] = &taken[..] else { return vec!["nothing was looked at"] };

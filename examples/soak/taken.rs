@@ -1,7 +1,7 @@
-//! What the process has of the system, and what its heap holds to the byte.
+//! The process's resources in the system, and its heap to the byte.
 //!
-//! Resident memory is what a person asks for, and is rough: pages that were touched
-//! once, and the allocator's holes. The heap tells each allocation.
+//! People watch resident memory, but it is rough: it includes pages that were touched once,
+//! and the allocator's holes. The heap counts each allocation.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use codewarden::code_buffer::CodeBufferStats;
 
 use crate::heap::Heap;
 
-/// What there is at one moment.
+/// The counts at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Taken {
     pub(crate) resident_bytes: u64,
@@ -39,14 +39,14 @@ impl Taken {
         }
     }
 
-    /// What the heap holds beside what the cache says of itself.
+    /// The heap beside the cache's own footprint.
     pub(crate) fn untold_bytes(&self) -> i64 {
         let Footprint { live, former, waiting, cell_bytes, table_bytes, page_bytes, .. } = self.footprint;
         let records = live.record_bytes + former.record_bytes + waiting.record_bytes;
         self.heap.bytes as i64 - (records + cell_bytes + table_bytes + page_bytes) as i64
     }
 
-    /// What the heap holds beside what waits for vCPUs to leave.
+    /// The heap less the blocks that wait for vCPUs to leave.
     pub(crate) fn settled_bytes(&self) -> i64 {
         self.heap.bytes as i64 - self.footprint.waiting.record_bytes as i64
     }

@@ -1,14 +1,14 @@
-//! The guest: its instructions, and what each of them comes to in x86-64.
+//! The guest: its instructions, and the x86-64 code of each.
 //!
-//! Emitted code keeps the vCPU's [`State`] in rbx, the guest's memory in r12 and the
-//! vCPU's front in r13, and always leaves the pc that goes on in the state.
+//! Emitted code has the vCPU's [`State`] in rbx, the guest's memory in r12 and the vCPU's
+//! front in r13. It always leaves the next pc in the state.
 
 use std::mem::offset_of;
 use std::sync::atomic::AtomicU8;
 
 use codewarden::{FRONT_ENTRIES, Link};
 
-/// Bytes of the guest's memory. Addresses are cut down to it.
+/// Size of the guest's memory. Addresses are masked to it.
 pub(crate) const MEMORY: usize = 1 << 16;
 const MASK: u32 = MEMORY as u32 - 4;
 
@@ -19,15 +19,15 @@ pub(crate) enum Op {
     Halt,
     /// r += number
     Add(u8, i16),
-    /// The lower half of the second register to where the first one points.
+    /// Stores the lower half of the second register at the address in the first one.
     Store(u8, u8),
-    /// To the instruction that many further on, where r is not 0.
+    /// Goes to the instruction that many further on, if r is not 0.
     Branch(u8, i16),
-    /// To where r points.
+    /// Goes to the address in r.
     Jump(u8),
-    /// What was stored before is what runs after.
+    /// Makes earlier stores to code take effect.
     Fence,
-    /// A system call: reads that many bytes of input to where r points.
+    /// A system call: reads that many bytes of input to the address in r.
     Read(u8, i16),
 }
 
@@ -59,7 +59,7 @@ impl Op {
         }
     }
 
-    /// Where it leads at `pc`, if not to the dispatcher.
+    /// The pcs that it leads to from `pc`, except through the dispatcher.
     pub(crate) fn leads_to(self, pc: u64) -> Vec<u64> {
         let next = aligned(pc + 4);
         match self {
@@ -75,12 +75,12 @@ impl Op {
     }
 }
 
-/// An address as this guest cuts it down.
+/// An address as this guest masks it.
 pub(crate) fn aligned(address: u64) -> u64 {
     address & u64::from(MASK)
 }
 
-/// Where a branch at `pc` goes.
+/// The target of a branch at `pc`.
 pub(crate) fn target(pc: u64, distance: i16) -> u64 {
     aligned(pc.wrapping_add_signed(4 * i64::from(distance)))
 }
@@ -90,22 +90,22 @@ pub(crate) fn target(pc: u64, distance: i16) -> u64 {
 pub(crate) struct State {
     pub(crate) regs: [u64; 8],
     pub(crate) pc: u64,
-    /// Emitted code goes back to the dispatcher soon where this is not 0.
+    /// Emitted code returns to the dispatcher soon if this is not 0.
     pub(crate) leave: *const AtomicU8,
 }
 const PC: u8 = offset_of!(State, pc) as u8;
 const LEAVE: u8 = offset_of!(State, leave) as u8;
 
-/// Why emitted code came back: look the pc up; interpret one instruction there; the
-/// block there is not what its bytes say.
+/// The reasons for which emitted code returns: look the pc up; interpret one instruction
+/// there; the block there does not match its bytes.
 pub(crate) const LOOK_UP: u32 = 0;
 pub(crate) const INTERPRET: u32 = 1;
 pub(crate) const CHECK_FAILED: u32 = 2;
 
-/// Emitted code, and what leaves it.
+/// Emitted code, and its exit.
 pub(crate) struct Asm {
     pub(crate) code: Vec<u8>,
-    /// The code that goes back to the dispatcher.
+    /// The code that returns to the dispatcher.
     pub(crate) exit: usize,
 }
 
@@ -133,7 +133,7 @@ impl Asm {
         self.put(&[0x48, 0xb9]).imm64(exit).put(&[0xff, 0xe1]) //          mov rcx, exit; jmp rcx
     }
 
-    /// Does what `emit` emits, unless the comparison `test` finds equal.
+    /// Emits the code of `emit`, and skips it if the comparison `test` finds equal.
     fn unless_equal<T>(&mut self, test: &[u8], emit: impl FnOnce(&mut Self) -> T) -> T {
         self.put(test).put(&[0x74, 0]); //                                 je over
         let from = self.code.len();
@@ -147,16 +147,16 @@ impl Asm {
         self.unless_equal(&[0x80, 0x38, 0x00], |asm| _ = asm.back(LOOK_UP)); // cmp byte [rax], 0
     }
 
-    /// On to the block of `to`, by whichever entry that has now, or to a stub.
+    /// Jumps to the present entry of the block of `to`, or to a stub.
     fn chain(&mut self, to: u64, link: &Link) {
         self.set_pc(to).poll_leave();
         self.put(&[0x48, 0xb8]).imm64(link.cell() as *const _ as usize); // mov rax, cell
         self.put(&[0xff, 0x20]); //                                        jmp [rax]
     }
 
-    /// A block of `words` at `pc`: its checked entry, then its plain one, at the offsets
-    /// that it returns. `stale` is its stale flag, where stores have to poll it; `links`
-    /// are those to where the last instruction leads.
+    /// A block of `words` at `pc`: its checked entry, then its plain one, at the offsets that it
+    /// returns. `stale` is its stale flag, if stores must poll it. `links` has a link for each pc
+    /// that the last instruction leads to.
     pub(crate) fn block(&mut self, pc: u64, words: &[[u8; 4]], stale: Option<*const u8>, links: &[Link]) -> [usize; 2] {
         self.set_pc(pc).back(CHECK_FAILED);
         let checked = self.code.len();

@@ -2,11 +2,11 @@
 //!
 //! # Safety
 //!
-//! Emitted code is entered as a lookup under the vCPU's pin said, and jumps through
-//! cells whose links its block owns. It stores to the guest's memory alone, to whose
-//! size every address is cut down. A block's code is written before it is published,
-//! and not after. Guest memory and the stubs outlive the cache: the fields are dropped
-//! in their order, when no vCPU is left.
+//! Emitted code is entered at the address that a lookup gave under the vCPU's pin. It jumps
+//! through cells whose links its block owns. It stores to the guest's memory alone, because
+//! every address is masked to that memory's size. A block's code is written before it is
+//! published, and not after. Guest memory and the stubs outlive the cache: the fields are
+//! dropped in their order, when no vCPU is left.
 #![allow(unsafe_code)]
 
 use std::error::Error;
@@ -27,13 +27,13 @@ use super::guest::{Asm, CHECK_FAILED, INTERPRET, LOOK_UP, MEMORY, Op, State, ali
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// What the translations may take, and the executable memory: both are reached.
+/// The limits of the translations and of the executable memory: the program reaches both.
 const LIMIT: MemoryLimit = MemoryLimit::of_bytes(64 << 10);
 const CODE_BYTES: usize = 32 << 10;
-/// Guest instructions of a block at most.
+/// The most guest instructions of a block.
 const MOST: usize = 16;
 
-/// What a block owns: its code, and the links that the code jumps by.
+/// The payload of a block: its code, and the links that the code jumps by.
 struct Code {
     _memory: Allocation,
     _links: Vec<Link>,
@@ -50,7 +50,7 @@ pub(crate) struct Machine {
     enter: Enter,
     exit: usize,
     mode: Mode,
-    /// What the guest's system call reads.
+    /// The file that the guest's system call reads.
     input: i32,
 }
 
@@ -75,7 +75,7 @@ impl Machine {
         let cache = CodeCache::with_policy(entry_stubs, Arc::new(Adaptive::with_checks()))?;
         cache.set_limit(LIMIT);
         let region = RegionOptions::new(GuestAddr(0), memory.range(), mode);
-        // SAFETY: `memory` outlives `cache`; see `map_anew` for what is replaced.
+        // SAFETY: `memory` outlives `cache`; `map_anew` alone replaces it, and announces that.
         unsafe { cache.tracker().add_region(region)? };
         // SAFETY: the code above, which has this signature.
         let enter = unsafe { transmute::<usize, Enter>(start) };
@@ -122,8 +122,8 @@ impl Machine {
         }
     }
 
-    /// Runs emitted code from the pc on, if there is a block; why it came back. The pin
-    /// ends here: system calls and translations are made without it.
+    /// Runs emitted code from the pc on, if there is a block, and returns its reason to come
+    /// back. The pin ends here: system calls and translations are made without it.
     fn enter(&self, vcpu: &mut VCpu<Code>, state: &mut State) -> Option<u32> {
         let mut pin = vcpu.pin();
         let entry = pin.lookup(Key::new(state.pc))?;
@@ -139,7 +139,7 @@ impl Machine {
             Err(BeginError::Busy(_)) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
-        // Once each, after the claim. A block ends with its page.
+        // Reads each word once, after the claim. A block ends with its page.
         let page = self.cache.tracker().page_size().bytes();
         let mut bytes = [0; 4 * MOST];
         let words = bytes[..(4 * MOST).min(page - pc as usize % page)].as_chunks_mut().0;
@@ -157,7 +157,7 @@ impl Machine {
         let last = pc + 4 * (words.len() as u64 - 1);
         let ends = Op::decode(words[words.len() - 1]).leads_to(last);
         let links = ends.iter().map(|&to| self.cache.link(Key::new(to))).collect::<std::result::Result<Vec<_>, _>>()?;
-        // Who announces its changes ends the block by that.
+        // In deferred mode the guest's announcement ends the block.
         let stale = self.mode.is_synchronous().then(|| ticket.stale_flag());
         let mut asm = Asm { code: Vec::new(), exit: self.exit };
         let [checked, plain] = asm.block(pc, words, stale, &links);
@@ -186,7 +186,7 @@ impl Machine {
         Ok(word)
     }
 
-    /// Runs one instruction. Whether the vCPU goes on.
+    /// Runs one instruction. Returns whether the vCPU goes on.
     fn interpret(&self, state: &mut State) -> Result<bool> {
         let reg = |r: u8| state.regs[usize::from(r)];
         let mut next = aligned(state.pc + 4);
@@ -204,7 +204,7 @@ impl Machine {
         Ok(true)
     }
 
-    /// The kernel writes to the guest's memory: announced.
+    /// The kernel writes to the guest's memory; the write is announced.
     fn read_input(&self, to: u64, len: usize) -> Result<()> {
         let len = len.min(MEMORY - to as usize);
         let _held = self.cache.tracker().prepare_kernel_write(GuestAddr(to), len as u64)?;
@@ -218,7 +218,7 @@ impl Machine {
     }
 }
 
-/// Puts `code` where it can run. None of it can be reached before it is published.
+/// Puts `code` into executable memory. None of it can be reached before it is published.
 fn place(buffer: &CodeBuffer, code: &[u8]) -> std::result::Result<Allocation, WardenError> {
     let memory = buffer.alloc(code.len(), 16)?;
     // SAFETY: as many bytes were asked for, and nobody runs or reads them yet.

@@ -5,10 +5,10 @@
 //! cargo run --example tiny_jit
 //! ```
 //!
-//! `guest.rs` has the guest and what it comes to in x86-64; `machine.rs` everything that
-//! an embedder says to the library, so read that one. Here is a program that wants all
-//! of it: a block that writes its own next instruction, a loop that another vCPU ends,
-//! code that the kernel writes, more code than the limit allows, and a new mapping.
+//! `guest.rs` has the guest and its x86-64 code. `machine.rs` has every call that an embedder
+//! makes to the library, so read that one. The program here uses all of it: a block that
+//! writes its own next instruction, a loop that another vCPU ends, code that the kernel writes,
+//! more code than the limit allows, and a new mapping.
 
 #[cfg(target_arch = "x86_64")]
 #[path = "run.rs"]

@@ -1,4 +1,4 @@
-//! The program, and what must come of it.
+//! The program, and its right results.
 
 mod guest;
 mod machine;
@@ -13,7 +13,7 @@ use codewarden::protection::Mode;
 use guest::Op;
 use machine::{Machine, Result};
 
-/// Where the parts of the program are, and its data.
+/// The addresses of the program's parts, and of its data.
 const MAIN: u64 = 0x1000;
 const DATA: u64 = 0x1800;
 const LOOP: u64 = 0x2000;
@@ -26,16 +26,15 @@ const PATCHES: i16 = 1000;
 /// Instructions of the long part: two pages.
 const LONG_OPS: usize = 2048;
 
-/// What the guest computed.
+/// The results of the guest.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Results {
-    /// The sum of 1 to [`PATCHES`], each as an instruction that the guest wrote just
-    /// before it ran it, and of what a function gave before and after the kernel wrote
-    /// over it.
+    /// The sum of 1 to [`PATCHES`]: the guest writes each addition just before it runs it. Added
+    /// to it: a function's results before and after the kernel overwrote the function.
     pub(crate) patched: u64,
-    /// Whether the other vCPU was in its loop when that was written over.
+    /// Whether the other vCPU was in its loop when the loop was overwritten.
     pub(crate) ended: bool,
-    /// What was mapped over the function gave.
+    /// The result of the function that was mapped over the former one.
     pub(crate) mapped: u64,
     /// The long part's additions, twice.
     pub(crate) long: [u64; 2],
@@ -64,7 +63,7 @@ impl fmt::Display for Run {
 }
 
 fn main_program(mode: Mode) -> Vec<Op> {
-    // A synchronous mode owes the guest coherence without it.
+    // In a synchronous mode the guest needs no announcement.
     let announce = if mode.is_synchronous() { Op::Add(7, 0) } else { Op::Fence };
     let at = |index: i16| MAIN as i16 + 4 * index;
     vec![
@@ -98,8 +97,8 @@ fn load(machine: &Machine, start: u64, program: &[Op]) -> Result<()> {
     Ok(machine.memory.write(start as usize, &bytes)?)
 }
 
-/// Runs the program in `mode`. The loop of the other vCPU would take some seconds, were
-/// it not ended by the main program: in mode `none` it is a short one.
+/// Runs the program in `mode`. The other vCPU's loop would take some seconds if the main
+/// program did not end it. In mode `none` nothing ends it, so it is a short one.
 pub(crate) fn run(mode: Mode) -> Result<Run> {
     let (input, mut output) = std::io::pipe()?;
     for op in [Op::Add(0, 2000), Op::Jump(6)] {

@@ -1,4 +1,4 @@
-//! No file makes the ELF parser panic, and what it lets pass can be loaded: its
+//! No file makes the ELF parser panic, and a file that it accepts can be loaded: its
 //! segments lie in the guest's window and in the file.
 
 #![no_main]
@@ -40,8 +40,8 @@ fn program() -> Vec<u8> {
     file
 }
 
-/// The input as it is, or as changes to a program: a byte that says where among
-/// the headers, one that says how many bytes to the left, and the new value.
+/// The input itself, or the input as changes to a program. A change is a byte for the
+/// position among the headers, one for the number of bytes to the left, and the new value.
 fn file_of(input: &[u8]) -> Vec<u8> {
     match input.split_first() {
         Some((&first, changes)) if first != 0x7f => {

@@ -13,7 +13,7 @@ thread_local! {
 }
 
 fuzz_target!(init: {
-    // A mode that this machine lacks is said to be missing, once.
+    // Names each mode that this machine lacks, once.
     COMPARISON.with_borrow(|comparison| comparison.missing().iter().for_each(|missing| eprintln!("skipped: {missing}")));
 }, |input: &[u8]| -> Corpus {
     let outcome = COMPARISON.with_borrow_mut(|comparison| comparison.check(input));

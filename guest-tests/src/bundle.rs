@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// Where the sources and binaries lie.
+/// The folder of the sources and binaries.
 pub fn guests_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("guests")
 }
 
-/// What `MANIFEST` says.
+/// The contents of `MANIFEST`.
 #[derive(Debug)]
 pub struct Bundle {
     /// The compiler that made the binaries, as it names itself.
@@ -44,8 +44,8 @@ impl Bundle {
     }
 }
 
-/// Compares the files of `dir` with its manifest, and says of each difference
-/// what it is: changed, missing, or not in the manifest.
+/// Compares the files of `dir` with its manifest. Names each difference: changed, missing, or
+/// not in the manifest.
 pub fn manifest_mismatches(dir: &Path) -> io::Result<Vec<String>> {
     let bundle = Bundle::read(dir)?;
     let mut wrong = Vec::new();

@@ -1,13 +1,13 @@
 //! The guests and the harness that runs them.
 //!
-//! `guests/` holds small RISC-V Linux programs, one behaviour each, source
-//! beside binary. A guest checks itself: it prints one line with a checksum of
-//! every result and exits 0, or says on stderr what went wrong and exits with
-//! a code of its own ([`EXIT_STALE`] when code that had been overwritten ran).
+//! `guests/` holds small RISC-V Linux programs, one behaviour each, source beside binary. A
+//! guest checks itself. It prints one line with a checksum of every result and exits with 0,
+//! or it names the error on stderr and exits with another code ([`EXIT_STALE`] if overwritten
+//! code ran).
 //!
-//! [`GUESTS`] is the table of them: the line that each must print, and what
-//! each class of tracking modes owes it. The tests run every row in every mode
-//! and tier and hold the table true, the control mode `none` included.
+//! [`GUESTS`] is the table of them: the line that each must print, and the result that each
+//! class of tracking modes owes it. The tests run every row in every mode and tier, the
+//! control mode `none` included, and compare it with the table.
 
 mod bundle;
 mod run;

@@ -1,4 +1,4 @@
-//! Runs one guest in an emulator's process, with an end to its patience.
+//! Runs one guest in an emulator's process, with a time limit.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -14,7 +14,7 @@ use codewarden::protection::Mode;
 use crate::bundle::guests_dir;
 use crate::table::Guest;
 
-/// How long a guest may take. Guests give up waiting for each other earlier.
+/// The time limit of a guest. Guests give up waiting for each other earlier.
 const TIMEOUT: Duration = Duration::from_secs(100);
 
 /// Which translator of the demo emulator is forced.
@@ -24,7 +24,7 @@ pub enum Tier {
     Zero,
     /// Compiled blocks only.
     Translated,
-    /// As it sees fit: cold code in tier 0, hot code compiled.
+    /// The emulator's choice: cold code in tier 0, hot code compiled.
     Auto,
 }
 
@@ -60,11 +60,11 @@ pub enum Exit {
     Code(i32),
     /// By this signal.
     Signal(i32),
-    /// Not at all: it was killed when its time was over.
+    /// It did not end: it was killed when its time was over.
     TimedOut,
 }
 
-/// What a run gave.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Outcome {
     /// How it ended.
@@ -73,12 +73,12 @@ pub struct Outcome {
     pub stdout: String,
     /// All that it wrote to stderr.
     pub stderr: String,
-    /// For a run that hung: where its threads were.
+    /// For a run that hung: the position of each of its threads.
     pub threads: String,
 }
 
 impl Outcome {
-    /// Whether it is what the table's row asks of a run that passes.
+    /// Whether it is the result that the table's row asks of a run that passes.
     pub fn passes(&self, guest: &Guest) -> bool {
         self.exit == Exit::Code(0) && self.stdout.lines().last() == Some(&guest.last_line())
     }
@@ -107,13 +107,12 @@ impl Emulator {
         Self { program: program.into(), takes_ways: true }
     }
 
-    /// Another emulator, which is given the guest and its arguments alone.
+    /// Another emulator, which gets the guest and its arguments alone.
     pub fn peer(program: impl Into<PathBuf>) -> Self {
         Self { program: program.into(), takes_ways: false }
     }
 
-    /// Runs a row of the table, waits for its end, and kills it when that does
-    /// not come.
+    /// Runs a row of the table and waits for its end. Kills it if its time is over.
     pub fn run(&self, guest: &Guest, way: Way) -> io::Result<Outcome> {
         self.run_with_args(guest.name, guest.args, way)
     }
@@ -148,7 +147,7 @@ fn read_in_background(pipe: Option<impl Read + Send + 'static>) -> thread::JoinH
     thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(mut pipe) = pipe {
-            // What was read before an error is still worth showing.
+            // Bytes that were read before an error are still worth showing.
             let _ = pipe.read_to_end(&mut bytes);
         }
         bytes

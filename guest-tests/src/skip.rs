@@ -1,5 +1,5 @@
-//! Skips that are seen: a test that cannot run here says so and is counted,
-//! and fails where everything is demanded.
+//! Visible skips: a test that cannot run here says so and is counted. If everything is
+//! demanded, it fails.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ static SKIPPED: AtomicU32 = AtomicU32::new(0);
 ///
 /// # Panics
 ///
-/// When `CODEWARDEN_REQUIRE_ALL=1` demands that nothing is skipped.
+/// If `CODEWARDEN_REQUIRE_ALL=1` demands that nothing is skipped.
 pub fn skip(test: &str, reason: &str) {
     let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
     if std::env::var("CODEWARDEN_REQUIRE_ALL").is_ok_and(|v| v == "1") {
@@ -22,7 +22,7 @@ pub fn skip(test: &str, reason: &str) {
 
 /// Says something about a test even when it passes.
 pub fn note(test: &str, text: &str) {
-    // Not eprintln: the test harness would swallow it. A lost line is no harm.
+    // Not eprintln: the test harness would swallow it. A lost line does no harm.
     let _ = writeln!(std::io::stderr(), "{test}: {text}");
 }
 

@@ -1,15 +1,14 @@
-//! Which guest must do what in which class of tracking modes.
+//! The result that each guest must have in each class of tracking modes.
 
 use codewarden::protection::Mode;
 
 /// The exit code of a guest that saw overwritten code run.
 pub const EXIT_STALE: i32 = 10;
 
-/// The exit code of a guest that got a result of neither the old nor the new
-/// code.
+/// The exit code of a guest that got a result of neither the old nor the new code.
 pub const EXIT_WRONG: i32 = 11;
 
-/// How a guest tells that it changed code.
+/// How a guest announces that it changed code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Announced {
     /// It changes no code that has run.
@@ -17,19 +16,19 @@ pub enum Announced {
     /// By FENCE.I on each hart that runs the code, or by `riscv_flush_icache`,
     /// as the ISA and the ABI ask for.
     Yes,
-    /// Not at all: it relies on what synchronous tracking adds to RISC-V.
+    /// Not at all: it relies on a promise of synchronous tracking that RISC-V does not make.
     No,
     /// Not at all, but it waits: a store reaches fetches in the end (Ziccid).
     Awaited,
 }
 
-/// What the modes of a class owe a guest.
+/// The result that the modes of a class owe a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Expected {
     /// The right output.
     Pass,
-    /// Either outcome, but it ends, and it is the guest that says what failed:
-    /// old code, or a mix of old and new.
+    /// Either outcome, but it must end, and the guest itself must report the failure: old code,
+    /// or a mix of old and new.
     MayFail,
     /// Stale code, every time.
     MustFail,
@@ -46,12 +45,12 @@ pub struct Guest {
     pub checksum: u64,
     /// Whether changes of code are announced.
     pub announced: Announced,
-    /// Under `none`, whose only merit is that it fails.
+    /// The result under `none`, the control mode.
     pub none: Expected,
 }
 
 impl Guest {
-    /// What `mode` owes this guest.
+    /// The result that `mode` owes this guest.
     pub fn expected(&self, mode: Mode) -> Expected {
         match mode {
             Mode::None => self.none,
@@ -92,9 +91,8 @@ const fn awaited(name: &'static str, checksum: u64) -> Guest {
 }
 
 impl Guest {
-    /// Each change goes with a system call that changes the mapping or the mapped
-    /// file. Linux's side of the emulator tells the cache of those by itself, under
-    /// `none` too.
+    /// Each change comes with a system call that changes the mapping or the mapped file. The
+    /// emulator's Linux side announces those to the cache by itself, under `none` too.
     const fn passes_untracked(self) -> Self {
         Self { none: Expected::Pass, ..self }
     }
@@ -104,7 +102,7 @@ const NO_FLUSH: &[&str] = &["no-flush"];
 
 /// Every guest with each set of arguments that is a test.
 pub const GUESTS: &[Guest] = &[
-    // Nothing that has run is changed.
+    // Code that has run is not changed.
     control("compute-only", 0x2e39_c1b6_c9d0_89f9),
     control("recursion", 0x538e_24bb_c42e_c562),
     control("indirect-calls", 0x3cb8_e619_7e41_9883),
@@ -118,7 +116,7 @@ pub const GUESTS: &[Guest] = &[
     control("kernel-writes-beside-code", 0xe3ec_be30_0cf5_01aa),
     control("workload-compute", 0xb15e_bcdf_63fc_8ddf),
     control("workload-calls", 0xff02_b245_49dc_9bd7),
-    // Changed inside the running block, before anything could announce it.
+    // Changed inside the running block, before any announcement is possible.
     silent("store-next-insn", &[], 0x97d1_55db_aa0e_f9be),
     silent("store-same-block", &[], 0x7fa7_9c23_fc80_cba8),
     silent("store-after-mprotect", &[], 0x9b3d_caf2_5ddc_d0c5),

@@ -1,5 +1,5 @@
-//! The committed binaries are what their sources give, and the table knows
-//! every one of them.
+//! The committed binaries are built from their sources, and the table has a row for every
+//! one of them.
 
 use std::fs;
 use std::path::Path;
@@ -56,7 +56,7 @@ fn a_rebuild_gives_the_same_bytes() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("build-guests");
     assert!(Command::new(script).arg(&out).status().unwrap().success());
 
-    // Another compiler must build them too, but makes other bytes.
+    // Another compiler must build them too, but its bytes differ.
     let bundle = Bundle::read(&guests_dir()).unwrap();
     let version = Command::new(compiler).arg("--version").output().unwrap();
     if String::from_utf8_lossy(&version.stdout).lines().next() != Some(&bundle.compiler) {

@@ -1,6 +1,5 @@
-//! Every guest in every tracking mode and tier, held to the table. The oracle
-//! keeps nothing, so what it prints is right if its semantics are; the other
-//! ways must print the same.
+//! Every guest in every tracking mode and tier, compared with the table. The oracle keeps
+//! nothing, so its output is right if its semantics are; the other ways must print the same.
 
 use guest_tests::{BENCHES, EXIT_STALE, EXIT_WRONG, Emulator, Exit, Expected, GUESTS, Guest, Outcome, Tier, Way, skip};
 
@@ -10,7 +9,7 @@ fn emulator() -> Emulator {
     Emulator::demo(env!("CARGO_BIN_EXE_guest-emulator"))
 }
 
-/// What is wrong with a run, if something is.
+/// The fault of a run; `None` if it is right.
 fn judge(guest: &Guest, way: Way, outcome: &Outcome) -> Option<String> {
     let expected = match way {
         Way::Oracle => Expected::Pass,
@@ -25,11 +24,10 @@ fn judge(guest: &Guest, way: Way, outcome: &Outcome) -> Option<String> {
     (!right).then(|| format!("{}: expected {expected:?}, got {outcome}", guest.title()))
 }
 
-/// Exit status of an emulator that cannot do what its options ask for.
+/// Exit status of an emulator that cannot do as its options ask.
 const REFUSED: Exit = Exit::Code(125);
 
-/// Whether the emulator runs guests this way on this machine; if not, that is a
-/// skip.
+/// Whether the emulator runs guests this way on this machine; if not, that is a skip.
 fn can_run(test: &str, way: Way) -> bool {
     let outcome = emulator().run(&GUESTS[0], way).unwrap();
     let refused = outcome.exit == REFUSED;

@@ -1,13 +1,13 @@
-//! The guests and their checksums are right for another emulator too, so what
-//! the table says was not made up by our own.
+//! The guests and their checksums are right for another emulator too, so our own emulator did
+//! not invent the table.
 
 use guest_tests::{BENCHES, EXIT_STALE, Emulator, Exit, GUESTS, Outcome, Tier, Way, find_program, skip};
 
 use codewarden::protection::Mode;
 
-/// What `qemu-riscv64` 7.2 to 10 gets wrong: it never leaves a running RISC-V
-/// block for a store into it, and knows neither that two mappings are one nor that a
-/// file may be one of them.
+/// The errors of `qemu-riscv64` 7.2 to 10. It never leaves a running RISC-V block for a store
+/// into it. It does not know that two mappings show one memory, or that a file may be one of
+/// the two.
 fn qemu_runs_stale_code(name: &str, args: &[&str]) -> bool {
     let always = [
         "file-writes",
@@ -22,9 +22,9 @@ fn qemu_runs_stale_code(name: &str, args: &[&str]) -> bool {
     always.contains(&name) || matches!(name, "self-patching-loop" | "patch-beside-data") && args == ["no-flush"]
 }
 
-/// It protects by mprotect, and unprotects what a system call names before it makes
-/// the call. Another hart that runs code there protects the page again in between,
-/// and the kernel answers EFAULT.
+/// It protects by mprotect, and unprotects the memory of a system call before the call.
+/// Another hart that runs code there protects the page again in between, and the kernel
+/// answers EFAULT.
 fn qemu_fails_a_call(name: &str, outcome: &Outcome) -> bool {
     const EFAULT: &str = "got 0xfffffffffffffff2";
     name == "replace-mapping"
@@ -38,7 +38,7 @@ fn qemu_agrees_with_the_table() {
         return skip("qemu_agrees_with_the_table", "no qemu-riscv64 (Debian: qemu-user)");
     };
     let qemu = Emulator::peer(qemu);
-    // A peer is not told of modes and tiers.
+    // A peer gets no mode and no tier.
     let way = Way::Cached(Mode::None, Tier::Auto);
     let mut wrong = Vec::new();
     for guest in GUESTS {

@@ -5,7 +5,7 @@
 //! STREAMS=100000 cargo test --release -p guest-tests --test streams -- --nocapture
 //! ```
 //!
-//! `STREAMS_SEED` begins with another program: the one that a failure named.
+//! `STREAMS_SEED` begins with another program: the number that a failure prints.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -17,17 +17,17 @@ use guest_tests::{note, skip};
 /// Programs of the bounded run.
 const PROGRAMS: u64 = 30;
 
-/// Bytes of an input at most.
+/// The most bytes of an input.
 const MAX_INPUT_BYTES: u64 = 800;
 
-/// A guest that runs what it overwrote often does so for ever. No program takes this
-/// long on the slowest machine.
+/// A guest that often runs bytes that it overwrote may run for ever if they are stale. No
+/// right program takes this long on the slowest machine.
 const HANG: Duration = Duration::from_secs(180);
 
 /// The program that runs.
 static SEED: AtomicU64 = AtomicU64::new(0);
 
-/// Ends the process where one program runs on and on, and names it.
+/// Ends the process if one program does not end, and names the program.
 fn watch_for_a_hang() {
     std::thread::spawn(|| {
         loop {

@@ -35,7 +35,7 @@ pub(crate) fn replace(memory: &GuestMemory, page: usize) {
     assert!(ptr::eq(mapped, at.cast()));
 }
 
-/// A store faults on page 1 and is kept there, asleep or in its handler, while
+/// A store faults on page 1 and is held there, asleep or in its handler, while
 /// `change` changes the mapping.
 fn under_a_store(mode: Mode, change: impl Fn(&GuestMemory)) {
     let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
@@ -64,7 +64,7 @@ fn replaced_under_a_sleeping_store() {
     });
 }
 
-/// The store has nowhere to go: it ends as any store to nowhere, and does not
+/// The store has no memory to go to. It ends by SIGSEGV, as any such store does, and does not
 /// sleep.
 #[test]
 fn unmapped_under_a_sleeping_store() {
@@ -74,7 +74,7 @@ fn unmapped_under_a_sleeping_store() {
     });
 }
 
-/// Where no store sleeps none is caught: each goes to the memory that is there.
+/// In modes in which no store sleeps none is caught: each goes to the present memory.
 #[test]
 fn replaced_under_stores_that_never_sleep() {
     let modes = [Mode::Deferred, Mode::None];
@@ -91,8 +91,8 @@ fn replaced_under_stores_that_never_sleep() {
     });
 }
 
-/// As it should be done, with stores on the page all the while: none is lost in a
-/// fault, and each new mapping is tracked.
+/// The right way, with stores on the page all the while: no store is lost in a fault, and each
+/// new mapping is tracked.
 #[test]
 fn replaced_as_announced_under_stores() {
     scenario("address_space::replaced_as_announced_under_stores", &Mode::ALL, End::Well, |mode| {
@@ -120,7 +120,7 @@ fn replaced_as_announced_under_stores() {
     });
 }
 
-/// A call that meets a hole half way does the rest.
+/// A call that meets a hole half way still does the rest.
 #[test]
 fn a_hole_in_a_range() {
     scenario("address_space::a_hole_in_a_range", &Mode::ALL, End::Well, |mode| {
@@ -143,8 +143,8 @@ fn a_hole_in_a_range() {
     });
 }
 
-/// A page whose mapping was replaced and nobody said so: nothing new is made from
-/// it, and its neighbours are what they were.
+/// A page's mapping was replaced without an announcement: no new block is made from it, and
+/// its neighbours work as before.
 #[test]
 fn a_replaced_page_that_nobody_announced() {
     scenario("address_space::a_replaced_page_that_nobody_announced", &Mode::ALL, End::Well, |mode| {
@@ -152,7 +152,7 @@ fn a_replaced_page_that_nobody_announced() {
         guest.block(2);
         replace(&guest.memory, 3);
         if OTHERS.contains(&mode) {
-            // `mprotect` protects what is there.
+            // `mprotect` protects the present memory.
             return guest.expect_tracked(3);
         }
         let error = guest.begin_error(3).expect("the page is not tracked");
@@ -160,7 +160,7 @@ fn a_replaced_page_that_nobody_announced() {
         guest.store_to(3);
         guest.expect_tracked_or_lost(2);
         guest.expect_tracked_or_lost(4);
-        // What helps: the announcement, even though it comes late.
+        // The remedy is the announcement, even if it comes late.
         let change = guest.cache.tracker().change_mapping(GuestAddr(byte_of(3)), 1).unwrap();
         change.finish_replaced(Access::ReadWrite, None).unwrap();
         guest.expect_tracked_or_lost(3);

@@ -2,8 +2,8 @@
 //!
 //! # Safety
 //!
-//! Closes and replaces descriptors that belong to the library: the case under
-//! test. What is made of the numbers afterwards are numbers alone.
+//! Closes and replaces descriptors that belong to the library: the case under test. Afterwards
+//! their numbers are used as plain numbers only.
 #![allow(unsafe_code)]
 
 use core::ffi::c_int;
@@ -16,7 +16,7 @@ use codewarden::protection::Mode;
 use crate::scenario::{End, UFFD, byte_of, fixture, scenario};
 use crate::support::{Fixture, GUEST};
 
-/// The numbers of this process whose file is called so.
+/// The descriptors of this process whose file has this name.
 fn numbers_of(file: &str) -> Vec<c_int> {
     let entries = std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap());
     let named = entries
@@ -50,9 +50,9 @@ fn silent_pipe() -> c_int {
     ends[0]
 }
 
-/// Blocks on two pages; `take` takes one of the two copies away; then the first
-/// page is stored to. Whichever copy it is, the pages stay protected until the
-/// blocks are dead.
+/// Makes blocks on two pages. `take` removes one of the descriptor's two copies. Then a store
+/// goes to the first page. With either copy gone, the pages stay protected until the blocks
+/// are dead.
 fn either_copy(mode: Mode, take: impl Fn(c_int)) {
     for which in 0..2 {
         let guest = fixture(mode);
@@ -75,7 +75,7 @@ fn one_closed() {
     scenario("descriptors::one_closed", &UFFD, End::Well, |mode| either_copy(mode, close));
 }
 
-/// A pipe would keep a thread that polls it, or reads it, asleep for ever.
+/// A pipe would keep a thread that polls or reads it asleep for ever.
 #[test]
 fn one_replaced() {
     scenario("descriptors::one_replaced", &UFFD, End::Well, |mode| {
@@ -84,8 +84,8 @@ fn one_replaced() {
     });
 }
 
-/// The kernel opens every page and tells nobody: the next call notices, and the block is
-/// dead when it returns. A deferred region's `sync` says so too.
+/// The kernel opens every page without a word. The next call detects it, and the block is
+/// dead when the call returns. A deferred region's `sync` returns the error too.
 #[test]
 fn both_closed() {
     let tend: fn(&Fixture) = |guest| guest.cache.tracker().tend();
@@ -106,8 +106,8 @@ fn both_closed() {
     });
 }
 
-/// A ticket keeps the mechanism of a region that was removed, and the calls that
-/// would open its pages fail: they are open all the same.
+/// A ticket keeps the mechanism of a removed region alive. The calls that would open its pages
+/// fail, but the pages are open all the same.
 #[test]
 fn one_closed_before_the_end() {
     scenario("descriptors::one_closed_before_the_end", &UFFD, End::Well, |mode| {
@@ -126,7 +126,7 @@ fn one_closed_before_the_end() {
     });
 }
 
-/// An announcement that cannot ask kills what it cannot ask about, and says so.
+/// An announcement that cannot ask about its pages kills their blocks, and returns an error.
 #[test]
 fn pagemap_closed() {
     scenario("descriptors::pagemap_closed", &[Mode::Deferred], End::Well, |mode| {
@@ -140,7 +140,7 @@ fn pagemap_closed() {
     });
 }
 
-/// Which modes have none that could be lost.
+/// The descriptors of each mode: a mode without any cannot lose one.
 #[test]
 fn what_each_mode_opens() {
     scenario("descriptors::what_each_mode_opens", &Mode::ALL, End::Well, |mode| {
@@ -149,7 +149,7 @@ fn what_each_mode_opens() {
         assert_eq!(has("[userfaultfd]"), if UFFD.contains(&mode) { 2 } else { 0 });
         assert_eq!(has("/pagemap"), usize::from(mode == Mode::Deferred));
         assert_eq!(has("[eventfd]"), usize::from(mode == Mode::Thread));
-        // The tracker names them all, those that were taken from it not any more.
+        // The tracker names them all, except those that were taken from it.
         let files = ["[userfaultfd]", "/pagemap", "[eventfd]"];
         let mut all: Vec<c_int> = files.into_iter().flat_map(numbers_of).collect();
         let mut told = guest.cache.tracker().descriptors();
@@ -167,7 +167,7 @@ fn what_each_mode_opens() {
     });
 }
 
-/// The library's drop does not close what is not its own any more.
+/// The library's drop does not close a descriptor that is no longer its own.
 #[test]
 fn a_strangers_file_survives_the_drop() {
     scenario("descriptors::a_strangers_file_survives_the_drop", &Mode::ALL, End::Well, |mode| {

@@ -1,7 +1,7 @@
 //! The handler thread of thread mode is killed.
 //!
-//! Its signals are blocked and it runs no code of others, so what can kill it alone
-//! is the kernel: here by a seccomp filter.
+//! Its signals are blocked and it runs no foreign code, so only the kernel can kill it alone:
+//! here by a seccomp filter.
 
 use codewarden::protection::Mode;
 
@@ -29,14 +29,14 @@ fn no_other_mode_has_one() {
     });
 }
 
-/// A store falls asleep for ever then: the embedder's timer, `tend`, notices,
-/// kills the blocks and wakes it.
+/// A store then falls asleep for ever. The embedder's timer, `tend`, detects it, kills the
+/// blocks and wakes the store.
 #[test]
 fn killed_while_writers_sleep() {
     scenario("handler_thread::killed_while_writers_sleep", &[Mode::Thread], End::Well, |mode| {
         let guest = fixture(mode);
         (1..4).for_each(|page| guest.block(page));
-        // It is killed now, or when it has answered the first store.
+        // It is killed now, or after its answer to the first store.
         refuse(POLL, KILL_THREAD);
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| [1, 2].map(|page| guest.store_to(page)));
@@ -48,6 +48,6 @@ fn killed_while_writers_sleep() {
         (1..4).for_each(|page| guest.expect_dead(page));
         guest.expect_lost();
         guest.store_to(3);
-        // And the end of the mechanism waits for nobody.
+        // The end of the mechanism does not wait for the dead thread.
     });
 }

@@ -11,8 +11,8 @@ const HOLDS: usize = 9_000;
 
 const MODES: [Mode; 5] = [TRACKING[0], TRACKING[1], TRACKING[2], TRACKING[3], Mode::None];
 
-/// Of a page that was translated from before, and of one that gets its descriptor while it
-/// is held: it is busy while a hold is left, and not after.
+/// Holds a page that was translated from before, and one that gets its descriptor during the
+/// hold. Each is busy while a hold is left, and not after.
 #[test]
 fn of_one_page() {
     scenario("holds::of_one_page", &MODES, End::Well, |mode| {
@@ -31,7 +31,7 @@ fn of_one_page() {
             }
             assert!(matches!(begin(), Err(BeginError::Busy(_))), "{mode}: one is left");
             drop(held);
-            // Not at once where the policy finds so many writes of one page hot.
+            // Not at once, if the policy finds the page hot after so many writes.
             assert_eq!(guest.begin_error(1), None, "{mode}: none is left");
             guest.store_to(1);
             guest.expect_dead(1);

@@ -40,8 +40,8 @@ pub(crate) fn open_files() -> Vec<c_int> {
     (0..NUMBERS).filter(|number| unsafe { libc::fcntl(*number, libc::F_GETFD) } != -1).collect()
 }
 
-/// Calls `make` with one free descriptor more each time until it succeeds; each
-/// failure says what to raise and leaves nothing open. Gives what was made.
+/// Calls `make` with one free descriptor more each time until it succeeds. Each failure must
+/// name the limit to raise and leave nothing open. Returns the result of `make`.
 fn with_ever_more_files<T>(make: impl Fn() -> Result<T, Error>) -> (T, usize) {
     let before = open_files();
     let first_free = (0..).find(|number| !before.contains(number)).unwrap();
@@ -56,7 +56,7 @@ fn with_ever_more_files<T>(make: impl Fn() -> Result<T, Error>) -> (T, usize) {
     panic!("16 descriptors are not enough");
 }
 
-/// At each place where the library opens one.
+/// One descriptor is missing at each place that opens one.
 #[test]
 fn open_files_of_a_region() {
     scenario("limits::open_files_of_a_region", &Mode::ALL, End::Well, |mode| {
@@ -67,7 +67,7 @@ fn open_files_of_a_region() {
             unsafe { cache.tracker().add_region(region(GUEST, &memory, mode)) }
         });
         assert_eq!(needed == 0, !UFFD.contains(&mode), "{needed}");
-        // With none left a region works on.
+        // With none left a region still works.
         let guest = fixture(mode);
         guest.expect_tracked(1);
         guest.expect_tracked(2);
@@ -126,7 +126,7 @@ fn code_needs_no_file() {
     });
 }
 
-/// The kernel's signal for it would end the process.
+/// The kernel's signal for this limit would end the process.
 #[test]
 fn file_size_of_guest_memory() {
     scenario("limits::file_size_of_guest_memory", &[Mode::Mprotect], End::Well, |_| {
@@ -136,7 +136,7 @@ fn file_size_of_guest_memory() {
         assert!(refused.to_string().contains("ulimit -f"), "{refused}");
         assert_eq!(open_files(), before);
         GuestMemory::memfd(2 * page_bytes()).unwrap();
-        // Nor does it come later.
+        // The signal does not come later either.
         // SAFETY: reads this thread's signals into a local, for which zeroes are valid.
         let waiting = unsafe {
             let mut set = core::mem::zeroed();
@@ -147,8 +147,8 @@ fn file_size_of_guest_memory() {
     });
 }
 
-/// A child closes what it inherited, and needs no more than that. Nor does its memory for
-/// code.
+/// A child closes the descriptors that it inherited, and needs no more than those. The same
+/// holds for its memory for code.
 #[test]
 fn open_files_of_a_forks_child() {
     scenario("limits::open_files_of_a_forks_child", &Mode::ALL, End::Well, |mode| {
@@ -174,8 +174,8 @@ fn open_files_of_a_forks_child() {
     });
 }
 
-/// Makes mappings until the kernel gives no more; `None` where it gives more than
-/// a test should take.
+/// Makes mappings until the kernel gives no more; `None` if it gives more than a test should
+/// take.
 fn use_up_mappings() -> Option<()> {
     let most: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
     if most > 100_000 {
@@ -217,8 +217,8 @@ fn mappings_where_none_is_split() {
     });
 }
 
-/// To protect a page takes two mappings more, and so does to open one between
-/// protected ones: the first is an error, the second opens all of them.
+/// To protect a page takes two more mappings, and so does to open one between protected
+/// pages. The first fails with an error; the second opens all of them.
 #[test]
 fn mappings_under_mprotect() {
     scenario("limits::mappings_under_mprotect", &[Mode::Mprotect], End::Well, |mode| {
@@ -229,22 +229,22 @@ fn mappings_under_mprotect() {
         guest.store_to(6);
         (4..9).for_each(|page| guest.expect_dead(page));
         (0..PAGES).for_each(|page| guest.store_to(page));
-        // What the five pages took can be had again.
+        // The mappings of the five pages are free again.
         guest.expect_tracked(0);
     });
 }
 
-/// Handlers that open the whole region, over and over, against translators that
-/// begin meanwhile: what can be reached after a store was made from its bytes.
+/// Handlers open the whole region over and over while translators begin. A block that can be
+/// reached after a store was made from the store's bytes.
 #[test]
 fn mappings_under_mprotect_with_threads() {
     const ROUNDS: usize = 3_000;
     scenario("limits::mappings_under_mprotect_with_threads", &[Mode::Mprotect], End::Well, |mode| {
         let guest = fixture(mode);
         let most = PAGES - 2;
-        // One mapping each for what changes in the middle.
+        // One mapping for each page that changes in the middle.
         (1..=most).for_each(|page| guest.block(page));
-        // A thread takes mappings: all are there before there are none left.
+        // A thread needs mappings, so all threads start before the mappings run out.
         let start = Barrier::new(4);
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -259,7 +259,7 @@ fn mappings_under_mprotect_with_threads() {
                 scope.spawn(move || {
                     start.wait();
                     for round in 0..ROUNDS {
-                        // Another byte each time: one that keeps faulting makes its page hot.
+                        // Another byte each time: a byte that faults repeatedly makes its page hot.
                         guest.store(byte_of(page) + 1 + (round % 1000) as u64, 0);
                         guest.store(byte_of(page), round as u8);
                         let reached = guest.lookup(byte_of(page));
@@ -275,7 +275,7 @@ fn mappings_under_mprotect_with_threads() {
     });
 }
 
-/// Like `Fixture::translate`; where the page is busy, or cannot be protected, not.
+/// Like `Fixture::translate`, but does nothing if the page is busy or cannot be protected.
 fn translate_if_possible(guest: &Fixture, page: usize) {
     let mut ticket = guest.cache.begin(Key::new(byte_of(page)));
     if ticket.claim(GuestAddr(byte_of(page))).is_ok() {
@@ -297,7 +297,7 @@ fn mappings_under_an_announcement() {
     });
 }
 
-/// Page descriptors are asked for: an error, where other allocations end the process.
+/// No memory for page descriptors is an error; a plain allocation would end the process.
 #[test]
 fn addresses() {
     scenario("limits::addresses", &Mode::ALL, End::Well, |mode| {
@@ -314,14 +314,14 @@ fn addresses() {
         set_limit(libc::RLIMIT_AS, libc::RLIM_INFINITY);
         let Some(BeginError::Failed(error)) = refused else { panic!("{mode}: {refused:?}") };
         assert!(matches!(error, Error::NoMemory { .. }) && error.to_string().contains("ulimit -v"), "{error}");
-        // Nothing of what was there is lost.
+        // Everything from before still works.
         cache.tracker().begin(GuestAddr(GUEST)).unwrap();
         memory.write(0, &[1]).unwrap();
         cache.tracker().set_access(GuestAddr(GUEST), 1, Access::ReadWrite).unwrap();
     });
 }
 
-/// The error says what helps: one region over all of the memory.
+/// The error names the remedy: one region over all of the memory.
 #[test]
 fn regions() {
     scenario("limits::regions", &Mode::ALL, End::Well, |mode| {
@@ -347,7 +347,7 @@ fn regions() {
     });
 }
 
-/// Lets the process map so much more and no more.
+/// Lets the process map this much more, and nothing beyond it.
 fn leave_addresses(len_bytes: usize) {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let mapped_pages: usize = statm.split(' ').next().unwrap().parse().unwrap();

@@ -1,11 +1,10 @@
-//! Everything that can fail under the library, in every mode where it can: what
-//! follows is defined, never a hang, never stale code.
+//! Everything that can fail under the library, in every mode that it can fail in. The result
+//! is defined: never a hang, never stale code.
 //!
-//! `src/guide/failures.md` is the table of it and names these tests. After each
-//! failure either the block cannot be reached or an error was returned that says
-//! what to do. Most scenarios change a whole process (limits, filters, signals,
-//! descriptors), so each runs in a process of its own, with an alarm against hangs:
-//! see `scenario`.
+//! The table in `src/guide/failures.md` names these tests. After each failure the block cannot
+//! be reached, or an error was returned that names the remedy. Most scenarios change a whole
+//! process (limits, filters, signals, descriptors). So each runs in a process of its own, with
+//! an alarm against hangs: see `scenario`.
 
 #[path = "../support/alone.rs"]
 mod alone;

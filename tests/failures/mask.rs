@@ -1,7 +1,7 @@
-//! Kernels that lack something, on one that has it all: `CODEWARDEN_HIDE`.
+//! Kernels that lack a facility, on one that has them all: `CODEWARDEN_HIDE`.
 //!
-//! Each facility is hidden from a process of its own, which sees what `auto` takes,
-//! what each mode that cannot be had says, and that each mode that can works.
+//! A process of its own runs with each facility hidden. It checks the choice of `auto`, the
+//! error of each mode that cannot be had, and that every other mode works.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -18,8 +18,8 @@ use crate::alone::task;
 use crate::scenario::{End, TRACKING, UFFD, byte_of, expect_end};
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, skip};
 
-/// What is hidden, the modes that cannot be had then, and what `auto` takes.
-/// Without a barrier on all threads every synchronous mode says so, mprotect too.
+/// The hidden facilities, the modes that cannot be had then, and the choice of `auto`.
+/// Without a barrier on all threads every synchronous mode is refused, mprotect too.
 const MASKS: [(&str, &[Mode], Option<Mode>); 19] = [
     ("", &[], Some(Mode::Sigbus)),
     ("uffd", &UFFD, Some(Mode::Mprotect)),
@@ -47,8 +47,8 @@ const MASKS: [(&str, &[Mode], Option<Mode>); 19] = [
     ),
 ];
 
-/// Runs the test `name` once with each mask, as [`task`] says; skips what this
-/// process lacks anyway.
+/// Runs the test `name` once with each mask as its [`task`]. Skips the masks of facilities
+/// that this process lacks anyway.
 fn with_each_mask(name: &str) {
     let probe = Probe::of_this_process();
     let lacks = Facility::NAMES.into_iter().filter(|(facility, ..)| !probe.has(*facility));
@@ -107,9 +107,9 @@ fn every_fallback() {
             }
         }
     }
-    // It asks the kernel for nothing.
+    // Mode `none` asks the kernel for nothing.
     try_mode(Mode::None).unwrap();
-    // What runs no code of the host's, as `try_mode`, goes without.
+    // An embedder that runs no host code, as `try_mode`, does without a code buffer.
     let has_code = CodeBuffer::new(1 << 20).map(drop);
     assert_eq!(has_code, Probe::of_this_process().check_code());
     assert_eq!(has_code.is_err(), hidden == "membarrier_sync_core");
@@ -119,7 +119,7 @@ fn every_fallback() {
     }
 }
 
-/// Where and by whom, as the last write told.
+/// The byte and the thread of the last write.
 #[derive(Default)]
 struct Last {
     byte: AtomicU64,
@@ -139,7 +139,7 @@ unsafe impl PageObserver for Last {
     }
 }
 
-/// What is hidden is not asked of the kernel either: a fault tells less.
+/// The library does not ask the kernel for hidden facilities either: a fault tells less.
 #[test]
 fn what_a_fault_tells() {
     let Some(task) = task() else { return with_each_mask("mask::what_a_fault_tells") };
@@ -160,7 +160,7 @@ fn what_a_fault_tells() {
     assert_eq!(last.tid.load(SeqCst) == 0, hidden == "thread_id", "{hidden}");
 }
 
-/// A mask that hides nothing would be taken for a fallback that works.
+/// A mask that hides nothing would look like a fallback that works.
 #[test]
 fn a_name_that_nothing_has() {
     let name = "mask::a_name_that_nothing_has";

@@ -1,5 +1,5 @@
-//! Arguments that no call can use, and calls at the wrong time: an error that names the
-//! mistake, and nothing is done, neither to what was there before nor to the process.
+//! Arguments that no call can use, and calls at the wrong time. Each returns an error that
+//! names the mistake. The call changes nothing, neither in the regions nor in the process.
 //!
 //! # Safety
 //!
@@ -31,7 +31,8 @@ fn shared(offset: u64) -> SharedMemory {
     SharedMemory { backing: BackingId::of_file(1, 1), offset }
 }
 
-/// Not mapped at all, at one end, in the middle, or as long as there are addresses.
+/// Ranges that are unmapped, all of them, at one end or in the middle, or that end with the
+/// last address.
 #[test]
 fn a_region_that_is_not_mapped() {
     scenario("misuse::a_region_that_is_not_mapped", &Mode::ALL, End::Well, |mode| {
@@ -39,7 +40,7 @@ fn a_region_that_is_not_mapped() {
         let start = memory.range().start();
         let first = HostAddr(page_bytes());
         let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE).unwrap();
-        // SAFETY: what is not mapped is refused, which is asserted here.
+        // SAFETY: unmapped memory is refused, which is asserted here.
         let add = |host| unsafe { cache.tracker().add_region(RegionOptions::new(GuestAddr(0), host, mode)) };
         let before = open_files();
         let refused = |host: HostRange, first_hole: Option<HostAddr>| {
@@ -54,7 +55,7 @@ fn a_region_that_is_not_mapped() {
         refused(pages(first, 4), Some(first));
         let all_but_two = usize::MAX / page_bytes() - 1;
         refused(pages(first, all_but_two), Some(first));
-        // What lies behind the memory is not the test's.
+        // The memory behind the test's own is not the test's.
         refused(pages(start, (usize::MAX - start.0) / page_bytes()), None);
         for hole in [PAGES - 1, 5, 0] {
             unmap(&memory, hole);
@@ -63,7 +64,7 @@ fn a_region_that_is_not_mapped() {
         for len in [usize::MAX, usize::MAX - page_bytes() + 1, 0, 1] {
             assert!(matches!(HostRange::new(start, len, PageSize::host()), Err(Error::BadRange { .. })), "{len:#x}");
         }
-        // Nothing is half done: what is mapped can be tracked, and all of it once it is.
+        // Nothing is half done: the mapped part can be tracked, and all of it once it is mapped.
         [0, 5, PAGES - 1].into_iter().for_each(|hole| replace(&memory, hole));
         add(memory.range()).unwrap();
         cache.tracker().begin(GuestAddr(0)).unwrap();
@@ -71,7 +72,7 @@ fn a_region_that_is_not_mapped() {
     });
 }
 
-/// A page has one region: neither the guest's address nor the host's is tracked twice.
+/// A page has one region: neither a guest address nor a host address is tracked twice.
 #[test]
 fn a_region_over_another() {
     scenario("misuse::a_region_over_another", &Mode::ALL, End::Well, |mode| {
@@ -103,7 +104,8 @@ fn a_region_over_another() {
     });
 }
 
-/// A range that no region holds, or not all of it where all must be: nothing is done.
+/// A range outside every region, or partly outside for a call that needs all of it: nothing
+/// is done.
 #[test]
 fn calls_for_a_range_outside_every_region() {
     scenario("misuse::calls_for_a_range_outside_every_region", &Mode::ALL, End::Well, |mode| {
@@ -144,7 +146,7 @@ fn calls_for_a_range_outside_every_region() {
             tracker.declare_shared(at, 0, shared(1)).unwrap();
         }
         (0..PAGES).for_each(|page| assert!(guest.lookup(byte_of(page)).is_some(), "page {page}"));
-        // None was declared: a claim asks for no other page, and for no access.
+        // No view was declared and no access changed, so a claim asks for neither.
         (0..PAGES).for_each(|page| guest.expect_tracked(page));
     });
 }
@@ -168,7 +170,7 @@ fn a_view_that_cannot_be() {
             assert!(matches!(declared, Err(Error::BadRange { .. })), "{declared:?}");
         }
         assert!(guest.lookup(byte_of(1)).is_some());
-        // The last page of a memory is one.
+        // The last page of a memory is valid.
         tracker.declare_shared(GuestAddr(GUEST), bytes, shared(0u64.wrapping_sub(bytes))).unwrap();
         tracker.declare_shared(GuestAddr(GUEST), bytes, shared(0)).unwrap();
         for offset in [1, bytes / 2, 0u64.wrapping_sub(bytes)] {
@@ -185,14 +187,15 @@ fn a_view_that_cannot_be() {
         }
         let change = tracker.change_mapping(GuestAddr(byte_of(2)), 2 * bytes).unwrap();
         change.finish_replaced(Access::ReadWrite, Some(shared(5 * bytes))).unwrap();
-        // Its first page shows the offset: page 3 shows the bytes behind it.
+        // The range's first page shows the offset, so page 3 shows the bytes after it.
         tracker.declare_shared(GuestAddr(GUEST + 8 * bytes), bytes, shared(6 * bytes)).unwrap();
         assert_eq!(tracker.aliases(GuestAddr(byte_of(3))), [GuestAddr(GUEST + 8 * bytes)]);
         (2..5).for_each(|page| guest.expect_tracked(page));
     });
 }
 
-/// The region went while the mapping changed: it stays gone, and leaves nothing behind.
+/// The region was removed during a change of mapping: it stays removed, and leaves nothing
+/// behind.
 #[test]
 fn a_change_that_outlives_its_region() {
     scenario("misuse::a_change_that_outlives_its_region", &Mode::ALL, End::Well, |mode| {
@@ -207,7 +210,7 @@ fn a_change_that_outlives_its_region() {
         let finished = change.finish_replaced(Access::ReadWrite, None);
         assert!(matches!(finished, Err(Error::NotTracked { .. })), "{finished:?}");
         assert_eq!(open_files(), before, "left open");
-        // Nobody has the range: another tracker may. A hold of what went holds nothing.
+        // The range is free for another tracker. A hold of the removed region holds nothing.
         let other = CodeCache::<u32>::new(EntryStubs::NOT_CODE).unwrap();
         // SAFETY: the memory outlives both caches.
         unsafe { other.tracker().add_region(region(GUEST, &guest.memory, mode)) }.unwrap();
@@ -220,8 +223,9 @@ fn a_change_that_outlives_its_region() {
     });
 }
 
-/// A region came while the mapping of its pages changed: it was not told, so nothing that
-/// was made from them meanwhile stays, and the next change has to include it.
+/// A region was added during a change of its pages' mapping. The change did not include it. So
+/// no block that was made from these pages meanwhile stays, and the next change must include
+/// them.
 #[test]
 fn a_region_that_comes_amid_a_change() {
     scenario("misuse::a_region_that_comes_amid_a_change", &Mode::ALL, End::Well, |mode| {
@@ -248,7 +252,7 @@ fn a_region_that_comes_amid_a_change() {
             assert_eq!(guest.lookup(byte_of(page)), None, "{mode}: page {page}, made from the mapping before");
             assert!(matches!(guest.begin_error(page), Some(Error::BadRange { .. })), "{mode}, page {page}");
         }
-        // The rest of both regions is what it was.
+        // The rest of both regions is unchanged.
         tracker.sync().unwrap();
         assert!(guest.lookup(byte_of(4)).is_some(), "{mode}");
         [0, 1, 4, 5].into_iter().for_each(|page| guest.expect_tracked(page));
@@ -258,7 +262,7 @@ fn a_region_that_comes_amid_a_change() {
     });
 }
 
-/// A region whose last byte is that of the guest's 64 bits: every call reaches it.
+/// A region that ends with the last byte of the guest's 64 bits: every call reaches it.
 #[test]
 fn the_last_page_of_the_guest() {
     scenario("misuse::the_last_page_of_the_guest", &TRACKING, End::Well, |mode| {
@@ -318,7 +322,7 @@ fn the_last_page_of_the_guest() {
 }
 
 /// A call that would wait for itself returns an error, or panics if it has none to return.
-/// The guard stays as it was, and so does what is behind it.
+/// The guard stays valid, and so do the things that it guards.
 #[test]
 fn a_call_under_ones_own_fork_guard() {
     scenario("misuse::a_call_under_ones_own_fork_guard", &Mode::ALL, End::Well, |mode| {
@@ -381,8 +385,8 @@ fn a_call_under_ones_own_fork_guard() {
     });
 }
 
-/// Another processor may run the bytes that were there before: there is no entry until the
-/// code is published, in this process.
+/// Another processor may still run the earlier bytes. So there is no entry until the code is
+/// published, in this process.
 #[test]
 fn code_that_is_not_published() {
     scenario("misuse::code_that_is_not_published", &Mode::ALL, End::Well, |mode| {

@@ -1,4 +1,4 @@
-//! Somebody else has the range.
+//! Another owner has the range.
 //!
 //! # Safety
 //!
@@ -29,7 +29,7 @@ fn add(memory: &GuestMemory, mode: Mode) -> Result<(), Error> {
     unsafe { cache.tracker().add_region(region(GUEST, memory, mode)) }
 }
 
-/// One range has one userfaultfd: an error that says whose business it is.
+/// A range has one userfaultfd: the error names the owner that must give it up.
 #[test]
 fn another_userfaultfd() {
     scenario("owners::another_userfaultfd", &UFFD, End::Well, |mode| {
@@ -43,7 +43,7 @@ fn another_userfaultfd() {
     });
 }
 
-/// `mprotect` does not mind.
+/// `mprotect` works beside it.
 #[test]
 fn another_userfaultfd_where_none_is_needed() {
     scenario("owners::another_userfaultfd_where_none_is_needed", &OTHERS, End::Well, |mode| {

@@ -1,8 +1,8 @@
-//! A failure in a process of its own, and what must hold after it.
+//! A failure in a process of its own, and the conditions that must hold after it.
 //!
 //! # Safety
 //!
-//! Sets a timer. An observer that lets a fault wait.
+//! Sets a timer. An observer makes a fault wait.
 #![allow(unsafe_code)]
 
 use core::ffi::c_int;
@@ -18,11 +18,11 @@ use codewarden::tracker::{BeginError, PageObserver, PageWrite};
 use crate::alone::{run_alone, task};
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, skip};
 
-/// Those that keep pages by a userfaultfd.
+/// The modes that protect by a userfaultfd.
 pub(crate) const UFFD: [Mode; 3] = [Mode::Sigbus, Mode::Thread, Mode::Deferred];
-/// Those in which a store is told of before it retires.
+/// The modes that report a store before it retires.
 pub(crate) const SYNCHRONOUS: [Mode; 3] = [Mode::Sigbus, Mode::Thread, Mode::Mprotect];
-/// Those without a userfaultfd.
+/// The modes without a userfaultfd.
 pub(crate) const OTHERS: [Mode; 2] = [Mode::Mprotect, Mode::None];
 /// All that track.
 pub(crate) const TRACKING: [Mode; 4] = [Mode::Sigbus, Mode::Thread, Mode::Deferred, Mode::Mprotect];
@@ -35,7 +35,7 @@ const LIMIT_S: u32 = 30;
 pub(crate) enum End {
     /// The scenario comes to its end.
     Well,
-    /// The kernel ends it: defined, if not pleasant.
+    /// The kernel ends it by a signal: defined, if not pleasant.
     Signal(c_int),
 }
 
@@ -55,12 +55,12 @@ pub(crate) fn scenario(name: &str, modes: &[Mode], end: End, scenario: impl Fn(M
             continue;
         }
         println!("{mode}");
-        // Threads have no heap of their own, whose addresses no limit would reach.
+        // No heaps of single threads: their addresses would escape the limit.
         expect_end(name, mode.name(), &[("MALLOC_ARENA_MAX", "1")], end);
     }
 }
 
-/// Runs the test `name` alone for `task` and sees how it ends.
+/// Runs the test `name` alone for `task` and checks its end.
 pub(crate) fn expect_end(name: &str, task: &str, variables: &[(&str, &str)], end: End) {
     let output = run_alone(name, task, variables);
     let as_meant = match end {
@@ -70,11 +70,11 @@ pub(crate) fn expect_end(name: &str, task: &str, variables: &[(&str, &str)], end
     let (said, shown) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
     assert!(as_meant, "{name}, {task}: {}\n{shown}{said}", output.status);
     shown.lines().filter(|line| line.contains("skipped: ")).for_each(|line| println!("{task}: {line}"));
-    // Where nothing ran nothing failed.
+    // A run without a test also succeeds.
     assert!(shown.contains("running 1 test"), "{name} is not the name of one test");
 }
 
-/// A block of one byte in the middle of a page, which its key is the address of.
+/// The address, and key, of a block of one byte in the middle of a page.
 pub(crate) fn byte_of(page: usize) -> u64 {
     GUEST + (page * page_bytes() + 100) as u64
 }
@@ -84,7 +84,7 @@ pub(crate) fn fixture(mode: Mode) -> Fixture {
 }
 
 impl Fixture {
-    /// Translates the byte of `page`, or says why it cannot be.
+    /// Translates the byte of `page`; the error if it cannot.
     pub(crate) fn begin_error(&self, page: usize) -> Option<Error> {
         loop {
             match self.cache.tracker().begin(GuestAddr(byte_of(page))) {
@@ -108,9 +108,8 @@ impl Fixture {
         assert_eq!(self.read(byte_of(page)), value);
     }
 
-    /// The block of `page` is not reached, once its write is announced where the
-    /// mode wants that; an announcement that fails is as good. Mode `none` promises
-    /// nothing.
+    /// Checks that the block of `page` is not reached after its write. In deferred mode the write
+    /// is announced first, and a failed announcement is as good. Mode `none` promises nothing.
     pub(crate) fn expect_dead(&self, page: usize) {
         if self.mode == Mode::None {
             return;
@@ -128,8 +127,8 @@ impl Fixture {
         self.expect_dead(page);
     }
 
-    /// Whatever failed: a page is either tracked as ever, or nothing can be
-    /// translated from it and the error says that the tracking is lost.
+    /// After any failure: a page is tracked as ever, or nothing can be translated from it and the
+    /// error says that the tracking is lost.
     pub(crate) fn expect_tracked_or_lost(&self, page: usize) {
         match self.begin_error(page) {
             None => self.expect_tracked(page),
@@ -137,13 +136,13 @@ impl Fixture {
         }
     }
 
-    /// Nothing can be translated any more, and the error says why.
+    /// Nothing can be translated any more, and the error says that the tracking is lost.
     pub(crate) fn expect_lost(&self) {
         assert_eq!(self.begin_error(PAGES - 1), Some(Error::TrackingLost), "{}", self.mode);
     }
 }
 
-/// Keeps the first fault of page 1 until it is let go.
+/// Holds the first fault of page 1 until it is let go.
 #[derive(Default)]
 pub(crate) struct Gate {
     inside: AtomicBool,

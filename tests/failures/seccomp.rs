@@ -1,5 +1,5 @@
-//! A seccomp filter that refuses what the library needs, before a region was made
-//! and under one that is at work.
+//! A seccomp filter that refuses the library's system calls, before a region is made and
+//! under a region in use.
 //!
 //! # Safety
 //!
@@ -17,8 +17,8 @@ use crate::address_space::{replace, unmap};
 use crate::scenario::{End, SYNCHRONOUS, TRACKING, UFFD, byte_of, fixture, scenario};
 use crate::support::{Fixture, GUEST};
 
-/// One call that a filter answers: its number, and the low half of its second
-/// argument where that decides.
+/// One call that a filter answers: its number, and the low half of its second argument if
+/// that decides.
 #[derive(Clone, Copy)]
 pub(crate) struct Call {
     pub(crate) number: c_long,
@@ -44,7 +44,7 @@ const UFFDIO_WRITEPROTECT: Call = ioctl(0xc018_aa06);
 /// `_IOWR('f', 16, struct pm_scan_arg)`
 const PAGEMAP_SCAN: Call = ioctl(0xc060_6610);
 
-/// What a filter does to a call.
+/// The filter's answers to a call.
 pub(crate) const KILL_THREAD: u32 = 0;
 pub(crate) const fn errno(errno: c_int) -> u32 {
     0x0005_0000 | errno as u32
@@ -83,7 +83,7 @@ pub(crate) fn refuse(calls: &[Call], answer: u32) {
     }
 }
 
-/// What `auto` takes then, and what the modes that cannot be had say.
+/// Checks the choice of `auto` and the errors of the modes that cannot be had.
 fn expect_fallback(missing: &[Mode], says: &str) {
     let probe = Probe::of_this_process();
     for mode in missing {
@@ -109,7 +109,7 @@ fn userfaultfd_refused_before() {
     });
 }
 
-/// As where the kernel does not have it.
+/// The same result as on a kernel without the call.
 #[test]
 fn userfaultfd_hidden_before() {
     scenario("seccomp::userfaultfd_hidden_before", &[Mode::Mprotect], End::Well, |_| {
@@ -135,15 +135,14 @@ fn scan_refused_before() {
     });
 }
 
-/// Translated from already: giving the descriptors up opens the pages, after the
-/// blocks are dead.
+/// Blocks exist already: closing the descriptors opens the pages, after the blocks are dead.
 #[test]
 fn ioctl_refused_under_a_region() {
     scenario("seccomp::ioctl_refused_under_a_region", &[Mode::Sigbus, Mode::Thread], End::Well, |mode| {
         let guest = fixture(mode);
         guest.block(1);
         guest.block(2);
-        // A handler thread waits for messages by then.
+        // By then a handler thread waits for messages.
         std::thread::sleep(std::time::Duration::from_millis(50));
         refuse(&[UFFDIO_WRITEPROTECT], errno(libc::EPERM));
         let error = guest.begin_error(3).expect("protecting is refused");
@@ -156,7 +155,7 @@ fn ioctl_refused_under_a_region() {
     });
 }
 
-/// A deferred region asks by one call, whatever else is refused with it.
+/// A deferred region asks by one call, whichever other calls are refused with it.
 fn scan_and_more_refused(mode: Mode, more: &[Call]) {
     let guest = fixture(mode);
     guest.block(1);
@@ -188,8 +187,8 @@ fn scan_replacing_and_closing_refused_under_a_region() {
     scenario(name, &[Mode::Deferred], End::Well, |mode| scan_and_more_refused(mode, &[DUP3, CLOSE]));
 }
 
-/// Nothing orders other threads behind the end any more. It is an error, and the region
-/// ends all the same: nothing stays protected, no descriptor stays.
+/// No barrier orders other threads behind the end of the region any more. The end returns an
+/// error and happens all the same: no page stays protected, and no descriptor stays.
 #[test]
 fn membarrier_refused_at_the_end_of_a_region() {
     scenario("seccomp::membarrier_refused_at_the_end_of_a_region", &SYNCHRONOUS, End::Well, |mode| {
@@ -210,8 +209,8 @@ fn membarrier_refused_at_the_end_of_a_region() {
     });
 }
 
-/// Whether a page that cannot be protected is a hole is asked by `mincore`: where
-/// that is refused it is no hole.
+/// `mincore` tells whether a page that cannot be protected is a hole. If the call is refused,
+/// the page counts as no hole.
 #[test]
 fn mincore_refused_under_a_region() {
     scenario("seccomp::mincore_refused_under_a_region", &TRACKING, End::Well, |mode| {
@@ -227,8 +226,8 @@ fn mincore_refused_under_a_region() {
     });
 }
 
-/// Nothing is left that could open the page: the store's own signal ends the
-/// process, rather than to come back for ever.
+/// No call is left that could open the page. The store's own signal ends the process instead
+/// of coming back for ever.
 #[test]
 fn mprotect_refused_under_a_region() {
     mprotect_and_more_refused("seccomp::mprotect_refused_under_a_region", &[]);
@@ -253,7 +252,7 @@ fn mprotect_and_more_refused(name: &str, more: &[Call]) {
     });
 }
 
-/// And what would leave an inert file in the descriptor's place.
+/// The call that would put an inert file in the descriptor's place is refused too.
 #[test]
 fn replacing_refused_under_a_region() {
     scenario("seccomp::replacing_refused_under_a_region", &[Mode::Sigbus, Mode::Thread], End::Well, |mode| {
@@ -266,8 +265,8 @@ fn replacing_refused_under_a_region() {
     });
 }
 
-/// No page is opened without a barrier between the end of its blocks and that: the
-/// process ends at the store rather than to go on into a dead block.
+/// No page is opened without a barrier between the end of its blocks and the opening. The
+/// process ends at the store instead of running on into a dead block.
 fn barrier_refused(mode: Mode) {
     let guest = fixture(mode);
     guest.block(1);
@@ -290,7 +289,7 @@ fn barrier_refused_under_thread() {
     scenario("seccomp::barrier_refused_under_thread", &[Mode::Thread], End::Signal(libc::SIGABRT), barrier_refused);
 }
 
-/// Needs none: nothing is opened.
+/// This mode needs no barrier, because it opens nothing.
 #[test]
 fn barrier_refused_under_deferred() {
     scenario("seccomp::barrier_refused_under_deferred", &[Mode::Deferred], End::Well, |mode| {
@@ -304,7 +303,7 @@ fn barrier_refused_under_deferred() {
     });
 }
 
-/// Nothing at all is left: as under `mprotect`.
+/// No call is left that could open the page: as under `mprotect`.
 fn everything_refused(mode: Mode) {
     let guest = fixture(mode);
     guest.block(1);
@@ -325,7 +324,7 @@ fn everything_refused_under_thread() {
     scenario("seccomp::everything_refused_under_thread", &[Mode::Thread], end, everything_refused);
 }
 
-/// Without its barrier new code must not be run: a core may have fetched the old one ahead.
+/// Without the barrier new code must not run: a core may have fetched the old code ahead.
 #[test]
 fn barrier_refused_under_code() {
     scenario("seccomp::barrier_refused_under_code", &[Mode::None], End::Well, |_| {
@@ -337,7 +336,7 @@ fn barrier_refused_under_code() {
     });
 }
 
-/// A mode that makes none of the calls.
+/// This mode makes none of the calls.
 #[test]
 fn none_needs_nothing() {
     scenario("seccomp::none_needs_nothing", &[Mode::None], End::Well, |mode| {

@@ -1,5 +1,5 @@
-//! The embedder blocks our signal, or takes it from us. The kernel gives nobody a
-//! way to prevent either: what can be asked before, and how it ends.
+//! The embedder blocks the library's signal, or takes it. The kernel offers no way to prevent
+//! either. These tests show the checks that an embedder can make before, and the end.
 //!
 //! # Safety
 //!
@@ -64,8 +64,8 @@ fn sigsegv_blocked() {
     scenario("signals::sigsegv_blocked", &[Mode::Mprotect], End::Signal(libc::SIGSEGV), blocked);
 }
 
-/// A thread that adds a region and blocks its signal will block it when it stores, and so
-/// will the threads that it starts: an error, whoever owns the signals.
+/// A thread that adds a region while it blocks its signal will block it at its stores, and so
+/// will the threads that it starts. That is an error, whoever owns the signals.
 #[test]
 fn blocked_when_a_region_is_added() {
     let modes = [Mode::Sigbus, Mode::Mprotect];
@@ -102,8 +102,8 @@ unsafe extern "C" fn hands_on(signo: c_int, info: *mut libc::siginfo_t, context:
     }
 }
 
-/// A handler that was installed over ours and calls `handle_fault` first, as it
-/// should: nothing changes.
+/// A handler installed over the library's that calls `handle_fault` first, as it should:
+/// nothing changes.
 #[test]
 fn replaced_by_one_that_hands_on() {
     scenario("signals::replaced_by_one_that_hands_on", &Mode::ALL, End::Well, |mode| {
@@ -117,7 +117,7 @@ fn replaced_by_one_that_hands_on() {
     });
 }
 
-/// Handlers that know nothing of us: the default action.
+/// A handler that ignores the library: the default action.
 fn replaced_by_the_default(mode: Mode) {
     let guest = fixture(mode);
     guest.block(1);

@@ -1,5 +1,4 @@
-//! The end of a tracker while other threads fault: safe, and no writer stays
-//! asleep.
+//! The end of a tracker while other threads fault: it is safe, and no writer stays asleep.
 //!
 //! # Safety
 //!
@@ -80,7 +79,7 @@ fn a_region_removed_while_others_fault() {
     });
 }
 
-/// A ticket that is kept over the end of its region keeps nothing protected.
+/// A ticket that outlives its region keeps nothing protected.
 #[test]
 fn a_ticket_outlives_its_region() {
     in_modes(tracking_modes().into_iter().chain([Mode::None]), |guest: &Fixture| {
@@ -96,8 +95,8 @@ fn a_ticket_outlives_its_region() {
     });
 }
 
-/// A second writer sleeps with a message that nobody read: the end of the region
-/// wakes it, before it waits for the handler.
+/// A second writer sleeps, and its message was not read: the end of the region wakes it before
+/// it waits for the handler.
 #[test]
 fn asleep_with_an_unread_message() {
     scenario("teardown::asleep_with_an_unread_message", &[Mode::Thread], End::Well, |mode| {
@@ -123,7 +122,7 @@ fn asleep_with_an_unread_message() {
     });
 }
 
-/// A child drops what it inherited while the parent's threads fault.
+/// A child drops the objects that it inherited while the parent's threads fault.
 #[test]
 fn dropped_in_a_forks_child() {
     scenario("teardown::dropped_in_a_forks_child", &Mode::ALL, End::Well, |mode| {
@@ -144,9 +143,8 @@ fn dropped_in_a_forks_child() {
     });
 }
 
-/// A child that nobody announced gets no block by what its parent protected: not by a
-/// claim of its own there, nor by one that the parent made. Where the protection is the
-/// child's as well it does.
+/// An unannounced child gets no block by its parent's protection: neither by a claim of its own
+/// nor by one that the parent made. In a mode whose protection the child inherits it does.
 #[test]
 fn translated_in_an_unannounced_child() {
     scenario("teardown::translated_in_an_unannounced_child", &Mode::ALL, End::Well, |mode| {

@@ -1,5 +1,4 @@
-//! An ordinary user, as which nothing but this test runs where the tests are
-//! root's.
+//! An ordinary user. If root runs the tests, only this test runs as one.
 //!
 //! # Safety
 //!
@@ -19,9 +18,9 @@ use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, skip};
 
 const NOBODY: libc::uid_t = 65_534;
 
-/// From here on the process is nobody's. Files of its own in /proc belong to root.
+/// From here on the process is nobody's. Its own files in /proc belong to root.
 fn change_the_user() {
-    // SAFETY: changes who the process is.
+    // SAFETY: changes the user of the process.
     unsafe {
         assert_eq!(libc::setgroups(0, std::ptr::null()), 0);
         assert_eq!(libc::setgid(NOBODY), 0);
@@ -29,7 +28,7 @@ fn change_the_user() {
     }
 }
 
-/// From here on it may look at itself as before.
+/// From here on the process may read its own /proc files as before.
 fn be_dumpable() {
     // SAFETY: sets a flag.
     assert_eq!(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) }, 0);
@@ -40,7 +39,7 @@ fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// Whether `scenario` can be run as an ordinary user: as one already, or as root.
+/// Runs `run` as an ordinary user: root changes its user first.
 fn as_nobody(name: &str, modes: &[Mode], run: impl Fn(Mode)) {
     scenario(name, modes, End::Well, |mode| {
         if is_root() {
@@ -73,8 +72,8 @@ fn every_mode_works() {
     });
 }
 
-/// Whoever gives its rights up is told what the mode lacks that looks into /proc, before
-/// and after the region is made, and has it back.
+/// A process that gives its rights up keeps its regions. A new deferred region needs /proc: it
+/// is refused until the process is dumpable again, and the error says so.
 #[test]
 fn a_process_that_changed_its_user() {
     scenario("user::a_process_that_changed_its_user", &Mode::ALL, End::Well, |mode| {
@@ -97,9 +96,8 @@ fn a_process_that_changed_its_user() {
     });
 }
 
-/// With a descriptor for user mode alone, thread mode does not see the kernel's
-/// writes: they are refused until they are announced, and the probe says which
-/// permission is missing.
+/// With a descriptor for user mode alone, thread mode does not see the kernel's writes. They
+/// are refused until they are announced, and the probe names the missing permission.
 #[test]
 fn kernel_writes_need_a_permission() {
     as_nobody("user::kernel_writes_need_a_permission", &[Mode::Thread], |mode| {

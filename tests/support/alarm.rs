@@ -1,4 +1,4 @@
-//! An alarm for a test that waits: a test that could wait for ever notices nothing.
+//! An alarm for a test that waits: a test that could wait for ever detects nothing.
 
 use std::io::Write as _;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -18,7 +18,7 @@ impl Alarm {
         let (over, end) = channel();
         std::thread::spawn(move || {
             if end.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
-                // Not by a macro: a test's output is kept back until it ends.
+                // Not by a macro: the harness holds a test's output back until the test ends.
                 let _ = writeln!(std::io::stderr(), "waited {} s for {what}", LIMIT.as_secs());
                 std::process::abort();
             }

@@ -1,12 +1,12 @@
 //! A fork's child, for every test that needs one.
 //!
-//! The test harness goes on in a child that returns from its test, and a panic there may end
-//! it as if all were well. So a child ends here, in `_exit`, whatever its body did.
+//! In a child that returns from its test, the test harness goes on, and a panic there may end
+//! it as a success. So a child ends here, in `_exit`, whether or not its body panics.
 //!
 //! # Safety
 //!
-//! Other threads of the process may hold any lock at a fork. A body uses what the guards of
-//! its test cover, plain memory and system calls.
+//! Other threads of the process may hold any lock at a fork. A body uses only plain memory,
+//! system calls, and the things that its test's guards cover.
 #![allow(unsafe_code)]
 
 use core::ffi::c_int;
@@ -24,7 +24,7 @@ const PANICKED: c_int = 255;
 pub(crate) enum Ended {
     /// Its body returned this.
     Returned(u8),
-    /// Its body panicked, and said why on the standard error stream.
+    /// Its body panicked, and wrote the reason to standard error.
     Panicked,
     /// It hung.
     Hung,
@@ -32,8 +32,8 @@ pub(crate) enum Ended {
     Killed(c_int),
 }
 
-/// Runs `body` in a child and waits for its end. Before that the parent drops its copy of
-/// `body`, with the guards that it has taken.
+/// Runs `body` in a child and waits for its end. Before the wait the parent drops its copy of
+/// `body`, with the guards in it.
 pub(crate) fn in_child(body: impl FnOnce() -> u8) -> Ended {
     // SAFETY: see the head.
     let pid = unsafe { libc::fork() };
@@ -57,8 +57,8 @@ pub(crate) fn in_child(body: impl FnOnce() -> u8) -> Ended {
     }
 }
 
-/// Says why on the standard error stream itself: the test harness keeps what a panic prints
-/// until its test ends, which it does in the parent alone.
+/// Writes the reason to standard error directly. The test harness holds a panic's text back
+/// until its test ends, and the test ends in the parent alone.
 fn told(panic: &(dyn core::any::Any + Send)) -> c_int {
     let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
     for piece in ["the forked child panicked: ", text.unwrap_or("it says nothing of itself"), "\n"] {

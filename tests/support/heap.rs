@@ -1,9 +1,9 @@
-//! An allocator that counts each byte, so that what is forgotten shows long before it
-//! fills a page. For a process that measures nothing but one thing.
+//! An allocator that counts each byte, so that a leak shows long before it fills a page. For a
+//! process that measures nothing else.
 //!
 //! # Safety
 //!
-//! It hands everything on to the system's allocator and counts beside it.
+//! The system's allocator does all the work; this one only counts.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -27,7 +27,7 @@ fn sub(len_bytes: usize) {
     BYTES.fetch_sub(len_bytes as u64, Ordering::Relaxed);
 }
 
-// SAFETY: all is done by the system's allocator.
+// SAFETY: the system's allocator does it all.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(layout.size());
@@ -55,7 +55,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What was allocated and not freed.
+/// The memory that was allocated and not freed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Heap {
     pub(crate) allocations: u64,

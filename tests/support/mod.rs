@@ -48,8 +48,7 @@ impl Fixture {
         let mut ticket = self.cache.begin(Key::new(key));
         let mut entry = 0x10;
         for &byte in bytes {
-            // In thread mode the store is through a moment before the un-protect
-            // is over.
+            // In thread mode the store may go on a moment before the un-protect is over.
             while let Err(error) = ticket.claim(GuestAddr(byte)) {
                 assert!(matches!(error, BeginError::Busy(_)), "{error}");
             }
@@ -62,7 +61,7 @@ impl Fixture {
         self.cache.attach_vcpu().pin().lookup(Key::new(key))
     }
 
-    /// What the guest does where it needs its writes to be seen.
+    /// The guest's announcement of its writes, if the mode needs one.
     pub(crate) fn announce(&self) {
         if self.mode == Mode::Deferred {
             self.cache.tracker().sync().unwrap();

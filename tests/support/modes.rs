@@ -2,7 +2,7 @@
 
 use codewarden::protection::{Mode, Probe};
 
-/// Says that something is not tested here, or fails where that is not allowed.
+/// Reports that a test is skipped here, or fails if a skip is not allowed.
 pub(crate) fn skip(why: &dyn std::fmt::Display) {
     assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{why}");
     println!("skipped: {why}");

@@ -5,7 +5,7 @@ use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
 use codewarden::tracker::RegionOptions;
 
-/// Where the guest sees the region.
+/// The guest's address of the region.
 pub(crate) const GUEST: u64 = 0x10_0000;
 /// Pages of it.
 pub(crate) const PAGES: usize = 16;

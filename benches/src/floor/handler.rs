@@ -1,7 +1,7 @@
-//! The least signal handler, and the least handler thread.
+//! The smallest signal handler, and the smallest handler thread.
 //!
-//! The library's own handler is installed for good, so the floor's takes its
-//! place for one batch and gives it back.
+//! The library never removes its own handler. So the floor's handler replaces it for one
+//! batch and then restores it.
 //!
 //! # Safety
 //!
@@ -30,7 +30,7 @@ pub(super) struct Installed {
     _tracked: Arc<Tracked>,
 }
 
-/// Puts the handler of `tracked`'s mode in place, where it has one.
+/// Installs the handler of `tracked`'s mode, if the mode has one.
 pub(super) fn install(tracked: &Arc<Tracked>) -> Option<Installed> {
     let signo = match tracked.mode {
         Mode::Sigbus => libc::SIGBUS,
@@ -53,7 +53,7 @@ pub(super) fn install(tracked: &Arc<Tracked>) -> Option<Installed> {
 
 impl Drop for Installed {
     fn drop(&mut self) {
-        // SAFETY: what sigaction gave.
+        // SAFETY: the action is the one that sigaction gave.
         unsafe { libc::sigaction(self.signo, &self.before, ptr::null_mut()) };
         CURRENT.store(ptr::null_mut(), Ordering::SeqCst);
     }
@@ -66,7 +66,7 @@ unsafe extern "C" fn on_signal(_: c_int, info: *mut libc::siginfo_t, _: *mut c_v
         CURRENT.load(Ordering::SeqCst).as_ref().is_some_and(|tracked| tracked.resolve(address))
     };
     if !resolved {
-        // A true crash: it would fault for ever.
+        // A true crash: returning would fault for ever.
         // SAFETY: ends the process.
         unsafe { libc::abort() };
     }

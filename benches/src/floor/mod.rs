@@ -1,8 +1,8 @@
-//! The floor: the bare system calls of each mode and the least handler that can
-//! work, on the same pages as the library.
+//! The floor: the bare system calls of each mode and the smallest handler that can work, on
+//! the same pages as the library.
 //!
-//! It knows one block a page: an array of words beside the pages, and what kills
-//! a block is one store to its word. It has no states, no generations, no lists,
+//! It knows one block a page. The blocks are an array of words beside the pages, and one
+//! store to a block's word kills it. The floor has no states, no generations and no lists. It
 //! counts nothing and could not serve two translators.
 
 mod calls;
@@ -45,7 +45,7 @@ impl BareProtection {
     }
 }
 
-/// What a handler needs.
+/// The handler's data.
 #[derive(Debug)]
 struct Tracked {
     calls: Calls,
@@ -58,8 +58,8 @@ struct Tracked {
 }
 
 impl Tracked {
-    /// A store hit the page that holds `address`. Async-signal-safe. Whether the
-    /// address is tracked at all.
+    /// Handles a store to the page that holds `address`; false if the address is not tracked.
+    /// Async-signal-safe.
     fn resolve(&self, address: usize) -> bool {
         let offset = address.wrapping_sub(self.start);
         if offset >= self.len {
@@ -69,8 +69,8 @@ impl Tracked {
         self.calls.unprotect(address & !(self.page_bytes - 1), self.page_bytes)
     }
 
-    /// Asks for what was written in `len` bytes from `start`, protects it again
-    /// and kills its blocks.
+    /// Harvests `len` bytes from `start`: protects the written pages again and kills their
+    /// blocks.
     fn harvest(&self, start: usize, len: usize) {
         self.calls.harvest(start, len, |from, to| {
             let pages = (from - self.start) / self.page_bytes..(to - self.start) / self.page_bytes;
@@ -81,7 +81,7 @@ impl Tracked {
     }
 }
 
-/// See the module.
+/// The floor's side: see the module.
 #[derive(Debug)]
 pub struct Floor {
     tracked: Arc<Tracked>,
@@ -181,7 +181,7 @@ impl Floor {
         let start = Instant::now();
         for index in 0..PAGES {
             if deferred {
-                // The harvest of the last time has protected it.
+                // The previous harvest has protected it.
                 self.entry(index).store(1, Ordering::SeqCst);
             } else {
                 self.commit(index);

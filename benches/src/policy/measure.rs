@@ -1,4 +1,4 @@
-//! Runs of every side by turns, and what they say.
+//! Runs of every side by turns, and their results.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -8,7 +8,7 @@ use super::translator::Machine;
 use super::workload::{Took, Worker};
 use crate::spread::Spread;
 
-/// What one run gave.
+/// The result of one run.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
     /// Nanoseconds for one operation of a thread, by the slowest one.
@@ -23,14 +23,14 @@ pub struct Sample {
     pub interpreted: u64,
 }
 
-/// What the sides of a row gave.
+/// The results of a row's sides.
 #[derive(Clone, Debug)]
 pub struct Measured {
     /// The row.
     pub row: Row,
     /// Each side's samples, in rounds. Off comes last.
     pub sides: Vec<(Side, Vec<Sample>)>,
-    /// Off once more in each round: what two runs of the same thing differ by.
+    /// Off once more in each round, to show how far two runs of the same thing differ.
     pub control: Vec<Sample>,
 }
 
@@ -39,13 +39,13 @@ pub struct Measured {
 pub enum Times {
     /// By the medians.
     About(f64),
-    /// The side costs no more than two runs with tracking off differ by: the
-    /// ratio to the most that it may cost.
+    /// The side costs no more than two runs with tracking off differ by. The number is the
+    /// baseline's cost over the most that the side may cost.
     AtLeast(f64),
 }
 
 impl Times {
-    /// What is certain of it.
+    /// The factor that is certain.
     pub fn least(self) -> f64 {
         match self {
             Times::About(times) | Times::AtLeast(times) => times,
@@ -63,7 +63,7 @@ impl std::fmt::Display for Times {
     }
 }
 
-/// What is taken from a sample.
+/// One figure of a sample.
 pub type Figure = fn(&Sample) -> f64;
 
 impl Measured {
@@ -98,7 +98,7 @@ impl Measured {
         Spread::of(&self.control.iter().map(figure).collect::<Vec<_>>())
     }
 
-    /// What the control, which tracks nothing, seems to cost.
+    /// The apparent cost of the control, which tracks nothing.
     pub fn control_cost(&self, figure: Figure) -> Spread {
         self.less_off(&self.control, figure)
     }
@@ -108,7 +108,7 @@ impl Measured {
         Spread::of_differences(&values(samples), &values(self.off()))
     }
 
-    /// What two runs with tracking off differ by: nine tenths of them by less.
+    /// The difference of two runs with tracking off: nine tenths of the runs differ by less.
     pub fn noise_ns(&self, figure: Figure) -> f64 {
         let pairs = self.control.iter().zip(self.off());
         Spread::of(&pairs.map(|(one, other)| (figure(one) - figure(other)).abs()).collect::<Vec<_>>()).p90_ns
@@ -213,10 +213,10 @@ fn slower(one: Took, other: Took) -> Took {
     Took { work: one.work.max(other.work), announcement: one.announcement.max(other.announcement) }
 }
 
-/// The baseline is what it says: one fault for each operation, and all of them translated
-/// but for the few whose commit was refused: a block at a former one's address came while
-/// another thread's handler was inside, and that thread lost its processor there. With
-/// tracking off there is none.
+/// Checks that the baseline is one: one fault for each operation, and all operations
+/// translated but a few. The few had their commit refused, because a block came at a former
+/// one's address while another thread's handler, inside, had lost its processor. With tracking
+/// off there is none.
 fn check(row: Row, side: Side, sample: &Sample) {
     let operations = (row.threads.working() * row.size.operations) as u64;
     let context = || format!("{row:?}, {}: {sample:?}", side.name());
@@ -228,7 +228,7 @@ fn check(row: Row, side: Side, sample: &Sample) {
     }
 }
 
-/// Where all threads begin at once.
+/// The start, common to all threads.
 pub(super) struct Start {
     missing: AtomicUsize,
 }
@@ -238,18 +238,18 @@ impl Start {
         Self { missing: AtomicUsize::new(threads) }
     }
 
-    /// Before what is done until the start.
+    /// To be taken before a thread's preparations.
     pub(super) fn place(&self) -> Place<'_> {
         Place(self)
     }
 }
 
-/// One thread's place at the start. It counts as there also where a check fails
-/// before: else the others would wait for it.
+/// One thread's place at the start. It counts as arrived even if an earlier check fails:
+/// else the others would wait for it.
 pub(super) struct Place<'a>(&'a Start);
 
 impl Place<'_> {
-    /// Until every thread is there.
+    /// Waits until every thread has arrived.
     pub(super) fn wait(self) {
         let start = self.0;
         drop(self);
@@ -265,7 +265,7 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Ends the other thread also where a check fails: else the panic would wait for it.
+/// Ends the other thread even if a check fails: else the panic would wait for it.
 pub(super) struct StopOnDrop<'a>(pub(super) &'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {

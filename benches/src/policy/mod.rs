@@ -1,21 +1,19 @@
-//! What tracking costs under a policy, against two baselines.
+//! The cost of tracking under a policy, against two baselines.
 //!
-//! **Plain** is what QEMU's user mode does: mprotect, one page a fault, every
-//! block of the page dead, the page protected again by the next translation.
-//! **mprotect, adaptive** has the policy of the other sides and mprotect's
-//! mechanism, so that what the policy gains and what the mechanism gains can be
-//! told apart.
+//! **Plain** does as QEMU's user mode does: it uses mprotect and opens one page a fault. A
+//! fault kills every block of the page, and the next translation protects the page again.
+//! **mprotect, adaptive** has the policy of the other sides and mprotect's mechanism. It
+//! separates the policy's gain from the mechanism's.
 //!
-//! Every side runs one program ([`workload`]) over one stub translator
-//! ([`translator`]): a dispatcher that finds a block, or translates it, and runs
-//! it, and asserts what the block computed. The **tracking cost** of a side is
-//! the wall time of that run less the wall time of the same run with tracking
-//! **off**: mode `none`, where the program, which knows what it wrote, removes
-//! the blocks itself. Looking up, translating again and running are in both and
-//! fall out; faults, system calls, blocks killed and entries compared stay.
+//! Every side runs one program ([`workload`]) over one stub translator ([`translator`]).
+//! Its dispatcher finds or translates a block, runs it, and asserts the result. The
+//! **tracking cost** of a side is the wall time of that run less that of the same run with
+//! tracking **off**. Off is mode `none`: the program knows which bytes it wrote, and
+//! removes the blocks itself. Lookups, new translations and runs of blocks are in both and
+//! cancel out. Faults, system calls, killed blocks and compared entries remain.
 //!
-//! Each sample is a run from the start, on fresh memory: what a policy has to
-//! see before it adapts is in it.
+//! Each sample is a run from the start, on fresh memory. So it includes everything that a
+//! policy must see before it adapts.
 
 pub mod measure;
 pub mod rows;
@@ -39,8 +37,8 @@ pub struct Report {
     pub syncs: Vec<sync::Measured>,
 }
 
-/// Measures the rows whose name has `text`, in the modes that can be had. As a
-/// check all is small and runs once.
+/// Measures the rows with `text` in their name, in the modes that can be had. As a check
+/// all is small and runs once.
 pub fn measure(modes: &[Mode], text: &str, is_check: bool) -> Report {
     let sides = side::sides(modes);
     let rows = rows::all(is_check).into_iter().filter(|row| row.name().contains(text));
@@ -50,7 +48,7 @@ pub fn measure(modes: &[Mode], text: &str, is_check: bool) -> Report {
 }
 
 impl Report {
-    /// What was wanted, beside what was measured.
+    /// The aims beside the measurements.
     pub fn against_wanted(&self) -> String {
         wanted::lines(&self.programs, &self.syncs)
     }

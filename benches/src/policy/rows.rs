@@ -1,8 +1,8 @@
-//! Which rows there are.
+//! The rows.
 
 use super::workload::{Size, Workload};
 
-/// Which threads there are.
+/// The guest's threads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Threads {
     /// So many, each in the program on pages of its own.
@@ -26,7 +26,7 @@ impl Threads {
         }
     }
 
-    /// In the program.
+    /// The threads in the program.
     pub fn working(self) -> usize {
         match self {
             Threads::Working(threads) => threads,
@@ -34,7 +34,7 @@ impl Threads {
         }
     }
 
-    /// Of the guest.
+    /// All threads of the guest.
     pub fn all(self) -> usize {
         match self {
             Threads::Working(threads) => threads,
@@ -48,16 +48,16 @@ impl Threads {
 pub struct Row {
     /// The program.
     pub workload: Workload,
-    /// Who runs it.
+    /// The threads that run it.
     pub threads: Threads,
-    /// What each thread does of it.
+    /// Each thread's share of it.
     pub size: Size,
     /// Runs of each side.
     pub rounds: usize,
 }
 
 impl Row {
-    /// For filters and what is said on the way.
+    /// For filters and for progress messages.
     pub fn name(&self) -> String {
         format!("{}: {}", self.workload.name(), self.threads.name())
     }

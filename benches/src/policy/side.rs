@@ -1,8 +1,8 @@
-//! Who tracks the writes of a run.
+//! The side that tracks the writes of a run.
 
 use codewarden::protection::Mode;
 
-/// How writes are learned of, and by what policy.
+/// How writes are learned of, and under which policy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Side {
     /// mprotect, one page and one fault at a time: the baseline.

@@ -1,10 +1,9 @@
-//! `sync` over many code pages, beside the bare ioctl that it cannot do without.
+//! `sync` over many code pages, beside the bare ioctl that it needs.
 //!
-//! Both look at as many contiguous pages of their own, all of them protected, in
-//! one run and by turns. The bare side asks, and counts what it was told; the
-//! library also kills the block of each page that was found. What a written page
-//! costs is what a call with written pages takes longer than the one without in
-//! the same round, by the number of written pages.
+//! Both look at equally many contiguous pages of their own, all protected, in one run and by
+//! turns. The bare side counts the pages that the ioctl reports. The library also kills the
+//! block of each of these pages. For the cost of a written page, take a call with written
+//! pages less the call without in the same round. Divide by the number of written pages.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -27,7 +26,7 @@ pub const WRITTEN: usize = 41;
 
 /// One of so many pages is written.
 const PART: usize = PAGES / WRITTEN;
-/// What a policy calls "again and again" is within such a time.
+/// A policy counts writes within this time as repeated.
 const WINDOW: Duration = Duration::from_millis(32);
 
 /// Nanoseconds of each call, in rounds.
@@ -40,7 +39,7 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// What a written page costs.
+    /// The cost of a written page.
     pub fn page(&self) -> Spread {
         let pairs = self.written_ns.iter().zip(&self.none_ns);
         Spread::of(&pairs.map(|(written, none)| (written - none) / WRITTEN as f64).collect::<Vec<_>>())
@@ -52,10 +51,10 @@ impl Calls {
     }
 }
 
-/// What both sides gave.
+/// The calls of both sides.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// Who called, and who else ran.
+    /// The calling threads and the others.
     pub threads: Threads,
     /// `sync_range` of a tracker.
     pub library: Calls,
@@ -100,7 +99,7 @@ struct Caller<'m> {
     bare: &'m Bare,
     first_page: usize,
     page_bytes: usize,
-    /// What the first byte of each page is now.
+    /// The present first byte of each page.
     bytes: Vec<u8>,
 }
 
@@ -113,7 +112,7 @@ impl<'m> Caller<'m> {
         caller
     }
 
-    /// Runs the code of `page`, which must be that of its bytes.
+    /// Runs the code of `page`, and checks that it is the code of the page's bytes.
     fn run(&mut self, page: usize) {
         let mut source: Source = [0; BLOCK_BYTES];
         source[0] = self.bytes[page];
@@ -121,8 +120,7 @@ impl<'m> Caller<'m> {
         assert_eq!(result, meaning(&source), "sync left stale code");
     }
 
-    /// Scattered: one in each part of the pages, another one in each round until
-    /// all were.
+    /// Scattered: one page in each part, another one in each round until every page had its turn.
     fn choose_pages(&self, round: usize) -> Vec<usize> {
         (0..WRITTEN).map(|index| index * PART + (round * 37 + index * 13) % PART).collect()
     }
@@ -135,7 +133,7 @@ impl<'m> Caller<'m> {
         let start = Instant::now();
         self.cpu.machine().announce(self.first_page..self.first_page + PAGES, std::iter::empty());
         let time = start.elapsed();
-        // Its block is there again for the next round.
+        // Restores its block for the next round.
         written.iter().for_each(|&page| self.run(page));
         time
     }
@@ -181,7 +179,7 @@ impl<'m> Caller<'m> {
 ///
 /// # Panics
 ///
-/// Where the library harvested other pages than those that were written.
+/// If the library harvested other pages than the written ones.
 pub fn measure(threads: Threads, rounds: usize) -> Measured {
     let machine = Machine::new(Side::Adaptive(Mode::Deferred), threads.all() * PAGES);
     let bare = Bare::new(threads.all() * PAGES);
@@ -225,7 +223,7 @@ pub fn rounds(is_check: bool) -> usize {
     if is_check { 2 } else { 300 }
 }
 
-/// The rows of every company, where there is a deferred mode.
+/// The rows of every company, if there is a deferred mode.
 pub fn all(modes: &[Mode], rounds: usize) -> Vec<Measured> {
     if !modes.contains(&Mode::Deferred) {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! The tables, in markdown: every side in every row, whoever wins.
+//! The tables, in markdown: every side in every row, the losing ones too.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use super::sync;
 use super::workload::Workload;
 use crate::spread::Spread;
 
-/// What the table of programs shows, for its readers.
+/// The explanation of the table of programs.
 pub const OF_PROGRAMS: &str = "\
 A program stores and runs code, and each run of it begins on fresh memory: what a policy has to see before it adapts is
 in the time. The tracking cost of a side is the wall time of its run less that of the run with tracking *off* in the
@@ -20,7 +20,7 @@ p90, or what nine of ten pairs of runs with tracking off differ by, whichever is
 code that was interpreted as its page was busy, are for one operation, over all rounds.
 ";
 
-/// What the table of syncs shows, for its readers.
+/// The explanation of the table of syncs.
 pub fn of_syncs() -> String {
     format!(
         "`sync` of {} contiguous pages with a block each, none or {} of them written since the last, scattered; beside \
@@ -31,7 +31,7 @@ pub fn of_syncs() -> String {
     )
 }
 
-/// What is read of a row's samples, with its name.
+/// The figures of a row's samples, with their names.
 pub fn figures(workload: Workload) -> Vec<(String, Figure)> {
     let name = workload.name().to_string();
     let work: Figure = |sample| sample.work_ns;
@@ -70,7 +70,7 @@ fn line(table: &mut String, row: &Measured, side: Side, name: &str, figure: Figu
     let threads = row.row.threads.name();
     let _ = write!(table, "| {name} | {threads} | {} | {wall} | {cost} | {times} |", side.name());
     for count in counts {
-        // What is not quite 0 does not look like it.
+        // A small count must not look like 0.
         let digits = if count == 0.0 || count >= 0.1 { 2 } else { 5 };
         let _ = write!(table, " {count:.digits$} |");
     }

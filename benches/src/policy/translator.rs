@@ -1,15 +1,15 @@
-//! The stub translator, and a dispatcher over it: the least emulator that there
-//! can be, the same for every side.
+//! The stub translator, and a dispatcher over it: the smallest possible emulator, the same
+//! for every side.
 //!
-//! A block is made from [`BLOCK_BYTES`] guest bytes and computes their
-//! [`meaning`]; the translator works it out once, the block's code gives it. So
-//! a stale block gives itself away. The checked entry of a block is its address
-//! with the lowest bit set, and whoever enters by it compares the bytes first.
+//! A block is made from [`BLOCK_BYTES`] guest bytes and computes their [`meaning`]. The
+//! translator works it out once, and the block's code returns it. So a stale block gives
+//! itself away. The checked entry of a block is its address with the lowest bit set. The
+//! dispatcher compares the bytes before it enters a block by that entry.
 //!
 //! # Safety
 //!
-//! An entry is the address of a `Code` that the block owns as its payload. It
-//! is used only under the pin that it was looked up under, which keeps it.
+//! An entry is the address of a `Code` that the block owns as its payload. It is used only
+//! under the pin of its lookup, which keeps the `Code` alive.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -24,16 +24,16 @@ use codewarden::{CodeCache, Entry, EntryStubs, Key, Stats, VCpu};
 use super::side::Side;
 use crate::library::add_region;
 
-/// Bytes that a block is made from: eight instructions.
+/// The bytes of a block: eight instructions.
 pub const BLOCK_BYTES: usize = 32;
 
-/// Where the guest sees its memory.
+/// The guest's address of its memory.
 const GUEST: u64 = 0x4000_0000;
 
 /// The bytes of a block.
 pub type Source = [u8; BLOCK_BYTES];
 
-/// What code of these bytes computes. Every byte counts.
+/// The result of the code of these bytes. Every byte counts.
 pub fn meaning(source: &Source) -> u64 {
     let words = source.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes")));
     words.fold(0, |sum: u64, word| sum.rotate_left(7).wrapping_add(word))
@@ -85,17 +85,17 @@ impl Machine {
         Cpu { machine: self, vcpu: self.cache.attach_vcpu(), interpreted: 0 }
     }
 
-    /// Who tracks its writes.
+    /// The side that tracks its writes.
     pub fn side(&self) -> Side {
         self.side
     }
 
-    /// Of its pages.
+    /// The size of its pages.
     pub fn page_bytes(&self) -> usize {
         self.page.bytes()
     }
 
-    /// What its tracking did so far.
+    /// The counters of its tracking.
     pub fn stats(&self) -> Stats {
         self.cache.stats()
     }
@@ -105,10 +105,9 @@ impl Machine {
         self.memory.write(offset, bytes).expect("inside the memory");
     }
 
-    /// The guest says that it wrote code: what its program calls after it did.
-    /// Where nothing is tracked, this is the invalidation by hand of the blocks
-    /// that begin at `blocks`; in deferred mode it is the harvest of the pages
-    /// that these lie on; elsewhere nothing.
+    /// The guest announces that it wrote code, as its program does after the writes. With no
+    /// tracking, this removes the blocks that begin at `blocks` by hand. In deferred mode it
+    /// harvests the pages of these blocks. In every other mode it does nothing.
     pub fn announce(&self, pages: std::ops::Range<usize>, blocks: impl Iterator<Item = usize>) {
         match self.side.mode() {
             Mode::None => blocks.for_each(|offset| self.cache.remove(self.key(offset))),
@@ -121,7 +120,7 @@ impl Machine {
         }
     }
 
-    /// What an embedder's timer does about ten times a second, on every side.
+    /// The work of an embedder's timer about ten times a second, on every side.
     pub fn tend(&self) {
         self.cache.tracker().tend();
     }
@@ -140,7 +139,7 @@ impl Machine {
         source
     }
 
-    /// Whether there is a block now; else a write is in the way.
+    /// Gives whether there is a block now; if not, a write is in the way.
     fn translate(&self, offset: usize) -> bool {
         let guest = self.guest(offset);
         let mut ticket = self.cache.begin(self.key(offset));
@@ -161,12 +160,11 @@ impl Machine {
         ticket.commit(Entry::with_check(plain, plain | 1), code).is_ok()
     }
 
-    /// Runs the block behind `entry`, unless it is the checked entry and finds
-    /// other bytes.
+    /// Runs the block behind `entry`, unless it is the checked entry and the bytes differ.
     ///
     /// # Safety
     ///
-    /// The pin that it was looked up under is still there.
+    /// The pin of its lookup still exists.
     unsafe fn enter(&self, entry: usize) -> Option<u64> {
         // SAFETY: the module's head.
         let code = unsafe { &*((entry & !1) as *const Code) };
@@ -187,12 +185,12 @@ pub struct Cpu<'m> {
 }
 
 impl<'m> Cpu<'m> {
-    /// The guest that it is of.
+    /// The guest of this thread.
     pub fn machine(&self) -> &'m Machine {
         self.machine
     }
 
-    /// Runs the code at `offset`, translated first where it is not.
+    /// Runs the code at `offset`, and translates it first if necessary.
     pub fn run(&mut self, offset: usize) -> u64 {
         let machine = self.machine;
         let key = machine.key(offset);

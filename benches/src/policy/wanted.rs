@@ -1,4 +1,4 @@
-//! What was wanted of a policy, beside what was measured.
+//! The aims of a policy beside the measurements.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ use super::workload::Workload;
 use super::{sync, table};
 use crate::spread::Spread;
 
-/// How many times cheaper than the baseline, in one thread.
+/// The aim of each: how many times cheaper than the baseline, in one thread.
 const CHEAPER: [(Workload, Mode, f64); 9] = [
     (Workload::Write, Mode::Deferred, 6.0),
     (Workload::Bulk, Mode::Sigbus, 10.0),
@@ -27,7 +27,7 @@ const CHEAPER: [(Workload, Mode, f64); 9] = [
 /// How many times the bare ioctl `sync` may take, in one thread.
 const SYNC_BY_BARE: f64 = 1.2;
 
-/// One line for each aim: what was wanted, what was measured, whether it holds.
+/// One line for each aim: the aim, the measurement, whether it is met.
 pub fn lines(rows: &[Measured], syncs: &[sync::Measured]) -> String {
     let mut text = String::new();
     let mut line = |holds: bool, what: String| {

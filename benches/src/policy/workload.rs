@@ -1,30 +1,29 @@
-//! What a guest does with its code, one thread of it at a time, each on pages
-//! of its own.
+//! A guest's work on its code, one thread of it at a time, each on pages of its own.
 //!
-//! All code that was written is run again, and must do what its new bytes say.
+//! All written code runs again, and must compute the result of its new bytes.
 
 use std::time::{Duration, Instant};
 
 use super::translator::{BLOCK_BYTES, Cpu, Source, meaning};
 
-/// An embedder's timer: so often the policy is tended.
+/// The period of an embedder's timer, which tends the policy.
 const TEND: Duration = Duration::from_millis(100);
-/// So often the clock is read for it.
+/// The timer's clock is read once in so many operations.
 const OPERATIONS_BETWEEN_CLOCKS: usize = 1024;
 
-/// Where on its page the code of [`Workload::Beside`] has its data.
+/// The offset of the data of [`Workload::Beside`] on its code's page.
 const DATA: usize = 2048;
 /// Bytes of that data.
 const DATA_BYTES: usize = 1024;
 
-/// What [`Workload::Write`] stores.
+/// The byte that [`Workload::Write`] stores.
 const WRITTEN_BYTE: u8 = 0x93;
 
 /// A program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Workload {
-    /// One store to each of half of the pages, in no order; all hold code. Then
-    /// the guest announces it.
+    /// One store to each of half of the pages, out of order; all pages hold code. Then the
+    /// guest announces it.
     Write,
     /// Every page is overwritten, front to back, by copies of other bytes; then
     /// the code of each is run again.
@@ -35,7 +34,7 @@ pub enum Workload {
     Patch,
 }
 
-/// How much of it one thread does.
+/// One thread's share of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Size {
     /// Pages with code.
@@ -49,7 +48,7 @@ pub struct Size {
 pub struct Took {
     /// The program.
     pub work: Duration,
-    /// Its announcement, where the program has one at its end.
+    /// Its announcement, if the program ends with one.
     pub announcement: Duration,
 }
 
@@ -67,7 +66,7 @@ impl Workload {
         }
     }
 
-    /// Of each of `threads` threads; all of it small where it is a check only.
+    /// The size for each of `threads` threads; small if it is only a check.
     pub fn size(self, threads: usize, is_check: bool) -> Size {
         match self {
             Workload::Write | Workload::Bulk => {
@@ -89,12 +88,12 @@ pub struct Worker<'m> {
     cpu: Cpu<'m>,
     workload: Workload,
     size: Size,
-    /// Its pages are this one and those behind it.
+    /// The first of its consecutive pages.
     first_page: usize,
     page_bytes: usize,
 }
 
-/// The code of a page as it is first: other words on each page.
+/// The first code of a page: other words on each page.
 fn first_code(page: usize) -> Source {
     let mut source = [0x13; BLOCK_BYTES];
     source[..8].copy_from_slice(&(page as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
@@ -131,18 +130,18 @@ impl<'m> Worker<'m> {
     ///
     /// # Panics
     ///
-    /// Where it does not do what `source` says: it is stale.
+    /// If the result is not that of `source`: the block is stale.
     fn run(&mut self, page: usize, source: &Source) {
         let result = self.cpu.run(self.offset(page));
         assert_eq!(result, meaning(source), "{}: page {page} ran stale code", self.cpu.machine().side().name());
     }
 
-    /// Runs the code of its pages once, which nobody writes.
+    /// Runs the code of its pages once, without any writes.
     pub fn run_all(&mut self) {
         (0..self.size.pages).for_each(|page| self.run(page, &first_code(page)));
     }
 
-    /// Says that the code of `pages` was written.
+    /// Announces that the code of `pages` was written.
     fn announce(&self, pages: impl Iterator<Item = usize>) {
         let all = self.first_page..self.first_page + self.size.pages;
         self.cpu.machine().announce(all, pages.map(|page| self.offset(page)));
@@ -170,8 +169,8 @@ impl<'m> Worker<'m> {
         Took { work, announcement: start.elapsed() }
     }
 
-    /// After the work: the code that [`Workload::Write`] did not run is right. The
-    /// others ran theirs.
+    /// Checks after the work that the code that [`Workload::Write`] did not run is right. The
+    /// other programs ran theirs.
     pub fn check(&mut self) {
         if self.workload != Workload::Write {
             return;
@@ -216,7 +215,7 @@ impl<'m> Worker<'m> {
         Took { work: start.elapsed(), announcement: Duration::ZERO }
     }
 
-    /// Nothing to announce: no code is written.
+    /// Announces nothing, because no code is written.
     fn beside(&mut self, round: usize, source: &mut Source) {
         let at = self.offset(0) + DATA + round * 8 % DATA_BYTES;
         self.cpu.machine().store(at, &round.to_le_bytes());
@@ -232,7 +231,7 @@ impl<'m> Worker<'m> {
     }
 }
 
-/// The odd pages of twice `count`, so that no two are neighbours, out of order.
+/// The odd pages below twice `count`, so that no two are neighbours, out of order.
 fn every_second_shuffled(count: usize) -> Vec<usize> {
     let mut pages: Vec<usize> = (0..count).map(|index| 2 * index + 1).collect();
     let mut seed = 1_u64;

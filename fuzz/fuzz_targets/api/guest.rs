@@ -3,9 +3,9 @@
 //!
 //! # Safety
 //!
-//! The memory is dropped last; a mapping is replaced by one of the same memory, or
-//! of fresh anonymous memory, under `change_mapping`. A fork's child makes calls of the
-//! library's and ends by `_exit`.
+//! The memory is dropped last. A mapping is replaced by one of the same memory, or of
+//! fresh anonymous memory, under `change_mapping`. A fork's child calls the library and
+//! ends by `_exit`.
 #![allow(unsafe_code)]
 
 use std::os::fd::AsRawFd;
@@ -20,10 +20,10 @@ use codewarden::{Busy, CodeCache, CommitError, Entry, EntryStubs, Key, Killer, L
 
 use crate::oracle::{AREA_BYTES, KEYS, Oracle, PAGE_BYTES, PAGES, Source, place};
 
-/// Faults at one byte that may make a page hot: translated from later.
+/// So many faults at one byte may make a page hot: it is translated from later.
 const HOT_FAULTS: usize = 8;
 
-/// What each payload is said to own, in bytes.
+/// The declared size of each payload, in bytes.
 const PAYLOAD_BYTES: usize = 100;
 
 /// More than the blocks of all keys take, in bytes.
@@ -31,7 +31,7 @@ const ROOM_FOR_ALL_BYTES: usize = 8192;
 
 type Payload = Arc<()>;
 
-/// Pages of memory that are held through an area, as of one time that it was tracked.
+/// Pages of memory that are held through an area, with the number of the area's tracking.
 struct Hold {
     area: usize,
     tracked_as: u64,
@@ -50,7 +50,7 @@ pub struct Guest {
     mode: Mode,
     /// Whether the policy has checked pages.
     has_checks: bool,
-    /// A number for each time that an area was tracked.
+    /// The number of each area's present tracking: each new one counts up.
     tracked: [Option<u64>; 3],
     stores: usize,
     /// Pages of each area that the guest may not write to.
@@ -60,7 +60,7 @@ pub struct Guest {
     limit: MemoryLimit,
     next: u64,
     memory: [GuestMemory; 3],
-    /// What the kernel copies from.
+    /// The kernel copies from this memory.
     source: GuestMemory,
 }
 
@@ -118,7 +118,7 @@ impl Guest {
     }
 
     pub fn remove_region(&mut self, area: usize) {
-        // As the next region is to find it.
+        // The next region must find it so.
         self.set_access(area, 0, PAGES, true);
         let removed = self.cache.tracker().remove_region(guest(area, 0));
         assert_eq!(removed.is_ok(), self.tracked[area].take().is_some(), "{removed:?}");
@@ -127,7 +127,7 @@ impl Guest {
         }
     }
 
-    /// Says that an area shows shared memory, where it does.
+    /// Declares the area's shared memory, if it shows any.
     pub fn declare(&mut self, area: usize) {
         if let (Some(memory), Some(_)) = (self.shared(area), self.tracked[area]) {
             self.cache.tracker().declare_shared(guest(area, 0), AREA_BYTES as u64, memory).expect("whole pages");
@@ -168,7 +168,7 @@ impl Guest {
         }
     }
 
-    /// A write by the kernel: a system call's, or one of which it tells nobody.
+    /// A write by the kernel: one of a system call, or one that the kernel does not report.
     pub fn kernel_write(&mut self, area: usize, offset: usize, len: usize, value: u8, is_unseen: bool) {
         let Some(tracked_as) = self.tracked[area] else { return };
         if !self.may_write(area, offset, len) {
@@ -204,7 +204,7 @@ impl Guest {
         }
     }
 
-    /// Replaces the mapping of `pages` from `page` on, or throws their contents away.
+    /// Replaces the mapping of `pages` from `page` on, or discards their contents.
     fn change(&mut self, area: usize, page: usize, pages: usize, is_replaced: bool) {
         if self.tracked[area].is_none() {
             return;
@@ -275,7 +275,7 @@ impl Guest {
         }
     }
 
-    /// Whether the translator of `key` says what its blocks are made from.
+    /// Whether the translator of `key` declares the bytes of its blocks.
     fn says_its_bytes(key: usize) -> bool {
         key != 3
     }
@@ -290,7 +290,7 @@ impl Guest {
         let is_held = self.is_held(place(area, offset) / PAGE_BYTES);
         let Some((key, ticket, source)) = self.tickets.get_mut(which) else { return };
         let mut claimed = ticket.claim(guest(area, offset));
-        // A writer goes on before the handler thread has written down that it does.
+        // A writer goes on before the handler thread has recorded that it may.
         while self.mode == Mode::Thread && !is_held && matches!(claimed, Err(BeginError::Busy(Busy::Unprotecting))) {
             std::thread::yield_now();
             claimed = ticket.claim(guest(area, offset));
@@ -325,14 +325,14 @@ impl Guest {
         }
     }
 
-    /// Uses a former block again, where there is one; otherwise the ticket stays.
+    /// Uses a former block again, if there is one; otherwise the ticket stays.
     pub fn revive(&mut self, which: usize) {
         if which < self.tickets.len() {
             let (key, ticket, source) = self.tickets.swap_remove(which);
             let before = self.lookup(key);
             match ticket.revive() {
                 Ok(Some(ticket)) => self.tickets.push((key, ticket, source)),
-                // One of the same bytes is reachable, whatever became of the ticket.
+                // A block of the same bytes is reachable, whatever became of the ticket.
                 Ok(None) if before.is_some() && before == self.lookup(key) => {}
                 done => self.oracle.revived(key, source, done.is_ok()),
             }
@@ -347,8 +347,8 @@ impl Guest {
         }
     }
 
-    /// Forks: whether this is the child, whose memory is a copy but for what is shared,
-    /// and who begins without a block. The parent waits for its end.
+    /// Forks. Returns whether this is the child. The child's memory is a copy except for the
+    /// shared part, and it begins without a block. The parent waits for its end.
     pub fn fork(&mut self) -> bool {
         if self.is_child {
             return false;
@@ -415,7 +415,7 @@ impl Guest {
         let newest = self.tickets.len() - 1;
         self.claim(newest, area, offset);
         self.revive(newest);
-        // Where it was not revived, it is the newest again.
+        // If it was not revived, it is the newest again.
         self.commit(newest);
     }
 
@@ -424,7 +424,7 @@ impl Guest {
         self.holds.iter().any(|hold| self.tracked[hold.area] == Some(hold.tracked_as) && hold.pages.contains(&page))
     }
 
-    /// Looks every key up, and whether translations are within their limit.
+    /// Looks every key up, and checks that translations are within their limit.
     pub fn check(&mut self) {
         let footprint = self.cache.footprint();
         assert!(footprint.live.bytes() <= self.limit.live_bytes || footprint.live.blocks == 1, "{footprint:?}");
@@ -441,7 +441,7 @@ impl Guest {
         }
     }
 
-    /// At the end every payload was dropped, once.
+    /// Checks at the end that every payload was dropped, once.
     pub fn finish(self) {
         let Self { tickets, holds, links, vcpu, cache, payload, memory, .. } = self;
         drop((tickets, holds, links, vcpu, cache));

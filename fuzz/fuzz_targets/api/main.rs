@@ -1,7 +1,6 @@
-//! Sequences of the library's calls on real memory, in a mode of the input's
-//! choice, against an oracle that knows the bytes: no lookup gives a block whose
-//! bytes are not memory's any more, and none loses a block whose pages nobody
-//! touched.
+//! Sequences of the library's calls on real memory, in a mode that the input chooses, against
+//! an oracle that knows the bytes. No lookup may give a block whose bytes differ from
+//! memory's. No lookup may lose a block whose pages were not touched.
 
 #![no_main]
 
@@ -48,18 +47,18 @@ enum Kind {
     DeclareAgain,
     /// A store of the guest's.
     Store,
-    /// A store through the host's view, which the tracker is told of.
+    /// A store through the host's view, which is announced to the tracker.
     HostStore,
     /// The kernel writes for the guest; the pages are held until `Release`.
     KernelWrite,
-    /// The same in a way of which the kernel tells nobody.
+    /// The same in a way that the kernel does not report.
     UnseenWrite,
     Release,
     /// The guest may write to some pages, or only read them.
     SetAccess,
     /// A link to a key, or one less.
     Link,
-    /// The calls that follow are made in a child as well, some of them.
+    /// Some of the following calls are made in a child as well.
     Fork,
     /// The mapping of some pages is replaced.
     Replace,
@@ -77,13 +76,13 @@ enum Kind {
     Remove,
     Collect,
     Tend,
-    /// Translations get a limit.
+    /// Sets a limit for translations.
     SetLimit,
     /// The oldest are evicted.
     Evict,
 }
 
-/// Each kind as often as it is to be called; what most others build on more often.
+/// Each kind as often as it is to be called. The kinds that others build on come more often.
 #[rustfmt::skip]
 const KINDS: &[Kind] = {
     use Kind::*;
@@ -101,7 +100,8 @@ impl<'a> Arbitrary<'a> for Kind {
     }
 }
 
-/// All calls take as many bytes of the input: cut and joined, it keeps its meaning.
+/// Every call takes equally many bytes of the input: an input keeps its meaning if it is cut
+/// or joined.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 struct Call {
     kind: Kind,
@@ -147,7 +147,7 @@ fn run(guest: &mut Guest, call: Call) {
     }
 }
 
-/// What an input says.
+/// The meaning of an input.
 #[derive(Debug)]
 struct Sequence {
     mode: Mode,
@@ -160,7 +160,7 @@ impl<'a> Arbitrary<'a> for Sequence {
     fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
         let mode = *input.choose(&[Mode::Sigbus, Mode::Deferred, Mode::Mprotect, Mode::Thread])?;
         let has_checks = input.arbitrary()?;
-        // Not as a `Vec` does it, which tosses a coin for an end after each call.
+        // A `Vec`'s own decoding would toss a coin for the end after each call.
         let mut calls = Vec::new();
         while !input.is_empty() {
             calls.push(input.arbitrary()?);

@@ -1,5 +1,5 @@
-//! What is known of memory and of each block without asking the library: the
-//! bytes, and what happened to each page when.
+//! The known facts of memory and of each block, without asking the library: the
+//! bytes, and the time of each event on a page.
 
 use std::ops::Range;
 
@@ -9,28 +9,28 @@ pub const PAGES: usize = 4;
 pub const AREA_BYTES: usize = PAGES * PAGE_BYTES;
 pub const KEYS: usize = 4;
 
-/// A page of memory, whichever areas show it.
+/// A page of memory, shown by one area or by two.
 #[derive(Clone, Copy, Default)]
 struct Page {
-    /// When something last happened that blocks on it need not outlive.
+    /// The time of the last event that blocks on it need not outlive.
     touched: u64,
-    /// When something last happened that no block on it outlives.
+    /// The time of the last event that no block on it outlives.
     killed: u64,
-    /// Deferred: written since the last announcement.
+    /// In deferred mode: written since the last announcement.
     is_pending: bool,
 }
 
-/// What a block is made from.
+/// The source of a block.
 #[derive(Clone, Default)]
 pub struct Source {
     /// Pages of memory, and when each was claimed.
     pages: Vec<(usize, u64)>,
-    /// Places in memory, and the byte that was there.
+    /// Places in memory, and the byte that each had.
     bytes: Vec<(usize, u8)>,
 }
 
-/// A block's code, which may be used again: its plain entry, and the number behind it
-/// where it has one that compares.
+/// A block's code, which may be used again: its plain entry, and the number behind it if it
+/// has a checked entry.
 struct Code {
     key: usize,
     entry: usize,
@@ -40,7 +40,7 @@ struct Code {
 
 /// A block that was made reachable.
 struct Block {
-    /// Its code in `Oracle::code`; of one that was revived any of the same bytes.
+    /// Its code in `Oracle::code`; for a revived block, any code of the same bytes.
     code: Option<usize>,
     source: Source,
     /// Whether another one was made reachable since, and there is a limit.
@@ -49,7 +49,7 @@ struct Block {
 
 pub struct Oracle {
     is_synchronous: bool,
-    /// Whether not every block has room.
+    /// Whether the limit has no room for every block.
     evicts: bool,
     /// The key of the block that was made reachable last.
     newest: usize,
@@ -60,7 +60,7 @@ pub struct Oracle {
     code: Vec<Code>,
 }
 
-/// Where an area's bytes lie in memory: two areas show the same.
+/// The place of an area's bytes in memory: two areas show the same.
 pub fn place(area: usize, offset: usize) -> usize {
     offset + if area == 2 { AREA_BYTES } else { 0 }
 }
@@ -88,13 +88,12 @@ impl Oracle {
         self.touch(range);
     }
 
-    /// Nothing that was made from `range` before may be reached.
+    /// No block made from `range` before may be reached.
     pub fn must_kill(&mut self, range: Range<usize>) {
         self.touch(range).iter_mut().for_each(|page| page.killed = page.touched);
     }
 
-    /// A store that the tracking must learn of. What follows in its area may be
-    /// opened ahead of it.
+    /// A store that the tracking must learn of. It may open following pages of its area too.
     pub fn store(&mut self, at: usize, bytes: &[u8]) {
         self.touch(at..at - at % AREA_BYTES + AREA_BYTES);
         let is_pending = !self.is_synchronous;
@@ -102,7 +101,7 @@ impl Oracle {
         self.set(at, bytes);
     }
 
-    /// Memory changed; the tracking is told apart from that.
+    /// Memory changed. The caller reports the change to the tracking by itself.
     pub fn set(&mut self, at: usize, bytes: &[u8]) {
         self.memory[at..at + bytes.len()].copy_from_slice(bytes);
     }
@@ -128,14 +127,14 @@ impl Oracle {
         source.bytes.extend((at..).zip(bytes.iter().copied()));
     }
 
-    /// A block was committed, or not.
+    /// A block was committed or refused.
     pub fn committed(&mut self, key: usize, entry: usize, has_check: bool, source: Source, is_reachable: bool) {
         self.code.push(Code { key, entry, has_check, bytes: source.bytes.clone() });
         let code = Some(self.code.len() - 1);
         self.made_reachable(key, code, source, is_reachable);
     }
 
-    /// A former block was made reachable again, or a write came between.
+    /// A former block was made reachable again, or a write prevented it.
     pub fn revived(&mut self, key: usize, source: Source, is_reachable: bool) {
         self.made_reachable(key, None, source, is_reachable);
     }
@@ -178,8 +177,8 @@ impl Oracle {
         source.pages.iter().all(|&(page, claimed)| self.pages[page].touched < claimed)
     }
 
-    /// Whether `found` may be what a lookup of `key` gives. `is_held` says
-    /// from which pages nothing may be translated.
+    /// Checks that a lookup of `key` may give `found`. `is_held` names the pages that nothing may
+    /// be translated from.
     pub fn check(&self, key: usize, found: Option<usize>, is_held: impl Fn(usize) -> bool) {
         let Some(entry) = found else {
             let lost =
@@ -198,7 +197,7 @@ impl Oracle {
             assert!(self.pages[page].killed < claimed, "key {key}: outlived what ends every block on page {page}");
         }
         if entry != code.entry {
-            // It compares, and does not run where it is stale.
+            // The block compares its bytes, and does not run if it is stale.
             return;
         }
         for &(page, _) in &block.source.pages {

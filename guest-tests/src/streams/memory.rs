@@ -1,11 +1,11 @@
-//! The guest's memory in each way: code, the same again as shared memory that is seen
-//! at two places, and data.
+//! The guest's memory in each way: private code, shared code that is mapped at two
+//! addresses, and data.
 //!
 //! # Safety
 //!
-//! All pointers are into the parts of a [`Window`] that `Memory::new` mapped, which
-//! stay mapped as long as the process; the guest's hart is the only other one who
-//! touches them, and it does not run meanwhile.
+//! All pointers are into the parts of a [`Window`] that `Memory::new` mapped, which stay
+//! mapped as long as the process. Only the guest's hart touches them too, and it does not run
+//! meanwhile.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -30,14 +30,14 @@ pub(super) const ALIAS: u64 = 0x12_0000;
 pub(super) const CODE_BYTES: u64 = 0x8000;
 
 const DATA: u64 = 0x13_0000;
-/// What the guest may read and write of it. A page that it may only read follows.
+/// The part that the guest may read and write. A page that it may only read follows.
 pub(super) const DATA_BYTES: u64 = 0x2000;
 const READ_ONLY: u64 = DATA + DATA_BYTES;
 const READ_ONLY_BYTES: u64 = 0x1000;
-/// What the guest's data registers hold.
+/// The address in the guest's data registers.
 pub(super) const DATA_MIDDLE: u64 = DATA + DATA_BYTES / 2;
 
-/// All of the above, with gaps in which nothing is mapped.
+/// All of the above, with unmapped gaps.
 pub(super) const ALL: Range<u64> = CODE..0x14_0000;
 
 /// Parts, and what the guest may do with them.
@@ -51,14 +51,14 @@ const PARTS: [(u64, u64, Access, u8); 5] = [
 
 pub(super) struct Memory {
     pub(super) window: Window,
-    /// What is mapped at `SHARED` and `ALIAS`.
+    /// The memory that is mapped at `SHARED` and `ALIAS`.
     shared: GuestMemory,
-    /// What the kernel copies from.
+    /// The kernel copies from this memory.
     source: GuestMemory,
 }
 
 impl Memory {
-    /// In a window of its own.
+    /// Makes it in a window of its own.
     pub(super) fn new() -> Self {
         let window = Window::reserve().expect("address space");
         let shared = GuestMemory::memfd(CODE_BYTES as usize).expect("a memfd");
@@ -67,7 +67,7 @@ impl Memory {
         for view in [SHARED, ALIAS] {
             let at = window.host(view).expect("in the window").cast();
             let protection = libc::PROT_READ | libc::PROT_WRITE;
-            // SAFETY: a piece of the window that nobody uses yet.
+            // SAFETY: a piece of the window that is not used yet.
             let mapped =
                 unsafe { libc::mmap(at, CODE_BYTES as usize, protection, libc::MAP_SHARED | libc::MAP_FIXED, file, 0) };
             assert_eq!(mapped, at, "{}", std::io::Error::last_os_error());
@@ -86,16 +86,16 @@ impl Memory {
         self.shared.backing_id().expect("a memfd")
     }
 
-    /// Has `observer` carry out what the guest may do.
+    /// Tells `observer` the guest's access to each part.
     pub(super) fn allow(&self, observer: &dyn MemoryObserver) {
         for (start, len_bytes, access, _) in PARTS {
             observer.set_access(self.range(start..start + len_bytes), access).expect("memory");
         }
     }
 
-    /// Everything anew, while nobody tracks it: zeros but for the code, and the data.
+    /// Fills everything anew while it is not tracked: zeros, then the code and the data.
     pub(super) fn fill(&self, pc: u64, code: &[u8], data: &[u8]) {
-        // A region leaves its memory as the guest was last allowed to use it.
+        // A removed region leaves its memory with the guest's last access.
         for (start, len_bytes, access, _) in PARTS {
             host_memory::protect(self.range(start..start + len_bytes), access).expect("memory");
         }
@@ -107,24 +107,24 @@ impl Memory {
         self.write(DATA, &data[..DATA_BYTES as usize]);
     }
 
-    /// A write of the host's own.
+    /// A write by the host.
     pub(super) fn write(&self, addr: u64, bytes: &[u8]) {
         // SAFETY: see the module's head.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.at(addr, bytes.len()), bytes.len()) };
     }
 
-    /// A write of the kernel's, which `observer` hears of.
+    /// A write by the kernel, announced to `observer`.
     pub(super) fn kernel_write(&self, observer: &dyn MemoryObserver, addr: u64, bytes: &[u8]) {
         self.source.write_untracked(0, bytes).expect("room");
         let to = self.at(addr, bytes.len());
         observer.kernel_write_begin(HostAddr(to as usize), bytes.len());
-        // SAFETY: as above; who protects the memory was told.
+        // SAFETY: as above; the observer, which protects the memory, was told.
         let done = unsafe { libc::pread(self.source.file().expect("a memfd").as_raw_fd(), to.cast(), bytes.len(), 0) };
         observer.kernel_write_end(HostAddr(to as usize), bytes.len());
         assert_eq!(done, bytes.len() as isize, "{}", std::io::Error::last_os_error());
     }
 
-    /// All that the guest can have changed.
+    /// All memory that the guest can have changed.
     pub(super) fn contents(&self) -> Vec<u8> {
         let mut contents = Vec::with_capacity((2 * CODE_BYTES + DATA_BYTES) as usize);
         for (start, len_bytes) in [(CODE, CODE_BYTES), (SHARED, CODE_BYTES), (DATA, DATA_BYTES)] {

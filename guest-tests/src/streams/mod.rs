@@ -1,19 +1,25 @@
 //! Programs that write themselves, run every way and compared with the oracle.
 //!
-//! What a mode promises decides what is compared: after a store into its own code that
-//! no FENCE.I follows, a program is still to run alike in synchronous modes, and is let
-//! alone in deferred mode once it has run what it wrote. The control mode `none` runs
-//! those programs that never run what was written.
+//! The promise of a mode decides the comparison. A program may run bytes that it stored
+//! without a FENCE.I after the store. In synchronous modes it must still run alike; in deferred
+//! mode it is not compared from then on. The control mode `none` runs the programs that never
+//! run overwritten code.
 //!
-//! Found within a minute or so by random programs alone, when it was broken on purpose:
-//! one instruction lowered wrongly, a kill that leaves the entry cell, a write beside
-//! code that leaves blocks as they are, checked entries of either tier that compare
-//! nothing, stores through another address that nobody looks for, kernel writes that are
-//! not announced, FENCE.I that does nothing in deferred mode (the guest then often runs
-//! for ever: fuzz with a timeout). Not found: an end of the block's own bytes that is
-//! some bytes off, which has a test of its own (`translate/tests/own_stores.rs`), and
-//! any order between threads, since one hart runs: a page that is claimed after it was
-//! read is for the loom models and the stress load.
+//! Random programs alone found each of these deliberate bugs within a minute or so:
+//!
+//! - one instruction lowered wrongly;
+//! - a kill that leaves the entry cell;
+//! - a write beside code that leaves blocks as they are;
+//! - checked entries of either tier that compare nothing;
+//! - stores through another address that the tracking ignores;
+//! - kernel writes that are not announced;
+//! - FENCE.I that does nothing in deferred mode (the guest then often runs for ever: fuzz with
+//!   a timeout).
+//!
+//! They do not find an end of the block's own bytes that is a few bytes off, which has a test
+//! of its own (`translate/tests/own_stores.rs`). They find no wrong order between threads,
+//! since one hart runs: a page that is claimed after it was read is for the loom models and
+//! the stress load.
 
 mod memory;
 mod promise;
@@ -31,20 +37,20 @@ use memory::{ALIAS, CODE, CODE_BYTES, DATA_BYTES, DATA_MIDDLE, Memory, SHARED};
 use promise::{Owed, Unsuitable, Watched};
 use ways::Way;
 
-/// Bytes of an input before those that the program comes from.
+/// Bytes of an input before those of the program.
 const HEAD_BYTES: usize = 8;
 
-/// Bytes of the program's part at most.
+/// The most bytes of the program's part.
 const MAX_CHOICES_BYTES: usize = 2048;
 
-/// ECALLs of one start at most.
+/// The most ECALLs of one start.
 const MAX_STOPS: usize = 200;
 
-/// What to run, and how to begin.
+/// The program, and its starts.
 #[derive(Debug)]
 struct Case {
     stream: Stream,
-    /// Where the code begins.
+    /// The first address of the code.
     pc: u64,
     area: u64,
     data: Vec<u8>,
@@ -53,7 +59,7 @@ struct Case {
 }
 
 impl Case {
-    /// The case that `input` stands for.
+    /// The case of `input`.
     fn of(input: &[u8], streams: &mut Streams) -> Self {
         let mut head = [0; HEAD_BYTES];
         let rest = input.split_at_checked(HEAD_BYTES).map_or(&[][..], |(first, rest)| {
@@ -75,7 +81,7 @@ impl Case {
             head[0] = start;
             let (mut hart, filling) = streams.start(&head, pc, DATA_MIDDLE, DATA_BYTES as usize);
             if how & 0xe0 == 0xe0 {
-                // Data among the code, for most that store through this register.
+                // Data among the code: most stores go through this register.
                 hart.x[9] = (pc + 16 * u64::from(high)) & !15;
             }
             if area == SHARED {
@@ -88,12 +94,12 @@ impl Case {
         Self { stream, pc, area, data, starts }
     }
 
-    /// What the ECALL at `pc` asks for.
+    /// The event of the ECALL at `pc`.
     fn event(&self, pc: u64) -> Option<&Event> {
         self.stream.events.get(&pc.wrapping_sub(self.pc))
     }
 
-    /// An address in the code's part of memory, `len_bytes` before its end at least.
+    /// An address in the code's part of memory, at least `len_bytes` before its end.
     fn place(&self, offset: i64, len_bytes: u64) -> u64 {
         self.pc.saturating_add_signed(offset).clamp(self.area, self.area + CODE_BYTES - len_bytes)
     }
@@ -105,7 +111,7 @@ fn copy(hart: &Hart) -> Hart {
     Hart { x, f, fflags, frm, ..Hart::new(hart.pc) }
 }
 
-/// All that a guest can tell of a hart, one fact a line.
+/// All that a guest can see of a hart, one fact a line.
 fn state(hart: &Hart, trap: Trap) -> Vec<String> {
     let Hart { x, f, pc, fflags, frm, reserved, reservation_addr, .. } = hart;
     let mut lines =
@@ -115,7 +121,7 @@ fn state(hart: &Hart, trap: Trap) -> Vec<String> {
     lines
 }
 
-/// A hart where it stopped, and why.
+/// A hart at its stop, and the reason.
 struct Stop {
     hart: Hart,
     trap: Trap,
@@ -131,23 +137,23 @@ impl Stop {
     }
 }
 
-/// What the oracle made of one start.
+/// The oracle's run of one start.
 struct Run {
     stops: Vec<Stop>,
     contents: Vec<u8>,
     owed: Owed,
 }
 
-/// What came of an input.
+/// The result of an input.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Outcome {
     /// Starts that were compared in some way.
     pub starts: usize,
     /// Ways that a start was compared in, over all starts.
     pub compared: usize,
-    /// Starts that ran what was written over.
+    /// Starts that ran overwritten bytes.
     pub written: usize,
-    /// And that without having announced it.
+    /// Those of them that did not announce it.
     pub unannounced: usize,
 }
 
@@ -166,11 +172,11 @@ impl Default for Comparison {
 }
 
 impl Comparison {
-    /// In every mode that this machine has, in tier 0 and translated.
+    /// Every mode of this machine, in tier 0 and translated.
     ///
     /// # Panics
     ///
-    /// Where this machine lacks what every machine has: memory, signals.
+    /// If this machine lacks the basics: memory, signals.
     pub fn new() -> Self {
         host_fault::install().expect("signal handlers");
         let (mut ways, mut missing) = (Vec::new(), Vec::new());
@@ -190,11 +196,11 @@ impl Comparison {
         &self.missing
     }
 
-    /// Runs the program that `input` stands for.
+    /// Runs the program of `input`.
     ///
     /// # Panics
     ///
-    /// Where two ways differ that may not.
+    /// If two ways differ that may not.
     pub fn check(&mut self, input: &[u8]) -> Outcome {
         let case = Case::of(input, &mut self.streams);
         let runs = interpret(&case, &self.oracle);
@@ -219,7 +225,7 @@ impl Comparison {
     }
 }
 
-/// What the oracle makes of all starts, up to one that does not say anything.
+/// The oracle's runs of all starts, up to an unsuitable one.
 fn interpret(case: &Case, memory: &Memory) -> Vec<Run> {
     memory.fill(case.pc, &case.stream.code, &case.data);
     let (mut watched, mut runs) = (Watched::new(), Vec::new());
@@ -264,7 +270,7 @@ fn interpret_start(
 
 /// Runs one start as the oracle did.
 fn compare(case: &Case, way: &mut Way, start: usize, run: &Run) {
-    // What was written before this start is announced.
+    // Announces all writes before this start.
     way.observer.flush_icache(None);
     let mut hart = copy(&case.starts[start]);
     for (index, stop) in run.stops.iter().enumerate() {

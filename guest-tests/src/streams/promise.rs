@@ -1,4 +1,4 @@
-//! The oracle, and a look at what it runs: which modes promise to do the same.
+//! The oracle, and a record of the bytes that it runs: it tells which modes owe the same.
 
 use codewarden::protection::Mode;
 use demo_emulator::hart::Hart;
@@ -10,16 +10,15 @@ use demo_emulator::riscv::trap::{Flow, Trap};
 
 use super::memory::{ALIAS, CODE, CODE_BYTES, SHARED};
 
-/// Instructions of one start at most: a program that writes itself may run for ever.
+/// The most instructions of one start: a program that writes itself may run for ever.
 const MAX_STEPS: u32 = 20_000;
 
-/// What each mode owes a program.
+/// The modes that owe a program the oracle's result.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Owed {
-    /// Every mode: no byte that ran was ever written over.
+    /// Every mode: no byte that ran was ever overwritten.
     ByAll,
-    /// Those that learn of writes: each byte that ran after it had been written over was
-    /// announced before.
+    /// Those that learn of writes: each overwritten byte was announced before it ran.
     Announced,
     /// Those that learn of writes at once.
     Unannounced,
@@ -35,15 +34,15 @@ impl Owed {
     }
 }
 
-/// Why a run says nothing.
+/// The run is not suited for a comparison.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Unsuitable;
 
-/// Runs programs, and writes down which bytes of code were written over.
+/// Runs programs, and records the overwritten bytes of code.
 pub(super) struct Watched {
-    /// By the code's offset: written over since it was announced last.
+    /// By the code's offset: overwritten since the last announcement.
     pending: Vec<bool>,
-    /// Written over at any time.
+    /// Overwritten at any time.
     written: Vec<bool>,
     owed: Owed,
     steps: u32,
@@ -55,12 +54,12 @@ impl Watched {
         Self { pending: none.clone(), written: none, owed: Owed::ByAll, steps: 0 }
     }
 
-    /// What is owed for all that ran since the beginning.
+    /// The modes that owe everything that ran since the beginning.
     pub(super) fn owed(&self) -> Owed {
         self.owed
     }
 
-    /// Runs to what the instruction at `hart.pc` does not survive.
+    /// Runs until an instruction traps; `hart.pc` is its address.
     pub(super) fn run(&mut self, hart: &mut Hart, window: &Window) -> Result<Trap, Unsuitable> {
         loop {
             self.steps += 1;
@@ -86,13 +85,13 @@ impl Watched {
         self.announced(0, CODE_BYTES);
     }
 
-    /// What was written over from `offset` on is announced.
+    /// The overwritten bytes from `offset` on are announced.
     pub(super) fn announced(&mut self, offset: u64, len_bytes: u64) {
         let end = (offset + len_bytes).min(CODE_BYTES) as usize;
         self.pending[(offset as usize).min(end)..end].fill(false);
     }
 
-    /// Bytes were written over.
+    /// Bytes were overwritten.
     pub(super) fn stored(&mut self, addr: u64, len_bytes: u64) {
         for offset in (addr..addr.saturating_add(len_bytes)).filter_map(offset_of) {
             self.pending[offset] = true;
@@ -111,8 +110,8 @@ impl Watched {
     }
 }
 
-/// Where in the code an address is. One program uses the private memory or the
-/// shared one; what it does to the other by chance counts the same.
+/// The code's offset of an address. One program uses the private memory or the shared one;
+/// a chance store to the other counts as a store to its own.
 fn offset_of(addr: u64) -> Option<usize> {
     [CODE, SHARED, ALIAS]
         .into_iter()
@@ -121,7 +120,7 @@ fn offset_of(addr: u64) -> Option<usize> {
         .map(|offset| offset as usize)
 }
 
-/// Whether it reads what is never the same twice.
+/// Whether it reads a counter, which never has the same value twice.
 fn tells_the_time(inst: &Inst) -> bool {
     let is_csr = matches!(inst.op, Op::Csrrw | Op::Csrrs | Op::Csrrc | Op::Csrrwi | Op::Csrrsi | Op::Csrrci);
     is_csr && inst.rd != 0 && matches!(inst.imm, csr::CYCLE | csr::TIME | csr::INSTRET)

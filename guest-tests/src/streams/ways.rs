@@ -1,5 +1,5 @@
-//! The engine in one mode and tier, begun afresh for each program: what one program
-//! left behind would make another's failure impossible to repeat.
+//! The engine in one mode and tier, begun afresh for each program: leftovers of one program
+//! would make the failure of another impossible to repeat.
 //!
 //! # Safety
 //!
@@ -35,7 +35,7 @@ pub(super) struct Way {
 }
 
 impl Way {
-    /// The reason where this machine lacks the mode.
+    /// If this machine lacks the mode, the error is the reason.
     pub(super) fn new(mode: Mode, tier: Tier) -> Result<Self, String> {
         let memory = Memory::new();
         let engine = Engine::new(memory.window, Tracking::Mode(mode), tier, CODE_LIMIT_BYTES);
@@ -50,7 +50,7 @@ impl Way {
         format!("{} in tier {}", self.mode.name(), self.tier.name())
     }
 
-    /// A guest that has run nothing, and a cache that knows nothing.
+    /// Begins with a guest that has run nothing, and an empty cache.
     pub(super) fn begin(&mut self, pc: u64, code: &[u8], data: &[u8]) {
         self.memory.fill(pc, code, data);
         let tracker = self.engine.cache().tracker();
@@ -66,23 +66,23 @@ impl Way {
         self.executor = Some(self.engine.executor().expect("room for a hart"));
     }
 
-    /// Nobody tracks the memory any more.
+    /// Ends the tracking of the memory.
     pub(super) fn end(&mut self) {
         self.executor = None;
         let cache = self.engine.cache();
         cache.tracker().remove_region(GuestAddr(ALL.start)).expect("the region");
-        // No program's blocks are revived for another one.
+        // A block must not be revived for another program.
         cache.set_limit(MemoryLimit { live_bytes: 0, former_bytes: 0 });
         cache.set_limit(MemoryLimit::of_bytes(CODE_LIMIT_BYTES));
     }
 
-    /// Runs to what the instruction at `hart.pc` does not survive.
+    /// Runs until an instruction traps; `hart.pc` is its address.
     pub(super) fn run(&mut self, hart: &mut Hart) -> Trap {
         let executor = self.executor.as_mut().expect("a program that has begun");
         loop {
             match executor.run(hart) {
                 Exit::Trap(trap) => return trap,
-                // Asked for by the cache, so that it can free something.
+                // The cache asked for it, so that it can free memory.
                 Exit::Interrupted => hart.exit_request.store(0, Ordering::Release),
             }
         }
