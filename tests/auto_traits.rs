@@ -1,4 +1,4 @@
-//! Which public types may go to another thread, and which may be shared.
+//! The public types that may go to another thread, and those that may be shared.
 
 use std::error::Error as StdError;
 

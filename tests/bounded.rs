@@ -1,4 +1,4 @@
-//! A guest that runs at ever new addresses leaves nothing behind.
+//! A guest that runs at ever new addresses leaves no memory behind.
 //!
 //! # Safety
 //!
@@ -16,7 +16,7 @@ const KEYS: u64 = 1_000_000;
 /// Blocks that are alive at once.
 const ALIVE: u64 = 2000;
 
-/// What a block's code jumps through.
+/// The links of a block's code.
 type Links = [Link; 2];
 
 fn resident_bytes() -> usize {
@@ -24,8 +24,8 @@ fn resident_bytes() -> usize {
     pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
-/// Commits a block for each of `keys`, linked to its neighbours, and looks each up;
-/// ends all of them every [`ALIVE`] blocks.
+/// Commits a block for each of `keys`, linked to its neighbours, and looks each up. Ends all of
+/// them every [`ALIVE`] blocks.
 fn run(cache: &CodeCache<Links>, keys: std::ops::Range<u64>) {
     let mut vcpu = cache.attach_vcpu();
     for key in keys {
@@ -47,7 +47,7 @@ fn ever_new_keys_take_no_more_memory() {
     let cache = CodeCache::<Links>::new(EntryStubs::NOT_CODE).unwrap();
     cache.set_limit(MemoryLimit { former_bytes: 0, ..MemoryLimit::default() });
     let options = RegionOptions::new(GuestAddr(0), memory.range(), Mode::None);
-    // SAFETY: nobody else has the memory, which outlives the cache.
+    // SAFETY: the memory has no other user, and outlives the cache.
     unsafe { cache.tracker().add_region(options) }.unwrap();
     run(&cache, 0..KEYS / 20);
     let (warm, warm_resident) = (cache.footprint(), resident_bytes());

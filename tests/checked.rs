@@ -52,7 +52,7 @@ impl Guest {
         Self { cache, memory, page: page as u64 }
     }
 
-    /// A ticket over 8 bytes from `start`, said where `said`.
+    /// A ticket over 8 bytes from `start`, which are declared if `said`.
     fn ticket(&self, key: u64, start: u64, said: bool) -> Ticket<u32> {
         let mut ticket = self.cache.begin(Key::new(key));
         for at in [start, start + 7] {
@@ -68,7 +68,7 @@ impl Guest {
         ticket
     }
 
-    /// Commits a block over 8 bytes from `start`. Its stale flag.
+    /// Commits a block over 8 bytes from `start`. Returns its stale flag.
     fn block(&self, key: u64, start: u64, entry: Entry) -> *const AtomicU8 {
         let mut ticket = self.ticket(key, start, true);
         let flag = ticket.stale_flag();
@@ -85,14 +85,14 @@ impl Guest {
     }
 }
 
-/// What the flag of a block that lives, or is kept, says.
+/// The stale flag of a live or retained block.
 fn flag(flag: *const AtomicU8) -> u8 {
     // SAFETY: the payload was not dropped.
     unsafe { &*flag }.load(Ordering::Relaxed)
 }
 
-/// Every synchronous mode that can be had here: in a deferred region a store is not
-/// learned of one by one.
+/// Every synchronous mode that can be had here: in a deferred region stores are not learned of
+/// one by one.
 fn synchronous_modes() -> impl Iterator<Item = Mode> {
     let probe = Probe::of_this_process();
     Mode::ALL.into_iter().filter(|&mode| mode != Mode::None && mode.is_synchronous()).filter(move |&mode| {
@@ -178,7 +178,7 @@ fn a_block_over_two_pages_is_checked_of_either_and_dies_of_either() {
             let stale = guest.block(KEY, start, BOTH);
             guest.store((1 + written) * guest.page + 1024, 1);
             assert_eq!((guest.lookup(KEY), flag(stale)), (Some(CHECKED), StaleFlag::CHECKED), "{mode}");
-            // The other page is protected still.
+            // The other page is still protected.
             let hit = if written == 0 { start + 7 } else { start };
             guest.store(hit, 1);
             assert_eq!((guest.lookup(KEY), flag(stale)), (None, StaleFlag::DEAD), "{mode}");
@@ -197,7 +197,7 @@ fn a_block_is_used_again_by_its_checked_entry() {
         assert!(guest.ticket(KEY, 0, true).revive().unwrap().is_none(), "{mode}");
         assert_eq!((guest.lookup(KEY), flag(stale)), (Some(CHECKED), StaleFlag::CHECKED), "{mode}");
 
-        // Not the next page, where stores would look like a stream of them.
+        // Not the next page: there the stores would look like a stream.
         let far = 5 * guest.page;
         guest.block(KEY + 2, far, Entry::plain(0x2000));
         guest.block(KEY + 3, far, BOTH);
@@ -207,8 +207,8 @@ fn a_block_is_used_again_by_its_checked_entry() {
     }
 }
 
-/// The entry by comparison and the rule for stores are what a block needs that is
-/// written to through another view, which nobody is told of.
+/// A store to the block's bytes through another view is not reported on a checked page. The
+/// block's checked entry and the rule for stores cover it.
 #[test]
 fn bytes_that_are_seen_elsewhere_make_every_store_one_to_look_at() {
     for mode in synchronous_modes() {
@@ -233,8 +233,8 @@ fn bytes_that_are_seen_elsewhere_make_every_store_one_to_look_at() {
     }
 }
 
-/// Has a page checked that a harvest found written, after another thread has passed
-/// between its two waits.
+/// Makes a page checked that a harvest found written, after another thread has passed between
+/// its two waits.
 #[derive(Debug)]
 struct ChecksLate(Barrier);
 
@@ -258,7 +258,7 @@ impl Policy for ChecksLate {
     }
 }
 
-/// Lets the policy go on, also after a panic.
+/// Lets the policy go on, even after a panic.
 struct GoesOn<'a>(&'a Barrier);
 
 impl Drop for GoesOn<'_> {
@@ -267,8 +267,8 @@ impl Drop for GoesOn<'_> {
     }
 }
 
-/// The page is protected between the harvest and the policy's answer. From the answer on
-/// no harvest asks about it, so a plain entry would stay for ever.
+/// The page is protected between the harvest and the policy's answer. After the answer no
+/// harvest asks about it, so a plain entry would stay for ever.
 #[test]
 fn a_block_that_comes_before_the_policy_s_answer_compares_itself() {
     if let Err(error) = Probe::of_this_process().check(Mode::Deferred) {

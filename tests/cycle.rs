@@ -29,7 +29,7 @@ fn a_write_makes_the_block_unreachable_and_it_comes_back() {
     in_every_mode(|guest| {
         let page = GUEST + 0x3000;
         for round in 0..20 {
-            // Another byte each time: a byte that keeps faulting becomes hot.
+            // Another byte each time: a byte that faults repeatedly becomes hot.
             guest.store(page + 5, round);
             guest.store(page + 100 + u64::from(round), round);
             guest.announce();
@@ -118,7 +118,7 @@ fn announced_changes_keep_translators_away() {
     });
 }
 
-/// The store that the tests make is not what kills: an announcement alone does.
+/// An announcement alone kills, without the other tests' store.
 #[test]
 fn invalidation_by_hand_reaches_the_pages_of_the_range() {
     in_every_mode(|guest| {
@@ -144,7 +144,7 @@ fn an_invalidation_before_the_commit_refuses_it() {
     });
 }
 
-/// A control: without tracking the block stays, so the tests above can fail.
+/// A negative control: without tracking the block stays.
 #[test]
 fn without_tracking_the_block_stays() {
     let guest = Fixture::new(Mode::None, GuestMemory::anonymous(PAGES << 12).unwrap());
@@ -199,8 +199,8 @@ fn arguments_that_cannot_be_used() {
     assert_eq!(ticket.commit(EntryStubs::NOT_CODE.pending, ()), Err(CommitError::BadEntry));
 }
 
-/// One memfd mapped twice, as a JIT that never has a page writable and
-/// executable does: a store through one view kills what the other holds.
+/// One memfd mapped twice, for a JIT whose pages are never both writable and executable: a
+/// store through one view kills the blocks of the other.
 #[test]
 fn a_store_through_another_view_kills() {
     for mode in tracking_modes() {
@@ -234,10 +234,9 @@ fn a_store_through_another_view_kills() {
     }
 }
 
-/// The fuzzer held a page through its second view and claimed it through the
-/// first: that was refused, yet the ticket kept half of the claim, and the next
-/// call found the page claimed. A store through the second view, not protected,
-/// left the block reachable.
+/// The fuzzer held a page through its second view and claimed it through the first. The claim
+/// was refused, yet the ticket kept half of it, and the next call found the page claimed. A
+/// store through the unprotected second view left the block reachable.
 #[test]
 fn a_claim_that_another_view_refuses_leaves_nothing_claimed() {
     let first = GuestMemory::memfd(PAGES << 12).unwrap();
@@ -270,7 +269,7 @@ fn a_claim_that_another_view_refuses_leaves_nothing_claimed() {
 fn bytes_of_a_page_that_was_not_claimed_make_no_block() {
     in_every_mode(|guest| {
         let last = GuestAddr(GUEST + page_bytes() as u64 - 1);
-        // Not claimed, and a range that wraps.
+        // An unclaimed page, and a range that wraps.
         let bad = [last, GuestAddr(u64::MAX)];
         for (revives, bad) in [true, false].into_iter().flat_map(|revives| bad.map(|bad| (revives, bad))) {
             let mut ticket = guest.cache.begin(Key::new(1));
@@ -278,7 +277,7 @@ fn bytes_of_a_page_that_was_not_claimed_make_no_block() {
             ticket.made_from(last, &[0]).unwrap();
             let refused = ticket.made_from(bad, &[0, 0]);
             assert!(matches!(refused, Err(Error::BadRange { .. })), "{refused:?}");
-            // It has read them already.
+            // It has already read them.
             ticket.claim(GuestAddr(last.0 + 1)).unwrap();
             ticket.made_from(last, &[0, 0]).unwrap();
             let done = if revives { ticket.revive().map(|_| ()) } else { ticket.commit(0x100_usize, 0) };

@@ -1,5 +1,5 @@
-//! Memory of translations has a bound: what is evicted, what comes back, and that
-//! each payload is dropped once.
+//! Memory of translations has a bound: tests of the evicted blocks and of those that come back.
+//! Each payload is dropped once.
 //!
 //! # Safety
 //!
@@ -28,7 +28,7 @@ struct Fixture<P: Payload> {
 }
 
 impl<P: Payload> Fixture<P> {
-    /// Every page has a block or had one, so that no commit makes memory for pages.
+    /// Every page has or had a block, so no commit makes memory for pages.
     fn new(limit: MemoryLimit) -> Self {
         let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
         let cache = CodeCache::new(EntryStubs::NOT_CODE).unwrap();
@@ -38,7 +38,7 @@ impl<P: Payload> Fixture<P> {
         Self { cache, _memory: memory }
     }
 
-    /// A ticket of the block of `key`, its bytes said.
+    /// A ticket of the block of `key`, with its bytes declared.
     fn ticket(&self, key: u64) -> Ticket<P> {
         let at = GuestAddr(GUEST + key * 4 % (PAGES * page_bytes()) as u64);
         let mut ticket = self.cache.begin(Key::new(key));
@@ -75,7 +75,7 @@ fn translations_stay_within_the_limit_and_the_newest_stays() {
         let footprint = guest.cache.footprint();
         assert!(footprint.live.bytes() <= LIMIT.live_bytes, "{key}: {footprint:?}");
         assert!(footprint.former.bytes() <= LIMIT.former_bytes, "{key}: {footprint:?}");
-        // Evicted a little ahead, and never all.
+        // Eviction is a little ahead of the limit, and never evicts all.
         let is_full = guest.cache.stats().evicted > 0;
         assert!(!is_full || footprint.live.bytes() > LIMIT.live_bytes / 4 * 3, "{key}: {footprint:?}");
         assert!(!is_full || !guest.is_there(0), "the oldest goes first");
@@ -107,11 +107,11 @@ fn an_evicted_block_that_is_wanted_again_is_the_newest() {
     assert!(!guest.is_there(0) && guest.cache.footprint().former.blocks > 0);
     assert!(guest.revive(0) && guest.is_there(0));
     assert_eq!(guest.cache.stats().revived, 1);
-    // Those that were committed before it was revived go before it.
+    // The blocks committed before its revival go first.
     let evicted = guest.cache.stats().evicted;
     commit_until(&|| guest.cache.stats().evicted > evicted);
     assert!(guest.is_there(0));
-    // What nobody asks for is given up in the end.
+    // An unused retained block is given up in the end.
     commit_until(&|| guest.cache.stats().given_up > 200);
     assert!(!guest.is_there(0) && !guest.revive(0));
 }
@@ -157,7 +157,7 @@ fn a_block_that_does_not_fit_stays_until_the_next_one() {
     assert_eq!(guest.cache.footprint().live.blocks, 1);
     guest.commit(11, 100, ());
     assert!(guest.is_there(11) && !guest.is_there(10));
-    // It is more than what is kept may weigh, alone.
+    // Alone it weighs more than all retained blocks may.
     assert_eq!(guest.cache.footprint().former, Weight::default());
     assert!(guest.cache.footprint().live.bytes() <= LIMIT.live_bytes);
 }
@@ -186,7 +186,7 @@ fn room_is_made_by_hand() {
     assert_eq!((footprint.former, footprint.waiting), (Weight::default(), Weight::default()));
     assert_eq!(Arc::strong_count(&payload) - 1, footprint.live.blocks);
     assert!(!guest.is_there(0) && guest.is_there(99));
-    // An embedder whose memory for code is full of one block asks until it is free.
+    // An embedder whose code memory is full of one block asks until it is free.
     for all in [usize::MAX, 60_001] {
         (100..160).for_each(|key| guest.commit(key, 1000, payload.clone()));
         guest.cache.evict(all);
@@ -211,7 +211,7 @@ fn a_page_has_so_many_blocks_and_no_more() {
     (0..MOST as u64).for_each(commit);
     guest.commit(1 << 32 | 0x400, 0, payload.clone());
     assert_eq!((live(), guest.cache.stats().evicted), (MOST + 1, 0));
-    // One that is taken out makes room for one.
+    // Removing a block makes room for another.
     guest.cache.remove(Key::new(7));
     commit(7);
     assert_eq!(live(), MOST + 1);
@@ -223,7 +223,7 @@ fn a_page_has_so_many_blocks_and_no_more() {
     assert_eq!(live(), 102);
 }
 
-/// As they do whose embedder says nothing of its payloads.
+/// If the embedder does not declare its payloads, its blocks weigh nothing.
 #[test]
 fn blocks_that_weigh_nothing_are_given_up_too() {
     let guest = Fixture::new(LIMIT);
@@ -258,7 +258,7 @@ fn room_that_is_asked_for_again_and_again_is_made_once() {
     guest.cache.evict(15_000);
     assert_eq!(guest.cache.footprint().live.blocks, 85);
     drop(pin);
-    // It is there now; whoever needs more is given more.
+    // The room is there now; a caller that needs more gets more.
     guest.cache.collect();
     guest.cache.evict(10_000);
     let footprint = guest.cache.footprint();
@@ -276,7 +276,7 @@ fn vcpus_that_hold_memory_beyond_the_limit_are_asked_to_leave() {
     let mut blocked = guest.cache.attach_vcpu_with(|| panic!("it is not pinned"));
     drop(blocked.pin());
     let pin = vcpu.pin();
-    // Few blocks, so that it is not their number.
+    // Few blocks, so their number is not the cause.
     for key in 0..40 {
         guest.commit(key, 20_000, ());
         let footprint = guest.cache.footprint();
@@ -290,15 +290,15 @@ fn vcpus_that_hold_memory_beyond_the_limit_are_asked_to_leave() {
     assert_eq!(guest.cache.footprint().waiting, Weight::default());
 }
 
-/// Blocks of all sizes come and go at the limit: there is always memory for the next,
-/// a few of the oldest given up for it at most.
+/// Blocks of all sizes come and go at the limit. There is always memory for the next, and at
+/// most a few of the oldest are given up for it.
 #[test]
 fn a_full_code_buffer_serves_for_ever() {
     const BYTES: usize = 2 << 20;
     let buffer = CodeBuffer::new(BYTES).unwrap();
     let guest = Fixture::<Allocation>::new(MemoryLimit::of_bytes(2 * BYTES));
     let alloc = |len_bytes: usize| {
-        // Each time a 32nd of it, and what lay beside comes together with it.
+        // Each time a 32nd of the buffer is evicted, and free neighbours merge.
         for _ in 0..6 {
             match buffer.alloc(len_bytes, 64) {
                 Ok(allocation) => return allocation,
@@ -314,7 +314,7 @@ fn a_full_code_buffer_serves_for_ever() {
         (seed >> 33) % below
     };
     for round in 0..20_000u64 {
-        // Short and long by turns, then for long one kind.
+        // Short and long by turns, then one kind for long.
         let is_long = if round / 4000 % 2 == 0 { round % 2 == 0 } else { round / 500 % 2 == 0 };
         let len_bytes = if is_long { 3000 + random(9000) } else { 40 + random(300) } as usize;
         let allocation = alloc(len_bytes);
@@ -332,7 +332,7 @@ fn a_full_code_buffer_serves_for_ever() {
     assert!(stats.given_back_bytes > 0);
 }
 
-/// What is said of payloads has a sum that does not wrap: the limit holds.
+/// The sum of the declared payload sizes does not wrap: the limit holds.
 #[test]
 fn payloads_of_any_weight_have_a_sum() {
     let guest = Fixture::new(MemoryLimit { live_bytes: usize::MAX, former_bytes: 0 });

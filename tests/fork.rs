@@ -4,9 +4,8 @@
 //! One process forks here, so one test runs everything.
 //!
 //! # Safety
-//!
-//! The child makes no call that another thread's locks could hold, but for the
-//! cache's own, which the fork guard holds. Memory outlives its cache.
+//! The only locks of other threads that the child's calls need are the cache's own, which the
+//! fork guard holds. Memory outlives its cache.
 #![allow(unsafe_code)]
 
 #[path = "support/alarm.rs"]
@@ -24,7 +23,7 @@ use child::{Ended, in_child};
 
 const PAGES: u64 = 4;
 
-/// A ticket that says that it has read a 0 at `page`.
+/// A ticket that declares that it has read a 0 at `page`.
 fn begin(cache: &CodeCache<()>, page: u64) -> Ticket<()> {
     loop {
         let mut ticket = cache.begin(Key::new(page));
@@ -48,14 +47,14 @@ fn announce(cache: &CodeCache<()>, mode: Mode) {
     }
 }
 
-/// What the child finds; the number of the first thing that is wrong.
+/// Checks the child; returns the number of the first fault, or 0.
 fn wrong_in_the_child(cache: &CodeCache<()>, memory: &GuestMemory, mode: Mode) -> u8 {
     let mut vcpu = cache.attach_vcpu();
     for page in 0..PAGES {
         if vcpu.pin().lookup(Key::new(page << 12)).is_some() {
             return 1;
         }
-        // Nor is anything kept that could be used again.
+        // The former block is retained and can be used again.
         if !matches!(begin(cache, page << 12).revive(), Ok(Some(_))) {
             return 4;
         }

@@ -1,10 +1,10 @@
-//! The guards over a fork: no order of safe calls frees what is in use, and no lock of the
-//! library is held in a child by a thread that did not come along.
+//! The guards over a fork. No order of safe calls frees memory that is in use. In a child, no
+//! thread that did not come along holds a lock of the library.
 //!
 //! # Safety
 //!
-//! A child uses what its guards cover, and makes no call that a lock of the standard library
-//! could hold. Memory outlives its cache.
+//! A child uses the objects that its guards cover, and makes no call that needs a lock of the
+//! standard library. Memory outlives its cache.
 #![allow(unsafe_code)]
 
 #[path = "support/child.rs"]
@@ -32,10 +32,10 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A test that waits for itself is ended after so long.
+/// A test that waits for itself is ended after this time.
 const LIMIT_S: u32 = 60;
 
-/// Each test of this file, and of others, goes by it.
+/// Each test of this file, and of others, relies on it.
 #[test]
 fn a_child_tells_how_it_ended() {
     let _alone = alone();
@@ -48,7 +48,7 @@ fn a_child_tells_how_it_ended() {
     assert_eq!(raised, [Ended::Killed(libc::SIGKILL), Ended::Hung]);
 }
 
-/// The modes that can be had here. What cannot is told.
+/// The modes that can be had here. A missing mode is named.
 fn modes() -> Vec<Mode> {
     let probe = Probe::of_this_process();
     let can_be_had = |mode: &Mode| match probe.check(*mode) {
@@ -90,7 +90,7 @@ unsafe impl PageObserver for Nobody {
     fn written(&self, (): &(), _: &PageWrite) {}
 }
 
-/// And what was there is as before: blocks, and code.
+/// Blocks and code are unchanged after it.
 #[test]
 fn a_guard_makes_no_child_of_its_own_process() {
     let _alone = alone();
@@ -102,7 +102,7 @@ fn a_guard_makes_no_child_of_its_own_process() {
         let mut pin = vcpu.pin();
         assert_eq!(cache.before_fork().after_fork_child(), Err(Error::NotInForkChild));
         assert_eq!(pin.lookup(Key::new(0)), Some(0x1000), "{mode}");
-        // A child that is none of the guard's: the guard was made in the child itself.
+        // Not a child of the guard: the guard was made in the child itself.
         let guard = cache.before_fork();
         let status = in_child(|| {
             drop(guard);
@@ -130,7 +130,7 @@ impl Drop for Counted {
     }
 }
 
-/// The thread that forks comes along with all that it can reach, and so do its pins. The
+/// The forking thread comes along with everything that it can reach, and so do its pins. The
 /// pins of other threads hold nothing back.
 #[test]
 fn the_forking_threads_pin_holds_in_the_child() {
@@ -179,8 +179,8 @@ fn open_files() -> usize {
     fs::read_dir("/proc/self/fd").expect("this process's descriptors").count()
 }
 
-/// `left` generations more, each the child of the one before. Gives the number of the
-/// first that has not as many descriptors as `files`.
+/// Makes `left` more generations, each the child of the one before. Returns the number of the
+/// first whose count of descriptors differs from `files`.
 fn generations(cache: &CodeCache<()>, files: usize, left: u8) -> u8 {
     if left == 0 {
         return 0;
@@ -199,7 +199,7 @@ fn generations(cache: &CodeCache<()>, files: usize, left: u8) -> u8 {
     }
 }
 
-/// What a child inherited it closes: its own descriptors take the numbers.
+/// A child closes the descriptors that it inherited: its own take their numbers.
 #[test]
 fn generations_of_children_have_as_many_descriptors() {
     let _alone = alone();
@@ -211,7 +211,7 @@ fn generations_of_children_have_as_many_descriptors() {
     }
 }
 
-/// Keeps the first fault until it is let go.
+/// Holds the first fault until it is let go.
 #[derive(Default)]
 struct Gate {
     inside: AtomicBool,
@@ -231,7 +231,7 @@ unsafe impl PageObserver for Gate {
 }
 
 /// A handler is about to open the page and does not come along. The child inherits the
-/// protection of `mprotect`, and nobody else would open it.
+/// protection of `mprotect`, and nothing else would open the page.
 #[test]
 fn a_page_that_a_thread_was_opening_is_open_in_the_child() {
     let _alone = alone();
@@ -263,8 +263,8 @@ fn a_page_that_a_thread_was_opening_is_open_in_the_child() {
     }
 }
 
-/// Runs `other` over and over while one cache forks, so that a thread is inside a lock at
-/// many of the forks. The child goes on, and does `more`.
+/// Runs `other` over and over while one cache forks, so that a thread is inside a lock at many
+/// of the forks. The child goes on, and runs `more`.
 fn forks_beside(other: impl Fn() + Sync, more: impl Fn() -> bool) {
     const FORKS: usize = 120;
     let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
@@ -308,7 +308,7 @@ fn forks_beside_code_buffers_that_come_and_go() {
     forks_beside(|| drop(CodeBuffer::new(4096).unwrap()), || CodeBuffer::new(4096).is_ok());
 }
 
-/// The standard library has a lock for each, which the child must not need.
+/// The standard library has a lock for each; the child must not need them.
 #[test]
 fn forks_beside_threads_that_start_and_end() {
     let _alone = alone();
@@ -319,14 +319,14 @@ fn forks_beside_threads_that_start_and_end() {
 fn forks_beside_a_changing_environment() {
     let _alone = alone();
     let change = || {
-        // SAFETY: no code of this process reads the environment but by the standard library.
+        // SAFETY: only the standard library reads the environment in this process.
         unsafe { std::env::set_var("CODEWARDEN_TEST_OF_FORKS", "1".repeat(1000)) };
     };
     forks_beside(change, || true);
 }
 
-/// What each static of the library is. A lock is one that `All::lock` takes; the text that
-/// takes it is here.
+/// The kind of each static of the library. `All::lock` takes each lock; the text that takes it
+/// is here.
 const STATICS: [(&str, &str, Static); 7] = [
     ("guest_memory.rs", "NEXT", Static::Atomic),
     ("sync/told.rs", "FENCE", Static::Atomic),
@@ -374,8 +374,8 @@ fn statics(code: &str) -> Vec<&str> {
     names
 }
 
-/// A static lock that no guard holds hangs a child. So each static is known here, and each
-/// lock is taken by the one function that guards call.
+/// A static lock that no guard holds hangs a child. So this list has each static, and guards
+/// take every lock by one function.
 #[test]
 fn every_static_lock_is_held_over_a_fork() {
     const FOR_TESTS: [&str; 4] = ["models/", "protection/conformance/", "sys/kernel_facts.rs", "sync/stepped.rs"];
@@ -404,8 +404,8 @@ fn every_static_lock_is_held_over_a_fork() {
     assert_eq!(statics("pub(crate) static A: u8 = 0;\nthread_local! {\n    static B: u8 = 0;\n}\n"), ["A"]);
 }
 
-/// Each of `calls` has no error to return, would wait for itself, and says so: at the line
-/// that calls it.
+/// Each of `calls` has no error to return and would wait for itself. It must panic, at the line
+/// of the call.
 fn panics_under_the_guard(calls: &[&dyn Fn()]) {
     let place = Arc::new(Mutex::new(String::new()));
     let before = std::panic::take_hook();
@@ -424,7 +424,7 @@ fn panics_under_the_guard(calls: &[&dyn Fn()]) {
     assert!(places.ends_with("fork_guards.rs"), "{places}");
 }
 
-/// It would wait for itself.
+/// The call would wait for itself.
 #[test]
 fn a_thread_that_holds_a_guard_is_told() {
     let _alone = alone();
@@ -477,14 +477,14 @@ fn a_thread_that_holds_a_guard_is_told() {
         &|| drop(tracker.before_fork()),
         &|| drop(cache.before_fork()),
     ]);
-    // Numbers, and what is shown.
+    // Numbers, and the debug output.
     assert!(cache.stands_still_here() && tracker.stands_still_here());
     assert_eq!((cache.footprint(), tracker.pages_by_state()), (footprint, pages));
     assert_eq!((tracker.descriptors(), tracker.hottest_pages(9).len()), (descriptors, hot));
     assert_eq!((tracker.mode_at(start), cache.stats().committed), (Some(Mode::Mprotect), 1));
     assert_eq!(cache.recent_writes(0).len() as u64, cache.writes_recorded());
     assert!(!format!("{cache:?} {tracker:?} {vcpu:?} {ticket:?} {link:?} {:?}", cache.histograms()).is_empty());
-    // What the thread has it may drop, and it looks blocks up.
+    // The thread may drop the objects that it has, and looks blocks up.
     assert_eq!(staying.pin().lookup(Key::new(9)), Some(0x9000));
     drop((vcpu, link, held));
     assert_eq!(Arc::strong_count(&asked), 2, "the guard takes the vCPU out");
@@ -497,7 +497,7 @@ fn a_thread_that_holds_a_guard_is_told() {
     unsafe { libc::alarm(0) };
 }
 
-/// And what it drops is free when the guard is gone, on both sides.
+/// Objects that it drops are free when the guard is gone, on both sides.
 #[test]
 fn a_thread_that_holds_a_code_buffers_guard_is_told() {
     let _alone = alone();
@@ -528,7 +528,8 @@ fn a_thread_that_holds_a_code_buffers_guard_is_told() {
     unsafe { libc::alarm(0) };
 }
 
-/// A tracker without a cache. What the thread holds it may drop, and nothing is lost of it.
+/// A tracker without a cache. The thread may drop the objects that it holds, and nothing of
+/// that is lost.
 #[test]
 fn a_thread_that_holds_a_trackers_guard_is_told() {
     let _alone = alone();
@@ -558,7 +559,7 @@ fn a_thread_that_holds_a_trackers_guard_is_told() {
     unsafe { libc::alarm(0) };
 }
 
-/// A cache works on under a guard of its tracker alone, but for what the tracker does.
+/// Under a guard of its tracker alone, a cache works on, except for the tracker's own work.
 #[test]
 fn a_cache_under_its_trackers_guard() {
     let _alone = alone();
@@ -588,7 +589,7 @@ fn a_cache_under_its_trackers_guard() {
     unsafe { libc::alarm(0) };
 }
 
-/// The guards of one instance are nothing to the others: these live, and end, meanwhile.
+/// The guards of one instance do not concern the others: these live, and end, meanwhile.
 #[test]
 fn a_thread_that_holds_a_guard_has_other_instances() {
     let _alone = alone();
@@ -613,8 +614,8 @@ fn a_thread_that_holds_a_guard_has_other_instances() {
     unsafe { libc::alarm(0) };
 }
 
-/// Nobody gets its locks again. Its memory is the embedder's all the same when the cache is
-/// gone.
+/// A forgotten guard keeps its locks for ever. But when the cache is gone, the memory is the
+/// embedder's again.
 #[test]
 fn a_guard_that_is_forgotten_ends_with_its_cache() {
     let _alone = alone();
@@ -627,7 +628,7 @@ fn a_guard_that_is_forgotten_ends_with_its_cache() {
             translate(&cache, ());
             std::mem::forget(cache.before_fork());
             drop(cache);
-            // Nobody tracks it any more.
+            // The memory is not tracked any more.
             let again = CodeCache::<()>::new(EntryStubs::NOT_CODE).unwrap();
             // SAFETY: the memory outlives the cache.
             unsafe { again.tracker().add_region(RegionOptions::new(GuestAddr(0), memory.range(), mode)) }.unwrap();

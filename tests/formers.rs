@@ -1,4 +1,4 @@
-//! Dead blocks whose bytes come back, and blocks removed by hand, in every mode on
+//! Dead blocks used again with their bytes, and blocks removed by hand, in every mode on
 //! the real kernel.
 //!
 //! # Safety
@@ -23,7 +23,7 @@ fn in_every_mode(test: impl Fn(&Fixture)) {
     in_modes(tracking_modes(), test);
 }
 
-/// A ticket over `len` bytes from `start`, claimed, read and said.
+/// A ticket over `len` bytes from `start`, claimed, read and declared.
 fn ticket(guest: &Fixture, key: u64, start: u64, len: usize) -> Ticket<u32> {
     let mut ticket = guest.cache.begin(Key::new(key));
     for at in [start, start + len as u64 - 1] {
@@ -45,7 +45,7 @@ fn flag_of<T: Send + Sync + 'static>(ticket: &mut Ticket<T>) -> *const AtomicU8 
     ticket.stale_flag().cast()
 }
 
-/// What the flag of a block that lives, or is kept, says.
+/// The stale flag of a live or retained block.
 fn flag(flag: *const AtomicU8) -> u8 {
     // SAFETY: the payload was not dropped.
     unsafe { &*flag }.load(Ordering::Relaxed)
@@ -54,7 +54,7 @@ fn flag(flag: *const AtomicU8) -> u8 {
 #[test]
 fn a_block_whose_bytes_come_back_is_used_again() {
     in_every_mode(|guest| {
-        // Over two pages, of which either is written.
+        // Over two pages, either of which is written.
         let (key, start, len) = (7, GUEST + 0x2ffc, 8);
         guest.store(start, 1);
         guest.announce();
@@ -152,7 +152,7 @@ fn the_last_block_of_a_key_ends_the_one_before() {
         assert_eq!((guest.lookup(key), flag(stale)), (Some(0x1001), StaleFlag::DEAD));
         let footprint = guest.cache.footprint();
         assert_eq!((footprint.live.blocks, footprint.former.blocks), (1, 1), "only one of a key lives");
-        // Also when the first one was taken out of its lists.
+        // Even if the first one was removed by hand.
         guest.cache.remove(Key::new(key));
         assert_eq!(guest.lookup(key), None);
         assert_eq!(guest.cache.footprint().live.blocks, 0);

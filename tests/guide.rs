@@ -1,11 +1,11 @@
-//! The tables of the guide are whole: every row has a cell for every mode, every
-//! cell says what is done and names its test, and every test that is named exists.
+//! The tables of the guide are whole: every row has a cell for every mode, every cell states the
+//! result and names its test, and every named test exists.
 //!
-//! A table of the guide is one whose header is a first column, then the modes. A
+//! A table of the guide has as its header a first column, then the modes. A
 //! cell's facts are links, `[word][module::test]`: the test is a function of that
 //! name in a file `module.rs` under `tests/`, and the link leads to the file's line in the
 //! chapter's list of tests. The chapters on the protocol and on checks name models,
-//! mutations and scripts, which exist as well.
+//! mutations and scripts, which must exist as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,7 +15,7 @@ use codewarden::protection::Mode;
 
 const WORDS: [&str; 5] = ["handled", "announced", "refused", "ended", "missed"];
 
-/// The guide's files, and the folders of `tests/` that they tell of.
+/// The guide's files, and the folders of `tests/` that they describe.
 const FILES: [(&str, &str); 2] = [("ways.md", "ways"), ("failures.md", "failures")];
 
 fn modes() -> [&'static str; 5] {
@@ -65,7 +65,7 @@ fn cells(text: &str) -> Vec<Cell> {
     cells
 }
 
-/// The tests that `text` defines links for, each with where the link leads:
+/// The tests that `text` defines links for, each with the link's target:
 /// `[module::test]: #test-module "module::test"`.
 fn defined(text: &str) -> BTreeMap<&str, &str> {
     text.lines().filter_map(|line| line.strip_prefix('[')?.split_once("]: ")).collect()
@@ -146,7 +146,7 @@ fn every_cell_names_a_test_that_exists() {
     }
 }
 
-/// And every test of a folder is named: what is tested is told.
+/// Every test of a folder must be named in the chapter.
 #[test]
 fn every_test_is_in_the_guide() {
     for (name, folder) in FILES {
@@ -205,7 +205,7 @@ fn told_of(source: &str, name: &str) -> Option<String> {
     Some(above.collect::<Vec<_>>().join(" "))
 }
 
-/// What is wrong with the row of promise `number`, which `shown` ends.
+/// The faults of the row of promise `number`, which ends with `shown`.
 fn faults_of_promise(
     number: &str,
     shown: &str,
@@ -239,7 +239,7 @@ fn faults_of_promise(
     wrong
 }
 
-/// Each promise's row ends with tests that say they show it, or points to a table of them.
+/// Each promise's row ends with tests whose comments name it, or points to a table of them.
 #[test]
 fn every_promise_has_its_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -275,7 +275,7 @@ fn what_is_wrong_with_a_promise_is_found() {
     }
 }
 
-/// What stands between two backticks in `text`.
+/// The text between two backticks in `text`.
 fn named(text: &str) -> BTreeSet<&str> {
     text.lines().flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
 }
@@ -299,7 +299,7 @@ fn models(root: &Path) -> BTreeSet<(String, String)> {
     models
 }
 
-/// Of the protocol's chapter: models and mutations.
+/// In the protocol's chapter: models and mutations.
 #[test]
 fn every_ordering_names_a_model_that_exists_and_every_model_is_named() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -321,14 +321,14 @@ fn every_ordering_names_a_model_that_exists_and_every_model_is_named() {
     }
 }
 
-/// The rows of the table that follows the heading `heading`, without its head.
+/// The rows of the table under `heading`, without its head.
 fn table<'a>(text: &'a str, heading: &str) -> Vec<&'a str> {
     let after = text.split_once(&format!("\n{heading}\n")).map_or("", |(_, after)| after);
     let lines = after.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
     lines.skip(2).collect()
 }
 
-/// Each ordering has a model that fails without it and a mutation that takes it out.
+/// Each ordering has a model that fails without it and a mutation that removes it.
 #[test]
 fn every_ordering_names_a_model_and_a_mutation() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -361,7 +361,7 @@ fn every_rule_is_left_out_by_a_model() {
     assert!(never.is_empty(), "no model leaves these out: {never:?}");
 }
 
-/// Of the chapter on checks: scripts, examples and benches.
+/// In the chapter on checks: scripts, examples and benches.
 #[test]
 fn every_command_names_a_file_that_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

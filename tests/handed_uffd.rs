@@ -1,5 +1,5 @@
-//! Regions on descriptors that the embedder has opened: by the library, by the
-//! `userfaultfd` crate's builder, in a process that has lost the right to open more.
+//! Regions on descriptors that the embedder has opened: by the library, or by the builder of the
+//! `userfaultfd` crate, in a process that has lost the right to open more.
 //!
 //! # Safety
 //!

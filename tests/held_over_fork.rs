@@ -1,13 +1,14 @@
-//! What the forking thread holds is held in the child too, until it is dropped there;
-//! what another thread of the parent holds is not, as nobody is left to drop it. A
-//! change of mappings that goes over a fork ends on both sides.
+//! The forking thread's holds go on in the child too, until it drops them. The holds of the
+//! parent's other threads do not, as the child has no thread to drop them. A change of mappings
+//! over a fork ends on both sides.
 //!
 //! One process forks here, so one test runs everything.
 //!
 //! # Safety
 //!
-//! The child makes no call that another thread's locks could hold, but for the
-//! cache's own, which the fork guard holds. Memory outlives its cache. A mapping is replaced by fresh memory, under a change.
+//! The only locks of other threads that the child's calls need are the cache's own, which the
+//! fork guard holds. Memory outlives its cache. A mapping is replaced by fresh memory, under a
+//! change.
 #![allow(unsafe_code)]
 
 #[path = "support/child.rs"]
@@ -29,7 +30,7 @@ fn at(page: usize) -> GuestAddr {
     GuestAddr(GUEST + (page * page_bytes()) as u64)
 }
 
-/// Whether a translator may begin on `page`, once what another thread is doing is over.
+/// Whether a translator is refused on `page`, once other threads are done with it.
 fn is_held(guest: &Fixture, page: usize) -> bool {
     match guest.cache.begin(Key::new(0)).claim(at(page)) {
         Ok(_) => false,
@@ -38,7 +39,7 @@ fn is_held(guest: &Fixture, page: usize) -> bool {
     }
 }
 
-/// The kernel writes a byte of `page`, as it does for the guest.
+/// Whether the kernel's write of a byte of `page` passes, as one for the guest.
 fn kernel_writes(guest: &Fixture, page: usize) -> bool {
     let source = GuestMemory::memfd(1).unwrap();
     let into = guest.memory.range().start().as_ptr().wrapping_add(page * page_bytes());
@@ -65,7 +66,7 @@ fn is_tracked(guest: &Fixture, page: usize) -> bool {
     was_there && guest.lookup(key).is_none()
 }
 
-/// One side of the fork to its end; the number of the first thing that is wrong.
+/// Runs one side of the fork to its end; returns the number of the first fault, or 0.
 fn one_side(guest: &Fixture, is_child: bool, held: impl Sized, change: MappingChange<Killer<u32>>) -> u8 {
     let checks = [
         is_held(guest, 1) && is_held(guest, 3),
@@ -92,7 +93,7 @@ fn holds_go_over(guest: &Fixture) {
     let (taken, over) = (Barrier::new(2), Barrier::new(2));
     let status = std::thread::scope(|scope| {
         scope.spawn(|| {
-            // An address of its own, which no thread of the child has.
+            // An address of its own, for which the child has no thread.
             let _others = tracker.prepare_unseen_write(at(2), 4).unwrap();
             taken.wait();
             over.wait();

@@ -1,13 +1,13 @@
-//! Faults that are not the library's, and what the process does with them.
+//! Faults that are not the library's, and their effect on the process.
 //!
-//! Signal state belongs to the process, so each scenario is a process of its
-//! own: this binary starts itself with the scenario's name. Each child tracks a
-//! region first and shows that a store to a protected page of it goes through,
-//! so that the library's handler is in place and at work.
+//! Signal state belongs to the process, so each scenario is a process of its own: this binary
+//! starts itself with the scenario's name. Each child first tracks a region. It shows that a
+//! store to a protected page of it goes through, so the library's handler is installed and
+//! works.
 //!
 //! # Safety
 //!
-//! Children crash on purpose; what they touch is their own memory.
+//! Children crash on purpose; they touch only their own memory.
 #![allow(unsafe_code)]
 
 use core::ffi::{c_int, c_void};
@@ -105,7 +105,7 @@ fn ended_as(end: &End, output: &Output) -> bool {
     }
 }
 
-/// Counts what it is told.
+/// Counts its calls.
 #[derive(Default)]
 struct Counter(AtomicUsize);
 
@@ -201,7 +201,7 @@ fn make_read_only(tracked: &Tracked) {
 }
 
 fn sent_signal() {
-    // The standard library's handler lets a signal that was sent pass once.
+    // The standard library's handler lets a sent signal pass once.
     // SAFETY: no handler is involved.
     unsafe { libc::signal(libc::SIGSEGV, libc::SIG_DFL) };
     let _tracked = Tracked::at_work(Mode::Sigbus);
@@ -273,7 +273,7 @@ fn old_style_handler_before() {
     store_to_nowhere();
 }
 
-/// What every observer of this process was told.
+/// The calls of every observer of this process.
 static TOLD: AtomicUsize = AtomicUsize::new(0);
 
 extern "C" fn exit_if_nobody_was_told(_: c_int) {
@@ -281,8 +281,8 @@ extern "C" fn exit_if_nobody_was_told(_: c_int) {
     unsafe { libc::_exit(if TOLD.load(SeqCst) == 1 { 43 } else { 1 }) };
 }
 
-/// A guest page that is protected and that the guest may not read: a read of it
-/// is the guest's fault and kills no block.
+/// A page is protected and the guest may not read it: a read of it is the guest's fault and
+/// kills no block.
 fn read_of_tracked_page() {
     install(libc::SIGSEGV, exit_if_nobody_was_told as *const () as usize, libc::SA_ONSTACK, 0);
     let tracked = Tracked::at_work(Mode::Mprotect);
@@ -331,8 +331,8 @@ fn embedder_owns_signals() {
     assert_eq!(tracked.learned(), 1);
 }
 
-/// A guest may own the stack pointer: the handler must not run on it. Here it
-/// points into a page that cannot be written to.
+/// A guest may own the stack pointer, so the handler must not run on it. Here it points into a
+/// page that cannot be written to.
 #[cfg(target_arch = "x86_64")]
 fn alternate_stack() {
     let tracked = Tracked::at_work(Mode::Sigbus);

@@ -1,5 +1,5 @@
-//! A region of 2^46 bytes costs what one of 1 MiB costs: tables follow the pages that
-//! were translated from.
+//! A region of 2^46 bytes costs as much as one of 1 MiB: tables follow the pages that were
+//! translated from.
 //!
 //! # Safety
 //!
@@ -20,13 +20,12 @@ use heap::Heap;
 use modes::tracking_modes;
 
 const SMALL_BYTES: usize = 1 << 20;
-/// Half of what a process has.
+/// Half of a process's address space.
 const HUGE_BYTES: usize = 1 << 46;
 /// Nodes of the tables on the way to the last page.
 const ROUGH_BYTES: u64 = 128 << 10;
 
-/// What was taken: bytes of the heap with the region at work, and after its end; calls
-/// to the kernel.
+/// The cost: bytes of the heap with the region in use, and after its end; calls to the kernel.
 #[derive(Debug)]
 struct Cost {
     live_bytes: u64,
@@ -65,7 +64,7 @@ fn cost(mode: Mode, len_bytes: usize) -> Cost {
     drop(cache);
     let left_bytes = Heap::now().bytes.saturating_sub(before);
     drop(memory);
-    // SAFETY: mapped above, and nobody has it any more.
+    // SAFETY: mapped above, and not used any more.
     assert_eq!(unsafe { libc::munmap(start, len_bytes) }, 0);
     Cost { live_bytes, left_bytes, protection_calls }
 }
@@ -73,7 +72,7 @@ fn cost(mode: Mode, len_bytes: usize) -> Cost {
 #[test]
 fn the_size_of_a_region_costs_nothing() {
     for mode in tracking_modes().into_iter().chain([Mode::None]) {
-        // What is made once for the process.
+        // Makes everything that is made once for the process.
         cost(mode, SMALL_BYTES);
         let (small, huge) = (cost(mode, SMALL_BYTES), cost(mode, HUGE_BYTES));
         println!("{mode}: {small:?}, {huge:?}");

@@ -1,9 +1,9 @@
 //! The tables of `ARCHITECTURE.md` hold: each room uses only rooms of rows
 //! above its own.
 //!
-//! A table row starts with the names of its rooms in backticks. A use is any
-//! `crate::room` outside comments. A room that no table has, and a table's room
-//! that the source has not, are failures too.
+//! A table row starts with the names of its rooms in backticks. A use is any `crate::room`
+//! outside comments. A room that no table has is a failure, and so is a table's room that the
+//! source lacks.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -38,7 +38,7 @@ fn used_rooms(code: &str) -> BTreeSet<String> {
     uses.map(|rest| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()).collect()
 }
 
-/// Each use that goes against the order, and each room without a place in it.
+/// Each use that breaks the order, and each room that has no place in it.
 fn violations(src: &Path, rows: &[Vec<String>]) -> Vec<String> {
     let row_of = |room: &str| rows.iter().position(|row| row.iter().any(|name| name == room));
     let mut wrong = Vec::new();

@@ -1,6 +1,6 @@
-//! Blocks that come and go at the limit leave nothing on the heap: the soak
-//! (`examples/soak`) in a second, in one thread. Each byte is counted; what may differ is
-//! the size of maps, `ROUGH_BYTES`.
+//! Blocks that come and go at the limit leave nothing on the heap: the soak (`examples/soak`) in
+//! a second, in one thread. Each byte is counted; only the size of maps may differ, by
+//! `ROUGH_BYTES`.
 //!
 //! # Safety
 //!
@@ -28,35 +28,34 @@ const HOT_KEYS: u64 = 8;
 const COLD_KEYS: u64 = 300;
 const LIMIT: MemoryLimit = MemoryLimit::of_bytes(200_000);
 
-/// What a block owns.
+/// The code memory and the link that a block owns.
 struct Owned {
     _code: Allocation,
     _next: Link,
 }
 
-/// What the heap may hold more after [`CYCLES`]: maps are a little larger or smaller
-/// each time.
+/// The heap may grow by this after [`CYCLES`]: maps are a little larger or smaller each time.
 const ROUGH_BYTES: i64 = 16 << 10;
 
-/// The heap, beside what the cache tells of itself.
+/// The heap beside the cache's own footprint.
 fn untold_bytes(footprint: &Footprint) -> i64 {
     let Footprint { live, former, waiting, cell_bytes, table_bytes, page_bytes, .. } = footprint;
     let records = live.record_bytes + former.record_bytes + waiting.record_bytes;
     Heap::now().bytes as i64 - (records + cell_bytes + table_bytes + page_bytes) as i64
 }
 
-/// Some number for each.
+/// A fixed pseudo-random number for each.
 fn spread(number: u64) -> u64 {
     let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32
 }
 
-/// The block of some key is made of the bytes of now; that of a hot one after a write.
+/// Makes the block of a key from the present bytes; for a hot key after a write.
 fn cycle(cache: &CodeCache<Owned>, buffer: &CodeBuffer, memory: &GuestMemory, cycle: u64) {
     let key = match cycle % 4 {
         0 | 1 => cycle / 4 % HOT_KEYS,
         2 => HOT_KEYS + spread(cycle) % COLD_KEYS,
-        // It never comes again.
+        // This key never comes again.
         _ => HOT_KEYS + COLD_KEYS + cycle,
     };
     let is_hot = key < HOT_KEYS;

@@ -1,6 +1,5 @@
-//! The mutations of `mutations/` are whole: each says what it breaks, names a test
-//! that exists, and still applies. That the test dies of it is what `mutations/run`
-//! finds out.
+//! The mutations of `mutations/` are whole: each says in its header which step it breaks, names
+//! a test that exists, and still applies. `mutations/run` checks that the test dies of it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,14 +18,13 @@ fn patches() -> BTreeMap<String, String> {
     patches.map(|path| (name(&path), fs::read_to_string(&path).expect("a patch"))).collect()
 }
 
-/// What the header says of `word`.
+/// The header's field `word`.
 fn field<'a>(patch: &'a str, word: &str) -> Option<&'a str> {
     let header = patch.split("\n--- ").next()?;
     header.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(": "))
 }
 
-/// The file of a module of the package in `folder`, and that of its tests where they have
-/// one.
+/// The text of a module of the package in `folder`, and of its tests if it has a file of them.
 fn module(folder: &str, parts: &[&str]) -> Option<String> {
     let path = root().join(folder).join("src").join(parts.iter().collect::<PathBuf>());
     let code =
@@ -38,7 +36,7 @@ fn has_test(code: &str, name: &str) -> bool {
     code.split("#[test]").skip(1).any(|after| after.trim_start().starts_with(&format!("fn {name}(")))
 }
 
-/// The text of the first of `paths` below `folder` that there is.
+/// The text of the first of `paths` below `folder` that exists.
 fn text_of(folder: &str, paths: &[String]) -> Option<String> {
     paths.iter().find_map(|path| fs::read_to_string(root().join(folder).join(path)).ok())
 }
@@ -136,7 +134,7 @@ fn takes_in(patch: &str, code: &str, at: usize) -> bool {
     })
 }
 
-/// Each is missed by a test, or the README says why it stays.
+/// A test misses each fence, or the README tells why it stays.
 #[test]
 fn every_fence_is_taken_out_or_told_of() {
     let told = fs::read_to_string(root().join("mutations/README.md")).expect("the README");

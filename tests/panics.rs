@@ -1,10 +1,10 @@
-//! Each function of the embedder's that safe code may write panics at each of its calls,
-//! in every mode: nothing is stale (mode `none` promises none of that), lost or stuck
-//! afterwards.
+//! Each function of the embedder's that safe code may write panics at each of its calls, in every
+//! mode. Afterwards nothing is stale, lost or stuck. (Mode `none` promises nothing about stale
+//! blocks.)
 //!
-//! One script of calls runs over a guest of two views. Each call may end in the panic that
-//! was planted; the script goes on behind it. After each call a naive model compares what
-//! can be reached with the bytes of the guest's memory.
+//! One script of calls runs over a guest of two views. Each call may end in the planted panic;
+//! the script goes on behind it. After each call a naive model compares the reachable blocks
+//! with the bytes of the guest's memory.
 //!
 //! # Safety
 //!
@@ -28,7 +28,7 @@ use codewarden::protection::Mode;
 use codewarden::tracker::{RegionOptions, SharedMemory};
 use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, MemoryLimit, VCpu, Weight};
 
-/// What the embedder writes.
+/// The functions that the embedder writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Of {
     Begin,
@@ -159,7 +159,7 @@ impl From<Made> for Entry {
 
 const PAGES: usize = 6;
 const CHECKED: usize = 1 << 40;
-/// Enough that the memory of dead blocks is too much.
+/// Large enough that the memory of dead blocks is too much.
 const PAYLOAD_BYTES: usize = 10_000;
 const LIMIT: MemoryLimit = MemoryLimit { live_bytes: 200_000, former_bytes: 50_000 };
 
@@ -188,7 +188,7 @@ impl Script {
         script
     }
 
-    /// Tracks the view that the guest sees at page `at`.
+    /// Tracks the view that the guest has at page `at`.
     fn add_region(&mut self, at: usize) {
         let memory = if at == 0 { &self.memory } else { &self._second };
         let options = RegionOptions::new(GuestAddr((at * self.page) as u64), memory.range(), self.mode);
@@ -200,7 +200,7 @@ impl Script {
         self.until_done(|script| script.cache.tracker().declare_shared(options.guest, bytes, shared).unwrap());
     }
 
-    /// One call, which may end in the planted panic. Whether it did not.
+    /// One call, which may end in the planted panic. Returns whether it did not.
     fn call(&mut self, run: impl FnOnce(&mut Self)) -> bool {
         self.step += 1;
         match catch_unwind(AssertUnwindSafe(|| run(self))) {
@@ -210,7 +210,7 @@ impl Script {
         }
     }
 
-    /// There is one panic only: the second time it is done.
+    /// Runs `run` again if it panicked: there is one panic only.
     fn until_done(&mut self, run: impl Fn(&mut Self)) {
         assert!(self.call(&run) || self.call(&run), "{self:?}: it panicked twice");
     }
@@ -231,7 +231,7 @@ impl Script {
         for _ in 0..1000 {
             let mut ticket = self.cache.begin(Key::new(key));
             if ticket.claim(start).is_err() {
-                // In thread mode the handler may not be through yet.
+                // In thread mode the handler may not be done yet.
                 std::thread::yield_now();
                 continue;
             }
@@ -262,7 +262,7 @@ impl Script {
         self.nothing_is_stale();
     }
 
-    /// The promise: what is entered by its plain entry was made of the byte that is there.
+    /// The promise: a block entered by its plain entry was made of the present byte.
     fn nothing_is_stale(&mut self) {
         if self.mode == Mode::None {
             return;
@@ -289,7 +289,7 @@ impl Script {
 
     fn run(&mut self) {
         self.translate_all();
-        // It holds back all that dies from here on.
+        // It holds back all blocks that die from here on.
         let mut slow = self.attach();
         let pin = slow.pin();
         for round in 1..5 {
@@ -310,7 +310,7 @@ impl Script {
             let tracker = script.cache.tracker();
             let held = tracker.prepare_unseen_write(script.guest(3, 0), 1).unwrap();
             script.memory.write(3 * script.page, &[77]).unwrap();
-            // It compares itself, or is not made.
+            // The block compares itself, or is not made.
             script.translate_held(3);
             drop(held);
         });
@@ -327,7 +327,7 @@ impl Script {
         self.until_done(|script| {
             let _ = format!("{:?} {:?} {:?}", script.cache, script.cache.tracker(), script.cache.begin(Key::new(1)));
         });
-        // Pages cool, each of them, and come again.
+        // Every page cools and comes again.
         self.translate_all();
         for _ in 0..3 {
             self.call(|script| script.cache.tracker().tend());
@@ -336,7 +336,7 @@ impl Script {
         self.until_done(|script| script.cache.tracker().remove_region(script.guest(PAGES, 0)).unwrap());
         self.add_region(PAGES);
         self.translate_all();
-        // Nobody is inside: every target is reached.
+        // No vCPU is inside: every target is reached.
         self.call(|script| script.cache.evict(usize::MAX));
         self.call(|script| script.cache.evict(usize::MAX));
         let footprint = self.cache.footprint();
@@ -369,13 +369,13 @@ impl fmt::Debug for Script {
     }
 }
 
-/// Whether the call came at all.
+/// Returns whether the call came at all.
 fn run(mode: Mode, of: Of, at: usize) -> bool {
     let [calls, made, dropped] = [0; 3].map(AtomicUsize::new);
     let plant = Arc::new(Plant { of, at, calls, made, dropped });
     let mut script = Script::new(&plant, mode);
     script.run();
-    // What is alive at the end goes with the cache.
+    // The blocks alive at the end go with the cache.
     script.until_done(|script| script.translate_all());
     let Script { cache, memory, _second, .. } = script;
     match catch_unwind(AssertUnwindSafe(|| drop(cache))) {
@@ -387,7 +387,7 @@ fn run(mode: Mode, of: Of, at: usize) -> bool {
     plant.went_off()
 }
 
-/// Fails where something is stuck.
+/// Fails if it is stuck.
 fn within_a_minute<T: Send + 'static>(what: String, run: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, is_done) = channel();
     let thread = std::thread::spawn(move || {
@@ -406,7 +406,7 @@ fn every_function_of_the_embedders_panics_at_each_call() {
         for of in ALL {
             let mut at = 0;
             while within_a_minute(format!("{mode}, {of:?} {at}"), move || run(mode, of, at)) {
-                // Each call of the first ones, and then fewer: the script repeats itself.
+                // The first calls one by one, then fewer: the script repeats itself.
                 at += 1 + at / 64 * 4;
             }
             println!("{mode}: {of:?} was called {at} times at least");

@@ -1,5 +1,5 @@
-//! What the policy makes of a page, seen through the tracker alone, in every mode
-//! on the real kernel.
+//! The policy's decisions about a page, seen through the tracker alone, in every mode on the
+//! real kernel.
 //!
 //! # Safety
 //!
@@ -21,7 +21,7 @@ use codewarden::{Busy, Stats};
 
 const PAGES: usize = 200;
 
-/// Counts what it is told.
+/// Counts its calls.
 struct Counting;
 
 #[derive(Debug, Default)]
@@ -71,7 +71,7 @@ impl Guest {
         GuestAddr((page * self.page + byte) as u64)
     }
 
-    /// Something is made from the first 64 bytes of the page.
+    /// Claims the page and marks its first 64 bytes as code.
     fn translate(&self, page: usize) -> PageClaim<Counting> {
         loop {
             match self.tracker.begin(self.addr(page, 0)) {
@@ -79,7 +79,7 @@ impl Guest {
                     claim.add_code(0..64);
                     return claim;
                 }
-                // In thread mode the store is through a moment before the
+                // In thread mode the store may go on a moment before the
                 // un-protect is over.
                 Err(BeginError::Busy(Busy::Unprotecting | Busy::Protecting)) => {}
                 Err(error) => panic!("{}: {error}", self.mode),
@@ -87,7 +87,7 @@ impl Guest {
         }
     }
 
-    /// A store, seen where the mode says so.
+    /// A store, announced if the mode needs it.
     fn store(&self, page: usize, byte: usize) {
         self.memory.write(page * self.page + byte, &[1]).unwrap();
         self.tracker.sync().unwrap();
@@ -169,7 +169,7 @@ fn code_that_is_written_again_and_again_is_checked() {
     }
 }
 
-/// Everything is checked, and cools at once.
+/// Makes everything checked, and cools it at once.
 #[derive(Debug)]
 struct CheckOnceThenProtect(AtomicU32);
 
@@ -235,7 +235,7 @@ fn a_stream_of_stores_opens_pages_ahead_and_batches_protect_them_again() {
         let calls = guest.stats().protection_calls - stats.protection_calls;
         assert!(calls < 12, "{mode}: {calls} calls for {PAGES} pages");
         assert_eq!(guest.stats().protects - stats.protects, PAGES as u64, "{mode}");
-        // They are protected, each of them.
+        // Each of them is protected.
         for page in (0..PAGES).rev() {
             guest.store(page, 0);
             assert!(!claims[page].is_current(), "{mode}: page {page}");
@@ -255,7 +255,7 @@ fn a_read_only_segment_is_protected_once() {
         let stats = guest.stats();
         assert_eq!(stats.protection_calls, 1, "{mode}");
         assert_eq!(stats.protects, 80, "{mode}");
-        // The page beside it is none of it, and it ends when the guest may write.
+        // The pages beside it are not part of it. It ends when the guest may write.
         drop(guest.translate(19));
         drop(guest.translate(100));
         assert_eq!(guest.stats().protection_calls, 3, "{mode}");
@@ -296,10 +296,10 @@ fn the_kernel_writes_beside_code_and_kills_nothing() {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let claim = guest.translate(2);
         let tracked = mode == Mode::Thread;
-        // Refused by the kernel unless it is announced, or thread mode handles it.
+        // The kernel refuses it unless it is announced or thread mode handles it.
         let host = guest.memory.range().start().as_ptr().wrapping_add(2 * guest.page + 1024);
         let held = guest.tracker.prepare_kernel_write(guest.addr(2, 1024), 8).unwrap();
-        // SAFETY: eight bytes of the guest's memory, which nobody refers to.
+        // SAFETY: eight bytes of the guest's memory, without any references.
         let read = unsafe {
             let zero = libc::open(c"/dev/zero".as_ptr(), libc::O_RDONLY);
             let read = libc::read(zero, host.cast(), 8);
@@ -308,7 +308,7 @@ fn the_kernel_writes_beside_code_and_kills_nothing() {
         };
         assert_eq!(read, 8, "{mode}");
         assert_eq!(claim.data().take(), (0, 1), "{mode}");
-        // Held long: what compares itself may be made from it all the same.
+        // A long hold: blocks that compare themselves may still be made from the page.
         assert!(guest.translate(2).is_checked(), "{mode}");
         drop(held);
         assert!(guest.translate(2).is_checked(), "{mode}");
@@ -333,7 +333,7 @@ fn a_held_page_is_checked_where_the_policy_has_checked_pages() {
         let held = guest.tracker.prepare_kernel_write(guest.addr(0, 0), 1).unwrap();
         let change = guest.tracker.change_mapping(guest.addr(0, 0), 1).unwrap();
         assert_eq!(guest.tracker.pages_by_state().checked, 0, "{mode}: a change of the mapping ends it");
-        // Pages that a translator sees for the first time among them.
+        // One of the two pages is new to the translator.
         for page in [0, 1] {
             let busy = guest.tracker.begin(guest.addr(page, 0)).map(|claim| claim.is_checked());
             let expected = if page == 0 { Err(BeginError::Busy(Busy::Unprotecting)) } else { Ok(false) };
@@ -346,8 +346,7 @@ fn a_held_page_is_checked_where_the_policy_has_checked_pages() {
     }
 }
 
-/// A just-in-time compiler appends code to its pages, one behind the other, and
-/// runs what it made before.
+/// A JIT appends code to its pages, one after the other, and runs the code that it made before.
 #[test]
 fn code_that_is_appended_page_by_page_ends_nothing() {
     for mode in modes_that(Mode::is_synchronous) {
@@ -367,7 +366,7 @@ fn pages_without_code_leave_the_batches() {
         let guest = Guest::new(mode, Adaptive::new());
         (0..PAGES).for_each(|page| drop(guest.translate(page)));
         (0..PAGES).for_each(|page| guest.store(page, 0));
-        // From now on they are the guest's data, but for the first.
+        // From now on all pages but the first are the guest's data.
         let protects = |claim: PageClaim<Counting>| (drop(claim), guest.stats().protects).1;
         let before = guest.stats().protects;
         let first = protects(guest.translate(0));

@@ -1,7 +1,7 @@
-//! Litmus tests of the promises of `src/guide/promises.md`: each says which it shows.
+//! Litmus tests of the promises of `src/guide/promises.md`: each comment names its promise.
 //!
-//! Guest memory holds words; a block is made from one word, and its entry tells
-//! which value it was made from, so that a stale block shows.
+//! Guest memory holds words. A block is made from one word, and its entry contains the value of
+//! that word, so a stale block shows.
 //!
 //! # Safety
 //!
@@ -42,7 +42,7 @@ struct Guest {
     dropped: Arc<AtomicUsize>,
 }
 
-/// What a block owns: counts when it is dropped.
+/// The payload of a block: counts when it is dropped.
 struct Counted(Arc<AtomicUsize>);
 
 impl Drop for Counted {
@@ -74,8 +74,8 @@ impl Guest {
     }
 
     fn word(&self, offset: usize) -> &AtomicU32 {
-        // SAFETY: an aligned word of the memory, which lives as long as the guest
-        // and which nobody refers to but by atomics.
+        // SAFETY: an aligned word of the memory, which lives as long as the guest. All references
+        // to it are atomics.
         unsafe { &*self.memory.range().start().as_ptr().add(offset).cast() }
     }
 
@@ -93,7 +93,7 @@ impl Guest {
         Key::new(GUEST + offset as u64)
     }
 
-    /// Makes a block of the word at `offset`; the value and the stale flag.
+    /// Makes a block of the word at `offset`; returns the value and the stale flag.
     fn translate(&self, offset: usize) -> Result<(u32, *const u8), CommitError> {
         let at = GuestAddr(GUEST + offset as u64);
         loop {
@@ -202,7 +202,7 @@ fn a_store_is_seen_by_its_own_thread() {
     });
 }
 
-/// S2, D1: `told` runs in the thread that is told, before it looks.
+/// S2, D1: the other thread runs `told` after it is told and before it looks.
 fn a_store_is_found_by_another_thread(guest: &Guest, told: impl Fn() + Sync) {
     let (published, seen) = (AtomicU32::new(0), AtomicU32::new(0));
     scope(|threads| {
@@ -247,7 +247,7 @@ fn a_block_that_stores_to_itself_is_told() {
         let (_, flag) = guest.translate(64).unwrap();
         let mut vcpu = guest.cache.attach_vcpu();
         let _inside = vcpu.pin();
-        // SAFETY: the pin keeps the payload, and that the flag.
+        // SAFETY: the pin keeps the payload, which keeps the flag.
         assert_eq!(unsafe { flag.read_volatile() }, StaleFlag::VALID);
         guest.store(64, 5);
         // SAFETY: as above.
@@ -294,8 +294,7 @@ fn two_stores_at_once_are_both_seen() {
     });
 }
 
-/// A store whose address comes late, and behind it a load of what a link leads to: the
-/// core runs the load first.
+/// A store whose address comes late, then a load through a link: the core runs the load first.
 #[cfg(target_arch = "x86_64")]
 fn store_and_look_ahead(guest: &Guest, offset: usize, link: &Link) -> usize {
     let cell: *const EntryCell = link.cell();
@@ -323,13 +322,13 @@ fn store_and_look_ahead(guest: &Guest, offset: usize, link: &Link) -> usize {
     found
 }
 
-/// S7, on the machine at hand. Without the barrier before a page is opened about one round
-/// in 100,000 fails, so a run as short as this one hardly notices; the models that the
-/// promise names fail always. LOOK_AHEAD_ROUNDS makes it longer.
+/// S7, on the machine at hand. Without the barrier before a page is opened about one round in
+/// 100,000 fails, so a run as short as this one hardly detects it. The models that the promise
+/// names always fail then. LOOK_AHEAD_ROUNDS makes the run longer.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn a_core_that_looks_ahead_of_its_store_finds_nothing() {
-    // Longer runs are asked for by hand.
+    // Longer runs are started by hand.
     let _alarm = std::env::var_os("LOOK_AHEAD_ROUNDS").is_none().then(alarm);
     let rounds: u32 = std::env::var("LOOK_AHEAD_ROUNDS").map_or(3000, |rounds| rounds.parse().expect("a number"));
     for mode in tracking_modes().into_iter().filter(|mode| mode.is_synchronous()) {
@@ -356,7 +355,7 @@ fn a_core_that_looks_ahead_of_its_store_finds_nothing() {
             for round in 1..=rounds {
                 while guest.translate(64).is_err() {}
                 begun.store(round, Ordering::Release);
-                // From at once to longer than the other one takes.
+                // From at once to longer than the other thread takes.
                 (0..round.wrapping_mul(2_654_435_761) >> 23).for_each(|_| spin_loop());
                 guest.store(64, round);
                 wait_for(ended, round);
@@ -388,7 +387,7 @@ fn an_announced_write_by_the_kernel() {
             assert_eq!(guest.translate(64).unwrap().0, 0, "{}", guest.mode);
         });
     }
-    // Unannounced, where that is allowed.
+    // Unannounced, in modes that allow it.
     every_mode(Adaptive::new(), |guest| {
         guest.store(64, 7);
         guest.translate(64).unwrap();
@@ -427,8 +426,8 @@ fn two_syncs_at_once() {
     });
 }
 
-/// D3. There are stores as long as there are syncs, and no translation hides that one was
-/// lost: a block stays until a sync ends it, and each store is the last one for two syncs.
+/// D3. Stores go on as long as syncs do. No translation hides a lost store: a block stays until
+/// a sync ends it, and each store is the last one for two syncs.
 #[test]
 fn no_write_is_lost_between_two_syncs() {
     deferred(|guest| {
@@ -465,7 +464,7 @@ fn no_write_is_lost_between_two_syncs() {
     });
 }
 
-/// Ends the other thread's loop, by a panic too.
+/// Ends the other thread's loop, even after a panic.
 struct OverAtDrop<'a>(&'a AtomicBool);
 
 impl Drop for OverAtDrop<'_> {
@@ -496,8 +495,8 @@ impl Policy for CheckedOnceWritten {
     }
 }
 
-/// C1, C3: `write` stores beside the block at 64. A harvest does not tell which byte it
-/// was and ends the block; what is made after it compares itself.
+/// C1, C3: `write` stores beside the block at 64. A harvest does not tell which byte was
+/// written, so it ends the block; the next block compares itself.
 fn becomes_checked(guest: &Guest, write: impl Fn(), expected_flag: u8) {
     guest.store(64, 7);
     let (_, mut flag) = guest.translate(64).unwrap();
@@ -512,7 +511,7 @@ fn becomes_checked(guest: &Guest, write: impl Fn(), expected_flag: u8) {
         (_, flag) = guest.translate(64).unwrap();
     }
     assert_eq!(inside.lookup(Guest::key(64)), Some(checked(7)), "{}", guest.mode);
-    // SAFETY: the pin keeps the payload, and that the flag.
+    // SAFETY: the pin keeps the payload, which keeps the flag.
     assert_eq!(unsafe { flag.read_volatile() }, expected_flag, "{}", guest.mode);
 }
 
@@ -524,7 +523,7 @@ fn a_block_beside_a_write_compares_itself() {
     });
 }
 
-/// C3, of bytes with several addresses: by a store through either.
+/// C3, for bytes with several addresses: by a store through either.
 #[test]
 fn a_block_beside_a_write_to_shared_memory_compares_itself() {
     for mode in tracking_modes() {
@@ -569,7 +568,7 @@ fn a_checked_block_sees_what_nobody_announced() {
         guest.translate(64).unwrap();
         guest.store(64, 8);
         assert_eq!(guest.lookup(64), Some(checked(7)), "{}: nobody is told", guest.mode);
-        // What the checked entry does.
+        // The comparison of the checked entry.
         assert_ne!(guest.word(64).load(Ordering::Acquire), 7);
         guest.cache.remove(Guest::key(64));
         assert_eq!(guest.lookup(64), None, "{}", guest.mode);
@@ -585,7 +584,7 @@ fn a_cooled_page_starts_anew() {
         guest.store(2048, 1);
         guest.sync();
         if guest.lookup(64).is_none() {
-            // A harvest does not tell which byte it was.
+            // A harvest does not tell which byte was written.
             guest.translate(64).unwrap();
         }
         assert_eq!(guest.lookup(64), Some(checked(0)), "{}", guest.mode);
@@ -616,8 +615,8 @@ fn a_store_through_another_view() {
     }
 }
 
-/// E5: as emitted code does it, by a link, by the front and by a cell that was
-/// remembered for a return.
+/// E5: as emitted code does it, by a link, by the front and by a cell that was remembered for a
+/// return.
 #[test]
 fn a_kill_reaches_links_fronts_and_predictions() {
     synchronous(|guest| {
@@ -630,7 +629,7 @@ fn a_kill_reaches_links_fronts_and_predictions() {
         // SAFETY: an index of the front, which is ours while no emitted code runs.
         let FrontEntry { key: found, cell: predicted } = unsafe { *pin.front().add(key.front_index()) };
         assert_eq!(found, key.raw());
-        // SAFETY: what the front leads to lives under the pin.
+        // SAFETY: the cells of the front live under the pin.
         let through = || [link.cell().load(), unsafe { &*predicted }.load()];
         assert_eq!(through(), [entry; 2], "{}", guest.mode);
         guest.store(64, 9);
@@ -659,8 +658,7 @@ fn what_runs_is_not_freed() {
 }
 
 /// N5: a vCPU is inside a block while another thread stores to the block's bytes. The store
-/// retires and is learned of, and nobody has asked the vCPU to leave: its stale flag alone
-/// tells it.
+/// retires and is learned of. Nothing asks the vCPU to leave; only its stale flag tells it.
 #[test]
 fn a_vcpu_inside_a_block_is_not_stopped() {
     every_mode(Adaptive::new(), |guest| {
@@ -680,7 +678,7 @@ fn a_vcpu_inside_a_block_is_not_stopped() {
         });
         assert!(!asked.load(Ordering::SeqCst), "{}: it may stay to the block's end", guest.mode);
         assert_eq!(guest.dropped.load(Ordering::SeqCst), 0, "{}: what it runs is there", guest.mode);
-        // SAFETY: the pin keeps the payload, and that the flag.
+        // SAFETY: the pin keeps the payload, which keeps the flag.
         assert_eq!(unsafe { flag.read_volatile() }, StaleFlag::DEAD, "{}", guest.mode);
         assert_eq!(inside.lookup(Guest::key(64)), None, "{}", guest.mode);
     });
@@ -716,7 +714,7 @@ fn an_undeclared_view_is_not_tracked() {
         view.write(64, &[9]).unwrap();
         guest.sync();
         assert_eq!(guest.lookup(64), Some(plain(0)), "{mode}");
-        // So whoever stores there says so.
+        // So a store there must be announced.
         guest.cache.tracker().invalidate(GuestAddr(GUEST + 64), 4).unwrap();
         assert_eq!(guest.lookup(64), None, "{mode}");
     }

@@ -1,4 +1,4 @@
-//! The calls that a first embedding needs, none of them unsafe: memory of the library's,
+//! The calls that a first embedding needs, none of them unsafe: memory that the library makes,
 //! bytes read through a ticket, code emitted in one call, one error to match on.
 
 #[path = "support/modes.rs"]
@@ -56,7 +56,7 @@ fn page() -> usize {
     PageSize::host().bytes()
 }
 
-/// What was read is what the guest has, on one page and over three.
+/// The bytes read are the guest's, on one page and over three.
 #[test]
 fn a_ticket_reads_and_its_block_dies_of_a_store_to_any_byte() {
     for mode in modes::tracking_modes() {
@@ -67,7 +67,7 @@ fn a_ticket_reads_and_its_block_dies_of_a_store_to_any_byte() {
         let from = GUEST + page() as u64 - 7;
         for len in [1, 4, 7, 8, 300, page() + 40] {
             for written in [0, len / 2, len - 1] {
-                // In thread mode the store is through a moment before the page can be claimed.
+                // In thread mode the store may go on a moment before the page can be claimed.
                 let bytes = loop {
                     match guest.translate(from, len) {
                         Err(TranslateError::Interpret) => std::thread::yield_now(),
@@ -85,7 +85,7 @@ fn a_ticket_reads_and_its_block_dies_of_a_store_to_any_byte() {
     }
 }
 
-/// The bytes that a ticket read are what a former block is found by.
+/// A former block is found by the bytes that a ticket read.
 #[test]
 fn what_was_read_is_what_the_block_is_made_from() {
     for mode in modes::tracking_modes() {
@@ -126,7 +126,7 @@ fn a_region_that_went_is_not_read() {
         guest.cache.tracker().remove_region(GuestAddr(GUEST)).unwrap();
         let gone = ticket.read(GuestAddr(GUEST + 8), &mut [0; 4]);
         assert!(matches!(gone, Err(TranslateError::Failed(Error::NotTracked { .. }))), "{mode}: {gone:?}");
-        // Nor the one that came in its place, for which the claim was not made.
+        // Nor of the region that came in its place, for which the claim was not made.
         let other = Arc::new(GuestMemory::anonymous(4 * page()).unwrap());
         guest.cache.add_memory(GuestAddr(GUEST), other, mode).unwrap();
         assert!(ticket.read(GuestAddr(GUEST + 8), &mut [0; 4]).is_err(), "{mode}");
@@ -153,7 +153,7 @@ fn an_allocation_counts_by_itself() {
     assert_eq!(guest.cache.footprint().live.payload_bytes, 40);
 }
 
-/// A translation is begun here, and compiled and committed there.
+/// A translation is begun on one thread, and compiled and committed on another.
 #[test]
 fn a_ticket_goes_to_another_thread() {
     for mode in modes::tracking_modes() {
@@ -185,7 +185,7 @@ fn each_error_says_whether_to_interpret() {
     }
 }
 
-/// The ready-made observer: a number for each page, which a store moves.
+/// The ready-made observer: a number for each page, which a store changes.
 #[test]
 fn a_generation_moves_before_the_store_retires() {
     for mode in modes::tracking_modes() {

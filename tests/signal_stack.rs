@@ -1,5 +1,5 @@
-//! How much of an alternate signal stack a fault takes, beside the kernel's own frame:
-//! within what [`HANDLER_STACK_BYTES`] promises, in each mode whose faults are signals.
+//! How much of an alternate signal stack a fault takes, beside the kernel's own frame: within
+//! [`HANDLER_STACK_BYTES`], in each mode with signals for faults.
 //!
 //! # Safety
 //!
@@ -26,7 +26,7 @@ const PAGES: u64 = 64;
 fn used_bytes(run: impl FnOnce()) -> usize {
     let mut stack = vec![PAINT; 256 << 10];
     let ours = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: stack.len() };
-    // SAFETY: all zeroes is a valid one; the stack is live until the one before is put back.
+    // SAFETY: all zeroes is a valid one; the stack is live until the earlier one is put back.
     unsafe {
         let mut before: libc::stack_t = std::mem::zeroed();
         assert_eq!(libc::sigaltstack(&ours, &mut before), 0);
@@ -36,7 +36,7 @@ fn used_bytes(run: impl FnOnce()) -> usize {
     stack.len() - stack.iter().take_while(|byte| **byte == PAINT).count()
 }
 
-/// What the kernel takes for a handler that does nothing.
+/// The kernel's own use for a handler that does nothing.
 fn kernel_bytes() -> usize {
     extern "C" fn nothing(_: libc::c_int) {}
     used_bytes(|| {
@@ -85,7 +85,7 @@ fn faults(mode: Mode, policy: Arc<dyn Policy>, checked: bool) {
 
 #[test]
 fn a_fault_takes_no_more_than_is_promised() {
-    // Installs the handlers, and is what the first fault of a process alone does.
+    // Installs the handlers, and does the work of a process's first fault.
     for mode in tracking_modes().into_iter().filter(|mode| matches!(mode, Mode::Sigbus | Mode::Mprotect)) {
         let kernel = std::thread::spawn(kernel_bytes).join().unwrap();
         let used = std::thread::spawn(move || {

@@ -1,5 +1,5 @@
-//! What is counted agrees with what was done, and each count with the others, in
-//! every mode on the real kernel. No time is asserted, only that it was taken.
+//! The counts agree with the operations and with each other, in every mode on the real kernel.
+//! No time is asserted, only that it was measured.
 //!
 //! # Safety
 //!
@@ -34,7 +34,7 @@ struct Guest {
 }
 
 impl Guest {
-    /// Under a policy that opens and protects page by page: what is done is known.
+    /// Under a policy that opens and protects page by page, so the operations are known.
     fn new(mode: Mode) -> Self {
         let page = PageSize::host().bytes();
         let memory = GuestMemory::anonymous(PAGES * page).unwrap();
@@ -45,12 +45,12 @@ impl Guest {
         Self { tracker, memory, page }
     }
 
-    /// Something is made from the first 64 bytes of the page.
+    /// Claims the page and marks its first 64 bytes as code.
     fn translate(&self, page: usize) {
         loop {
             match self.tracker.begin(GuestAddr((page * self.page) as u64)) {
                 Ok(claim) => return claim.add_code(0..64),
-                // In thread mode the store is through before the handler is.
+                // In thread mode the store may go on before the handler is done.
                 Err(BeginError::Busy(_)) => yield_now(),
                 Err(error) => panic!("{error}"),
             }

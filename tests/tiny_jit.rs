@@ -1,5 +1,5 @@
-//! The example of a whole embedder computes what it should, in every mode, and in mode
-//! `none` it does not: what it runs is code that was written over.
+//! The example of a whole embedder computes the right results in every mode. In mode `none` it
+//! does not, because it runs overwritten code.
 #![cfg(target_arch = "x86_64")]
 
 #[path = "../examples/tiny_jit/run.rs"]
@@ -25,7 +25,7 @@ fn it_runs_in_every_mode() {
         assert!(stats.invalidated > 0 && stats.evicted > 0 && stats.freed > 0, "{mode}: {stats:?}");
         checked += stats.checked;
     }
-    // The times decide in which.
+    // Timing decides in which mode.
     assert!(checked > 0, "no page was ever checked");
 }
 

@@ -277,7 +277,7 @@ fn matched(setup: &Setup, pair: &Pair) -> Matched {
     Matched { pair: *pair, ways: [Spread::of(&one), Spread::of(&other)], ratio: Spread::of(&ratios) }
 }
 
-/// Nanoseconds of one operation; every guest checks what its code computed.
+/// Nanoseconds of one operation; every guest checks the results of its code.
 fn time(emulator: Command, guest: &str, operations: u32, flags: &[&str]) -> f64 {
     let program = emulator.get_program().to_owned();
     match run_guest(emulator, guest, operations, flags) {

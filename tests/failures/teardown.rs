@@ -144,7 +144,7 @@ fn dropped_in_a_forks_child() {
 }
 
 /// An unannounced child gets no block by its parent's protection: neither by a claim of its own
-/// nor by one that the parent made. In a mode whose protection the child inherits it does.
+/// nor by one that the parent made. If the child inherits the mode's protection, it does.
 #[test]
 fn translated_in_an_unannounced_child() {
     scenario("teardown::translated_in_an_unannounced_child", &Mode::ALL, End::Well, |mode| {

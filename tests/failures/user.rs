@@ -60,7 +60,7 @@ fn read_into(guest: &Fixture, page: usize) -> std::io::Result<usize> {
     usize::try_from(count).map_err(|_| std::io::Error::last_os_error())
 }
 
-/// Every mode can be had, and does what it says.
+/// Every mode can be had, and keeps its promise.
 #[test]
 fn every_mode_works() {
     as_nobody("user::every_mode_works", &Mode::ALL, |mode| {

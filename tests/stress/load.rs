@@ -1,22 +1,20 @@
 //! A load of writers, translators and vCPUs on one code cache, with an oracle.
 //!
-//! Guest memory holds words with version numbers; each word has one writer, so
-//! its versions only grow. A block is made from one word, or from two on
-//! neighbouring pages, and its code says from which versions. A writer publishes
-//! a version once its store has retired (in a deferred region: once the
-//! announcement after it has returned). Who has seen a version published and then
+//! Guest memory holds words with version numbers; each word has one writer, so its versions only
+//! grow. A block is made from one word, or from two on neighbouring pages, and its code contains
+//! their versions. A writer publishes a version once its store has retired (in a deferred region:
+//! once the announcement after it has returned). A thread that saw a published version and then
 //! finds a block of an older one has found stale code.
 //!
-//! A policy without sense makes pages checked and cools them all the time, opens
-//! pages ahead and protects them in batches; so every change of a page's state
-//! races every other. Not all blocks have room, so that some are evicted all the time. Now and then the process forks: the child must find no
-//! block, the parent every one.
+//! A senseless policy makes pages checked and cools them all the time, opens pages ahead and
+//! protects them in batches. So every change of a page's state races every other. Not all blocks
+//! have room, so some are evicted all the time. Now and then the process forks: the child must
+//! find no block, the parent every one.
 //!
 //! # Safety
 //!
-//! A block's entry is the address of its [`Code`], which its payload owns: it is
-//! looked at under the pin that it was found under. Guest memory outlives the
-//! cache.
+//! A block's entry is the address of its [`Code`], which its payload owns. The code is read under
+//! the pin of its lookup. Guest memory outlives the cache.
 #![allow(unsafe_code)]
 
 #[path = "../support/child.rs"]
@@ -55,20 +53,20 @@ const TURN: Duration = Duration::from_millis(2);
 /// Turns from one fork to the next.
 const TURNS_PER_FORK: u32 = 25;
 
-/// In an entry: compare the words first.
+/// A bit in an entry: compare the words first.
 const CHECKED: usize = 1;
 
 const ALIVE: u32 = 0xa11e;
 const DEAD: u32 = 0xdead;
 
-/// What a block's entry points to.
+/// A block's entry points to its code.
 struct Code {
     alive: AtomicU32,
     key: usize,
     versions: [u32; 2],
 }
 
-/// What a block owns.
+/// The payload of a block.
 struct Owned(Box<Code>);
 
 impl Drop for Owned {
@@ -77,7 +75,7 @@ impl Drop for Owned {
     }
 }
 
-/// Decides by counting: what is right must not depend on it.
+/// Decides by counting: correctness must not depend on it.
 #[derive(Debug, Default)]
 struct Fickle(AtomicU32);
 
@@ -106,7 +104,7 @@ impl Policy for Fickle {
     }
 }
 
-/// What went on, and what must not have.
+/// The work done, and the faults found.
 pub(crate) struct Outcome {
     pub(crate) mode: Mode,
     pub(crate) memory: &'static str,
@@ -117,14 +115,14 @@ pub(crate) struct Outcome {
     pub(crate) stale: u64,
     /// Blocks whose memory was freed under a pin.
     pub(crate) freed_under_pin: u64,
-    /// Blocks that a fork's child found, or could not do without.
+    /// Blocks that a fork's child found, or could not make.
     pub(crate) wrong_in_child: u64,
     pub(crate) forks: u64,
     pub(crate) stats: Stats,
 }
 
 impl Outcome {
-    /// The head of the table that [`fmt::Display`] writes a line of.
+    /// The head of the table; [`fmt::Display`] writes a line of it.
     pub(crate) const HEAD: &str = "mode      memory        stores    faults   commits   refused    killed   checked   evicted   revived     \
                             freed  forks   lookups      hits  stale";
 }
@@ -279,7 +277,7 @@ impl Load {
         self.announce();
     }
 
-    /// What the guest does after it wrote code.
+    /// The guest's announcement after it wrote code.
     fn announce(&self) {
         if self.mode == Mode::Deferred {
             self.cache.tracker().sync().unwrap();
@@ -365,12 +363,12 @@ impl Load {
         if (0..KEYS).any(|key| lookup(key as u64).is_some()) {
             return 1;
         }
-        // A write of the parent that was announced may hold a page for ever here.
+        // A parent's announced write may hold a page for ever here.
         (0..WORDS).for_each(|key| self.translate_one(key));
         if (0..WORDS).all(|key| lookup(key as u64).is_none()) { 2 } else { 0 }
     }
 
-    /// With nobody else left, every block is of the bytes of now.
+    /// After all other threads have ended, every block is of the present bytes.
     fn look_at_all(&self) {
         for (word, published) in self.published.iter().enumerate() {
             published.store(self.version_of(word), Ordering::Relaxed);

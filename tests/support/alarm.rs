@@ -13,7 +13,7 @@ pub(crate) struct Alarm {
 }
 
 impl Alarm {
-    /// From now on the test waits for `what`. After the limit the process says so and ends.
+    /// From now on the test waits. After the limit the process reports the wait and ends.
     pub(crate) fn while_waiting_for(what: &'static str) -> Self {
         let (over, end) = channel();
         std::thread::spawn(move || {

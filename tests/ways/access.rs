@@ -1,10 +1,9 @@
-//! The guest's own mprotect, both ways, and guests whose code they may only read
-//! or run.
+//! The guest's own mprotect, both ways, and guests that may only read or run their code.
 //!
 //! # Safety
 //!
-//! Mappings outlive the cache; what the guest may not read is read through the
-//! host's view.
+//! Mappings outlive the cache. Bytes that the guest may not read are read through the host's
+//! view.
 #![allow(unsafe_code)]
 
 use codewarden::addr::HostAddr;
@@ -28,7 +27,7 @@ impl Fixture {
         unsafe { rustix::mm::mprotect(self.host(page, 0).cast(), page_bytes(), access) }.unwrap();
     }
 
-    /// A store by its address, and nothing between the last change and it.
+    /// A store by its address, directly after the last change.
     fn store_raw(&self, page: usize) {
         // SAFETY: in the memory, which is writable by now.
         unsafe { self.host(page, 3).write_volatile(0x77) };
@@ -58,7 +57,7 @@ fn nothing_and_back() {
     away_and_back(Access::None);
 }
 
-/// Translated from while it is read-only, as a JIT's page is after the flip.
+/// Translated from while it is read-only, as a JIT's page after the flip.
 #[test]
 fn translated_while_read_only() {
     in_every_mode(|guest| {
@@ -71,8 +70,8 @@ fn translated_while_read_only() {
     });
 }
 
-/// userfaultfd's protection is a bit of its own: an mprotect that the library is
-/// not told of (to RX, say, which it has no name for) takes nothing away.
+/// userfaultfd's protection is a bit of its own. So an mprotect without an announcement takes
+/// nothing away (to RX, for example, for which the library has no name).
 #[test]
 fn mprotect_past_the_library() {
     in_every_mode(|guest| {
@@ -88,9 +87,9 @@ fn mprotect_past_the_library() {
     });
 }
 
-/// The baseline shares one set of bits with the guest: there the same call opens the page
-/// behind the library's back, and the store is missed. Under a change of the mapping the
-/// blocks are dead before the call, and the page is tracked after it.
+/// The baseline shares one set of bits with the guest. So the same call opens the page behind
+/// the library's back, and the store is missed. Under a change of the mapping the blocks are
+/// dead before the call, and the page is tracked after it.
 #[test]
 fn mprotect_past_the_library_under_mprotect() {
     let calls = |guest: &Fixture, page| {
@@ -154,7 +153,7 @@ fn a_guest_mapped_read_only() {
     from_the_start(Access::Read, ProtFlags::READ, &[false, true]);
 }
 
-/// As data the guest may do nothing with it; the translator reads the host's view.
+/// As data the guest has no access to it; the translator reads the host's view.
 #[test]
 fn a_guest_mapped_execute_only() {
     from_the_start(Access::None, ProtFlags::EXEC, &[true]);

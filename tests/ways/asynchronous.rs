@@ -1,7 +1,6 @@
-//! Writes into pages that the kernel pinned: buffers registered with io_uring, aio
-//! and `O_DIRECT` that are under way. Whoever pinned a page before it was protected
-//! writes to it with no event, in every mode: first each test sees that, then the
-//! announced write.
+//! Writes into pages that the kernel pinned: buffers registered with io_uring, and aio and
+//! `O_DIRECT` operations in progress. A pin from before the protection writes to the page with
+//! no event, in every mode. Each test shows that first, then the announced write.
 //!
 //! A call that begins on a protected page is a kernel write like `read`.
 //!
@@ -75,17 +74,17 @@ fn read_fixed(guest: &Fixture, ring: &mut IoUring, page: usize) {
 #[test]
 fn io_uring_registered_buffer() {
     in_every_mode(|guest| {
-        // Pinned before it is protected: nobody is told.
+        // Pinned before it is protected: the library learns nothing.
         let Some((mut ring, result)) = registered(guest, 1) else { return };
         result.unwrap();
         let block = guest.block(1, 0);
         read_fixed(guest, &mut ring, 1);
         guest.expect_reachable(block);
-        // Told after it was complete.
+        // Announced after it was complete.
         guest.invalidate(1, 0, NEW.len());
         guest.expect_dead(block);
 
-        // Announced: as long as the operation is under way nothing is translated.
+        // Announced: while the operation is in progress nothing is translated.
         let block = guest.block(1, 0);
         let held = guest.prepare_unseen(1, 0, NEW.len());
         guest.expect_dead(block);
@@ -98,7 +97,7 @@ fn io_uring_registered_buffer() {
     });
 }
 
-/// A protected page is pinned for writing: that is a write already, and announced as one.
+/// Pinning a protected page for writing is already a write, and announced as one.
 #[test]
 fn io_uring_registering_a_protected_page() {
     in_every_mode(|guest| {
@@ -172,7 +171,7 @@ impl Aio {
         }
     }
 
-    /// Waits until it is through.
+    /// Waits until it is complete.
     fn wait(&self) -> io::Result<usize> {
         let mut event = IoEvent::default();
         let no_limit = core::ptr::null::<libc::timespec>();
@@ -190,7 +189,7 @@ impl Drop for Aio {
     }
 }
 
-/// A file of `len` bytes that begins with NEW, open for O_DIRECT, where it can be.
+/// A file of `len` bytes that begins with NEW, open for O_DIRECT, if that is possible.
 fn direct_file(len: usize) -> Option<File> {
     let file = crate::files::temporary();
     let bytes: Vec<u8> = NEW.iter().copied().cycle().take(len).collect();
@@ -231,9 +230,9 @@ fn io_submit() {
 const LONG_READ_BYTES: usize = 16 << 20;
 const ATTEMPTS: usize = 20;
 
-/// The read is under way when its last page is translated from: its bytes come
-/// after that, and nobody is told. Whether it still is under way by then is the
-/// device's business, so several are tried.
+/// The read is in progress when its last page is translated from. The page's bytes come later,
+/// and the library learns nothing. The device decides whether the read is still in progress
+/// then, so the test makes several attempts.
 #[test]
 fn o_direct_begun_before_the_protection() {
     let Some(file) = direct_file(LONG_READ_BYTES) else { return };
@@ -244,7 +243,7 @@ fn o_direct_begun_before_the_protection() {
         let guest = Fixture::new(mode, GuestMemory::anonymous(LONG_READ_BYTES).unwrap());
         let arrived = || is_new(&guest.bytes(last, end, NEW.len()));
         let begin = || {
-            // Not protected still from the attempt before: pinning would be a write.
+            // It may still be protected from the attempt before: then pinning would be a write.
             drop(guest.prepare_unseen(last, end, NEW.len()));
             // SAFETY: in the memory.
             unsafe { guest.host(last, end).write_bytes(0, NEW.len()) };

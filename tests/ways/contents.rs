@@ -1,7 +1,7 @@
-//! Contents that are thrown away. Protection may be kept where contents are not:
-//! so these are announced by
-//! [`change_mapping`](codewarden::tracker::Tracker::change_mapping), whatever the
-//! kernel keeps.
+//! Discarded contents. The kernel may keep the protection of a page and drop its contents. So
+//! an embedder announces each discard by
+//! [`change_mapping`](codewarden::tracker::Tracker::change_mapping), whether or not the kernel
+//! keeps the protection.
 //!
 //! # Safety
 //!
@@ -35,7 +35,7 @@ impl Fixture {
         self.store(self.guest(page, AT).0, 9);
     }
 
-    /// Throws contents away as an embedder does.
+    /// Discards contents as an embedder must.
     fn announced(&self, page: usize, throw: impl FnOnce()) {
         let len = page_bytes() as u64;
         let change = self.cache.tracker().change_mapping(self.guest(page, 0), len).unwrap();
@@ -54,8 +54,8 @@ impl Fixture {
         self.expect_tracked(page, AT);
     }
 
-    /// Nobody was told, the page holds `byte` then, and the protection is still there: a
-    /// store is learned of.
+    /// Discarded without an announcement: the page then holds `byte`, and the protection is still
+    /// there, so a store is learned of.
     fn expect_missed_but_protected(&self, page: usize, byte: u8, throw: impl Fn(usize)) {
         self.set_byte(page);
         let block = self.block(page, AT);
@@ -107,7 +107,7 @@ fn free() {
         if !guest.is_anonymous() {
             return;
         }
-        // Not reclaimed yet: as if nothing had been said.
+        // Not reclaimed yet: no change so far.
         guest.set_byte(1);
         let block = guest.block(1, AT);
         guest.advise(1, Advice::LinuxFree);
@@ -137,10 +137,10 @@ fn is_mapped(at: *const u8) -> bool {
 }
 
 impl Fixture {
-    /// Whether the page left; what the kernel is busy with it leaves for later.
+    /// Returns whether the page left. The kernel leaves a page that it is using for later.
     fn pages_out(&self, page: usize) -> bool {
         if let Some(view) = self.memory.host_view() {
-            // What is mapped twice the kernel leaves alone, and the host has read it.
+            // The kernel does not page out a page that is mapped twice, and the host has read it.
             let mapped = view.as_ptr().wrapping_add(page * page_bytes());
             // SAFETY: the contents are the memfd's and stay.
             unsafe { rustix::mm::madvise(mapped.cast(), page_bytes(), Advice::LinuxDontNeed) }.unwrap();
@@ -166,8 +166,8 @@ fn pageout_of_a_memfd() {
     });
 }
 
-/// The same of anonymous memory, which has nowhere to go but swap. Nothing is wrong with
-/// a machine that has none, so this is never a failure.
+/// The same for anonymous memory, which can only go to swap. A machine without swap is fine,
+/// so this never fails.
 #[test]
 fn pageout_to_swap() {
     in_every_mode(|guest| {
@@ -184,7 +184,7 @@ fn pageout_to_swap() {
     });
 }
 
-/// Guard pages take the contents away, and what comes back when they go is zeroes.
+/// Guard pages take the contents away, and their removal leaves zeroes.
 #[test]
 fn guard_pages() {
     const INSTALL: c_int = 102;
@@ -236,8 +236,7 @@ fn remove_on_a_memfd() {
     });
 }
 
-/// What a page behind the end is, is in `tests/host_faults.rs`: a store there is
-/// the guest's own SIGBUS.
+/// `tests/host_faults.rs` has the page behind the end: a store there is the guest's own SIGBUS.
 #[test]
 fn truncation_and_extension() {
     in_every_mode(|guest| {
@@ -247,7 +246,7 @@ fn truncation_and_extension() {
             rustix::fs::ftruncate(file, (PAGES * page_bytes()) as u64).unwrap();
         };
         guest.expect_missed_but_protected(12, 0, throw);
-        // Everything behind the new end lost its contents: the page alone is looked at here.
+        // Everything behind the new end lost its contents; only this page is checked.
         guest.expect_thrown_away(10, throw);
     });
 }

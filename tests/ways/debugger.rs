@@ -1,9 +1,9 @@
-//! A debugger's writes, which take the kernel's way to memory that is not the
-//! caller's: `/proc/PID/mem`, `ptrace`.
+//! A debugger's writes, by the kernel's way to the memory of another process:
+//! `/proc/PID/mem`, `ptrace`.
 //!
-//! userfaultfd's synchronous modes refuse them with EIO, thread mode too, with no
-//! event; mprotect lets them through to private memory and tells nobody; deferred
-//! learns of them. So a debugger announces in every mode.
+//! userfaultfd's synchronous modes refuse them with EIO and without an event, thread mode too.
+//! mprotect lets them through to private memory, unreported. Deferred mode learns of them. So
+//! a debugger announces its writes in every mode.
 //!
 //! # Safety
 //!
@@ -41,7 +41,7 @@ fn in_each_mode_by(call: Call) {
                 assert!(is_new(1));
                 guest.expect_learned(block);
             }
-            // Private memory: by copy on write, whatever the mapping allows.
+            // Private memory: by copy on write, whatever access the mapping allows.
             (Ok(()), Mode::Mprotect) => {
                 assert!(is_new(1) && guest.memory.file().is_none());
                 guest.expect_reachable(block);
@@ -71,11 +71,10 @@ fn proc_self_mem() {
     });
 }
 
-/// Stops the thread `tid`, writes NEW, lets it go; gives an errno.
+/// Stops the thread `tid`, writes NEW, continues the thread. Returns an errno.
 fn poke(tid: c_int, at: *mut u8) -> c_int {
     let nothing = ptr::null_mut::<c_void>();
-    // SAFETY: the thread is not in the middle of anything that the write could
-    // disturb: it waits for this process.
+    // SAFETY: the write disturbs nothing: the thread waits for this process.
     unsafe {
         let errno = || *libc::__errno_location();
         if libc::ptrace(libc::PTRACE_SEIZE, tid, nothing, nothing) != 0

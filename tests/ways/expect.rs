@@ -1,4 +1,4 @@
-//! What a test of a way expects of a block.
+//! A test's expectations of a block.
 //!
 //! # Safety
 //!
@@ -41,12 +41,12 @@ pub(crate) fn fixture(mode: Mode, memory: GuestMemory, policy: Adaptive) -> Fixt
 /// A block that was made of one byte.
 #[derive(Clone, Copy)]
 pub(crate) struct Block {
-    /// Where the byte is, and its key.
+    /// The address of the byte, which is also the key.
     at: u64,
     byte: u8,
 }
 
-/// In an entry: come in by the comparison.
+/// A bit in an entry: enter by the comparison.
 const CHECKED: usize = 1 << 40;
 
 impl Fixture {
@@ -65,7 +65,7 @@ impl Fixture {
         let guest = self.guest(page, offset);
         let at = guest.0;
         let mut ticket = self.cache.begin(guest.into());
-        // In thread mode a store is through a moment before the un-protect is over.
+        // In thread mode the store may go on a moment before the un-protect is over.
         while let Err(error) = ticket.claim(guest) {
             assert!(matches!(error, BeginError::Busy(_)), "{error}");
         }
@@ -78,7 +78,7 @@ impl Fixture {
         block
     }
 
-    /// Whether the dispatcher gets into the block, which may compare its byte first.
+    /// Whether the dispatcher can enter the block, which may compare its byte first.
     pub(crate) fn is_reachable(&self, block: Block) -> bool {
         let Some(entry) = self.lookup(block.at) else { return false };
         if entry & CHECKED != 0 && self.read(block.at) != block.byte {
@@ -88,35 +88,35 @@ impl Fixture {
         true
     }
 
-    /// Whether a block of it that compares itself is as good as none, and one that
-    /// would not have been killed may have been.
+    /// Whether pages were checked and `holds` is true. On a checked page a block that compares its
+    /// byte may be left, and a block may have been killed that otherwise lives.
     fn is_checked_and(&self, holds: bool) -> bool {
         self.cache.stats().checked > 0 && holds
     }
 
-    /// The guest's bytes, read as the host does.
+    /// The guest's bytes, read by the host.
     pub(crate) fn bytes(&self, page: usize, offset: usize, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.memory.read(page * page_bytes() + offset, &mut bytes).unwrap();
         bytes
     }
 
-    /// What the embedder does before the kernel writes for the guest.
+    /// The embedder's announcement before the kernel writes for the guest.
     pub(crate) fn prepare(&self, page: usize, offset: usize, len: usize) -> impl Sized {
         self.cache.tracker().prepare_kernel_write(self.guest(page, offset), len as u64).unwrap()
     }
 
-    /// What it does before somebody writes of whom no mode learns.
+    /// Its announcement before a write that no mode learns of.
     pub(crate) fn prepare_unseen(&self, page: usize, offset: usize, len: usize) -> impl Sized {
         self.cache.tracker().prepare_unseen_write(self.guest(page, offset), len as u64).unwrap()
     }
 
-    /// What it does after it.
+    /// Its announcement after such a write.
     pub(crate) fn invalidate(&self, page: usize, offset: usize, len: usize) {
         self.cache.tracker().invalidate(self.guest(page, offset), len as u64).unwrap();
     }
 
-    /// Whether the kernel's own writes need not be announced here.
+    /// Whether the kernel's own writes need no announcement here.
     pub(crate) fn kernel_writes_pass(&self) -> bool {
         match self.mode {
             Mode::Thread => Probe::of_this_process().has(Facility::KernelFaults),
@@ -134,23 +134,23 @@ impl Fixture {
         }
     }
 
-    /// It cannot be reached, in any mode: an announcement killed it. Where pages were
-    /// checked it can, if its byte is what it was.
+    /// It cannot be reached, in any mode: an announcement killed it. If pages were checked, it can
+    /// be reached while its byte is unchanged.
     pub(crate) fn expect_dead(&self, block: Block) {
         self.announce();
         let is_right = !self.is_reachable(block) || self.is_checked_and(self.read(block.at) == block.byte);
         assert!(is_right, "{}: the block of {:#x} is stale", self.mode, block.at);
     }
 
-    /// It can be reached: nothing happened to it, or nobody was told. Where pages
-    /// were checked a block may have found by itself that its byte is another.
+    /// It can be reached: nothing happened to it, or the write was not reported. If pages were
+    /// checked, the block may have found by itself that its byte differs.
     pub(crate) fn expect_reachable(&self, block: Block) {
         self.announce();
         let is_there = self.is_reachable(block) || self.is_checked_and(self.read(block.at) != block.byte);
         assert!(is_there, "{}: the block of {:#x} is gone", self.mode, block.at);
     }
 
-    /// Translates anew, from the bytes of now, and sees that a store is learned of.
+    /// Translates anew from the present bytes, and checks that a store is learned of.
     pub(crate) fn expect_tracked(&self, page: usize, offset: usize) {
         let block = self.block(page, offset);
         let GuestAddr(at) = self.guest(page, offset);

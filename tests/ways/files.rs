@@ -1,5 +1,5 @@
-//! Mappings of regular files, which userfaultfd's synchronous modes cannot track:
-//! refused with an error that says what to do. Deferred and mprotect track them.
+//! Mappings of regular files. userfaultfd's synchronous modes cannot track them: they refuse
+//! with an error that names the remedy. Deferred and mprotect track them.
 //!
 //! # Safety
 //!
@@ -19,7 +19,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, skip, tracking_modes};
 
-/// A new file that nobody else finds.
+/// A new file that no other process finds.
 pub(crate) fn temporary() -> File {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -69,7 +69,7 @@ fn in_each_mode(sharing: MapFlags) {
         guest.expect_tracked(1, 7);
         guest.expect_tracked(1, 8);
         if sharing == MapFlags::SHARED {
-            // To the file, past every mapping of it.
+            // Writes to the file, past every mapping of it.
             let block = guest.block(2, 0);
             file.write_at(&[9], 2 * page_bytes() as u64).unwrap();
             assert_eq!(guest.bytes(2, 0, 1), [9]);

@@ -1,6 +1,6 @@
-//! Memory that a fork's child shares. What both sides are to each other is in
-//! `tests/fork.rs`, a child's drop without a word to the library in
-//! `tests/host_faults.rs`.
+//! Memory that a fork's child shares. `tests/fork.rs` has the effects of both sides on each
+//! other. `tests/host_faults.rs` has a child that drops its objects without a word to the
+//! library.
 //!
 //! # Safety
 //!
@@ -20,8 +20,8 @@ fn stored_by_a_child(at: *mut u8) {
     assert_eq!(ended, Ended::Returned(0));
 }
 
-/// Private memory is the child's own; a child that nobody announced takes no
-/// protection from the parent. (Where it inherits one, mprotect's, it lifts its own.)
+/// Private memory is the child's own; an unannounced child takes no protection from the
+/// parent. (In mprotect mode it inherits the protection, and lifts its own.)
 #[test]
 fn a_childs_store_to_private_memory() {
     in_every_mode(|guest| {
@@ -37,8 +37,8 @@ fn a_childs_store_to_private_memory() {
     });
 }
 
-/// A mapping in another process: not promised. Its store changes the bytes and
-/// nobody here is told; who knows of it says so.
+/// A mapping in another process: not promised. Its store changes the bytes unreported, so the
+/// embedder must announce it.
 #[test]
 fn a_childs_store_to_shared_memory() {
     in_every_mode(|guest| {

@@ -1,5 +1,5 @@
-//! Transparent huge pages: where a page of one is protected the kernel splits it;
-//! where all of it is, with one call, it stays whole.
+//! Transparent huge pages. If one page of a huge page is protected, the kernel splits it. If all
+//! of it is protected by one call, it stays whole.
 //!
 //! # Safety
 //!
@@ -47,7 +47,7 @@ fn with_huge_page() -> Option<(GuestMemory, usize)> {
     (huge_kib(aligned) >= HUGE_BYTES >> 10).then_some((memory, (aligned - start) / page_bytes()))
 }
 
-/// Protects a huge page at once, where the guest may not write to it.
+/// Protects a huge page at once, if the guest may not write to it.
 #[derive(Debug)]
 struct WholeHugePages;
 
@@ -69,9 +69,9 @@ impl Policy for WholeHugePages {
     }
 }
 
-/// A segment that the guest may not write to is protected whole: the huge page
-/// stays one, also when the guest may write again, until it does. (Deferred protects
-/// the pages that it harvests, one by one, and splits it.)
+/// A segment that the guest may not write to is protected whole. The huge page stays one until
+/// the guest writes, even after the guest may write again. (Deferred mode protects harvested
+/// pages one by one, which splits it.)
 #[test]
 fn a_read_only_segment_stays_whole() {
     for mode in tracking_modes().into_iter().chain([Mode::None]) {
@@ -106,12 +106,12 @@ fn a_read_only_segment_stays_whole() {
 #[test]
 fn pages_of_a_huge_page_are_told_apart() {
     for mode in tracking_modes().into_iter().chain([Mode::None]) {
-        // Another test that forks at the wrong moment splits it.
+        // Another test's fork at the wrong moment splits it.
         let Some((memory, first)) = (0..50).find_map(|_| with_huge_page()) else {
             return skip(&"no huge page was to be had");
         };
         let guest = Fixture::new(mode, memory);
-        // One page protected and its neighbours not, then the other way round.
+        // One page is protected and its neighbours are not, then the other way round.
         let block = guest.block(first + 7, 3);
         for page in [first, first + 6, first + 8, first + HUGE_BYTES / page_bytes() - 1] {
             guest.store(guest.guest(page, 3).0, 2);

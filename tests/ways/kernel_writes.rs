@@ -1,8 +1,8 @@
 //! System calls that write to the guest's memory.
 //!
-//! A call on a protected page passes and is learned of (thread, deferred), or
-//! says EFAULT and changes nothing (sigbus, mprotect); announced it passes in
-//! every mode. What `read` takes from a pipe is not lost by an EFAULT.
+//! An unannounced call on a protected page passes and is learned of (thread, deferred), or
+//! gives EFAULT and changes nothing (sigbus, mprotect). An announced one passes in every mode.
+//! An EFAULT loses no bytes that `read` takes from a pipe.
 //!
 //! # Safety
 //!
@@ -22,16 +22,16 @@ use crate::child::{Ended, in_child};
 use crate::expect::in_every_mode;
 use crate::support::{Fixture, in_modes, page_bytes, skip, tracking_modes};
 
-/// What a page holds before, and what calls bring.
+/// The byte that a page holds before, and the bytes that calls bring.
 const OLD: u8 = 0xee;
 pub(crate) const NEW: &[u8; 16] = b"written by Linux";
 
 /// Bytes of a page that a call may write to.
 const ROOM: usize = 256;
 
-/// A system call that writes at the address that it is given.
+/// A system call that writes at the given address.
 type Call = fn(*mut u8) -> io::Result<()>;
-/// Whether what is there now came from the call.
+/// Whether the present bytes came from the call.
 type Arrived = fn(&[u8]) -> bool;
 
 fn checked(result: c_long) -> io::Result<usize> {
@@ -129,7 +129,7 @@ fn pread() {
 
 fn receive(from: BorrowedFd<'_>, into: *mut u8) -> io::Result<usize> {
     let mut part = libc::iovec { iov_base: into.cast(), iov_len: NEW.len() };
-    // SAFETY: an empty header is a valid one; what it points to lives until the call is over.
+    // SAFETY: an empty header is a valid one; its buffers live until the call is over.
     let received = unsafe {
         let mut header = MaybeUninit::<libc::msghdr>::zeroed().assume_init();
         header.msg_iov = &raw mut part;
@@ -155,7 +155,7 @@ fn recvmsg() {
     in_each_mode_by(call, is_new);
 }
 
-/// What an EFAULT does lose, outside the library's power: a datagram is gone.
+/// An EFAULT does lose a datagram, outside the library's power.
 #[test]
 fn a_datagram_is_lost_unless_announced() {
     in_modes(tracking_modes().into_iter().chain([Mode::None]), |guest| {
@@ -251,14 +251,14 @@ fn process_vm_writev_from_another_process() {
     in_each_mode_by(call, is_new);
 }
 
-/// The first byte of the word is what arrives.
+/// The first byte of the word arrives.
 const WORD: usize = 4;
 
 #[test]
 fn futex_wake_op() {
     let call = |into: *mut u8| {
         let mut other = 0_u32;
-        // Sets the second word to 0x123, then compares what was there with 0.
+        // Sets the second word to 0x123, then compares its earlier value with 0.
         // FUTEX_OP(FUTEX_OP_SET, 0x123, FUTEX_OP_CMP_EQ, 0), as futex(2) has it.
         let operation = 0x123 << 12;
         // SAFETY: see the head; aligned.
@@ -305,8 +305,8 @@ fn futex_lock_pi() {
     });
 }
 
-/// A futex that is not private is looked for as if to be written, also where it is not:
-/// in anonymous memory the page is made writable, or the call fails.
+/// The kernel looks for a shared futex's page as if to write to it, even if the call does not
+/// write. In anonymous memory it makes the page writable, or the call fails.
 #[test]
 fn a_shared_futex() {
     in_every_mode(|guest| {
@@ -333,8 +333,8 @@ fn a_shared_futex() {
     });
 }
 
-/// Locking brings the pages of a private mapping in as if to write to them. Where they may
-/// not be written, as in mprotect mode, it only reads.
+/// Locking brings the pages of a private mapping in as if to write to them. If they may not be
+/// written, as in mprotect mode, it only reads.
 #[test]
 fn mlock() {
     in_every_mode(|guest| {
@@ -358,8 +358,8 @@ fn mlock() {
     });
 }
 
-/// Begins on an open page and reaches a protected one: comes out short or fails,
-/// and the rest is still in the pipe.
+/// Begins on an open page and reaches a protected one: the call is short or fails, and the rest
+/// is still in the pipe.
 #[test]
 fn a_read_over_two_pages_loses_nothing() {
     in_every_mode(|guest| {
@@ -391,8 +391,8 @@ fn a_read_over_two_pages_loses_nothing() {
     });
 }
 
-/// Two threads announce; whichever hold ends first, the call passes as long as one is
-/// there. Without any it is refused.
+/// Two threads announce. Whichever hold ends first, the call passes while one is left. Without
+/// any it is refused.
 #[test]
 fn announcements_nest() {
     in_every_mode(|guest: &Fixture| {
@@ -417,7 +417,7 @@ fn announcements_nest() {
     });
 }
 
-/// Through the host's own view nothing faults, in any mode; it is told after.
+/// Through the host's own view nothing faults, in any mode; it is announced afterwards.
 #[test]
 fn a_read_through_the_hosts_view() {
     in_every_mode(|guest| {
@@ -434,8 +434,8 @@ fn a_read_through_the_hosts_view() {
     });
 }
 
-/// Thread mode where the kernel's faults are not delivered: as sigbus. This test's
-/// neighbour again, in a process that hides what this one may have.
+/// Thread mode without delivery of the kernel's faults works as sigbus. The test above runs
+/// again, in a process that hides the facility.
 #[test]
 fn thread_mode_without_kernel_faults() {
     for name in ["kernel_writes::read", "kernel_writes::futex_wake_op"] {

@@ -1,14 +1,13 @@
 //! Every way that bytes change, in every mode: each is handled, announced by the
 //! embedder through a call made for it, or refused with an error.
 //!
-//! `src/guide/ways.md` is the table of it and names these tests. A test
-//! translates from a page, lets the bytes change in its way, and asserts what the
-//! mode promises (synchronous: unreachable once the store retired or the call
-//! returned; deferred: after `sync`), and that the bytes arrived. Where the kernel
-//! tells nobody, the unannounced write is shown to be missed first.
+//! The table in `src/guide/ways.md` names these tests. A test translates from a page and lets
+//! the bytes change in its way. It asserts the mode's promise: in synchronous modes the block
+//! is unreachable once the store retired or the call returned; in deferred mode, after `sync`.
+//! It also asserts that the bytes arrived. If the kernel does not report the change, the test
+//! first shows that the unannounced write is missed.
 //!
-//! Mode `none` runs with them: there the block must stay, or the test could not
-//! fail.
+//! Mode `none` is the negative control: there the block must stay.
 
 #[path = "../support/alone.rs"]
 mod alone;

@@ -1,6 +1,5 @@
-//! Guest code that is mapped over, unmapped or moved: under
-//! [`change_mapping`](codewarden::tracker::Tracker::change_mapping), which is the
-//! call made for it.
+//! Guest code that is mapped over, unmapped or moved, under
+//! [`change_mapping`](codewarden::tracker::Tracker::change_mapping), the call for it.
 //!
 //! # Safety
 //!
@@ -36,8 +35,7 @@ impl Fixture {
         unsafe { rustix::mm::munmap(self.raw(page), count * page_bytes()) }.unwrap();
     }
 
-    /// Says that `count` pages are about to be mapped otherwise, does it, and says
-    /// that they were.
+    /// Announces a change of the mapping of `count` pages, makes it, and announces its end.
     fn replaced(&self, page: usize, count: usize, change: impl FnOnce()) {
         let len = (count * page_bytes()) as u64;
         let announced = self.cache.tracker().change_mapping(self.guest(page, 0), len).unwrap();
@@ -45,7 +43,7 @@ impl Fixture {
         announced.finish_replaced(Access::ReadWrite, None).unwrap();
     }
 
-    /// What [`Fixture::fill`] writes, through the guest's mapping of now.
+    /// The byte of [`Fixture::fill`], through the guest's present mapping.
     fn mapped_byte(&self, page: usize) -> u8 {
         // SAFETY: in the fixture's range, mapped.
         unsafe { self.host(page, 5).read_volatile() }
@@ -75,8 +73,8 @@ fn mmap_over_code() {
     });
 }
 
-/// Not announced: the synchronous modes hear nothing. Deferred does at the next
-/// harvest, which says that the region was lost there and believes nothing of it.
+/// Not announced: the synchronous modes learn nothing. Deferred mode does at the next harvest.
+/// The harvest returns that the region was lost there, and trusts none of it.
 #[test]
 fn mmap_over_code_that_nobody_announced() {
     in_every_mode(|guest| {
@@ -92,8 +90,8 @@ fn mmap_over_code_that_nobody_announced() {
     });
 }
 
-/// userfaultfd's synchronous modes cannot track it: the end of the change says so,
-/// and nothing is translated from there until something else is mapped.
+/// userfaultfd's synchronous modes cannot track it. The end of the change returns that, and
+/// nothing is translated from there until another mapping comes.
 #[test]
 fn a_regular_file_mapped_over_code() {
     let file = crate::files::temporary();
@@ -155,7 +153,7 @@ fn mremap_that_moves() {
                 // SAFETY: both in the fixture's range.
                 unsafe { rustix::mm::mremap_fixed(old, len, len, MremapFlags::MAYMOVE, new) }.unwrap();
             });
-            // What the pages leave must not stay a hole that others map into.
+            // The left pages must not stay a hole, or others may map into it.
             guest.map_over(2, 2);
         });
         guest.expect_dead(from);
@@ -174,7 +172,7 @@ fn mremap_that_grows() {
         let blocks = [4, 5, 6, 7].map(|page| guest.block(page, 5));
         guest.replaced(4, 4, || {
             guest.unmap(6, 2);
-            // SAFETY: what it grows into was just unmapped.
+            // SAFETY: it grows into pages that were just unmapped.
             let grown =
                 unsafe { rustix::mm::mremap(guest.raw(4), 2 * page_bytes(), 4 * page_bytes(), MremapFlags::empty()) };
             assert_eq!(grown.unwrap(), guest.raw(4));

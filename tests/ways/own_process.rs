@@ -1,5 +1,5 @@
-//! What must not happen in the test's own process: this binary once more, where the kernel
-//! may kill it.
+//! Ways that must not run in the test's own process. This binary runs once more, because the
+//! kernel may kill it.
 //!
 //! # Safety
 //!
@@ -18,9 +18,9 @@ use crate::support::{Fixture, PAGES, page_bytes, skip, tracking_modes};
 /// The exit code of a process that cannot try its way here.
 pub(crate) const NOT_HERE: c_int = 3;
 
-/// Runs `way` in every mode, announced and not, in a process of its own: it comes to its
-/// end, but where it is not announced and the mode refuses the kernel's writes it dies of
-/// SIGSEGV. `name` is the path of the test that calls this.
+/// Runs `way` in every mode, announced and not, each in a process of its own. The process must
+/// end normally. If `way` is not announced and the mode refuses the kernel's writes, it must
+/// die of SIGSEGV. `name` is the path of the calling test.
 pub(crate) fn fatal_unless_announced(name: &str, variables: &[(&str, &str)], way: impl Fn(Mode, bool)) {
     if let Some(task) = task() {
         let (mode, how) = task.split_once(' ').unwrap();

@@ -1,10 +1,10 @@
-//! Restartable sequences: the kernel writes the processor's number into a thread's
-//! area whenever the thread was switched out, on its way back to user mode. Where
-//! that is refused it kills the process with SIGSEGV. So an embedder that lets a
-//! guest register an area in its own memory holds the page as long as the area is
-//! registered, or answers the guest with ENOSYS, as it may.
+//! Restartable sequences. After a switch of threads the kernel writes the processor's number
+//! into the thread's area, on its way back to user mode. If that write is refused, it kills the
+//! process with SIGSEGV. A guest may register an area in its own memory. Then the embedder
+//! holds the page as long as the area is registered, or answers the guest with ENOSYS, as it
+//! may.
 //!
-//! A process of its own for each case, whose C library registers no area.
+//! Each case runs in a process of its own. Its C library registers no area.
 //!
 //! # Safety
 //!
@@ -19,12 +19,12 @@ use codewarden::protection::Mode;
 use crate::own_process::{NOT_HERE, fatal_unless_announced};
 use crate::support::{Fixture, PAGES, page_bytes};
 
-/// Any number; the kernel looks for it in front of abort handlers, of which there are none.
+/// Any number; the kernel expects it in front of abort handlers, and there are none.
 const SIGNATURE: u32 = 0x5305_3053;
 /// Bytes of an area, the first ones: `cpu_id_start` and `cpu_id` lead it.
 const AREA_BYTES: usize = 32;
 const UNREGISTER: i32 = 1;
-/// `cpu_id` of an area that nobody registered.
+/// `cpu_id` of an area that is not registered.
 const UNINITIALIZED: [u8; 4] = [0xff; 4];
 
 fn rseq(area: *mut u8, flags: i32) -> bool {
@@ -52,7 +52,7 @@ fn with_an_area(mode: Mode, announced: bool) {
 
 #[test]
 fn an_area_on_a_protected_page() {
-    // Threads of it have no rseq area of the C library's.
+    // Its threads have no rseq area of the C library's.
     let variables = [("GLIBC_TUNABLES", "glibc.pthread.rseq=0")];
     fatal_unless_announced("rseq::an_area_on_a_protected_page", &variables, with_an_area);
 }

@@ -1,10 +1,9 @@
-//! A signal's frame: the kernel writes it to the stack that the handler is to run
-//! on. Where that stack is guest memory and protected, and kernel writes are
-//! refused, the kernel kills the process with SIGSEGV. So an embedder gives its
-//! threads a signal stack of its own ([`AltStack`](codewarden::protection::AltStack)),
-//! or holds what it lets a guest register.
+//! A signal's frame: the kernel writes it to the handler's stack. If that stack is protected
+//! guest memory and kernel writes are refused, the kernel kills the process with SIGSEGV. So an
+//! embedder gives its threads a signal stack of its own
+//! ([`AltStack`](codewarden::protection::AltStack)), or holds the stack that a guest registers.
 //!
-//! A process of its own for each case.
+//! Each case runs in a process of its own.
 //!
 //! # Safety
 //!
@@ -30,7 +29,7 @@ extern "C" fn note(_: c_int) {
     HANDLED.store(true, SeqCst);
 }
 
-/// Handles a signal on a stack whose last pages are protected.
+/// Handles a signal on a stack with protected last pages.
 fn on_a_guests_stack(mode: Mode, announced: bool) {
     let guest = Fixture::new(mode, GuestMemory::anonymous(STACK_BYTES).unwrap());
     let pages = STACK_BYTES / page_bytes();

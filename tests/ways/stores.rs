@@ -43,8 +43,8 @@ fn over_two_pages() {
     });
 }
 
-/// The page dies with its code, or its blocks compare themselves from then on: what
-/// the store changes beyond the byte that it faulted at is never run.
+/// The page dies with its code, or its blocks compare themselves from then on. So bytes that
+/// the store changes beyond the faulting one are never run as old code.
 #[test]
 fn to_data_beside_code() {
     for mode in tracking_modes().into_iter().chain([Mode::None]) {
@@ -65,7 +65,7 @@ fn to_data_beside_code() {
     }
 }
 
-/// A page that nobody read or wrote before it is protected, nor after.
+/// A page without any access before it is protected, or after.
 #[test]
 fn a_page_never_touched() {
     in_every_mode(|guest| {
@@ -81,7 +81,7 @@ fn a_page_never_touched() {
     });
 }
 
-/// It stores what it found, and is a store to the kernel.
+/// It stores the value that it found, and the kernel treats it as a store.
 #[test]
 fn a_compare_and_exchange_that_fails() {
     in_every_mode(|guest| {
@@ -113,7 +113,7 @@ mod instructions {
         });
     }
 
-    /// The fault's address is the highest byte of what is written.
+    /// The fault's address is the highest byte of the written range.
     #[test]
     fn rep_stosb_backwards() {
         in_every_mode(|guest| {
@@ -159,7 +159,7 @@ mod instructions {
         in_every_mode(scatter);
     }
 
-    // Tests are not for the least Rust version.
+    // Tests may need a newer Rust than the library.
     #[allow(clippy::incompatible_msrv)]
     #[target_feature(enable = "avx512f")]
     fn scatter_to(base: *mut u8, offsets: &[i64; 8]) {

@@ -1,15 +1,15 @@
-//! What the kernel writes when a thread ends: `clear_child_tid` and robust lists.
+//! The kernel's writes at the end of a thread: `clear_child_tid` and robust lists.
 //!
-//! Where they are refused nobody hears of it: the word stays as it is, and whoever
-//! waits for it waits for ever. And they are refused in thread mode too: the kernel
-//! delivers no fault of a thread that is ending. So the embedder holds the page, in
-//! every mode, over the thread's end, or writes the word itself.
+//! A refused write is not reported: the word stays as it is, and its waiters wait for ever. The
+//! writes are refused in thread mode too, because the kernel delivers no fault of an ending
+//! thread. So in every mode the embedder holds the page over the thread's end, or writes the
+//! word itself.
 //!
 //! # Safety
 //!
-//! The child that shares the memory does nothing, and its parent stands still until
-//! it is gone (CLONE_VFORK): they have one set of thread-locals. What threads point
-//! to outlives them.
+//! The child that shares the memory does nothing, and its parent stands still until the child is
+//! gone (CLONE_VFORK), because both have one set of thread-locals. The objects that threads
+//! point to outlive the threads.
 #![allow(unsafe_code)]
 
 use core::ffi::{c_int, c_void};
@@ -25,8 +25,8 @@ use crate::support::Fixture;
 
 const STACK_BYTES: usize = 64 << 10;
 
-/// A child that shares the memory, as a thread does, and ends: the kernel clears
-/// the word at `child_tid` then.
+/// Makes a child that shares the memory, as a thread does, and ends. At its end the kernel
+/// clears the word at `child_tid`.
 fn end_of_a_child(child_tid: *mut u8) {
     let mut stack = vec![0_u128; STACK_BYTES / 16];
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
@@ -43,7 +43,7 @@ extern "C" fn ends(_: *mut c_void) -> c_int {
 }
 
 impl Fixture {
-    /// Whether the writes of a thread that is ending pass.
+    /// Whether the writes of an ending thread pass.
     fn last_writes_pass(&self) -> bool {
         matches!(self.mode, Mode::Deferred | Mode::None)
     }
@@ -90,7 +90,7 @@ struct RobustEntry {
     next: *mut c_void,
 }
 
-/// A thread that holds a lock, and ends when it is told to.
+/// A thread that holds a lock, and ends on demand.
 struct Owner {
     list: RobustList,
     futex: *mut u32,
@@ -101,8 +101,8 @@ struct Owner {
 /// Takes the lock, enters it in the kernel's list, and ends without unlocking.
 extern "C" fn ends_with_a_lock(owner: *mut c_void) -> *mut c_void {
     let owner: *mut Owner = owner.cast();
-    // SAFETY: the owner and the futex outlive the thread; the list is entered
-    // where nobody else looks.
+    // SAFETY: the owner and the futex outlive the thread; no other thread looks at the list
+    // during the entry.
     unsafe {
         let list = &raw mut (*owner).list;
         (*owner).futex.write_volatile(libc::syscall(libc::SYS_gettid) as u32);
@@ -115,7 +115,7 @@ extern "C" fn ends_with_a_lock(owner: *mut c_void) -> *mut c_void {
         while !(*owner).may_end.load(SeqCst) {
             libc::sched_yield();
         }
-        // The thread alone, and nothing of the C library's.
+        // Ends the thread alone, without the C library.
         libc::syscall(libc::SYS_exit, 0);
     }
     ptr::null_mut()
@@ -138,7 +138,7 @@ fn robust_list() {
                 may_end: AtomicBool::new(false),
             };
             let owner = &raw mut owner;
-            // SAFETY: the owner lives until the thread was joined; what both use is atomic.
+            // SAFETY: the owner lives until the thread was joined; the shared fields are atomic.
             let (has_lock, may_end) = unsafe { (&(*owner).has_lock, &(*owner).may_end) };
             let mut thread = 0;
             // SAFETY: as above.

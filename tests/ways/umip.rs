@@ -1,9 +1,9 @@
-//! Instructions that tell of the kernel's tables (`sgdt`, `sidt`, `smsw`). Where the
-//! processor keeps them from user mode (UMIP) the kernel carries them out and stores what
-//! it makes up, as in a system call. Where that is refused it kills the process with
-//! SIGSEGV. An embedder whose code has such instructions holds the page, or interprets.
+//! Instructions that tell of the kernel's tables (`sgdt`, `sidt`, `smsw`). A processor with UMIP
+//! keeps them from user mode. Then the kernel emulates them and stores an invented value, as a
+//! system call would. If that store is refused, it kills the process with SIGSEGV. So an
+//! embedder with such instructions in its code holds the page, or interprets them.
 //!
-//! A process of its own for each case.
+//! Each case runs in a process of its own.
 //!
 //! # Safety
 //!
@@ -16,7 +16,7 @@ use codewarden::protection::Mode;
 use crate::own_process::{NOT_HERE, fatal_unless_announced};
 use crate::support::{Fixture, PAGES, page_bytes};
 
-/// What `sgdt` stores.
+/// The size of the value that `sgdt` stores.
 const TABLE_BYTES: usize = 10;
 
 #[cfg(target_arch = "x86_64")]

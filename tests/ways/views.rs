@@ -1,6 +1,6 @@
-//! One memfd mapped several times: as a JIT does that never has a page writable
-//! and executable, RW here and RX there. Each view lies in a region and is
-//! declared; then a store through any view reaches what was made from all.
+//! One memfd mapped several times. A JIT does so whose pages are never both writable and
+//! executable: RW here and RX there. Each view lies in a region and is declared. Then a store
+//! through any view reaches the blocks made from all views.
 //!
 //! # Safety
 //!
@@ -18,11 +18,11 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, tracking_modes};
 
-/// Where the guest has its other views.
+/// The guest addresses of its other views.
 const EXECUTABLE: u64 = GUEST + 0x100_0000;
 const SECOND: u64 = GUEST + 0x200_0000;
 
-/// The fixture's own view is RW; beside it one that is RX and another RW one.
+/// The fixture's own view is RW; the others are one RX and one more RW.
 struct Views {
     guest: Fixture,
     executable: GuestMemory,
@@ -71,7 +71,7 @@ impl Views {
         assert_eq!(self.guest.lookup(key).is_some(), reachable, "{}: {why}", self.guest.mode);
     }
 
-    /// What a write that was learned of leaves: without tracking, a stale block.
+    /// Checks that the write was learned of; without tracking the block is stale.
     fn expect_learned(&self, key: u64, why: &str) {
         self.expect(key, self.guest.mode == Mode::None, why);
     }
@@ -115,7 +115,7 @@ fn a_store_through_the_executable_view_made_writable() {
     });
 }
 
-/// A page that one view alone announces is held for all of them.
+/// A page that is announced through one view alone is held for all of them.
 #[test]
 fn a_system_calls_write_through_another_view() {
     in_every_mode(|views| {
@@ -136,7 +136,7 @@ fn a_system_calls_write_through_another_view() {
     });
 }
 
-/// To the file itself, past every mapping.
+/// Writes to the file itself, past every mapping.
 #[test]
 fn pwrite_to_the_memfd() {
     in_every_mode(|views| {
@@ -166,8 +166,8 @@ fn a_store_through_the_hosts_view() {
     });
 }
 
-/// An announcement for a range reaches what was written to its bytes through any view,
-/// the views that it cuts in the middle too.
+/// An announcement for a range reaches writes to its bytes through any view, even through views
+/// that the range cuts in the middle.
 #[test]
 fn an_announcement_for_a_range_that_cuts_views() {
     in_every_mode(|views| {

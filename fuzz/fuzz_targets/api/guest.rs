@@ -55,7 +55,7 @@ pub struct Guest {
     stores: usize,
     /// Pages of each area that the guest may not write to.
     read_only: [[bool; PAGES]; 3],
-    /// A fork's child, whose writes to shared memory the parent would not learn of.
+    /// A fork's child: the parent would not learn of its writes to shared memory.
     is_child: bool,
     limit: MemoryLimit,
     next: u64,
@@ -141,7 +141,7 @@ impl Guest {
         !(self.is_child && area < 2) && !self.read_only[area][pages].contains(&true)
     }
 
-    /// The guest's own mprotect. What was translated from the pages stays.
+    /// The guest's own mprotect. Blocks from these pages stay.
     pub fn set_access(&mut self, area: usize, page: usize, pages: usize, may_write: bool) {
         if self.tracked[area].is_some() {
             let pages = page..(page + pages).min(PAGES);

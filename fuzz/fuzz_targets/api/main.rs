@@ -1,6 +1,6 @@
 //! Sequences of the library's calls on real memory, in a mode that the input chooses, against
-//! an oracle that knows the bytes. No lookup may give a block whose bytes differ from
-//! memory's. No lookup may lose a block whose pages were not touched.
+//! an oracle that knows the bytes. No lookup may give a block of bytes that memory no longer
+//! has. No lookup may lose a block if its pages were not touched.
 
 #![no_main]
 

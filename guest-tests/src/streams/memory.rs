@@ -40,7 +40,7 @@ pub(super) const DATA_MIDDLE: u64 = DATA + DATA_BYTES / 2;
 /// All of the above, with unmapped gaps.
 pub(super) const ALL: Range<u64> = CODE..0x14_0000;
 
-/// Parts, and what the guest may do with them.
+/// Parts, and the guest's access to each.
 const PARTS: [(u64, u64, Access, u8); 5] = [
     (CODE, CODE_BYTES, Access::ReadWrite, READ | WRITE | EXEC),
     (SHARED, CODE_BYTES, Access::ReadWrite, READ | WRITE | EXEC),
