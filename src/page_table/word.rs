@@ -19,10 +19,10 @@
 //! | Checked | Open | policy, once the page has cooled; a change of the mapping | +1 |
 //!
 //! A thread that un-protects (a fault handler, an announced write) leaves the protected state
-//! and raises the count of un-protects in flight in one step, *before* its system call. It
-//! lowers the count after the call. A translator that begins needs the count to be 0. Otherwise
-//! the late system call of a handler could open the page under a block that was committed in
-//! between, and no later store would be noticed.
+//! and raises the count of un-protects in flight. It does both in one step, *before* its system
+//! call, and lowers the count after the call. A translator that begins needs the count to be 0.
+//! Otherwise a handler's late system call could open the page under a block that was committed
+//! in between. No later store would then be noticed.
 //!
 //! A *protecting* system call can be late too. This is why a page that is hit while Protecting
 //! becomes Cancelled and not Open. Until the translator has undone its call, the kernel may

@@ -1,5 +1,5 @@
 //! The numbers of the library's own descriptors. They are high, so that an emulator's
-//! guest finds the low numbers free, as it would in a process of its own, and does not
+//! guest finds the low numbers free, as in a process of its own. Such a guest does not
 //! close a descriptor that it never opened.
 
 use std::os::fd::{OwnedFd, RawFd};

@@ -2,9 +2,9 @@
 //!
 //! A child inherits the parent's userfaultfd, and an ioctl on it acts on the
 //! *parent's* memory: an unregister or a drop in the child would end the
-//! parent's tracking. So each object that holds such a descriptor remembers the
-//! [`Generation`] of the process that made it and touches the descriptor only
-//! while that is the current one.
+//! parent's tracking. So each object with such a descriptor remembers the [`Generation`] of the
+//! process that made it. It touches the descriptor only while that generation is the current
+//! one.
 //!
 //! The generation lives on a page with `MADV_WIPEONFORK`: the kernel hands it
 //! to the child as zeroes, without a fork handler and without a system call.

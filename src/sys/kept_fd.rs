@@ -1,8 +1,8 @@
 //! A descriptor that other code of the process may close or replace without our knowledge.
 //!
-//! A process knows an open file only by its number, and any code in it may call `close`, `dup2`
-//! or `close_range` on a number that it does not own. So a [`KeptFd`] remembers the file that
-//! it named: device and inode. (Userfaultfds have an inode each since Linux 5.12; the other
+//! A process knows an open file only by its number. Any code in it may call `close`, `dup2` or
+//! `close_range` on a number that it does not own. So a [`KeptFd`] remembers the file that it
+//! named: device and inode. (Userfaultfds have an inode each since Linux 5.12; the other
 //! anonymous files share one.) It checks before each step that would harm a foreign file: it
 //! closes the number only while that is still the file it opened.
 //!

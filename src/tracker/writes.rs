@@ -290,7 +290,7 @@ impl<O: PageObserver> Region<O> {
     /// If that fails too, or if the barrier between the two steps is refused, the same fault
     /// comes back and is handed on: the process ends, rather than run stale code or fault for
     /// ever. Without the barrier a core may be about to enter a dead block that it looked up
-    /// ahead of its store, and no later system call of ours orders that. A page that stays
+    /// ahead of its store. No later system call of ours orders that. A page that stays
     /// protected lets no such store retire.
     pub(super) fn abandon(&self) -> Result<(), Error> {
         let opening = self.protection.opening(self.lose())?;
