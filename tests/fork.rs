@@ -54,7 +54,7 @@ fn wrong_in_the_child(cache: &CodeCache<()>, memory: &GuestMemory, mode: Mode) -
         if vcpu.pin().lookup(Key::new(page << 12)).is_some() {
             return 1;
         }
-        // The former block is retained and can be used again.
+        // No retained block is left that could be used again.
         if !matches!(begin(cache, page << 12).revive(), Ok(Some(_))) {
             return 4;
         }

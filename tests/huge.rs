@@ -37,7 +37,7 @@ struct Cost {
 fn cost(mode: Mode, len_bytes: usize) -> Cost {
     let page = PageSize::host().bytes();
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping disturbs nobody.
+    // SAFETY: a new mapping, without users.
     let start = unsafe { libc::mmap(std::ptr::null_mut(), len_bytes, libc::PROT_NONE, flags, -1, 0) };
     assert_ne!(start, libc::MAP_FAILED, "{len_bytes:#x} bytes: {}", std::io::Error::last_os_error());
     // SAFETY: it is unmapped below, behind the cache.

@@ -322,7 +322,7 @@ fn store_and_look_ahead(guest: &Guest, offset: usize, link: &Link) -> usize {
     found
 }
 
-/// S7, on the machine at hand. Without the barrier before a page is opened about one round in
+/// S7, on the present machine. Without the barrier before a page is opened about one round in
 /// 100,000 fails, so a run as short as this one hardly detects it. The models that the promise
 /// names always fail then. LOOK_AHEAD_ROUNDS makes the run longer.
 #[cfg(target_arch = "x86_64")]
@@ -473,7 +473,7 @@ impl Drop for OverAtDrop<'_> {
     }
 }
 
-/// A page that is written to becomes checked, and cools when it is asked.
+/// Makes a page checked after a write to it, and cools it when asked.
 #[derive(Clone, Copy, Debug)]
 struct CheckedOnceWritten;
 
@@ -538,7 +538,7 @@ fn a_block_beside_a_write_to_shared_memory_compares_itself() {
     }
 }
 
-/// Every page is checked, and cools when it is asked.
+/// Makes every page checked, and cools it when asked.
 #[derive(Clone, Copy, Debug)]
 struct AlwaysChecked;
 

@@ -91,7 +91,7 @@ pub struct Outcome {
     pub workload: Workload,
     /// The mode.
     pub mode: Mode,
-    /// Nanoseconds for one operation, or why there are none.
+    /// Nanoseconds for one operation, or the reason that there are none.
     pub end: Result<Spread, End>,
 }
 

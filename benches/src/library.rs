@@ -25,7 +25,7 @@ const GUEST: u64 = 0x4000_0000;
 /// Tracks `memory` at `guest`; the callers drop the cache before the memory.
 pub(crate) fn add_region<P: Payload>(cache: &CodeCache<P>, guest: GuestAddr, memory: &GuestMemory, mode: Mode) {
     let options = RegionOptions::new(guest, memory.range(), mode);
-    // SAFETY: the memory is guest memory that nobody else has, and outlives the cache.
+    // SAFETY: the guest memory has no other user, and outlives the cache.
     unsafe { cache.tracker().add_region(options) }.expect("a mode that can be had here");
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn learned(cache: &CodeCache<()>) -> u64 {
     stats.faults + stats.pages_harvested
 }
 
-/// Exactly `wanted` writes were learned of until now.
+/// Checks that exactly `wanted` writes were learned of until now.
 pub(crate) fn check_learned(cache: &CodeCache<()>, wanted: u64) {
     let since = Instant::now();
     // A handler thread counts after it has let the store go on.
@@ -96,7 +96,7 @@ impl Library {
         (0..PAGES).for_each(|index| self.commit(index));
     }
 
-    /// Every page is writable and written, no block is left.
+    /// Makes every page writable and written, with no block left.
     fn open_all(&mut self) {
         let len = self.ground.memory().len() as u64;
         let change = self.cache.tracker().change_mapping(GuestAddr(GUEST), len).expect("the range is tracked");
@@ -115,7 +115,7 @@ impl Library {
         self.cache.tracker().sync().expect("the region can be harvested");
     }
 
-    /// The batch's pages were protected: a store to each is learned of.
+    /// Checks that the batch's pages were protected: a store to each is learned of.
     fn check_protected(&mut self) {
         let before = learned(&self.cache);
         self.ground.next_round();
@@ -125,7 +125,7 @@ impl Library {
         check_learned(&self.cache, before + wanted);
     }
 
-    /// Every block can be reached, or none, as `alive` says.
+    /// Checks that every block can be reached if `alive`, else none.
     fn check_blocks(&mut self, alive: bool) {
         for index in 0..PAGES {
             assert_eq!(self.lookup(index), alive.then_some(Self::entry(index)), "{}: page {index}", self.mode);

@@ -13,7 +13,7 @@ pub enum Aim {
     AtMostOr(f64, f64),
     /// At least so many times the second.
     AtLeast(f64),
-    /// No more different than either is from itself: the spreads overlap.
+    /// The same within the noise: the spreads overlap.
     Same,
     /// Nothing is wanted: the numbers are only shown.
     Told,

@@ -21,7 +21,7 @@ use guest_tests::{find_program, skip};
 use crate::guest::{End, run_guest};
 use crate::spread::Spread;
 
-/// The peer: an emulator that is always coherent without being told.
+/// The peer: an emulator that is always coherent without announcements.
 const PEER: &str = "qemu-riscv64";
 
 /// An operation that changes code, on both emulators.

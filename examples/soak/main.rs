@@ -111,7 +111,7 @@ impl Code {
     fn write(memory: &Allocation, key: u64, next: *const EntryCell) {
         let len_bytes = memory.len();
         let made = Self { mark: AtomicU64::new(mark(key)), next, len_bytes };
-        // SAFETY: the allocation is as long, and aligned; nobody else has it yet.
+        // SAFETY: the allocation is as long, and aligned; it has no other user yet.
         unsafe {
             memory.rw().write_bytes(0x90, len_bytes);
             memory.rw().cast::<Self>().write(made);
@@ -262,7 +262,7 @@ impl Soak {
         Ok(())
     }
 
-    /// Runs the loop of blocks until it is to stop.
+    /// Runs the loop of blocks until `stop` is set.
     fn spin(&self) -> Result<(), Error> {
         let leave = self.leave.clone();
         let mut vcpu = self.cache.attach_vcpu_with(move || leave.store(true, Ordering::Relaxed));

@@ -221,7 +221,7 @@ impl Machine {
 /// Puts `code` into executable memory. None of it can be reached before it is published.
 fn place(buffer: &CodeBuffer, code: &[u8]) -> std::result::Result<Allocation, WardenError> {
     let memory = buffer.alloc(code.len(), 16)?;
-    // SAFETY: as many bytes were asked for, and nobody runs or reads them yet.
+    // SAFETY: as many bytes were allocated, and no code runs or reads them yet.
     unsafe { memory.rw().copy_from_nonoverlapping(code.as_ptr(), code.len()) };
     memory.publish()?;
     Ok(memory)

@@ -20,7 +20,7 @@ pub fn skip(test: &str, reason: &str) {
     note(test, &format!("SKIPPED ({count} in this binary): {reason}"));
 }
 
-/// Says something about a test even when it passes.
+/// Prints a text about a test even if the test passes.
 pub fn note(test: &str, text: &str) {
     // Not eprintln: the test harness would swallow it. A lost line does no harm.
     let _ = writeln!(std::io::stderr(), "{test}: {text}");

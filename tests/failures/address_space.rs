@@ -1,5 +1,5 @@
-//! Memory that is unmapped or replaced under a store that is sleeping in a fault
-//! on it, and under a call that works on a range.
+//! Memory that is unmapped or replaced while a store sleeps in a fault on it, or during a call
+//! for a range.
 //!
 //! # Safety
 //!

@@ -42,7 +42,7 @@ fn put_over(file: c_int, number: c_int) {
     assert_eq!(unsafe { libc::dup2(file, number) }, number);
 }
 
-/// The end of a pipe that never has anything to read.
+/// The end of a pipe that never has a byte to read.
 fn silent_pipe() -> c_int {
     let mut ends = [0; 2];
     // SAFETY: writes two numbers.

@@ -22,7 +22,7 @@ use crate::child::{Ended, in_child};
 use crate::scenario::{End, UFFD, byte_of, fixture, scenario};
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, skip};
 
-/// Descriptors are looked for below this number.
+/// The tests check the descriptors below this number.
 const NUMBERS: c_int = 1024;
 
 fn set_limit(resource: libc::__rlimit_resource_t, most: u64) {
@@ -56,7 +56,7 @@ fn with_ever_more_files<T>(make: impl Fn() -> Result<T, Error>) -> (T, usize) {
     panic!("16 descriptors are not enough");
 }
 
-/// One descriptor is missing at each place that opens one.
+/// The descriptors run out at each place that opens one.
 #[test]
 fn open_files_of_a_region() {
     scenario("limits::open_files_of_a_region", &Mode::ALL, End::Well, |mode| {
@@ -156,7 +156,7 @@ fn open_files_of_a_forks_child() {
         guest.block(1);
         set_limit(libc::RLIMIT_FSIZE, 0);
         set_limit(libc::RLIMIT_NOFILE, *open_files().last().unwrap() as u64 + 1);
-        // SAFETY: makes descriptors that nobody uses.
+        // SAFETY: makes unused descriptors.
         while unsafe { libc::dup(0) } != -1 {}
         let before = open_files();
         let guards = (buffer.before_fork(), guest.cache.before_fork());
@@ -184,7 +184,7 @@ fn use_up_mappings() -> Option<()> {
     }
     let len = (most + 64) * page_bytes();
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping disturbs nobody; its pages change between two kinds of access.
+    // SAFETY: a new mapping, without users; its pages change between two kinds of access.
     unsafe {
         let start = libc::mmap(ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0);
         assert_ne!(start, libc::MAP_FAILED);

@@ -109,7 +109,7 @@ fn every_fallback() {
     }
     // Mode `none` asks the kernel for nothing.
     try_mode(Mode::None).unwrap();
-    // An embedder that runs no host code, as `try_mode`, does without a code buffer.
+    // Only code buffers need `membarrier_sync_core`: `try_mode` runs no host code.
     let has_code = CodeBuffer::new(1 << 20).map(drop);
     assert_eq!(has_code, Probe::of_this_process().check_code());
     assert_eq!(has_code.is_err(), hidden == "membarrier_sync_core");

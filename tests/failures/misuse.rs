@@ -31,8 +31,8 @@ fn shared(offset: u64) -> SharedMemory {
     SharedMemory { backing: BackingId::of_file(1, 1), offset }
 }
 
-/// Ranges that are unmapped, all of them, at one end or in the middle, or that end with the
-/// last address.
+/// Ranges that are unmapped, all of them, at one end or in the middle, or that reach to
+/// the last address.
 #[test]
 fn a_region_that_is_not_mapped() {
     scenario("misuse::a_region_that_is_not_mapped", &Mode::ALL, End::Well, |mode| {

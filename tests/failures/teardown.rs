@@ -131,7 +131,7 @@ fn dropped_in_a_forks_child() {
             begin_everywhere(&guest.cache);
             let guard = guest.cache.before_fork();
             let status = in_child(|| {
-                // In both: no lock is held when the cache is dropped.
+                // In both processes: no lock is held when the cache is dropped.
                 drop(guard);
                 // SAFETY: dropped in this process once.
                 drop(unsafe { std::ptr::read(&raw const *guest) });

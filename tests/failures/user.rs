@@ -18,7 +18,7 @@ use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, skip};
 
 const NOBODY: libc::uid_t = 65_534;
 
-/// From here on the process is nobody's. Its own files in /proc belong to root.
+/// From here on the process runs as the user "nobody". Its own files in /proc belong to root.
 fn change_the_user() {
     // SAFETY: changes the user of the process.
     unsafe {

@@ -37,7 +37,7 @@ use child::{Ended, in_child};
 const PAGES: usize = 8;
 const WORDS_PER_PAGE: usize = 4;
 const WORDS: usize = PAGES * WORDS_PER_PAGE;
-/// One for each word, and one for each word with the one a page further.
+/// A key for each word, and one for each word with the word a page further.
 const KEYS: usize = 2 * WORDS;
 const WRITERS: usize = 2;
 const TRANSLATORS: usize = 2;

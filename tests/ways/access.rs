@@ -114,7 +114,7 @@ fn mprotect_past_the_library_under_mprotect() {
 /// A region that is mapped with `access` (and `flags` in the host) when it is added.
 fn mapped_as(mode: Mode, on_memfd: bool, access: Access, flags: ProtFlags) -> Fixture {
     let len = PAGES * page_bytes();
-    // Kept for the process: the region's mapping shows its bytes.
+    // Lives as long as the process: the region's mapping shows its bytes.
     let made = Box::leak(Box::new(GuestMemory::memfd(len).unwrap()));
     made.write(page_bytes() + 3, &[5]).unwrap();
     let nowhere = core::ptr::null_mut();

@@ -6,7 +6,7 @@
 //!
 //! # Safety
 //!
-//! Buffers lie in the fixture's own memory, and every operation is waited for.
+//! Buffers lie in the fixture's own memory, and the tests wait for every operation.
 #![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};

@@ -30,7 +30,7 @@ pub(crate) fn temporary() -> File {
     file
 }
 
-/// Whether it is on a file system of regular files; memory's own can be tracked.
+/// Whether it is on a file system of regular files; files in memory can be tracked.
 pub(crate) fn is_regular(file: &File) -> bool {
     let kind = rustix::fs::fstatfs(file).unwrap().f_type as u32;
     if kind == libc::TMPFS_MAGIC as u32 {

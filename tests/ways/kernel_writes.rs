@@ -207,7 +207,7 @@ fn pipe2() {
     };
     in_each_mode_by(call, |bytes| {
         let fds = [0, 4].map(|at| c_int::from_ne_bytes(bytes[at..at + 4].try_into().unwrap()));
-        // SAFETY: the call made them and nobody else has them.
+        // SAFETY: the call made them, and they have no other owner.
         let [mut from, mut into] = fds.map(|fd| std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
         let mut got = [0; NEW.len()];
         into.write_all(NEW).and_then(|()| from.read_exact(&mut got)).is_ok() && &got == NEW
@@ -271,7 +271,7 @@ fn futex_wake_op() {
     in_each_mode_by(call, |bytes| bytes[..WORD] == 0x123_u32.to_ne_bytes());
 }
 
-/// The kernel enters the thread that takes the lock, and takes it out at the unlock.
+/// The kernel writes the locking thread into the word, and clears it at the unlock.
 #[test]
 fn futex_lock_pi() {
     in_every_mode(|guest| {

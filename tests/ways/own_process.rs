@@ -3,7 +3,7 @@
 //!
 //! # Safety
 //!
-//! A child is waited for by the thread that made it.
+//! The thread that made a child waits for it.
 #![allow(unsafe_code)]
 
 use core::ffi::c_int;

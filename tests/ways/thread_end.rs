@@ -149,7 +149,7 @@ fn robust_list() {
             let block = guest.block(page, 16);
             let held = announced.then(|| guest.prepare_unseen(page, 16, 4));
             may_end.store(true, SeqCst);
-            // SAFETY: joined once; the kernel says that it is over, as of any thread.
+            // SAFETY: joined once; the kernel reports its end, as that of any thread.
             assert_eq!(unsafe { libc::pthread_join(thread, ptr::null_mut()) }, 0);
             drop(held);
             let word = u32::from_ne_bytes(guest.bytes(page, 16, 4).try_into().unwrap());

@@ -49,7 +49,7 @@ impl Calls {
         Self::Async { _uffd: uffd, pagemap }
     }
 
-    /// Makes the pages read-only, or, asynchronous, such that a write shows.
+    /// Makes the pages read-only, or, in asynchronous mode, makes the kernel note writes.
     pub(super) fn protect(&self, start: usize, len: usize) -> bool {
         match self {
             Self::Uffd(uffd) => uffd.write_protect(start as *mut _, len).is_ok(),
@@ -92,7 +92,7 @@ impl Calls {
         let count = call(pagemap, PAGEMAP_SCAN, &mut scan);
         assert!(count >= 0 && scan.walk_end == scan.end, "PAGEMAP_SCAN");
         for region in &regions[..count as usize] {
-            // SAFETY: the kernel wrote as many regions as it says.
+            // SAFETY: the kernel wrote as many regions as it returned.
             let region = unsafe { region.assume_init_ref() };
             written(region.start as usize, region.end as usize);
         }
@@ -104,7 +104,7 @@ impl Calls {
         let poll = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         loop {
             let mut fds = [poll(uffd.as_raw_fd()), poll(stop.0.as_raw_fd())];
-            // SAFETY: two elements, as it is told.
+            // SAFETY: two elements, as the count says.
             let _ = unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
             if fds[1].revents != 0 {
                 return None;
@@ -122,7 +122,7 @@ pub(super) struct StopSignal(Arc<OwnedFd>);
 
 impl StopSignal {
     pub(super) fn new() -> Self {
-        // SAFETY: a new descriptor that nobody else has.
+        // SAFETY: a new descriptor without another owner.
         Self(Arc::new(unsafe { OwnedFd::from_raw_fd(checked(libc::eventfd(0, libc::EFD_CLOEXEC))) }))
     }
 

@@ -60,7 +60,7 @@ impl Drop for Installed {
 }
 
 unsafe extern "C" fn on_signal(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
-    // SAFETY: the kernel's siginfo; `CURRENT` is kept by the guard as long as the handler is there.
+    // SAFETY: the kernel's siginfo; the guard keeps `CURRENT` as long as the handler is installed.
     let resolved = unsafe {
         let address = (*info).si_addr() as usize;
         CURRENT.load(Ordering::SeqCst).as_ref().is_some_and(|tracked| tracked.resolve(address))

@@ -30,7 +30,7 @@ impl BareProtection {
         Self(Calls::open(mode, range.start().0, range.len()))
     }
 
-    /// Protects `range`, or says the errno.
+    /// Protects `range`, or returns the errno.
     pub(crate) fn protect(&self, range: HostRange) -> Result<(), i32> {
         if self.0.protect(range.start().0, range.len()) {
             return Ok(());

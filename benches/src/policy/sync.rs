@@ -21,7 +21,7 @@ use crate::spread::Spread;
 
 /// Contiguous pages with code, of each thread.
 pub const PAGES: usize = 4096;
-/// Of them written before a call of the second kind: 1 %.
+/// Pages written before a call of the second kind: 1 %.
 pub const WRITTEN: usize = 41;
 
 /// One of so many pages is written.

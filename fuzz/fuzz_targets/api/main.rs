@@ -82,7 +82,7 @@ enum Kind {
     Evict,
 }
 
-/// Each kind as often as it is to be called. The kinds that others build on come more often.
+/// Each kind is listed in proportion to its calls. The kinds that others build on come more often.
 #[rustfmt::skip]
 const KINDS: &[Kind] = {
     use Kind::*;

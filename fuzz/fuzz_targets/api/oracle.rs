@@ -83,7 +83,7 @@ impl Oracle {
         pages
     }
 
-    /// Something happened that may end the blocks on `range`.
+    /// An event may end the blocks on `range`.
     pub fn may_kill(&mut self, range: Range<usize>) {
         self.touch(range);
     }

@@ -4,8 +4,8 @@
 //! # Safety
 //!
 //! All pointers are into the parts of a [`Window`] that `Memory::new` mapped, which stay
-//! mapped as long as the process. Only the guest's hart touches them too, and it does not run
-//! meanwhile.
+//! mapped as long as the process. Only the guest's hart uses them too, and it stands still during
+//! these calls.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
