@@ -77,7 +77,7 @@ ways! {
     none_auto: Way::Cached(Mode::None, Tier::Auto);
 }
 
-/// The row of one guest alone, for those who break what it is about.
+/// The row of one guest alone: mutations of file changes name this test.
 #[test]
 fn code_that_changes_through_a_file() {
     let guest = GUESTS.iter().find(|guest| guest.name == "file-writes").unwrap();
