@@ -38,7 +38,7 @@ int main(void)
     cw_ticket *ticket;
     must(cw_cache_begin(cache, pc, &ticket), "cw_cache_begin");
     must(cw_ticket_claim(ticket, pc, NULL), "cw_ticket_claim");   /* protects the page */
-    uint8_t *code = malloc(4);                /* stands for what a compiler makes */
+    uint8_t *code = malloc(4);                /* stands for compiled code */
     memcpy(code, memory + 0x1000, 4);         /* the bytes: read after the claim */
     must(cw_ticket_commit(ticket, (uintptr_t)code, 0, code, free), "cw_ticket_commit");
     cw_ticket_free(ticket);

@@ -1,14 +1,14 @@
 /*
- * A small but real JIT for x86-64: guest code that rewrites itself, compiled to host code
- * which goes from block to block through entry cells, beside an interpreter that decodes
- * every instruction afresh. Where the two differ, stale code has run.
+ * A small but real JIT for x86-64. Guest code that rewrites itself is compiled to host code
+ * that goes from block to block through entry cells. An interpreter decodes every
+ * instruction afresh. If the two results differ, stale code has run.
  *
  *     tiny_jit [MODE...]        sigbus, thread, mprotect, deferred; "none" must fail
  *
- * Exits with 0 where every mode gives the interpreter's result.
+ * Exits with 0 if every mode gives the interpreter's result.
  *
  * The guest has one register, a loop counter and instructions of 8 bytes: opcode, three
- * bytes of nothing, a 32-bit operand.
+ * unused bytes, a 32-bit operand.
  */
 #define _GNU_SOURCE
 #include <codewarden.h>
@@ -25,7 +25,7 @@ enum opcode {
     OP_JUMP,        /* pc = operand */
     OP_LOOP,        /* if (--counter != 0) pc = operand */
     OP_STORE_REG,   /* the 32 bits at operand = register */
-    OP_FENCE,       /* what was stored before is fetched after */
+    OP_FENCE,       /* later fetches see earlier stores */
     OP_SPIN,        /* pc = operand; nothing else */
     OP_HALT,
 };
@@ -33,13 +33,13 @@ enum opcode {
 enum { INSN_BYTES = 8, GUEST_BYTES = 1 << 16, BLOCK_INSNS = 16, CODE_BYTES = 1 << 20, ROUNDS = 500 };
 #define GUEST_BASE UINT64_C(0x40000000)
 
-/* What emitted code knows of the guest's state: its address is in rdi. */
+/* The guest's state, for emitted code: its address is in rdi. */
 struct state {
     uint32_t reg;       /* at 0 */
     uint32_t counter;   /* at 4 */
     uint64_t pc;        /* at 8 */
     uint32_t reason;    /* at 16: why emitted code has returned */
-    uint32_t leave;     /* at 20: somebody asks it to */
+    uint32_t leave;     /* at 20: set to make it return */
 };
 enum { REASON_LOOKUP, REASON_FENCE, REASON_HALT };
 
@@ -107,12 +107,12 @@ static void put_program(uint8_t *guest)
     assemble(guest, at += 8, OP_LOOP, 0x0000);
     assemble(guest, at += 8, OP_HALT, 0);
 
-    /* Two blocks that jump to each other until somebody overwrites one of them. */
+    /* Two blocks that jump to each other until a store overwrites one of them. */
     assemble(guest, 0x4000, OP_SPIN, 0x5000);
     assemble(guest, 0x5000, OP_SPIN, 0x4000);
 }
 
-/* The reference: keeps nothing. */
+/* The reference: retains no translation. */
 static uint32_t interpret(uint8_t *guest, uint32_t counter)
 {
     uint32_t reg = 0, pc = 0;
@@ -155,8 +155,8 @@ static void emit_exit(struct emitter *e, uint32_t pc, uint32_t reason)
     EMIT(e, 0xc3);                                /* ret */
 }
 
-/* Goes to the block at pc, through its entry cell; to a stub, which returns, where there
- * is none. The block that is being made keeps the link. */
+/* Goes to the block at pc through its entry cell, or, if there is no block, to a stub, which
+ * returns. The block that is being made keeps the link. */
 static void emit_link(struct emitter *e, struct jit *jit, cw_ticket *ticket, uint32_t pc)
 {
     cw_link *link;
@@ -171,7 +171,7 @@ static void emit_link(struct emitter *e, struct jit *jit, cw_ticket *ticket, uin
     EMIT(e, 0xff, 0x20);                                 /* jmp [rax] */
 }
 
-/* The code of one block; where it ends. */
+/* The code of one block. Returns its end. */
 static void compile(struct emitter *e, struct jit *jit, cw_ticket *ticket, const uint8_t *bytes,
                     uint32_t pc, uint32_t insns)
 {
@@ -205,7 +205,7 @@ static void compile(struct emitter *e, struct jit *jit, cw_ticket *ticket, const
             EMIT(e, 0x48, 0xb8), emit64(e, (uintptr_t)jit->guest + insn.operand); /* mov rax, host */
             EMIT(e, 0x8b, 0x0f);                              /* mov ecx, [rdi] */
             EMIT(e, 0x89, 0x08);                              /* mov [rax], ecx: may fault */
-            /* It may have hit this block: go on in what is valid now. */
+            /* It may have hit this block: go on in the block that is valid now. */
             emit_link(e, jit, ticket, pc);
             return;
         case OP_FENCE:
@@ -219,7 +219,7 @@ static void compile(struct emitter *e, struct jit *jit, cw_ticket *ticket, const
     emit_link(e, jit, ticket, pc);
 }
 
-/* Instructions of the block, most at most, up to the first that ends one. */
+/* The block's instructions, up to the first that ends a block; at most most. */
 static uint32_t block_insns(const uint8_t *bytes, uint32_t most)
 {
     uint32_t insns = 0;
@@ -240,7 +240,7 @@ static cw_allocation *allocate(struct jit *jit)
     return code;
 }
 
-/* Translates the block at pc; false where that has to wait for a moment. */
+/* Translates the block at pc; false if that must wait for a moment. */
 static bool translate(struct jit *jit, uint32_t pc)
 {
     uint8_t bytes[BLOCK_INSNS * INSN_BYTES];
@@ -251,7 +251,7 @@ static bool translate(struct jit *jit, uint32_t pc)
     if (status == CW_BUSY)
         goto out;
     must(status, "cw_ticket_claim");
-    /* A block ends with its page: no other one was claimed, so none is read. */
+    /* A block ends with its page: no other page was claimed, so none is read. */
     const uint32_t page = (uint32_t)sysconf(_SC_PAGESIZE), room = (page - pc % page) / INSN_BYTES;
     const uint32_t most = room < BLOCK_INSNS ? room : BLOCK_INSNS;
     memcpy(bytes, jit->guest + pc, most * INSN_BYTES); /* once, after the claim */

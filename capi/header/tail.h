@@ -7,10 +7,10 @@
 #define CW_FRONT_INDEX(key) ((size_t)((uint64_t)(key) >> 1) & (CW_FRONT_ENTRIES - 1))
 
 /*
- * The entry of the valid block of the key; 0 where there is none. For a pinned vCPU;
- * front is what cw_vcpu_front() filled in for it, once. Where the front has the key this
- * is two loads and three comparisons, elsewhere it is cw_vcpu_lookup(). Unless NDEBUG is
- * defined it asserts that the vCPU is pinned: what an unpinned one finds may be freed.
+ * The entry of the valid block of the key; 0 if there is none. For a pinned vCPU; front
+ * was filled in by cw_vcpu_front() for it, once. If the front has the key this is two loads
+ * and three comparisons, otherwise it is cw_vcpu_lookup(). Unless NDEBUG is defined it
+ * asserts that the vCPU is pinned: the block that an unpinned one finds may be freed.
  */
 static inline uintptr_t cw_lookup(cw_vcpu *vcpu, const cw_front *front, uint64_t key)
 {
@@ -32,7 +32,7 @@ static inline uint8_t cw_stale(const uint8_t *stale_flag)
 
 /*
  * Options for blocks that are looked up and never jumped to through entry cells, and that
- * have no checked entry. Set the stubs where emitted code jumps through cells.
+ * have no checked entry. If emitted code jumps through cells, set the stubs.
  */
 static inline cw_cache_options cw_cache_options_default(void)
 {
@@ -44,7 +44,7 @@ static inline cw_cache_options cw_cache_options_default(void)
     return options;
 }
 
-/* Options for a region that the guest may read and write; the signals are the library's. */
+/* Options for a region that the guest may read and write; the library handles the signals. */
 static inline cw_region_options
 cw_region_options_default(uint64_t guest, void *host, size_t len_bytes, cw_mode mode)
 {

@@ -1,10 +1,10 @@
 /*
  * codewarden: keeps translated code true to the guest bytes that it came from.
  *
- * For authors of emulators and JITs on Linux. The library write-protects the guest
- * pages that translations come from, learns of every write to them, and makes stale
- * translations unreachable before they can run. It knows no guest instruction set and
- * no compiler.
+ * For authors of emulators and JITs on Linux. The library write-protects the guest pages
+ * that translations come from and learns of every write to them. It makes stale
+ * translations unreachable before they can run. It knows no guest instruction set and no
+ * compiler.
  *
  * Link with -lcodewarden (README.md, "Embed it from C"). Made from the sources of the
  * package codewarden-capi: change those, and then
@@ -15,12 +15,13 @@
  *
  *   1. cw_cache_begin() a ticket, cw_ticket_claim() every page of the block. CW_BUSY:
  *      interpret, and come back.
- *   2. Read the guest's bytes, once each: not before the claim. Say which of them the
- *      block is made from, cw_ticket_made_from(), and ask whether one that was made from
- *      the same can be used again, cw_ticket_revive(). If not, translate.
+ *   2. Read the guest's bytes, each once, and only after the claim. Name the bytes that
+ *      the block is made from, cw_ticket_made_from(), and ask whether a former block of the
+ *      same bytes can be used again, cw_ticket_revive(). If not, translate.
  *   3. cw_ticket_commit(): the block is reachable, or CW_WRITTEN: a write came.
  *   4. cw_lookup() and run it under a vCPU's pin.
- *   5. Tell of what the kernel cannot tell: cw_cache_sync() and what follows it.
+ *   5. Report the writes that the kernel cannot report: cw_cache_sync() and the functions
+ *      after it.
  *
  *
  * With a cache of your own
@@ -30,28 +31,26 @@
  *   time. The stubs are 0 and 1, numbers begin with 2.
  *
  *   1. Once a page: cw_cache_link(), and keep the address of its cell.
- *   2. To translate, load the cell. Where it holds a number, the page is tracked. Where
- *      it holds a stub, begin, claim and commit the next number; CW_BUSY or CW_WRITTEN:
- *      interpret.
+ *   2. To translate, load the cell. If it holds a number, the page is tracked. If it holds
+ *      a stub, begin, claim and commit the next number; CW_BUSY or CW_WRITTEN: interpret.
  *   3. Only now read the guest's bytes, translate, and enter your block in your table
  *      with the address of the cell and the number.
- *   4. Before a block of yours is entered, load the cell (with acquire): the block is
- *      valid while the cell holds its number. Any write to the page changes it, at the
- *      moment that the page's mode promises. A block on two pages has two of them.
+ *   4. Before you enter a block, load the cell (with acquire): the block is valid while the
+ *      cell holds its number. Any write to the page changes the cell, at the moment that
+ *      the page's mode promises. A block on two pages has two cells and two numbers.
  *
  *
  * Rules, for every function that does not say otherwise
  *
- * Answers. A function that can fail returns a cw_status. What failed changed nothing
- * unless it says so. The message of the failure is cw_last_error_message(). A panic of
- * the library's becomes CW_INTERNAL, and ends the process in a function that returns
- * something else.
+ * Answers. A function that can fail returns a cw_status. A failed call changed nothing
+ * unless it says so. The message of the failure is cw_last_error_message(). A panic in the
+ * library becomes CW_INTERNAL, and ends the process in a function that does not return a
+ * cw_status.
  *
- * Pointers. A handle is one that this library gave and that was not freed; NULL is
- * CW_BAD_ARGUMENT, and nothing for a _free function. An out parameter is not NULL; it is
- * written where CW_OK is returned, and a handle that is given through one is NULL
- * elsewhere. What else is passed by pointer is not NULL, and is read before the return,
- * not kept.
+ * Pointers. A handle is one that this library gave and that was not freed. NULL is
+ * CW_BAD_ARGUMENT; a _free function does nothing for it. An out parameter is not NULL. It
+ * is written if CW_OK is returned; otherwise a handle that is given through one is NULL. No
+ * other pointer is NULL, and it is read before the return, not kept.
  *
  * Alignment. A pointer to a structure, a handle or a number is aligned for its type, as C
  * demands; a pointer to void need not be. Whole pages are needed only by guest, host and
@@ -59,34 +58,34 @@
  * cw_cache_declare_shared(). Every other guest address and length is any number of bytes,
  * and stands for each page that it touches. Keys, entries and stubs need no alignment.
  *
- * Ownership. Each handle is freed once, by the _free function of its kind or by the
- * function that says that it takes it. Handles may be freed in any order, but a cache is
- * freed after its tickets, vCPUs, holds, mapping changes and fork guards
- * (CW_IN_USE tells). Strings are the library's. A handle that was freed, and is used or
- * freed again, cannot be told: the behaviour is undefined.
+ * Ownership. Free each handle once, by the _free function of its kind or by a function that
+ * says that it takes it. Handles may be freed in any order, but a cache after its tickets,
+ * vCPUs, holds, mapping changes and fork guards (otherwise it answers CW_IN_USE). Strings
+ * belong to the library. The library cannot detect the use of a freed handle, or a second
+ * free: the behaviour is undefined.
  *
- * Threads. Any thread may call any function at any time, with two exceptions: an object
- * that is passed by a pointer to non-const is used by one thread at a time, and nobody
- * uses what is being freed. So a cache, a link, a code buffer and an allocation may be
- * shared; a ticket and a vCPU belong to one thread at a time, and may be handed to
+ * Threads. Any thread may call any function at any time, with two exceptions. An object
+ * that is passed by a pointer to non-const is used by one thread at a time. No thread uses
+ * an object that is being freed. So threads may share a cache, a link, a code buffer and an
+ * allocation. A ticket and a vCPU belong to one thread at a time, and may be handed to
  * another. cw_fork_guard and cw_alt_stack stay with their thread.
  *
- * Signals. Only cw_handle_fault() may be called in a signal handler. No function of yours
- * is called in one.
+ * Signals. Only cw_handle_fault() may be called in a signal handler. The library calls no
+ * function of yours in one.
  *
- * Pins. While its own vCPU is pinned a thread may call everything but
- * cw_cache_wait_for_vcpus(), which waits for it for ever, cw_before_fork(), and
+ * Pins. While its own vCPU is pinned a thread may call everything except
+ * cw_cache_wait_for_vcpus(), which would wait for it for ever, cw_before_fork(), and
  * cw_cache_evict(), which frees less than it could.
  *
  * Exceptions and longjmp must not leave a function of yours that the library calls.
  *
- * Structures whose first field is size_bytes may get more fields at their end: set it to
- * the structure's sizeof.
+ * Structures that begin with size_bytes may get more fields at their end: set it to the
+ * structure's sizeof.
  *
  *
- * What the Rust library has and this has not: a tracker without a cache (its observer
- * runs in signal handlers; numbers do, as above), policies of your own, histograms, the
- * journal of writes, the pages written to most, and guest memory (mmap it).
+ * This interface lacks some parts of the Rust library: a tracker without a cache (its
+ * observer runs in signal handlers; numbers replace it, as above), policies of your own,
+ * histograms, the journal of writes, the pages written to most, and guest memory (mmap it).
  */
 
 #ifndef CODEWARDEN_H
@@ -101,19 +100,17 @@
 extern "C" {
 #endif
 
-/* ---- What a call answers, and why --------------------------------------------------
+/* ---- The answers of calls, and their reasons ---------------------------------------
  *
- * Every call that can fail returns a cw_status. What went wrong, and what to do about
- * it, is said by cw_last_error_message() of the same thread.
+ * Every call that can fail returns a cw_status. After a failure, cw_last_error_message()
+ * of the same thread names the reason and the remedy.
  */
 
-/// What became of a call. New codes may be added: treat what you do not know as an
-/// error.
+/// The result of a call. New codes may be added: treat an unknown code as an error.
 typedef enum cw_status {
     /// Done.
     CW_OK = 0,
-    /// Not just now: the page is being written to. Interpret the instruction and come
-    /// back.
+    /// Not now: the page is being written to. Interpret the instruction and come back.
     CW_BUSY = 1,
     /// A write came to the bytes while they were translated. Begin again.
     CW_WRITTEN = 2,
@@ -121,17 +118,17 @@ typedef enum cw_status {
     CW_NEEDS_CHECK = 3,
     /// The object has parts that are still alive, or is in use. Nothing was done.
     CW_IN_USE = 4,
-    /// An argument that cannot be used, NULL for instance, or an object that is not in
-    /// the state that the call needs.
+    /// An unusable argument, NULL for instance, or an object in the wrong state for the
+    /// call.
     CW_BAD_ARGUMENT = 5,
     /// A range that wraps, is not aligned, is not mapped or is in no tracked region.
     CW_BAD_RANGE = 6,
     /// The system refused a call: see cw_last_errno().
     CW_SYSTEM = 7,
-    /// The mode, or what the call needs of the kernel, cannot be had here; the message
-    /// says what to change.
+    /// The mode, or a kernel feature that the call needs, is not available here; the
+    /// message names the change that provides it.
     CW_MODE_UNAVAILABLE = 8,
-    /// Somebody tracks a part of the range already.
+    /// Another tracker has a part of the range already.
     CW_ALREADY_TRACKED = 9,
     /// No room: a code buffer is full (evict blocks and try again), or a table.
     CW_FULL = 10,
@@ -139,51 +136,52 @@ typedef enum cw_status {
     CW_NO_MEMORY = 11,
     /// This process is a fork's child and cw_after_fork_child() was not called.
     CW_IN_FORK_CHILD = 12,
-    /// The kernel tracks the region no more: its descriptor was closed or its handler
+    /// The kernel no longer tracks the region: its descriptor was closed or its handler
     /// died. Every translation of it is unreachable.
     CW_TRACKING_LOST = 13,
-    /// A mistake of the library's. Its promises do not hold any more.
+    /// A mistake in the library. Its promises no longer hold.
     CW_INTERNAL = 14,
 } cw_status;
 
-/// Why the last call of this thread that failed did so, and what to do about it, in
-/// UTF-8; "" where none has. Owned by the library, and valid until the next call of
-/// this thread that fails.
+/// The reason and the remedy for the last failed call of this thread, in UTF-8; "" if none
+/// has failed. Owned by the library, and valid until the next call of this thread that
+/// fails.
 const char *cw_last_error_message(void);
 
-/// The errno of the last call of this thread that failed, where it returned
-/// CW_SYSTEM, and 0 elsewhere.
+/// The errno of the last failed call of this thread if that returned CW_SYSTEM,
+/// otherwise 0.
 int cw_last_errno(void);
 
 /// The library's version, "0.1.0" for instance. Static.
 const char *cw_version(void);
 
 
-/* ---- Modes: how the writes to a region are learned of ------------------------------
+/* ---- Modes: how the library learns of writes to a region ---------------------------
  *
- * Take cw_best_synchronous(), or the deferred mode where the guest announces its code
- * changes (RISC-V FENCE.I, Arm IC IVAU). The environment variable CODEWARDEN_HIDE hides
- * kernel features, to try what happens without them.
+ * Take cw_best_synchronous(), or the deferred mode if the guest announces its code
+ * changes (RISC-V FENCE.I, Arm IC IVAU). The environment variable CODEWARDEN_HIDE
+ * hides kernel features, to try the library without them.
  */
 
-/// How the writes to a region are learned of.
+/// How the library learns of writes to a region.
 typedef enum cw_mode {
     /// userfaultfd; the fault is handled by SIGBUS in the storing thread. Synchronous:
     /// once the store has retired, every block on the bytes is unreachable.
     CW_MODE_SIGBUS = 0,
-    /// userfaultfd; the fault is handled by a thread of the library's, and the kernel's
-    /// own writes are learned of where the permissions allow. Synchronous.
+    /// userfaultfd; a thread of the library handles the fault. The library learns of
+    /// the kernel's own writes if the permissions allow. Synchronous.
     CW_MODE_THREAD = 1,
     /// mprotect and SIGSEGV, for kernels without userfaultfd. Synchronous.
     CW_MODE_MPROTECT = 2,
-    /// userfaultfd without faults: writes are found by cw_cache_sync(). When that has
+    /// userfaultfd without faults: cw_cache_sync() finds the writes. When that has
     /// returned, every block on bytes that were written before is unreachable.
     CW_MODE_DEFERRED = 3,
-    /// No tracking at all. It promises nothing: for measuring what the others cost.
+    /// No tracking at all. It promises nothing: a baseline to measure the cost of the
+    /// others.
     CW_MODE_NONE = 4,
 } cw_mode;
 
-/// What the guest itself may do with memory, as its own mprotect says.
+/// The guest's own rights to memory, as its mprotect sets them.
 typedef enum cw_access {
     /// Nothing.
     CW_ACCESS_NONE = 0,
@@ -194,17 +192,17 @@ typedef enum cw_access {
 } cw_access;
 
 /// The best synchronous mode of this kernel and these permissions: sigbus, thread or
-/// mprotect, in this order. If none can be had (each needs membarrier, which a seccomp
-/// filter may refuse) CW_MODE_UNAVAILABLE, with a message that says what to change, and
-/// neither mode nor why is written.
+/// mprotect, in this order. CW_MODE_UNAVAILABLE if none is available (each needs
+/// membarrier, which a seccomp filter may refuse). Then the message says how to change
+/// that, and neither mode nor why is written.
 ///
-/// mode: receives it.
-/// why: where it is not NULL, receives the reason in UTF-8, and what to change to have
-/// a better one. Owned by the library, valid until this thread calls this again.
+/// mode: receives the mode.
+/// why: if it is not NULL, receives the reason in UTF-8, and the change that would give
+/// a better mode. Owned by the library, valid until this thread calls this again.
 cw_status cw_best_synchronous(cw_mode *mode, const char **why);
 
-/// Whether a mode can be had here: CW_OK, or CW_MODE_UNAVAILABLE with a message that
-/// says what is missing and what to change.
+/// Whether a mode is available here: CW_OK, or CW_MODE_UNAVAILABLE with a message that
+/// names the missing feature or permission and the change that provides it.
 cw_status cw_mode_check(cw_mode mode);
 
 /// The mode's name: "sigbus", "thread", "mprotect", "deferred" or "none". Static; NULL
@@ -215,12 +213,12 @@ const char *cw_mode_name(cw_mode mode);
 cw_status cw_mode_from_name(const char *name, cw_mode *mode);
 
 
-/* ---- The cache: which translated code may run, found by key ------------------------
+/* ---- The cache: finds translated code by key, and never gives stale code -----------
  *
- * A key is the guest's pc and whatever else of the guest's state a block depends on,
- * in one number of yours; UINT64_MAX is not a key. One cache has all regions and all
- * vCPUs of a guest. Any thread may call what takes a const cw_cache, at any time but
- * in a signal handler, and not while another thread frees it.
+ * A key is the guest's pc and any other guest state that a block depends on, in one
+ * number that you make; UINT64_MAX is not a key. One cache has all regions and all
+ * vCPUs of a guest. Any thread may call a function that takes a const cw_cache at any
+ * time, except in a signal handler and while another thread frees the cache.
  */
 
 /// How each page's translations are kept true.
@@ -230,172 +228,178 @@ typedef enum cw_policy {
     /// is CW_BUSY for a while: interpret.
     CW_POLICY_ADAPTIVE = 0,
     /// The same, and pages that are written beside their code, or again and again,
-    /// become checked: they stay writable, and their blocks compare their bytes at each
-    /// entry. Blocks should have a checked entry (cw_ticket_commit()).
+    /// become
+    /// checked: they stay writable, and their blocks compare their bytes at each entry.
+    /// Blocks should have a checked entry (cw_ticket_commit()).
     CW_POLICY_ADAPTIVE_WITH_CHECKS = 1,
-    /// One page and one fault at a time, as mprotect trackers do it: to measure
-    /// against. A store over two pages may fault many times before it makes progress.
+    /// One page for each fault, as mprotect trackers do it: a baseline for
+    /// measurements. A store over two pages may fault many times before it makes
+    /// progress.
     CW_POLICY_PLAIN = 2,
 } cw_policy;
 
 /// A cache of translated code.
 typedef struct cw_cache cw_cache;
 
-/// What a cache is made with. cw_cache_options_default() gives one for blocks that are
-/// never jumped to through entry cells.
+/// The options of a new cache. cw_cache_options_default() gives options for blocks that
+/// are never jumped to through entry cells.
 typedef struct cw_cache_options {
     /// sizeof(cw_cache_options).
     size_t size_bytes;
-    /// Where the entry cell of a dead block leads: code of yours that goes back to the
+    /// The address in the entry cell of a dead block: your code that goes back to the
     /// dispatcher.
     uintptr_t dead_stub;
-    /// Where the entry cell of a block that is being committed leads: such code too, at
-    /// another address.
+    /// The address in the entry cell of a block that is being committed: code that does
+    /// the same, at another address.
     uintptr_t pending_stub;
-    /// How pages are kept.
+    /// How each page's translations are kept true.
     cw_policy policy;
 } cw_cache_options;
 
 /// An empty cache without regions. Free it with cw_cache_free().
 ///
-/// CW_BAD_ARGUMENT where the two stubs are equal.
+/// CW_BAD_ARGUMENT if the two stubs are equal.
 cw_status cw_cache_new(const cw_cache_options *options, cw_cache **cache);
 
-/// Stops tracking every region, calls the destructor of every payload that is left, and
-/// frees the cache. Then guest memory may be unmapped. Nothing for NULL.
+/// Stops tracking every region, calls the destructor of every remaining payload, and
+/// frees the cache. Then guest memory may be unmapped. Does nothing for NULL.
 ///
 /// CW_IN_USE while a ticket, vCPU, hold, mapping change or fork guard of it is alive:
-/// free that first; the cache is as before. Links and allocations may outlive it. Code
-/// of the cache must not be running.
+/// free that first; the cache is unchanged. Links and allocations may outlive the
+/// cache. Code of the cache must not be running.
 cw_status cw_cache_free(cw_cache *cache);
 
-/// Makes the block of the key unreachable: its checked entry found that its bytes are
-/// not what they were, or you want it gone. Nothing where there is none.
+/// Makes the block of the key unreachable: its checked entry found that its bytes have
+/// changed, or you no longer want it. Does nothing if there is no block.
 cw_status cw_cache_remove(const cw_cache *cache, uint64_t key);
 
-/// Frees what dead blocks own, as far as no vCPU can be inside them and they are not
-/// kept for cw_ticket_revive(). Commits do it in passing; for an embedder that stops
+/// Frees the payloads of dead blocks if no vCPU can be inside them and they are not
+/// kept for cw_ticket_revive(). Each commit does this too; call it if you stop
 /// translating for long.
 cw_status cw_cache_collect(const cw_cache *cache);
 
-/// Returns when every vCPU that is inside translated code now has been outside since;
-/// they are asked to leave. So what was made unreachable before runs nowhere
-/// afterwards.
+/// Asks every vCPU that is inside translated code now to leave, and returns when each
+/// has been outside since. A block made unreachable before this call runs on no vCPU
+/// after it.
 ///
-/// CW_BAD_ARGUMENT where the calling thread has a vCPU pinned itself.
+/// CW_BAD_ARGUMENT if the calling thread has a vCPU pinned itself.
 cw_status cw_cache_wait_for_vcpus(const cw_cache *cache);
 
-/// Keeps the memory of translations within limits from now on: live_bytes of blocks
-/// that can be reached (1 GiB where this is not called), former_bytes of dead and
-/// evicted ones that are kept for cw_ticket_revive() (4 MiB). Beyond it the oldest are
-/// evicted, at each commit; the one that was committed last stays.
+/// Keeps the memory of translations within limits from now on: live_bytes for reachable
+/// blocks (1 GiB without this call), former_bytes for dead and evicted blocks that are
+/// retained for cw_ticket_revive() (4 MiB). Each commit evicts the oldest blocks beyond
+/// the limit; the block that was committed last stays.
 ///
-/// What counts is what cw_ticket_weighs() said, the allocations that blocks keep
-/// (cw_ticket_keep_allocation()), and the cache's own records.
+/// Three things count: the bytes declared by cw_ticket_weighs(), the allocations that
+/// blocks keep (cw_ticket_keep_allocation()), and the cache's own records.
 cw_status cw_cache_set_limit(const cw_cache *cache, size_t live_bytes, size_t former_bytes);
 
-/// Gives up blocks whose payloads weigh payload_bytes, the oldest first, and all if they
-/// weigh less: for a code buffer that says CW_FULL. SIZE_MAX gives up all.
+/// Gives up blocks whose payloads weigh payload_bytes, the oldest first, and all blocks
+/// if they weigh less: for a code buffer that answers CW_FULL. SIZE_MAX gives up all.
 ///
-/// Call it while the own vCPU is not pinned, and try the allocation again. What another
-/// vCPU may be inside is freed when that has unpinned, as it is asked to: do without
-/// for a while where the memory is not there yet (interpret).
+/// Call it while your own vCPU is not pinned, and try the allocation again. If another
+/// vCPU may be inside a block, it is asked to leave, and the block is freed when it has
+/// unpinned. Until the memory is free, do without it for a while (interpret).
 cw_status cw_cache_evict(const cw_cache *cache, size_t payload_bytes);
 
 
 /* ---- Regions: the guest memory that is tracked -------------------------------------
  *
  * Guest memory is yours (mmap it): the library takes write permission from its pages
- * and gives it back. Private memory is best anonymous; memory that the guest maps at
- * several places is a memfd, with each mapping in a region and declared. A mapping of
- * your own that you write through is not tracked: cw_cache_invalidate() tells of it.
+ * and gives it back. Use anonymous memory for private memory. Memory that the guest
+ * maps at several places is a memfd, with each mapping in a region and declared. If
+ * you write through a mapping of your own, it is not tracked: call
+ * cw_cache_invalidate().
  */
 
-/// What a region is made of. cw_region_options_default() fills in the rest.
+/// The options of a new region. cw_region_options_default() fills in the rest.
 typedef struct cw_region_options {
     /// sizeof(cw_region_options).
     size_t size_bytes;
-    /// Where the guest sees it. A multiple of the page size.
+    /// Its address for the guest. A multiple of the page size.
     uint64_t guest;
-    /// Where it lies in this process: mapped, at least with PROT_NONE, on a page
+    /// Its address in this process: mapped, at least with PROT_NONE, on a page
     /// boundary.
     void *host;
     /// Its length: whole pages.
     size_t len_bytes;
-    /// How writes to it are learned of.
+    /// How the library learns of writes to it.
     cw_mode mode;
-    /// What the guest may do with it as it is mapped now.
+    /// The guest's rights to it, as it is mapped now.
     cw_access access;
     /// Whether your own handlers of SIGBUS and SIGSEGV call cw_handle_fault(): the
-    /// library installs none then.
+    /// library installs no handler then.
     bool embedder_owns_signals;
 } cw_region_options;
 
-/// Memory that is mapped at several places: a file or memfd by what fstat says of it.
+/// Memory that is mapped at several places: a file or memfd, named by two numbers from
+/// fstat.
 typedef struct cw_shared_memory {
     /// st_dev.
     uint64_t device;
     /// st_ino.
     uint64_t inode;
-    /// Where in it the mapping begins, in bytes.
+    /// The offset in it at which the mapping begins, in bytes.
     uint64_t offset_bytes;
 } cw_shared_memory;
 
 /// Starts to track a region. All of it is writable until it is translated from.
 ///
 /// The memory stays mapped as guest memory until cw_cache_remove_region() or
-/// cw_cache_free() has returned; parts of it are replaced or unmapped only under
-/// cw_cache_change_mapping(), and their protection is changed only by
-/// cw_cache_set_access(). No thread that stores to it has the mode's signal blocked
-/// (SIGBUS for sigbus, SIGSEGV for mprotect): the kernel ends the process there.
+/// cw_cache_free() has returned. Replace or unmap parts of it only under
+/// cw_cache_change_mapping(), and change their protection only by
+/// cw_cache_set_access(). A thread that stores to it must not have the mode's signal
+/// blocked (SIGBUS for sigbus, SIGSEGV for mprotect): the kernel would end the process
+/// there.
 ///
-/// CW_BAD_RANGE where it is not whole pages, overlaps another one or is not mapped,
-/// CW_MODE_UNAVAILABLE where the mode cannot be had, CW_SYSTEM where the mode cannot
-/// track this mapping, CW_ALREADY_TRACKED where another userfaultfd does.
+/// CW_BAD_RANGE if it is not whole pages, overlaps another region or is not mapped.
+/// CW_MODE_UNAVAILABLE if the mode is not available. CW_SYSTEM if the mode cannot track
+/// this mapping. CW_ALREADY_TRACKED if another userfaultfd tracks it.
 cw_status cw_cache_add_region(const cw_cache *cache, const cw_region_options *options);
 
-/// Stops tracking the region that starts at guest: what was translated from it is
-/// unreachable, its pages are writable, and the memory is yours alone.
+/// Stops tracking the region that starts at guest: its translations are unreachable,
+/// its pages are writable, and the memory is yours alone.
 ///
 /// CW_BAD_ARGUMENT if no region starts there: nothing was done. After any other failure
-/// the region is gone all the same, and what was translated from it is unreachable, but
-/// pages of it may have been left protected: map the memory anew before you store to it.
+/// the region is gone all the same, and its translations are unreachable, but pages of
+/// it may have been left protected: map the memory anew before you store to it.
 cw_status cw_cache_remove_region(const cw_cache *cache, uint64_t guest);
 
-/// How writes at guest are learned of; CW_BAD_RANGE outside every region.
+/// How the library learns of writes at guest; CW_BAD_RANGE outside every region.
 cw_status cw_cache_mode_at(const cw_cache *cache, uint64_t guest, cw_mode *mode);
 
-/// Says that len_bytes from guest, in a region and mapped already, show memory that may
-/// be mapped elsewhere too: then a store through any mapping that was declared reaches
-/// the blocks of all. To be said of every mapping of memory that has several, before
-/// the guest can store to it. CW_BAD_RANGE, and nothing is done, where the range or the
-/// offset is not whole pages or wraps, or where not all of the range lies in regions.
+/// Declares that len_bytes from guest, in a region and mapped already, show memory that
+/// may be mapped elsewhere too. Then a store through any declared mapping reaches the
+/// blocks of all. If memory has several mappings, declare each of them before the guest
+/// can store to it. CW_BAD_RANGE, and nothing is done, if the range or the offset is
+/// not whole pages or wraps, or if not all of the range lies in regions.
 cw_status cw_cache_declare_shared(const cw_cache *cache,
                                   uint64_t guest,
                                   uint64_t len_bytes,
                                   cw_shared_memory memory);
 
-/// Carries out the guest's own mprotect: what the guest may do with len_bytes from
-/// guest, bounds rounded to whole pages. The tracking's protection stays. CW_BAD_RANGE,
-/// and nothing is done, where the range wraps or not all of its pages lie in regions.
+/// Carries out the guest's own mprotect: sets the guest's rights to len_bytes from
+/// guest, with bounds rounded to whole pages. The tracking's protection stays.
+/// CW_BAD_RANGE, and nothing is done, if the range wraps or not all of its pages lie in
+/// regions.
 cw_status cw_cache_set_access(const cw_cache *cache,
                               uint64_t guest,
                               uint64_t len_bytes,
                               cw_access access);
 
 
-/* ---- Executable memory, for embedders who have no allocator of their own -----------
+/* ---- Executable memory, for embedders that have no allocator for it ----------------
  *
- * One piece of memory is mapped twice: write code through one address, run it at another. No
+ * The memory is mapped twice: write code through one address, run it at another. No
  * mapping is writable and executable, and none changes its protection.
  *
  *     cw_code_buffer_alloc(buffer, len, 16, &code);         // CW_FULL: evict, try again
  *     memcpy(cw_allocation_rw(code), ...);                  // runs at cw_allocation_rx()
- *     cw_allocation_publish(code);                          // before the address is given away
+ *     cw_allocation_publish(code);                          // before any other code gets the address
  *     cw_ticket_keep_allocation(ticket, code);              // freed with its block
  *
- * Any thread may use a buffer. An allocation may be freed by any thread, when nobody
- * runs in it.
+ * Any thread may use a buffer. Any thread may free an allocation, when no thread runs
+ * in it.
  */
 
 /// A piece of it.
@@ -404,87 +408,89 @@ typedef struct cw_allocation cw_allocation;
 /// Executable memory of bounded size.
 typedef struct cw_code_buffer cw_code_buffer;
 
-/// How much of a code buffer is used. May get more fields at its end.
+/// The use of a code buffer. May get more fields at its end.
 typedef struct cw_code_buffer_stats {
-    /// sizeof(cw_code_buffer_stats); afterwards what of it was filled in.
+    /// sizeof(cw_code_buffer_stats); afterwards the number of bytes that were filled
+    /// in.
     size_t size_bytes;
-    /// What it can hold.
+    /// The bytes that it can hold.
     size_t limit_bytes;
-    /// What is allocated now, rounded up to the allocator's unit.
+    /// The bytes allocated now, rounded up to the allocator's unit.
     size_t used_bytes;
-    /// What has memory behind it now, at most.
+    /// The most bytes that may have memory behind them now.
     size_t resident_bytes;
     /// The largest allocation that would succeed now.
     size_t largest_free_bytes;
     /// Allocations that are alive.
     size_t allocations;
-    /// What was given back to the system so far.
+    /// The bytes given back to the system so far.
     uint64_t given_back_bytes;
 } cw_code_buffer_stats;
 
-/// A buffer for limit_bytes of code, rounded up to whole pages. It takes address space
-/// twice over, and memory as code is put into it.
+/// A buffer for limit_bytes of code, rounded up to whole pages. It takes twice as much
+/// address space, and memory as code is put into it.
 cw_status cw_code_buffer_new(size_t limit_bytes, cw_code_buffer **buffer);
 
-/// Frees the handle; the memory when its last allocation is freed. Nothing for NULL.
+/// Frees the handle. The memory is freed with its last allocation. Does nothing for
+/// NULL.
 void cw_code_buffer_free(cw_code_buffer *buffer);
 
 /// Memory for len_bytes of code at a multiple of align_bytes, a power of two up to the
 /// page size. Its contents are undefined.
 ///
-/// CW_FULL where no free range is large enough: cw_cache_evict(), and try again.
+/// CW_FULL if no free range is large enough: cw_cache_evict(), and try again.
 cw_status cw_code_buffer_alloc(const cw_code_buffer *buffer,
                                size_t len_bytes,
                                size_t align_bytes,
                                cw_allocation **allocation);
 
-/// Fills in how much is used. Set stats->size_bytes before.
+/// Fills in the buffer's use. Set stats->size_bytes before.
 cw_status cw_code_buffer_get_stats(const cw_code_buffer *buffer,
                                    cw_code_buffer_stats *stats);
 
-/// Where to write it. NULL for NULL.
+/// The address to write the code to. NULL for NULL.
 void *cw_allocation_rw(const cw_allocation *allocation);
 
-/// Where to run it. NULL for NULL.
+/// The address at which the code runs. NULL for NULL.
 const void *cw_allocation_rx(const cw_allocation *allocation);
 
-/// Bytes that were asked for. 0 for NULL.
+/// The number of bytes that were asked for. 0 for NULL.
 size_t cw_allocation_len_bytes(const cw_allocation *allocation);
 
-/// Makes what was written there the code that every thread fetches. To be called after
-/// the last write and before the address is given to anybody: processors may have
-/// fetched what was there before. Where it fails the code must not be run.
+/// Makes every thread fetch the bytes written there as code. Call it after the last
+/// write and before any other code gets the address: processors may have fetched the
+/// former bytes. If it fails, the code must not be run.
 cw_status cw_allocation_publish(const cw_allocation *allocation);
 
-/// Frees it. Nobody may be running in it, or come to it. Nothing for NULL.
+/// Frees it. No thread may be running in it, or come to it. Does nothing for NULL.
 void cw_allocation_free(cw_allocation *allocation);
 
 
 /* ---- Links: jumps from block to block ----------------------------------------------
  *
- * A block is reached through its entry cell alone: one word that holds the address of
- * its code, of the dead stub or of the pending stub. Emitted code jumps to whatever a
- * cell holds, so that killing a block is one store and reaches every link to it:
+ * A block is reached only through its entry cell: one word that holds the address of
+ * its code, of the dead stub or of the pending stub. Emitted code jumps to the address
+ * in the cell, so killing a block is one store and reaches every link to it:
  *
  *     mov rax, imm64 cell     ; x86-64, the address of the cell
  *     jmp [rax]
  */
 
-/// Leads to the blocks of one key, those of now and those to come.
+/// Leads to the present and future blocks of one key.
 typedef struct cw_link cw_link;
 
-/// A link to the blocks of the key. Keep it as long as code jumps through its cell: a
-/// block keeps the links of its code with cw_ticket_keep_link(), others are freed with
-/// cw_link_free(). It may outlive the cache.
+/// A link to the blocks of the key. Keep it as long as code jumps through its cell. A
+/// block keeps the links of its code with cw_ticket_keep_link(); free other links with
+/// cw_link_free(). A link may outlive the cache.
 cw_status cw_cache_link(const cw_cache *cache, uint64_t key, cw_link **link);
 
-/// What to jump through: load it atomically with acquire, or let the processor's
-/// indirect jump do so. The address is the same for every link to the key while there
-/// is one; it is valid while there is one. NULL for NULL.
+/// The cell to jump through: load it atomically with acquire, or let the processor's
+/// indirect jump do so. While there is a link to the key, the address is valid, and the
+/// same for every such link. NULL for NULL.
 const uintptr_t *cw_link_cell(const cw_link *link);
 
-/// Frees a link. Nobody may jump through its address any more, unless another link to
-/// the key is there. Nothing for NULL.
+/// Frees a link. No code may jump through its address any more, unless there is another
+/// link to the key. Does nothing for NULL.
 void cw_link_free(cw_link *link);
 
 
@@ -493,12 +499,12 @@ void cw_link_free(cw_link *link);
  *     cw_cache_begin(cache, pc, &ticket);
  *     cw_ticket_claim(ticket, pc, NULL);                    // protects the page
  *     ... read the guest's bytes, each once, translate ...
- *     cw_ticket_made_from(ticket, pc, bytes, len);          // what it was made from
+ *     cw_ticket_made_from(ticket, pc, bytes, len);          // the bytes that it is made from
  *     cw_ticket_commit(ticket, entry, 0, payload, destroy); // reachable, or CW_WRITTEN
  *     cw_ticket_free(ticket);                               // in any case
  *
- * A ticket belongs to one thread at a time. After a commit, or a revival that found
- * something, it is spent, and good for cw_ticket_free() alone. A ticket that is freed
+ * A ticket belongs to one thread at a time. After a commit, or a revival that found a
+ * block, it is spent: then only cw_ticket_free() may follow. A ticket that is freed
  * before leaves nothing behind.
  */
 
@@ -508,14 +514,14 @@ void cw_link_free(cw_link *link);
 /// The block is dead: leave right after the store.
 #define CW_STALE_DEAD 1
 
-/// The block's page is writable: leave after a store that may have hit the bytes that
-/// the block was made from.
+/// The block's page is writable: leave after a store that may have hit the block's own
+/// bytes.
 #define CW_STALE_CHECKED 2
 
 /// The same, and the bytes have other addresses too: leave after any store.
 #define CW_STALE_CHECKED_SHARED 3
 
-/// A commit is under way: as for a dead one.
+/// A commit is in progress: as for a dead one.
 #define CW_STALE_PENDING 4
 
 /// A translation in progress.
@@ -524,109 +530,108 @@ typedef struct cw_ticket cw_ticket;
 /// Begins a translation that will be found by key.
 cw_status cw_cache_begin(const cw_cache *cache, uint64_t key, cw_ticket **ticket);
 
-/// Protects the page that holds guest, if this ticket did not yet, and every page that
-/// is known to show the same bytes. Its bytes may be read from now on, each of them
+/// Protects the page that holds guest, if this ticket has not yet, and every page that
+/// is known to show the same bytes. From now on its bytes may be read, each of them
 /// once: in a deferred region a second reading may differ.
 ///
-/// host_page: where it is not NULL, receives where the page lies in this process.
+/// host_page: if it is not NULL, receives the page's address in this process.
 ///
-/// Unless the answer is CW_OK this page is not claimed. What the ticket claimed before
-/// stays claimed, and the ticket may be used as before. What to do after each answer:
+/// Unless the answer is CW_OK this page is not claimed. Earlier claims of the ticket
+/// stay, and the ticket may be used as before. The next step after each answer:
 ///
 /// CW_OK: read the page's bytes.
-/// CW_BUSY: somebody writes to the page, or has announced a write. Interpret, and claim it
-/// later, by this ticket or another one.
+/// CW_BUSY: a write to the page is in progress or announced. Interpret, and claim it later, by
+/// this ticket or another one.
 /// CW_BAD_RANGE: no region holds guest. Add the region, or interpret.
-/// CW_TRACKING_LOST: the kernel tracks the region no more. Interpret, or take the region
+/// CW_TRACKING_LOST: the kernel no longer tracks the region. Interpret, or take the region
 /// away and add it again (cw_cache_remove_region(), cw_cache_add_region()).
-/// CW_SYSTEM, CW_NO_MEMORY: the kernel did not protect the page; the message says what to
-/// change. Interpret; a later claim asks the kernel again, or answers CW_TRACKING_LOST.
-/// CW_IN_FORK_CHILD: nobody announced the fork that made this process, and the mode has a
+/// CW_SYSTEM, CW_NO_MEMORY: the kernel did not protect the page; the message names
+/// the remedy. Interpret; a later claim asks the kernel again, or answers CW_TRACKING_LOST.
+/// CW_IN_FORK_CHILD: the fork that made this process was not announced, and the mode has a
 /// userfaultfd, which is the parent's. Interpret; later claims are CW_TRACKING_LOST.
 /// CW_BAD_ARGUMENT: the ticket is NULL or spent. Begin another one.
 cw_status cw_ticket_claim(cw_ticket *ticket, uint64_t guest, const void **host_page);
 
-/// Says that the block is made from these bytes, which were read at guest after the
-/// pages there were claimed. To be called for each piece of the guest's code, in the
-/// same order each time that the same code is translated. The bytes are copied: pass
-/// what you read, not the guest's memory, which may have changed.
+/// Declares that the block is made from these bytes, which were read at guest after the
+/// pages there were claimed. Call it for each piece of the guest's code, in the same
+/// order each time that the same code is translated. The bytes are copied: pass the
+/// bytes that you read, not the guest's memory, which may have changed.
 ///
-/// It is worth calling: a write to other bytes of the pages is then one beside the
-/// block, and the block can be revived. Without it every byte of the pages is the
-/// block's. Code that depends on anything but the key and these bytes must not call it.
+/// With it, a write to other bytes of the pages is a write beside the block, and the
+/// block can be revived. Without it, every byte of the pages belongs to the block. Code
+/// that depends on anything but the key and these bytes must not call it.
 ///
-/// CW_BAD_RANGE where a page of the range was not claimed or the range wraps,
-/// CW_BAD_ARGUMENT where bytes is NULL or there are none. After any failure the ticket
+/// CW_BAD_RANGE if a page of the range was not claimed or the range wraps,
+/// CW_BAD_ARGUMENT if bytes is NULL or there are none. After any failure the ticket
 /// makes no block any more: begin another one.
 cw_status cw_ticket_made_from(cw_ticket *ticket,
                               uint64_t guest,
                               const void *bytes,
                               size_t len_bytes);
 
-/// What else the block is made by, in one number of yours: a former block of other
-/// options is not revived. 0 where nothing is said.
+/// Records every other input of the translation, as one number that you make: a former
+/// block with another number is not revived. The default is 0.
 cw_status cw_ticket_made_with(cw_ticket *ticket, uint64_t options);
 
-/// Says how much memory the payload owns, in bytes, beside the allocations that the
-/// block keeps: it counts against cw_cache_set_limit().
+/// Declares how many bytes of memory the payload owns, in addition to the allocations
+/// that the block keeps. They count against cw_cache_set_limit().
 cw_status cw_ticket_weighs(cw_ticket *ticket, size_t payload_bytes);
 
-/// Gives an allocation to the block: it is freed with the block, when no vCPU can be
-/// inside, or with the ticket where that is not committed. The handle is gone where
-/// this returns CW_OK; its addresses stay. It counts against cw_cache_set_limit().
+/// Gives an allocation to the block. It is freed with the block, when no vCPU can be
+/// inside, or with the ticket if that is not committed. If this returns CW_OK the
+/// handle is gone; its addresses stay. It counts against cw_cache_set_limit().
 cw_status cw_ticket_keep_allocation(cw_ticket *ticket, cw_allocation *allocation);
 
-/// Gives a link to the block whose code jumps through its cell: it is freed with the
-/// block, or with the ticket where that is not committed. The handle is gone where this
-/// returns CW_OK.
+/// Gives a link to the block whose code jumps through its cell. It is freed with the
+/// block, or with the ticket if that is not committed. If this returns CW_OK the handle
+/// is gone.
 cw_status cw_ticket_keep_link(cw_ticket *ticket, cw_link *link);
 
-/// Whether the block needs a checked entry: some page that was claimed is written to
-/// all the time and stays writable. Otherwise the page may come to that later. False
-/// for a spent ticket.
+/// Whether the block needs a checked entry: a claimed page is written to all the time
+/// and stays writable. If not, a page may still come to that later. False for a spent
+/// ticket.
 bool cw_ticket_needs_check(const cw_ticket *ticket);
 
-/// Whether no write came yet since the pages were claimed: otherwise a commit would be
+/// Whether no write came since the pages were claimed. Otherwise a commit would be
 /// refused. False for a spent ticket.
 bool cw_ticket_is_current(const cw_ticket *ticket);
 
 /// The block's stale flag: a byte that is CW_STALE_VALID while the block is valid and
-/// entered by its plain entry, and another CW_STALE_ value where it is not. Emitted
-/// code that may store to its own bytes polls it after stores, and leaves the block
-/// where it is not CW_STALE_VALID. It lives as long as the block's payload. NULL for a
-/// spent ticket.
+/// entered by its plain entry, and otherwise another CW_STALE_ value. Emitted code that
+/// may store to its own bytes polls it after stores, and leaves the block if it is not
+/// CW_STALE_VALID. It lives as long as the block's payload. NULL for a spent ticket.
 const uint8_t *cw_ticket_stale_flag(cw_ticket *ticket);
 
-/// Makes a former block of the same key reachable again, if one is kept that was made
-/// from the same bytes (cw_ticket_made_from(), called for all of them before) with the
-/// same options; or finds that one is reachable.
+/// Looks for a former block of the same key, made from the same bytes
+/// (cw_ticket_made_from(), called for all of them before) with the same options. Makes
+/// it reachable again, unless such a block is reachable already.
 ///
-/// revived: receives whether: then there is nothing to translate and the ticket is
-/// spent. Otherwise translate, and commit.
+/// revived: receives true if such a block is reachable now: there is nothing to
+/// translate, and the ticket is spent. Otherwise translate, and commit.
 ///
 /// CW_WRITTEN: a write came since a page was claimed. The ticket is spent: begin again.
 /// CW_BAD_ARGUMENT: cw_ticket_made_from() failed, and the ticket is spent; or it was before.
 cw_status cw_ticket_revive(cw_ticket *ticket, bool *revived);
 
 /// Makes the block reachable: lookups of its key and links to it lead to plain until a
-/// write to its bytes arrives. A block of the same key is superseded. The ticket is
-/// spent, whatever is returned.
+/// write to its bytes arrives. It supersedes a block of the same key. The ticket is
+/// spent after any answer.
 ///
-/// plain: the address of the block's code. checked: that of code which compares the
-/// guest bytes that the block was made from with what they were, each time, and goes on
-/// as the plain entry does only where they are the same; elsewhere it goes back to the
-/// dispatcher, which calls cw_cache_remove(). 0 where there is none. The two differ
-/// from each other, from both stubs and from 0.
+/// plain: the address of the block's code.
+/// checked: the address of code that first compares the guest's bytes with the bytes
+/// that the block was made from. If they are the same, it goes on like the plain entry.
+/// If not, it goes back to the dispatcher, which calls cw_cache_remove(). 0 if there is
+/// none. The two differ from each other, from both stubs and from 0.
 ///
-/// payload, destroy: what the block owns, both may be NULL. destroy(payload) is called
-/// once, whatever is returned: when no vCPU can be inside the block any more and it is
-/// not kept for cw_ticket_revive(), which for a block that was refused may be before
-/// the return. It is called by whichever thread happens to be in a call of this
-/// library, never in a signal handler. It must not call the library but to free links
-/// and allocations, nor unwind or longjmp.
+/// payload, destroy: the data that the block owns; both may be NULL. destroy(payload)
+/// is called once after any answer: when no vCPU can be inside the block any more and
+/// it is not kept for cw_ticket_revive(). For a block that was refused that may be
+/// before the return. Any thread that is in a call of this library may call it, never
+/// in a signal handler. It must not call the library except to free links and
+/// allocations, nor unwind or longjmp.
 ///
 /// CW_WRITTEN: a write came since a page was claimed: begin again, or interpret.
-/// CW_NEEDS_CHECK: cw_ticket_needs_check(), and there is no checked entry.
+/// CW_NEEDS_CHECK: cw_ticket_needs_check() is true, and there is no checked entry.
 /// CW_BAD_ARGUMENT: no page was claimed, cw_ticket_made_from() failed, an address or the
 /// key cannot be used, or an allocation that the block keeps was never published
 /// (cw_allocation_publish()).
@@ -636,27 +641,28 @@ cw_status cw_ticket_commit(cw_ticket *ticket,
                            void *payload,
                            void (*destroy)(void *payload));
 
-/// Frees a ticket, spent or not. Nothing for NULL.
+/// Frees a ticket, spent or not. Does nothing for NULL.
 void cw_ticket_free(cw_ticket *ticket);
 
 
 /* ---- vCPUs: looking blocks up and running them -------------------------------------
  *
- * A vCPU is pinned while it looks blocks up and runs them: what it finds lives until
- * it is unpinned. Unpin around guest system calls and whatever else may last, and when
- * asked to leave: pinned vCPUs keep the memory of dead blocks back. A vCPU belongs to
- * one thread at a time, and may move between threads while it is not pinned.
+ * A vCPU is pinned while it looks blocks up and runs them: the blocks that it finds
+ * live until it is unpinned. Unpin around guest system calls and anything else that
+ * may last, and when asked to leave: pinned vCPUs keep the memory of dead blocks back.
+ * A vCPU belongs to one thread at a time, and may move between threads while it is not
+ * pinned.
  *
  *     cw_vcpu_pin(vcpu);
  *     entry = cw_lookup(vcpu, &front, key);                 // 0: translate, or interpret
  *     if (entry) ((run *)entry)(state);
  *     cw_vcpu_unpin(vcpu);
  *
- * Emitted code may probe the front itself: the entry of a key is
- * front.entries[CW_FRONT_INDEX(key)], and where its key is the one that is looked for,
- * jump to what its cell holds. Under the vCPU's pin alone: the cells of a vCPU that is not
- * pinned may be freed, or another key's by now. cw_lookup() asserts the pin unless NDEBUG
- * is defined; emitted code can test the byte front.is_pinned itself.
+ * Emitted code may probe the front itself. The entry of a key is
+ * front.entries[CW_FRONT_INDEX(key)]; if its key is the wanted one, jump to the
+ * address in its cell. Do so only under the vCPU's pin: without it the cells may be
+ * freed, or belong to other keys by now. cw_lookup() asserts the pin unless NDEBUG is
+ * defined; emitted code can test the byte front.is_pinned itself.
  */
 
 /// Entries of a vCPU's front; a power of two.
@@ -667,14 +673,14 @@ typedef struct cw_vcpu cw_vcpu;
 
 /// One entry of a vCPU's front, 16 bytes on 64-bit hosts.
 typedef struct cw_front_entry {
-    /// The key, or UINT64_MAX where the entry is empty.
+    /// The key, or UINT64_MAX if the entry is empty.
     uint64_t key;
-    /// Its entry cell: one word that is read atomically, with acquire. That of an empty
-    /// entry leads to the dead stub.
+    /// Its entry cell: one word that is read atomically, with acquire. An empty entry
+    /// has a cell that leads to the dead stub.
     const uintptr_t *cell;
 } cw_front_entry;
 
-/// What a lookup without a call needs. Valid until the vCPU is freed.
+/// The data for a lookup without a call. Valid until the vCPU is freed.
 typedef struct cw_front {
     /// CW_FRONT_ENTRIES entries.
     const cw_front_entry *entries;
@@ -688,136 +694,137 @@ typedef struct cw_front {
 
 /// A new vCPU, not pinned. Free it with cw_vcpu_free().
 ///
-/// ask_to_leave(context), where it is not NULL, is called where this vCPU holds memory
-/// back for long or cw_cache_wait_for_vcpus() waits for it: by other threads, and by
-/// this one's own where that is in a call of the library while it is pinned. It should
-/// make emitted code return to its dispatcher soon (set a byte that back edges poll),
-/// and the vCPU be unpinned. It must not call the library, and is not called any more
-/// when cw_vcpu_free() has returned.
+/// ask_to_leave(context), if it is not NULL, is called if this vCPU holds memory back
+/// for long or cw_cache_wait_for_vcpus() waits for it. Other threads call it, and so
+/// does this vCPU's own thread if that is in a call of the library while the vCPU is
+/// pinned. It should make emitted code return to its dispatcher soon (set a byte that
+/// back edges poll), so that the vCPU is unpinned. It must not call the library, and is
+/// not called any more when cw_vcpu_free() has returned.
 cw_status cw_cache_attach_vcpu(const cw_cache *cache,
                                void (*ask_to_leave)(void *context),
                                void *context,
                                cw_vcpu **vcpu);
 
-/// Frees a vCPU. Nothing for NULL. CW_IN_USE while it is pinned; then it is as before.
+/// Frees a vCPU. Does nothing for NULL. CW_IN_USE while it is pinned; then it is
+/// unchanged.
 cw_status cw_vcpu_free(cw_vcpu *vcpu);
 
 /// Pins the vCPU: the code and the payload of every block that is looked up or jumped
 /// to from now on live until cw_vcpu_unpin(). Costs some nanoseconds.
 ///
-/// CW_BAD_ARGUMENT where it is pinned already: pins do not nest.
+/// CW_BAD_ARGUMENT if it is pinned already: pins do not nest.
 cw_status cw_vcpu_pin(cw_vcpu *vcpu);
 
-/// Unpins the vCPU: it is in no translated code and has no address of any. Nothing
-/// where it is not pinned.
+/// Unpins the vCPU: it is in no translated code and has no address of any. Does nothing
+/// if it is not pinned.
 cw_status cw_vcpu_unpin(cw_vcpu *vcpu);
 
-/// The entry of the valid block of the key; 0 where there is none. Lookups are lock-free
-/// and write nothing that others read. The vCPU is pinned: otherwise the answer is 0
-/// and cw_last_error_message() says so. cw_lookup() below is the same and quicker where
-/// the front has the key.
+/// The entry of the valid block of the key; 0 if there is none. Lookups are lock-free
+/// and write nothing that other threads read. The vCPU must be pinned: otherwise the
+/// answer is 0 and cw_last_error_message() says so. cw_lookup() below does the same,
+/// and is quicker if the front has the key.
 uintptr_t cw_vcpu_lookup(cw_vcpu *vcpu, uint64_t key);
 
-/// Where the vCPU's front is, for cw_lookup() and for emitted code. It need not be
+/// Gives the vCPU's front, for cw_lookup() and for emitted code. The vCPU need not be
 /// pinned.
 cw_status cw_vcpu_front(const cw_vcpu *vcpu, cw_front *front);
 
 
-/* ---- Writes: what the kernel cannot tell of ----------------------------------------
+/* ---- Writes that the kernel cannot report ------------------------------------------
  *
- * Stores of guest threads are learned of by themselves. These calls are for
- * announcements of the guest's (deferred regions), for writes by the kernel or by
- * others, and for changed mappings. None is called in a signal handler. They may be
- * called while the own vCPU is pinned, but what may last is better done without.
+ * The library learns of stores by guest threads by itself. These calls are for
+ * announcements by the guest (deferred regions), for writes by the kernel or by
+ * others, and for changed mappings. None may be called in a signal handler. They may
+ * be called while your own vCPU is pinned, but unpin it around a call that may last.
  *
- * A call for a range answers CW_BAD_RANGE, and does nothing, if the range wraps or if no
- * byte of it lies in a region. A range of no bytes is CW_OK, and nothing is done.
+ * A call for a range answers CW_BAD_RANGE, and does nothing, if the range wraps or if
+ * no byte of it lies in a region. A range of no bytes is CW_OK, and nothing is done.
  */
 
-/// Pages that are kept writable for somebody who writes where nobody is told.
+/// Pages that are kept writable for writes that nothing reports.
 typedef struct cw_hold cw_hold;
 
-/// A change of mappings that is going on.
+/// A change of mappings in progress.
 typedef struct cw_mapping_change cw_mapping_change;
 
-/// The guest announces that code may have changed: when this returns, nothing that was
-/// made from bytes written before the call in a deferred region can be reached. Costs
+/// The guest announces that code may have changed. When this returns, no translation of
+/// bytes that were written in a deferred region before the call can be reached. Costs
 /// next to nothing in the other modes.
 ///
-/// Where it fails, everything that was asked about counts as written.
+/// If it fails, everything that was asked about counts as written.
 cw_status cw_cache_sync(const cw_cache *cache);
 
-/// cw_cache_sync() for len_bytes from guest, whichever view of their memory they were
-/// written through.
+/// cw_cache_sync() for len_bytes from guest, through whichever view of their memory
+/// they were written.
 cw_status cw_cache_sync_range(const cw_cache *cache, uint64_t guest, uint64_t len_bytes);
 
-/// The bytes changed behind the tracker's back (through a mapping of your own, by a
-/// debugger, by a device): when this returns, nothing that was made from the pages in
-/// the range can be reached, in any mode.
+/// The bytes changed unseen by the tracker (through a mapping of your own, by a
+/// debugger, by a device). When this returns, no translation of the pages in the range
+/// can be reached, in any mode.
 cw_status cw_cache_invalidate(const cw_cache *cache, uint64_t guest, uint64_t len_bytes);
 
 /// The kernel is about to write len_bytes from guest for the guest (read, recvmsg, an
 /// out parameter of any system call). Until cw_hold_free() the pages are writable, and
-/// nothing is translated from them but blocks with a checked entry, where the policy
-/// has such. Costs next to nothing where the kernel's writes are tracked like the
-/// guest's. Without it such a system call may fail with EFAULT in modes sigbus and
-/// mprotect.
+/// no block is made from them except one with a checked entry, if the policy has
+/// checks. Costs next to nothing if the kernel's writes are tracked like the guest's.
+/// Without it such a system call may fail with EFAULT in modes sigbus and mprotect.
 cw_status cw_cache_prepare_kernel_write(const cw_cache *cache,
                                         uint64_t guest,
                                         uint64_t len_bytes,
                                         cw_hold **hold);
 
-/// Somebody is about to write len_bytes from guest in a way of which the kernel
-/// delivers no fault in any mode: into pinned pages (io_uring's registered buffers, aio
-/// and O_DIRECT under way), as a debugger, at a thread's end (clear_child_tid, robust
-/// lists). As cw_cache_prepare_kernel_write(), in every mode.
+/// Announces a write to len_bytes from guest for which the kernel delivers no fault in
+/// any
+/// mode: into pinned pages (io_uring's registered buffers, aio and O_DIRECT in
+/// progress), by a debugger, at a thread's end (clear_child_tid, robust lists). As
+/// cw_cache_prepare_kernel_write(), in every mode.
 cw_status cw_cache_prepare_unseen_write(const cw_cache *cache,
                                         uint64_t guest,
                                         uint64_t len_bytes,
                                         cw_hold **hold);
 
-/// The writes are over. Nothing for NULL. Any thread may call it.
+/// The writes are over. Does nothing for NULL. Any thread may call it.
 void cw_hold_free(cw_hold *hold);
 
-/// You are about to change what is mapped at len_bytes from guest (mmap with MAP_FIXED,
-/// munmap, mremap), or to throw its contents away (MADV_DONTNEED). When this returns
-/// nothing that was made from the range can be reached, and nothing is translated from
-/// it until cw_mapping_change_free(). Bounds are rounded to whole pages.
+/// You are about to change the mapping of len_bytes from guest (mmap with MAP_FIXED,
+/// munmap, mremap), or to discard its contents (MADV_DONTNEED). When this returns no
+/// translation of the range can be reached, and nothing is translated from it until
+/// cw_mapping_change_free(). Bounds are rounded to whole pages.
 cw_status cw_cache_change_mapping(const cw_cache *cache,
                                   uint64_t guest,
                                   uint64_t len_bytes,
                                   cw_mapping_change **change);
 
-/// A new mapping is in place, with this access for the guest: tracks it. memory: what
-/// the first page of the change shows, where that may be mapped elsewhere too; NULL where
-/// it is private. Not to be called where the range was unmapped or its contents thrown
-/// away: free the change.
+/// A new mapping is in place, with this access for the guest: tracks it. memory: the
+/// memory that the first page of the change shows, if that may be mapped elsewhere too;
+/// NULL if it is private. If the range was unmapped or its contents discarded, do not
+/// call this: free the change.
 ///
-/// CW_SYSTEM where the mode cannot track the new mapping, CW_BAD_RANGE where the offset
-/// in memory is not a multiple of the page size or wraps: nothing can be translated from
-/// the pages until a later change of them was finished with CW_OK. CW_BAD_RANGE too where
-/// the region was removed meanwhile. The change is over in any case, and good for
-/// cw_mapping_change_free() alone.
+/// CW_SYSTEM if the mode cannot track the new mapping, CW_BAD_RANGE if the offset in
+/// memory is not a multiple of the page size or wraps: nothing can be translated from
+/// the pages until a later change of them was finished with CW_OK. CW_BAD_RANGE too if
+/// the region was removed meanwhile. The change is over in any case: then only
+/// cw_mapping_change_free() may follow.
 cw_status cw_mapping_change_replaced(cw_mapping_change *change,
                                      cw_access access,
                                      const cw_shared_memory *memory);
 
-/// Ends a change of mappings. Nothing for NULL. Any thread may call it.
+/// Ends a change of mappings. Does nothing for NULL. Any thread may call it.
 void cw_mapping_change_free(cw_mapping_change *change);
 
-/// Lets checked pages that have cooled be protected again, and looks whether regions are
-/// still tracked. To be called some times a second, by whoever has a timer; it costs
-/// next to nothing where there is nothing to do.
+/// Lets checked pages that have cooled be protected again, and checks whether regions
+/// are still tracked. Call it some times a second, from a timer. It costs next to
+/// nothing if there is nothing to do.
 cw_status cw_cache_tend(const cw_cache *cache);
 
 
-/* ---- Signals, where they are yours -------------------------------------------------
+/* ---- Signals, if the handlers are yours --------------------------------------------
  *
  * In modes sigbus and mprotect the library handles write faults by SIGBUS and SIGSEGV.
- * Its handler hands on what is not its own to the one that was there before. With
- * embedder_owns_signals it installs none, and your handlers call cw_handle_fault()
- * first. Install them with SA_SIGINFO, and with SA_ONSTACK where the guest may own the
- * stack pointer.
+ * Its handler passes faults that are not its own to the handler that was there before.
+ * With embedder_owns_signals it installs none, and your handlers call
+ * cw_handle_fault() first. Install them with SA_SIGINFO, and with SA_ONSTACK if the
+ * guest may own the stack pointer.
  */
 
 /// An alternate signal stack of one thread.
@@ -826,16 +833,14 @@ typedef struct cw_alt_stack cw_alt_stack;
 /// Decides about one SIGBUS or SIGSEGV. True: it was a store to a protected page, which
 /// can be tried again; return from the handler. False: go on as without this library.
 ///
-/// The arguments are those that the kernel gave to the handler (siginfo_t *,
-/// ucontext_t *). Async-signal-safe: it takes no lock, allocates nothing, uses no
-/// thread-local, keeps errno. The only function here that may be called in a signal
-/// handler.
+/// The arguments are those that the kernel gave to the handler (siginfo_t *, ucontext_t
+/// *). Async-signal-safe: it takes no lock, allocates nothing, uses no thread-local,
+/// keeps errno. No other function here may be called in a signal handler.
 bool cw_handle_fault(int signo, void *info, void *context);
 
-/// Whether the library's handler is the one that the kernel calls for signo (SIGBUS or
-/// SIGSEGV). False before the first region in such a mode, and where somebody installed
-/// another one after it: then write faults reach the library only if that one hands
-/// them on.
+/// Whether the kernel calls the library's handler for signo (SIGBUS or SIGSEGV). False
+/// before the first region in such a mode, and if another handler was installed after
+/// it: then write faults reach the library only if that handler passes them on.
 bool cw_handler_is_ours(int signo);
 
 /// Whether this thread has signo blocked: at a store to a protected page the kernel
@@ -846,89 +851,91 @@ bool cw_is_blocked_here(int signo);
 /// that own the stack pointer or whose stack is tracked memory.
 cw_status cw_alt_stack_new(cw_alt_stack **stack);
 
-/// Frees this one. The thread has the one again that it had before, or keeps a later one:
-/// stacks may be freed in any order. Nothing for NULL.
+/// Frees this stack. The thread has its former one again, or keeps a later one: stacks
+/// may be freed in any order. Does nothing for NULL.
 ///
-/// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it: the kernel
-/// keeps the address of the stack for that thread, which frees it before it ends.
+/// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it. The
+/// kernel keeps the address of the stack for that thread, so that thread must free it
+/// before it ends.
 cw_status cw_alt_stack_free(cw_alt_stack *stack);
 
 
 /* ---- Fork --------------------------------------------------------------------------
  *
- * A userfaultfd that a child inherits acts on its parent, so a fork is announced:
+ * A userfaultfd that a child inherits acts on its parent, so announce each fork:
  *
  *     cw_before_fork(cache, &buffer, 1, &guard);            // not from code of the buffer
  *     if ((pid = fork()) == 0)
  *         cw_after_fork_child(guard);                       // before anything else
  *     else
- *         cw_after_fork_parent(guard);                      // also where fork failed
+ *         cw_after_fork_parent(guard);                      // also if fork failed
  *
- * All by one thread. Between the two no other thread gets into the cache or the
- * buffers; faults are handled. The thread that forks has their locks: a call of its own
- * that would wait for itself answers CW_BAD_ARGUMENT, and the guard stays as it was. It may look blocks up, ask for
- * statistics, and free what it has: tickets, links, vCPUs, holds, allocations.
+ * One thread makes all these calls. Between the two no other thread gets into the
+ * cache or the buffers; faults are handled. The forking thread holds their locks. If a
+ * call by it would wait for itself, it answers CW_BAD_ARGUMENT, and the guard stays as
+ * it was. The thread may look blocks up, ask for statistics, and free its tickets,
+ * links, vCPUs, holds and allocations.
  *
- * In a child without a guard the library touches nothing of the parent's, frees included.
- * What needs a userfaultfd or a code buffer answers CW_IN_FORK_CHILD there, and then
- * CW_TRACKING_LOST.
+ * In a child without a guard no call touches anything of the parent's, not even a
+ * _free. A call that needs a userfaultfd or a code buffer answers CW_IN_FORK_CHILD
+ * there, and then CW_TRACKING_LOST.
  */
 
-/// A cache and its code buffers that stand still over a fork.
+/// A cache and its code buffers that stand still during a fork.
 typedef struct cw_fork_guard cw_fork_guard;
 
-/// Called before fork: waits until no other thread is inside the cache or the buffers.
-/// Until the guard is given back no other thread adds or removes a region or a code
-/// buffer of any cache.
+/// Call it before fork: it waits until no other thread is inside the cache or the
+/// buffers. Until the guard is given back no other thread adds or removes a region or a
+/// code buffer of any cache.
 ///
-/// buffers: every code buffer that blocks of the cache lie in, buffer_count of them,
-/// each once; NULL where there is none. They are shared mappings: without this a child's
-/// code would land in its parent's.
+/// buffers: every code buffer that contains blocks of the cache, buffer_count of them,
+/// each once; NULL if there is none. They are shared mappings: otherwise a child's code
+/// would land in its parent's.
 cw_status cw_before_fork(const cw_cache *cache,
                          cw_code_buffer *const *buffers,
                          size_t buffer_count,
                          cw_fork_guard **guard);
 
-/// In the parent: everything goes on as before. Frees the guard. Nothing for NULL.
+/// In the parent: everything goes on as before. Frees the guard. Does nothing for NULL.
 ///
 /// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it.
 cw_status cw_after_fork_parent(cw_fork_guard *guard);
 
-/// In the child: every block is dead, the child's own memory is tracked from now on,
-/// and the buffers have memory of their own, empty of code: emit the stubs anew, at the
-/// same addresses. vCPUs of the parent's other threads hold nothing back; free them or
-/// leave them. One that this thread has pinned stays pinned. Frees the guard.
+/// In the child: every block is dead, and the child's own memory is tracked from now
+/// on. The buffers have new memory, empty of code: emit the stubs anew, at the same
+/// addresses. vCPUs of the parent's other threads hold nothing back; free them or leave
+/// them. A vCPU that this thread has pinned stays pinned. Frees the guard.
 ///
-/// CW_BAD_ARGUMENT in the process that made the guard: nothing was changed, and the guard
-/// is given back as by cw_after_fork_parent(). CW_BAD_ARGUMENT too, and nothing is done, in
-/// any thread but the one that forked.
+/// CW_BAD_ARGUMENT in the process that made the guard: nothing was changed, and the
+/// guard is given back as by cw_after_fork_parent(). CW_BAD_ARGUMENT too, and nothing
+/// is done, in any thread but the one that forked.
 ///
-/// Where it fails, the regions or buffers that could not be had here are not usable:
+/// If it fails, the regions or buffers that are not available here cannot be used:
 /// nothing can be translated from them, and code must not be run.
 cw_status cw_after_fork_child(cw_fork_guard *guard);
 
 
-/* ---- What went on so far, and what is taken of memory ------------------------------
+/* ---- Statistics: events so far, and the memory that a cache takes ------------------
  *
- * Each structure has its size in its first field, so that it can grow: set
- * size_bytes to its sizeof before the call. What a newer header has and this library
- * does not know is 0, and size_bytes says afterwards how much was filled in.
+ * Each structure has its size in its first field, so that it can grow: set size_bytes
+ * to its sizeof before the call. Fields of a newer header that this library does not
+ * know are 0. Afterwards size_bytes is the number of bytes that were filled in.
  */
 
 /// Counters since the cache was made.
 typedef struct cw_stats {
-    /// sizeof(cw_stats); afterwards what of it was filled in.
+    /// sizeof(cw_stats); afterwards the number of bytes that were filled in.
     size_t size_bytes;
     /// Write faults that were resolved: each hit code or was beside it.
     uint64_t faults;
-    /// Those of them that hit a line with code.
+    /// Write faults that hit a line with code.
     uint64_t faults_code;
-    /// Those of them that hit no line with code: data.
+    /// Write faults that hit no line with code: data.
     uint64_t faults_beside;
-    /// Those of them, of either kind, that the handler thread resolved. It cannot
-    /// tell a store of the guest's from a write of the kernel's for it.
+    /// Write faults of either kind that the handler thread resolved. It cannot tell a
+    /// store by the guest from a write that the kernel makes for it.
     uint64_t faults_by_thread;
-    /// Pages that a fault opened ahead of a stream of writes, beside its own.
+    /// Pages that a fault opened ahead of a stream of writes, in addition to its own.
     uint64_t opened_ahead;
     /// Pages that became checked.
     uint64_t checked;
@@ -942,7 +949,7 @@ typedef struct cw_stats {
     uint64_t harvests;
     /// Pages held for announced writes and changed mappings.
     uint64_t pages_announced;
-    /// Those of them that were held for an announced write of the kernel's.
+    /// Held pages whose hold was for an announced write by the kernel.
     uint64_t pages_kernel_written;
     /// Pages that were protected for a translator.
     uint64_t protects;
@@ -952,50 +959,50 @@ typedef struct cw_stats {
     uint64_t begins_busy;
     /// Translations that became reachable.
     uint64_t committed;
-    /// Translations that became reachable where one had been before.
+    /// Translations that replaced an earlier one of the same key.
     uint64_t retranslated;
-    /// Dead blocks that became reachable again, their bytes being the same again.
+    /// Dead blocks that became reachable again because their bytes are the same again.
     uint64_t revived;
     /// Commits and revivals refused because a write came between.
     uint64_t refused;
     /// Blocks that a write or an announcement made unreachable.
     uint64_t invalidated;
-    /// Blocks that are entered by a comparison from then on, after a write beside them.
+    /// Blocks that became checked after a write beside them.
     uint64_t downgraded;
-    /// Blocks removed by hand: found stale by that comparison, as a rule.
+    /// Blocks that you removed, usually because their comparison failed.
     uint64_t removed;
     /// Blocks evicted: made unreachable because there were too many.
     uint64_t evicted;
-    /// Translations of dead and evicted blocks that are not kept, or not any more.
+    /// Translations of dead and evicted blocks that are not kept, or no longer kept.
     uint64_t given_up;
     /// Translations whose memory was freed.
     uint64_t freed;
 } cw_stats;
 
-/// What a kind of translations takes.
+/// The memory of one kind of translations.
 typedef struct cw_weight {
-    /// How many there are.
+    /// The number of translations.
     size_t blocks;
-    /// What was said that their payloads own, and the allocations that they keep.
+    /// The declared bytes of their payloads, and the allocations that they keep.
     size_t payload_bytes;
-    /// What the cache needs for them: records, and the guest bytes that they were made
-    /// from.
+    /// The cache's own memory for them: records, and the guest bytes that they were
+    /// made from.
     size_t record_bytes;
 } cw_weight;
 
-/// How much memory a cache takes just now.
+/// The memory that a cache takes now.
 typedef struct cw_footprint {
-    /// sizeof(cw_footprint); afterwards what of it was filled in.
+    /// sizeof(cw_footprint); afterwards the number of bytes that were filled in.
     size_t size_bytes;
-    /// Blocks that can be reached.
+    /// Reachable blocks.
     cw_weight live;
-    /// Dead and evicted blocks that are kept for cw_ticket_revive().
+    /// Dead and evicted blocks that are retained for cw_ticket_revive().
     cw_weight former;
-    /// What is given up and waits until no vCPU can be inside: beyond the limit.
+    /// Blocks given up, which wait until no vCPU can be inside: beyond the limit.
     cw_weight waiting;
     /// Keys that have an entry cell.
     size_t cells;
-    /// Entry cells, those that are free included.
+    /// Entry cells, free ones included.
     size_t cell_bytes;
     /// The table from keys to cells.
     size_t table_bytes;
@@ -1005,24 +1012,24 @@ typedef struct cw_footprint {
 
 /// Pages that were ever translated from, by their state now.
 typedef struct cw_pages_by_state {
-    /// sizeof(cw_pages_by_state); afterwards what of it was filled in.
+    /// sizeof(cw_pages_by_state); afterwards the number of bytes that were filled in.
     size_t size_bytes;
-    /// Writable; nothing that was made from them can be reached.
+    /// Writable; no translation of them can be reached.
     uint64_t open_pages;
     /// Write-protected, or about to be.
     uint64_t protected_pages;
-    /// Writable; what was made from them compares itself.
+    /// Writable; their blocks compare their bytes at each entry.
     uint64_t checked_pages;
 } cw_pages_by_state;
 
-/// Fills in what went on so far. Set stats->size_bytes before. Any time, any thread;
-/// some counters may be a moment ahead of others.
+/// Fills in the counters. Set stats->size_bytes before. Any time, any thread; some
+/// counters may be a moment ahead of others.
 cw_status cw_cache_get_stats(const cw_cache *cache, cw_stats *stats);
 
-/// Fills in how much memory the cache takes just now. Set footprint->size_bytes before.
+/// Fills in the memory that the cache takes now. Set footprint->size_bytes before.
 cw_status cw_cache_get_footprint(const cw_cache *cache, cw_footprint *footprint);
 
-/// Fills in how many pages are in which state. Set pages->size_bytes before. It looks
+/// Fills in the number of pages in each state. Set pages->size_bytes before. It looks
 /// at every page that was ever translated from.
 cw_status cw_cache_get_pages_by_state(const cw_cache *cache, cw_pages_by_state *pages);
 
@@ -1035,10 +1042,10 @@ cw_status cw_cache_get_pages_by_state(const cw_cache *cache, cw_pages_by_state *
 #define CW_FRONT_INDEX(key) ((size_t)((uint64_t)(key) >> 1) & (CW_FRONT_ENTRIES - 1))
 
 /*
- * The entry of the valid block of the key; 0 where there is none. For a pinned vCPU;
- * front is what cw_vcpu_front() filled in for it, once. Where the front has the key this
- * is two loads and three comparisons, elsewhere it is cw_vcpu_lookup(). Unless NDEBUG is
- * defined it asserts that the vCPU is pinned: what an unpinned one finds may be freed.
+ * The entry of the valid block of the key; 0 if there is none. For a pinned vCPU; front
+ * was filled in by cw_vcpu_front() for it, once. If the front has the key this is two loads
+ * and three comparisons, otherwise it is cw_vcpu_lookup(). Unless NDEBUG is defined it
+ * asserts that the vCPU is pinned: the block that an unpinned one finds may be freed.
  */
 static inline uintptr_t cw_lookup(cw_vcpu *vcpu, const cw_front *front, uint64_t key)
 {
@@ -1060,7 +1067,7 @@ static inline uint8_t cw_stale(const uint8_t *stale_flag)
 
 /*
  * Options for blocks that are looked up and never jumped to through entry cells, and that
- * have no checked entry. Set the stubs where emitted code jumps through cells.
+ * have no checked entry. If emitted code jumps through cells, set the stubs.
  */
 static inline cw_cache_options cw_cache_options_default(void)
 {
@@ -1072,7 +1079,7 @@ static inline cw_cache_options cw_cache_options_default(void)
     return options;
 }
 
-/* Options for a region that the guest may read and write; the signals are the library's. */
+/* Options for a region that the guest may read and write; the library handles the signals. */
 static inline cw_region_options
 cw_region_options_default(uint64_t guest, void *host, size_t len_bytes, cw_mode mode)
 {

@@ -1,9 +1,9 @@
-//! The cache: which translated code may run, found by key.
+//! The cache: finds translated code by key, and never gives stale code.
 //!
-//! A key is the guest's pc and whatever else of the guest's state a block depends on,
-//! in one number of yours; UINT64_MAX is not a key. One cache has all regions and all
-//! vCPUs of a guest. Any thread may call what takes a const cw_cache, at any time but
-//! in a signal handler, and not while another thread frees it.
+//! A key is the guest's pc and any other guest state that a block depends on, in one
+//! number that you make; UINT64_MAX is not a key. One cache has all regions and all
+//! vCPUs of a guest. Any thread may call a function that takes a const cw_cache at any
+//! time, except in a signal handler and while another thread frees the cache.
 //!
 //! # Safety
 //!
@@ -32,28 +32,30 @@ pub enum cw_policy {
     /// is CW_BUSY for a while: interpret.
     CW_POLICY_ADAPTIVE = 0,
     /// The same, and pages that are written beside their code, or again and again,
-    /// become checked: they stay writable, and their blocks compare their bytes at each
-    /// entry. Blocks should have a checked entry (cw_ticket_commit()).
+    /// become
+    /// checked: they stay writable, and their blocks compare their bytes at each entry.
+    /// Blocks should have a checked entry (cw_ticket_commit()).
     CW_POLICY_ADAPTIVE_WITH_CHECKS = 1,
-    /// One page and one fault at a time, as mprotect trackers do it: to measure
-    /// against. A store over two pages may fault many times before it makes progress.
+    /// One page for each fault, as mprotect trackers do it: a baseline for
+    /// measurements. A store over two pages may fault many times before it makes
+    /// progress.
     CW_POLICY_PLAIN = 2,
 }
 
-/// What a cache is made with. cw_cache_options_default() gives one for blocks that are
-/// never jumped to through entry cells.
+/// The options of a new cache. cw_cache_options_default() gives options for blocks that
+/// are never jumped to through entry cells.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct cw_cache_options {
     /// sizeof(cw_cache_options).
     pub size_bytes: size_t,
-    /// Where the entry cell of a dead block leads: code of yours that goes back to the
+    /// The address in the entry cell of a dead block: your code that goes back to the
     /// dispatcher.
     pub dead_stub: usize,
-    /// Where the entry cell of a block that is being committed leads: such code too, at
-    /// another address.
+    /// The address in the entry cell of a block that is being committed: code that does
+    /// the same, at another address.
     pub pending_stub: usize,
-    /// How pages are kept.
+    /// How each page's translations are kept true.
     pub policy: MaybeUninit<cw_policy>,
 }
 
@@ -61,7 +63,7 @@ pub struct cw_cache_options {
 pub struct cw_cache {
     pub(crate) cache: CodeCache<Owned>,
     pub(crate) stubs: EntryStubs,
-    /// One for each object of C's that the cache must outlive.
+    /// One count for each C object that must be freed before the cache.
     children: Arc<()>,
 }
 
@@ -71,8 +73,8 @@ pub(crate) struct Child {
 }
 
 impl cw_cache {
-    /// The cache, for a call that would wait for ever under this thread's own fork guard and
-    /// has no error in Rust.
+    /// The cache, for a call that has no error in Rust. Under this thread's own fork
+    /// guard such a call would wait for ever, so this fails then.
     pub(crate) fn moving(&self) -> Result<&CodeCache<Owned>, Failure> {
         if self.cache.stands_still_here() { Err(UNDER_GUARD) } else { Ok(&self.cache) }
     }
@@ -97,7 +99,7 @@ fn policy(raw: MaybeUninit<cw_policy>) -> Result<Arc<dyn Policy>, Failure> {
 
 /// An empty cache without regions. Free it with cw_cache_free().
 ///
-/// CW_BAD_ARGUMENT where the two stubs are equal.
+/// CW_BAD_ARGUMENT if the two stubs are equal.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_new(options: *const cw_cache_options, cache: *mut *mut cw_cache) -> cw_status {
     guarded(|| {
@@ -111,12 +113,12 @@ pub unsafe extern "C" fn cw_cache_new(options: *const cw_cache_options, cache: *
     })
 }
 
-/// Stops tracking every region, calls the destructor of every payload that is left, and
-/// frees the cache. Then guest memory may be unmapped. Nothing for NULL.
+/// Stops tracking every region, calls the destructor of every remaining payload, and
+/// frees the cache. Then guest memory may be unmapped. Does nothing for NULL.
 ///
 /// CW_IN_USE while a ticket, vCPU, hold, mapping change or fork guard of it is alive:
-/// free that first; the cache is as before. Links and allocations may outlive it. Code
-/// of the cache must not be running.
+/// free that first; the cache is unchanged. Links and allocations may outlive the
+/// cache. Code of the cache must not be running.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_free(cache: *mut cw_cache) -> cw_status {
     guarded(|| {
@@ -135,8 +137,8 @@ pub unsafe extern "C" fn cw_cache_free(cache: *mut cw_cache) -> cw_status {
     })
 }
 
-/// Makes the block of the key unreachable: its checked entry found that its bytes are
-/// not what they were, or you want it gone. Nothing where there is none.
+/// Makes the block of the key unreachable: its checked entry found that its bytes have
+/// changed, or you no longer want it. Does nothing if there is no block.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_remove(cache: *const cw_cache, key: u64) -> cw_status {
     guarded(|| {
@@ -146,8 +148,8 @@ pub unsafe extern "C" fn cw_cache_remove(cache: *const cw_cache, key: u64) -> cw
     })
 }
 
-/// Frees what dead blocks own, as far as no vCPU can be inside them and they are not
-/// kept for cw_ticket_revive(). Commits do it in passing; for an embedder that stops
+/// Frees the payloads of dead blocks if no vCPU can be inside them and they are not
+/// kept for cw_ticket_revive(). Each commit does this too; call it if you stop
 /// translating for long.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_collect(cache: *const cw_cache) -> cw_status {
@@ -158,11 +160,11 @@ pub unsafe extern "C" fn cw_cache_collect(cache: *const cw_cache) -> cw_status {
     })
 }
 
-/// Returns when every vCPU that is inside translated code now has been outside since;
-/// they are asked to leave. So what was made unreachable before runs nowhere
-/// afterwards.
+/// Asks every vCPU that is inside translated code now to leave, and returns when each
+/// has been outside since. A block made unreachable before this call runs on no vCPU
+/// after it.
 ///
-/// CW_BAD_ARGUMENT where the calling thread has a vCPU pinned itself.
+/// CW_BAD_ARGUMENT if the calling thread has a vCPU pinned itself.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_wait_for_vcpus(cache: *const cw_cache) -> cw_status {
     guarded(|| {
@@ -171,13 +173,13 @@ pub unsafe extern "C" fn cw_cache_wait_for_vcpus(cache: *const cw_cache) -> cw_s
     })
 }
 
-/// Keeps the memory of translations within limits from now on: live_bytes of blocks
-/// that can be reached (1 GiB where this is not called), former_bytes of dead and
-/// evicted ones that are kept for cw_ticket_revive() (4 MiB). Beyond it the oldest are
-/// evicted, at each commit; the one that was committed last stays.
+/// Keeps the memory of translations within limits from now on: live_bytes for reachable
+/// blocks (1 GiB without this call), former_bytes for dead and evicted blocks that are
+/// retained for cw_ticket_revive() (4 MiB). Each commit evicts the oldest blocks beyond
+/// the limit; the block that was committed last stays.
 ///
-/// What counts is what cw_ticket_weighs() said, the allocations that blocks keep
-/// (cw_ticket_keep_allocation()), and the cache's own records.
+/// Three things count: the bytes declared by cw_ticket_weighs(), the allocations that
+/// blocks keep (cw_ticket_keep_allocation()), and the cache's own records.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_set_limit(
     cache: *const cw_cache,
@@ -191,12 +193,12 @@ pub unsafe extern "C" fn cw_cache_set_limit(
     })
 }
 
-/// Gives up blocks whose payloads weigh payload_bytes, the oldest first, and all if they
-/// weigh less: for a code buffer that says CW_FULL. SIZE_MAX gives up all.
+/// Gives up blocks whose payloads weigh payload_bytes, the oldest first, and all blocks
+/// if they weigh less: for a code buffer that answers CW_FULL. SIZE_MAX gives up all.
 ///
-/// Call it while the own vCPU is not pinned, and try the allocation again. What another
-/// vCPU may be inside is freed when that has unpinned, as it is asked to: do without
-/// for a while where the memory is not there yet (interpret).
+/// Call it while your own vCPU is not pinned, and try the allocation again. If another
+/// vCPU may be inside a block, it is asked to leave, and the block is freed when it has
+/// unpinned. Until the memory is free, do without it for a while (interpret).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_evict(cache: *const cw_cache, payload_bytes: size_t) -> cw_status {
     guarded(|| {

@@ -1,17 +1,17 @@
-//! Executable memory, for embedders who have no allocator of their own.
+//! Executable memory, for embedders that have no allocator for it.
 //!
-//! One piece of memory is mapped twice: write code through one address, run it at another. No
+//! The memory is mapped twice: write code through one address, run it at another. No
 //! mapping is writable and executable, and none changes its protection.
 //!
 //! ```c
 //! cw_code_buffer_alloc(buffer, len, 16, &code);         // CW_FULL: evict, try again
 //! memcpy(cw_allocation_rw(code), ...);                  // runs at cw_allocation_rx()
-//! cw_allocation_publish(code);                          // before the address is given away
+//! cw_allocation_publish(code);                          // before any other code gets the address
 //! cw_ticket_keep_allocation(ticket, code);              // freed with its block
 //! ```
 //!
-//! Any thread may use a buffer. An allocation may be freed by any thread, when nobody
-//! runs in it.
+//! Any thread may use a buffer. Any thread may free an allocation, when no thread runs
+//! in it.
 //!
 //! # Safety
 //!
@@ -33,28 +33,29 @@ pub struct cw_code_buffer(pub(crate) CodeBuffer);
 /// A piece of it.
 pub struct cw_allocation(pub(crate) Allocation);
 
-/// How much of a code buffer is used. May get more fields at its end.
+/// The use of a code buffer. May get more fields at its end.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct cw_code_buffer_stats {
-    /// sizeof(cw_code_buffer_stats); afterwards what of it was filled in.
+    /// sizeof(cw_code_buffer_stats); afterwards the number of bytes that were filled
+    /// in.
     pub size_bytes: size_t,
-    /// What it can hold.
+    /// The bytes that it can hold.
     pub limit_bytes: size_t,
-    /// What is allocated now, rounded up to the allocator's unit.
+    /// The bytes allocated now, rounded up to the allocator's unit.
     pub used_bytes: size_t,
-    /// What has memory behind it now, at most.
+    /// The most bytes that may have memory behind them now.
     pub resident_bytes: size_t,
     /// The largest allocation that would succeed now.
     pub largest_free_bytes: size_t,
     /// Allocations that are alive.
     pub allocations: size_t,
-    /// What was given back to the system so far.
+    /// The bytes given back to the system so far.
     pub given_back_bytes: u64,
 }
 
-/// A buffer for limit_bytes of code, rounded up to whole pages. It takes address space
-/// twice over, and memory as code is put into it.
+/// A buffer for limit_bytes of code, rounded up to whole pages. It takes twice as much
+/// address space, and memory as code is put into it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_code_buffer_new(limit_bytes: size_t, buffer: *mut *mut cw_code_buffer) -> cw_status {
     guarded(|| {
@@ -65,7 +66,8 @@ pub unsafe extern "C" fn cw_code_buffer_new(limit_bytes: size_t, buffer: *mut *m
     })
 }
 
-/// Frees the handle; the memory when its last allocation is freed. Nothing for NULL.
+/// Frees the handle. The memory is freed with its last allocation. Does nothing for
+/// NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_code_buffer_free(buffer: *mut cw_code_buffer) {
     // SAFETY: the header's rules.
@@ -75,7 +77,7 @@ pub unsafe extern "C" fn cw_code_buffer_free(buffer: *mut cw_code_buffer) {
 /// Memory for len_bytes of code at a multiple of align_bytes, a power of two up to the
 /// page size. Its contents are undefined.
 ///
-/// CW_FULL where no free range is large enough: cw_cache_evict(), and try again.
+/// CW_FULL if no free range is large enough: cw_cache_evict(), and try again.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_code_buffer_alloc(
     buffer: *const cw_code_buffer,
@@ -91,7 +93,7 @@ pub unsafe extern "C" fn cw_code_buffer_alloc(
     })
 }
 
-/// Fills in how much is used. Set stats->size_bytes before.
+/// Fills in the buffer's use. Set stats->size_bytes before.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_code_buffer_get_stats(
     buffer: *const cw_code_buffer,
@@ -122,30 +124,30 @@ pub unsafe extern "C" fn cw_code_buffer_get_stats(
     })
 }
 
-/// Where to write it. NULL for NULL.
+/// The address to write the code to. NULL for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_allocation_rw(allocation: *const cw_allocation) -> *mut c_void {
     // SAFETY: the header's rules.
     unsafe { borrow(allocation) }.map_or(ptr::null_mut(), |allocation| allocation.0.rw().cast())
 }
 
-/// Where to run it. NULL for NULL.
+/// The address at which the code runs. NULL for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_allocation_rx(allocation: *const cw_allocation) -> *const c_void {
     // SAFETY: the header's rules.
     unsafe { borrow(allocation) }.map_or(ptr::null(), |allocation| allocation.0.rx().cast())
 }
 
-/// Bytes that were asked for. 0 for NULL.
+/// The number of bytes that were asked for. 0 for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_allocation_len_bytes(allocation: *const cw_allocation) -> size_t {
     // SAFETY: the header's rules.
     unsafe { borrow(allocation) }.map_or(0, |allocation| allocation.0.len())
 }
 
-/// Makes what was written there the code that every thread fetches. To be called after
-/// the last write and before the address is given to anybody: processors may have
-/// fetched what was there before. Where it fails the code must not be run.
+/// Makes every thread fetch the bytes written there as code. Call it after the last
+/// write and before any other code gets the address: processors may have fetched the
+/// former bytes. If it fails, the code must not be run.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_allocation_publish(allocation: *const cw_allocation) -> cw_status {
     guarded(|| {
@@ -154,7 +156,7 @@ pub unsafe extern "C" fn cw_allocation_publish(allocation: *const cw_allocation)
     })
 }
 
-/// Frees it. Nobody may be running in it, or come to it. Nothing for NULL.
+/// Frees it. No thread may be running in it, or come to it. Does nothing for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_allocation_free(allocation: *mut cw_allocation) {
     // SAFETY: the header's rules.

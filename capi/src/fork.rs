@@ -1,28 +1,29 @@
 //! Fork.
 //!
-//! A userfaultfd that a child inherits acts on its parent, so a fork is announced:
+//! A userfaultfd that a child inherits acts on its parent, so announce each fork:
 //!
 //! ```c
 //! cw_before_fork(cache, &buffer, 1, &guard);            // not from code of the buffer
 //! if ((pid = fork()) == 0)
 //!     cw_after_fork_child(guard);                       // before anything else
 //! else
-//!     cw_after_fork_parent(guard);                      // also where fork failed
+//!     cw_after_fork_parent(guard);                      // also if fork failed
 //! ```
 //!
-//! All by one thread. Between the two no other thread gets into the cache or the
-//! buffers; faults are handled. The thread that forks has their locks: a call of its own
-//! that would wait for itself answers CW_BAD_ARGUMENT, and the guard stays as it was. It may look blocks up, ask for
-//! statistics, and free what it has: tickets, links, vCPUs, holds, allocations.
+//! One thread makes all these calls. Between the two no other thread gets into the
+//! cache or the buffers; faults are handled. The forking thread holds their locks. If a
+//! call by it would wait for itself, it answers CW_BAD_ARGUMENT, and the guard stays as
+//! it was. The thread may look blocks up, ask for statistics, and free its tickets,
+//! links, vCPUs, holds and allocations.
 //!
-//! In a child without a guard the library touches nothing of the parent's, frees included.
-//! What needs a userfaultfd or a code buffer answers CW_IN_FORK_CHILD there, and then
-//! CW_TRACKING_LOST.
+//! In a child without a guard no call touches anything of the parent's, not even a
+//! _free. A call that needs a userfaultfd or a code buffer answers CW_IN_FORK_CHILD
+//! there, and then CW_TRACKING_LOST.
 //!
 //! # Safety
 //!
-//! A guard borrows the cache and the buffers that lie in a box beside it: it goes
-//! first.
+//! A guard borrows the cache and the buffers, which lie in a box beside it. The guard
+//! is dropped first.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
@@ -38,9 +39,10 @@ use crate::handle::{borrow, out_handle, take_back};
 use crate::payload::Owned;
 use crate::status::{Failure, cw_status, guarded};
 
-/// A cache and its code buffers that stand still over a fork.
+/// A cache and its code buffers that stand still during a fork.
 pub struct cw_fork_guard {
-    // In this order: what is freed with blocks of the child lies in the buffers.
+    // Dropped in this order: allocations that are freed with the child's blocks lie in
+    // the buffers.
     buffers: Vec<code_buffer::ForkGuard<'static>>,
     cache: ForkGuard<'static, Owned>,
     lasting: Lasting,
@@ -48,7 +50,7 @@ pub struct cw_fork_guard {
 }
 
 impl cw_fork_guard {
-    /// The locks are given up by the thread that took them.
+    /// The thread that took the locks gives them up.
     fn check_thread(&self) -> Result<(), Failure> {
         if self.thread == thread::current().id() {
             return Ok(());
@@ -57,7 +59,7 @@ impl cw_fork_guard {
     }
 }
 
-/// What the guards borrow.
+/// The objects that the guards borrow.
 struct Lasting {
     /// Owned.
     borrowed: NonNull<(CodeCache<Owned>, Vec<CodeBuffer>)>,
@@ -71,13 +73,13 @@ impl Drop for Lasting {
     }
 }
 
-/// Called before fork: waits until no other thread is inside the cache or the buffers.
-/// Until the guard is given back no other thread adds or removes a region or a code
-/// buffer of any cache.
+/// Call it before fork: it waits until no other thread is inside the cache or the
+/// buffers. Until the guard is given back no other thread adds or removes a region or a
+/// code buffer of any cache.
 ///
-/// buffers: every code buffer that blocks of the cache lie in, buffer_count of them,
-/// each once; NULL where there is none. They are shared mappings: without this a child's
-/// code would land in its parent's.
+/// buffers: every code buffer that contains blocks of the cache, buffer_count of them,
+/// each once; NULL if there is none. They are shared mappings: otherwise a child's code
+/// would land in its parent's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_before_fork(
     cache: *const cw_cache,
@@ -94,9 +96,10 @@ pub unsafe extern "C" fn cw_before_fork(
         cache.moving()?;
         let mut clones = Vec::new();
         for at in 0..buffer_count {
-            // SAFETY: C's array has so many.
+            // SAFETY: C's array has buffer_count elements.
             let buffer = unsafe { *buffers.add(at) };
-            // A lock is taken twice for a buffer that is there twice: for ever.
+            // If a buffer is there twice, its lock is taken twice: that would wait for
+            // ever.
             // SAFETY: as above.
             if (0..at).any(|before| unsafe { *buffers.add(before) } == buffer) {
                 return Err(Failure::bad_argument(c"a code buffer is among the buffers twice"));
@@ -110,10 +113,11 @@ pub unsafe extern "C" fn cw_before_fork(
         }
         let borrowed = NonNull::from(Box::leak(Box::new((cache.cache.clone(), clones))));
         let lasting = Lasting { borrowed, _child: cache.child() };
-        // SAFETY: it outlives the guards: fields are dropped, and taken apart, in
-        // their order.
+        // SAFETY: it outlives the guards: fields are dropped, and taken apart, in their
+        // order.
         let (cache, buffers): &'static (CodeCache<Owned>, Vec<CodeBuffer>) = unsafe { borrowed.as_ref() };
-        // Before the fork: a thread's first question may take a lock of the standard library's.
+        // Before the fork: a thread's first call may take a lock of the standard
+        // library.
         let thread = thread::current().id();
         let cache = cache.before_fork();
         let buffers = buffers.iter().map(CodeBuffer::before_fork).collect();
@@ -122,7 +126,7 @@ pub unsafe extern "C" fn cw_before_fork(
     })
 }
 
-/// In the parent: everything goes on as before. Frees the guard. Nothing for NULL.
+/// In the parent: everything goes on as before. Frees the guard. Does nothing for NULL.
 ///
 /// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it.
 #[unsafe(no_mangle)]
@@ -138,21 +142,21 @@ pub unsafe extern "C" fn cw_after_fork_parent(guard: *mut cw_fork_guard) -> cw_s
     })
 }
 
-/// In the child: every block is dead, the child's own memory is tracked from now on,
-/// and the buffers have memory of their own, empty of code: emit the stubs anew, at the
-/// same addresses. vCPUs of the parent's other threads hold nothing back; free them or
-/// leave them. One that this thread has pinned stays pinned. Frees the guard.
+/// In the child: every block is dead, and the child's own memory is tracked from now
+/// on. The buffers have new memory, empty of code: emit the stubs anew, at the same
+/// addresses. vCPUs of the parent's other threads hold nothing back; free them or leave
+/// them. A vCPU that this thread has pinned stays pinned. Frees the guard.
 ///
-/// CW_BAD_ARGUMENT in the process that made the guard: nothing was changed, and the guard
-/// is given back as by cw_after_fork_parent(). CW_BAD_ARGUMENT too, and nothing is done, in
-/// any thread but the one that forked.
+/// CW_BAD_ARGUMENT in the process that made the guard: nothing was changed, and the
+/// guard is given back as by cw_after_fork_parent(). CW_BAD_ARGUMENT too, and nothing
+/// is done, in any thread but the one that forked.
 ///
-/// Where it fails, the regions or buffers that could not be had here are not usable:
+/// If it fails, the regions or buffers that are not available here cannot be used:
 /// nothing can be translated from them, and code must not be run.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_after_fork_child(guard: *mut cw_fork_guard) -> cw_status {
     guarded(|| {
-        // SAFETY: the header's rules; NULL is told below.
+        // SAFETY: the header's rules; NULL is reported below.
         if let Ok(guard) = unsafe { borrow(guard) } {
             guard.check_thread()?;
         }

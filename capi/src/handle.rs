@@ -1,10 +1,10 @@
-//! Pointers of C's: how they are looked at once, where they come in.
+//! Pointers from C: each is checked once, when it comes in.
 //!
 //! # Safety
 //!
-//! C keeps what the header's first section asks of every pointer: a handle is one
-//! that this library gave and that was not freed, an out parameter can be written, and
-//! who has a handle that is not for all threads has it alone.
+//! C follows the first section of the header for every pointer. A handle comes from
+//! this library and was not freed. An out parameter can be written. A handle that is
+//! not for all threads is used by one thread at a time.
 #![allow(unsafe_code)]
 
 use std::mem::{MaybeUninit, transmute};
@@ -12,7 +12,7 @@ use std::ptr;
 
 use crate::status::Failure;
 
-/// What `pointer` leads to.
+/// The object behind `pointer`.
 ///
 /// # Safety
 ///
@@ -22,7 +22,7 @@ pub(crate) unsafe fn borrow<'a, T>(pointer: *const T) -> Result<&'a T, Failure> 
     unsafe { pointer.as_ref() }.ok_or(Failure::bad_argument(c"a handle that must not be NULL is NULL"))
 }
 
-/// What `pointer` leads to, for one thread alone.
+/// The object behind `pointer`, for one thread alone.
 ///
 /// # Safety
 ///
@@ -32,18 +32,18 @@ pub(crate) unsafe fn borrow_mut<'a, T>(pointer: *mut T) -> Result<&'a mut T, Fai
     unsafe { pointer.as_mut() }.ok_or(Failure::bad_argument(c"a handle that must not be NULL is NULL"))
 }
 
-/// Where a result goes.
+/// The place for a result.
 ///
 /// # Safety
 ///
 /// NULL, or as this module's head says, for as long as `'a`.
 pub(crate) unsafe fn out<'a, T>(pointer: *mut T) -> Result<&'a mut MaybeUninit<T>, Failure> {
-    // SAFETY: this function's contract; what was there need not be valid.
+    // SAFETY: this function's contract; the former contents need not be valid.
     unsafe { pointer.cast::<MaybeUninit<T>>().as_mut() }
         .ok_or(Failure::bad_argument(c"an out parameter that must not be NULL is NULL"))
 }
 
-/// Where a new handle goes: NULL until there is one.
+/// The place for a new handle: NULL until there is one.
 ///
 /// # Safety
 ///
@@ -62,7 +62,7 @@ impl<T> NewHandle<'_, T> {
     }
 }
 
-/// Takes a handle back from C; nothing for NULL.
+/// Takes a handle back from C; `None` for NULL.
 ///
 /// # Safety
 ///
@@ -72,32 +72,33 @@ pub(crate) unsafe fn take_back<T>(pointer: *mut T) -> Option<Box<T>> {
     (!pointer.is_null()).then(|| unsafe { Box::from_raw(pointer) })
 }
 
-/// A structure that C fills in, and that may have more fields one day: the first one
-/// says how many bytes it has for whoever compiled the call.
+/// Reads a structure that C fills in, and that may get more fields later. Its first
+/// field is its size in bytes, as the calling program was compiled.
 ///
 /// # Safety
 ///
-/// `pointer` is NULL or as this module's head says; `T` is `repr(C)`, starts with a
-/// `usize` of that meaning, and is valid whatever C put in.
+/// `pointer` is NULL or as this module's head says; `T` is `repr(C)`, starts with that
+/// `usize`, and is valid for all bytes that C may write.
 pub(crate) unsafe fn filled_in<T: Copy>(pointer: *const T) -> Result<T, Failure> {
     if pointer.is_null() {
         return Err(Failure::bad_argument(c"a structure that must not be NULL is NULL"));
     }
     // SAFETY: this function's contract.
     let size_bytes = unsafe { pointer.cast::<usize>().read() };
-    // There has been one size so far. An older one will be read as far as it goes.
+    // So far there has been one size. A smaller, older structure will be read up to its
+    // size.
     if size_bytes != size_of::<T>() {
         return Err(Failure::bad_argument(
             c"size_bytes must be the structure's sizeof: set it, and compile with the header of this library",
         ));
     }
-    // SAFETY: this function's contract; as long as it should be.
+    // SAFETY: this function's contract; the size is right.
     Ok(unsafe { pointer.read() })
 }
 
-/// A bool in a structure of C's, which may have another byte there.
+/// Reads a bool in a C structure, which may hold another byte there.
 pub(crate) fn read_bool(raw: MaybeUninit<bool>) -> Result<bool, Failure> {
-    // SAFETY: C filled the structure in, so that the byte is some number.
+    // SAFETY: C filled the structure in, so that the byte is a number.
     match unsafe { transmute::<MaybeUninit<bool>, u8>(raw) } {
         0 => Ok(false),
         1 => Ok(true),
@@ -105,7 +106,7 @@ pub(crate) fn read_bool(raw: MaybeUninit<bool>) -> Result<bool, Failure> {
     }
 }
 
-/// Fills in a structure of C's that may have less fields than `value`, or more.
+/// Fills in a C structure that may have fewer fields than `value`, or more.
 ///
 /// # Safety
 ///
@@ -120,8 +121,8 @@ pub(crate) unsafe fn fill_in<T: Copy>(pointer: *mut T, value: &T) -> Result<(), 
         return Err(Failure::bad_argument(c"size_bytes must be the structure's sizeof: set it before the call"));
     }
     let known_bytes = size_bytes.min(size_of::<T>());
-    // SAFETY: C's structure has `size_bytes` bytes, of which `value` has the first
-    // `known_bytes`, the size itself among them.
+    // SAFETY: C's structure has `size_bytes` bytes. `value` has the first `known_bytes`
+    // of them, including the size itself.
     unsafe {
         let into = pointer.cast::<u8>();
         into.copy_from_nonoverlapping(ptr::from_ref(value).cast(), known_bytes);

@@ -1,24 +1,24 @@
-//! The C interface of codewarden. `include/codewarden.h` is made from this crate and
-//! is its documentation; the sections of it are the modules here.
+//! The C interface of codewarden. `include/codewarden.h` is generated from this crate
+//! and is its documentation; each module here is a section of it.
 //!
-//! | what C holds | what is behind it |
+//! | in C | in this crate |
 //! |---|---|
 //! | a handle | a box, given by `handle::out_handle` and taken back by the `_free` of its kind |
 //! | a payload, allocations, links of a block | `payload::Owned`, dropped by the cache when no vCPU can be inside |
 //! | strings of the library | thread-locals, or statics |
 //!
-//! A handle keeps a clone of what it needs, so the order in which handles are freed is
-//! C's to choose, with one exception that is told instead of promised: a cache is
-//! freed last, because guest memory may be unmapped when it is gone.
+//! A handle keeps a clone of each object that it needs, so C may free handles in any
+//! order. There is one exception, which is checked: a cache is freed last, because
+//! guest memory may be unmapped when it is gone.
 //!
-//! No panic crosses: `status::guarded` turns one into a status. What a fault handler
-//! or a lookup calls cannot panic and is not wrapped; an `extern "C"` function that
-//! panics all the same ends the process.
+//! No panic crosses: `status::guarded` turns one into a status. The functions that a
+//! fault handler or a lookup calls cannot panic and are not wrapped. An `extern "C"`
+//! function that panics all the same ends the process.
 //!
 //! # Safety
 //!
 //! The contract of every `unsafe extern "C"` function is the section "Rules" of the
-//! header, `header/head.h` here: so none repeats it.
+//! header, `header/head.h` here. The functions do not repeat it.
 #![allow(non_camel_case_types)] // C's names
 #![allow(clippy::missing_safety_doc)] // see Safety above
 

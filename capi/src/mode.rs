@@ -1,12 +1,12 @@
-//! Modes: how the writes to a region are learned of.
+//! Modes: how the library learns of writes to a region.
 //!
-//! Take cw_best_synchronous(), or the deferred mode where the guest announces its code
-//! changes (RISC-V FENCE.I, Arm IC IVAU). The environment variable CODEWARDEN_HIDE hides
-//! kernel features, to try what happens without them.
+//! Take cw_best_synchronous(), or the deferred mode if the guest announces its code
+//! changes (RISC-V FENCE.I, Arm IC IVAU). The environment variable CODEWARDEN_HIDE
+//! hides kernel features, to try the library without them.
 //!
 //! # Safety
 //!
-//! A C enum is read as the number that it is: C may pass any.
+//! A C enum is read as a number: C may pass any.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -19,26 +19,27 @@ use engine::protection::{Access, Mode, Probe, best_synchronous};
 use crate::handle::out;
 use crate::status::{Failure, c_string, cw_status, guarded};
 
-/// How the writes to a region are learned of.
+/// How the library learns of writes to a region.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum cw_mode {
     /// userfaultfd; the fault is handled by SIGBUS in the storing thread. Synchronous:
     /// once the store has retired, every block on the bytes is unreachable.
     CW_MODE_SIGBUS = 0,
-    /// userfaultfd; the fault is handled by a thread of the library's, and the kernel's
-    /// own writes are learned of where the permissions allow. Synchronous.
+    /// userfaultfd; a thread of the library handles the fault. The library learns of
+    /// the kernel's own writes if the permissions allow. Synchronous.
     CW_MODE_THREAD = 1,
     /// mprotect and SIGSEGV, for kernels without userfaultfd. Synchronous.
     CW_MODE_MPROTECT = 2,
-    /// userfaultfd without faults: writes are found by cw_cache_sync(). When that has
+    /// userfaultfd without faults: cw_cache_sync() finds the writes. When that has
     /// returned, every block on bytes that were written before is unreachable.
     CW_MODE_DEFERRED = 3,
-    /// No tracking at all. It promises nothing: for measuring what the others cost.
+    /// No tracking at all. It promises nothing: a baseline to measure the cost of the
+    /// others.
     CW_MODE_NONE = 4,
 }
 
-/// What the guest itself may do with memory, as its own mprotect says.
+/// The guest's own rights to memory, as its mprotect sets them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum cw_access {
@@ -50,7 +51,7 @@ pub enum cw_access {
     CW_ACCESS_READ_WRITE = 2,
 }
 
-/// The number of an enum that C passed, whatever it is.
+/// The number of an enum that C passed; it may be any number.
 macro_rules! number {
     ($raw:expr, $of:ty) => {{
         let raw: MaybeUninit<$of> = $raw;
@@ -100,13 +101,13 @@ thread_local! {
 }
 
 /// The best synchronous mode of this kernel and these permissions: sigbus, thread or
-/// mprotect, in this order. If none can be had (each needs membarrier, which a seccomp
-/// filter may refuse) CW_MODE_UNAVAILABLE, with a message that says what to change, and
-/// neither mode nor why is written.
+/// mprotect, in this order. CW_MODE_UNAVAILABLE if none is available (each needs
+/// membarrier, which a seccomp filter may refuse). Then the message says how to change
+/// that, and neither mode nor why is written.
 ///
-/// mode: receives it.
-/// why: where it is not NULL, receives the reason in UTF-8, and what to change to have
-/// a better one. Owned by the library, valid until this thread calls this again.
+/// mode: receives the mode.
+/// why: if it is not NULL, receives the reason in UTF-8, and the change that would give
+/// a better mode. Owned by the library, valid until this thread calls this again.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_best_synchronous(mode: *mut cw_mode, why: *mut *const c_char) -> cw_status {
     guarded(|| {
@@ -124,8 +125,8 @@ pub unsafe extern "C" fn cw_best_synchronous(mode: *mut cw_mode, why: *mut *cons
     })
 }
 
-/// Whether a mode can be had here: CW_OK, or CW_MODE_UNAVAILABLE with a message that
-/// says what is missing and what to change.
+/// Whether a mode is available here: CW_OK, or CW_MODE_UNAVAILABLE with a message that
+/// names the missing feature or permission and the change that provides it.
 #[unsafe(no_mangle)]
 pub extern "C" fn cw_mode_check(mode: MaybeUninit<cw_mode>) -> cw_status {
     guarded(|| Ok(Probe::of_this_process().check(cw_mode::read(mode)?)?))
@@ -147,7 +148,7 @@ pub unsafe extern "C" fn cw_mode_from_name(name: *const c_char, mode: *mut cw_mo
         if name.is_null() {
             return Err(Failure::bad_argument(c"the name of a mode must not be NULL"));
         }
-        // SAFETY: a string of C's.
+        // SAFETY: a C string.
         let name = unsafe { CStr::from_ptr(name) };
         let found = cw_mode::ALL.into_iter().find(|(.., known)| *known == name);
         let (found, ..) = found.ok_or(Failure::bad_argument(

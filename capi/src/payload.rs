@@ -1,8 +1,8 @@
-//! What a block of C's owns.
+//! The objects that a block owns for C.
 //!
 //! # Safety
 //!
-//! A payload is an address that only its `drop` looks behind.
+//! A payload is an address that only its `drop` follows.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -26,14 +26,14 @@ pub(crate) struct Owned {
     kept: Vec<Kept>,
 }
 
-// SAFETY: C promises that its payload may be freed by any thread, and nothing else is
-// done with it; what is kept is Send by itself.
+// SAFETY: C promises that any thread may free its payload, and nothing else is done
+// with it; the kept handles are Send by themselves.
 unsafe impl Send for Owned {}
 // SAFETY: nothing is reached through a shared one.
 unsafe impl Sync for Owned {}
 
 impl Owned {
-    /// Takes over what C gave.
+    /// Takes over the payload that C gave.
     pub(crate) fn new(payload: *mut c_void, free: Option<DropPayload>) -> Self {
         Self { payload, free, kept: Vec::new() }
     }
@@ -47,8 +47,8 @@ impl Owned {
 impl Drop for Owned {
     fn drop(&mut self) {
         if let Some(free) = self.free {
-            // SAFETY: called once for each payload; what may be called with it is C's
-            // promise. What the block keeps goes after it.
+            // SAFETY: called once for each payload; C promises that it may be called.
+            // The kept handles are dropped after it.
             unsafe { free(self.payload) };
         }
         self.kept.clear();

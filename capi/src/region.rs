@@ -1,13 +1,14 @@
 //! Regions: the guest memory that is tracked.
 //!
 //! Guest memory is yours (mmap it): the library takes write permission from its pages
-//! and gives it back. Private memory is best anonymous; memory that the guest maps at
-//! several places is a memfd, with each mapping in a region and declared. A mapping of
-//! your own that you write through is not tracked: cw_cache_invalidate() tells of it.
+//! and gives it back. Use anonymous memory for private memory. Memory that the guest
+//! maps at several places is a memfd, with each mapping in a region and declared. If
+//! you write through a mapping of your own, it is not tracked: call
+//! cw_cache_invalidate().
 //!
 //! # Safety
 //!
-//! What C promises of a region's memory is what `Tracker::add_region` asks for.
+//! C promises for a region's memory the requirements of `Tracker::add_region`.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -23,29 +24,30 @@ use crate::handle::{borrow, filled_in, out, read_bool};
 use crate::mode::{cw_access, cw_mode};
 use crate::status::{Failure, cw_status, guarded};
 
-/// What a region is made of. cw_region_options_default() fills in the rest.
+/// The options of a new region. cw_region_options_default() fills in the rest.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct cw_region_options {
     /// sizeof(cw_region_options).
     pub size_bytes: size_t,
-    /// Where the guest sees it. A multiple of the page size.
+    /// Its address for the guest. A multiple of the page size.
     pub guest: u64,
-    /// Where it lies in this process: mapped, at least with PROT_NONE, on a page
+    /// Its address in this process: mapped, at least with PROT_NONE, on a page
     /// boundary.
     pub host: *mut c_void,
     /// Its length: whole pages.
     pub len_bytes: size_t,
-    /// How writes to it are learned of.
+    /// How the library learns of writes to it.
     pub mode: MaybeUninit<cw_mode>,
-    /// What the guest may do with it as it is mapped now.
+    /// The guest's rights to it, as it is mapped now.
     pub access: MaybeUninit<cw_access>,
     /// Whether your own handlers of SIGBUS and SIGSEGV call cw_handle_fault(): the
-    /// library installs none then.
+    /// library installs no handler then.
     pub embedder_owns_signals: MaybeUninit<bool>,
 }
 
-/// Memory that is mapped at several places: a file or memfd by what fstat says of it.
+/// Memory that is mapped at several places: a file or memfd, named by two numbers from
+/// fstat.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct cw_shared_memory {
@@ -53,7 +55,7 @@ pub struct cw_shared_memory {
     pub device: u64,
     /// st_ino.
     pub inode: u64,
-    /// Where in it the mapping begins, in bytes.
+    /// The offset in it at which the mapping begins, in bytes.
     pub offset_bytes: u64,
 }
 
@@ -66,14 +68,15 @@ impl cw_shared_memory {
 /// Starts to track a region. All of it is writable until it is translated from.
 ///
 /// The memory stays mapped as guest memory until cw_cache_remove_region() or
-/// cw_cache_free() has returned; parts of it are replaced or unmapped only under
-/// cw_cache_change_mapping(), and their protection is changed only by
-/// cw_cache_set_access(). No thread that stores to it has the mode's signal blocked
-/// (SIGBUS for sigbus, SIGSEGV for mprotect): the kernel ends the process there.
+/// cw_cache_free() has returned. Replace or unmap parts of it only under
+/// cw_cache_change_mapping(), and change their protection only by
+/// cw_cache_set_access(). A thread that stores to it must not have the mode's signal
+/// blocked (SIGBUS for sigbus, SIGSEGV for mprotect): the kernel would end the process
+/// there.
 ///
-/// CW_BAD_RANGE where it is not whole pages, overlaps another one or is not mapped,
-/// CW_MODE_UNAVAILABLE where the mode cannot be had, CW_SYSTEM where the mode cannot
-/// track this mapping, CW_ALREADY_TRACKED where another userfaultfd does.
+/// CW_BAD_RANGE if it is not whole pages, overlaps another region or is not mapped.
+/// CW_MODE_UNAVAILABLE if the mode is not available. CW_SYSTEM if the mode cannot track
+/// this mapping. CW_ALREADY_TRACKED if another userfaultfd tracks it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_add_region(cache: *const cw_cache, options: *const cw_region_options) -> cw_status {
     guarded(|| {
@@ -88,17 +91,17 @@ pub unsafe extern "C" fn cw_cache_add_region(cache: *const cw_cache, options: *c
             access: cw_access::read(options.access)?,
             embedder_owns_signals: read_bool(options.embedder_owns_signals)?,
         };
-        // SAFETY: what this function asks of its caller.
+        // SAFETY: this function asks the same of its caller.
         Ok(unsafe { tracker.add_region(options) }?)
     })
 }
 
-/// Stops tracking the region that starts at guest: what was translated from it is
-/// unreachable, its pages are writable, and the memory is yours alone.
+/// Stops tracking the region that starts at guest: its translations are unreachable,
+/// its pages are writable, and the memory is yours alone.
 ///
 /// CW_BAD_ARGUMENT if no region starts there: nothing was done. After any other failure
-/// the region is gone all the same, and what was translated from it is unreachable, but
-/// pages of it may have been left protected: map the memory anew before you store to it.
+/// the region is gone all the same, and its translations are unreachable, but pages of
+/// it may have been left protected: map the memory anew before you store to it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_remove_region(cache: *const cw_cache, guest: u64) -> cw_status {
     guarded(|| {
@@ -108,7 +111,7 @@ pub unsafe extern "C" fn cw_cache_remove_region(cache: *const cw_cache, guest: u
     })
 }
 
-/// How writes at guest are learned of; CW_BAD_RANGE outside every region.
+/// How the library learns of writes at guest; CW_BAD_RANGE outside every region.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_mode_at(cache: *const cw_cache, guest: u64, mode: *mut cw_mode) -> cw_status {
     guarded(|| {
@@ -122,11 +125,11 @@ pub unsafe extern "C" fn cw_cache_mode_at(cache: *const cw_cache, guest: u64, mo
     })
 }
 
-/// Says that len_bytes from guest, in a region and mapped already, show memory that may
-/// be mapped elsewhere too: then a store through any mapping that was declared reaches
-/// the blocks of all. To be said of every mapping of memory that has several, before
-/// the guest can store to it. CW_BAD_RANGE, and nothing is done, where the range or the
-/// offset is not whole pages or wraps, or where not all of the range lies in regions.
+/// Declares that len_bytes from guest, in a region and mapped already, show memory that
+/// may be mapped elsewhere too. Then a store through any declared mapping reaches the
+/// blocks of all. If memory has several mappings, declare each of them before the guest
+/// can store to it. CW_BAD_RANGE, and nothing is done, if the range or the offset is
+/// not whole pages or wraps, or if not all of the range lies in regions.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_declare_shared(
     cache: *const cw_cache,
@@ -141,9 +144,10 @@ pub unsafe extern "C" fn cw_cache_declare_shared(
     })
 }
 
-/// Carries out the guest's own mprotect: what the guest may do with len_bytes from
-/// guest, bounds rounded to whole pages. The tracking's protection stays. CW_BAD_RANGE,
-/// and nothing is done, where the range wraps or not all of its pages lie in regions.
+/// Carries out the guest's own mprotect: sets the guest's rights to len_bytes from
+/// guest, with bounds rounded to whole pages. The tracking's protection stays.
+/// CW_BAD_RANGE, and nothing is done, if the range wraps or not all of its pages lie in
+/// regions.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_set_access(
     cache: *const cw_cache,

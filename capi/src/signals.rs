@@ -1,10 +1,10 @@
-//! Signals, where they are yours.
+//! Signals, if the handlers are yours.
 //!
 //! In modes sigbus and mprotect the library handles write faults by SIGBUS and SIGSEGV.
-//! Its handler hands on what is not its own to the one that was there before. With
-//! embedder_owns_signals it installs none, and your handlers call cw_handle_fault()
-//! first. Install them with SA_SIGINFO, and with SA_ONSTACK where the guest may own the
-//! stack pointer.
+//! Its handler passes faults that are not its own to the handler that was there before.
+//! With embedder_owns_signals it installs none, and your handlers call
+//! cw_handle_fault() first. Install them with SA_SIGINFO, and with SA_ONSTACK if the
+//! guest may own the stack pointer.
 //!
 //! # Safety
 //!
@@ -22,23 +22,21 @@ use crate::status::{Failure, cw_status, guarded};
 /// Decides about one SIGBUS or SIGSEGV. True: it was a store to a protected page, which
 /// can be tried again; return from the handler. False: go on as without this library.
 ///
-/// The arguments are those that the kernel gave to the handler (siginfo_t *,
-/// ucontext_t *). Async-signal-safe: it takes no lock, allocates nothing, uses no
-/// thread-local, keeps errno. The only function here that may be called in a signal
-/// handler.
+/// The arguments are those that the kernel gave to the handler (siginfo_t *, ucontext_t
+/// *). Async-signal-safe: it takes no lock, allocates nothing, uses no thread-local,
+/// keeps errno. No other function here may be called in a signal handler.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_handle_fault(signo: c_int, info: *mut c_void, context: *mut c_void) -> bool {
     if info.is_null() || context.is_null() {
         return false;
     }
-    // SAFETY: what this function asks of its caller.
+    // SAFETY: this function asks the same of its caller.
     unsafe { handle_fault(signo, info.cast(), context) == Handled::Retry }
 }
 
-/// Whether the library's handler is the one that the kernel calls for signo (SIGBUS or
-/// SIGSEGV). False before the first region in such a mode, and where somebody installed
-/// another one after it: then write faults reach the library only if that one hands
-/// them on.
+/// Whether the kernel calls the library's handler for signo (SIGBUS or SIGSEGV). False
+/// before the first region in such a mode, and if another handler was installed after
+/// it: then write faults reach the library only if that handler passes them on.
 #[unsafe(no_mangle)]
 pub extern "C" fn cw_handler_is_ours(signo: c_int) -> bool {
     handler_is_ours(signo)
@@ -69,11 +67,12 @@ pub unsafe extern "C" fn cw_alt_stack_new(stack: *mut *mut cw_alt_stack) -> cw_s
     })
 }
 
-/// Frees this one. The thread has the one again that it had before, or keeps a later one:
-/// stacks may be freed in any order. Nothing for NULL.
+/// Frees this stack. The thread has its former one again, or keeps a later one: stacks
+/// may be freed in any order. Does nothing for NULL.
 ///
-/// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it: the kernel
-/// keeps the address of the stack for that thread, which frees it before it ends.
+/// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it. The
+/// kernel keeps the address of the stack for that thread, so that thread must free it
+/// before it ends.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_alt_stack_free(stack: *mut cw_alt_stack) -> cw_status {
     guarded(|| {

@@ -1,8 +1,8 @@
-//! What went on so far, and what is taken of memory.
+//! Statistics: events so far, and the memory that a cache takes.
 //!
-//! Each structure has its size in its first field, so that it can grow: set
-//! size_bytes to its sizeof before the call. What a newer header has and this library
-//! does not know is 0, and size_bytes says afterwards how much was filled in.
+//! Each structure has its size in its first field, so that it can grow: set size_bytes
+//! to its sizeof before the call. Fields of a newer header that this library does not
+//! know are 0. Afterwards size_bytes is the number of bytes that were filled in.
 //!
 //! # Safety
 //!
@@ -20,18 +20,18 @@ use crate::status::{cw_status, guarded};
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct cw_stats {
-    /// sizeof(cw_stats); afterwards what of it was filled in.
+    /// sizeof(cw_stats); afterwards the number of bytes that were filled in.
     pub size_bytes: size_t,
     /// Write faults that were resolved: each hit code or was beside it.
     pub faults: u64,
-    /// Those of them that hit a line with code.
+    /// Write faults that hit a line with code.
     pub faults_code: u64,
-    /// Those of them that hit no line with code: data.
+    /// Write faults that hit no line with code: data.
     pub faults_beside: u64,
-    /// Those of them, of either kind, that the handler thread resolved. It cannot
-    /// tell a store of the guest's from a write of the kernel's for it.
+    /// Write faults of either kind that the handler thread resolved. It cannot tell a
+    /// store by the guest from a write that the kernel makes for it.
     pub faults_by_thread: u64,
-    /// Pages that a fault opened ahead of a stream of writes, beside its own.
+    /// Pages that a fault opened ahead of a stream of writes, in addition to its own.
     pub opened_ahead: u64,
     /// Pages that became checked.
     pub checked: u64,
@@ -45,7 +45,7 @@ pub struct cw_stats {
     pub harvests: u64,
     /// Pages held for announced writes and changed mappings.
     pub pages_announced: u64,
-    /// Those of them that were held for an announced write of the kernel's.
+    /// Held pages whose hold was for an announced write by the kernel.
     pub pages_kernel_written: u64,
     /// Pages that were protected for a translator.
     pub protects: u64,
@@ -55,54 +55,54 @@ pub struct cw_stats {
     pub begins_busy: u64,
     /// Translations that became reachable.
     pub committed: u64,
-    /// Translations that became reachable where one had been before.
+    /// Translations that replaced an earlier one of the same key.
     pub retranslated: u64,
-    /// Dead blocks that became reachable again, their bytes being the same again.
+    /// Dead blocks that became reachable again because their bytes are the same again.
     pub revived: u64,
     /// Commits and revivals refused because a write came between.
     pub refused: u64,
     /// Blocks that a write or an announcement made unreachable.
     pub invalidated: u64,
-    /// Blocks that are entered by a comparison from then on, after a write beside them.
+    /// Blocks that became checked after a write beside them.
     pub downgraded: u64,
-    /// Blocks removed by hand: found stale by that comparison, as a rule.
+    /// Blocks that you removed, usually because their comparison failed.
     pub removed: u64,
     /// Blocks evicted: made unreachable because there were too many.
     pub evicted: u64,
-    /// Translations of dead and evicted blocks that are not kept, or not any more.
+    /// Translations of dead and evicted blocks that are not kept, or no longer kept.
     pub given_up: u64,
     /// Translations whose memory was freed.
     pub freed: u64,
 }
 
-/// What a kind of translations takes.
+/// The memory of one kind of translations.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct cw_weight {
-    /// How many there are.
+    /// The number of translations.
     pub blocks: size_t,
-    /// What was said that their payloads own, and the allocations that they keep.
+    /// The declared bytes of their payloads, and the allocations that they keep.
     pub payload_bytes: size_t,
-    /// What the cache needs for them: records, and the guest bytes that they were made
-    /// from.
+    /// The cache's own memory for them: records, and the guest bytes that they were
+    /// made from.
     pub record_bytes: size_t,
 }
 
-/// How much memory a cache takes just now.
+/// The memory that a cache takes now.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct cw_footprint {
-    /// sizeof(cw_footprint); afterwards what of it was filled in.
+    /// sizeof(cw_footprint); afterwards the number of bytes that were filled in.
     pub size_bytes: size_t,
-    /// Blocks that can be reached.
+    /// Reachable blocks.
     pub live: cw_weight,
-    /// Dead and evicted blocks that are kept for cw_ticket_revive().
+    /// Dead and evicted blocks that are retained for cw_ticket_revive().
     pub former: cw_weight,
-    /// What is given up and waits until no vCPU can be inside: beyond the limit.
+    /// Blocks given up, which wait until no vCPU can be inside: beyond the limit.
     pub waiting: cw_weight,
     /// Keys that have an entry cell.
     pub cells: size_t,
-    /// Entry cells, those that are free included.
+    /// Entry cells, free ones included.
     pub cell_bytes: size_t,
     /// The table from keys to cells.
     pub table_bytes: size_t,
@@ -114,13 +114,13 @@ pub struct cw_footprint {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct cw_pages_by_state {
-    /// sizeof(cw_pages_by_state); afterwards what of it was filled in.
+    /// sizeof(cw_pages_by_state); afterwards the number of bytes that were filled in.
     pub size_bytes: size_t,
-    /// Writable; nothing that was made from them can be reached.
+    /// Writable; no translation of them can be reached.
     pub open_pages: u64,
     /// Write-protected, or about to be.
     pub protected_pages: u64,
-    /// Writable; what was made from them compares itself.
+    /// Writable; their blocks compare their bytes at each entry.
     pub checked_pages: u64,
 }
 
@@ -131,8 +131,8 @@ impl From<Weight> for cw_weight {
     }
 }
 
-/// Fills in what went on so far. Set stats->size_bytes before. Any time, any thread;
-/// some counters may be a moment ahead of others.
+/// Fills in the counters. Set stats->size_bytes before. Any time, any thread; some
+/// counters may be a moment ahead of others.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_get_stats(cache: *const cw_cache, stats: *mut cw_stats) -> cw_status {
     guarded(|| {
@@ -171,7 +171,7 @@ pub unsafe extern "C" fn cw_cache_get_stats(cache: *const cw_cache, stats: *mut 
     })
 }
 
-/// Fills in how much memory the cache takes just now. Set footprint->size_bytes before.
+/// Fills in the memory that the cache takes now. Set footprint->size_bytes before.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_get_footprint(cache: *const cw_cache, footprint: *mut cw_footprint) -> cw_status {
     guarded(|| {
@@ -185,7 +185,7 @@ pub unsafe extern "C" fn cw_cache_get_footprint(cache: *const cw_cache, footprin
     })
 }
 
-/// Fills in how many pages are in which state. Set pages->size_bytes before. It looks
+/// Fills in the number of pages in each state. Set pages->size_bytes before. It looks
 /// at every page that was ever translated from.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_get_pages_by_state(

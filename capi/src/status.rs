@@ -1,11 +1,11 @@
-//! What a call answers, and why.
+//! The answers of calls, and their reasons.
 //!
-//! Every call that can fail returns a cw_status. What went wrong, and what to do about
-//! it, is said by cw_last_error_message() of the same thread.
+//! Every call that can fail returns a cw_status. After a failure, cw_last_error_message()
+//! of the same thread names the reason and the remedy.
 //!
 //! # Safety
 //!
-//! Pointers out of here lead to strings that the thread keeps.
+//! Pointers that leave this module lead to strings that the thread keeps.
 #![allow(unsafe_code)]
 
 use std::any::Any;
@@ -18,15 +18,13 @@ use engine::error::Error;
 use engine::tracker::BeginError;
 use engine::{Busy, CommitError};
 
-/// What became of a call. New codes may be added: treat what you do not know as an
-/// error.
+/// The result of a call. New codes may be added: treat an unknown code as an error.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum cw_status {
     /// Done.
     CW_OK = 0,
-    /// Not just now: the page is being written to. Interpret the instruction and come
-    /// back.
+    /// Not now: the page is being written to. Interpret the instruction and come back.
     CW_BUSY = 1,
     /// A write came to the bytes while they were translated. Begin again.
     CW_WRITTEN = 2,
@@ -34,17 +32,17 @@ pub enum cw_status {
     CW_NEEDS_CHECK = 3,
     /// The object has parts that are still alive, or is in use. Nothing was done.
     CW_IN_USE = 4,
-    /// An argument that cannot be used, NULL for instance, or an object that is not in
-    /// the state that the call needs.
+    /// An unusable argument, NULL for instance, or an object in the wrong state for the
+    /// call.
     CW_BAD_ARGUMENT = 5,
     /// A range that wraps, is not aligned, is not mapped or is in no tracked region.
     CW_BAD_RANGE = 6,
     /// The system refused a call: see cw_last_errno().
     CW_SYSTEM = 7,
-    /// The mode, or what the call needs of the kernel, cannot be had here; the message
-    /// says what to change.
+    /// The mode, or a kernel feature that the call needs, is not available here; the
+    /// message names the change that provides it.
     CW_MODE_UNAVAILABLE = 8,
-    /// Somebody tracks a part of the range already.
+    /// Another tracker has a part of the range already.
     CW_ALREADY_TRACKED = 9,
     /// No room: a code buffer is full (evict blocks and try again), or a table.
     CW_FULL = 10,
@@ -52,14 +50,14 @@ pub enum cw_status {
     CW_NO_MEMORY = 11,
     /// This process is a fork's child and cw_after_fork_child() was not called.
     CW_IN_FORK_CHILD = 12,
-    /// The kernel tracks the region no more: its descriptor was closed or its handler
+    /// The kernel no longer tracks the region: its descriptor was closed or its handler
     /// died. Every translation of it is unreachable.
     CW_TRACKING_LOST = 13,
-    /// A mistake of the library's. Its promises do not hold any more.
+    /// A mistake in the library. Its promises no longer hold.
     CW_INTERNAL = 14,
 }
 
-/// A call that failed: what C is told of it.
+/// The failure of a call, as C is told of it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     status: cw_status,
@@ -68,7 +66,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Costs nothing but itself.
+    /// Allocates nothing.
     pub(crate) const fn new(status: cw_status, message: &'static CStr) -> Self {
         Self { status, message: Cow::Borrowed(message), errno: 0 }
     }
@@ -95,7 +93,7 @@ impl From<Error> for Failure {
             Error::InForkChild => (cw_status::CW_IN_FORK_CHILD, 0),
             Error::NotInForkChild => (cw_status::CW_BAD_ARGUMENT, 0),
             Error::TrackingLost => (cw_status::CW_TRACKING_LOST, 0),
-            // What this interface does not know yet is an error all the same.
+            // An error that this interface does not know yet is an error all the same.
             _ => (cw_status::CW_INTERNAL, 0),
         };
         Self { errno, ..Self::told(status, &error.to_string()) }
@@ -136,7 +134,7 @@ impl From<CommitError> for Failure {
     }
 }
 
-/// `text` without what C takes for its end.
+/// `text` without NUL bytes, which would end it in C.
 pub(crate) fn c_string(text: &str) -> CString {
     let bytes: Vec<u8> = text.bytes().filter(|&byte| byte != 0).collect();
     CString::new(bytes).unwrap_or_default()
@@ -146,10 +144,10 @@ thread_local! {
     static LAST: RefCell<Option<Failure>> = const { RefCell::new(None) };
 }
 
-/// Keeps `failure` for whoever asks, and gives its code.
+/// Keeps `failure` for later questions of this thread, and returns its code.
 pub(crate) fn fail(failure: Failure) -> cw_status {
     let status = failure.status;
-    // At a thread's end there is nobody left to ask.
+    // At a thread's end no question can follow.
     let _ = LAST.try_with(|last| last.replace(Some(failure)));
     status
 }
@@ -168,17 +166,17 @@ fn mistake(panic: &(dyn Any + Send)) -> String {
     format!("a mistake in codewarden, please report it: {}", text.unwrap_or("it says nothing of itself"))
 }
 
-/// Why the last call of this thread that failed did so, and what to do about it, in
-/// UTF-8; "" where none has. Owned by the library, and valid until the next call of
-/// this thread that fails.
+/// The reason and the remedy for the last failed call of this thread, in UTF-8; "" if none
+/// has failed. Owned by the library, and valid until the next call of this thread that
+/// fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn cw_last_error_message() -> *const c_char {
     let message = LAST.try_with(|last| last.borrow().as_ref().map(|failure| failure.message.as_ptr()));
     message.ok().flatten().unwrap_or(c"".as_ptr())
 }
 
-/// The errno of the last call of this thread that failed, where it returned
-/// CW_SYSTEM, and 0 elsewhere.
+/// The errno of the last failed call of this thread if that returned CW_SYSTEM,
+/// otherwise 0.
 #[unsafe(no_mangle)]
 pub extern "C" fn cw_last_errno() -> c_int {
     LAST.try_with(|last| last.borrow().as_ref().map_or(0, |failure| failure.errno)).unwrap_or(0)

@@ -1,8 +1,9 @@
-//! What C does wrong, and what it is told.
+//! Mistakes that C makes, and the answers to them.
 //!
 //! # Safety
 //!
-//! Handles are freed once, and what is passed lives; that is all that these calls ask.
+//! Handles are freed once, and the objects that are passed live; these calls ask no
+//! more.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_void};
@@ -121,7 +122,7 @@ unsafe extern "C" fn count(payload: *mut c_void) {
 #[test]
 fn null_is_told_and_never_followed() {
     let mut cache: *mut cw_cache = ptr::dangling_mut();
-    // SAFETY: NULL is what is tried.
+    // SAFETY: NULL is the value under test.
     unsafe {
         refused(cw_cache_new(&OPTIONS, null_mut()), CW_BAD_ARGUMENT, "out parameter");
         refused(cw_cache_new(null(), &mut cache), CW_BAD_ARGUMENT, "structure");
@@ -156,7 +157,7 @@ fn null_is_told_and_never_followed() {
 #[test]
 fn a_number_that_is_no_name_of_an_enum_is_told() {
     let fixture = Fixture::new(cw_policy::CW_POLICY_PLAIN);
-    // SAFETY: C may pass any number, as is tried.
+    // SAFETY: C may pass any number, as this test does.
     unsafe {
         let number: *const u32 = &99;
         let region = cw_region_options { mode: *number.cast(), ..fixture.region() };
@@ -298,7 +299,7 @@ fn a_cache_is_freed_last() {
         refused(cw_after_fork_child(guard), CW_BAD_ARGUMENT, "no fork's child");
         let guard = given(|guard| cw_before_fork(fixture.cache, null(), 0, guard));
         cw_after_fork_parent(guard);
-        // A link keeps what it needs.
+        // A link keeps the objects that it needs.
         let link = given(|link| cw_cache_link(fixture.cache, GUEST, link));
         drop(fixture);
         assert_eq!(*cw_link_cell(link), OPTIONS.dead_stub);
@@ -322,7 +323,7 @@ fn a_vcpu_is_pinned_once_and_looks_up_under_its_pin() {
         refused(cw_vcpu_pin(vcpu), CW_BAD_ARGUMENT, "do not nest");
         refused(cw_vcpu_free(vcpu), CW_IN_USE, "unpin");
         assert_eq!(cw_vcpu_lookup(vcpu, GUEST), 7);
-        // What the header's cw_lookup() does.
+        // Does the same as the header's cw_lookup().
         let mut front = zeroed::<cw_front>();
         done(cw_vcpu_front(vcpu, &mut front));
         let entry = &*front.entries.add((GUEST >> 1) as usize & (CW_FRONT_ENTRIES - 1));
@@ -383,7 +384,7 @@ fn code_that_is_not_there_and_buffers_that_are_full() {
         refused(cw_before_fork(fixture.cache, null(), 1, &mut guard), CW_BAD_ARGUMENT, "buffer_count");
         assert!(guard.is_null());
 
-        // A ticket that is not committed frees what it keeps.
+        // A ticket that is not committed frees the handles that it keeps.
         let ticket = fixture.claimed();
         refused(cw_ticket_keep_allocation(ticket, null_mut()), CW_BAD_ARGUMENT, "allocation");
         refused(cw_ticket_keep_link(ticket, null_mut()), CW_BAD_ARGUMENT, "link");

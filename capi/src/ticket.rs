@@ -4,13 +4,13 @@
 //! cw_cache_begin(cache, pc, &ticket);
 //! cw_ticket_claim(ticket, pc, NULL);                    // protects the page
 //! ... read the guest's bytes, each once, translate ...
-//! cw_ticket_made_from(ticket, pc, bytes, len);          // what it was made from
+//! cw_ticket_made_from(ticket, pc, bytes, len);          // the bytes that it is made from
 //! cw_ticket_commit(ticket, entry, 0, payload, destroy); // reachable, or CW_WRITTEN
 //! cw_ticket_free(ticket);                               // in any case
 //! ```
 //!
-//! A ticket belongs to one thread at a time. After a commit, or a revival that found
-//! something, it is spent, and good for cw_ticket_free() alone. A ticket that is freed
+//! A ticket belongs to one thread at a time. After a commit, or a revival that found a
+//! block, it is spent: then only cw_ticket_free() may follow. A ticket that is freed
 //! before leaves nothing behind.
 //!
 //! # Safety
@@ -36,12 +36,12 @@ use crate::status::{Failure, cw_status, guarded};
 pub const CW_STALE_VALID: u8 = 0;
 /// The block is dead: leave right after the store.
 pub const CW_STALE_DEAD: u8 = 1;
-/// The block's page is writable: leave after a store that may have hit the bytes that
-/// the block was made from.
+/// The block's page is writable: leave after a store that may have hit the block's own
+/// bytes.
 pub const CW_STALE_CHECKED: u8 = 2;
 /// The same, and the bytes have other addresses too: leave after any store.
 pub const CW_STALE_CHECKED_SHARED: u8 = 3;
-/// A commit is under way: as for a dead one.
+/// A commit is in progress: as for a dead one.
 pub const CW_STALE_PENDING: u8 = 4;
 
 const _: () = assert!(
@@ -54,13 +54,14 @@ const _: () = assert!(
 
 /// A translation in progress.
 pub struct cw_ticket {
-    /// None: spent.
+    /// None if it is spent.
     ticket: Option<Ticket<Owned>>,
     kept: Vec<Kept>,
     payload_bytes: size_t,
-    /// Of the allocations among `kept`.
+    /// The bytes of the allocations among `kept`.
     kept_bytes: size_t,
-    /// A cw_ticket_made_from() failed: the block has bytes that the ticket was not told of.
+    /// A cw_ticket_made_from() failed: the block has bytes that the ticket does not
+    /// know.
     is_misread: bool,
     _child: Child,
 }
@@ -107,24 +108,24 @@ pub unsafe extern "C" fn cw_cache_begin(cache: *const cw_cache, key: u64, ticket
     })
 }
 
-/// Protects the page that holds guest, if this ticket did not yet, and every page that
-/// is known to show the same bytes. Its bytes may be read from now on, each of them
+/// Protects the page that holds guest, if this ticket has not yet, and every page that
+/// is known to show the same bytes. From now on its bytes may be read, each of them
 /// once: in a deferred region a second reading may differ.
 ///
-/// host_page: where it is not NULL, receives where the page lies in this process.
+/// host_page: if it is not NULL, receives the page's address in this process.
 ///
-/// Unless the answer is CW_OK this page is not claimed. What the ticket claimed before
-/// stays claimed, and the ticket may be used as before. What to do after each answer:
+/// Unless the answer is CW_OK this page is not claimed. Earlier claims of the ticket
+/// stay, and the ticket may be used as before. The next step after each answer:
 ///
 /// CW_OK: read the page's bytes.
-/// CW_BUSY: somebody writes to the page, or has announced a write. Interpret, and claim it
-/// later, by this ticket or another one.
+/// CW_BUSY: a write to the page is in progress or announced. Interpret, and claim it later, by
+/// this ticket or another one.
 /// CW_BAD_RANGE: no region holds guest. Add the region, or interpret.
-/// CW_TRACKING_LOST: the kernel tracks the region no more. Interpret, or take the region
+/// CW_TRACKING_LOST: the kernel no longer tracks the region. Interpret, or take the region
 /// away and add it again (cw_cache_remove_region(), cw_cache_add_region()).
-/// CW_SYSTEM, CW_NO_MEMORY: the kernel did not protect the page; the message says what to
-/// change. Interpret; a later claim asks the kernel again, or answers CW_TRACKING_LOST.
-/// CW_IN_FORK_CHILD: nobody announced the fork that made this process, and the mode has a
+/// CW_SYSTEM, CW_NO_MEMORY: the kernel did not protect the page; the message names
+/// the remedy. Interpret; a later claim asks the kernel again, or answers CW_TRACKING_LOST.
+/// CW_IN_FORK_CHILD: the fork that made this process was not announced, and the mode has a
 /// userfaultfd, which is the parent's. Interpret; later claims are CW_TRACKING_LOST.
 /// CW_BAD_ARGUMENT: the ticket is NULL or spent. Begin another one.
 #[unsafe(no_mangle)]
@@ -145,17 +146,17 @@ pub unsafe extern "C" fn cw_ticket_claim(
     })
 }
 
-/// Says that the block is made from these bytes, which were read at guest after the
-/// pages there were claimed. To be called for each piece of the guest's code, in the
-/// same order each time that the same code is translated. The bytes are copied: pass
-/// what you read, not the guest's memory, which may have changed.
+/// Declares that the block is made from these bytes, which were read at guest after the
+/// pages there were claimed. Call it for each piece of the guest's code, in the same
+/// order each time that the same code is translated. The bytes are copied: pass the
+/// bytes that you read, not the guest's memory, which may have changed.
 ///
-/// It is worth calling: a write to other bytes of the pages is then one beside the
-/// block, and the block can be revived. Without it every byte of the pages is the
-/// block's. Code that depends on anything but the key and these bytes must not call it.
+/// With it, a write to other bytes of the pages is a write beside the block, and the
+/// block can be revived. Without it, every byte of the pages belongs to the block. Code
+/// that depends on anything but the key and these bytes must not call it.
 ///
-/// CW_BAD_RANGE where a page of the range was not claimed or the range wraps,
-/// CW_BAD_ARGUMENT where bytes is NULL or there are none. After any failure the ticket
+/// CW_BAD_RANGE if a page of the range was not claimed or the range wraps,
+/// CW_BAD_ARGUMENT if bytes is NULL or there are none. After any failure the ticket
 /// makes no block any more: begin another one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_made_from(
@@ -168,13 +169,13 @@ pub unsafe extern "C" fn cw_ticket_made_from(
         // SAFETY: the header's rules.
         let ticket = unsafe { borrow_mut(ticket) }?;
         ticket.open()?;
-        // Until it is known that nothing failed.
+        // True until it is known that nothing failed.
         let was_misread = std::mem::replace(&mut ticket.is_misread, true);
         if bytes.is_null() || len_bytes == 0 || len_bytes > isize::MAX as usize {
             return Err(Failure::bad_argument(c"a block is made from one byte at least, and its address is not NULL"));
         }
-        // SAFETY: `len_bytes` bytes of C's own that nobody changes meanwhile, as
-        // this function asks.
+        // SAFETY: `len_bytes` bytes of C's own that do not change meanwhile, as this
+        // function asks.
         let bytes = unsafe { slice::from_raw_parts(bytes.cast::<u8>(), len_bytes) };
         ticket.open_mut()?.made_from(GuestAddr(guest), bytes)?;
         ticket.is_misread = was_misread;
@@ -182,8 +183,8 @@ pub unsafe extern "C" fn cw_ticket_made_from(
     })
 }
 
-/// What else the block is made by, in one number of yours: a former block of other
-/// options is not revived. 0 where nothing is said.
+/// Records every other input of the translation, as one number that you make: a former
+/// block with another number is not revived. The default is 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_made_with(ticket: *mut cw_ticket, options: u64) -> cw_status {
     guarded(|| {
@@ -193,8 +194,8 @@ pub unsafe extern "C" fn cw_ticket_made_with(ticket: *mut cw_ticket, options: u6
     })
 }
 
-/// Says how much memory the payload owns, in bytes, beside the allocations that the
-/// block keeps: it counts against cw_cache_set_limit().
+/// Declares how many bytes of memory the payload owns, in addition to the allocations
+/// that the block keeps. They count against cw_cache_set_limit().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_weighs(ticket: *mut cw_ticket, payload_bytes: size_t) -> cw_status {
     guarded(|| {
@@ -206,9 +207,9 @@ pub unsafe extern "C" fn cw_ticket_weighs(ticket: *mut cw_ticket, payload_bytes:
     })
 }
 
-/// Gives an allocation to the block: it is freed with the block, when no vCPU can be
-/// inside, or with the ticket where that is not committed. The handle is gone where
-/// this returns CW_OK; its addresses stay. It counts against cw_cache_set_limit().
+/// Gives an allocation to the block. It is freed with the block, when no vCPU can be
+/// inside, or with the ticket if that is not committed. If this returns CW_OK the
+/// handle is gone; its addresses stay. It counts against cw_cache_set_limit().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_keep_allocation(
     ticket: *mut cw_ticket,
@@ -227,9 +228,9 @@ pub unsafe extern "C" fn cw_ticket_keep_allocation(
     })
 }
 
-/// Gives a link to the block whose code jumps through its cell: it is freed with the
-/// block, or with the ticket where that is not committed. The handle is gone where this
-/// returns CW_OK.
+/// Gives a link to the block whose code jumps through its cell. It is freed with the
+/// block, or with the ticket if that is not committed. If this returns CW_OK the handle
+/// is gone.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_keep_link(ticket: *mut cw_ticket, link: *mut cw_link) -> cw_status {
     guarded(|| {
@@ -244,16 +245,16 @@ pub unsafe extern "C" fn cw_ticket_keep_link(ticket: *mut cw_ticket, link: *mut 
     })
 }
 
-/// Whether the block needs a checked entry: some page that was claimed is written to
-/// all the time and stays writable. Otherwise the page may come to that later. False
-/// for a spent ticket.
+/// Whether the block needs a checked entry: a claimed page is written to all the time
+/// and stays writable. If not, a page may still come to that later. False for a spent
+/// ticket.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_needs_check(ticket: *const cw_ticket) -> bool {
     // SAFETY: the header's rules.
     unsafe { borrow(ticket) }.and_then(cw_ticket::open).is_ok_and(Ticket::needs_check)
 }
 
-/// Whether no write came yet since the pages were claimed: otherwise a commit would be
+/// Whether no write came since the pages were claimed. Otherwise a commit would be
 /// refused. False for a spent ticket.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_is_current(ticket: *const cw_ticket) -> bool {
@@ -262,22 +263,21 @@ pub unsafe extern "C" fn cw_ticket_is_current(ticket: *const cw_ticket) -> bool 
 }
 
 /// The block's stale flag: a byte that is CW_STALE_VALID while the block is valid and
-/// entered by its plain entry, and another CW_STALE_ value where it is not. Emitted
-/// code that may store to its own bytes polls it after stores, and leaves the block
-/// where it is not CW_STALE_VALID. It lives as long as the block's payload. NULL for a
-/// spent ticket.
+/// entered by its plain entry, and otherwise another CW_STALE_ value. Emitted code that
+/// may store to its own bytes polls it after stores, and leaves the block if it is not
+/// CW_STALE_VALID. It lives as long as the block's payload. NULL for a spent ticket.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_stale_flag(ticket: *mut cw_ticket) -> *const u8 {
     // SAFETY: the header's rules.
     unsafe { borrow_mut(ticket) }.and_then(cw_ticket::open_mut).map_or(ptr::null(), Ticket::stale_flag)
 }
 
-/// Makes a former block of the same key reachable again, if one is kept that was made
-/// from the same bytes (cw_ticket_made_from(), called for all of them before) with the
-/// same options; or finds that one is reachable.
+/// Looks for a former block of the same key, made from the same bytes
+/// (cw_ticket_made_from(), called for all of them before) with the same options. Makes
+/// it reachable again, unless such a block is reachable already.
 ///
-/// revived: receives whether: then there is nothing to translate and the ticket is
-/// spent. Otherwise translate, and commit.
+/// revived: receives true if such a block is reachable now: there is nothing to
+/// translate, and the ticket is spent. Otherwise translate, and commit.
 ///
 /// CW_WRITTEN: a write came since a page was claimed. The ticket is spent: begin again.
 /// CW_BAD_ARGUMENT: cw_ticket_made_from() failed, and the ticket is spent; or it was before.
@@ -294,24 +294,24 @@ pub unsafe extern "C" fn cw_ticket_revive(ticket: *mut cw_ticket, revived: *mut 
 }
 
 /// Makes the block reachable: lookups of its key and links to it lead to plain until a
-/// write to its bytes arrives. A block of the same key is superseded. The ticket is
-/// spent, whatever is returned.
+/// write to its bytes arrives. It supersedes a block of the same key. The ticket is
+/// spent after any answer.
 ///
-/// plain: the address of the block's code. checked: that of code which compares the
-/// guest bytes that the block was made from with what they were, each time, and goes on
-/// as the plain entry does only where they are the same; elsewhere it goes back to the
-/// dispatcher, which calls cw_cache_remove(). 0 where there is none. The two differ
-/// from each other, from both stubs and from 0.
+/// plain: the address of the block's code.
+/// checked: the address of code that first compares the guest's bytes with the bytes
+/// that the block was made from. If they are the same, it goes on like the plain entry.
+/// If not, it goes back to the dispatcher, which calls cw_cache_remove(). 0 if there is
+/// none. The two differ from each other, from both stubs and from 0.
 ///
-/// payload, destroy: what the block owns, both may be NULL. destroy(payload) is called
-/// once, whatever is returned: when no vCPU can be inside the block any more and it is
-/// not kept for cw_ticket_revive(), which for a block that was refused may be before
-/// the return. It is called by whichever thread happens to be in a call of this
-/// library, never in a signal handler. It must not call the library but to free links
-/// and allocations, nor unwind or longjmp.
+/// payload, destroy: the data that the block owns; both may be NULL. destroy(payload)
+/// is called once after any answer: when no vCPU can be inside the block any more and
+/// it is not kept for cw_ticket_revive(). For a block that was refused that may be
+/// before the return. Any thread that is in a call of this library may call it, never
+/// in a signal handler. It must not call the library except to free links and
+/// allocations, nor unwind or longjmp.
 ///
 /// CW_WRITTEN: a write came since a page was claimed: begin again, or interpret.
-/// CW_NEEDS_CHECK: cw_ticket_needs_check(), and there is no checked entry.
+/// CW_NEEDS_CHECK: cw_ticket_needs_check() is true, and there is no checked entry.
 /// CW_BAD_ARGUMENT: no page was claimed, cw_ticket_made_from() failed, an address or the
 /// key cannot be used, or an allocation that the block keeps was never published
 /// (cw_allocation_publish()).
@@ -324,7 +324,7 @@ pub unsafe extern "C" fn cw_ticket_commit(
     destroy: Option<unsafe extern "C" fn(payload: *mut c_void)>,
 ) -> cw_status {
     guarded(|| {
-        // First: whatever goes wrong, it is taken.
+        // First: it is taken over even if the call fails.
         let owned = Owned::new(payload, destroy);
         // SAFETY: the header's rules.
         let ticket = unsafe { borrow_mut(ticket) }?;
@@ -346,7 +346,7 @@ pub unsafe extern "C" fn cw_ticket_commit(
     })
 }
 
-/// Frees a ticket, spent or not. Nothing for NULL.
+/// Frees a ticket, spent or not. Does nothing for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_free(ticket: *mut cw_ticket) {
     // SAFETY: the header's rules.

@@ -1,9 +1,10 @@
 //! vCPUs: looking blocks up and running them.
 //!
-//! A vCPU is pinned while it looks blocks up and runs them: what it finds lives until
-//! it is unpinned. Unpin around guest system calls and whatever else may last, and when
-//! asked to leave: pinned vCPUs keep the memory of dead blocks back. A vCPU belongs to
-//! one thread at a time, and may move between threads while it is not pinned.
+//! A vCPU is pinned while it looks blocks up and runs them: the blocks that it finds
+//! live until it is unpinned. Unpin around guest system calls and anything else that
+//! may last, and when asked to leave: pinned vCPUs keep the memory of dead blocks back.
+//! A vCPU belongs to one thread at a time, and may move between threads while it is not
+//! pinned.
 //!
 //! ```c
 //! cw_vcpu_pin(vcpu);
@@ -12,16 +13,16 @@
 //! cw_vcpu_unpin(vcpu);
 //! ```
 //!
-//! Emitted code may probe the front itself: the entry of a key is
-//! front.entries[CW_FRONT_INDEX(key)], and where its key is the one that is looked for,
-//! jump to what its cell holds. Under the vCPU's pin alone: the cells of a vCPU that is not
-//! pinned may be freed, or another key's by now. cw_lookup() asserts the pin unless NDEBUG
-//! is defined; emitted code can test the byte front.is_pinned itself.
+//! Emitted code may probe the front itself. The entry of a key is
+//! front.entries[CW_FRONT_INDEX(key)]; if its key is the wanted one, jump to the
+//! address in its cell. Do so only under the vCPU's pin: without it the cells may be
+//! freed, or belong to other keys by now. cw_lookup() asserts the pin unless NDEBUG is
+//! defined; emitted code can test the byte front.is_pinned itself.
 //!
 //! # Safety
 //!
-//! A vCPU's pin borrows the vCPU behind the same handle, which lies in a box of its
-//! own: the pin goes first.
+//! A vCPU's pin borrows the vCPU behind the same handle, which lies in its own box. The
+//! pin is dropped first.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -42,10 +43,10 @@ pub const CW_FRONT_ENTRIES: usize = 4096;
 /// One entry of a vCPU's front, 16 bytes on 64-bit hosts.
 #[repr(C)]
 pub struct cw_front_entry {
-    /// The key, or UINT64_MAX where the entry is empty.
+    /// The key, or UINT64_MAX if the entry is empty.
     pub key: u64,
-    /// Its entry cell: one word that is read atomically, with acquire. That of an empty
-    /// entry leads to the dead stub.
+    /// Its entry cell: one word that is read atomically, with acquire. An empty entry
+    /// has a cell that leads to the dead stub.
     pub cell: *const usize,
 }
 
@@ -58,7 +59,7 @@ const _: () = assert!(
         && Key::new(0x1234_5678).front_index() == (0x1234_5678 >> 1) & (CW_FRONT_ENTRIES - 1)
 );
 
-/// What a lookup without a call needs. Valid until the vCPU is freed.
+/// The data for a lookup without a call. Valid until the vCPU is freed.
 #[repr(C)]
 pub struct cw_front {
     /// CW_FRONT_ENTRIES entries.
@@ -113,19 +114,19 @@ impl cw_vcpu {
 impl Drop for cw_vcpu {
     fn drop(&mut self) {
         self.pin = None;
-        // SAFETY: from a box, and nobody borrows it any more.
+        // SAFETY: from a box, and nothing borrows it any more.
         drop(unsafe { Box::from_raw(self.vcpu.as_ptr()) });
     }
 }
 
 /// A new vCPU, not pinned. Free it with cw_vcpu_free().
 ///
-/// ask_to_leave(context), where it is not NULL, is called where this vCPU holds memory
-/// back for long or cw_cache_wait_for_vcpus() waits for it: by other threads, and by
-/// this one's own where that is in a call of the library while it is pinned. It should
-/// make emitted code return to its dispatcher soon (set a byte that back edges poll),
-/// and the vCPU be unpinned. It must not call the library, and is not called any more
-/// when cw_vcpu_free() has returned.
+/// ask_to_leave(context), if it is not NULL, is called if this vCPU holds memory back
+/// for long or cw_cache_wait_for_vcpus() waits for it. Other threads call it, and so
+/// does this vCPU's own thread if that is in a call of the library while the vCPU is
+/// pinned. It should make emitted code return to its dispatcher soon (set a byte that
+/// back edges poll), so that the vCPU is unpinned. It must not call the library, and is
+/// not called any more when cw_vcpu_free() has returned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_attach_vcpu(
     cache: *const cw_cache,
@@ -151,7 +152,8 @@ pub unsafe extern "C" fn cw_cache_attach_vcpu(
     })
 }
 
-/// Frees a vCPU. Nothing for NULL. CW_IN_USE while it is pinned; then it is as before.
+/// Frees a vCPU. Does nothing for NULL. CW_IN_USE while it is pinned; then it is
+/// unchanged.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_vcpu_free(vcpu: *mut cw_vcpu) -> cw_status {
     guarded(|| {
@@ -168,7 +170,7 @@ pub unsafe extern "C" fn cw_vcpu_free(vcpu: *mut cw_vcpu) -> cw_status {
 /// Pins the vCPU: the code and the payload of every block that is looked up or jumped
 /// to from now on live until cw_vcpu_unpin(). Costs some nanoseconds.
 ///
-/// CW_BAD_ARGUMENT where it is pinned already: pins do not nest.
+/// CW_BAD_ARGUMENT if it is pinned already: pins do not nest.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_vcpu_pin(vcpu: *mut cw_vcpu) -> cw_status {
     // SAFETY: the header's rules.
@@ -177,15 +179,15 @@ pub unsafe extern "C" fn cw_vcpu_pin(vcpu: *mut cw_vcpu) -> cw_status {
         Ok(_) => return fail(Failure::bad_argument(c"the vCPU is pinned already: pins do not nest")),
         Err(failure) => return fail(failure),
     };
-    // SAFETY: owned by the handle, which one thread has alone; while this borrow lives,
-    // in `pin`, nothing else uses it.
+    // SAFETY: owned by the handle, which one thread uses alone; while this borrow
+    // lives, in `pin`, nothing else uses it.
     let owned: &'static mut VCpu<Owned> = unsafe { &mut *vcpu.vcpu.as_ptr() };
     vcpu.set_pin(Some(owned.pin()));
     cw_status::CW_OK
 }
 
-/// Unpins the vCPU: it is in no translated code and has no address of any. Nothing
-/// where it is not pinned.
+/// Unpins the vCPU: it is in no translated code and has no address of any. Does nothing
+/// if it is not pinned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_vcpu_unpin(vcpu: *mut cw_vcpu) -> cw_status {
     // SAFETY: the header's rules.
@@ -196,10 +198,10 @@ pub unsafe extern "C" fn cw_vcpu_unpin(vcpu: *mut cw_vcpu) -> cw_status {
     cw_status::CW_OK
 }
 
-/// The entry of the valid block of the key; 0 where there is none. Lookups are lock-free
-/// and write nothing that others read. The vCPU is pinned: otherwise the answer is 0
-/// and cw_last_error_message() says so. cw_lookup() below is the same and quicker where
-/// the front has the key.
+/// The entry of the valid block of the key; 0 if there is none. Lookups are lock-free
+/// and write nothing that other threads read. The vCPU must be pinned: otherwise the
+/// answer is 0 and cw_last_error_message() says so. cw_lookup() below does the same,
+/// and is quicker if the front has the key.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_vcpu_lookup(vcpu: *mut cw_vcpu, key: u64) -> usize {
     // SAFETY: the header's rules.
@@ -216,7 +218,7 @@ pub unsafe extern "C" fn cw_vcpu_lookup(vcpu: *mut cw_vcpu, key: u64) -> usize {
     }
 }
 
-/// Where the vCPU's front is, for cw_lookup() and for emitted code. It need not be
+/// Gives the vCPU's front, for cw_lookup() and for emitted code. The vCPU need not be
 /// pinned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_vcpu_front(vcpu: *const cw_vcpu, front: *mut cw_front) -> cw_status {

@@ -1,12 +1,12 @@
-//! Writes: what the kernel cannot tell of.
+//! Writes that the kernel cannot report.
 //!
-//! Stores of guest threads are learned of by themselves. These calls are for
-//! announcements of the guest's (deferred regions), for writes by the kernel or by
-//! others, and for changed mappings. None is called in a signal handler. They may be
-//! called while the own vCPU is pinned, but what may last is better done without.
+//! The library learns of stores by guest threads by itself. These calls are for
+//! announcements by the guest (deferred regions), for writes by the kernel or by
+//! others, and for changed mappings. None may be called in a signal handler. They may
+//! be called while your own vCPU is pinned, but unpin it around a call that may last.
 //!
-//! A call for a range answers CW_BAD_RANGE, and does nothing, if the range wraps or if no
-//! byte of it lies in a region. A range of no bytes is CW_OK, and nothing is done.
+//! A call for a range answers CW_BAD_RANGE, and does nothing, if the range wraps or if
+//! no byte of it lies in a region. A range of no bytes is CW_OK, and nothing is done.
 //!
 //! # Safety
 //!
@@ -26,24 +26,24 @@ use crate::payload::Owned;
 use crate::region::cw_shared_memory;
 use crate::status::{Failure, cw_status, guarded};
 
-/// Pages that are kept writable for somebody who writes where nobody is told.
+/// Pages that are kept writable for writes that nothing reports.
 pub struct cw_hold {
     _held: Held<Killer<Owned>>,
     _child: Child,
 }
 
-/// A change of mappings that is going on.
+/// A change of mappings in progress.
 pub struct cw_mapping_change {
-    /// None: finished.
+    /// None if it is finished.
     change: Option<MappingChange<Killer<Owned>>>,
     _child: Child,
 }
 
-/// The guest announces that code may have changed: when this returns, nothing that was
-/// made from bytes written before the call in a deferred region can be reached. Costs
+/// The guest announces that code may have changed. When this returns, no translation of
+/// bytes that were written in a deferred region before the call can be reached. Costs
 /// next to nothing in the other modes.
 ///
-/// Where it fails, everything that was asked about counts as written.
+/// If it fails, everything that was asked about counts as written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_sync(cache: *const cw_cache) -> cw_status {
     guarded(|| {
@@ -53,8 +53,8 @@ pub unsafe extern "C" fn cw_cache_sync(cache: *const cw_cache) -> cw_status {
     })
 }
 
-/// cw_cache_sync() for len_bytes from guest, whichever view of their memory they were
-/// written through.
+/// cw_cache_sync() for len_bytes from guest, through whichever view of their memory
+/// they were written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_sync_range(cache: *const cw_cache, guest: u64, len_bytes: u64) -> cw_status {
     guarded(|| {
@@ -64,9 +64,9 @@ pub unsafe extern "C" fn cw_cache_sync_range(cache: *const cw_cache, guest: u64,
     })
 }
 
-/// The bytes changed behind the tracker's back (through a mapping of your own, by a
-/// debugger, by a device): when this returns, nothing that was made from the pages in
-/// the range can be reached, in any mode.
+/// The bytes changed unseen by the tracker (through a mapping of your own, by a
+/// debugger, by a device). When this returns, no translation of the pages in the range
+/// can be reached, in any mode.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_invalidate(cache: *const cw_cache, guest: u64, len_bytes: u64) -> cw_status {
     guarded(|| {
@@ -78,10 +78,9 @@ pub unsafe extern "C" fn cw_cache_invalidate(cache: *const cw_cache, guest: u64,
 
 /// The kernel is about to write len_bytes from guest for the guest (read, recvmsg, an
 /// out parameter of any system call). Until cw_hold_free() the pages are writable, and
-/// nothing is translated from them but blocks with a checked entry, where the policy
-/// has such. Costs next to nothing where the kernel's writes are tracked like the
-/// guest's. Without it such a system call may fail with EFAULT in modes sigbus and
-/// mprotect.
+/// no block is made from them except one with a checked entry, if the policy has
+/// checks. Costs next to nothing if the kernel's writes are tracked like the guest's.
+/// Without it such a system call may fail with EFAULT in modes sigbus and mprotect.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_prepare_kernel_write(
     cache: *const cw_cache,
@@ -98,10 +97,11 @@ pub unsafe extern "C" fn cw_cache_prepare_kernel_write(
     })
 }
 
-/// Somebody is about to write len_bytes from guest in a way of which the kernel
-/// delivers no fault in any mode: into pinned pages (io_uring's registered buffers, aio
-/// and O_DIRECT under way), as a debugger, at a thread's end (clear_child_tid, robust
-/// lists). As cw_cache_prepare_kernel_write(), in every mode.
+/// Announces a write to len_bytes from guest for which the kernel delivers no fault in
+/// any
+/// mode: into pinned pages (io_uring's registered buffers, aio and O_DIRECT in
+/// progress), by a debugger, at a thread's end (clear_child_tid, robust lists). As
+/// cw_cache_prepare_kernel_write(), in every mode.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_prepare_unseen_write(
     cache: *const cw_cache,
@@ -118,17 +118,17 @@ pub unsafe extern "C" fn cw_cache_prepare_unseen_write(
     })
 }
 
-/// The writes are over. Nothing for NULL. Any thread may call it.
+/// The writes are over. Does nothing for NULL. Any thread may call it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_hold_free(hold: *mut cw_hold) {
     // SAFETY: the header's rules.
     drop(unsafe { take_back(hold) });
 }
 
-/// You are about to change what is mapped at len_bytes from guest (mmap with MAP_FIXED,
-/// munmap, mremap), or to throw its contents away (MADV_DONTNEED). When this returns
-/// nothing that was made from the range can be reached, and nothing is translated from
-/// it until cw_mapping_change_free(). Bounds are rounded to whole pages.
+/// You are about to change the mapping of len_bytes from guest (mmap with MAP_FIXED,
+/// munmap, mremap), or to discard its contents (MADV_DONTNEED). When this returns no
+/// translation of the range can be reached, and nothing is translated from it until
+/// cw_mapping_change_free(). Bounds are rounded to whole pages.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_change_mapping(
     cache: *const cw_cache,
@@ -145,16 +145,16 @@ pub unsafe extern "C" fn cw_cache_change_mapping(
     })
 }
 
-/// A new mapping is in place, with this access for the guest: tracks it. memory: what
-/// the first page of the change shows, where that may be mapped elsewhere too; NULL where
-/// it is private. Not to be called where the range was unmapped or its contents thrown
-/// away: free the change.
+/// A new mapping is in place, with this access for the guest: tracks it. memory: the
+/// memory that the first page of the change shows, if that may be mapped elsewhere too;
+/// NULL if it is private. If the range was unmapped or its contents discarded, do not
+/// call this: free the change.
 ///
-/// CW_SYSTEM where the mode cannot track the new mapping, CW_BAD_RANGE where the offset
-/// in memory is not a multiple of the page size or wraps: nothing can be translated from
-/// the pages until a later change of them was finished with CW_OK. CW_BAD_RANGE too where
-/// the region was removed meanwhile. The change is over in any case, and good for
-/// cw_mapping_change_free() alone.
+/// CW_SYSTEM if the mode cannot track the new mapping, CW_BAD_RANGE if the offset in
+/// memory is not a multiple of the page size or wraps: nothing can be translated from
+/// the pages until a later change of them was finished with CW_OK. CW_BAD_RANGE too if
+/// the region was removed meanwhile. The change is over in any case: then only
+/// cw_mapping_change_free() may follow.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_mapping_change_replaced(
     change: *mut cw_mapping_change,
@@ -170,16 +170,16 @@ pub unsafe extern "C" fn cw_mapping_change_replaced(
     })
 }
 
-/// Ends a change of mappings. Nothing for NULL. Any thread may call it.
+/// Ends a change of mappings. Does nothing for NULL. Any thread may call it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_mapping_change_free(change: *mut cw_mapping_change) {
     // SAFETY: the header's rules.
     drop(unsafe { take_back(change) });
 }
 
-/// Lets checked pages that have cooled be protected again, and looks whether regions are
-/// still tracked. To be called some times a second, by whoever has a timer; it costs
-/// next to nothing where there is nothing to do.
+/// Lets checked pages that have cooled be protected again, and checks whether regions
+/// are still tracked. Call it some times a second, from a timer. It costs next to
+/// nothing if there is nothing to do.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_tend(cache: *const cw_cache) -> cw_status {
     guarded(|| {

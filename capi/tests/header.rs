@@ -1,7 +1,7 @@
-//! `include/codewarden.h` is what the sources say, and compiles as C and as C++.
+//! `include/codewarden.h` agrees with the sources, and compiles as C and as C++.
 //!
 //! It is made section by section: a module's head is the section's text, cbindgen makes
-//! the declarations. To write it anew:
+//! the declarations. To generate it anew:
 //!
 //! ```sh
 //! CODEWARDEN_UPDATE_HEADER=1 cargo test -p codewarden-capi --test header
@@ -104,7 +104,7 @@ fn section(module: &str) -> String {
     format!("{comment} */\n\n{declarations}\n")
 }
 
-/// The header as the sources say it.
+/// The header, made from the sources.
 fn generated() -> String {
     let part = |name: &str| fs::read_to_string(package().join("header").join(name)).expect("a part of the header");
     let mut header = part("head.h");
@@ -131,7 +131,7 @@ fn the_header_is_what_the_sources_say() {
     );
 }
 
-/// Otherwise it would be linked and declared nowhere.
+/// Otherwise it would be linked but not declared.
 #[test]
 fn every_function_has_its_section() {
     let header = generated();
@@ -150,7 +150,7 @@ fn every_function_has_its_section() {
     assert!(missing.is_empty(), "in no section: {missing:?}");
 }
 
-/// Every C that includes it: no warning, by itself.
+/// Compiles each C file that includes it: no warning, by itself.
 #[test]
 fn the_header_compiles_as_c_and_as_cpp() {
     let use_it = "#include <codewarden.h>\nint main(void) { return CW_FRONT_INDEX(2) == 1 ? 0 : 1; }\n";

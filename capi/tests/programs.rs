@@ -10,19 +10,20 @@ use std::sync::OnceLock;
 
 use support::{compiler, package, run, scratch, told};
 
-/// What `rustc --print native-static-libs` says that the static library needs.
+/// The libraries that the static library needs, as `rustc --print native-static-libs`
+/// lists them.
 const SYSTEM_LIBRARIES: [&str; 5] = ["-lgcc_s", "-lpthread", "-lm", "-ldl", "-lc"];
 
 /// The folder with `libcodewarden.a` and `libcodewarden.so`.
 ///
-/// cargo builds neither for the tests of their own package, so cargo is asked once more:
-/// into the folder and with the profile that this test was built with, where all that
-/// they need is built already. Nothing is downloaded.
+/// cargo builds neither for the tests of their own package, so this calls cargo once
+/// more, for the folder and the profile of this test. All their dependencies are built
+/// there already. Nothing is downloaded.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
-        // target/PROFILE/deps/TEST, with the name of the target before PROFILE where one
-        // was asked for.
+        // target/PROFILE/deps/TEST; before PROFILE the name of the target, if one was
+        // asked for.
         let test = std::env::current_exe().expect("this test");
         let profile = test.ancestors().nth(2).expect("a folder of a profile");
         let name = profile.file_name().and_then(|name| name.to_str()).expect("a profile");
@@ -45,7 +46,7 @@ enum Linked {
     Shared,
 }
 
-/// Compiles `source`, a path in this package, for `test`; `None` where there is no such
+/// Compiles `source`, a path in this package, for `test`; `None` if there is no such
 /// compiler.
 fn build(compiled_by: &str, standard: &str, source: &str, test: &str, linked: Linked) -> Option<Command> {
     let libraries = library();
@@ -67,7 +68,7 @@ fn build_c(source: &str, test: &str, linked: Linked) -> Command {
     build("gcc", "-std=c11", source, test, linked).expect("gcc")
 }
 
-/// Prints the modes that a program could not have here, and fails where all are demanded.
+/// Prints the modes that a program could not use here, and fails if all are demanded.
 fn note_skips(text: &str) {
     for skip in text.lines().filter(|line| line.starts_with("SKIPPED")) {
         eprintln!("{skip}");
@@ -83,7 +84,7 @@ fn the_first_embedding_runs() {
     }
 }
 
-/// Its interpreter is the oracle: it exits with 1 where stale code ran. Without tracking
+/// Its interpreter is the oracle: it exits with 1 if stale code ran. Without tracking
 /// stale code does run, so that the program can fail.
 #[cfg(target_arch = "x86_64")] // the code that it emits
 #[test]
@@ -126,7 +127,7 @@ fn a_program_in_cpp_runs() {
     }
 }
 
-/// And nothing that another library of the embedder's could have too.
+/// And no symbol that another library of the embedder could have too.
 #[test]
 fn the_shared_library_exports_what_the_header_declares() {
     let mut nm = Command::new("nm");

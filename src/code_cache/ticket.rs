@@ -146,8 +146,8 @@ impl<P: Payload> Ticket<P> {
 
     /// Declares how many bytes of memory are free again when the payload is dropped. They count
     /// against the cache's limit ([`CodeCache::set_limit`]). A payload without a declaration weighs
-    /// nothing beside its records, except an [`Allocation`], which counts by itself. One of more
-    /// than 16 TiB (on 64-bit hosts) counts as 16 TiB.
+    /// nothing beside its records, except an [`Allocation`], which counts by itself. A payload
+    /// of more than 16 TiB (on 64-bit hosts) counts as 16 TiB.
     pub fn weighs(&mut self, payload_bytes: usize) {
         self.payload_bytes = payload_bytes.min(HEAVIEST_BYTES);
     }

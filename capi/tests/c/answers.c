@@ -1,11 +1,11 @@
 /*
- * What codewarden.h says that calls answer when something is wrong, and what it says to do
- * then. The process does to itself what embedders do by mistake.
+ * The answers to failed calls that codewarden.h promises, and the remedies that it names.
+ * The process makes the mistakes that embedders make.
  *
  *     answers [nothing]
  *
- * nothing: run where no synchronous mode can be had. Exits with 0 where all holds,
- * otherwise says where it does not.
+ * nothing: to be run if no synchronous mode is available. Exits with 0 if all checks hold;
+ * otherwise prints the line of the check that failed.
  */
 #define _GNU_SOURCE
 #include <codewarden.h>
@@ -67,7 +67,7 @@ static cw_ticket *begin(void)
     return ticket;
 }
 
-/* What a claim by a ticket of its own answers. */
+/* The answer to a claim by a new ticket. */
 static cw_status claim(uint64_t guest)
 {
     cw_ticket *ticket = begin();
@@ -96,13 +96,13 @@ static uintptr_t lookup(uint64_t key)
     return entry;
 }
 
-/* Runs part in a child of its own, which fails the parent where it fails. */
+/* Runs part in a child of its own. If that fails, the parent fails. */
 static void alone(void (*part)(void))
 {
     int status;
     const pid_t pid = fork();
     if (pid == 0) {
-        alarm(60); /* whoever waits for ever */
+        alarm(60); /* ends a wait that would never end */
         part();
         fflush(stdout);
         _exit(0);
@@ -124,7 +124,7 @@ static void refuse(uint32_t number)
     CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0);
 }
 
-/* ---- What follows each status of cw_ticket_claim() */
+/* ---- The next step after each status of cw_ticket_claim() */
 
 static void a_busy_page_is_claimed_later(void)
 {
@@ -136,7 +136,7 @@ static void a_busy_page_is_claimed_later(void)
     CHECK(cw_ticket_claim(ticket, GUEST, NULL) == CW_BUSY);
     cw_hold_free(hold);
     MUST(cw_ticket_claim(ticket, GUEST, NULL));
-    CHECK(cw_ticket_is_current(ticket)); /* what was claimed before is still */
+    CHECK(cw_ticket_is_current(ticket)); /* the earlier claim still holds */
     MUST(cw_ticket_commit(ticket, 0x100, 0, NULL, NULL));
     CHECK(cw_ticket_claim(ticket, GUEST, NULL) == CW_BAD_ARGUMENT); /* spent */
     cw_ticket_free(ticket);
@@ -157,7 +157,7 @@ static void outside_every_region(void)
 
 static void a_page_that_the_kernel_does_not_protect(void)
 {
-    /* What it does not even open again is lost. */
+    /* A page that the kernel does not even open again is lost. */
     setup(CW_MODE_MPROTECT);
     refuse(SYS_mprotect);
     CHECK(claim(GUEST) == CW_SYSTEM && cw_last_errno() == EPERM);
@@ -211,7 +211,7 @@ static void a_region_that_is_lost_is_added_again(void)
     CHECK(claim(GUEST + PAGE) == CW_TRACKING_LOST);
     CHECK(lookup(GUEST) == 0);
     CHECK(claim(GUEST) == CW_TRACKING_LOST);
-    cw_cache_remove_region(cache, GUEST); /* whatever it answers */
+    cw_cache_remove_region(cache, GUEST); /* any answer is fine */
     MUST(add_region(CW_MODE_SIGBUS));
     commit(GUEST);
     *memory = 1;
@@ -281,9 +281,9 @@ static void a_region_that_stays_protected_is_gone_all_the_same(void)
     teardown();
 }
 
-/* ---- What a block is made from */
+/* ---- The bytes of a block */
 
-/* Bytes that nobody noted could change, and the block stay as one beside them. */
+/* Otherwise bytes that were not declared could change, and the block stay beside them. */
 static void bytes_that_cannot_be_noted_make_no_block(void)
 {
     const struct {
@@ -411,7 +411,7 @@ static void a_lookup_without_a_pin_is_told(void)
     teardown();
 }
 
-/* ---- Code that nobody published */
+/* ---- Code that was not published */
 
 static void code_that_was_not_published(void)
 {
@@ -547,7 +547,7 @@ static void a_name_that_no_mode_has(void)
     CHECK(cw_mode_from_name("", &mode) == CW_BAD_ARGUMENT && mode == CW_MODE_DEFERRED);
 }
 
-/* Where no synchronous mode can be had. */
+/* If no synchronous mode is available. */
 static void nothing_to_be_had(void)
 {
     cw_mode mode = CW_MODE_DEFERRED;

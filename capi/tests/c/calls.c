@@ -3,7 +3,7 @@
  *
  *     calls MODE
  *
- * Exits with 0 where all holds, otherwise says where it does not.
+ * Exits with 0 if all checks hold; otherwise prints the line of the check that failed.
  */
 #define _GNU_SOURCE
 #include <codewarden.h>
@@ -481,7 +481,7 @@ static void generations_of_forks(void)
 int main(int argc, char **argv)
 {
     CHECK(argc == 2);
-    alarm(300); /* whoever waits for ever */
+    alarm(300); /* ends a wait that would never end */
     MUST(cw_mode_from_name(argv[1], &mode));
     if (cw_mode_check(mode) == CW_MODE_UNAVAILABLE) {
         printf("SKIPPED %s\n", cw_last_error_message());

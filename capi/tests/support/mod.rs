@@ -1,4 +1,4 @@
-//! A C compiler, the library as C links it, and running both.
+//! A C compiler, the library as C links it, and functions to run both.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -16,8 +16,9 @@ pub(crate) fn scratch(test: &str) -> PathBuf {
     dir
 }
 
-/// gcc or g++ with the header's folder and every warning an error. The C compiler is
-/// there wherever Rust links; without a C++ one that part is a skip that is printed.
+/// gcc or g++ with the header's folder and every warning an error. A C compiler is
+/// present wherever Rust links. Without a C++ compiler, that part is skipped, and the
+/// skip is printed.
 pub(crate) fn compiler(name: &str) -> Option<Command> {
     if Command::new(name).arg("--version").output().is_err() {
         assert!(name != "gcc", "no gcc: it is needed to link Rust programs too");
@@ -30,14 +31,14 @@ pub(crate) fn compiler(name: &str) -> Option<Command> {
     Some(command)
 }
 
-/// Runs what must succeed.
+/// Runs a command that must succeed.
 pub(crate) fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}\n{}", output.status, told(&output));
     output
 }
 
-/// What a program printed.
+/// The output of a program.
 pub(crate) fn told(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
