@@ -99,7 +99,7 @@ pub(super) struct Recorder {
     pending: Mutex<Vec<RecentWrite>>,
 }
 
-/// Reports new writes. A trait, since blocks own the recorder and the recorder owns the blocks
+/// Reports new writes. A trait, since blocks hold the recorder and the recorder holds the blocks
 /// through its cache.
 pub(super) trait Settle: fmt::Debug + Send + Sync {
     /// A compiled block is about to go, and its known stores with it.

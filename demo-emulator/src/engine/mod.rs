@@ -15,7 +15,7 @@
 //! page all the time, for instance to data beside code, its blocks stay valid and compare their
 //! bytes at each entry.
 //!
-//! If there can be no compiled code, tier 0 runs everything else.
+//! If there can be no compiled code, tier 0 runs the code that would be compiled.
 
 mod block;
 mod counters;

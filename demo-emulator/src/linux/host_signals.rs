@@ -61,8 +61,8 @@ const SENT_BUS: u32 = 1 << 9;
 /// The handler's place for a thread's signal.
 #[derive(Debug)]
 pub struct Mailbox {
-    /// The waiting signals: in the low bits the number of the signal whose record is in `info`,
-    /// above them [`SENT_SEGV`] and [`SENT_BUS`]. A safe system call checks whether it is 0.
+    /// The waiting signals. The low bits hold the number of the signal that `info` records; above
+    /// them are [`SENT_SEGV`] and [`SENT_BUS`]. A safe system call checks whether it is 0.
     signal: AtomicU32,
     info: UnsafeCell<[u8; SIGINFO_BYTES]>,
     /// The hart's `exit_request`.

@@ -1,8 +1,8 @@
 //! `/proc/self/mem`, whose addresses are the guest's.
 //!
-//! The descriptor is the host's own, for this process. Its files of procfs are remembered by device
-//! and inode, since the guest may get such a descriptor in many ways. For reads and writes of such
-//! a file, the addresses are moved into the window; see `syscalls::own_memory`.
+//! The descriptor is the host's own, for this process. The emulator remembers such files of procfs
+//! by device and inode, since the guest may get a descriptor in many ways. In reads and writes of
+//! such a file, the addresses are moved into the window; see `syscalls::own_memory`.
 //!
 //! A fork's child has its parent's descriptors, which still access the parent's memory. Reads work
 //! as before. Writes are refused: a child cannot tell its parent which code they change.

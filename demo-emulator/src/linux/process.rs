@@ -207,7 +207,7 @@ impl Process {
         super::host_signals::die_by(signal)
     }
 
-    /// Counts a thread less; returns how many are left.
+    /// Counts one thread less; returns how many are left.
     pub fn thread_ended(&self) -> usize {
         self.thread_count.fetch_sub(1, Ordering::AcqRel) - 1
     }

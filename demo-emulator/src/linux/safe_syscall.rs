@@ -4,7 +4,7 @@
 //! the signal. If a signal comes after the last check of the note and before the kernel entry, the
 //! guest would notice it after the `read` returns, perhaps never. The gap is closed as in QEMU: the
 //! check and the `syscall` instruction lie between two labels. If the handler finds the program
-//! counter between them, it moves it to the way out, which answers "restart".
+//! counter between them, it moves the counter to the way out, which answers "restart".
 //!
 //! To restart a call (SA_RESTART), the kernel moves the program counter back to the `syscall`
 //! instruction. The handler's move then answers "restart" for it as well, and the guest's handler

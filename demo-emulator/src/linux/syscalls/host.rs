@@ -5,8 +5,7 @@
 //! A call through [`Thread::host_call`] takes every pointer that the kernel may follow from one of
 //! three sources:
 //!
-//! - [`Thread::pointer`], which keeps it in the guest's window, where the kernel may read and write
-//!   freely;
+//! - [`Thread::pointer`], which keeps it in the guest's window: the kernel may access all of it;
 //! - the address of a local buffer that is as long as the call says and outlives the call;
 //! - null.
 //!

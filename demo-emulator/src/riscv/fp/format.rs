@@ -76,8 +76,8 @@ pub(super) enum Class {
     SignalingNan,
 }
 
-/// A number taken apart. If it is finite and not zero, its value is `significand * 2^(exponent -
-/// 63)`, with the leading one in bit 63.
+/// A number taken apart. If it is finite and not zero, its value is
+/// `significand * 2^(exponent - 63)`, with the leading one in bit 63.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Number {
     pub(super) class: Class,

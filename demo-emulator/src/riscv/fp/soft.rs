@@ -32,7 +32,7 @@ impl Wide {
 
 /// Drops the low `shift` bits; says whether they were not zero.
 fn round_at(significand: u128, shift: u32, sign: bool, rounding: Rounding) -> (u64, bool) {
-    // Beyond the top less than half of the retained part is left.
+    // Beyond 128 bits only a value below half a unit is left.
     let (significand, shift) = if shift > 128 { (u128::from(significand != 0), 128) } else { (significand, shift) };
     let (kept, rest) = match shift {
         128 => (0, significand),
