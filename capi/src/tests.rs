@@ -427,7 +427,7 @@ fn structures_may_be_shorter_or_longer_than_here() {
     }
 }
 
-/// Each counter of the library's has its field here.
+/// Each counter of the library has its field here.
 #[test]
 fn no_counter_is_left_out() {
     let own = include_str!("stats.rs");

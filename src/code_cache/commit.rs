@@ -32,12 +32,6 @@
 //! The cache owns blocks from their commit on: the lists of live and of dead blocks own them, then
 //! the epoch does. This module keeps the contracts of [`crate::block`]: lists change only under the
 //! commit lock, and the epoch frees blocks.
-//!
-//! # Safety
-//!
-//! Blocks are owned by the cache from their commit on: by the lists of live and of
-//! dead blocks, then by the epoch. The contracts of [`crate::block`] are kept here:
-//! lists change under the commit lock alone, blocks are freed by the epoch.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;

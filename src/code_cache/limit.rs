@@ -27,8 +27,8 @@ impl MemoryLimit {
 }
 
 impl Default for MemoryLimit {
-    /// 1 GiB for reachable blocks, and 4 MiB for retained ones. An embedder that does not declare
-    /// its payloads' memory takes more than these records show.
+    /// 1 GiB for reachable blocks, and 4 MiB for retained ones: if the embedder does not declare
+    /// its payloads' memory, retained blocks take more than they weigh.
     fn default() -> Self {
         Self { live_bytes: 1 << 30, former_bytes: 4 << 20 }
     }

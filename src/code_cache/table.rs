@@ -4,10 +4,10 @@
 //! # Sweeps
 //!
 //! Slots are filled one by one and never emptied. When an array is five eighths full, a new one is
-//! made of the cells that are needed (a link leads to them, or a block is behind them). It has room
-//! for at least as many more, and for a quarter of the cells in the slabs. So the cost for each new
-//! cell is bounded, and so is the number of cells that are not needed: guests that run at ever new
-//! addresses leave nothing behind.
+//! made of the cells that are needed (a link leads to them, or a block is behind them). The new one
+//! takes at least twice as many, and at least a quarter of the cells in the slabs. So the cost for
+//! each new cell is bounded, and so is the number of cells that are not needed: guests that run at
+//! ever new addresses leave nothing behind.
 //!
 //! The old array and the cells that are not in the new one are garbage of the epoch: a lookup may
 //! still be using them. But a vCPU's front holds cells over many pins. So sweeps have a number. At

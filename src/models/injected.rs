@@ -1,6 +1,7 @@
 //! The fault handler on the translator's own thread, at each step of it, as when a signal handler
-//! of the embedder stores to guest memory. And a translator between any two steps of a handler.
-//! Here a thread does all or nothing between two steps of another; every such timing is tried.
+//! of the embedder stores to guest memory. It also runs a translator between any two steps of a
+//! handler. Here a thread does all or nothing between two steps of another; every such timing is
+//! tried.
 //!
 //! # Safety
 //!

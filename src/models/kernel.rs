@@ -35,9 +35,9 @@ pub(super) struct Kernel {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Refuses {
     Nothing,
-    /// A page alone, as `mprotect` refuses at the limit of mappings.
+    /// To open a page alone, as `mprotect` does at the limit of mappings.
     SinglePages,
-    /// Any page, until the mechanism is abandoned: a check finds that it is lost.
+    /// To open any page, until the mechanism is abandoned: a check finds that it is lost.
     Everything,
 }
 

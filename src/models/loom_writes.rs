@@ -159,8 +159,8 @@ fn a_loss_is_found() {
     a_look_ahead_of_all(Refuses::Everything, |guest| guest.cache.tracker().tend());
 }
 
-/// Two messages that look alike: a handler thread is told twice of the same byte, and not which
-/// thread stored.
+/// Two messages that look alike: a handler thread is told of the same byte twice, and never
+/// which thread stored.
 fn two_messages() {
     let guest = Guest::new(Mode::Thread, 1);
     let links = [guest.link(KEY)];

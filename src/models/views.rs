@@ -458,7 +458,7 @@ impl World {
             block.dead = told.peek().is_some();
             self.by_another_view += u64::from(block.dead && told.all(|(_, &page)| !asked.has(page)));
         }
-        // A page written before any block of its bytes existed is told of too.
+        // A page written before any block of its bytes existed is reported too.
         let (shown, is_asked) = (&self.shown, |at: &Bytes| bytes.contains(at));
         let told: BTreeSet<u64> =
             self.written.iter().copied().filter(|page| shown.get(page).is_some_and(is_asked)).collect();
