@@ -1,4 +1,4 @@
-//! A guest whose translator encodes the bytes that it read into the entry, so that a stale block
+//! A guest. Its translator encodes the bytes that it read into the entry, so that a stale block
 //! shows by its address.
 //!
 //! # Safety
@@ -28,11 +28,11 @@ pub(super) type Cache = CodeCache<u8>;
 pub(super) struct Guest {
     pub(super) cache: Cache,
     pub(super) kernel: Arc<Kernel>,
-    /// Keeps the links whose addresses were copied. Not a lock of loom: it is no part of the model.
+    /// Keeps each link, because the guest copies its address. Not a lock of loom: it is no part of the model.
     links: Arc<std::sync::Mutex<Vec<code_cache::Link>>>,
 }
 
-/// A cache whose only region is the kernel's memory, at guest address 0.
+/// A cache with one region, the kernel's memory, at guest address 0.
 pub(super) fn cache_over<P: Payload>(kernel: &Arc<Kernel>, policy: impl Policy) -> CodeCache<P> {
     let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(policy)).unwrap();
     cache

@@ -52,7 +52,7 @@ fn jump(pin: &Pin<'_, u8>, key: Key) -> Option<usize> {
     (front.key == key.raw()).then(|| unsafe { &*front.cell }.load())
 }
 
-/// A vCPU whose front has a cell that is swept and becomes another key's.
+/// A vCPU's front has a cell that is swept and becomes another key's.
 fn a_front_and_a_sweep() {
     let (cache, _kept) = about_to_sweep();
     let mut vcpu = cache.attach_vcpu();
