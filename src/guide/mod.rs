@@ -1,23 +1,23 @@
 //! A guide for embedders. The [head of the crate](crate) says in which order to read it.
 //!
-//! - [`words`]: what each word means.
-//! - [`embedding`]: how an emulator lives with the library, from the first call on.
-//! - [`promises`]: what is true of stale code, what is not, and a test for each
+//! - [`words`]: the meaning of each word.
+//! - [`embedding`]: how an emulator uses the library, from the first call on.
+//! - [`promises`]: the promises about stale code, their limits, and a test for each
 //!   sentence.
-//! - [`ways`]: every way that bytes change, what each mode does, what to call.
-//! - [`failures`]: everything that can fail, what each mode makes of it.
+//! - [`ways`]: every way that bytes change, its effect in each mode, the call to make.
+//! - [`failures`]: everything that can fail, and the result in each mode.
 //! - [`moving_over`]: from a tracker of your own, with mprotect and SIGSEGV.
-//! - [`executable_memory`]: where code lies, and when another core may run it.
-//! - [`limits`]: how much memory it all takes, and who goes first.
+//! - [`executable_memory`]: the memory for code, and when another core may run it.
+//! - [`limits`]: memory use, and the order of eviction.
 //! - [`mixed_pages`]: pages that hold code and data.
 //! - [`forks`]: both sides of a fork.
 //! - [`requirements`]: kernels, permissions, containers.
 //! - [`statistics`]: counters, histograms, the pages that cost most.
 //! - [`protocol`]: why it is right: invariants, orderings, the model that checks each.
-//! - [`checks`]: the command of each check, and what was not run.
+//! - [`checks`]: the command of each check, and the checks that were not run.
 //!
-//! `tests/guide.rs` reads the tables: each cell is there for each mode, and each
-//! test, model, mutation and script that is named exists.
+//! `tests/guide.rs` reads the tables: each row has a cell for each mode, and each named
+//! test, model, mutation and script exists.
 
 #[doc = include_str!("words.md")]
 pub mod words {}
