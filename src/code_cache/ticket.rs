@@ -205,13 +205,13 @@ impl<P: Payload> Ticket<P> {
     ///
     /// # Errors
     ///
-    /// [`CommitError::Written`]: a write came since a page was claimed. The block cannot be reached;
-    /// `payload` was dropped or is kept. Begin again, or interpret an instruction first.
+    /// [`CommitError::Written`]: a write came since a page was claimed. The block cannot be
+    /// reached; `payload` was dropped or is kept. Begin again, or interpret an instruction first.
     /// [`CommitError::NotClaimed`]: [`Ticket::made_from`] failed.
     /// [`CommitError::UnderForkGuard`]: this thread holds the guard of a fork.
-    /// [`CommitError::NeedsCheck`]: [`Ticket::needs_check`] is true, and `entry` has no checked address.
-    /// [`CommitError::NoPages`]: nothing was claimed. [`CommitError::BadEntry`]: an address equals a
-    /// stub's, or both addresses are the same.
+    /// [`CommitError::NeedsCheck`]: [`Ticket::needs_check`] is true, and `entry` has no checked
+    /// address. [`CommitError::NoPages`]: nothing was claimed. [`CommitError::BadEntry`]: an
+    /// address equals a stub's, or both addresses are the same.
     pub fn commit(self, entry: impl Into<Entry>, payload: P) -> Result<(), CommitError> {
         let needs_check = self.needs_check();
         let Self { cache, key, pages, flag, source, options, payload_bytes, is_misread } = self;
