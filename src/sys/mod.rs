@@ -1,4 +1,6 @@
-//! The only place with system calls and signal plumbing.
+//! Signal plumbing and the system calls, except for two files: the handler thread's eventfd,
+//! `poll` and writes (`protection::uffd_thread`), and a code buffer's mappings
+//! (`code_buffer::views`).
 //!
 //! | module | content |
 //! |---|---|
