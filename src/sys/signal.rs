@@ -33,8 +33,9 @@ use crate::sys::statics;
 /// Upper limit of the stack that a fault handler of the library takes, even in a debug build,
 /// beside the kernel's own frame (`AT_MINSIGSTKSZ` of `getauxval`). An alternate signal stack
 /// of a thread that stores to guest memory needs room for both. The standard library gives its
-/// threads one of 8,192 bytes, or of `AT_MINSIGSTKSZ` if that is more. In the second case there
-/// is not room for both, and an [`AltStack`](crate::protection::AltStack) is needed.
+/// threads one of 8,192 bytes, or of `AT_MINSIGSTKSZ` if that is more. If `AT_MINSIGSTKSZ` is
+/// more than 4,096, there is not room for both, and an
+/// [`AltStack`](crate::protection::AltStack) is needed.
 pub const HANDLER_STACK_BYTES: usize = 4096;
 
 /// The signals that write protection can give.
