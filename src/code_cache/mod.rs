@@ -259,17 +259,6 @@ impl<P: Payload> CodeCache<P> {
         self.epoch().wait_for_pins()
     }
 
-    /// A new vCPU that is never asked to leave: for an embedder whose emitted code always returns
-    /// to its dispatcher soon, or that has one thread.
-    ///
-    /// # Panics
-    ///
-    /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
-    #[track_caller]
-    pub fn attach_vcpu(&self) -> VCpu<P> {
-        self.attach_vcpu_with(|| {})
-    }
-
     /// A new vCPU. If the vCPU holds memory back for long, any thread may call `ask_to_leave`, more
     /// than once. It should make emitted code return to its dispatcher soon, so that the pin is
     /// renewed. It is enough to set a byte that emitted code polls whenever it goes on to another
@@ -283,7 +272,7 @@ impl<P: Payload> CodeCache<P> {
     ///
     /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
     #[track_caller]
-    pub fn attach_vcpu_with(&self, ask_to_leave: impl Fn() + Send + Sync + 'static) -> VCpu<P> {
+    pub fn attach_vcpu(&self, ask_to_leave: impl Fn() + Send + Sync + 'static) -> VCpu<P> {
         self.0.keeper.assert();
         VCpu::new(self.clone(), self.0.killer.stubs, self.epoch().join(Box::new(ask_to_leave)))
     }

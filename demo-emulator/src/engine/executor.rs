@@ -100,7 +100,7 @@ impl EngineExecutor {
         let running = Arc::new(Running(Mutex::new(ptr::null())));
         let asked = running.clone();
         Self {
-            vcpu: engine.cache.attach_vcpu_with(move || asked.ask_to_leave()),
+            vcpu: engine.cache.attach_vcpu(move || asked.ask_to_leave()),
             cache: engine.cache.clone(),
             window: engine.window,
             compiler: engine.space.clone().map(|space| (space.clone(), Translator::new(space))),
