@@ -14,7 +14,7 @@ use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
 use codewarden::{CodeCache, EntryStubs, Key, Ticket, TranslateError};
-use cranelift_codegen::ir::{AbiParam, InstBuilder, MemFlags, types};
+use cranelift_codegen::ir::{AbiParam, InstBuilder, MemFlagsData, types};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{Linkage, Module, default_libcall_names};
@@ -96,13 +96,13 @@ fn compile(ops: &[Op], pc: u64) -> (usize, JITModule) {
     code.switch_to_block(block);
     code.seal_block(block);
     let cpu = code.block_params(block)[0];
-    let flags = MemFlags::trusted();
+    let flags = MemFlagsData::trusted();
     let mut next = code.ins().iconst(types::I64, (pc + ops.len() as u64 * BYTES) as i64);
     for op in ops {
         match *op {
             Op::Add(number) => {
                 let old = code.ins().load(types::I64, flags, cpu, 0);
-                let number = code.ins().iconst(types::I64, number.into());
+                let number = code.ins().iconst(types::I64, i64::from(number));
                 let new = code.ins().iadd(old, number);
                 code.ins().store(flags, new, cpu, 0);
             }
@@ -110,25 +110,24 @@ fn compile(ops: &[Op], pc: u64) -> (usize, JITModule) {
                 let accumulator = code.ins().load(types::I64, flags, cpu, 0);
                 let memory = code.ins().load(types::I64, flags, cpu, 16);
                 // It may fault, and is run again then.
-                code.ins().istore32(MemFlags::new(), accumulator, memory, address as i32);
+                code.ins().istore32(MemFlagsData::new(), accumulator, memory, address as i32);
             }
             Op::Loop(target) => {
                 let counter = code.ins().load(types::I64, flags, cpu, 8);
                 let one = code.ins().iconst(types::I64, 1);
                 let left = code.ins().isub(counter, one);
                 code.ins().store(flags, left, cpu, 8);
-                let target = code.ins().iconst(types::I64, target.into());
+                let target = code.ins().iconst(types::I64, i64::from(target));
                 next = code.ins().select(left, target, next);
             }
             Op::Halt => next = code.ins().iconst(types::I64, HALTED as i64),
         }
     }
     code.ins().return_(&[next]);
-    code.finalize();
-    let id = module
-        .declare_function("block", Linkage::Local, &context.func.signature)
-        .and_then(|id| module.define_function(id, &mut context).map(|()| id))
-        .expect("a block of known instructions compiles");
+    code.finalize(module.isa().frontend_config());
+    const COMPILES: &str = "a block of known instructions compiles";
+    let id = module.declare_function("block", Linkage::Local, &context.func.signature).expect(COMPILES);
+    module.define_function(id, &mut context).expect(COMPILES);
     module.finalize_definitions().expect("there is memory for a block");
     (module.get_finalized_function(id) as usize, module)
 }
