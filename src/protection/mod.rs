@@ -109,7 +109,6 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     ///
     /// Holds the sink until all of the range is detached: a sink that owns its mechanism would
     /// never be dropped. Never called from a sink.
-    /// mechanism would never be dropped. Never called from a sink.
     fn attach(
         &self,
         range: HostRange,

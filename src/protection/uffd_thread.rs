@@ -266,7 +266,6 @@ mod tests {
     //! # Safety
     //! A store to a mapping that outlives it; a duplicate over the descriptor under test, which
     //! is the tested case.
-    //! under test, which is the case under test.
     #![allow(unsafe_code)]
 
     use core::sync::atomic::AtomicU64;
