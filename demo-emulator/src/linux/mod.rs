@@ -39,6 +39,7 @@ pub mod user_memory;
 pub mod vma;
 
 mod host_fs;
+mod vfork;
 
 pub use machine::{Executor, Exit, Machine, Oracle};
 pub use observer::{Backing, MemoryObserver, NoTracking};

@@ -13,7 +13,6 @@
 //! that matter.
 #![allow(unsafe_code)]
 
-use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
@@ -25,11 +24,11 @@ use super::address_space::Touch;
 use super::errno::{Errno, Stop, SysResult};
 use super::host_signals::{self, Registration, SigSet, Signal};
 use super::machine::{Executor, Exit};
-use super::own_descriptor::raise_descriptor;
 use super::process::Process;
 use super::signal_frame::AltStack;
 use super::syscalls;
 use super::user_memory::{host_pointer, read_u64, write_u32};
+use super::vfork::ChildsEnd;
 
 const SEGV_MAPERR: i32 = 1;
 const SEGV_ACCERR: i32 = 2;
@@ -318,7 +317,7 @@ impl Thread {
     /// clone of a process: returns its id to the parent and 0 to the child. With CLONE_VFORK the
     /// parent waits until the child executes or ends; even then memory is copied.
     pub fn fork(&mut self, request: &CloneRequest) -> SysResult {
-        let vfork = if request.flags & libc::CLONE_VFORK as u64 != 0 { Some(pipe()?) } else { None };
+        let vfork = if request.flags & libc::CLONE_VFORK as u64 != 0 { Some(ChildsEnd::new()?) } else { None };
         let process = self.process.clone();
         let old_mask = host_signals::set_mask(SigSet::MAX);
         if self.has_signal() {
@@ -342,23 +341,17 @@ impl Thread {
         }
         drop((space, actions, own_memory));
         if pid == 0 {
+            vfork.into_iter().for_each(ChildsEnd::hold_in_child);
             self.enter_fork_child(request)?;
             host_signals::set_mask(old_mask);
-            // The child's end of the pipe closes when it executes or ends.
-            if let Some((reader, writer)) = vfork {
-                drop(reader);
-                std::mem::forget(writer);
-            }
             return Ok(0);
         }
         host_signals::set_mask(old_mask);
         if pid < 0 {
             return Err(error.into());
         }
-        if let Some((reader, writer)) = vfork {
-            drop(writer);
-            wait_for_end(&reader);
-        }
+        // A vfork's parent is not interrupted by signals; they wait.
+        vfork.into_iter().for_each(|end| end.wait(pid));
         if request.flags & libc::CLONE_PARENT_SETTID as u64 != 0 {
             let _ = write_u32(&process.window, request.parent_tid, pid as u32);
         }
@@ -385,18 +378,6 @@ fn apply(request: &CloneRequest, hart: &mut Hart) {
         hart.x[4] = request.tls;
     }
     hart.reserved = 0;
-}
-
-/// A pipe. Execve closes its ends, and the guest's numbers do not reach them.
-fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    Ok((raise_descriptor(reader), raise_descriptor(writer)))
-}
-
-fn wait_for_end(reader: &OwnedFd) {
-    let mut byte = [0; 1];
-    // A vfork's parent is not interrupted by signals; they wait.
-    while rustix::io::read(reader, &mut byte) == Err(rustix::io::Errno::INTR) {}
 }
 
 /// Ends the process with all its threads, at once.
