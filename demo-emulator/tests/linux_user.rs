@@ -396,7 +396,8 @@ fn run_under(limit: &str, options: &[&str]) -> Output {
     command.args(options).arg(path).output().unwrap()
 }
 
-const WAYS_TO_RUN: [&[&str]; 3] = [&["--interpret"], &["--tracking", "none", "--tier", "0"], &["--tracking", "none"]];
+const WAYS_TO_RUN: [&[&str]; 3] =
+    [&["--interpret"], &["--tracking", "none", "--tier", "0"], &["--tracking", "none", "--tier", "translated"]];
 
 #[test]
 fn little_room_for_data_is_an_error_that_names_the_limit() {

@@ -81,7 +81,7 @@ ways! {
 #[test]
 fn code_that_changes_through_a_file() {
     let guest = GUESTS.iter().find(|guest| guest.name == "file-writes").unwrap();
-    for mode in [Mode::Sigbus, Mode::Mprotect] {
+    for mode in [Mode::None, Mode::Sigbus, Mode::Mprotect] {
         let way = Way::Cached(mode, Tier::Auto);
         if can_run("code_that_changes_through_a_file", way) {
             assert_eq!(judge(guest, way, &emulator().run(guest, way).unwrap()), None);

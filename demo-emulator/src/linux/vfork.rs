@@ -178,7 +178,8 @@ mod tests {
     #[test]
     fn a_child_that_executes_is_waited_for_no_longer() {
         let pid = child_that(|| {
-            let (path, arguments) = (c"/bin/sh", [c"sh".as_ptr(), c"-c".as_ptr(), c"exec sleep 600".as_ptr(), ptr::null()]);
+            let (path, arguments) =
+                (c"/bin/sh", [c"sh".as_ptr(), c"-c".as_ptr(), c"exec sleep 600".as_ptr(), ptr::null()]);
             // SAFETY: strings and an array that end as they must.
             unsafe { libc::execv(path.as_ptr(), arguments.as_ptr()) };
         });
