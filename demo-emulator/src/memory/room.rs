@@ -52,9 +52,10 @@ pub fn grow_stack() -> io::Result<()> {
         return if limit.rlim_cur < LEAST_STACK_BYTES { Err(refused) } else { Ok(()) };
     }
     let here = 0u8;
-    let low = (&raw const here).wrapping_sub(STACK_BYTES as usize);
+    // An address and no more: to the compiler nothing of `here` lies there.
+    let low = std::hint::black_box((&raw const here).expose_provenance() - STACK_BYTES as usize);
     // SAFETY: see the module's head.
-    unsafe { low.read_volatile() };
+    unsafe { ptr::with_exposed_provenance::<u8>(low).read_volatile() };
     // SAFETY: the kernel reads the structure.
     if unsafe { libc::setrlimit(libc::RLIMIT_STACK, &raw const limit) } != 0 {
         return Err(io::Error::last_os_error());
