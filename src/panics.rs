@@ -22,8 +22,7 @@ impl FirstPanic {
             Err(panic) => {
                 match &self.0 {
                     None => self.0 = Some(panic),
-                    // Dropping the payload of a panic may panic again.
-                    Some(_) => core::mem::forget(panic),
+                    Some(_) => discard(panic),
                 }
                 None
             }
@@ -35,9 +34,16 @@ impl FirstPanic {
     pub(crate) fn resume(self) {
         match self.0 {
             Some(panic) if !std::thread::panicking() => resume_unwind(panic),
-            Some(panic) => core::mem::forget(panic),
+            Some(panic) => discard(panic),
             None => {}
         }
+    }
+}
+
+/// Drops the payload of a panic. If that panics too, the second payload is leaked.
+fn discard(panic: Box<dyn Any + Send>) {
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        core::mem::forget(again);
     }
 }
 
@@ -61,5 +67,31 @@ mod tests {
         assert_eq!(done, 4);
         assert_eq!(end.unwrap_err().downcast_ref(), Some(&1));
         FirstPanic::default().resume();
+    }
+
+    /// The payload of a later panic is dropped, also if its own drop panics.
+    #[test]
+    fn later_panics_are_dropped() {
+        use std::sync::Arc;
+
+        struct PanicsAgain(Arc<()>);
+        impl Drop for PanicsAgain {
+            fn drop(&mut self) {
+                resume_unwind(Box::new(self.0.clone()));
+            }
+        }
+        let alive = Arc::new(());
+        let mut panics = FirstPanic::default();
+        for _ in 0..3 {
+            let payload = alive.clone();
+            let _: Option<()> = panics.catch(|| resume_unwind(Box::new(payload)));
+        }
+        assert_eq!(Arc::strong_count(&alive), 2, "the first one is kept");
+        let payload = PanicsAgain(alive.clone());
+        let _: Option<()> = panics.catch(|| resume_unwind(Box::new(payload)));
+        let end = catch_unwind(AssertUnwindSafe(|| panics.resume()));
+        assert!(end.unwrap_err().is::<Arc<()>>());
+        // The clone in the second payload of the last one.
+        assert_eq!(Arc::strong_count(&alive), 2);
     }
 }
