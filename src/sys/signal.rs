@@ -179,6 +179,8 @@ unsafe extern "C" fn on_signal(signo: c_int, info: *mut libc::siginfo_t, context
 /// # Safety
 ///
 /// The arguments are those of the handler that runs now.
+// Never inlined: a fault of ours would pay for its stack.
+#[inline(never)]
 unsafe fn hand_on(signo: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     let slot = previous(signo);
     let flags = slot.flags.load(SeqCst);

@@ -166,6 +166,17 @@ impl<K: Kernel> Mprotect<K> {
     /// mprotect, over holes: ENOMEM on one page is a hole, or the VMA limit. After a
     /// refusal it goes on with the next pages, and returns the first errno.
     fn apply(&self, pages: Range<usize>, access: Access) -> Result<(), Errno> {
+        let (start, len_bytes) = (pages.start << self.page.shift(), pages.len() << self.page.shift());
+        // One call is enough in nearly every fault, and takes less of a signal stack.
+        match self.kernel.set_access(start, len_bytes, access) {
+            Ok(()) => Ok(()),
+            Err(_) => self.apply_by_pieces(pages, access),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn apply_by_pieces(&self, pages: Range<usize>, access: Access) -> Result<(), Errno> {
         let start = HostAddr(pages.start << self.page.shift());
         let mut done = Ok(());
         for_each_piece(
