@@ -130,6 +130,14 @@ fn modes(wanted: impl Fn(Mode) -> bool) -> impl Iterator<Item = Mode> {
     })
 }
 
+/// Without tracking too, code on a page that the kernel writes to is compiled with a check, and
+/// so once: without the check each commit would be refused.
+#[test]
+fn code_on_a_held_page_is_compiled_once() {
+    let run = Run::new("file-writes", Mode::None, "translated");
+    assert!(run.count("blocks_compiled") < 2 * run.count("committed"), "{}", run.0);
+}
+
 #[test]
 fn a_guest_that_patches_is_told_with_who_patched() {
     for mode in modes(Mode::is_synchronous) {

@@ -153,7 +153,12 @@ impl EngineExecutor {
             Err(_) => return self.refused(hart),
         }
         let (len_bytes, bytes) = (source.bytes.len(), self.hears_blocks().then(|| source.bytes.clone()));
-        let made = if compile { self.compile(pc, &source, own_stores) } else { Some(decoded(pc, source, own_stores)) };
+        let needs_check = ticket.needs_check();
+        let made = if compile {
+            self.compile(pc, &source, own_stores, needs_check)
+        } else {
+            Some(decoded(pc, source, own_stores))
+        };
         // Without memory for code the guest goes on, interpreted for a while.
         let Some((entry, payload)) = made else { return self.interpret(hart) };
         count(if compile { &self.counters.blocks_compiled } else { &self.counters.blocks_decoded });
@@ -177,9 +182,15 @@ impl EngineExecutor {
         self.interpret(hart)
     }
 
-    fn compile(&mut self, pc: u64, source: &Source, own_stores: OwnStores) -> Option<(Entry, Payload)> {
-        // Pages become checked only if writes are learned of.
-        let bytes = (self.mode != Mode::None).then_some(&*source.bytes);
+    fn compile(
+        &mut self,
+        pc: u64,
+        source: &Source,
+        own_stores: OwnStores,
+        needs_check: bool,
+    ) -> Option<(Entry, Payload)> {
+        // Without tracking a page becomes checked only while a write to it is announced.
+        let bytes = (self.mode != Mode::None || needs_check).then_some(&*source.bytes);
         let options = BlockOptions { own_stores, source: bytes };
         let placed = source.placed(pc);
         let (space, translator) = self.compiler.as_mut()?;
