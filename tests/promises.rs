@@ -473,13 +473,18 @@ impl Drop for OverAtDrop<'_> {
     }
 }
 
-/// Makes a page checked after a write to it, and cools it when asked.
+/// Makes a page checked after a write to it, or from the start, and cools it when asked.
 #[derive(Clone, Copy, Debug)]
-struct CheckedOnceWritten;
+struct Checks {
+    on_begin: Decision,
+}
 
-impl Policy for CheckedOnceWritten {
+const CHECKED_ONCE_WRITTEN: Checks = Checks { on_begin: Decision::Protect };
+const ALWAYS_CHECKED: Checks = Checks { on_begin: Decision::Check };
+
+impl Policy for Checks {
     fn on_begin(&self, _: &PageHistory) -> Decision {
-        Decision::Protect
+        self.on_begin
     }
 
     fn on_harvest(&self, _: &PageHistory) -> bool {
@@ -518,7 +523,7 @@ fn becomes_checked(guest: &Guest, write: impl Fn(), expected_flag: u8) {
 /// C1, C3.
 #[test]
 fn a_block_beside_a_write_compares_itself() {
-    every_mode(CheckedOnceWritten, |guest| {
+    every_mode(CHECKED_ONCE_WRITTEN, |guest| {
         becomes_checked(guest, || guest.store(2048, 1), StaleFlag::CHECKED);
     });
 }
@@ -528,7 +533,7 @@ fn a_block_beside_a_write_compares_itself() {
 fn a_block_beside_a_write_to_shared_memory_compares_itself() {
     for mode in tracking_modes() {
         for through_the_view in [false, true] {
-            let Shared { guest, view } = &Shared::new(mode, CheckedOnceWritten);
+            let Shared { guest, view } = &Shared::new(mode, CHECKED_ONCE_WRITTEN);
             let write = || match through_the_view {
                 true => view.write(2048, &[1]).unwrap(),
                 false => guest.store(2048, 1),
@@ -538,32 +543,10 @@ fn a_block_beside_a_write_to_shared_memory_compares_itself() {
     }
 }
 
-/// Makes every page checked, and cools it when asked.
-#[derive(Clone, Copy, Debug)]
-struct AlwaysChecked;
-
-impl Policy for AlwaysChecked {
-    fn on_begin(&self, _: &PageHistory) -> Decision {
-        Decision::Check
-    }
-
-    fn on_harvest(&self, _: &PageHistory) -> bool {
-        true
-    }
-
-    fn has_cooled(&self, _: &PageHistory) -> bool {
-        true
-    }
-
-    fn limits(&self) -> Limits {
-        Adaptive::with_checks().limits()
-    }
-}
-
 /// C2.
 #[test]
 fn a_checked_block_sees_what_nobody_announced() {
-    every_mode(AlwaysChecked, |guest| {
+    every_mode(ALWAYS_CHECKED, |guest| {
         guest.store(64, 7);
         guest.translate(64).unwrap();
         guest.store(64, 8);
@@ -579,7 +562,7 @@ fn a_checked_block_sees_what_nobody_announced() {
 /// C4.
 #[test]
 fn a_cooled_page_starts_anew() {
-    every_mode(CheckedOnceWritten, |guest| {
+    every_mode(CHECKED_ONCE_WRITTEN, |guest| {
         guest.translate(64).unwrap();
         guest.store(2048, 1);
         guest.sync();

@@ -304,10 +304,8 @@ mod tests {
         UffdThread::start(Uffd::new(fd, features, page).unwrap(), kernel_faults, page).unwrap()
     }
 
-    /// Our descriptor is closed and another file takes its number: the thread's next read is of
-    /// that file.
-    #[test]
-    fn a_lost_descriptor_leaves_no_writer_asleep_and_nothing_believed() {
+    /// Two pages, protected, with a sink that opens nothing.
+    fn protected_pages() -> (UffdThread, Mapping, Arc<Losses>) {
         let page = PageSize::host();
         let protection = open_thread_mode();
         let memory = Mapping::anonymous(2 * page.bytes(), page).unwrap();
@@ -315,6 +313,14 @@ mod tests {
         let sink: Arc<dyn FaultSink> = losses.clone();
         protection.attach(memory.range(), &sink, Access::ReadWrite, Permit::for_test()).unwrap();
         protection.protect(memory.range()).unwrap();
+        (protection, memory, losses)
+    }
+
+    /// Our descriptor is closed and another file takes its number: the thread's next read is of
+    /// that file.
+    #[test]
+    fn a_lost_descriptor_leaves_no_writer_asleep_and_nothing_believed() {
+        let (protection, memory, losses) = protected_pages();
         assert!(!protection.shared.lost.load(Ordering::SeqCst));
 
         let other = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
@@ -329,6 +335,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(protection.protect(memory.range()), Err(Error::TrackingLost));
+        let sink: Arc<dyn FaultSink> = losses.clone();
         assert_eq!(
             protection.attach(memory.range(), &sink, Access::ReadWrite, Permit::for_test()),
             Err(Error::TrackingLost)
@@ -340,13 +347,7 @@ mod tests {
     /// The thread opens no page by itself, and no writer faults for ever.
     #[test]
     fn a_page_that_its_sink_does_not_open_is_lost_first() {
-        let page = PageSize::host();
-        let protection = open_thread_mode();
-        let memory = Mapping::anonymous(2 * page.bytes(), page).unwrap();
-        let losses = Arc::new(Losses::default());
-        let sink: Arc<dyn FaultSink> = losses.clone();
-        protection.attach(memory.range(), &sink, Access::ReadWrite, Permit::for_test()).unwrap();
-        protection.protect(memory.range()).unwrap();
+        let (protection, memory, losses) = protected_pages();
         // SAFETY: in the mapping. It sleeps until the page is open.
         unsafe { memory.range().start().as_ptr().write_volatile(1) };
         let [lost, asked] = [&losses.0, &losses.1].map(|count| count.load(Ordering::SeqCst));

@@ -1,15 +1,14 @@
 //! How a vfork's parent learns that its child has executed a program or has ended.
 //!
-//! The child holds a robust mutex in memory that both share. Where it executes or ends,
-//! in whatever way, the kernel lets go of that for it, and tells those who wait. What it
-//! forks meanwhile holds nothing, and no descriptor is needed, which a process may have
-//! none of left.
+//! The child holds a robust mutex in memory that both share. When the child executes a program
+//! or ends in any way, the kernel releases the mutex and wakes the parent. A grandchild holds
+//! nothing. No descriptor is needed: a process may have no number left.
 //!
 //! # Safety
 //!
-//! The page is shared memory of its own, mapped for as long as the value lives, and in
-//! a child as long as that is the same program. The mutex in it is made before the fork
-//! and is not moved. Nobody holds it when the parent unmaps it; the child never does.
+//! The page is shared memory of its own. It stays mapped while the value lives, and in a child
+//! until it executes a program. The mutex in it is made before the fork and never moves. No
+//! process holds it when the parent unmaps it; the child never unmaps it.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
@@ -108,7 +107,7 @@ impl Drop for ChildsEnd {
 fn is_gone(pid: i32) -> bool {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
-    // SAFETY: the kernel fills the structure, whose zeros are a value.
+    // SAFETY: the kernel fills the structure; all zeros are a valid value.
     unsafe { libc::waitid(libc::P_PID, pid as u32, info.as_mut_ptr(), flags) != 0 || info.assume_init().si_pid() != 0 }
 }
 

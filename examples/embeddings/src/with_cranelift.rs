@@ -1,5 +1,5 @@
-//! A JIT that compiles with `cranelift-jit`. Each block has a module of its own, whose memory
-//! is freed when no vCPU can be inside the block.
+//! A JIT that compiles with `cranelift-jit`. Each block has a module of its own. The library
+//! drops the module when no vCPU can be inside the block.
 //!
 //! # Safety
 //!
@@ -24,7 +24,7 @@ use crate::guest::{self, BYTES, Cpu, HALTED, Op};
 /// A block: takes the guest's state, returns the next pc.
 type Block = unsafe extern "C" fn(*mut Cpu) -> u64;
 
-/// What a block owns: its module. (The mutex makes it `Sync`; nobody locks it.)
+/// A block's payload: its module. (The mutex makes it `Sync`; nobody locks it.)
 struct Compiled(Mutex<Option<JITModule>>);
 
 impl Drop for Compiled {
