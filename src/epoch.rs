@@ -31,9 +31,10 @@ use std::fmt;
 use crate::error::Error;
 use crate::panics::FirstPanic;
 use crate::sync::{
-    Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Rule, fence, left_out, lock, try_lock, yield_now,
+    Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Rule, fence, left_out, lock, memory_fence, try_lock,
+    yield_now,
 };
-use crate::sys::fault::this_thread;
+use crate::sys::errno::this_thread;
 
 /// With this much garbage, a collection asks long pins to end.
 const ASK_TO_LEAVE_ITEMS: usize = 256;
@@ -118,7 +119,7 @@ impl<G> Epoch<G> {
         participant.pin.0.store(epoch << 1 | 1, Ordering::Release);
         // Pairs with the fence in `try_advance`: either the advance sees this pin, or reads
         // under the pin see the state that the advance left.
-        fence(Ordering::SeqCst);
+        fence(Rule::FenceBehindPin);
     }
 
     pub(crate) fn unpin(&self, participant: &Participant) {
@@ -131,7 +132,7 @@ impl<G> Epoch<G> {
             let epoch = self.global.load(Ordering::Acquire);
             let counter = &self.walkers[(epoch % 3) as usize];
             counter.fetch_add(1, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
+            fence(Rule::FenceBehindWalker);
             if self.global.load(Ordering::Acquire) == epoch {
                 return Walk { counter };
             }
@@ -144,14 +145,14 @@ impl<G> Epoch<G> {
     pub(crate) fn has_walkers(&self) -> bool {
         // Pairs with the fence in `walk`: either this sees the walker's counter, or the
         // walker finds the lists as they are now.
-        fence(Ordering::SeqCst);
+        fence(Rule::FenceBeforeWalkers);
         self.walkers.iter().any(|counter| counter.load(Ordering::Acquire) != 0)
     }
 
     /// Frees `item` once no thread can reach it. It must already be unreachable for new
     /// visitors.
     pub(crate) fn retire(&self, item: G) {
-        fence(Ordering::SeqCst);
+        fence(Rule::FenceBeforeRetire);
         let mut garbage = lock(&self.garbage);
         let epoch = self.global.load(Ordering::Acquire);
         garbage.push_back((epoch, item));
@@ -240,7 +241,7 @@ impl<G> Epoch<G> {
     fn try_advance(&self) -> bool {
         let participants = lock(&self.participants);
         let epoch = self.global.load(Ordering::Acquire);
-        fence(Ordering::SeqCst);
+        fence(Rule::FenceBeforePins);
         let walkers = self.walkers[((epoch + 2) % 3) as usize].load(Ordering::Acquire);
         if walkers != 0 && !left_out(Rule::WaitForWalkers) {
             return false;
@@ -253,7 +254,7 @@ impl<G> Epoch<G> {
             return false;
         }
         // Everything that visitors did happens before the freeing that follows.
-        fence(Ordering::Acquire);
+        memory_fence(Ordering::Acquire);
         // Under the lock of the participants: no other thread advances.
         self.global.store(epoch + 1, Ordering::Release);
         true

@@ -16,7 +16,7 @@
 //! needs a writer that stopped for a whole round of the ring: too rare to handle. A reader takes an
 //! entry if the sequence is even and the same before and after.
 
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU64, Ordering, fence as memory_fence};
 
 use crate::addr::{GuestAddr, HostAddr};
 use crate::tracker::{Cause, PageWrite};
@@ -77,7 +77,7 @@ impl Journal {
             return;
         }
         // A reader that sees one of the values below sees the odd sequence.
-        fence(Ordering::Release);
+        memory_fence(Ordering::Release);
         let (kind, byte, pc, tid) = match write.cause {
             Cause::Store { byte, pc, tid } => (Kind::Store, byte.0, pc.map_or(0, |pc| pc.0 as u64), tid),
             Cause::Harvest => (Kind::Harvest, 0, 0, 0),
@@ -108,7 +108,7 @@ impl Journal {
         }
         let (page, byte) = (entry.page.load(Ordering::Relaxed), entry.byte.load(Ordering::Relaxed));
         let (pc, detail) = (entry.pc.load(Ordering::Relaxed), entry.detail.load(Ordering::Relaxed));
-        fence(Ordering::Acquire);
+        memory_fence(Ordering::Acquire);
         if entry.sequence.load(Ordering::Relaxed) != expected {
             return None;
         }

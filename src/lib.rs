@@ -181,13 +181,12 @@
 
 pub mod addr;
 mod block;
-pub mod code_buffer;
 mod code_cache;
 mod epoch;
 pub mod error;
-pub mod guest_memory;
 pub mod guide;
 mod journal;
+mod memory;
 mod mode;
 #[cfg(test)]
 mod models;
@@ -207,6 +206,7 @@ pub use code_cache::{
     PageBlocks, Payload, Pin, Ticket, TranslateError, VCpu, Weight,
 };
 pub use journal::RecentWrite;
+pub use memory::{code_buffer, guest_memory};
 pub use page_table::Busy;
 pub use stats::{Histogram, Histograms, Stats};
 

@@ -43,7 +43,7 @@ use crate::status::{Failure, cw_status, guarded};
 pub struct cw_fork_guard {
     // Dropped in this order: allocations that are freed with the child's blocks lie in
     // the buffers.
-    buffers: Vec<code_buffer::ForkGuard<'static>>,
+    buffers: Vec<code_buffer::BufferForkGuard<'static>>,
     cache: ForkGuard<'static, Owned>,
     lasting: Lasting,
     thread: ThreadId,

@@ -31,7 +31,7 @@ impl<P: Payload> fmt::Debug for ForkGuard<'_, P> {
 impl<P: Payload> CodeCache<P> {
     /// Call it before `fork`: it waits until no other thread is inside the cache. In the parent,
     /// drop the guard. In the child, call [`ForkGuard::after_fork_child`] before anything else
-    /// except a [code buffer's](crate::code_buffer::ForkGuard::after_fork_child), which comes
+    /// except a [code buffer's](crate::code_buffer::BufferForkGuard::after_fork_child), which comes
     /// first: [`forks`](crate::guide::forks) has both sides.
     ///
     /// Until then, a call of this thread that would wait for itself returns [`Error::BadArgument`],

@@ -8,8 +8,8 @@ use super::record::{BlockPage, BlockPages, Translation};
 use super::{CodeCache, CommitError, Key, Payload, TranslateError};
 use crate::addr::{GuestAddr, HostRange, Span};
 use crate::block::{Entry, StaleFlag};
-use crate::code_buffer::Allocation;
 use crate::error::Error;
+use crate::memory::code_buffer::Allocation;
 use crate::sync::Arc;
 use crate::tracker::BeginError;
 

@@ -17,7 +17,7 @@ use crate::block::StaleFlag;
 use crate::code_cache::Key;
 use crate::policy::Adaptive;
 use crate::protection::Mode;
-use crate::sync::stepped::{interrupt_at, was_interrupted};
+use crate::sync::interruptible::{interrupt_at, was_interrupted};
 use crate::sync::{LEFT_OUT, Rule};
 
 const KEY: u64 = 0x40;

@@ -12,7 +12,7 @@ use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::page_table::Permit;
 use crate::protection::{Access, FaultSink, Handled, KernelWrites, Mode, Opening, Protection, WriteFault};
-use crate::sync::{Arc, AtomicU64, Ordering, fence};
+use crate::sync::{Arc, AtomicU64, Ordering, memory_fence};
 
 const PROTECTED: u64 = 1;
 const BYTE_SHIFT: u32 = 8;
@@ -178,13 +178,13 @@ impl Kernel {
     }
 
     fn change(&self, range: HostRange, mut change: impl FnMut(&AtomicU64, HostRange)) -> Result<(), Error> {
-        fence(Ordering::SeqCst);
+        memory_fence(Ordering::SeqCst);
         let first = (range.start().0 - self.range.start().0) >> self.page.shift();
         for index in 0..range.len() >> self.page.shift() {
             let at = HostAddr(range.start().0 + (index << self.page.shift()));
             change(&self.pages[first + index], HostRange::page_of(at, self.page));
         }
-        fence(Ordering::SeqCst);
+        memory_fence(Ordering::SeqCst);
         Ok(())
     }
 }

@@ -260,3 +260,13 @@ fn it_fails_where_a_hold_overtakes_a_handler() {
 fn it_fails_without_the_fence_before_the_walk() {
     fails_without(Rule::FenceBeforeWalk, || an_announced_write(false, Model::translate));
 }
+
+#[test]
+fn it_fails_without_the_fence_behind_a_stop() {
+    fails_without(Rule::FenceBehindStop, the_loss_of_a_mechanism);
+}
+
+#[test]
+fn it_fails_without_the_fence_before_the_stop_check() {
+    fails_without(Rule::FenceBeforeStopCheck, the_loss_of_a_mechanism);
+}

@@ -7,7 +7,7 @@ use super::explore::{fails_without, holds, spawn, violation};
 use super::guest::{Guest, Link};
 use crate::addr::GuestAddr;
 use crate::code_cache::Key;
-use crate::guest_memory::BackingId;
+use crate::memory::guest_memory::BackingId;
 use crate::protection::{Access, Mode};
 use crate::sync::Rule;
 use crate::tracker::SharedMemory;

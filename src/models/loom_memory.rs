@@ -242,3 +242,18 @@ fn it_fails_where_the_epoch_does_not_wait_for_walkers() {
 fn it_fails_where_the_epoch_does_not_wait_for_pins() {
     fails_without(Rule::WaitForPins, a_vcpu_and_a_collector);
 }
+
+#[test]
+fn it_fails_without_the_fence_behind_a_pin() {
+    fails_without(Rule::FenceBehindPin, a_vcpu_and_a_collector);
+}
+
+#[test]
+fn it_fails_without_the_fence_before_the_epoch_looks() {
+    fails_without(Rule::FenceBeforePins, a_walker_and_a_reaper);
+}
+
+#[test]
+fn it_fails_without_the_fence_behind_a_walkers_count() {
+    fails_without(Rule::FenceBehindWalker, a_walker_and_a_reaper);
+}

@@ -13,7 +13,7 @@ use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::block::EntryStubs;
 use crate::code_cache::{CodeCache, Key, Killer, VCpu};
 use crate::error::Error;
-use crate::guest_memory::BackingId;
+use crate::memory::guest_memory::BackingId;
 use crate::policy::{Decision, Limits, PageHistory, Policy};
 use crate::protection::model::Model;
 use crate::protection::{Access, Handled, Mode, Options};

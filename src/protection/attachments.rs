@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::addr::HostRange;
 use crate::error::Error;
 use crate::page_table::Permit;
-use crate::sys::fault::{Delivery, FaultSink, RangeOwner, Registration};
+use crate::sys::ranges::{Delivery, FaultSink, RangeOwner};
+use crate::sys::registration::Registration;
 
 /// Only attach and detach lock the list, never a handler: a fork's child may lack the
 /// handler.

@@ -3,15 +3,16 @@
 use core::ffi::c_int;
 use std::sync::Arc;
 
+use super::contract::{Options, Protection};
 use super::mprotect::{Mprotect, ThisKernel};
 use super::none::NoProtection;
-use super::uffd_deferred::UffdDeferred;
-use super::uffd_sigbus::UffdSigbus;
+use super::uffd::UffdProtection;
 use super::uffd_thread::UffdThread;
-use super::{Facility, Mode, Options, Probe, Protection};
 use crate::addr::PageSize;
 use crate::error::Error;
+use crate::mode::Mode;
 use crate::sys::pagemap::Pagemap;
+use crate::sys::probe::{Facility, Probe};
 use crate::sys::uffd::{KernelFaults, Opened, Uffd, feature};
 use crate::sys::{membarrier, signal};
 
@@ -148,14 +149,15 @@ pub(super) fn on_uffd(
     page: PageSize,
 ) -> Result<Arc<dyn Protection>, Error> {
     Ok(match mode {
-        Mode::Sigbus => Arc::new(UffdSigbus::new(uffd)),
+        Mode::Sigbus => Arc::new(UffdProtection::sigbus(uffd)),
         Mode::Thread => Arc::new(UffdThread::start(uffd, kernel_faults, page)?),
-        Mode::Deferred => Arc::new(UffdDeferred::new(uffd, Pagemap::open(page)?)),
-        Mode::Mprotect | Mode::None => {
-            return Err(Error::BadArgument("modes mprotect and none track without a userfaultfd"));
-        }
+        Mode::Deferred => Arc::new(UffdProtection::deferred(uffd, Pagemap::open(page)?)),
+        Mode::Mprotect | Mode::None => return Err(NO_UFFD),
     })
 }
+
+/// The error for a mode that uses none.
+pub(super) const NO_UFFD: Error = Error::BadArgument("modes mprotect and none track without a userfaultfd");
 
 /// A descriptor for `mode`, not negotiated yet.
 pub(super) fn open_uffd(probe: &Probe, mode: Mode) -> Result<(Opened, KernelFaults), Error> {
@@ -285,7 +287,7 @@ mod tests {
 
     #[test]
     fn thread_mode_without_kernel_faults_says_so() {
-        use crate::protection::KernelWrites;
+        use crate::protection::contract::KernelWrites;
         let kernel_writes = |hidden| {
             let probe = Probe::with_hidden(hidden);
             open_with(&probe, Mode::Thread, PageSize::host(), Options::default()).unwrap().kernel_writes()

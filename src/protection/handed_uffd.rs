@@ -18,9 +18,12 @@ use std::sync::Arc;
 
 use userfaultfd::FeatureFlags;
 
-use super::{Mode, Options, Probe, Protection, choice};
+use super::choice;
+use super::contract::{Options, Protection};
 use crate::addr::PageSize;
 use crate::error::Error;
+use crate::mode::Mode;
+use crate::sys::probe::Probe;
 use crate::sys::uffd::{KernelFaults, Uffd, feature};
 use crate::sys::uffd_calls;
 
@@ -50,7 +53,7 @@ pub fn open_uffd(mode: Mode) -> Result<userfaultfd::Uffd, Error> {
 
 fn check_uses_one(mode: Mode) -> Result<(), Error> {
     if matches!(mode, Mode::Mprotect | Mode::None) {
-        return Err(Error::BadArgument("modes mprotect and none track without a userfaultfd"));
+        return Err(choice::NO_UFFD);
     }
     Ok(())
 }

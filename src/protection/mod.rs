@@ -18,50 +18,40 @@
 //! asynchronous, mprotect, nothing) behind one contract. It knows only ranges of host memory:
 //! no page state, no block. The tracker owns the page states and their changes.
 //!
-//! # Contract
-//!
-//! - When `Protection::protect` has returned, each store to the range either retired before or
-//!   is noticed.
-//! - A synchronous mechanism calls the range's `FaultSink` for each store that hits a
-//!   protected page, before the store retires; the sink un-protects (or not),
-//!   and the store is tried again.
-//! - A deferred one lets the store retire and reports its page at the next
-//!   `Protection::harvest`, which protects it again atomically.
-//! - Nothing opens a page without a `Permit`, which only code that keeps translators away from
-//!   the page can give.
-//! - `Protection::unprotect` and everything that a signal handler reaches take
-//!   no lock, allocate nothing, use no thread-locals and keep errno.
+//! | file | contents |
+//! |---|---|
+//! | `contract` | one mechanism: protect, un-protect, harvest |
+//! | `attachments`, `mprotect`, `model`, `none` | the ranges of a mechanism, each with its place in the table of tracked ranges; `mprotect` and SIGSEGV; a software model for tests; nothing |
+//! | `uffd_ranges` | the descriptor and the ranges of a userfaultfd |
+//! | `uffd`, `uffd_thread` | userfaultfd in modes sigbus and deferred; with a handler thread |
+//! | `choice` | the modes that are available, and the opening of one |
+//! | `handed_uffd` | a userfaultfd that the embedder opened |
+//! | `conformance` | the contract as tests, for every mechanism |
 
-use core::fmt;
-use std::os::fd::RawFd;
-use std::sync::Arc;
-
-use crate::addr::{HostAddr, HostRange};
-use crate::error::Error;
 pub use crate::mode::Mode;
-use crate::page_table::Permit;
-use crate::sync::{Rule, left_out};
 pub use crate::sys::alt_stack::AltStack;
 pub use crate::sys::descriptor::LOWEST_OWN_DESCRIPTOR;
-pub(crate) use crate::sys::fault::{FaultSink, WriteFault};
-pub use crate::sys::fault::{Handled, MAX_REGIONS, handle_fault};
-use crate::sys::membarrier;
+pub use crate::sys::fault::handle_fault;
 pub use crate::sys::probe::{Facility, Probe};
+pub(crate) use crate::sys::ranges::{FaultSink, WriteFault};
+pub use crate::sys::ranges::{Handled, MAX_REGIONS};
 pub use crate::sys::signal::{HANDLER_STACK_BYTES, handler_is_ours, is_blocked_here};
 
 mod attachments;
 mod choice;
+mod contract;
 #[cfg(feature = "userfaultfd")]
 mod handed_uffd;
 pub(crate) mod mprotect;
 mod none;
-mod uffd_deferred;
+mod uffd;
 mod uffd_ranges;
-mod uffd_sigbus;
 mod uffd_thread;
 
 pub use choice::best_synchronous;
 pub(crate) use choice::open;
+pub use contract::Access;
+pub(crate) use contract::{KernelWrites, Opening, Options, Protection};
 #[cfg(feature = "userfaultfd")]
 pub(crate) use handed_uffd::open_on;
 #[cfg(feature = "userfaultfd")]
@@ -71,178 +61,3 @@ pub use handed_uffd::{open_uffd, uffd_features};
 mod conformance;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod model;
-
-/// The fate of a write by the kernel for the guest (`read`, an out parameter) into a protected
-/// page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum KernelWrites {
-    /// It works and is noticed like any other.
-    Tracked,
-    /// The system call fails with EFAULT or is cut short: announce the write.
-    Refused,
-    /// It works and is not noticed.
-    Missed,
-}
-
-/// The guest's own access to memory, as its own mprotect says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Access {
-    /// Nothing.
-    None,
-    /// Read.
-    Read,
-    /// Read and write.
-    ReadWrite,
-}
-
-/// One mechanism. See the module's contract.
-pub(crate) trait Protection: Send + Sync + fmt::Debug {
-    /// Its mode.
-    fn mode(&self) -> Mode;
-
-    /// The fate of the kernel's own writes.
-    fn kernel_writes(&self) -> KernelWrites;
-
-    /// Makes `range`, which is mapped with `access`, trackable, and sends its faults to `sink`;
-    /// none of it is protected afterwards. Call it again on all or a part of the range if the
-    /// mapping was replaced by one with `access`; the sink stays the same.
-    ///
-    /// Holds the sink until all of the range is detached: a sink that owns its mechanism would
-    /// never be dropped. Never called from a sink.
-    fn attach(
-        &self,
-        range: HostRange,
-        sink: &Arc<dyn FaultSink>,
-        access: Access,
-        leave: Permit<'_>,
-    ) -> Result<(), Error>;
-
-    /// Ends the tracking of `range`: nothing in it stays protected, and no writer stays asleep.
-    /// After the return no sink of a range that lies wholly in it runs or will be called. A
-    /// piece that is no longer mapped is no error. Never called from a sink.
-    fn detach(&self, range: HostRange, leave: Permit<'_>) -> Result<(), Error>;
-
-    /// Write-protects `range`, all of it attached. An unmapped piece is skipped. A piece with a
-    /// replaced mapping is an error; the part before it may be protected, which the caller
-    /// undoes. A deferred mechanism refuses: protecting would hide writes since the last
-    /// [`Protection::harvest`], and the harvest protects.
-    fn protect(&self, range: HostRange) -> Result<(), Error>;
-
-    /// The barrier of [`Opening::behind_a_barrier`]. Async-signal-safe.
-    fn fence_threads(&self) -> Result<(), Error> {
-        membarrier::fence_threads()
-    }
-
-    /// Lets stores to `range` through again and wakes the threads that wait for it.
-    /// Async-signal-safe.
-    fn unprotect(&self, range: HostRange, opening: Opening<'_>) -> Result<(), Error>;
-
-    /// Checks that writes are still noticed: the descriptor is the one that was opened, the
-    /// thread lives. After an error the mechanism is lost. One or two cheap system calls.
-    fn check(&self) -> Result<(), Error> {
-        Ok(())
-    }
-
-    /// Whether it is this process's. In a fork's child a descriptor is the parent's, and the
-    /// child's own pages are open: no store to them is noticed.
-    fn is_own(&self) -> bool {
-        true
-    }
-
-    /// The numbers of the descriptors that it keeps open in this process.
-    fn descriptors(&self) -> Vec<RawFd> {
-        Vec::new()
-    }
-
-    /// The last resort, if un-protecting failed and all translations of `range` are
-    /// unreachable; `range` is all that is attached. Opens it all, by giving up the descriptor
-    /// if there is one. Nothing is protected by this object afterwards. Async-signal-safe.
-    fn abandon(&self, range: HostRange, opening: Opening<'_>) -> Result<(), Error> {
-        self.unprotect(range, opening)
-    }
-
-    /// The number of access changes by this object at the page of `address` that a store may
-    /// have met half done; `None` while one is under way. A fault that comes back with this
-    /// number unchanged was not caused by one of them. Async-signal-safe.
-    fn access_changes(&self, _address: HostAddr) -> Option<u64> {
-        Some(0)
-    }
-
-    /// Deferred only: reports the parts of `range` that were written since they
-    /// were last protected, and protects them again in the same step.
-    fn harvest(&self, range: HostRange, written: &mut dyn FnMut(HostRange)) -> Result<(), Error>;
-
-    /// Carries out the guest's own mprotect on `range`, without losing the
-    /// tracking's protection of any page of it.
-    fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error>;
-
-    /// In a fork's child, of a mechanism of the parent's: the same for this process. Inherited
-    /// descriptors are closed first, since the child may get no other numbers.
-    fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
-        Err(Error::InForkChild)
-    }
-
-    /// In a fork's child, of a mechanism of the parent's: makes the mechanism that replaces it
-    /// here, has `sink` made for it, and attaches `range` un-protected; `range` is all that was
-    /// attached. The guest's access stays.
-    fn continue_in_child(
-        self: Arc<Self>,
-        range: HostRange,
-        leave: Permit<'_>,
-        sink: &mut dyn FnMut(Arc<dyn Protection>) -> Result<Arc<dyn FaultSink>, Error>,
-    ) -> Result<(), Error> {
-        // The descriptor acts on the parent and is not used; its ranges are given up.
-        let _ = self.detach(range, leave);
-        let own = self.open_in_child()?;
-        own.attach(range, &sink(own.clone())?, Access::ReadWrite, leave)
-    }
-}
-
-/// Leave to open pages, behind a barrier on every thread.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Opening<'a> {
-    _leave: Permit<'a>,
-}
-
-impl<'a> Opening<'a> {
-    /// The barrier on every thread of the process between a kill and the opening of the page,
-    /// in a synchronous `mode`. A core may run a load ahead of its own older store, if that
-    /// store waits for its address. The load found the block that is dead now, and the store
-    /// would find the page open, and retire. Behind the barrier such a load runs again.
-    pub(crate) fn behind_a_barrier(
-        leave: Permit<'a>,
-        mode: Mode,
-        barrier: impl FnOnce() -> Result<(), Error>,
-    ) -> Result<Self, Error> {
-        if mode.is_synchronous() && !left_out(Rule::FenceThreads) {
-            barrier()?;
-        }
-        Ok(Self { _leave: leave })
-    }
-
-    /// For a region that ends, if the barrier is refused: its pages must not stay protected, as
-    /// no code answers their faults any more.
-    pub(crate) fn at_the_end_of_a_region(leave: Permit<'a>) -> Self {
-        Self { _leave: leave }
-    }
-
-    /// For tests of a mechanism alone, without translations.
-    #[cfg(all(test, not(loom)))]
-    pub(crate) fn for_test() -> Opening<'static> {
-        Opening { _leave: Permit::for_test() }
-    }
-}
-
-impl dyn Protection {
-    /// Leave to open pages by this mechanism, whose blocks are dead. Async-signal-safe.
-    pub(crate) fn opening<'a>(&self, leave: Permit<'a>) -> Result<Opening<'a>, Error> {
-        Opening::behind_a_barrier(leave, self.mode(), || self.fence_threads())
-    }
-}
-
-/// Options of [`open`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Options {
-    /// The embedder's own handler calls [`handle_fault`]: install none.
-    pub embedder_owns_signals: bool,
-}

@@ -8,11 +8,13 @@
 
 use std::sync::Arc;
 
-use super::{Access, FaultSink, Handled, KernelWrites, Mode, Opening, Protection, WriteFault};
+use super::contract::{Access, KernelWrites, Opening, Protection};
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
+use crate::mode::Mode;
 use crate::page_table::Permit;
 use crate::sync::{Mutex, MutexGuard};
+use crate::sys::ranges::{FaultSink, Handled, WriteFault};
 
 /// A page of the modelled kernel.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Access, FaultSink, KernelWrites, Mode, Opening, Protection};
+use super::contract::{Access, KernelWrites, Opening, Protection};
 use crate::addr::HostRange;
 use crate::error::Error;
+use crate::mode::Mode;
 use crate::page_table::Permit;
 use crate::sys::mmap;
+use crate::sys::ranges::FaultSink;
 
 #[derive(Debug)]
 pub(super) struct NoProtection;

@@ -5,11 +5,13 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use super::attachments::Attachments;
-use super::{Access, FaultSink, Mode, Opening, WriteFault};
+use super::contract::{Access, Opening};
 use crate::addr::HostRange;
 use crate::error::Error;
+use crate::mode::Mode;
 use crate::page_table::Permit;
-use crate::sys::fault::Delivery;
+use crate::sys::ranges::Delivery;
+use crate::sys::ranges::{FaultSink, WriteFault};
 use crate::sys::uffd::{MessageBuffer, Uffd};
 use crate::sys::{membarrier, mmap};
 

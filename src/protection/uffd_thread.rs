@@ -21,23 +21,20 @@
 
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::io::Errno;
-use rustix::thread::gettid;
-
+use super::contract::{Access, KernelWrites, Opening, Protection};
 use super::uffd_ranges::UffdRanges;
-use super::{Access, FaultSink, Handled, KernelWrites, Mode, Opening, Protection, WriteFault};
 use crate::addr::{HostRange, PageSize};
 use crate::error::Error;
+use crate::mode::Mode;
 use crate::page_table::Permit;
-use crate::sys::descriptor;
-use crate::sys::fault::{Delivery, dispatch};
-use crate::sys::kept_fd::KeptFd;
+use crate::sys::event::{Event, wait};
+use crate::sys::ranges::{Delivery, dispatch};
+use crate::sys::ranges::{FaultSink, Handled, WriteFault};
 use crate::sys::signal::{thread_exists, with_all_blocked};
-use crate::sys::thread::{Body, Thread};
+use crate::sys::thread::{Body, Thread, this_tid};
 use crate::sys::uffd::{KernelFaults, MessageBuffer, Uffd};
 
 #[derive(Debug)]
@@ -53,7 +50,7 @@ struct Shared {
     ranges: UffdRanges,
     page: PageSize,
     /// Readable when the thread is to end, and when the descriptor was given up.
-    stop: KeptFd,
+    stop: Event,
     is_stopping: AtomicBool,
     lost: AtomicBool,
     /// Kernel thread id of the thread, 0 before it runs.
@@ -63,9 +60,7 @@ struct Shared {
 impl UffdThread {
     /// Takes a non-blocking descriptor and starts the thread.
     pub(super) fn start(uffd: Uffd, kernel_faults: KernelFaults, page: PageSize) -> Result<Self, Error> {
-        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map(|fd| KeptFd::new(descriptor::raise(fd)))
-            .map_err(|errno| Error::system("eventfd", 0, 0, errno))?;
+        let stop = Event::new()?;
         let shared = Arc::new(Shared {
             ranges: UffdRanges::new(uffd, Delivery::Thread),
             page,
@@ -88,40 +83,24 @@ impl Body for Shared {
 
     fn run(&self) {
         let mut last_will = LastWill { shared: self, was_stopped: false };
-        self.tid.store(gettid().as_raw_nonzero().get(), Ordering::SeqCst);
+        self.tid.store(this_tid(), Ordering::SeqCst);
         let mut messages = MessageBuffer::new();
         loop {
-            let [first, second] = self.ranges.copies();
-            let wants = PollFlags::IN;
-            // Both copies: if another file replaces one of them, the other still has the
-            // message.
-            let mut fds = [
-                PollFd::from_borrowed_fd(first, wants),
-                PollFd::from_borrowed_fd(second, wants),
-                PollFd::new(&self.stop, wants),
-            ];
-            match poll(&mut fds, None) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(_) => return,
-            }
-            let ready = fds.map(|fd| fd.revents());
+            // Two copies: if another file replaces one of them, the other still has the message.
+            let Ok(ready) = wait(self.ranges.copies(), &self.stop) else { return };
             if self.is_stopping.load(Ordering::SeqCst) {
                 last_will.was_stopped = true;
                 return;
             }
-            // No other bit, and no word from `stop` unless we are stopping: the descriptor was
-            // given up, or another file has one of our numbers.
-            if ready.iter().any(|events| events.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
-                || ready[2].contains(PollFlags::IN)
-            {
+            // Not stopping: the descriptor was given up, or another file has one of our numbers.
+            if ready.is_over {
                 return;
             }
             let mut resolved = Ok(());
             let mut on_fault = |fault: WriteFault| resolved = resolved.clone().and(self.resolve(&fault));
             // A message is read once: through the first copy unless that one is gone.
-            let which = usize::from(!ready[0].contains(PollFlags::IN));
-            if ready[which].contains(PollFlags::IN)
-                && self.ranges.read_faults(which, &mut messages, &mut on_fault).is_err()
+            if let Some(copy) = ready.readable
+                && self.ranges.read_faults(copy, &mut messages, &mut on_fault).is_err()
             {
                 return;
             }
@@ -223,9 +202,8 @@ impl Protection for UffdThread {
     /// thread, which then ends as after any loss.
     fn abandon(&self, _: HostRange, opening: Opening<'_>) -> Result<(), Error> {
         let given_up = self.shared.ranges.abandon(opening);
-        if self.shared.ranges.is_own() && self.shared.stop.is_ours() {
-            // If the write fails, the count is at its limit: the eventfd is already signalled.
-            let _ = rustix::io::write(self.shared.stop.as_fd(), &1_u64.to_ne_bytes());
+        if self.shared.ranges.is_own() {
+            self.shared.stop.signal();
         }
         given_up
     }
@@ -255,7 +233,7 @@ impl Drop for UffdThread {
         self.shared.is_stopping.store(true, Ordering::SeqCst);
         // If another file has the number, the thread cannot be told: it sleeps on, and does no
         // harm.
-        if self.shared.stop.is_ours() && rustix::io::write(self.shared.stop.as_fd(), &1_u64.to_ne_bytes()).is_ok() {
+        if self.shared.stop.signal() {
             thread.join();
         }
     }
@@ -272,8 +250,10 @@ mod tests {
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
     use super::*;
-    use crate::protection::{Options, Probe, choice};
+    use crate::protection::choice;
+    use crate::protection::contract::Options;
     use crate::sys::mmap::Mapping;
+    use crate::sys::probe::Probe;
 
     /// Opens nothing.
     #[derive(Default)]

@@ -25,8 +25,8 @@ use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::sys::descriptor;
-use crate::sys::fork::Generation;
-use crate::sys::kept_fd::KeptFd;
+use crate::sys::guarded_fd::GuardedFd;
+use crate::sys::process::ProcessNumber;
 
 /// Number of regions that one call reports before it stops and is called again.
 const REGIONS_PER_CALL: usize = 128;
@@ -34,17 +34,17 @@ const REGIONS_PER_CALL: usize = 128;
 /// `/proc/self/pagemap`.
 #[derive(Debug)]
 pub(crate) struct Pagemap {
-    fd: KeptFd,
+    fd: GuardedFd,
     page: PageSize,
-    generation: Generation,
+    generation: ProcessNumber,
 }
 
 impl Pagemap {
     /// Opens it.
     pub(crate) fn open(page: PageSize) -> Result<Self, Error> {
-        let generation = Generation::of_this_process()?;
+        let generation = ProcessNumber::current()?;
         let fd = open_file().map_err(|errno| Error::system("open(/proc/self/pagemap)", 0, 0, errno))?;
-        Ok(Self { fd: KeptFd::new(fd), page, generation })
+        Ok(Self { fd: GuardedFd::new(fd), page, generation })
     }
 
     /// In a fork's child: closes the parent's and opens this process's own.

@@ -27,7 +27,8 @@ use core::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use rustix::io::Errno;
 
 use crate::error::Error;
-use crate::sys::fault::{Handled, handle_fault};
+use crate::sys::fault::handle_fault;
+use crate::sys::ranges::Handled;
 use crate::sys::statics;
 
 /// Upper limit of the stack that a fault handler of the library takes, even in a debug build,

@@ -22,9 +22,9 @@
 use std::cell::RefCell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::sys::fault::{RangesWriter, ranges_writer};
+use crate::sys::ranges::{RangesWriter, ranges_writer};
 
-/// Whether the signal handlers are installed. Also serializes [`super::fork`]'s setup.
+/// Whether the signal handlers are installed. Also serializes the setup of [`super::process`].
 static HANDLERS_INSTALLED: Mutex<bool> = Mutex::new(false);
 
 /// Every static lock.
@@ -93,8 +93,8 @@ pub(super) fn let_go() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::fault::ranges_writer_is_held;
     use crate::sys::fork::Fork;
+    use crate::sys::ranges::ranges_writer_is_held;
 
     /// Whether another thread finds a lock free.
     fn one_is_free() -> bool {

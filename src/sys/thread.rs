@@ -21,7 +21,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::error::Error;
-use crate::sys::fork::Generation;
+use crate::sys::process::ProcessNumber;
 
 /// The code of a thread.
 pub(crate) trait Body: Send + Sync + 'static {
@@ -41,13 +41,13 @@ pub(crate) struct Thread<B: Body> {
     id: Option<libc::pthread_t>,
     /// The thread's own reference.
     body: ManuallyDrop<Arc<B>>,
-    generation: Generation,
+    generation: ProcessNumber,
 }
 
 impl<B: Body> Thread<B> {
     /// Starts a thread with the signal mask of the caller.
     pub(crate) fn start(body: &Arc<B>) -> Result<Self, Error> {
-        let generation = Generation::of_this_process()?;
+        let generation = ProcessNumber::current()?;
         let body = body.clone();
         let (mut id, mut attributes) = (MaybeUninit::uninit(), MaybeUninit::uninit());
         // SAFETY: both are locals that the calls write; the body outlives the thread.
@@ -107,6 +107,11 @@ extern "C" fn entry<B: Body>(body: *mut c_void) -> *mut c_void {
     // The panic was printed.
     let _ = catch_unwind(AssertUnwindSafe(|| body.run()));
     ptr::null_mut()
+}
+
+/// The kernel's id of the calling thread.
+pub(crate) fn this_tid() -> i32 {
+    rustix::thread::gettid().as_raw_nonzero().get()
 }
 
 #[cfg(test)]

@@ -30,11 +30,11 @@ use rustix::mm::UserfaultfdFlags;
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::sys::descriptor;
-use crate::sys::fault::WriteFault;
-use crate::sys::fork::Generation;
-use crate::sys::kept_fd::KeptFd;
+use crate::sys::guarded_fd::GuardedFd;
 use crate::sys::mmap::is_mapped;
-use crate::sys::pieces::for_each_piece;
+use crate::sys::process::ProcessNumber;
+use crate::sys::ranges::WriteFault;
+use crate::sys::split::split_on_error;
 pub(crate) use crate::sys::uffd_calls::MessageBuffer;
 use crate::sys::uffd_calls::{self, PageFault};
 
@@ -118,15 +118,15 @@ const AGAIN_LIMIT: u32 = 100_000;
 #[derive(Debug)]
 pub(crate) struct Uffd {
     /// The copy that every call goes through.
-    copy: KeptFd,
+    copy: GuardedFd,
     /// Keeps the kernel's object if the other copy is gone and this was not noticed yet.
-    spare: KeptFd,
+    spare: GuardedFd,
     /// The way by which it was opened, for a fork's child that opens the same.
     door: Door,
     faults: KernelFaults,
     features: u64,
     page: PageSize,
-    generation: Generation,
+    generation: ProcessNumber,
 }
 
 impl Uffd {
@@ -149,11 +149,11 @@ impl Uffd {
 
     fn negotiated(opened: Opened, features: u64, page: PageSize) -> Result<Self, Error> {
         let Opened { fd, door, faults } = opened;
-        let generation = Generation::of_this_process()?;
+        let generation = ProcessNumber::current()?;
         let spare = rustix::io::fcntl_dupfd_cloexec(&fd, 0)
             .map(descriptor::raise)
             .map_err(|errno| Error::system("fcntl(F_DUPFD_CLOEXEC)", 0, 0, errno))?;
-        Ok(Self { copy: KeptFd::new(fd), spare: KeptFd::new(spare), door, faults, features, page, generation })
+        Ok(Self { copy: GuardedFd::new(fd), spare: GuardedFd::new(spare), door, faults, features, page, generation })
     }
 
     /// In a fork's child: closes both copies, which are the parent's, and opens the same for
@@ -305,7 +305,7 @@ impl Uffd {
         apply: impl FnMut(usize, usize) -> Result<(), Errno>,
         leaf: impl FnMut(HostAddr, Errno) -> Result<(), Errno>,
     ) -> Result<(), Error> {
-        for_each_piece(range, self.page, split_on, apply, leaf).map_err(|errno| system(call, range, errno))
+        split_on_error(range, self.page, split_on, apply, leaf).map_err(|errno| system(call, range, errno))
     }
 }
 

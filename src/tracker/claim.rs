@@ -10,10 +10,10 @@ use std::ops::Range;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex};
 use crate::error::Error;
-use crate::guest_memory;
+use crate::memory::guest_memory;
 use crate::page_table::{Busy, PageDesc};
 use crate::protection::Mode;
-use crate::sync::{Arc, Ordering, Rule, fence, left_out};
+use crate::sync::{Arc, Rule, fence};
 
 use super::PageObserver;
 use super::region::{Begun, Region};
@@ -113,9 +113,7 @@ impl<O: PageObserver> PageClaim<O> {
     /// [`after_fork_child`](super::ForkGuard::after_fork_child) was called. Enter the
     /// translation at a place that the observer finds before you ask this.
     pub fn is_current(&self) -> bool {
-        if !left_out(Rule::FenceBeforeGenerations) {
-            fence(Ordering::SeqCst);
-        }
+        fence(Rule::FenceBeforeGenerations);
         self.desc().word.holds(self.begun.generation) && self.region.protection.is_own()
     }
 }

@@ -1,7 +1,7 @@
 //! Keeps a tracker consistent over a `fork`.
 
 use crate::error::Error;
-use crate::sys::fault::this_thread;
+use crate::sys::errno::this_thread;
 use crate::sys::fork::Fork;
 
 use super::space::Standing;

@@ -6,7 +6,7 @@ use crate::addr::{PageIndex, PageSize, Span};
 use crate::error::Error;
 use crate::page_table::{HeldFor, Hold};
 use crate::protection::Access;
-use crate::sys::fault::this_thread;
+use crate::sys::errno::this_thread;
 
 use super::PageObserver;
 use super::space::{Gate, RegionId, Space, Tracked};

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::{PageObserver, PageWrite, RegionOptions, Tracker};
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
-use crate::guest_memory::GuestMemory;
+use crate::memory::guest_memory::GuestMemory;
 use crate::policy::Adaptive;
 use crate::protection::{Access, Mode, Probe};
 

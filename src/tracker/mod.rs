@@ -57,7 +57,7 @@ use space::{Gate, Tracked};
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize, Span};
 use crate::error::Error;
-use crate::guest_memory::GuestMemory;
+use crate::memory::guest_memory::GuestMemory;
 use crate::panics::FirstPanic;
 use crate::policy::{Adaptive, Policy};
 use crate::protection::{self, Access, Mode, Protection};

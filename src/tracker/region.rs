@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, PageSize, Span};
 use crate::error::Error;
-use crate::guest_memory::GuestMemory;
+use crate::memory::guest_memory::GuestMemory;
 use crate::page_table::{
     Begin, Busy, Generation, InFlight, PageDesc, PageState, PageTable, Permit, Protecting, Stopped,
 };

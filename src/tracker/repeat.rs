@@ -14,7 +14,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::protection::WriteFault;
-use crate::sys::fault::this_thread;
+use crate::sys::errno::this_thread;
 
 /// Number of remembered last faults, one a thread. More threads overwrite each other's,
 /// which costs a needless retry.
@@ -80,8 +80,8 @@ mod tests {
     use crate::protection::model::{Model, Moment};
     use crate::protection::mprotect::{Mprotect, fake::FakeKernel};
     use crate::protection::{Access, Handled, Mode, Options, Protection, WriteFault};
-    use crate::sync::stepped::{interrupt_at, was_interrupted};
-    use crate::sys::fault::{Delivery, dispatch};
+    use crate::sync::interruptible::{interrupt_at, was_interrupted};
+    use crate::sys::ranges::{Delivery, dispatch};
 
     const PAGE: PageSize = PageSize::from_shift(12);
     const HOST: HostAddr = HostAddr(1 << 45);

@@ -22,7 +22,7 @@
 use std::collections::BTreeMap;
 
 use crate::addr::{GuestAddr, Span};
-use crate::guest_memory::BackingId;
+use crate::memory::guest_memory::BackingId;
 
 /// Memory that may be mapped at several places.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -18,7 +18,7 @@ use crate::addr::{GuestAddr, PageIndex, Span};
 use crate::error::Error;
 use crate::page_table::{Counted, HeldFor, Hit, Hold, PageDesc, PageState, Permit, Unprotect, Word};
 use crate::protection::{FaultSink, Handled, Mode, WriteFault};
-use crate::sync::{Ordering, Rule, fence, left_out, lock, yield_now};
+use crate::sync::{Rule, fence, left_out, lock, yield_now};
 use crate::sys::clock::{coarse_ms, precise_ns};
 
 use super::harvest::HarvestSet;
@@ -56,9 +56,7 @@ impl<O: PageObserver> Region<O> {
     fn fence_before_walk(&self) {
         // Pairs with the fence of a commit between entering its block and looking at the
         // generations: one of the two sees the other.
-        if !left_out(Rule::FenceBeforeWalk) {
-            fence(Ordering::SeqCst);
-        }
+        fence(Rule::FenceBeforeWalk);
     }
 
     /// Called after an un-protect of the page was entered, which found `before`.
@@ -188,9 +186,7 @@ impl<O: PageObserver> Region<O> {
         // then reads the bytes. Pairs with the fence in `not_lost`: either this sees the page
         // that is about to be translated from, or its translator reads the new bytes. Pristine
         // words and missing descriptors are only read here: no exchange orders that.
-        if !left_out(Rule::FenceBeforeLook) {
-            fence(Ordering::SeqCst);
-        }
+        fence(Rule::FenceBeforeLook);
         for (page, desc) in self.pages.existing(pages) {
             desc.word.bump();
             self.invalidated(page, desc, Cause::Announced);

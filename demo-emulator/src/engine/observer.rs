@@ -24,7 +24,7 @@ thread_local! {
 
 thread_local! {
     /// The guards that this thread holds while it forks.
-    static FORK: RefCell<Option<(ForkGuard<'static, Payload>, Option<code_buffer::ForkGuard<'static>>)>> =
+    static FORK: RefCell<Option<(ForkGuard<'static, Payload>, Option<code_buffer::BufferForkGuard<'static>>)>> =
         const { RefCell::new(None) };
 }
 

@@ -2,9 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
-use super::super::{Access, KernelWrites, Mode, Opening};
+use super::super::contract::{Access, KernelWrites, Opening};
 use super::rig::{PAGES, Rig, gettid};
 use crate::error::Error;
+use crate::mode::Mode;
 use crate::page_table::Permit;
 
 pub(super) fn a_store_to_a_protected_page_is_learned_of(rig: &Rig) {
@@ -123,7 +124,7 @@ pub(super) fn an_open_page_is_silent(rig: &Rig) {
 }
 
 pub(super) fn the_guests_own_access_changes_lose_nothing(rig: &Rig) {
-    let is_model = matches!(rig.backend, super::Backend::Model(_));
+    let is_model = matches!(rig.backend, super::rig::Backend::Model(_));
     let writable = |page| region::query(rig.at(page, 0).as_ptr()).unwrap().is_writable();
     rig.store(2, 0, 1);
     rig.rearm();
@@ -258,7 +259,7 @@ pub(super) fn a_store_is_told_before_it_retires(rig: &Rig) {
 }
 
 pub(super) fn the_sink_is_told_who_stored_and_where(rig: &Rig) {
-    let is_model = matches!(rig.backend, super::Backend::Model(_));
+    let is_model = matches!(rig.backend, super::rig::Backend::Model(_));
     let in_faulting_thread = !is_model && matches!(rig.mode(), Mode::Sigbus | Mode::Mprotect);
     rig.store(2, 77, 1);
     rig.arm(0, PAGES);

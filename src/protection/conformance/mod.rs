@@ -7,7 +7,8 @@
 mod cases;
 mod rig;
 
-use super::{Mode, Probe};
+use crate::mode::Mode;
+use crate::sys::probe::Probe;
 use cases::*;
 use rig::{Backend, Memory, Rig};
 

@@ -9,11 +9,14 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 
+use super::super::contract::{Access, Opening, Options, Protection};
 use super::super::model::Model;
-use super::super::{Access, FaultSink, Handled, Mode, Opening, Options, Protection, WriteFault, open};
+use super::super::open;
 use crate::addr::{HostAddr, HostRange, PageSize};
+use crate::mode::Mode;
 use crate::page_table::Permit;
 use crate::sys::mmap::{Mapping, memfd};
+use crate::sys::ranges::{FaultSink, Handled, WriteFault};
 
 /// Pages of a rig's memory.
 pub(super) const PAGES: usize = 16;

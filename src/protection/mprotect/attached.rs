@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::super::Access;
+use super::super::contract::Access;
 
 /// End and access of each run, by its first page. Runs are disjoint.
 #[derive(Debug, Default)]

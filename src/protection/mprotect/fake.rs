@@ -1,6 +1,6 @@
 //! A kernel in software, for tests of the protocol between changes and openers. Each of
 //! its calls is a step at which a test may run a handler on the same thread
-//! (`sync::stepped`), or stop and let another thread go on.
+//! (`sync::interruptible`), or stop and let another thread go on.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,8 +11,8 @@ use rustix::io::Errno;
 
 use super::Kernel;
 use crate::addr::{HostAddr, PageSize};
-use crate::protection::Access;
-use crate::sync::stepped::step;
+use crate::protection::contract::Access;
+use crate::sync::interruptible::step;
 
 type Pause = Box<dyn Fn(Access) + Send + Sync>;
 

@@ -46,16 +46,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use super::attachments::Attachments;
-use super::{Access, FaultSink, KernelWrites, Mode, Opening, Protection};
+use super::contract::{Access, KernelWrites, Opening, Protection};
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
+use crate::mode::Mode;
 use crate::page_table::Permit;
 use crate::sparse::Sparse;
 use crate::sync::yield_now;
-use crate::sys::fault::Delivery;
-use crate::sys::fork::Owner;
 use crate::sys::mmap;
-use crate::sys::pieces::for_each_piece;
+use crate::sys::process::Owner;
+use crate::sys::ranges::{Delivery, FaultSink};
+use crate::sys::split::split_on_error;
 use attached::Attached;
 use word::{Seen, Word};
 
@@ -179,7 +180,7 @@ impl<K: Kernel> Mprotect<K> {
     fn apply_by_pieces(&self, pages: Range<usize>, access: Access) -> Result<(), Errno> {
         let start = HostAddr(pages.start << self.page.shift());
         let mut done = Ok(());
-        for_each_piece(
+        split_on_error(
             HostRange::of_pages(start, pages.len(), self.page),
             self.page,
             &[Errno::NOMEM],

@@ -4,12 +4,15 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 
+use super::super::contract::{Access, Protection};
+use super::Mprotect;
 use super::fake::FakeKernel;
-use super::{Access, FaultSink, Mprotect, Protection};
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::page_table::Permit;
-use crate::protection::{Handled, Opening, WriteFault};
-use crate::sync::stepped::{interrupt_at, was_interrupted};
+use crate::protection::contract::Opening;
+use crate::sync::interruptible::{interrupt_at, was_interrupted};
+use crate::sys::ranges::FaultSink;
+use crate::sys::ranges::{Handled, WriteFault};
 
 const PAGE: PageSize = PageSize::from_shift(12);
 

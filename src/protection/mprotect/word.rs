@@ -8,7 +8,7 @@
 //! | 4..28 | number of threads that are opening the page |
 //! | 28..64 | number of changes made |
 
-use super::super::Access;
+use super::super::contract::Access;
 use crate::sync::{AtomicU64, Ordering};
 
 const ACCESS: u64 = 0b11;

@@ -1,109 +1,14 @@
 //! Pages that are held open. The word of a page counts all its holds as one un-protect in
 //! flight: the first hold raises the count and the last one lowers it.
 
-use std::collections::BTreeMap;
-
 use core::ops::Range;
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use super::word::InFlight;
-use super::{Begin, Generation, PageDesc, PageTable, Permit, Unprotect, Word};
+use super::hold_book::{HeldFor, HeldPages, Hold};
+use super::permit::Permit;
+use super::table::{PageDesc, PageTable};
+use super::word::{Begin, Busy, Generation, InFlight, Unprotect, Word};
 use crate::addr::PageIndex;
 use crate::sync::lock;
-
-/// The reason for a hold.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum HeldFor {
-    /// Their bytes are written: only blocks that compare themselves may be made from
-    /// them.
-    Writing,
-    /// Their mapping or their contents go away: no block may be made from them.
-    Change,
-}
-
-/// The holds of one page. Read and changed under the lock of the table's book alone.
-#[derive(Debug, Default)]
-pub(super) struct Holds {
-    writing: AtomicUsize,
-    change: AtomicUsize,
-}
-
-impl Holds {
-    fn of(&self, why: HeldFor) -> &AtomicUsize {
-        match why {
-            HeldFor::Writing => &self.writing,
-            HeldFor::Change => &self.change,
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.writing.load(Relaxed) == 0 && self.change.load(Relaxed) == 0
-    }
-
-    pub(super) fn is_for_writing(&self) -> bool {
-        self.writing.load(Relaxed) != 0 && self.change.load(Relaxed) == 0
-    }
-
-    // Each hold has an entry in the book, so memory runs out before the number does.
-    fn enter(&self, why: HeldFor) {
-        self.of(why).fetch_add(1, Relaxed);
-    }
-
-    fn leave(&self, why: HeldFor) {
-        let before = self.of(why).fetch_sub(1, Relaxed);
-        debug_assert!(before > 0, "released more often than held");
-    }
-}
-
-/// Pages that are held open until [`PageTable::release`].
-#[derive(Debug)]
-#[must_use = "the pages are held until it is released"]
-pub(crate) struct Hold {
-    number: u64,
-    pages: Range<usize>,
-}
-
-impl Hold {
-    pub(crate) fn pages(&self) -> &Range<usize> {
-        &self.pages
-    }
-
-    pub(crate) fn permit(&self) -> Permit<'_> {
-        Permit::new()
-    }
-}
-
-#[derive(Clone, Debug)]
-struct HeldPages {
-    pages: Range<usize>,
-    why: HeldFor,
-    /// The thread that took it. Its holds go on in a fork's child.
-    thread: u64,
-}
-
-/// All holds, by number, so that a page that gets its descriptor late is held as well.
-#[derive(Debug, Default)]
-pub(super) struct HoldBook {
-    held: BTreeMap<u64, HeldPages>,
-    next: u64,
-}
-
-impl HoldBook {
-    fn enter(&mut self, held: HeldPages) -> Hold {
-        let number = self.next;
-        self.next += 1;
-        let pages = held.pages.clone();
-        self.held.insert(number, held);
-        Hold { number, pages }
-    }
-
-    /// The holds of `page`, which gets its descriptor now.
-    pub(super) fn of_page(&self, page: usize) -> Holds {
-        let holds = Holds::default();
-        self.held.values().filter(|held| held.pages.contains(&page)).for_each(|held| holds.enter(held.why));
-        holds
-    }
-}
 
 impl<D> PageTable<D> {
     /// Keeps translators away from every page of `pages`, with or without a descriptor.
@@ -118,8 +23,8 @@ impl<D> PageTable<D> {
         mut then: impl FnMut(PageIndex, &PageDesc<D>, Word, Unprotect, Permit<'_>),
     ) -> Hold {
         let mut book = lock(&self.book);
-        let hold = book.holds.enter(HeldPages { pages, why, thread });
-        for (page, desc) in self.existing(hold.pages.clone()) {
+        let hold = book.enter(HeldPages { pages, why, thread });
+        for (page, desc) in self.existing(hold.pages().clone()) {
             let is_first = desc.holds.is_empty();
             desc.holds.enter(why);
             let how = how(page, desc);
@@ -133,7 +38,7 @@ impl<D> PageTable<D> {
     /// Ends a hold. In a fork's child it does nothing if another thread took the hold.
     pub(crate) fn release(&self, hold: Hold) {
         let mut book = lock(&self.book);
-        let Some(held) = book.holds.held.remove(&hold.number) else { return };
+        let Some(held) = book.held.remove(&hold.number) else { return };
         for (_, desc) in self.existing(held.pages) {
             desc.holds.leave(held.why);
             if desc.holds.is_empty() {
@@ -147,9 +52,9 @@ impl<D> PageTable<D> {
     pub(crate) fn take_over_holds(&self, parent: &Self, thread: u64) {
         let parent = lock(&parent.book);
         let mut book = lock(&self.book);
-        let own = parent.holds.held.iter().filter(|(_, held)| held.thread == thread);
-        book.holds.held = own.map(|(number, held)| (*number, held.clone())).collect();
-        book.holds.next = parent.holds.next;
+        let own = parent.held.iter().filter(|(_, held)| held.thread == thread);
+        book.held = own.map(|(number, held)| (*number, held.clone())).collect();
+        book.next = parent.next;
     }
 
     /// Whether the page of `desc` is held now, and only for writing.
@@ -158,7 +63,7 @@ impl<D> PageTable<D> {
         desc.holds.is_for_writing()
     }
 
-    /// [`PageWord::begin_check`](super::PageWord::begin_check) of a page that is held
+    /// [`PageWord::begin_check`](super::word::PageWord::begin_check) of a page that is held
     /// only for writing. A change that begins meanwhile waits, and finds the page
     /// checked.
     pub(crate) fn begin_check_held(&self, desc: &PageDesc<D>) -> Result<Generation, Begin> {
@@ -166,14 +71,14 @@ impl<D> PageTable<D> {
         if desc.holds.is_for_writing() {
             desc.word.begin_check(InFlight::Ignored)
         } else {
-            Err(Begin::Busy(super::Busy::Unprotecting))
+            Err(Begin::Busy(Busy::Unprotecting))
         }
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::{Busy, CHUNK_PAGES};
+    use super::super::table::CHUNK_PAGES;
     use super::*;
 
     const BUSY: Begin = Begin::Busy(Busy::Unprotecting);

@@ -2,22 +2,21 @@
 
 use std::sync::MutexGuard;
 
-use super::{CodeBuffer, Shared, State};
-use crate::code_buffer::lock;
+use super::buffer::{CodeBuffer, Shared, State, lock};
 use crate::error::Error;
 use crate::sys::fork::{Fork, Keeping};
 
 /// A buffer that stands still during a `fork`: see [`CodeBuffer::before_fork`].
 #[derive(Debug)]
 #[must_use = "the buffer stands still until this is dropped"]
-pub struct ForkGuard<'a> {
+pub struct BufferForkGuard<'a> {
     _keeping: Keeping<'a>,
     shared: &'a Shared,
     state: MutexGuard<'a, State>,
     fork: Fork,
 }
 
-impl Drop for ForkGuard<'_> {
+impl Drop for BufferForkGuard<'_> {
     fn drop(&mut self) {
         for range in lock(&self.shared.meanwhile).freed.drain(..) {
             self.shared.free(&mut self.state, range);
@@ -27,7 +26,7 @@ impl Drop for ForkGuard<'_> {
 
 impl CodeBuffer {
     /// Call it before `fork`. In the parent, drop the guard; in the child, call
-    /// [`ForkGuard::after_fork_child`]. Until then no other thread allocates or frees, makes a code
+    /// [`BufferForkGuard::after_fork_child`]. Until then no other thread allocates or frees, makes a code
     /// buffer, or adds or removes a region.
     ///
     /// Until then [`CodeBuffer::alloc`] by this thread returns [`Error::BadArgument`], and another
@@ -38,11 +37,11 @@ impl CodeBuffer {
     ///
     /// If this thread holds a guard of the buffer already.
     #[track_caller]
-    pub fn before_fork(&self) -> ForkGuard<'_> {
+    pub fn before_fork(&self) -> BufferForkGuard<'_> {
         self.shared.keeper.assert();
         let (state, fork) = Fork::around(|| lock(&self.shared.state));
         lock(&self.shared.meanwhile).stats = self.shared.stats_of(&state);
-        ForkGuard { _keeping: self.shared.keeper.begin(), shared: &self.shared, state, fork }
+        BufferForkGuard { _keeping: self.shared.keeper.begin(), shared: &self.shared, state, fork }
     }
 
     /// Whether the calling thread holds the guard of a fork ([`CodeBuffer::before_fork`]).
@@ -51,7 +50,7 @@ impl CodeBuffer {
     }
 }
 
-impl ForkGuard<'_> {
+impl BufferForkGuard<'_> {
     /// In the child: puts new memory, empty of code, behind the same addresses. Allocations stay,
     /// to be dropped as usual, but their contents are gone. So code of the buffer must not call
     /// this: there is nothing to return to.

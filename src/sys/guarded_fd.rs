@@ -1,7 +1,7 @@
 //! A descriptor that other code of the process may close or replace without our knowledge.
 //!
 //! A process knows an open file only by its number. Any code in it may call `close`, `dup2` or
-//! `close_range` on a number that it does not own. So a [`KeptFd`] remembers the file that it
+//! `close_range` on a number that it does not own. So a [`GuardedFd`] remembers the file that it
 //! named: device and inode. (Userfaultfds have an inode each since Linux 5.12; the other
 //! anonymous files share one.) It checks before each step that would harm a foreign file: it
 //! closes the number only while that is still the file it opened.
@@ -22,7 +22,7 @@ use rustix::io::Errno;
 
 /// See the module head.
 #[derive(Debug)]
-pub(crate) struct KeptFd {
+pub(crate) struct GuardedFd {
     fd: ManuallyDrop<OwnedFd>,
     /// Device and inode of the file that was opened; `None` if the kernel could not tell: then
     /// the number is trusted.
@@ -33,7 +33,7 @@ pub(crate) struct KeptFd {
     closed: AtomicBool,
 }
 
-impl KeptFd {
+impl GuardedFd {
     pub(crate) fn new(fd: OwnedFd) -> Self {
         let file = file_of(fd.as_fd());
         Self { fd: ManuallyDrop::new(fd), file, replaced: AtomicBool::new(false), closed: AtomicBool::new(false) }
@@ -79,7 +79,7 @@ impl KeptFd {
     }
 }
 
-impl KeptFd {
+impl GuardedFd {
     /// Its number, as long as it names a file of the library: the opened one or the inert
     /// one.
     pub(crate) fn number(&self) -> Option<RawFd> {
@@ -87,13 +87,13 @@ impl KeptFd {
     }
 }
 
-impl AsFd for KeptFd {
+impl AsFd for GuardedFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl Drop for KeptFd {
+impl Drop for GuardedFd {
     fn drop(&mut self) {
         if self.closed.load(Ordering::SeqCst) {
             return;
@@ -118,7 +118,7 @@ mod tests {
     /// A foreign file takes the number: the drop must not close it.
     #[test]
     fn a_number_that_was_taken_by_another_file_is_left_alone() {
-        let kept = KeptFd::new(crate::sys::mmap::memfd("kept", 4096).unwrap());
+        let kept = GuardedFd::new(crate::sys::mmap::memfd("kept", 4096).unwrap());
         let stranger = crate::sys::mmap::memfd("stranger", 8192).unwrap();
         let number = kept.as_fd().as_raw_fd();
         assert!(kept.is_ours());
@@ -135,7 +135,7 @@ mod tests {
     /// Another file may take the number: the drop must not close that one.
     #[test]
     fn a_copy_that_was_closed_in_a_child_is_closed_once() {
-        let kept = KeptFd::new(crate::sys::mmap::memfd("kept", 4096).unwrap());
+        let kept = GuardedFd::new(crate::sys::mmap::memfd("kept", 4096).unwrap());
         let number = kept.as_fd().as_raw_fd();
         let stranger = crate::sys::mmap::memfd("stranger", 8192).unwrap();
         kept.close_inherited();
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_copy_that_was_given_up_names_nothing_of_ours() {
-        let kept = KeptFd::new(crate::sys::mmap::memfd("kept", 4096).unwrap());
+        let kept = GuardedFd::new(crate::sys::mmap::memfd("kept", 4096).unwrap());
         kept.give_up().unwrap();
         assert!(!kept.is_ours());
         assert_eq!(kept.give_up(), Ok(()), "once is enough");

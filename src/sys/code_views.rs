@@ -24,10 +24,10 @@ use crate::error::Error;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Views {
-    pub(super) rw: *mut u8,
-    pub(super) rx: *mut u8,
-    pub(super) len: usize,
+pub(crate) struct Views {
+    pub(crate) rw: *mut u8,
+    pub(crate) rx: *mut u8,
+    pub(crate) len: usize,
 }
 
 // SAFETY: two addresses of mappings that belong to the process, not a thread.
@@ -38,7 +38,7 @@ unsafe impl Sync for Views {}
 
 impl Views {
     /// Views of `len` bytes (whole pages) of new memory, at addresses that the kernel chooses.
-    pub(super) fn map(len: usize) -> Result<Self, Error> {
+    pub(crate) fn map(len: usize) -> Result<Self, Error> {
         // SAFETY: a new mapping at an address that the kernel chooses.
         let rx = unsafe { map_executable(ptr::null_mut(), len, MapFlags::empty()) }?;
         // SAFETY: the mapping is our own and stays in place; the copy is a new one.
@@ -56,7 +56,7 @@ impl Views {
     /// Puts new memory, full of zeroes, behind both views, at the same addresses.
     ///
     /// After an error the old memory may be behind one of them or behind both.
-    pub(super) fn renew(&self) -> Result<(), Error> {
+    pub(crate) fn renew(&self) -> Result<(), Error> {
         let (rw, rx) = (self.rw.cast::<c_void>(), self.rx.cast::<c_void>());
         // SAFETY: replaces the executable view of this object.
         unsafe { map_executable(rx, self.len, MapFlags::FIXED) }?;
@@ -81,7 +81,7 @@ impl Views {
 
     /// Gives the memory of `len` bytes at `start`, whole pages that are not in use, back to the
     /// system. Both views show zeroes there afterwards.
-    pub(super) fn give_back(&self, start: usize, len: usize) -> Result<(), Errno> {
+    pub(crate) fn give_back(&self, start: usize, len: usize) -> Result<(), Errno> {
         // SAFETY: inside the view; the caller says that the bytes are not in use.
         unsafe { rustix::mm::madvise(self.rw.wrapping_add(start).cast(), len, Advice::LinuxRemove) }
     }

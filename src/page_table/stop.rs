@@ -1,10 +1,13 @@
-//! States of all pages of a region at once: they are being opened, or their writes are no
-//! longer noticed.
+//! All pages of a region at once: they are being opened, or their writes are no longer
+//! noticed.
 
-use super::{PageDesc, PageTable, Permit, Unprotect, Word};
-use crate::addr::PageIndex;
-use crate::sync::{AtomicBool, AtomicUsize, Ordering, fence};
 use core::ops::Range;
+
+use super::permit::Permit;
+use super::table::{PageDesc, PageTable, Whole};
+use super::word::{Unprotect, Word};
+use crate::addr::PageIndex;
+use crate::sync::{Ordering, Rule, fence};
 
 /// The reason why no translator may begin on any page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,19 +16,6 @@ pub(crate) enum Stopped {
     Lost,
     /// All pages are being opened.
     Opening,
-}
-
-#[derive(Debug)]
-pub(super) struct Whole {
-    lost: AtomicBool,
-    /// How many threads are opening all pages.
-    opening: AtomicUsize,
-}
-
-impl Default for Whole {
-    fn default() -> Self {
-        Self { lost: AtomicBool::new(false), opening: AtomicUsize::new(0) }
-    }
 }
 
 /// All pages are about to be opened: no translator begins until this is dropped.
@@ -62,7 +52,7 @@ impl<D> PageTable<D> {
     /// announcement of changed bytes: either that sees the claim, or the translator reads
     /// the new bytes.
     pub(crate) fn check_not_stopped(&self) -> Result<(), Stopped> {
-        fence(Ordering::SeqCst);
+        fence(Rule::FenceBeforeStopCheck);
         if self.whole.lost.load(Ordering::Acquire) {
             return Err(Stopped::Lost);
         }
@@ -84,7 +74,7 @@ impl<D> PageTable<D> {
     /// one may not have finished. Async-signal-safe if `told` is.
     pub(crate) fn lose(&self, told: impl FnMut(PageIndex, &PageDesc<D>, Word)) -> Permit<'_> {
         self.whole.lost.store(true, Ordering::Release);
-        fence(Ordering::SeqCst);
+        fence(Rule::FenceBehindStop);
         self.stop(0..self.pages(), told);
         Permit::new()
     }
@@ -94,7 +84,7 @@ impl<D> PageTable<D> {
     pub(crate) fn open_all(&self, told: impl FnMut(PageIndex, &PageDesc<D>, Word)) -> OpeningAll<'_> {
         self.whole.opening.fetch_add(1, Ordering::AcqRel);
         let opening = OpeningAll(&self.whole);
-        fence(Ordering::SeqCst);
+        fence(Rule::FenceBehindStop);
         self.stop(0..self.pages(), told);
         opening
     }

@@ -12,7 +12,7 @@ use crate::addr::{HostAddr, HostRange, PageSize};
 
 /// Calls `apply` for parts of `range` until all of it is done. If a single page fails
 /// with one of `split_on`, `leaf` decides: `Ok` goes on behind it.
-pub(crate) fn for_each_piece(
+pub(crate) fn split_on_error(
     range: HostRange,
     page: PageSize,
     split_on: &[Errno],
@@ -51,7 +51,7 @@ mod tests {
     fn run(holes: &[usize]) -> (Vec<usize>, Vec<usize>, usize) {
         let range = HostRange::new(HostAddr(16 << 12), 16 << 12, PAGE).unwrap();
         let (mut done, mut skipped, mut calls) = (Vec::new(), Vec::new(), 0);
-        for_each_piece(
+        split_on_error(
             range,
             PAGE,
             &[Errno::NOENT],
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn other_errors_end_it() {
         let range = HostRange::new(HostAddr(0x1000), 0x4000, PAGE).unwrap();
-        let result = for_each_piece(range, PAGE, &[Errno::NOENT], |_, _| Err(Errno::BUSY), |_, _| Ok(()));
+        let result = split_on_error(range, PAGE, &[Errno::NOENT], |_, _| Err(Errno::BUSY), |_, _| Ok(()));
         assert_eq!(result, Err(Errno::BUSY));
     }
 }

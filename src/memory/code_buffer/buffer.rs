@@ -1,37 +1,4 @@
-//! Executable memory, never writable and executable through one mapping.
-//!
-//! The memory is mapped twice. A compiler writes code through a writable view; the code runs in an
-//! executable view at other addresses. No mapping changes its protection later. So publishing a
-//! block costs no VMA and no TLB shootdown, and a stray write through a code address faults. The
-//! memory needs no descriptor and no file.
-//!
-//! The views have the size of the limit from the start. Memory is behind them only at addresses
-//! that were written. Freed ranges go to an address-ordered free list that coalesces (`free_list`).
-//! Whole free pages are given back to the system in sweeps that are bounded and far apart.
-//!
-//! # Coherence of instructions
-//!
-//! One processor writes code as data, and others fetch it as instructions. [`Allocation::publish`]
-//! must come between: before the first pointer to the code is stored to a place that other threads
-//! read.
-//!
-//! - **x86-64** keeps its instruction caches coherent with stores through any view. But a processor
-//!   may have fetched the old bytes ahead: the memory was another block's a moment ago, and the
-//!   branch predictor still knows the address. It may finish executing them. The architecture
-//!   promises the new bytes only after a serializing instruction *on that processor*.
-//!   `membarrier(PRIVATE_EXPEDITED_SYNC_CORE)` makes every processor that runs a thread of this
-//!   process execute one. Threads that are not running pass one when they are scheduled.
-//! - **aarch64** keeps nothing coherent by itself. The writer cleans its data cache to the point of
-//!   unification through the writable view, invalidates the instruction cache by the executable
-//!   view and waits for both. The instruction caches are then clean everywhere. But each processor
-//!   still needs its own `isb`, which the same membarrier gives.
-//!
-//! # Fork
-//!
-//! Both views are shared mappings. Without further steps, a child's blocks would land in its
-//! parent's code. Hold a [`ForkGuard`] during the fork and call [`ForkGuard::after_fork_child`] in
-//! the child. A child that does not call it cannot use the buffer: its allocations are refused, and
-//! its drops change nothing.
+//! A code buffer and its allocations.
 //!
 //! # Safety
 //!
@@ -40,24 +7,19 @@
 //! fill), while the free list's lock is held and before the range can be handed out again.
 #![allow(unsafe_code)]
 
-mod fork;
-mod free_list;
-mod views;
-
 use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use self::fork::ForkGuard;
-
-use self::free_list::FreeList;
-use self::views::Views;
+use super::free_list::FreeList;
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
-use crate::sys::fork::{Keeper, Owner};
+use crate::sys::code_views::Views;
+use crate::sys::fork::Keeper;
 use crate::sys::membarrier;
 use crate::sys::probe;
+use crate::sys::process::Owner;
 
 /// Fills freed code, so that a stray jump there traps: `int3`, and on other processors zeros, which
 /// are undefined instructions on aarch64.
@@ -74,37 +36,37 @@ const SWEEP_RANGES: usize = 64;
 /// Executable memory of bounded size. Clones are the same buffer.
 #[derive(Clone, Debug)]
 pub struct CodeBuffer {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    views: Views,
-    executable: HostRange,
-    page: PageSize,
+pub(super) struct Shared {
+    pub(super) views: Views,
+    pub(super) executable: HostRange,
+    pub(super) page: PageSize,
     /// The process whose memory is behind the views.
-    owner: Owner,
-    state: Mutex<State>,
-    keeper: Keeper,
-    meanwhile: Mutex<Meanwhile>,
+    pub(super) owner: Owner,
+    pub(super) state: Mutex<State>,
+    pub(super) keeper: Keeper,
+    pub(super) meanwhile: Mutex<Meanwhile>,
 }
 
 /// The state that the thread with a fork's guard can use meanwhile.
 #[derive(Debug, Default)]
-struct Meanwhile {
-    stats: CodeBufferStats,
+pub(super) struct Meanwhile {
+    pub(super) stats: CodeBufferStats,
     /// The offsets of the ranges that it dropped.
-    freed: Vec<Range<usize>>,
+    pub(super) freed: Vec<Range<usize>>,
 }
 
 #[derive(Debug)]
-struct State {
-    free: FreeList,
+pub(super) struct State {
+    pub(super) free: FreeList,
     /// For each page, whether it may have memory behind it.
-    resident: Vec<bool>,
-    resident_pages: usize,
-    allocations: usize,
-    given_back_bytes: u64,
+    pub(super) resident: Vec<bool>,
+    pub(super) resident_pages: usize,
+    pub(super) allocations: usize,
+    pub(super) given_back_bytes: u64,
 }
 
 /// The use of a [`CodeBuffer`].
@@ -168,7 +130,7 @@ impl CodeBuffer {
     ///
     /// [`Error::BadArgument`] for an impossible alignment or length, [`Error::Full`] if no free
     /// range is large enough: drop allocations (evict blocks) and try again. [`Error::InForkChild`]
-    /// in a child that has not called [`ForkGuard::after_fork_child`]. [`Error::BadArgument`] if
+    /// in a child that has not called [`BufferForkGuard::after_fork_child`](super::BufferForkGuard::after_fork_child). [`Error::BadArgument`] if
     /// this thread holds the guard of a fork.
     pub fn alloc(&self, len_bytes: usize, align_bytes: usize) -> Result<Allocation, Error> {
         if !align_bytes.is_power_of_two() || align_bytes > self.shared.page.bytes() {
@@ -257,7 +219,7 @@ impl Allocation {
     }
 
     /// Makes every thread fetch the bytes written here as code. Call it after the last write and
-    /// before any other code gets the address; the [module](self) says why.
+    /// before any other code gets the address; the [module](super) says why.
     ///
     /// # Errors
     ///
@@ -279,7 +241,7 @@ impl Allocation {
     /// [`Error::BadArgument`] if the allocation was never published, or if this is a fork's child
     /// and its code was left to the parent: another processor may run the former bytes there. The
     /// same for an offset beyond the end. [`Error::InForkChild`] in a child that has not called
-    /// [`ForkGuard::after_fork_child`].
+    /// [`BufferForkGuard::after_fork_child`](super::BufferForkGuard::after_fork_child).
     pub fn entry(&self, offset_bytes: usize) -> Result<usize, Error> {
         self.shared.check_owner()?;
         if offset_bytes >= self.len {
@@ -310,12 +272,12 @@ impl Drop for Allocation {
 }
 
 /// Locks `mutex`. A panic under the lock can only lose memory, so a poisoned lock is used as usual.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
-    fn stats_of(&self, state: &State) -> CodeBufferStats {
+    pub(super) fn stats_of(&self, state: &State) -> CodeBufferStats {
         CodeBufferStats {
             limit_bytes: self.views.len,
             used_bytes: self.views.len - state.free.free_bytes(),
@@ -328,7 +290,7 @@ impl Shared {
 
     /// Frees the range of an allocation that was dropped. Does nothing in a fork's child without
     /// its own memory: the parent runs the code there.
-    fn free(&self, state: &mut State, range: Range<usize>) {
+    pub(super) fn free(&self, state: &mut State, range: Range<usize>) {
         if self.owner.is_current() {
             // SAFETY: the range was handed out to that allocation alone, and lies in the
             // writable view, which lives as long as this.

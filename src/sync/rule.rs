@@ -1,67 +1,6 @@
-//! Atomics, locks and fences: the standard library's, or loom's under
-//! `--cfg loom`, so that the model checker runs the code that ships. In a test
-//! build each operation of the standard library's can be interrupted, and under
-//! `--cfg tsan` its locks and fences report their orderings to ThreadSanitizer.
+//! The rules of the protocol, by name. `guide::protocol` has the reason for each fence.
 
-pub(crate) use std::sync::Arc;
-use std::sync::TryLockError;
-
-#[cfg(all(not(loom), any(test, not(tsan))))]
-pub(crate) use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
-
-#[cfg(not(any(loom, test, tsan)))]
-pub(crate) use std::sync::atomic::fence;
-#[cfg(not(any(loom, test)))]
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-
-#[cfg(all(tsan, not(any(loom, test))))]
-mod told;
-#[cfg(all(tsan, not(any(loom, test))))]
-pub(crate) use told::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, fence};
-
-#[cfg(all(test, not(loom)))]
-pub(crate) mod stepped;
-#[cfg(all(test, not(loom)))]
-pub(crate) use stepped::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
-
-#[cfg(loom)]
-pub(crate) use loom::sync::{
-    Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
-    atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
-};
-
-/// Locks `mutex`, even if a thread panicked with it. The guarded value is whole: of the
-/// embedder's code only a hook runs under a lock of the library, and that lock guards
-/// nothing else.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poison| poison.into_inner())
-}
-
-/// Locks `mutex` if no thread has it.
-pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    match mutex.try_lock() {
-        Ok(guard) => Some(guard),
-        Err(TryLockError::Poisoned(poison)) => Some(poison.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
-    }
-}
-
-/// A pause in a short spin; a scheduling point under loom.
-#[inline]
-pub(crate) fn spin_loop() {
-    #[cfg(not(loom))]
-    core::hint::spin_loop();
-    #[cfg(loom)]
-    loom::thread::yield_now();
-}
-
-/// Lets other threads run, for waits that last as long as a system call.
-pub(crate) fn yield_now() {
-    #[cfg(not(loom))]
-    std::thread::yield_now();
-    #[cfg(loom)]
-    loom::thread::yield_now();
-}
+use super::{Ordering, memory_fence};
 
 /// A rule of the protocol. A model leaves one out, to prove that it would notice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,6 +13,21 @@ pub(crate) enum Rule {
     FenceBeforeLook,
     /// A commit fences between entering its block and asking for generations.
     FenceBeforeGenerations,
+    /// A translator fences between its claim of a page's word and its look for a stop of the
+    /// region.
+    FenceBeforeStopCheck,
+    /// A thread that stops a region fences before it looks at the pages' words.
+    FenceBehindStop,
+    /// A vCPU fences between its pin and its reads.
+    FenceBehindPin,
+    /// The epoch fences before it looks at pins and walkers.
+    FenceBeforePins,
+    /// A walker fences between its counter and its second look at the epoch.
+    FenceBehindWalker,
+    /// A commit fences between the lists and its look for walkers.
+    FenceBeforeWalkers,
+    /// The epoch fences between the end of an item's reach and the item's epoch.
+    FenceBeforeRetire,
     /// A commit exchanges its own `pending`; it does not overwrite a kill.
     PublishByExchange,
     /// Every kill goes through the cell, even a late one.
@@ -121,4 +75,12 @@ pub(crate) fn left_out(rule: Rule) -> bool {
 thread_local! {
     /// Of the thread that runs the model: loom's threads all run in it.
     pub(crate) static LEFT_OUT: core::cell::Cell<Option<Rule>> = const { core::cell::Cell::new(None) };
+}
+
+/// The sequentially consistent fence of `rule`.
+#[inline(always)]
+pub(crate) fn fence(rule: Rule) {
+    if !left_out(rule) {
+        memory_fence(Ordering::SeqCst);
+    }
 }

@@ -1,0 +1,66 @@
+//! An event that wakes a thread, and the wait for it and for two copies of a descriptor.
+
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+
+use crate::error::Error;
+use crate::sys::descriptor;
+use crate::sys::guarded_fd::GuardedFd;
+
+/// An eventfd.
+#[derive(Debug)]
+pub(crate) struct Event(GuardedFd);
+
+impl Event {
+    pub(crate) fn new() -> Result<Self, Error> {
+        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map(|fd| Self(GuardedFd::new(descriptor::raise(fd))))
+            .map_err(|errno| Error::system("eventfd", 0, 0, errno))
+    }
+
+    /// Ends the [`wait`] of every thread. Whether the event is signalled now: not if another
+    /// file has its number. Async-signal-safe but for errno.
+    pub(crate) fn signal(&self) -> bool {
+        // EAGAIN: the count is at its limit, so it is signalled already.
+        self.0.is_ours() && matches!(rustix::io::write(self.0.as_fd(), &1_u64.to_ne_bytes()), Ok(_) | Err(Errno::AGAIN))
+    }
+
+    /// See [`GuardedFd::number`].
+    pub(crate) fn number(&self) -> Option<RawFd> {
+        self.0.number()
+    }
+
+    /// See [`GuardedFd::close_inherited`].
+    pub(crate) fn close_inherited(&self) {
+        self.0.close_inherited();
+    }
+}
+
+/// What a [`wait`] found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Ready {
+    /// The first copy with something to read.
+    pub(crate) readable: Option<usize>,
+    /// The event is signalled, or the kernel reports an error of one of the numbers: another
+    /// file may have it.
+    pub(crate) is_over: bool,
+}
+
+/// Sleeps until a copy of the descriptor has something to read or the event is signalled. A
+/// signal's handler may end it without either.
+pub(crate) fn wait(copies: [BorrowedFd<'_>; 2], event: &Event) -> Result<Ready, Errno> {
+    let [first, second] = copies.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    let mut fds = [first, second, PollFd::new(&event.0, PollFlags::IN)];
+    match poll(&mut fds, None) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(errno) => return Err(errno),
+    }
+    let [first, second, event] = fds.map(|fd| fd.revents());
+    let broken = PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL;
+    Ok(Ready {
+        readable: [first, second].iter().position(|events| events.contains(PollFlags::IN)),
+        is_over: event.contains(PollFlags::IN) || (first | second | event).intersects(broken),
+    })
+}
