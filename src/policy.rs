@@ -9,7 +9,7 @@
 //! | interpret it for a while | nothing | the whole cost of interpreting |
 //!
 //! Translators ask the policy, and so do harvests and
-//! [`Tracker::tend`](crate::tracker::Tracker::tend). A fault handler never asks it: the handler
+//! [`Tracker::maintain`](crate::tracker::Tracker::maintain). A fault handler never asks it: the handler
 //! uses the policy's [`Limits`], numbers that it gave once, and records the event. The next
 //! translator that comes to the page asks the policy with that record.
 //!

@@ -7,7 +7,7 @@ use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::{Adaptive, Plain};
 use codewarden::protection::Probe;
-use codewarden::tracker::{BeginError, Generations, Held, MappingChange, PageClaim, PageData, Tracker};
+use codewarden::tracker::{BeginError, Held, MappingChange, PageClaim, PageDataRef, PageGeneration, Tracker};
 use codewarden::{
     CodeCache, CommitError, Entry, EntryCell, Footprint, Histograms, Key, Link, RecentWrite, StaleFlag, Stats, Ticket,
     TranslateError, VCpu,
@@ -21,17 +21,17 @@ fn is_error<T: StdError + Send + Sync + 'static>() {}
 fn what_goes_to_another_thread() {
     // A translation may be begun on one thread and compiled on another.
     goes::<Ticket<Allocation>>();
-    goes::<PageClaim<Generations>>();
+    goes::<PageClaim<PageGeneration>>();
     goes::<VCpu<Allocation>>();
-    goes::<Held<Generations>>();
-    goes::<MappingChange<Generations>>();
+    goes::<Held>();
+    goes::<MappingChange>();
 }
 
 #[test]
 fn what_threads_share() {
     is_shared::<CodeCache<Allocation>>();
-    is_shared::<Tracker<Generations>>();
-    is_shared::<PageData<Generations>>();
+    is_shared::<Tracker<PageGeneration>>();
+    is_shared::<PageDataRef<PageGeneration>>();
     is_shared::<(CodeBuffer, Allocation, CodeBufferStats)>();
     is_shared::<GuestMemory>();
     is_shared::<(Link, EntryCell, StaleFlag, Entry, Key)>();

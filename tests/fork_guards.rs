@@ -81,10 +81,10 @@ fn translate<P: Payload>(cache: &CodeCache<P>, payload: P) {
     ticket.commit(0x1000, payload).unwrap();
 }
 
-struct Nobody;
+struct NoObserver;
 
 // SAFETY: does nothing.
-unsafe impl PageObserver for Nobody {
+unsafe impl PageObserver for NoObserver {
     type Data = ();
 
     fn written(&self, (): &(), _: &PageWrite) {}
@@ -110,7 +110,7 @@ fn a_guard_makes_no_child_of_its_own_process() {
         });
         assert_eq!(status, Ended::Returned(0), "{mode}");
     }
-    let tracker = Tracker::new(Arc::new(Nobody));
+    let tracker = Tracker::new(Arc::new(NoObserver));
     assert_eq!(tracker.before_fork().after_fork_child(), Err(Error::NotInForkChild));
     let buffer = CodeBuffer::new(4096).unwrap();
     let code = buffer.alloc(1, 1).unwrap();
@@ -472,7 +472,7 @@ fn a_thread_that_holds_a_guard_is_told() {
         &|| cache.evict(1),
         &|| cache.set_limit(MemoryLimit::default()),
         &|| drop(cache.attach_vcpu(|| {})),
-        &|| tracker.tend(),
+        &|| tracker.maintain(),
         &|| drop(tracker.aliases(start)),
         &|| drop(tracker.before_fork()),
         &|| drop(cache.before_fork()),
@@ -537,19 +537,19 @@ fn a_thread_that_holds_a_trackers_guard_is_told() {
     unsafe { libc::alarm(LIMIT_S) };
     let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
     for mode in modes() {
-        let tracker = Tracker::new(Arc::new(Nobody));
+        let tracker = Tracker::new(Arc::new(NoObserver));
         // SAFETY: the memory outlives the tracker.
         unsafe { tracker.add_region(RegionOptions::new(GuestAddr(0), memory.range(), mode)) }.unwrap();
         let claim = tracker.begin(GuestAddr(0)).unwrap();
         let held = tracker.prepare_unseen_write(GuestAddr(0), 1).unwrap();
         let guard = tracker.before_fork();
-        panics_under_the_guard(&[&|| tracker.tend(), &|| drop(tracker.aliases(GuestAddr(0))), &|| {
+        panics_under_the_guard(&[&|| tracker.maintain(), &|| drop(tracker.aliases(GuestAddr(0))), &|| {
             drop(tracker.before_fork())
         }]);
         assert!(tracker.begin(GuestAddr(0)).is_err() && tracker.sync().is_err());
         drop((claim, held));
         drop(guard);
-        tracker.tend();
+        tracker.maintain();
         while tracker.begin(GuestAddr(0)).is_err() {
             std::thread::yield_now(); // a handler thread is about to open the page
         }
@@ -602,7 +602,7 @@ fn a_thread_that_holds_a_guard_has_other_instances() {
         let (other, code) = (cache_on::<()>(&second, mode), CodeBuffer::new(4096).unwrap());
         translate(&other, ());
         second.write(0, &[1]).unwrap();
-        other.tracker().tend();
+        other.tracker().maintain();
         drop(code.alloc(1, 1).unwrap());
         let own = (other.before_fork(), code.before_fork());
         drop(own);

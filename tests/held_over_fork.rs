@@ -17,11 +17,11 @@ mod support;
 
 use std::sync::Barrier;
 
+use codewarden::Key;
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Access;
 use codewarden::tracker::{BeginError, MappingChange};
-use codewarden::{Key, Killer};
 
 use crate::child::{Ended, in_child};
 use crate::support::{Fixture, GUEST, in_modes, page_bytes, tracking_modes};
@@ -67,7 +67,7 @@ fn is_tracked(guest: &Fixture, page: usize) -> bool {
 }
 
 /// Runs one side of the fork to its end; returns the number of the first fault, or 0.
-fn one_side(guest: &Fixture, is_child: bool, held: impl Sized, change: MappingChange<Killer<u32>>) -> u8 {
+fn one_side(guest: &Fixture, is_child: bool, held: impl Sized, change: MappingChange) -> u8 {
     let checks = [
         is_held(guest, 1) && is_held(guest, 3),
         kernel_writes(guest, 1),

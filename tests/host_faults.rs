@@ -122,7 +122,7 @@ unsafe impl PageObserver for Counter {
 const GUEST: GuestAddr = GuestAddr(0x10_0000);
 
 struct Tracked {
-    tracker: Tracker<Counter>,
+    tracker: Tracker<()>,
     counter: Arc<Counter>,
     /// Dropped after the tracker.
     memory: GuestMemory,

@@ -299,7 +299,7 @@ impl Script {
             self.translate_all();
             self.store(1, self.page / 2, round);
             self.store(2, self.page / 2, round);
-            self.call(|script| script.cache.tracker().tend());
+            self.call(|script| script.cache.tracker().maintain());
             self.nothing_is_stale();
             self.translate_all();
         }
@@ -330,7 +330,7 @@ impl Script {
         // Every page cools and comes again.
         self.translate_all();
         for _ in 0..3 {
-            self.call(|script| script.cache.tracker().tend());
+            self.call(|script| script.cache.tracker().maintain());
         }
         assert_eq!(self.cache.tracker().pages_by_state().checked, 0, "{self:?}: a checked page was forgotten");
         self.until_done(|script| script.cache.tracker().remove_region(script.guest(PAGES, 0)).unwrap());

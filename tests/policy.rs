@@ -50,7 +50,7 @@ unsafe impl PageObserver for Counting {
 }
 
 struct Guest {
-    tracker: Tracker<Counting>,
+    tracker: Tracker<Told>,
     memory: GuestMemory,
     mode: Mode,
     page: usize,
@@ -72,7 +72,7 @@ impl Guest {
     }
 
     /// Claims the page and marks its first 64 bytes as code.
-    fn translate(&self, page: usize) -> PageClaim<Counting> {
+    fn translate(&self, page: usize) -> PageClaim<Told> {
         loop {
             match self.tracker.begin(self.addr(page, 0)) {
                 Ok(claim) => {
@@ -201,11 +201,11 @@ fn a_page_that_has_cooled_is_protected_again() {
         assert_eq!(claim.data().take(), (0, 0), "{mode}");
         let held = guest.tracker.prepare_kernel_write(guest.addr(7, 0), 1).unwrap();
         if guest.mode == Mode::Sigbus || guest.mode == Mode::Mprotect {
-            guest.tracker.tend();
+            guest.tracker.maintain();
             assert!(claim.is_current(), "{mode}: a held page does not cool");
         }
         drop(held);
-        guest.tracker.tend();
+        guest.tracker.maintain();
         assert_eq!(claim.data().take(), (1, 0), "{mode}: its blocks die");
         assert!(!claim.is_current(), "{mode}");
         let claim = guest.translate(7);
@@ -367,7 +367,7 @@ fn pages_without_code_leave_the_batches() {
         (0..PAGES).for_each(|page| drop(guest.translate(page)));
         (0..PAGES).for_each(|page| guest.store(page, 0));
         // From now on all pages but the first are the guest's data.
-        let protects = |claim: PageClaim<Counting>| (drop(claim), guest.stats().protects).1;
+        let protects = |claim: PageClaim<Told>| (drop(claim), guest.stats().protects).1;
         let before = guest.stats().protects;
         let first = protects(guest.translate(0));
         // In thread mode the last un-protect may not be over.

@@ -573,7 +573,7 @@ fn a_cooled_page_starts_anew() {
         assert_eq!(guest.lookup(64), Some(checked(0)), "{}", guest.mode);
         while guest.cache.stats().cooled == 0 {
             // In thread mode the un-protect may not be over.
-            guest.cache.tracker().tend();
+            guest.cache.tracker().maintain();
             yield_now();
         }
         assert_eq!(guest.lookup(64), None, "{}", guest.mode);

@@ -18,17 +18,17 @@ use codewarden::{Histogram, Histograms, Stats};
 
 const PAGES: usize = 64;
 
-struct Nobody;
+struct NoObserver;
 
 // SAFETY: it does nothing.
-unsafe impl PageObserver for Nobody {
+unsafe impl PageObserver for NoObserver {
     type Data = ();
 
     fn written(&self, (): &(), _: &PageWrite) {}
 }
 
 struct Guest {
-    tracker: Tracker<Nobody>,
+    tracker: Tracker<()>,
     memory: GuestMemory,
     page: usize,
 }
@@ -38,7 +38,7 @@ impl Guest {
     fn new(mode: Mode) -> Self {
         let page = PageSize::host().bytes();
         let memory = GuestMemory::anonymous(PAGES * page).unwrap();
-        let tracker = Tracker::with_policy(Arc::new(Nobody), Arc::new(Plain));
+        let tracker = Tracker::with_policy(Arc::new(NoObserver), Arc::new(Plain));
         let options = RegionOptions::new(GuestAddr(0), memory.range(), mode);
         // SAFETY: fields are dropped in order: the tracker before the memory.
         unsafe { tracker.add_region(options) }.unwrap();

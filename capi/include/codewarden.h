@@ -815,7 +815,7 @@ void cw_mapping_change_free(cw_mapping_change *change);
 /// Lets checked pages that have cooled be protected again, and checks whether regions
 /// are still tracked. Call it some times a second, from a timer. It costs next to
 /// nothing if there is nothing to do.
-cw_status cw_cache_tend(const cw_cache *cache);
+cw_status cw_maintain(const cw_cache *cache);
 
 
 /* ---- Signals, if the handlers are yours --------------------------------------------

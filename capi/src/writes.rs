@@ -15,27 +15,25 @@
 
 use std::mem::MaybeUninit;
 
-use engine::Killer;
 use engine::addr::GuestAddr;
 use engine::tracker::{Held, MappingChange};
 
 use crate::cache::{Child, cw_cache};
 use crate::handle::{borrow, borrow_mut, out_handle, take_back};
 use crate::mode::cw_access;
-use crate::payload::Owned;
 use crate::region::cw_shared_memory;
 use crate::status::{Failure, cw_status, guarded};
 
 /// Pages that are kept writable for writes that nothing reports.
 pub struct cw_hold {
-    _held: Held<Killer<Owned>>,
+    _held: Held,
     _child: Child,
 }
 
 /// A change of mappings in progress.
 pub struct cw_mapping_change {
     /// None if it is finished.
-    change: Option<MappingChange<Killer<Owned>>>,
+    change: Option<MappingChange>,
     _child: Child,
 }
 
@@ -181,10 +179,10 @@ pub unsafe extern "C" fn cw_mapping_change_free(change: *mut cw_mapping_change) 
 /// are still tracked. Call it some times a second, from a timer. It costs next to
 /// nothing if there is nothing to do.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cw_cache_tend(cache: *const cw_cache) -> cw_status {
+pub unsafe extern "C" fn cw_maintain(cache: *const cw_cache) -> cw_status {
     guarded(|| {
         // SAFETY: the header's rules.
-        unsafe { borrow(cache) }?.moving()?.tracker().tend();
+        unsafe { borrow(cache) }?.moving()?.tracker().maintain();
         Ok(())
     })
 }

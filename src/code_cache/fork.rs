@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::commit::Commits;
 use super::record::Garbage;
-use super::{CodeCache, Killer, Payload};
+use super::{CodeCache, PageBlocks, Payload};
 use crate::epoch;
 use crate::error::Error;
 use crate::sync::{MutexGuard, lock};
@@ -16,7 +16,7 @@ use crate::tracker::Standing;
 pub struct ForkGuard<'a, P: Payload> {
     cache: &'a CodeCache<P>,
     keeping: Keeping<'a>,
-    tracker: Standing<'a, Killer<P>>,
+    tracker: Standing<'a, PageBlocks<P>>,
     commits: MutexGuard<'a, Commits<P>>,
     epoch: epoch::ForkGuard<'a, Garbage<P>>,
     fork: Fork,

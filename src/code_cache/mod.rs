@@ -119,7 +119,7 @@ impl<T: Send + Sync + 'static> Payload for T {}
 
 struct Shared<P: Payload> {
     // Dropped in this order: no thread faults into the killer once the tracker's regions are gone.
-    tracker: Tracker<Killer<P>>,
+    tracker: Tracker<PageBlocks<P>>,
     killer: Arc<Killer<P>>,
     table: Table,
     commits: Mutex<Commits<P>>,
@@ -196,7 +196,7 @@ impl<P: Payload> CodeCache<P> {
     }
 
     /// The tracker below: add regions to it, and announce writes to it.
-    pub fn tracker(&self) -> &Tracker<Killer<P>> {
+    pub fn tracker(&self) -> &Tracker<PageBlocks<P>> {
         &self.0.tracker
     }
 
@@ -282,7 +282,7 @@ impl<P: Payload> CodeCache<P> {
         Ticket::new(self.clone(), key)
     }
 
-    fn claim(&self, guest: GuestAddr) -> Result<PageClaim<Killer<P>>, BeginError> {
+    fn claim(&self, guest: GuestAddr) -> Result<PageClaim<PageBlocks<P>>, BeginError> {
         self.0.tracker.begin(guest)
     }
 

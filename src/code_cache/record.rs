@@ -24,7 +24,7 @@ use smallvec::SmallVec;
 
 use super::cells::Link;
 use super::former::Source;
-use super::killer::Killer;
+use super::killer::PageBlocks;
 use super::limit::Weight;
 use super::live::Neighbours;
 use super::table::Swept;
@@ -36,7 +36,7 @@ use crate::tracker::PageClaim;
 
 /// A page that a block lies on, and the block's node in its list.
 pub(super) struct BlockPage<P: Payload> {
-    pub(super) claim: PageClaim<Killer<P>>,
+    pub(super) claim: PageClaim<PageBlocks<P>>,
     /// The page that the translator asked for. The claimed page may be another one that shows the
     /// same bytes.
     pub(super) shows: GuestAddr,
@@ -48,7 +48,7 @@ pub(super) struct BlockPage<P: Payload> {
 unsafe impl<P: Payload> Send for BlockPage<P> {}
 
 impl<P: Payload> BlockPage<P> {
-    pub(super) fn new(claim: PageClaim<Killer<P>>, shows: GuestAddr) -> Self {
+    pub(super) fn new(claim: PageClaim<PageBlocks<P>>, shows: GuestAddr) -> Self {
         Self { claim, shows, node: Node::unbound() }
     }
 }

@@ -121,7 +121,7 @@ fn a_page_cools(mode: Mode) {
     let model = Model::new(mode, 1, ByTurns::new([Decision::Check, Decision::Protect]));
     model.translate(0);
     let other = spawn(&model, |model| {
-        model.guest.cache.tracker().tend();
+        model.guest.cache.tracker().maintain();
         model.translate(0);
     });
     model.announced_store_against(other);

@@ -156,7 +156,7 @@ fn opens_all() {
 }
 
 fn a_loss_is_found() {
-    a_look_ahead_of_all(Refuses::Everything, |guest| guest.cache.tracker().tend());
+    a_look_ahead_of_all(Refuses::Everything, |guest| guest.cache.tracker().maintain());
 }
 
 /// Two messages that look alike: a handler thread is told of the same byte twice, and never

@@ -237,7 +237,7 @@ impl World {
                 0 => self.kernel.store_beside(page, 100),
                 1 => tracker.invalidate(self.page_at(page), self.page_bytes()).unwrap(),
                 2 => drop(tracker.change_mapping(self.page_at(page), self.page_bytes()).unwrap()),
-                3 => tracker.tend(),
+                3 => tracker.maintain(),
                 4 => self.cache.remove(any_key(numbers)),
                 5 => self.cache.evict(size_of::<Made>()),
                 _ => self.cache.collect(),

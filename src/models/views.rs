@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::block::EntryStubs;
-use crate::code_cache::{CodeCache, Key, Killer, VCpu};
+use crate::code_cache::{CodeCache, Key, VCpu};
 use crate::error::Error;
 use crate::memory::guest_memory::BackingId;
 use crate::policy::{Decision, Limits, PageHistory, Policy};
@@ -68,7 +68,7 @@ struct Block {
 struct Hold {
     regions: Vec<(usize, u64)>,
     pages: BTreeSet<u64>,
-    _held: Held<Killer<()>>,
+    _held: Held,
 }
 
 type Mechanism = (Mode, Arc<Model>);
@@ -324,7 +324,7 @@ impl World {
         self.finish(change, asked, pages, removed.is_some());
     }
 
-    fn finish(&mut self, change: MappingChange<Killer<()>>, asked: Asked, pages: BTreeSet<u64>, removed: bool) {
+    fn finish(&mut self, change: MappingChange, asked: Asked, pages: BTreeSet<u64>, removed: bool) {
         let mut shared = (self.next(2) == 0).then(|| self.memory(1));
         let is_askew = self.next(8) == 0;
         if let Some((_, memory)) = shared.as_mut().filter(|_| is_askew) {

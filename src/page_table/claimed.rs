@@ -5,7 +5,7 @@ use core::ops::Range;
 
 use super::permit::Permit;
 use super::table::{PageDesc, PageTable};
-use super::word::{Begin, Generation, Unprotect, Word};
+use super::word::{Generation, NotOpen, Unprotect, Word};
 use crate::addr::PageIndex;
 
 /// Neighbouring pages with a count of un-protects that this has raised. Its drop lowers the
@@ -121,7 +121,7 @@ impl<D> PageTable<D> {
     }
 
     /// A translator begins on `page`, with its descriptor `desc`.
-    pub(crate) fn begin_protect(&self, page: PageIndex, desc: &PageDesc<D>) -> Result<Protecting<'_, D>, Begin> {
+    pub(crate) fn begin_protect(&self, page: PageIndex, desc: &PageDesc<D>) -> Result<Protecting<'_, D>, NotOpen> {
         desc.word.begin_protect()?;
         Ok(Protecting { table: self, pages: page.0..page.0 + 1 })
     }

@@ -6,7 +6,7 @@ use core::ops::Range;
 use super::hold_book::{HeldFor, HeldPages, Hold};
 use super::permit::Permit;
 use super::table::{PageDesc, PageTable};
-use super::word::{Begin, Busy, Generation, InFlight, Unprotect, Word};
+use super::word::{Busy, Generation, InFlight, NotOpen, Unprotect, Word};
 use crate::addr::PageIndex;
 use crate::sync::lock;
 
@@ -66,12 +66,12 @@ impl<D> PageTable<D> {
     /// [`PageWord::begin_check`](super::word::PageWord::begin_check) of a page that is held
     /// only for writing. A change that begins meanwhile waits, and finds the page
     /// checked.
-    pub(crate) fn begin_check_held(&self, desc: &PageDesc<D>) -> Result<Generation, Begin> {
+    pub(crate) fn begin_check_held(&self, desc: &PageDesc<D>) -> Result<Generation, NotOpen> {
         let _book = lock(&self.book);
         if desc.holds.is_for_writing() {
             desc.word.begin_check(InFlight::Ignored)
         } else {
-            Err(Begin::Busy(Busy::Unprotecting))
+            Err(NotOpen::Busy(Busy::Unprotecting))
         }
     }
 }
@@ -81,7 +81,7 @@ mod tests {
     use super::super::table::CHUNK_PAGES;
     use super::*;
 
-    const BUSY: Begin = Begin::Busy(Busy::Unprotecting);
+    const BUSY: NotOpen = NotOpen::Busy(Busy::Unprotecting);
 
     fn table() -> PageTable<()> {
         PageTable::new(2 * CHUNK_PAGES).unwrap()

@@ -26,4 +26,4 @@ pub(crate) use permit::Permit;
 pub(crate) use stop::Stopped;
 pub(crate) use table::{PageDesc, PageTable};
 pub use word::Busy;
-pub(crate) use word::{Begin, Generation, InFlight, PageState, Unprotect, Word};
+pub(crate) use word::{Generation, InFlight, NotOpen, PageState, Unprotect, Word};

@@ -137,7 +137,7 @@ pub enum Busy {
 
 /// The reason why a translator that begins has nothing to protect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Begin {
+pub(crate) enum NotOpen {
     /// The page is protected already, and this is its generation.
     Protected(Generation),
     /// The page is checked already, and this is its generation.
@@ -146,7 +146,7 @@ pub(crate) enum Begin {
     Busy(Busy),
 }
 
-impl Begin {
+impl NotOpen {
     /// The answer for a translator that cannot begin.
     fn found(word: Word) -> Self {
         match word.state() {
@@ -208,13 +208,13 @@ impl PageWord {
 
     /// A translator begins: it protects the page, then calls
     /// [`PageWord::finish_protect`] or [`PageWord::abort_protect`].
-    pub(super) fn begin_protect(&self) -> Result<(), Begin> {
+    pub(super) fn begin_protect(&self) -> Result<(), NotOpen> {
         let claimed = self.update(|word| {
             let counted = word.unprotects_in_flight() == 0 || left_out(Rule::CountUnprotects);
             let idle = word.state() == PageState::Open && counted;
             idle.then(|| word.to_state(PageState::Protecting))
         });
-        claimed.map(drop).map_err(Begin::found)
+        claimed.map(drop).map_err(NotOpen::found)
     }
 
     /// A translator begins whose blocks compare themselves: the page stays writable. If the
@@ -222,12 +222,12 @@ impl PageWord {
     ///
     /// The page's bytes would allow it during an un-protect, but the un-protect may be a change
     /// of the mapping.
-    pub(crate) fn begin_check(&self, in_flight: InFlight) -> Result<Generation, Begin> {
+    pub(crate) fn begin_check(&self, in_flight: InFlight) -> Result<Generation, NotOpen> {
         let claimed = self.update(|word| {
             let quiet = word.unprotects_in_flight() == 0 || in_flight == InFlight::Ignored;
             (word.state() == PageState::Open && quiet).then(|| word.to_state(PageState::Checked))
         });
-        claimed.map(|before| before.to_state(PageState::Checked).generation()).map_err(Begin::found)
+        claimed.map(|before| before.to_state(PageState::Checked).generation()).map_err(NotOpen::found)
     }
 
     /// A harvest found the page written, and it becomes checked. Returns whether it was
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn a_span_of_protection_has_one_generation() {
         let (word, generation) = protected();
-        assert_eq!(word.begin_protect(), Err(Begin::Protected(generation)));
+        assert_eq!(word.begin_protect(), Err(NotOpen::Protected(generation)));
         assert!(word.holds(generation));
         word.enter_unprotect(Unprotect::Write);
         assert!(!word.holds(generation));
@@ -331,10 +331,10 @@ mod tests {
     fn nobody_begins_while_an_unprotect_is_in_flight() {
         let (word, generation) = protected();
         word.enter_unprotect(Unprotect::Write);
-        assert_eq!(word.begin_protect(), Err(Begin::Busy(Busy::Unprotecting)));
+        assert_eq!(word.begin_protect(), Err(NotOpen::Busy(Busy::Unprotecting)));
         word.enter_unprotect(Unprotect::Write);
         word.leave_unprotect();
-        assert_eq!(word.begin_protect(), Err(Begin::Busy(Busy::Unprotecting)));
+        assert_eq!(word.begin_protect(), Err(NotOpen::Busy(Busy::Unprotecting)));
         word.leave_unprotect();
         assert_eq!(word.begin_protect(), Ok(()));
         assert_ne!(word.finish_protect().unwrap(), generation);
@@ -347,7 +347,7 @@ mod tests {
         word.enter_unprotect(Unprotect::Write);
         word.leave_unprotect();
         assert_eq!(word.load().state(), PageState::Cancelled);
-        assert_eq!(word.begin_protect(), Err(Begin::Busy(Busy::Protecting)));
+        assert_eq!(word.begin_protect(), Err(NotOpen::Busy(Busy::Protecting)));
         assert_eq!(word.finish_protect(), None);
         assert_eq!(word.load().state(), PageState::Cancelled);
         word.abort_protect();
@@ -368,8 +368,8 @@ mod tests {
         let (word, generation) = protected();
         word.enter_unprotect(Unprotect::Beside);
         assert!(!word.holds(generation));
-        let Err(Begin::Checked(checked)) = word.begin_protect() else { panic!("{word:?}") };
-        assert_eq!(word.begin_check(InFlight::Heeded), Err(Begin::Checked(checked)));
+        let Err(NotOpen::Checked(checked)) = word.begin_protect() else { panic!("{word:?}") };
+        assert_eq!(word.begin_check(InFlight::Heeded), Err(NotOpen::Checked(checked)));
         word.leave_unprotect();
         // Writes leave a checked generation valid; a change of the mapping does not.
         word.enter_unprotect(Unprotect::Write);
@@ -377,13 +377,13 @@ mod tests {
         word.enter_unprotect(Unprotect::Change);
         assert!(!word.holds(checked));
         assert_eq!(word.load().state(), PageState::Open);
-        assert_eq!(word.begin_protect(), Err(Begin::Busy(Busy::Unprotecting)));
+        assert_eq!(word.begin_protect(), Err(NotOpen::Busy(Busy::Unprotecting)));
     }
 
     #[test]
     fn a_checked_page_goes_through_open() {
         let word = PageWord::new(true);
-        assert_eq!(word.begin_check(InFlight::Heeded), Err(Begin::Busy(Busy::Unprotecting)));
+        assert_eq!(word.begin_check(InFlight::Heeded), Err(NotOpen::Busy(Busy::Unprotecting)));
         let checked = word.begin_check(InFlight::Ignored).unwrap();
         assert!(!word.check_harvested());
         assert!(word.cool() && !word.cool());

@@ -21,8 +21,8 @@
 //! | file | contents |
 //! |---|---|
 //! | `contract` | one mechanism: protect, un-protect, harvest |
-//! | `attachments`, `mprotect`, `model`, `none` | the ranges of a mechanism, each with its place in the table of tracked ranges; `mprotect` and SIGSEGV; a software model for tests; nothing |
-//! | `uffd_ranges` | the descriptor and the ranges of a userfaultfd |
+//! | `attachments`, `model`, `none` | the ranges of a mechanism, each with its place in the table of tracked ranges; a software model for tests; nothing |
+//! | `mprotect`, `uffd_ranges` | `mprotect` and SIGSEGV; the descriptor and the ranges of a userfaultfd |
 //! | `uffd`, `uffd_thread` | userfaultfd in modes sigbus and deferred; with a handler thread |
 //! | `choice` | the modes that are available, and the opening of one |
 //! | `handed_uffd` | a userfaultfd that the embedder opened |

@@ -1,6 +1,6 @@
 //! The rules of the protocol, by name. `guide::protocol` has the reason for each fence.
 
-use super::{Ordering, memory_fence};
+use super::primitives::{Ordering, memory_fence};
 
 /// A rule of the protocol. A model leaves one out, to prove that it would notice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

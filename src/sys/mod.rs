@@ -7,7 +7,8 @@
 //! | `fault`, `statics` | the code that a signal handler runs; the static locks, and their owner during a fork |
 //! | `process`, `signal` | whether this process is a fork's child; the SIGBUS and SIGSEGV handler of the process, and the previous ones |
 //! | `fork`, `registration`, `thread` | a guard over a fork; a range's place in the table; a thread of the library's own |
-//! | `mmap`, `descriptor` | mappings and memfds that unmap themselves; high numbers for descriptors, out of the guest's way |
+//! | `descriptor` | high numbers for descriptors, out of the guest's way |
+//! | `mmap` | mappings and memfds that unmap themselves |
 //! | `alt_stack`, `code_views`, `guarded_fd` | an alternate signal stack for one thread; the two mappings of a code buffer; a descriptor that other code may close |
 //! | `event`, `pagemap`, `uffd` | a wait for several descriptors; `PAGEMAP_SCAN` on `/proc/self/pagemap`; userfaultfd: open, negotiate, register, write-protect, wake, read |
 //! | `probe` | the facilities of this kernel and these permissions |

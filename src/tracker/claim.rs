@@ -8,57 +8,35 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex};
+use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, Span};
 use crate::error::Error;
 use crate::memory::guest_memory;
-use crate::page_table::{Busy, PageDesc};
+use crate::page_table::PageDesc;
 use crate::protection::Mode;
 use crate::sync::{Arc, Rule, fence};
 
-use super::PageObserver;
-use super::region::{Begun, Region};
-
-/// The reason why a page cannot be translated from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BeginError {
-    /// Not at the moment: interpret the instruction, and come back.
-    Busy(Busy),
-    /// Permanently.
-    Failed(Error),
-}
-
-impl fmt::Display for BeginError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Busy(busy) => write!(f, "the page is busy: {busy:?}"),
-            Self::Failed(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for BeginError {}
-
-impl From<Error> for BeginError {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
-    }
-}
+use super::begin::ReadyPage;
+use super::errors::BeginError;
+use super::observer::PageData;
+use super::region::Region;
+use super::regions::Tracker;
+use super::space::Tracked;
 
 /// A page that was protected for a translator.
-pub struct PageClaim<O: PageObserver> {
-    pub(super) region: Arc<Region<O>>,
+pub struct PageClaim<D: PageData> {
+    pub(super) region: Arc<Region<D>>,
     /// Points into the table of `region`, which the claim keeps.
     pub(super) page: PageIndex,
-    pub(super) begun: Begun,
+    pub(super) begun: ReadyPage,
 }
 
-impl<O: PageObserver> fmt::Debug for PageClaim<O> {
+impl<D: PageData> fmt::Debug for PageClaim<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PageClaim").field("page", &self.guest_page()).field("begun", &self.begun).finish()
     }
 }
 
-impl<O: PageObserver> PageClaim<O> {
+impl<D: PageData> PageClaim<D> {
     /// First byte of the page as the guest sees it.
     pub fn guest_page(&self) -> GuestAddr {
         self.region.guest_of(self.page)
@@ -100,17 +78,17 @@ impl<O: PageObserver> PageClaim<O> {
     }
 
     /// The observer's data for the page.
-    pub fn data(&self) -> &O::Data {
+    pub fn data(&self) -> &D {
         &self.desc().data
     }
 
-    fn desc(&self) -> &PageDesc<O::Data> {
+    fn desc(&self) -> &PageDesc<D> {
         // Claims are made from descriptors, which stay as long as their region.
         self.region.pages.get(self.page).unwrap_or_else(|| unreachable!("a claimed page has a descriptor"))
     }
 
     /// Whether no write came since the page was claimed, and no fork before
-    /// [`after_fork_child`](super::ForkGuard::after_fork_child) was called. Enter the
+    /// [`after_fork_child`](super::TrackerForkGuard::after_fork_child) was called. Enter the
     /// translation at a place that the observer finds before you ask this.
     pub fn is_current(&self) -> bool {
         fence(Rule::FenceBeforeGenerations);
@@ -119,22 +97,88 @@ impl<O: PageObserver> PageClaim<O> {
 }
 
 /// The observer's data for a page: see [`Tracker::data`](super::Tracker::data).
-pub struct PageData<O: PageObserver> {
-    pub(super) region: Arc<Region<O>>,
+pub struct PageDataRef<D: PageData> {
+    pub(super) region: Arc<Region<D>>,
     pub(super) page: PageIndex,
 }
 
-impl<O: PageObserver> fmt::Debug for PageData<O> {
+impl<D: PageData> fmt::Debug for PageDataRef<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PageData").field("page", &self.region.guest_of(self.page)).finish_non_exhaustive()
+        f.debug_struct("PageDataRef").field("page", &self.region.guest_of(self.page)).finish_non_exhaustive()
     }
 }
 
-impl<O: PageObserver> std::ops::Deref for PageData<O> {
-    type Target = O::Data;
+impl<D: PageData> std::ops::Deref for PageDataRef<D> {
+    type Target = D;
 
-    fn deref(&self) -> &O::Data {
+    fn deref(&self) -> &D {
         // It was found before, and descriptors stay as long as their region.
         &self.region.pages.get(self.page).unwrap_or_else(|| unreachable!("the page has a descriptor")).data
+    }
+}
+
+impl<D: PageData> Tracker<D> {
+    /// Protects the page that holds `guest` for a translator.
+    ///
+    /// # Errors
+    ///
+    /// [`BeginError::Busy`]: a write is going on; interpret and come back.
+    /// [`BeginError::Failed`]: no region, a mapping there that could not be tracked
+    /// ([`MappingChange::finish_replaced`](super::MappingChange::finish_replaced)), or the kernel refused.
+    pub fn begin(&self, guest: GuestAddr) -> Result<PageClaim<D>, BeginError> {
+        self.gate.check_moves()?;
+        let space = self.gate.read();
+        let Tracked { region, refused, .. } = space.at(guest)?;
+        let page = region.page_of(guest);
+        if refused.contains(page.0) {
+            let why = "the mapping there could not be tracked, as the end of its change said: map something else";
+            return Err(BeginError::Failed(Error::BadRange { start: guest.0, len: 1, why }));
+        }
+        let begun = region.begin(page)?;
+        Ok(PageClaim { region: region.clone(), page, begun })
+    }
+
+    /// Copies the bytes at `guest`, which lie on the page of `claim`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotTracked`] if the claim's region is no longer tracked.
+    pub(crate) fn read(&self, claim: &PageClaim<D>, guest: GuestAddr, into: &mut [u8]) -> Result<(), Error> {
+        self.gate.check_moves()?;
+        // The region cannot be removed meanwhile.
+        let space = self.gate.read();
+        let tracked = space.at(guest)?;
+        if !Arc::ptr_eq(&tracked.region, &claim.region) {
+            return Err(Error::NotTracked { start: guest.0, len: into.len() as u64 });
+        }
+        claim.read(guest, into);
+        Ok(())
+    }
+
+    /// The observer's data for the page that holds `guest`; `None` if no translation was ever
+    /// begun on the page or its neighbours.
+    pub fn data(&self, guest: GuestAddr) -> Option<PageDataRef<D>> {
+        let mut found = None;
+        self.gate.for_each_region(|region| {
+            if region.contains(guest) {
+                found = Some(region.clone());
+            }
+        });
+        let region = found?;
+        let page = region.page_of(guest);
+        region.pages.get(page)?;
+        Some(PageDataRef { region, page })
+    }
+
+    /// The other guest pages that show the bytes of the page that holds `guest`. A translator
+    /// begins on each of these too, *after* the page itself: a store through any of them
+    /// changes the bytes.
+    ///
+    /// # Panics
+    ///
+    /// If this thread holds the guard of a fork ([`Tracker::before_fork`]).
+    #[track_caller]
+    pub fn aliases(&self, guest: GuestAddr) -> Vec<GuestAddr> {
+        self.gate.aliases(Span::page_of(guest.0, self.page.bytes() as u64))
     }
 }

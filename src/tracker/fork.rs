@@ -1,30 +1,33 @@
 //! Keeps a tracker consistent over a `fork`.
 
 use crate::error::Error;
+use crate::sync::Arc;
 use crate::sys::errno::this_thread;
 use crate::sys::fork::Fork;
 
+use super::observer::PageData;
+use super::region::{Region, Wiring};
+use super::regions::Tracker;
 use super::space::Standing;
-use super::{PageObserver, Tracker};
 
 /// A tracker that stands still over a `fork`: see [`Tracker::before_fork`].
 #[derive(Debug)]
 #[must_use = "the tracker stands still until this is dropped"]
-pub struct ForkGuard<'a, O: PageObserver> {
-    standing: Standing<'a, O>,
+pub struct TrackerForkGuard<'a, D: PageData> {
+    standing: Standing<'a, D>,
     fork: Fork,
 }
 
-impl<O: PageObserver> Tracker<O> {
+impl<D: PageData> Tracker<D> {
     /// Call it before `fork`: it waits until no thread is inside the tracker. In the parent
     /// this lasts until the guard is dropped, in the child until
-    /// [`ForkGuard::after_fork_child`] is called. During that time no other thread gets in,
+    /// [`TrackerForkGuard::after_fork_child`] is called. During that time no other thread gets in,
     /// and none adds or removes a region or a code buffer of any other instance. Faults are
     /// handled.
     ///
     /// Until then, a call of this thread that would wait for itself returns
     /// [`Error::BadArgument`]. A call that has no error to return panics, and the guard stays
-    /// as it was: [`Tracker::tend`], [`Tracker::aliases`], another `before_fork`. The thread
+    /// as it was: [`Tracker::maintain`], [`Tracker::aliases`], another `before_fork`. The thread
     /// can still read numbers, and drop its objects.
     ///
     /// A child never waits for the locks of instances without a guard: it leaves those
@@ -34,20 +37,20 @@ impl<O: PageObserver> Tracker<O> {
     ///
     /// If this thread holds a guard of the tracker, or of its cache, already.
     #[track_caller]
-    pub fn before_fork(&self) -> ForkGuard<'_, O> {
+    pub fn before_fork(&self) -> TrackerForkGuard<'_, D> {
         // Before the static locks are taken: a panic would lose them.
         self.assert_moves();
         let (standing, fork) = Fork::around(|| self.stand_still());
-        ForkGuard { standing, fork }
+        TrackerForkGuard { standing, fork }
     }
 
     /// Waits until no thread is inside.
-    pub(crate) fn stand_still(&self) -> Standing<'_, O> {
+    pub(crate) fn stand_still(&self) -> Standing<'_, D> {
         self.gate.stand_still()
     }
 }
 
-impl<O: PageObserver> ForkGuard<'_, O> {
+impl<D: PageData> TrackerForkGuard<'_, D> {
     /// In the child: all translations become unreachable, and the child's own memory is
     /// tracked from now on. The forking thread's holds ([`Held`](super::Held),
     /// [`MappingChange`](super::MappingChange)) hold here too, until they are dropped here.
@@ -64,8 +67,8 @@ impl<O: PageObserver> ForkGuard<'_, O> {
     }
 }
 
-impl<O: PageObserver> Standing<'_, O> {
-    /// In a child of the process that made it: see [`ForkGuard::after_fork_child`].
+impl<D: PageData> Standing<'_, D> {
+    /// In a child of the process that made it: see [`TrackerForkGuard::after_fork_child`].
     pub(crate) fn continue_in_child(mut self) -> Result<(), Error> {
         self.forget_regions();
         let mut done = Ok(());
@@ -81,5 +84,24 @@ impl<O: PageObserver> Standing<'_, O> {
             }
         }
         done
+    }
+}
+
+impl<D: PageData> Region<D> {
+    /// In a fork's child: returns the region that replaces this one. All translations of
+    /// this one are unreachable, and nothing begins in it.
+    pub(super) fn continue_in_child(&self) -> Result<Arc<Self>, Error> {
+        let leave = self.lose();
+        let mut child = None;
+        self.protection.clone().continue_in_child(self.host, leave, &mut |protection| {
+            let (observer, counters) = (self.observer.clone(), self.counters.clone());
+            let wiring = Wiring { observer, counters, policy: self.policy.clone() };
+            // The policy was asked when the region was added.
+            let (options, limits) = (self.options, self.limits);
+            let region = Region::new(self.guest, self.host, self.page, protection, options, limits, wiring)?;
+            let region = region.keeping(self.memory.clone());
+            Ok(child.insert(Arc::new(region)).clone())
+        })?;
+        child.ok_or(Error::InForkChild)
     }
 }

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{PageObserver, PageWrite};
+use super::observer::{PageObserver, PageWrite};
 
 /// Keeps a **generation** for each page: a number that moves when the page's bytes have
 /// changed, before the store retires (synchronous modes) or before

@@ -10,28 +10,28 @@ use crate::page_table::Hold;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, lock};
 use crate::sys::fork::{Keeper, Keeping};
 
-use super::PageObserver;
+use super::observer::PageData;
 use super::ranges::Ranges;
 use super::region::Region;
 use super::views::{SharedMemory, Views};
 
 /// The lock of a tracker's space. It is also the gate of a fork: a thread that takes
 /// another lock of the tracker or of a mechanism holds this one for reading.
-pub(super) struct Gate<O: PageObserver> {
-    space: Arc<RwLock<Space<O>>>,
+pub(super) struct Gate<D: PageData> {
+    space: Arc<RwLock<Space<D>>>,
     /// Whether a view was ever declared. If a translator does not see it set, it claimed
     /// its page before that view's declaration ended the claim.
     has_views: Arc<AtomicBool>,
     /// The thread that holds the fork guard.
     keeper: Arc<Keeper>,
-    meanwhile: Arc<Mutex<Meanwhile<O>>>,
+    meanwhile: Arc<Mutex<Meanwhile<D>>>,
 }
 
 /// The state that the thread with the fork guard can use meanwhile.
 #[derive(Debug)]
-struct Meanwhile<O: PageObserver> {
+struct Meanwhile<D: PageData> {
     /// The regions that it may look at.
-    regions: Vec<Arc<Region<O>>>,
+    regions: Vec<Arc<Region<D>>>,
     /// The holds that it released.
     released: Vec<(RegionId, Hold)>,
 }
@@ -43,9 +43,9 @@ pub(super) struct RegionId(u64);
 
 /// A region that is tracked.
 #[derive(Debug)]
-pub(super) struct Tracked<O: PageObserver> {
+pub(super) struct Tracked<D: PageData> {
     pub(super) id: RegionId,
-    pub(super) region: Arc<Region<O>>,
+    pub(super) region: Arc<Region<D>>,
     /// Pages with a new mapping that could not be tracked: no translation begins on
     /// them.
     pub(super) refused: Ranges,
@@ -53,14 +53,14 @@ pub(super) struct Tracked<O: PageObserver> {
 
 /// The tracker's regions and views of guest memory.
 #[derive(Debug)]
-pub(super) struct Space<O: PageObserver> {
+pub(super) struct Space<D: PageData> {
     /// Their guest ranges do not overlap.
-    pub(super) regions: Vec<Tracked<O>>,
+    pub(super) regions: Vec<Tracked<D>>,
     pub(super) views: Views,
     next_id: u64,
 }
 
-impl<O: PageObserver> Default for Gate<O> {
+impl<D: PageData> Default for Gate<D> {
     fn default() -> Self {
         let space = Space { regions: Vec::new(), views: Views::default(), next_id: 0 };
         let (has_views, keeper) = (Arc::new(AtomicBool::new(false)), Arc::default());
@@ -69,7 +69,7 @@ impl<O: PageObserver> Default for Gate<O> {
     }
 }
 
-impl<O: PageObserver> Clone for Gate<O> {
+impl<D: PageData> Clone for Gate<D> {
     fn clone(&self) -> Self {
         let Self { space, has_views, keeper, meanwhile } = self;
         let (space, has_views) = (space.clone(), has_views.clone());
@@ -77,13 +77,13 @@ impl<O: PageObserver> Clone for Gate<O> {
     }
 }
 
-impl<O: PageObserver> fmt::Debug for Gate<O> {
+impl<D: PageData> fmt::Debug for Gate<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Gate")
     }
 }
 
-impl<O: PageObserver> Gate<O> {
+impl<D: PageData> Gate<D> {
     /// Whether the calling thread holds the fork guard: it would wait for itself here.
     pub(super) fn stands_still_here(&self) -> bool {
         self.keeper.is_this_thread()
@@ -101,20 +101,20 @@ impl<O: PageObserver> Gate<O> {
     }
 
     /// Lets no thread in until the result is dropped.
-    pub(super) fn stand_still(&self) -> Standing<'_, O> {
+    pub(super) fn stand_still(&self) -> Standing<'_, D> {
         let space = self.write();
         lock(&self.meanwhile).regions = space.regions.iter().map(|tracked| tracked.region.clone()).collect();
         Standing { _keeping: self.keeper.begin(), space, gate: self }
     }
 
     #[track_caller]
-    pub(super) fn read(&self) -> RwLockReadGuard<'_, Space<O>> {
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, Space<D>> {
         self.assert_moves();
         self.space.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[track_caller]
-    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Space<O>> {
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Space<D>> {
         self.assert_moves();
         self.space.write().unwrap_or_else(PoisonError::into_inner)
     }
@@ -129,7 +129,7 @@ impl<O: PageObserver> Gate<O> {
     }
 
     /// Looks at every region, even under the guard of a fork.
-    pub(super) fn for_each_region(&self, mut look: impl FnMut(&Arc<Region<O>>)) {
+    pub(super) fn for_each_region(&self, mut look: impl FnMut(&Arc<Region<D>>)) {
         if self.stands_still_here() {
             lock(&self.meanwhile).regions.iter().for_each(&mut look);
         } else {
@@ -139,7 +139,7 @@ impl<O: PageObserver> Gate<O> {
 
     /// Takes every region out of the tracker. A thread that forgot its guard never gives
     /// the lock back, and can still end its tracker.
-    pub(super) fn take_regions(&self) -> Vec<Arc<Region<O>>> {
+    pub(super) fn take_regions(&self) -> Vec<Arc<Region<D>>> {
         if self.stands_still_here() {
             core::mem::take(&mut lock(&self.meanwhile).regions)
         } else {
@@ -159,7 +159,7 @@ impl<O: PageObserver> Gate<O> {
     }
 
     /// Writes a view down, then ends claims that were made without it.
-    pub(super) fn declare(&self, space: &mut Space<O>, at: Span, memory: SharedMemory) {
+    pub(super) fn declare(&self, space: &mut Space<D>, at: Span, memory: SharedMemory) {
         self.has_views.store(true, Ordering::Release);
         space.declare(at, memory);
     }
@@ -167,20 +167,20 @@ impl<O: PageObserver> Gate<O> {
 
 /// A tracker's space that stands still over a fork: no other thread is inside.
 #[derive(Debug)]
-pub(crate) struct Standing<'a, O: PageObserver> {
+pub(crate) struct Standing<'a, D: PageData> {
     _keeping: Keeping<'a>,
-    pub(super) space: RwLockWriteGuard<'a, Space<O>>,
-    gate: &'a Gate<O>,
+    pub(super) space: RwLockWriteGuard<'a, Space<D>>,
+    gate: &'a Gate<D>,
 }
 
-impl<O: PageObserver> Standing<'_, O> {
+impl<D: PageData> Standing<'_, D> {
     /// The regions are about to be replaced.
     pub(super) fn forget_regions(&self) {
         lock(&self.gate.meanwhile).regions.clear();
     }
 }
 
-impl<O: PageObserver> Drop for Standing<'_, O> {
+impl<D: PageData> Drop for Standing<'_, D> {
     fn drop(&mut self) {
         let meanwhile = &mut *lock(&self.gate.meanwhile);
         self.space.release(meanwhile.released.drain(..));
@@ -188,9 +188,9 @@ impl<O: PageObserver> Drop for Standing<'_, O> {
     }
 }
 
-impl<O: PageObserver> Space<O> {
+impl<D: PageData> Space<D> {
     /// Tracks `region` from now on.
-    pub(super) fn add(&mut self, region: Arc<Region<O>>) {
+    pub(super) fn add(&mut self, region: Arc<Region<D>>) {
         let id = RegionId(self.next_id);
         self.next_id += 1;
         self.regions.push(Tracked { id, region, refused: Ranges::default() });
@@ -201,18 +201,18 @@ impl<O: PageObserver> Space<O> {
     /// # Errors
     ///
     /// [`Error::NotTracked`] if none does.
-    pub(super) fn at(&self, guest: GuestAddr) -> Result<&Tracked<O>, Error> {
+    pub(super) fn at(&self, guest: GuestAddr) -> Result<&Tracked<D>, Error> {
         let found = self.regions.iter().find(|tracked| tracked.region.contains(guest));
         found.ok_or(Error::NotTracked { start: guest.0, len: 1 })
     }
 
     /// The region `id`, unless it was removed.
-    pub(super) fn get(&self, id: RegionId) -> Option<&Tracked<O>> {
+    pub(super) fn get(&self, id: RegionId) -> Option<&Tracked<D>> {
         self.regions.iter().find(|tracked| tracked.id == id)
     }
 
     /// As [`Space::get`].
-    pub(super) fn get_mut(&mut self, id: RegionId) -> Option<&mut Tracked<O>> {
+    pub(super) fn get_mut(&mut self, id: RegionId) -> Option<&mut Tracked<D>> {
         self.regions.iter_mut().find(|tracked| tracked.id == id)
     }
 
@@ -226,7 +226,7 @@ impl<O: PageObserver> Space<O> {
     }
 
     /// Every region that has bytes in `span`, with the pages that hold them.
-    pub(super) fn within(&self, span: Span) -> impl Iterator<Item = (&Tracked<O>, Range<usize>)> {
+    pub(super) fn within(&self, span: Span) -> impl Iterator<Item = (&Tracked<D>, Range<usize>)> {
         self.regions.iter().filter_map(move |tracked| Some((tracked, tracked.region.pages_within(span)?)))
     }
 
@@ -235,7 +235,7 @@ impl<O: PageObserver> Space<O> {
     /// # Errors
     ///
     /// [`Error::NotTracked`] if no region has a byte of it.
-    pub(super) fn tracked(&self, span: Span) -> Result<impl Iterator<Item = (&Tracked<O>, Range<usize>)>, Error> {
+    pub(super) fn tracked(&self, span: Span) -> Result<impl Iterator<Item = (&Tracked<D>, Range<usize>)>, Error> {
         let mut found = self.within(span).peekable();
         if found.peek().is_none() {
             return Err(Error::NotTracked { start: span.first(), len: span.len_bytes() });
@@ -267,4 +267,16 @@ impl<O: PageObserver> Space<O> {
             self.within(span).for_each(|(tracked, pages)| tracked.region.invalidate(pages));
         }
     }
+}
+
+/// Calls `each` for every region, even after one failed, and returns the first error.
+pub(super) fn for_all<'a, D: PageData>(
+    found: impl Iterator<Item = (&'a Tracked<D>, Range<usize>)>,
+    mut each: impl FnMut(&Tracked<D>, Range<usize>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut done = Ok(());
+    for (tracked, pages) in found {
+        done = done.and(each(tracked, pages));
+    }
+    done
 }

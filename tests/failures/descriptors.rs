@@ -64,7 +64,7 @@ fn either_copy(mode: Mode, take: impl Fn(c_int)) {
         guest.store_to(2);
         guest.expect_dead(2);
         guest.expect_tracked_or_lost(3);
-        guest.cache.tracker().tend();
+        guest.cache.tracker().maintain();
         guest.expect_lost();
         guest.store_to(3);
     }
@@ -88,11 +88,11 @@ fn one_replaced() {
 /// dead when the call returns. A deferred region's `sync` returns the error too.
 #[test]
 fn both_closed() {
-    let tend: fn(&Fixture) = |guest| guest.cache.tracker().tend();
+    let maintain: fn(&Fixture) = |guest| guest.cache.tracker().maintain();
     let begin: fn(&Fixture) = |guest| assert_eq!(guest.begin_error(5), Some(Error::TrackingLost));
     let sync: fn(&Fixture) = |guest| assert_eq!(guest.cache.tracker().sync(), Err(Error::TrackingLost));
     scenario("descriptors::both_closed", &UFFD, End::Well, |mode| {
-        let notices: &[_] = if mode == Mode::Deferred { &[tend, begin, sync] } else { &[tend, begin] };
+        let notices: &[_] = if mode == Mode::Deferred { &[maintain, begin, sync] } else { &[maintain, begin] };
         for notice in notices {
             let guest = fixture(mode);
             guest.block(1);

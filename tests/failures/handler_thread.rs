@@ -29,7 +29,7 @@ fn no_other_mode_has_one() {
     });
 }
 
-/// A store then falls asleep for ever. The embedder's timer, `tend`, detects it, kills the
+/// A store then falls asleep for ever. The embedder's timer, `maintain`, detects it, kills the
 /// blocks and wakes the store.
 #[test]
 fn killed_while_writers_sleep() {
@@ -41,7 +41,7 @@ fn killed_while_writers_sleep() {
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| [1, 2].map(|page| guest.store_to(page)));
             while !writer.is_finished() {
-                guest.cache.tracker().tend();
+                guest.cache.tracker().maintain();
                 std::thread::yield_now();
             }
         });

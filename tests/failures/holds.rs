@@ -22,7 +22,7 @@ fn of_one_page() {
                 guest.block(1);
             }
             let hold = || guest.cache.tracker().prepare_unseen_write(GuestAddr(byte_of(1)), 1).unwrap();
-            let mut held: Vec<Held<_>> = (0..HOLDS).map(|_| hold()).collect();
+            let mut held: Vec<Held> = (0..HOLDS).map(|_| hold()).collect();
             let begin = || guest.cache.tracker().begin(GuestAddr(byte_of(1))).map(drop);
             assert!(matches!(begin(), Err(BeginError::Busy(_))));
             held.extend((0..HOLDS).map(|_| hold()));

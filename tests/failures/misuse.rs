@@ -368,7 +368,7 @@ fn a_call_under_ones_own_fork_guard() {
             &|| cache.evict(1),
             &|| cache.set_limit(MemoryLimit::of_bytes(0)),
             &|| drop(cache.attach_vcpu(|| {})),
-            &|| tracker.tend(),
+            &|| tracker.maintain(),
             &|| drop(tracker.aliases(start)),
             &|| drop(tracker.before_fork()),
             &|| drop(cache.before_fork()),

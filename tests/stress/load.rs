@@ -175,7 +175,7 @@ pub(crate) fn run(mode: Mode, memory: &'static str, time: Duration) -> Outcome {
         let mut turns = 0;
         while Instant::now() < end {
             std::thread::sleep(TURN);
-            load.cache.tracker().tend();
+            load.cache.tracker().maintain();
             turns += 1;
             if turns % TURNS_PER_FORK == 0 {
                 load.fork();

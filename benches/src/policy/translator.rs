@@ -121,8 +121,8 @@ impl Machine {
     }
 
     /// The work of an embedder's timer about ten times a second, on every side.
-    pub fn tend(&self) {
-        self.cache.tracker().tend();
+    pub fn maintain(&self) {
+        self.cache.tracker().maintain();
     }
 
     fn guest(&self, offset: usize) -> GuestAddr {

@@ -208,7 +208,7 @@ impl<'m> Worker<'m> {
         for round in 0..self.size.operations {
             operation(self, round, &mut source);
             if round % OPERATIONS_BETWEEN_CLOCKS == 0 && tended.elapsed() >= TEND {
-                self.cpu.machine().tend();
+                self.cpu.machine().maintain();
                 tended = Instant::now();
             }
         }

@@ -473,7 +473,7 @@ static void under_ones_own_guard(void)
     told_of_the_guard(cw_before_fork(cache, NULL, 0, &second));
     told_of_the_guard(cw_before_fork(cache, &buffer, 1, &second));
     told_of_the_guard(cw_cache_sync(cache));
-    told_of_the_guard(cw_cache_tend(cache));
+    told_of_the_guard(cw_maintain(cache));
     cw_footprint footprint = {.size_bytes = sizeof(footprint)};
     cw_pages_by_state pages = {.size_bytes = sizeof(pages)};
     cw_code_buffer_stats stats = {.size_bytes = sizeof(stats)};
@@ -509,7 +509,7 @@ static void a_guard_is_given_back_by_its_thread(void)
     commit(GUEST);
     MUST(cw_before_fork(cache, NULL, 0, &guard));
     CHECK(pthread_create(&thread, NULL, gives_back, guard) == 0 && pthread_join(thread, NULL) == 0);
-    CHECK(cw_cache_tend(cache) == CW_BAD_ARGUMENT); /* it is held still */
+    CHECK(cw_maintain(cache) == CW_BAD_ARGUMENT); /* it is held still */
     MUST(cw_after_fork_parent(guard));
     CHECK(lookup(GUEST) == 0x100);
     teardown();

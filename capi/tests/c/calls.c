@@ -166,7 +166,7 @@ static void changes_die(void)
     CHECK(pages.protected_pages == 1 && pages.checked_pages == 0);
     MUST(cw_cache_set_access(f.cache, GUEST, LEN, CW_ACCESS_READ));
     MUST(cw_cache_set_access(f.cache, GUEST, LEN, CW_ACCESS_READ_WRITE));
-    MUST(cw_cache_tend(f.cache));
+    MUST(cw_maintain(f.cache));
     store(&f, GUEST);
     CHECK(lookup(&f, GUEST) == 0);
     teardown(&f);

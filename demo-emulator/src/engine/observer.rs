@@ -9,7 +9,7 @@ use codewarden::code_buffer;
 use codewarden::guest_memory::BackingId;
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{Held, MappingChange, SharedMemory};
-use codewarden::{CodeCache, ForkGuard, Killer};
+use codewarden::{CodeCache, ForkGuard};
 
 use super::{Payload, upkeep};
 use crate::linux::errno::Errno;
@@ -19,7 +19,7 @@ use crate::translate::CodeSpace;
 
 thread_local! {
     /// The kernel writes that this thread has announced and not ended.
-    static WRITES: RefCell<Vec<Option<Held<Killer<Payload>>>>> = const { RefCell::new(Vec::new()) };
+    static WRITES: RefCell<Vec<Option<Held>>> = const { RefCell::new(Vec::new()) };
 }
 
 thread_local! {
@@ -35,7 +35,7 @@ pub(super) struct Tracking {
     pub(super) window: Window,
     pub(super) mode: Mode,
     /// The mapping change that is going on; there is one at a time.
-    pub(super) change: Mutex<Option<MappingChange<Killer<Payload>>>>,
+    pub(super) change: Mutex<Option<MappingChange>>,
 }
 
 impl Tracking {

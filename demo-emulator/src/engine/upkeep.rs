@@ -1,7 +1,7 @@
 //! A thread for the tracker's regular tasks.
 //!
 //! - **Cooling.** A page that was written to all the time became checked. Once the writes are over,
-//!   `tend` protects it again.
+//!   `maintain` protects it again.
 //! - **Deferred mode: unannounced writes.** Application processors promise that a store reaches
 //!   instruction fetch in the end even if no hart executes a FENCE.I (Ziccid). A guest may wait for
 //!   that in a loop that never leaves compiled code. So the thread harvests 50 times a second.
@@ -27,8 +27,8 @@ const TEND_PERIOD: Duration = Duration::from_millis(100);
 pub(super) fn start(cache: &'static CodeCache<Payload>, mode: Mode) {
     let upkeep: fn(&CodeCache<Payload>) -> ! = match mode {
         Mode::None => return,
-        Mode::Deferred => harvest_and_tend,
-        _ => tend,
+        Mode::Deferred => harvest_and_maintain,
+        _ => maintain,
     };
     let before = set_mask(!0);
     let thread = Builder::new().name("upkeep".to_owned()).spawn(move || upkeep(cache));
@@ -38,14 +38,14 @@ pub(super) fn start(cache: &'static CodeCache<Payload>, mode: Mode) {
     drop(thread);
 }
 
-fn tend(cache: &CodeCache<Payload>) -> ! {
+fn maintain(cache: &CodeCache<Payload>) -> ! {
     loop {
         std::thread::sleep(TEND_PERIOD);
-        cache.tracker().tend();
+        cache.tracker().maintain();
     }
 }
 
-fn harvest_and_tend(cache: &CodeCache<Payload>) -> ! {
+fn harvest_and_maintain(cache: &CodeCache<Payload>) -> ! {
     let harvests = TEND_PERIOD.as_millis() / HARVEST_PERIOD.as_millis();
     loop {
         for _ in 0..harvests {
@@ -53,6 +53,6 @@ fn harvest_and_tend(cache: &CodeCache<Payload>) -> ! {
             // A page that could not be harvested counts as written.
             let _ = cache.tracker().sync();
         }
-        cache.tracker().tend();
+        cache.tracker().maintain();
     }
 }

@@ -16,7 +16,7 @@ use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::Adaptive;
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{BeginError, Held, RegionOptions, SharedMemory};
-use codewarden::{Busy, CodeCache, CommitError, Entry, EntryStubs, Key, Killer, Link, MemoryLimit, Ticket, VCpu};
+use codewarden::{Busy, CodeCache, CommitError, Entry, EntryStubs, Key, Link, MemoryLimit, Ticket, VCpu};
 
 use crate::oracle::{AREA_BYTES, KEYS, Oracle, PAGE_BYTES, PAGES, Source, place};
 
@@ -36,7 +36,7 @@ struct Hold {
     area: usize,
     tracked_as: u64,
     pages: std::ops::Range<usize>,
-    _held: Held<Killer<Payload>>,
+    _held: Held,
 }
 
 pub struct Guest {
@@ -405,8 +405,8 @@ impl Guest {
     }
 
     /// Lets checked pages cool, which ends their blocks.
-    pub fn tend(&mut self) {
-        self.cache.tracker().tend();
+    pub fn maintain(&mut self) {
+        self.cache.tracker().maintain();
         self.oracle.may_kill(0..2 * AREA_BYTES);
     }
 

@@ -75,7 +75,7 @@ enum Kind {
     Translate,
     Remove,
     Collect,
-    Tend,
+    Maintain,
     /// Sets a limit for translations.
     SetLimit,
     /// The oldest are evicted.
@@ -90,7 +90,7 @@ const KINDS: &[Kind] = {
         Translate, Translate, Translate, Translate, Translate, Translate, Store, Store, Store, Store, Store, Store,
         Sync, Sync, Sync, Begin, Claim, Claim, Claim, Commit, KernelWrite, Release, Release, SyncRange,
         AddRegion, AddRegion, RemoveRegion, DeclareAgain, HostStore, Replace, Discard, Invalidate, Collect,
-        Revive, Remove, Remove, Tend, SetLimit, Evict, UnseenWrite, SetAccess, SetAccess, Link, Link, Fork,
+        Revive, Remove, Remove, Maintain, SetLimit, Evict, UnseenWrite, SetAccess, SetAccess, Link, Link, Fork,
     ]
 };
 
@@ -141,7 +141,7 @@ fn run(guest: &mut Guest, call: Call) {
         Kind::Translate => guest.translate(key, area, offset),
         Kind::Remove => guest.remove(key),
         Kind::Collect => guest.cache.collect(),
-        Kind::Tend => guest.tend(),
+        Kind::Maintain => guest.maintain(),
         Kind::SetLimit => guest.set_limit(usize::from(value) * 64, usize::from(n) * 64),
         Kind::Evict => guest.evict(usize::from(value)),
     }

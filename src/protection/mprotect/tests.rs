@@ -16,11 +16,11 @@ use crate::sys::ranges::{Handled, WriteFault};
 
 const PAGE: PageSize = PageSize::from_shift(12);
 
-struct Nobody;
+struct NoObserver;
 
 #[allow(unsafe_code)]
 // SAFETY: does nothing.
-unsafe impl FaultSink for Nobody {
+unsafe impl FaultSink for NoObserver {
     fn on_write(&self, _: &WriteFault) -> Handled {
         Handled::NotOurs
     }
@@ -34,7 +34,7 @@ unsafe impl FaultSink for Nobody {
 fn two_pages(start: HostAddr, kernel: FakeKernel) -> (Arc<Mprotect<FakeKernel>>, HostRange) {
     let range = HostRange::of_pages(start, 2, PAGE);
     let protection = Arc::new(Mprotect::new(PAGE, kernel).unwrap());
-    let sink: Arc<dyn FaultSink> = Arc::new(Nobody);
+    let sink: Arc<dyn FaultSink> = Arc::new(NoObserver);
     protection.attach(range, &sink, Access::ReadWrite, Permit::for_test()).unwrap();
     (protection, range)
 }
@@ -141,7 +141,7 @@ fn a_forks_child_has_no_openers_and_open_pages() {
     // More steps than it takes without waiting, so that a wait ends.
     let late = protection.clone();
     interrupt_at(1000, move || late.words.get(START.0 >> PAGE.shift()).unwrap().leave());
-    let mut sink = |_| Ok(Arc::new(Nobody) as Arc<dyn FaultSink>);
+    let mut sink = |_| Ok(Arc::new(NoObserver) as Arc<dyn FaultSink>);
     protection.clone().continue_in_child(range, Permit::for_test(), &mut sink).unwrap();
     assert!(!was_interrupted(), "the child waited for a thread that is not there");
     assert!(!word.is_being_opened());
@@ -157,7 +157,7 @@ fn a_region_of_any_size_costs_the_same_calls() {
         let kernel = FakeKernel::new(START, PAGE);
         let protection = Mprotect::new(PAGE, kernel.clone()).unwrap();
         let range = HostRange::of_pages(START, 1 << (shift - PAGE.shift()), PAGE);
-        let sink: Arc<dyn FaultSink> = Arc::new(Nobody);
+        let sink: Arc<dyn FaultSink> = Arc::new(NoObserver);
         protection.attach(range, &sink, Access::ReadWrite, Permit::for_test()).unwrap();
         let last = HostRange::of_pages(HostAddr(range.end().0 - PAGE.bytes()), 1, PAGE);
         protection.protect(last).unwrap();

@@ -12,6 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use codewarden::protection::Mode;
+use repository_tests::{files_under, root, table};
 
 const WORDS: [&str; 5] = ["handled", "announced", "refused", "ended", "missed"];
 
@@ -79,13 +80,6 @@ fn listed(text: &str) -> BTreeMap<&str, &str> {
         .collect()
 }
 
-fn files_under(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).expect("a readable directory") {
-        let path = entry.expect("a directory entry").path();
-        if path.is_dir() { files_under(&path, found) } else { found.push(path) }
-    }
-}
-
 /// Whether a file `module.rs` under `tests/` has a function `test`.
 fn exists(name: &str, files: &[PathBuf]) -> bool {
     let (Some((module, _)), Some((_, test))) = (name.split_once("::"), name.rsplit_once("::")) else { return false };
@@ -133,7 +127,7 @@ fn faults_of(text: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
 
 #[test]
 fn every_cell_names_a_test_that_exists() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let mut files = Vec::new();
     files_under(&root.join("tests"), &mut files);
     for (name, _) in FILES {
@@ -155,7 +149,7 @@ fn every_test_is_in_the_guide() {
 }
 
 fn every_test_is_in(name: &str, folder: &str) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let guide = fs::read_to_string(root.join("src/guide").join(name)).expect("a file of the guide");
     let mut files = Vec::new();
     files_under(&root.join("tests").join(folder), &mut files);
@@ -242,7 +236,7 @@ fn faults_of_promise(
 /// Each promise's row ends with tests whose comments name it, or points to a table of them.
 #[test]
 fn every_promise_has_its_test() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let text = fs::read_to_string(root.join("src/guide/promises.md")).expect("the promises");
     let mut files = Vec::new();
     files_under(&root.join("tests"), &mut files);
@@ -302,7 +296,7 @@ fn models(root: &Path) -> BTreeSet<(String, String)> {
 /// In the protocol's chapter: models and mutations.
 #[test]
 fn every_ordering_names_a_model_that_exists_and_every_model_is_named() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let text = fs::read_to_string(root.join("src/guide/protocol.md")).expect("the protocol");
     let models = models(root);
     assert!(models.len() > 50, "{models:?}");
@@ -321,19 +315,12 @@ fn every_ordering_names_a_model_that_exists_and_every_model_is_named() {
     }
 }
 
-/// The rows of the table under `heading`, without its head.
-fn table<'a>(text: &'a str, heading: &str) -> Vec<&'a str> {
-    let after = text.split_once(&format!("\n{heading}\n")).map_or("", |(_, after)| after);
-    let lines = after.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
-    lines.skip(2).collect()
-}
-
 /// Each ordering has a model that fails without it and a mutation that removes it.
 #[test]
 fn every_ordering_names_a_model_and_a_mutation() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let text = fs::read_to_string(root.join("src/guide/protocol.md")).expect("the protocol");
-    let rows = table(&text, "# The orderings");
+    let rows = table(&text, "\n# The orderings\n");
     assert!(rows.len() >= 17, "{rows:?}");
     for row in rows {
         let columns = columns(row);
@@ -349,7 +336,7 @@ fn every_ordering_names_a_model_and_a_mutation() {
 /// no test can miss it. The protocol's chapter has each fence by name.
 #[test]
 fn every_rule_is_left_out_by_a_model() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let sync = fs::read_to_string(root.join("src/sync/rule.rs")).expect("the rules");
     let (_, rules) = sync.split_once("pub(crate) enum Rule {").expect("the rules");
     let (rules, _) = rules.split_once("\n}").expect("their end");
@@ -360,7 +347,7 @@ fn every_rule_is_left_out_by_a_model() {
     let models: String = files.iter().filter_map(|path| fs::read_to_string(path).ok()).collect();
     let readme = fs::read_to_string(root.join("mutations/README.md")).expect("the mutations' README");
     let is_missed =
-        |rule: &&&str| !table(&readme, "## Fences that no test misses").join("").contains(&format!("`{rule}`"));
+        |rule: &&&str| !table(&readme, "\n## Fences that no test misses\n").join("").contains(&format!("`{rule}`"));
     let is_never_left_out = |rule: &&&str| !models.contains(&format!("fails_without(Rule::{rule},"));
     let never: Vec<_> = rules.iter().filter(is_missed).filter(is_never_left_out).collect();
     let protocol = fs::read_to_string(root.join("src/guide/protocol.md")).expect("the protocol");
@@ -373,7 +360,7 @@ fn every_rule_is_left_out_by_a_model() {
 /// In the chapter on checks: scripts, examples and benches.
 #[test]
 fn every_command_names_a_file_that_exists() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let text = fs::read_to_string(root.join("src/guide/checks.md")).expect("the checks");
     let mut files = 0;
     for command in named(&text) {

@@ -10,7 +10,7 @@
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::Arc;
 
-use super::{PageObserver, PageWrite, RegionOptions, Tracker};
+use super::super::{PageObserver, PageWrite, RegionOptions, Tracker};
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::memory::guest_memory::GuestMemory;
 use crate::policy::Adaptive;

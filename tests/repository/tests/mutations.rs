@@ -3,11 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
+use repository_tests::{files_under, root};
 
 /// The patches by name.
 fn patches() -> BTreeMap<String, String> {
@@ -24,12 +22,12 @@ fn field<'a>(patch: &'a str, word: &str) -> Option<&'a str> {
     header.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(": "))
 }
 
-/// The text of a module of the package in `folder`, and of its tests if it has a file of them.
+/// The text of a module of the package in `folder`.
 fn module(folder: &str, parts: &[&str]) -> Option<String> {
     let path = root().join(folder).join("src").join(parts.iter().collect::<PathBuf>());
     let code =
         fs::read_to_string(path.with_extension("rs")).or_else(|_| fs::read_to_string(path.join("mod.rs"))).ok()?;
-    Some(code + &fs::read_to_string(path.join("tests.rs")).unwrap_or_default())
+    Some(code)
 }
 
 fn has_test(code: &str, name: &str) -> bool {
@@ -52,9 +50,11 @@ fn exists(killer: &str) -> bool {
     let text_of = |paths: &[String]| text_of(folder, paths);
     match *words {
         ["loom" | "--lib" | "miri", path] => {
-            let parts: Vec<&str> = path.split("::").filter(|&part| part != "tests").collect();
+            let parts: Vec<&str> = path.split("::").collect();
             let Some((name, parts)) = parts.split_last() else { return false };
-            module(folder, parts).is_some_and(|code| has_test(&code, name))
+            // `tests` is a file, or a module in the file of its parent.
+            let parent = parts.strip_suffix(&["tests"]).unwrap_or(parts);
+            [parts, parent].into_iter().filter_map(|parts| module(folder, parts)).any(|code| has_test(&code, name))
         }
         ["--test", file] => text_of(&[format!("tests/{file}.rs"), format!("tests/{file}/main.rs")]).is_some(),
         ["--test", file, path] => {
@@ -107,17 +107,6 @@ fn every_mutation_names_a_test_and_applies() {
     assert!(patches.len() >= 25, "{}", patches.len());
     let wrong: Vec<String> = patches.iter().flat_map(|(name, patch)| faults_of(name, patch)).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
-fn files_under(dir: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).expect("a folder of the sources") {
-        let path = entry.expect("a directory entry").path();
-        if path.is_dir() {
-            files_under(&path, files);
-        } else {
-            files.push(path);
-        }
-    }
 }
 
 /// The fences of the protocol in `code`: the function and the line of each.

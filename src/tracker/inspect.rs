@@ -1,11 +1,16 @@
-//! The states of the pages, and the pages with most writes: for people.
+//! Numbers for people: the states of the pages, the pages with most writes, the mode of a page,
+//! the descriptors in use.
+
+use std::os::fd::RawFd;
 
 use crate::addr::{GuestAddr, HostAddr};
+use crate::mode::Mode;
 use crate::page_table::PageState;
 use crate::sys::clock::coarse_ms;
 
+use super::observer::PageData;
 use super::region::Region;
-use super::{PageObserver, Tracker};
+use super::regions::Tracker;
 
 /// Pages that a translator ever looked at, by their state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -53,7 +58,7 @@ impl HotPage {
     }
 }
 
-impl<O: PageObserver> Region<O> {
+impl<D: PageData> Region<D> {
     fn count_states(&self, pages: &mut PagesByState) {
         self.pages.existing(0..self.pages.pages()).for_each(|(_, desc)| {
             let word = desc.word.load();
@@ -89,7 +94,27 @@ impl<O: PageObserver> Region<O> {
     }
 }
 
-impl<O: PageObserver> Tracker<O> {
+impl<D: PageData> Tracker<D> {
+    /// The mechanism that learns of writes at `guest`; `None` outside every region.
+    pub fn mode_at(&self, guest: GuestAddr) -> Option<Mode> {
+        let mut mode = None;
+        self.gate.for_each_region(|region| {
+            if region.contains(guest) {
+                mode = Some(region.mode());
+            }
+        });
+        mode
+    }
+
+    /// The numbers of the descriptors that the regions keep open. In some emulators the guest
+    /// shares its descriptors with the process. Such an emulator keeps the guest from closing
+    /// or replacing these: once all of a region's are gone, so is the protection of its pages.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let mut descriptors = Vec::new();
+        self.gate.for_each_region(|region| descriptors.extend(region.protection.descriptors()));
+        descriptors
+    }
+
     /// The number of pages in each state. It looks at every page that a translator ever
     /// looked at.
     pub fn pages_by_state(&self) -> PagesByState {

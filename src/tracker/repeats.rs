@@ -73,7 +73,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
     use std::sync::{Arc, OnceLock, Weak};
 
-    use super::super::opened_whole::Nobody;
+    use super::super::tests::NoObserver;
     use super::super::{BeginError, Tracker};
     use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
     use crate::page_table::Busy;
@@ -86,9 +86,9 @@ mod tests {
     const PAGE: PageSize = PageSize::from_shift(12);
     const HOST: HostAddr = HostAddr(1 << 45);
 
-    type Both = (Weak<Tracker<Nobody>>, Weak<Model>);
+    type Both = (Weak<Tracker<()>>, Weak<Model>);
 
-    fn add_region(tracker: &Tracker<Nobody>, model: &Arc<Model>) {
+    fn add_region(tracker: &Tracker<()>, model: &Arc<Model>) {
         let host = HostRange::of_pages(HOST, 4, PAGE);
         let open = || Ok(model.clone() as Arc<dyn Protection>);
         tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), None, open).unwrap();
@@ -98,7 +98,7 @@ mod tests {
     /// looks like the last one. The page is opened, and no translator begins meanwhile.
     #[test]
     fn a_handler_thread_opens_whatever_it_is_told_of_under_the_count() {
-        let tracker = Arc::new(Tracker::new(Arc::new(Nobody)));
+        let tracker = Arc::new(Tracker::new(Arc::new(NoObserver)));
         let armed = Arc::new((OnceLock::new(), AtomicBool::new(false)));
         let begun = Arc::new(std::sync::Mutex::new(None));
         let range = HostRange::of_pages(HOST, 4, PAGE);
@@ -106,7 +106,7 @@ mod tests {
             let (armed, begun) = (armed.clone(), begun.clone());
             move |moment| {
                 if moment == Moment::BeforeChange && armed.1.swap(false, SeqCst) {
-                    let tracker = armed.0.get().and_then(Weak::<Tracker<Nobody>>::upgrade).unwrap();
+                    let tracker = armed.0.get().and_then(Weak::<Tracker<()>>::upgrade).unwrap();
                     let busy = tracker.begin(GuestAddr(0)).map(drop);
                     *begun.lock().unwrap() = Some(busy);
                 }
@@ -129,7 +129,7 @@ mod tests {
     /// Its region ends between the fault and its handler, and another one begins.
     #[test]
     fn a_fault_that_is_on_its_way_while_its_region_ends() {
-        let tracker = Arc::new(Tracker::new(Arc::new(Nobody)));
+        let tracker = Arc::new(Tracker::new(Arc::new(NoObserver)));
         let all: Arc<OnceLock<Both>> = Arc::default();
         let model = Arc::new(Model::new(Mode::Sigbus, HostRange::of_pages(HOST, 4, PAGE), PAGE).with_pause({
             let all = all.clone();
@@ -159,7 +159,7 @@ mod tests {
             for step in 0.. {
                 let kernel = FakeKernel::new(START, PAGE);
                 let mechanism: Arc<dyn Protection> = Arc::new(Mprotect::new(PAGE, kernel.clone()).unwrap());
-                let tracker = Tracker::new(Arc::new(Nobody));
+                let tracker = Tracker::new(Arc::new(NoObserver));
                 let host = HostRange::of_pages(START, 1, PAGE);
                 let open = || Ok(mechanism);
                 tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), None, open).unwrap();

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use super::Tracker;
-use super::opened_whole::Nobody;
+use super::super::Tracker;
+use super::NoObserver;
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::page_table::Permit;
@@ -77,7 +77,7 @@ impl Protection for Refuses {
 #[test]
 fn a_refused_step_skips_no_later_one() {
     for refused in 0..1 << STEPS.len() {
-        let tracker = Tracker::new(Arc::new(Nobody));
+        let tracker = Tracker::new(Arc::new(NoObserver));
         let mechanism = Arc::new(Refuses::default());
         let host = HostRange::of_pages(HostAddr(7 << 44), 4, PAGE);
         let open = || Ok(mechanism.clone() as Arc<dyn Protection>);

@@ -4,22 +4,13 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
-use super::{BeginError, PageObserver, PageWrite, Tracker};
+use super::super::{BeginError, Tracker};
+use super::NoObserver;
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::page_table::{Busy, Permit};
 use crate::policy::{Adaptive, Decision, Limits, PageHistory, Policy};
 use crate::protection::{Access, FaultSink, Handled, KernelWrites, Mode, Opening, Options, Protection, WriteFault};
-
-pub(super) struct Nobody;
-
-#[allow(unsafe_code)]
-// SAFETY: does nothing.
-unsafe impl PageObserver for Nobody {
-    type Data = ();
-
-    fn written(&self, (): &(), _: &PageWrite) {}
-}
 
 /// The result of a translator that begins while all pages are being opened.
 type Meanwhile = Mutex<Option<Result<(), BeginError>>>;
@@ -28,7 +19,7 @@ type Meanwhile = Mutex<Option<Result<(), BeginError>>>;
 struct OpensAllOrNone {
     // Weak: both keep the mechanism.
     sink: OnceLock<Weak<dyn FaultSink>>,
-    tracker: OnceLock<Weak<Tracker<Nobody>>>,
+    tracker: OnceLock<Weak<Tracker<()>>>,
     meanwhile: Meanwhile,
     /// Calls for single pages for an announced write of the kernel.
     for_kernel_write: AtomicUsize,
@@ -38,7 +29,7 @@ struct OpensAllOrNone {
 }
 
 impl OpensAllOrNone {
-    fn tracker(&self) -> Option<Arc<Tracker<Nobody>>> {
+    fn tracker(&self) -> Option<Arc<Tracker<()>>> {
         self.tracker.get()?.upgrade()
     }
 }
@@ -115,8 +106,8 @@ fn guest(page: u64) -> GuestAddr {
 }
 
 /// A store to page 1, on which a translation began. Returns the mechanism afterwards.
-fn store(opens_nothing: bool) -> (Arc<OpensAllOrNone>, Arc<Tracker<Nobody>>) {
-    let tracker = Arc::new(Tracker::new(Arc::new(Nobody)));
+fn store(opens_nothing: bool) -> (Arc<OpensAllOrNone>, Arc<Tracker<()>>) {
+    let tracker = Arc::new(Tracker::new(Arc::new(NoObserver)));
     let mechanism = Arc::new(OpensAllOrNone { opens_nothing: opens_nothing.into(), ..Default::default() });
     assert!(mechanism.tracker.set(Arc::downgrade(&tracker)).is_ok());
     let host = HostRange::of_pages(HostAddr(HOST), 4, PAGE);
@@ -131,7 +122,7 @@ fn store(opens_nothing: bool) -> (Arc<OpensAllOrNone>, Arc<Tracker<Nobody>>) {
 
 /// Otherwise the translator's page would be opened under its block.
 #[test]
-fn nobody_begins_while_all_pages_are_opened() {
+fn no_translator_begins_while_all_pages_are_opened() {
     let (mechanism, tracker) = store(false);
     assert_eq!(*mechanism.meanwhile.lock().unwrap(), Some(Err(BeginError::Busy(Busy::Unprotecting))));
     assert!(tracker.begin(guest(1)).is_ok() && tracker.begin(guest(2)).is_ok(), "and then as before");
@@ -171,7 +162,7 @@ impl Policy for ChecksALostOne {
 #[test]
 fn a_page_of_a_region_that_is_lost_meanwhile_does_not_become_checked() {
     let mechanism = Arc::new(OpensAllOrNone::default());
-    let tracker = Tracker::with_policy(Arc::new(Nobody), Arc::new(ChecksALostOne(mechanism.clone())));
+    let tracker = Tracker::with_policy(Arc::new(NoObserver), Arc::new(ChecksALostOne(mechanism.clone())));
     let host = HostRange::of_pages(HostAddr(HOST), 4, PAGE);
     let open = || Ok(mechanism.clone() as Arc<dyn Protection>);
     tracker.add_region_on(guest(0), host, Access::ReadWrite, Options::default(), None, open).unwrap();

@@ -1,0 +1,217 @@
+//! A translator begins on a page: the page becomes protected or self-checking, or is busy.
+
+use std::ops::Range;
+
+use super::errors::BeginError;
+use super::observer::PageData;
+use super::region::Region;
+use crate::addr::PageIndex;
+use crate::error::Error;
+use crate::mode::Mode;
+use crate::page_table::{Busy, Generation, InFlight, NotOpen, PageDesc, PageState, Protecting, Stopped};
+use crate::policy::Decision;
+use crate::sync::lock;
+use crate::sys::clock::coarse_ms;
+
+/// The result for a translator that begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReadyPage {
+    pub(super) generation: Generation,
+    /// Translations of the page must compare themselves.
+    pub(super) checked: bool,
+}
+
+impl<D: PageData> Region<D> {
+    /// Makes `page` ready for a translator. The generation vouches for bytes that are read
+    /// after this call.
+    pub(crate) fn begin(&self, page: PageIndex) -> Result<ReadyPage, BeginError> {
+        if self.pages.is_lost() {
+            return Err(BeginError::Failed(Error::TrackingLost));
+        }
+        if !self.protection.is_own() {
+            // Pages that are protected by their words are so in the parent, but open here.
+            let _ = self.abandon();
+            return Err(BeginError::Failed(Error::InForkChild));
+        }
+        let Some(desc) = self.pages.get_or_make(page)? else {
+            return Err(BeginError::Failed(Error::BadRange {
+                start: self.guest_of(page).0,
+                len: self.page.bytes() as u64,
+                why: "the page lies outside its region",
+            }));
+        };
+        let word = desc.word.load();
+        match word.state() {
+            PageState::Protected => return Ok(ReadyPage { generation: word.generation(), checked: false }),
+            PageState::Checked => return Ok(ReadyPage { generation: word.generation(), checked: true }),
+            _ => {}
+        }
+        let held = word.unprotects_in_flight() > 0 && self.pages.is_held_for_writing(desc);
+        let begun = match self.policy.on_begin(&desc.history.read(coarse_ms(), held)) {
+            Decision::Interpret => Err(BeginError::Busy(if held { Busy::Unprotecting } else { Busy::Hot })),
+            Decision::Check => self.begin_checked(desc, page, held),
+            Decision::Protect if self.mode == Mode::Deferred => self.begin_deferred(desc, page),
+            Decision::Protect => self.begin_protected(desc, page),
+        };
+        if let Err(BeginError::Busy(_)) = begun {
+            self.counters.begins_busy.add(1);
+        }
+        begun
+    }
+
+    fn begin_checked(&self, desc: &PageDesc<D>, page: PageIndex, held: bool) -> Result<ReadyPage, BeginError> {
+        let begin = || {
+            if held { self.pages.begin_check_held(desc) } else { desc.word.begin_check(InFlight::Heeded) }
+        };
+        let begun = if self.mode == Mode::Deferred {
+            // Under the lock: a page that another translator protects meanwhile
+            // stays in the set.
+            let mut set = lock(&self.harvest);
+            let begun = begin();
+            if begun.is_ok() {
+                // A harvest would protect it again, for nothing.
+                set.remove(page.0..page.0 + 1);
+            }
+            begun
+        } else {
+            begin()
+        };
+        let generation = match begun {
+            Ok(generation) => generation,
+            Err(other) => return already(other),
+        };
+        self.became_checked(desc);
+        self.not_lost()?;
+        Ok(ReadyPage { generation, checked: true })
+    }
+
+    /// Called after the page's word was claimed.
+    fn not_lost(&self) -> Result<(), BeginError> {
+        self.pages.check_not_stopped().map_err(|stopped| match stopped {
+            Stopped::Lost => BeginError::Failed(Error::TrackingLost),
+            Stopped::Opening => BeginError::Busy(Busy::Unprotecting),
+        })
+    }
+
+    fn begin_protected(&self, desc: &PageDesc<D>, page: PageIndex) -> Result<ReadyPage, BeginError> {
+        let mut claimed = match self.pages.begin_protect(page, desc) {
+            Ok(pages) => ProtectAttempt { region: self, pages },
+            Err(found) => return already(found),
+        };
+        if self.limits.protect_batch_pages > 1 {
+            claimed.extend(self.limits.protect_batch_pages);
+        }
+        self.not_lost()?;
+        let host = self.host_of(&claimed.pages.pages())?;
+        self.count_call();
+        let mut protected = self.protection.protect(host);
+        if protected.is_err() && claimed.pages.pages().len() > 1 {
+            // The mapping of a neighbour may be gone.
+            claimed.give_up_neighbours(page);
+            self.count_call();
+            protected = self.host_of(&claimed.pages.pages()).and_then(|host| self.protection.protect(host));
+        }
+        if protected == Err(Error::TrackingLost) {
+            // Not this page alone: the other protected pages may be open by now.
+            let _ = self.abandon();
+        }
+        protected?;
+        self.count_protected(claimed.pages.pages().len());
+        claimed.finish(page)
+    }
+
+    /// Takes the protection by a harvest of the page, under the lock. This does not hide a
+    /// write that another announcement should have reported.
+    fn begin_deferred(&self, desc: &PageDesc<D>, page: PageIndex) -> Result<ReadyPage, BeginError> {
+        let mut set = lock(&self.harvest);
+        let claimed = match self.pages.begin_protect(page, desc) {
+            Ok(pages) => ProtectAttempt { region: self, pages },
+            Err(found) => return already(found),
+        };
+        self.not_lost()?;
+        // In the set before it is protected: from then on every harvest looks at it. An
+        // earlier write to it does not matter: no block is on an open page.
+        set.insert(page.0);
+        self.count_call();
+        self.protection.harvest(self.host_of(&claimed.pages.pages())?, &mut |_| {})?;
+        self.count_protected(1);
+        claimed.finish(page)
+    }
+}
+
+/// The page is ready already, or busy.
+fn already(begin: NotOpen) -> Result<ReadyPage, BeginError> {
+    match begin {
+        NotOpen::Protected(generation) => Ok(ReadyPage { generation, checked: false }),
+        NotOpen::Checked(generation) => Ok(ReadyPage { generation, checked: true }),
+        NotOpen::Busy(busy) => Err(BeginError::Busy(busy)),
+    }
+}
+
+/// Pages that this translator is about to protect. The drop restores their words and the
+/// kernel's protection.
+struct ProtectAttempt<'a, D: PageData> {
+    region: &'a Region<D>,
+    pages: Protecting<'a, D>,
+}
+
+impl<'a, D: PageData> ProtectAttempt<'a, D> {
+    /// Takes neighbours along that were opened in bulk, or that the guest cannot write: one
+    /// system call protects them all.
+    fn extend(&mut self, most: usize) {
+        let read_only = lock(&self.region.read_only).around(self.pages.pages().start).unwrap_or(0..0);
+        while self.pages.pages().len() < most {
+            let Some(next) = self.take(self.pages.pages().end, &read_only) else { break };
+            self.pages.join(next);
+        }
+        while self.pages.pages().len() < most {
+            let before = self.pages.pages().start.checked_sub(1);
+            let Some(next) = before.and_then(|page| self.take(page, &read_only)) else { break };
+            self.pages.join(next);
+        }
+    }
+
+    fn take(&self, page: usize, read_only: &Range<usize>) -> Option<Protecting<'a, D>> {
+        let table = &self.region.pages;
+        let desc = table.get(PageIndex(page))?;
+        let wanted = desc.history.take_opened_in_bulk() || read_only.contains(&page);
+        if wanted { table.begin_protect(PageIndex(page), desc).ok() } else { None }
+    }
+
+    fn give_up_neighbours(&mut self, page: PageIndex) {
+        let region = self.region;
+        let behind = self.pages.split_off(page.0 + 1);
+        let own = self.pages.split_off(page.0);
+        let before = core::mem::replace(&mut self.pages, own);
+        drop([before, behind].map(|pages| Self { region, pages }));
+    }
+
+    /// The system call protected them all. Returns the result for `page`.
+    fn finish(mut self, page: PageIndex) -> Result<ReadyPage, BeginError> {
+        let region = self.region;
+        let mut begun = Err(BeginError::Busy(Busy::Written));
+        while let Some((at, finished)) = self.pages.finish_first() {
+            match finished {
+                Ok(generation) => {
+                    region.counters.protects.add(1);
+                    if at == page {
+                        begun = Ok(ReadyPage { generation, checked: false });
+                    }
+                }
+                Err(pages) => drop(Self { region, pages }),
+            }
+        }
+        begun
+    }
+}
+
+impl<D: PageData> Drop for ProtectAttempt<'_, D> {
+    fn drop(&mut self) {
+        let pages = self.pages.pages();
+        if !pages.is_empty() && self.region.unprotect_pages(pages, self.pages.permit()).is_err() {
+            // An announcement takes an open page for a writable one, so the kernel's own
+            // writes would be refused.
+            let _ = self.region.open_all();
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! A mechanism that fails, and the end of a region: all translations become unreachable, then
+//! all pages are opened.
+
+use std::ops::Range;
+
+use super::observer::{Cause, PageData};
+use super::region::Region;
+use crate::error::Error;
+use crate::page_table::Permit;
+use crate::protection::Opening;
+
+impl<D: PageData> Region<D> {
+    /// Every block on `pages` dies, and by their words they are open afterwards, whatever the
+    /// kernel holds.
+    pub(super) fn stop_translating(&self, pages: Range<usize>) {
+        self.pages.stop(pages, |page, desc, _| self.invalidated(page, desc, Cause::Lost));
+    }
+
+    /// The kernel no longer tracks anything here.
+    pub(super) fn lose(&self) -> Permit<'_> {
+        self.pages.lose(|page, desc, _| self.invalidated(page, desc, Cause::Lost))
+    }
+
+    /// The mechanism has failed. Makes all translations of the region unreachable and then
+    /// opens every page of it, by any means that is left. Async-signal-safe.
+    ///
+    /// If that fails too, or if the barrier between the two steps is refused, the same fault
+    /// comes back and is handed on: the process ends, rather than run stale code or fault for
+    /// ever. Without the barrier a core may be about to enter a dead block that it looked up
+    /// ahead of its store. No later system call of ours orders that. A page that stays
+    /// protected lets no such store retire.
+    pub(super) fn abandon(&self) -> Result<(), Error> {
+        let opening = self.protection.opening(self.lose())?;
+        self.protection.abandon(self.host, opening)
+    }
+
+    /// An un-protect failed. At the limit of mappings, for example, one page cannot be opened
+    /// but all pages together can. Makes all translations of the region unreachable and then
+    /// opens every page; translators may begin again. If that fails, abandons the region.
+    /// Async-signal-safe.
+    ///
+    /// The caller keeps its own leave until this is over: a hold that comes between the two
+    /// would take the page for open.
+    pub(super) fn open_all(&self) -> Result<(), Error> {
+        let all = self.pages.open_all(|page, desc, _| self.invalidated(page, desc, Cause::Lost));
+        let opening = self.protection.opening(all.permit());
+        let opened = opening.and_then(|opening| self.protection.unprotect(self.host, opening));
+        drop(all);
+        opened.or_else(|_| self.abandon())
+    }
+
+    /// Ends the tracking. Claims that still exist keep the descriptors. Each step is taken
+    /// even if an earlier one failed; returns the first error.
+    pub(super) fn retire(&self) -> Result<(), Error> {
+        let leave = self.lose();
+        // The memory is the embedder's alone afterwards.
+        self.await_cancelled(0..self.pages.pages());
+        // With a barrier or without one, no page may stay protected: no code answers a
+        // fault here any more.
+        let (opening, fenced) = match self.protection.opening(leave) {
+            Ok(opening) => (opening, Ok(())),
+            Err(error) => (Opening::at_the_end_of_a_region(leave), Err(error)),
+        };
+        // A claim may keep the mechanism for long.
+        let detached = self.protection.detach(self.host, leave);
+        fenced.and(detached.or_else(|_| self.protection.abandon(self.host, opening)))
+    }
+}

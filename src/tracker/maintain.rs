@@ -1,0 +1,60 @@
+//! Regular maintenance: cooled pages, and mechanisms that were lost in silence.
+
+use super::observer::{Cause, PageData};
+use super::region::Region;
+use super::regions::Tracker;
+use crate::page_table::PageState;
+use crate::panics::FirstPanic;
+use crate::sync::Ordering;
+use crate::sys::clock::coarse_ms;
+
+impl<D: PageData> Tracker<D> {
+    /// Protects cooled checked pages again, as the policy says, and notices a lost mechanism
+    /// (all its descriptors closed, its thread killed). Call it from a timer, a few times a
+    /// second. It takes one or two cheap system calls a region, and looks at the pages only if
+    /// some are checked.
+    ///
+    /// If the policy panics, every region is still looked at, and then the panic goes on.
+    ///
+    /// # Panics
+    ///
+    /// If this thread holds the guard of a fork ([`Tracker::before_fork`]).
+    #[track_caller]
+    pub fn maintain(&self) {
+        let mut panics = FirstPanic::default();
+        self.gate.read().regions.iter().for_each(|tracked| tracked.region.maintain(&mut panics));
+        panics.resume();
+    }
+}
+
+impl<D: PageData> Region<D> {
+    /// Checks that the mechanism still works, and lets cooled checked pages be protected
+    /// again. If the policy panics for a page, the page stays checked.
+    pub(super) fn maintain(&self, panics: &mut FirstPanic) {
+        if !self.pages.is_lost() && self.protection.check().is_err() {
+            let _ = self.abandon();
+        }
+        if !self.has_checked.load(Ordering::Relaxed) || !self.has_checked.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let now_ms = coarse_ms();
+        let mut left = false;
+        self.pages.existing(0..self.pages.pages()).for_each(|(page, desc)| {
+            if desc.word.load().state() != PageState::Checked {
+                return;
+            }
+            let history = desc.history.read(now_ms, self.pages.is_held_for_writing(desc));
+            let has_cooled = panics.catch(|| self.policy.has_cooled(&history)).unwrap_or(false);
+            if has_cooled && desc.word.cool() {
+                desc.history.leave_checked(now_ms);
+                self.counters.cooled.add(1);
+                self.invalidated(page, desc, Cause::Cooled);
+            } else {
+                left = true;
+            }
+        });
+        if left {
+            self.has_checked.store(true, Ordering::Release);
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Tells the observer of a write: its translations of the page become unreachable, or compare
+//! themselves from now on.
+
+use super::observer::{Cause, PageData, PageWrite};
+use super::region::Region;
+use crate::addr::PageIndex;
+use crate::page_table::{PageDesc, PageState, Unprotect, Word};
+use crate::sync::{Ordering, Rule, fence};
+use crate::sys::clock::coarse_ms;
+
+impl<D: PageData> Region<D> {
+    /// Tells the observer, after the word moved on.
+    pub(super) fn invalidated(&self, page: PageIndex, desc: &PageDesc<D>, cause: Cause) {
+        self.fence_before_walk();
+        self.observer.written(&desc.data, &PageWrite { page: self.guest_of(page), cause });
+    }
+
+    /// As [`Region::invalidated`], for a page whose word says checked.
+    pub(super) fn compared(&self, page: PageIndex, desc: &PageDesc<D>, cause: Cause) {
+        self.fence_before_walk();
+        self.observer.beside(&desc.data, &PageWrite { page: self.guest_of(page), cause });
+    }
+
+    pub(super) fn fence_before_walk(&self) {
+        // Pairs with the fence of a commit between entering its block and looking at the
+        // generations: one of the two sees the other.
+        fence(Rule::FenceBeforeWalk);
+    }
+
+    /// Called after an un-protect of the page was entered, which found `before`.
+    pub(super) fn tell(&self, page: PageIndex, desc: &PageDesc<D>, before: Word, why: Unprotect, cause: Cause) {
+        match before.state() {
+            PageState::Protected if why == Unprotect::Beside => {
+                self.compared(page, desc, cause);
+                self.became_checked(desc);
+            }
+            // The thread that made it checked may not have told the observer yet.
+            PageState::Checked if why != Unprotect::Change => self.compared(page, desc, cause),
+            _ => self.invalidated(page, desc, cause),
+        }
+    }
+
+    /// The page's blocks compare themselves from now on.
+    pub(super) fn became_checked(&self, desc: &PageDesc<D>) {
+        desc.history.enter_checked(coarse_ms());
+        self.counters.checked.add(1);
+        self.has_checked.store(true, Ordering::Release);
+    }
+}

@@ -1,0 +1,74 @@
+//! The observer: the layer above the tracker, which is told of writes.
+
+use crate::addr::{GuestAddr, HostAddr};
+
+/// The reason why a page's translations become stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cause {
+    /// A store hit the protected page and is about to retire.
+    Store {
+        /// The address that faulted. The extent of the store is not known here.
+        byte: GuestAddr,
+        /// The host instruction that stored, if known.
+        pc: Option<HostAddr>,
+        /// Kernel thread id of the storing thread, if another thread reports the store. 0 if
+        /// the storing thread itself reports it, or if it is not known.
+        tid: u32,
+    },
+    /// A harvest found the page written.
+    Harvest,
+    /// An announced write by the kernel, or an announced change of the mapping.
+    Announced,
+    /// A stream of stores is about to reach the page: it was opened ahead.
+    Ahead,
+    /// No write: the page was checked and has cooled. Translations made from it from now on
+    /// need not compare themselves.
+    Cooled,
+    /// The page is tracked no more.
+    Lost,
+}
+
+/// One write, as [`PageObserver::written`] gets it.
+#[derive(Clone, Copy, Debug)]
+pub struct PageWrite {
+    /// First byte of the page.
+    pub page: GuestAddr,
+    /// How the tracker learned of the write.
+    pub cause: Cause,
+}
+
+/// The layer that makes translations of a page unreachable.
+///
+/// # Safety
+///
+/// `written` and `beside` run in signal handlers, by any number of threads at once:
+/// they are async-signal-safe (no lock, no allocation, no thread-local, no panic, no
+/// access to tracked memory, errno kept).
+#[allow(unsafe_code)]
+pub unsafe trait PageObserver: Send + Sync + 'static {
+    /// The observer's data for each page.
+    type Data: PageData;
+
+    /// The bytes of a page are about to change or have changed. When this returns, no
+    /// translation of them can be reached.
+    fn written(&self, data: &Self::Data, write: &PageWrite);
+
+    /// [`PageObserver::written`] for many pages that a harvest found, outside signal handlers.
+    /// Together they may cost less than one by one.
+    fn written_all(&self, writes: &[(&Self::Data, PageWrite)]) {
+        writes.iter().for_each(|(data, write)| self.written(data, write));
+    }
+
+    /// The page is checked from now on: it stays writable, and its bytes change without further
+    /// notice. When this returns, each translation of it compares the bytes before each use, or
+    /// cannot be reached.
+    fn beside(&self, data: &Self::Data, write: &PageWrite) {
+        self.written(data, write);
+    }
+}
+
+/// The data of an observer for one page.
+pub trait PageData: Default + Send + Sync + 'static {}
+
+impl<T: Default + Send + Sync + 'static> PageData for T {}

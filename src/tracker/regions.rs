@@ -1,0 +1,231 @@
+//! A tracker: its policy, its observer, and the regions that it is given.
+
+use std::fmt;
+
+use super::observer::{PageData, PageObserver};
+use super::region::{Region, RegionOptions, Wiring};
+use super::space::{Gate, Tracked};
+use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize, Span};
+use crate::error::Error;
+use crate::memory::guest_memory::GuestMemory;
+use crate::mode::Mode;
+use crate::policy::{Adaptive, Policy};
+use crate::protection::{self, Access, Protection};
+use crate::stats::{Counters, Histograms, Stats};
+use crate::sync::Arc;
+use crate::sys::mmap::first_hole;
+
+/// Protects pages and tells `O` of writes to them.
+pub struct Tracker<D: PageData> {
+    pub(super) wiring: Wiring<D>,
+    pub(super) page: PageSize,
+    pub(super) gate: Gate<D>,
+}
+
+impl<D: PageData> fmt::Debug for Tracker<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut regions = 0;
+        self.gate.for_each_region(|_| regions += 1);
+        f.debug_struct("Tracker").field("regions", &regions).finish_non_exhaustive()
+    }
+}
+
+impl<D: PageData> Tracker<D> {
+    /// A tracker without regions that tells `observer`; no page becomes checked.
+    pub fn new(observer: Arc<impl PageObserver<Data = D>>) -> Self {
+        Self::with_policy(observer, Arc::new(Adaptive::new()))
+    }
+
+    /// A tracker with `policy` for its pages.
+    pub fn with_policy(observer: Arc<impl PageObserver<Data = D>>, policy: Arc<dyn Policy>) -> Self {
+        Self::with_counters(observer, policy, Arc::default())
+    }
+
+    pub(crate) fn with_counters(
+        observer: Arc<impl PageObserver<Data = D>>,
+        policy: Arc<dyn Policy>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self { wiring: Wiring { observer, counters, policy }, page: PageSize::host(), gate: Gate::default() }
+    }
+
+    /// All counters so far; the code cache's own counters are 0 here.
+    pub fn stats(&self) -> Stats {
+        self.wiring.counters.snapshot()
+    }
+
+    /// The histograms so far.
+    pub fn histograms(&self) -> Histograms {
+        self.wiring.counters.histograms.snapshot()
+    }
+
+    /// The page size of this host.
+    pub fn page_size(&self) -> PageSize {
+        self.page
+    }
+
+    /// Starts to track `memory`, which the guest sees at `guest`. Its pages are open. The
+    /// tracker keeps the memory alive.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tracker::add_region`].
+    #[allow(unsafe_code)]
+    pub fn add_memory(&self, guest: GuestAddr, memory: Arc<GuestMemory>, mode: Mode) -> Result<(), Error> {
+        let options = RegionOptions::new(guest, memory.range(), mode);
+        // SAFETY: the region keeps the memory. Nothing safe unmaps or replaces a part of it.
+        unsafe { self.add_region_with(options, Some(memory)) }
+    }
+
+    /// Starts to track a region of the embedder's own memory. Its pages are open.
+    ///
+    /// # Safety
+    ///
+    /// The host range is mapped as guest memory and stays so until [`Tracker::remove_region`]
+    /// or the tracker's end. (The tracker of a [`CodeCache`](crate::CodeCache) ends with its
+    /// last clone, vCPU and ticket.) Parts of the range are replaced or unmapped only under
+    /// [`Tracker::change_mapping`]. The library takes the write permission of its pages away
+    /// and gives it back. A page is readable, and stays so, while a translator reads it by
+    /// [`Ticket::read`](crate::Ticket::read).
+    ///
+    /// # Errors
+    ///
+    /// A range that overlaps another region's or is not aligned; [`Error::NotMapped`] if a part
+    /// of it is not mapped; a mode that is not available here; a mapping that the mode cannot
+    /// track; one region more than the process may have
+    /// ([`MAX_REGIONS`](protection::MAX_REGIONS)); a thread that blocks the signal by which the
+    /// mode's faults arrive.
+    #[allow(unsafe_code)]
+    pub unsafe fn add_region(&self, options: RegionOptions) -> Result<(), Error> {
+        // SAFETY: the caller's.
+        unsafe { self.add_region_with(options, None) }
+    }
+
+    /// # Safety
+    ///
+    /// That of [`Tracker::add_region`], if the region does not keep its memory itself.
+    #[allow(unsafe_code)]
+    unsafe fn add_region_with(&self, options: RegionOptions, memory: Option<Arc<GuestMemory>>) -> Result<(), Error> {
+        let RegionOptions { guest, host, mode, access, embedder_owns_signals } = options;
+        let options = protection::Options { embedder_owns_signals };
+        self.add_region_on(guest, host, access, options, memory, || {
+            must_be_mapped(host, self.page)?;
+            protection::open(mode, self.page, options)
+        })
+    }
+
+    /// [`Tracker::add_region`] on a userfaultfd that the embedder has opened, by
+    /// [`open_uffd`](protection::open_uffd) or with [`uffd_features`](protection::uffd_features).
+    /// The region owns it from now on: open one for each region.
+    ///
+    /// # Safety
+    ///
+    /// That of [`Tracker::add_region`]. Keep no copy of the descriptor, in this process or in
+    /// another: as a last resort the library opens all pages by closing the last descriptor.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tracker::add_region`]; [`Error::BadArgument`] for a descriptor that was not
+    /// opened with the features of the mode, and for a mode that uses none.
+    #[cfg(feature = "userfaultfd")]
+    #[allow(unsafe_code)]
+    pub unsafe fn add_region_on_uffd(&self, options: RegionOptions, uffd: userfaultfd::Uffd) -> Result<(), Error> {
+        let RegionOptions { guest, host, mode, access, embedder_owns_signals } = options;
+        let options = protection::Options { embedder_owns_signals };
+        self.add_region_on(guest, host, access, options, None, || {
+            must_be_mapped(host, self.page)?;
+            protection::open_on(uffd, mode, self.page, options)
+        })
+    }
+
+    /// [`Tracker::add_region`] on a mechanism of the caller's choice.
+    pub(crate) fn add_region_on(
+        &self,
+        guest: GuestAddr,
+        host: HostRange,
+        access: Access,
+        options: protection::Options,
+        memory: Option<Arc<GuestMemory>>,
+        open: impl FnOnce() -> Result<Arc<dyn Protection>, Error>,
+    ) -> Result<(), Error> {
+        let bad = |why| Error::BadRange { start: guest.0, len: host.len() as u64, why };
+        let Ok(Some(span)) = Span::new(guest.0, host.len() as u64) else {
+            return Err(bad("a region ends with the 64-bit space of the guest at the latest"));
+        };
+        if guest.0 & (self.page.bytes() as u64 - 1) != 0 {
+            return Err(bad("a region starts on a page of the guest"));
+        }
+        self.gate.check_moves()?;
+        // Under no lock: this calls code of the embedder's.
+        let limits = self.wiring.policy.limits();
+        let space = &mut *self.gate.write();
+        let overlaps = |tracked: &Tracked<D>| tracked.region.host().intersection(host).is_some();
+        if space.within(span).next().is_some() || space.regions.iter().any(overlaps) {
+            return Err(bad("it overlaps a region that is tracked already"));
+        }
+        let region = Region::new(guest, host, self.page, open()?, options, limits, self.wiring.clone())?;
+        let region = Arc::new(region.keeping(memory));
+        region.attach_all(access)?;
+        space.add(region);
+        Ok(())
+    }
+
+    /// Stops tracking the region that starts at `guest`. Its translations become unreachable,
+    /// through other views of its bytes too. No writer stays asleep, and the memory is the
+    /// embedder's alone. The region's views and holds are forgotten.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadArgument`] if no region starts there. After any other error the region is
+    /// removed all the same: no translation of it can be reached, and as far as the system
+    /// allowed it is no longer tracked. If `membarrier` is refused its pages are open too, and
+    /// a thread that runs a block of it may go on into another one once.
+    pub fn remove_region(&self, guest: GuestAddr) -> Result<(), Error> {
+        self.gate.check_moves()?;
+        let space = &mut *self.gate.write();
+        let at = space
+            .regions
+            .iter()
+            .position(|tracked| tracked.region.span().first() == guest.0)
+            .ok_or(Error::BadArgument("no tracked region starts at this address"))?;
+        let region = space.regions.swap_remove(at).region;
+        space.views.remove(region.span());
+        region.retire()
+    }
+
+    /// Stops tracking every region.
+    pub(crate) fn clear(&self) {
+        for region in self.gate.take_regions() {
+            // A mechanism that fails to detach has lost the region. Nothing more can be done,
+            // and no translation begins in it.
+            let _ = region.retire();
+        }
+    }
+
+    /// Whether the calling thread holds the guard of a fork ([`Tracker::before_fork`]). If so,
+    /// it would wait for itself in a call that needs the tracker.
+    pub fn stands_still_here(&self) -> bool {
+        self.gate.stands_still_here()
+    }
+
+    /// Panics if the calling thread holds the guard of a fork.
+    #[track_caller]
+    pub(crate) fn assert_moves(&self) {
+        self.gate.assert_moves();
+    }
+}
+
+/// Called before anything is allocated for the region: an error of tables that are too large
+/// would say less.
+fn must_be_mapped(host: HostRange, page: PageSize) -> Result<(), Error> {
+    match first_hole(host, page) {
+        Some(HostAddr(hole)) => Err(Error::NotMapped { start: host.start().0, len: host.len(), hole }),
+        None => Ok(()),
+    }
+}
+
+impl<D: PageData> Drop for Tracker<D> {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}

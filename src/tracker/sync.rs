@@ -1,0 +1,157 @@
+//! The guest announces that code may have changed: a harvest of the deferred regions.
+
+use std::ops::Range;
+
+use super::harvest_set::HarvestSet;
+use super::observer::{Cause, PageData, PageWrite};
+use super::region::Region;
+use super::regions::Tracker;
+use super::space::{Space, for_all};
+use crate::addr::{GuestAddr, PageIndex, Span};
+use crate::error::Error;
+use crate::mode::Mode;
+use crate::page_table::{Hit, PageDesc, PageState};
+use crate::sync::lock;
+use crate::sys::clock::{coarse_ms, precise_ns};
+
+impl<D: PageData> Tracker<D> {
+    /// The guest announces that code may have changed. When this returns, in deferred
+    /// regions no block from bytes written before the call can be reached. Costs nothing
+    /// in the other regions.
+    ///
+    /// # Errors
+    ///
+    /// The kernel could not report the written pages; then everything in the requested
+    /// range counts as written. A later call asks again only about pages that something
+    /// was made from since.
+    pub fn sync(&self) -> Result<(), Error> {
+        self.gate.check_moves()?;
+        self.gate.read().sync(Span::ALL)
+    }
+
+    /// [`Tracker::sync`] for `len_bytes` from `start`: for the bytes of the range,
+    /// written through any of their views.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tracker::sync`]; [`Error::BadRange`] if the range wraps,
+    /// [`Error::NotTracked`] if no byte of it is tracked.
+    pub fn sync_range(&self, start: GuestAddr, len_bytes: u64) -> Result<(), Error> {
+        self.gate.check_moves()?;
+        let Some(span) = Span::new(start.0, len_bytes)? else { return Ok(()) };
+        let space = self.gate.read();
+        drop(space.tracked(span)?);
+        // Every part is tried, even after an error in one.
+        let mut done = Ok(());
+        for part in space.views.others(span).into_iter().chain([span]) {
+            done = done.and(space.sync(part));
+        }
+        done
+    }
+}
+
+impl<D: PageData> Space<D> {
+    /// Harvests the deferred regions in `span`; if one fails, still the rest.
+    fn sync(&self, span: Span) -> Result<(), Error> {
+        let deferred = self.within(span).filter(|(tracked, _)| tracked.region.mode() == Mode::Deferred);
+        for_all(deferred, |tracked, pages| tracked.region.sync(pages))
+    }
+}
+
+/// The pages that a harvest found written.
+type Found<'a, D> = Vec<(PageIndex, &'a PageDesc<D>)>;
+
+impl<D: PageData> Region<D> {
+    /// Finds the pages of `pages` that were written since the last harvest, protects them again
+    /// and invalidates them. Then it asks the policy which of them become checked.
+    pub(super) fn sync(&self, pages: Range<usize>) -> Result<(), Error> {
+        let entered_ns = precise_ns();
+        let (found, done) = self.harvest(pages);
+        self.counters.histograms.sync_ns.record(precise_ns().saturating_sub(entered_ns));
+        // Under no lock, and after all reports: this calls code of the embedder's.
+        self.ask_of_harvested(&found);
+        done
+    }
+
+    /// The pages that were found written. The observer has been told of them when this returns.
+    fn harvest(&self, pages: Range<usize>) -> (Found<'_, D>, Result<(), Error>) {
+        let mut set = lock(&self.harvest);
+        let (mut failed, mut found) = (Vec::new(), Vec::new());
+        let mut done = Ok(());
+        for run in set.within(pages) {
+            self.counters.harvests.add(1);
+            self.counters.pages_scanned.add(run.len() as u64);
+            self.count_call();
+            let found_before = found.len();
+            let harvested = self.host_of(&run).and_then(|host| {
+                self.protection.harvest(host, &mut |written| {
+                    found.extend(self.pages.existing(self.pages_of_host(written)));
+                })
+            });
+            self.counters.histograms.harvest_scanned_pages.record(run.len() as u64);
+            self.counters.histograms.harvest_found_pages.record((found.len() - found_before) as u64);
+            if let Err(error) = harvested {
+                failed.push(run);
+                done = done.and(Err(error));
+            }
+        }
+        self.harvested(&found, &mut set);
+        // Pages that could not be asked about count as stale. Under the lock: the next
+        // announcement no longer asks about these pages.
+        for run in failed {
+            set.remove(run.clone());
+            self.stop_translating(run);
+        }
+        (found, done)
+    }
+
+    /// A harvest found these pages written.
+    fn harvested(&self, found: &[(PageIndex, &PageDesc<D>)], set: &mut HarvestSet) {
+        if found.is_empty() {
+            return;
+        }
+        // If code is spread, each descriptor is a cache miss. These loads overlap; the locked
+        // operations below would wait for one after the other.
+        core::hint::black_box(
+            found.iter().fold(0u64, |words, (_, desc)| words ^ u64::from(desc.word.load().is_pristine())),
+        );
+        let now_ms = coarse_ms();
+        let mut written = Vec::with_capacity(found.len());
+        for &(page, desc) in found {
+            desc.history.record(Hit::Harvested, None, 0, now_ms);
+            if desc.word.load().state() == PageState::Checked {
+                // An announcement made it checked, and may not have told the observer yet.
+                self.compared(page, desc, Cause::Harvest);
+                set.remove(page.0..page.0 + 1);
+            } else {
+                desc.word.bump();
+                written.push((&desc.data, PageWrite { page: self.guest_of(page), cause: Cause::Harvest }));
+            }
+        }
+        self.counters.pages_harvested.add(found.len() as u64);
+        // One fence between every word and every walk.
+        self.fence_before_walk();
+        self.observer.written_all(&written);
+    }
+
+    /// Asks the policy about pages that were found written, and makes those checked that it
+    /// chooses.
+    fn ask_of_harvested(&self, found: &[(PageIndex, &PageDesc<D>)]) {
+        let now_ms = coarse_ms();
+        for &(page, desc) in found {
+            let is_protected = desc.word.load().state() == PageState::Protected;
+            if !is_protected || !self.policy.on_harvest(&desc.history.read(now_ms, false)) {
+                continue;
+            }
+            // An announcement that no longer asks about the page comes after the walk.
+            let mut set = lock(&self.harvest);
+            if desc.word.check_harvested() {
+                // For blocks that were committed since.
+                self.compared(page, desc, Cause::Harvest);
+                self.became_checked(desc);
+                // A checked page may be written at any time: a harvest need not look at it.
+                set.remove(page.0..page.0 + 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Tests of the tracker over mechanisms that fail, and over larger pages.
+
+mod larger_pages;
+mod opening_all;
+mod removal;
+
+use super::{PageObserver, PageWrite};
+
+pub(super) struct NoObserver;
+
+#[allow(unsafe_code)]
+// SAFETY: does nothing.
+unsafe impl PageObserver for NoObserver {
+    type Data = ();
+
+    fn written(&self, (): &(), _: &PageWrite) {}
+}
