@@ -2,6 +2,8 @@
 //!
 //! RISC-V and x86-64 share the asm-generic numbers, so the guest gets host errnos unchanged.
 
+use super::clone::CloneRequest;
+
 /// A positive errno.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Errno(pub i32);
@@ -51,6 +53,8 @@ pub enum Stop {
     Registers,
     /// This thread ends.
     ThreadExit(i32),
+    /// The caller must start a thread; its id is the result.
+    Spawn(CloneRequest),
 }
 
 impl From<Errno> for Stop {

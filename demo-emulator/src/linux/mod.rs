@@ -12,7 +12,7 @@
 //!   events;
 //! - [`syscalls`] is the kernel interface, over [`safe_syscall`], which signals
 //!   cannot slip past;
-//! - [`host_signals`] brings signals in, [`signal`] and [`signal_frame`] deliver
+//! - [`host_signals`] brings signals in, [`signal_actions`] and [`signal_frame`] deliver
 //!   them.
 
 pub mod address_space;
@@ -29,7 +29,7 @@ pub mod own_memory;
 pub mod process;
 pub mod program;
 pub mod safe_syscall;
-pub mod signal;
+pub mod signal_actions;
 pub mod signal_frame;
 pub mod stack;
 pub mod staged;
@@ -38,7 +38,13 @@ pub mod thread;
 pub mod user_memory;
 pub mod vma;
 
+mod clone;
+mod fork;
+mod host_exit;
 mod host_fs;
+mod run;
+mod signal_delivery;
+mod thread_end;
 mod vfork;
 
 pub use machine::{Executor, Exit, Machine, Oracle};

@@ -17,14 +17,14 @@ use crate::memory::window::{EXEC, READ, WRITE};
 use super::address_space::{AddressSpace, PAGE_BYTES, Place, Source};
 use super::errno::Errno;
 use super::file_change::FileChangeId;
+use super::host_exit::exit_process;
 use super::machine::Machine;
 use super::observer::MemoryObserver;
 use super::own_memory::{OwnMemory, file_id};
 use super::program::{self, LoadError};
-use super::signal::Actions;
+use super::signal_actions::Actions;
 use super::signal_frame::TRAMPOLINE;
 use super::stack::{self, Arguments};
-use super::thread::Thread;
 
 /// The options of a run.
 #[derive(Debug, Default)]
@@ -146,14 +146,6 @@ impl Process {
         Ok((Arc::new(process), hart))
     }
 
-    /// Runs the first thread, the calling one, until the process ends.
-    pub fn run(self: Arc<Self>, hart: Box<Hart>) -> Result<std::convert::Infallible, Errno> {
-        let thread = Thread::first(self, hart)?;
-        thread.run();
-        // The first thread has ended and others continue; the process ends with the last one.
-        super::thread::end_host_thread()
-    }
-
     /// The address space, for this thread alone.
     pub fn space(&self) -> MutexGuard<'_, AddressSpace> {
         self.space.lock().unwrap_or_else(PoisonError::into_inner)
@@ -198,7 +190,7 @@ impl Process {
     /// Ends the process and all its threads.
     pub fn exit(&self, status: i32) -> ! {
         self.options.at_exit.run();
-        super::thread::exit_process(status)
+        exit_process(status)
     }
 
     /// Ends the process by `signal`, as the guest's own would.

@@ -1,33 +1,16 @@
 //! Files: opening, fcntl, ioctl, links; and the few files of `/proc` that must describe the guest.
 
-use std::ffi::CString;
 use std::fmt::Write;
 use std::os::fd::IntoRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use super::super::errno::{Errno, SysResult};
 use super::super::program::{c_path, in_sysroot};
 use super::super::thread::Thread;
 use super::super::user_memory::write_bytes;
 use super::super::vma::Kind;
-use super::{as_path, file_change, read_path};
-
-/// The entry of this process below `/proc` that `path` names, "exe" for instance.
-fn own_proc_entry(path: &[u8]) -> Option<&[u8]> {
-    let rest = path.strip_prefix(b"/proc/")?;
-    let pid = std::process::id().to_string();
-    [&b"self"[..], b"thread-self", pid.as_bytes()].iter().find_map(|who| rest.strip_prefix(*who)?.strip_prefix(b"/"))
-}
-
-/// The host's path for a guest's.
-pub(super) fn host_path(thread: &Thread, address: u64) -> Result<CString, Errno> {
-    let path = read_path(thread, address)?;
-    if own_proc_entry(&path) == Some(b"exe") {
-        return c_path(&thread.process.executable);
-    }
-    c_path(&in_sysroot(thread.process.options.sysroot.as_deref(), as_path(&path)))
-}
+use super::file_change;
+use super::path::{as_path, host_path, own_proc_entry, read_path};
 
 /// openat.
 pub(super) fn open(thread: &mut Thread, [dir, path, flags, mode, ..]: [u64; 6]) -> SysResult {
@@ -203,9 +186,4 @@ pub(super) fn device_control(thread: &mut Thread, [fd, request, argument, ..]: [
         }
         Device::Unknown => Err(Errno::ENOTTY.into()),
     }
-}
-
-/// Whether `path` is the guest's own executable in `/proc`.
-pub(super) fn is_own_executable(path: &Path) -> bool {
-    own_proc_entry(path.as_os_str().as_bytes()) == Some(b"exe")
 }

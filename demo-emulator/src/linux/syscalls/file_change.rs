@@ -8,7 +8,7 @@ use super::super::errno::SysResult;
 use super::super::host_fs;
 use super::super::process::FileChange;
 use super::super::thread::Thread;
-use super::file::host_path;
+use super::path::host_path;
 
 /// All bytes that a file may have.
 pub(super) const ALL: Range<u64> = 0..u64::MAX;

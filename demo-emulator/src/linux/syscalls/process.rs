@@ -8,7 +8,7 @@ use super::super::errno::{Errno, Stop, SysResult};
 use super::super::program::{self, Found, c_path, in_sysroot};
 use super::super::thread::Thread;
 use super::super::user_memory::{Fields, read_array, read_strings, word_at, write_bytes};
-use super::{as_path, file, read_path};
+use super::path::{as_path, is_own_executable, read_path};
 
 /// exit.
 pub(super) fn exit(_thread: &mut Thread, [status, ..]: [u64; 6]) -> SysResult {
@@ -50,7 +50,7 @@ pub(super) fn execute_at(thread: &mut Thread, [dir, path, argv, envp, flags, _]:
 fn execute_path(thread: &Thread, name: &Path, argv: u64, envp: u64) -> SysResult {
     let process = &thread.process;
     let sysroot = process.options.sysroot.as_deref();
-    let path = if file::is_own_executable(name) { process.executable.clone() } else { in_sysroot(sysroot, name) };
+    let path = if is_own_executable(name) { process.executable.clone() } else { in_sysroot(sysroot, name) };
     let mut argv = read_strings(&process.window, argv)?;
     let envp = read_strings(&process.window, envp)?;
     if argv.is_empty() {

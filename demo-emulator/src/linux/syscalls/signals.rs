@@ -2,7 +2,7 @@
 
 use super::super::errno::{Errno, Stop, SysResult};
 use super::super::host_signals::{self, NEVER_BLOCKED, SigSet, Signal, set_of};
-use super::super::signal::{Action, SIGNAL_MAX, UNBLOCKABLE};
+use super::super::signal_actions::{Action, SIGNAL_MAX, UNBLOCKABLE};
 use super::super::signal_frame::{AltStack, SS_DISABLE, SS_ONSTACK};
 use super::super::thread::Thread;
 use super::super::user_memory::{Fields, half_at, read_array, read_u64, word_at, write_bytes, write_u64};

@@ -6,7 +6,7 @@ use std::mem::offset_of;
 use super::super::errno::SysResult;
 use super::super::thread::Thread;
 use super::super::user_memory::{Fields, half_at, word_at, write_bytes};
-use super::file::host_path;
+use super::path::host_path;
 
 const HOST_BYTES: usize = size_of::<libc::stat>();
 

@@ -1,24 +1,24 @@
 //! clone, futex and the list of mutexes that a dying thread holds.
 
-use super::super::errno::{Errno, SysResult};
-use super::super::thread::{CloneRequest, Thread};
+use super::super::clone::CloneRequest;
+use super::super::errno::{Errno, Stop, SysResult};
+use super::super::thread::Thread;
 use super::super::user_memory::write_u64;
 
 /// clone: with CLONE_VM and CLONE_THREAD a thread, otherwise a process with a copy of the memory
 /// (vfork and posix_spawn, too). RISC-V takes the thread pointer before the child's id.
 pub(super) fn clone(thread: &mut Thread, [flags, stack, parent_tid, tls, child_tid, _]: [u64; 6]) -> SysResult {
     let request = CloneRequest { flags, stack, parent_tid, tls, child_tid };
-    let has = |flag: i32| flags & flag as u64 != 0;
     let as_thread = libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_FS | libc::CLONE_FILES;
-    if has(libc::CLONE_THREAD) {
+    if request.has(libc::CLONE_THREAD) {
         // A host thread cannot share less than a POSIX thread does.
         if flags as i32 & as_thread != as_thread {
             return Err(Errno::EINVAL.into());
         }
-        return Ok(thread.spawn(&request)?);
+        return Err(Stop::Spawn(request));
     }
     let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::CLONE_NEWNET;
-    if flags as i32 & namespaces != 0 || has(libc::CLONE_VM) && !has(libc::CLONE_VFORK) {
+    if flags as i32 & namespaces != 0 || request.has(libc::CLONE_VM) && !request.has(libc::CLONE_VFORK) {
         return Err(Errno::EINVAL.into());
     }
     thread.fork(&request)

@@ -53,6 +53,8 @@ pub(super) fn print_result(thread: &Thread, result: &SysResult) {
         Err(Stop::Errno(errno)) => format!(" = -1 errno={} ({errno})\n", errno.0),
         Err(Stop::Restart) => " = ? (interrupted, will restart)\n".to_owned(),
         Err(Stop::Registers | Stop::ThreadExit(_)) => "\n".to_owned(),
+        // The result is still to come.
+        Err(Stop::Spawn(_)) => return,
     };
     thread.process.trace(&line);
 }

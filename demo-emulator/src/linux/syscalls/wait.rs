@@ -5,7 +5,7 @@
 
 use super::super::errno::{Errno, Stop, SysResult};
 use super::super::host_signals::{NEVER_BLOCKED, SigSet};
-use super::super::signal::UNBLOCKABLE;
+use super::super::signal_actions::UNBLOCKABLE;
 use super::super::thread::Thread;
 use super::super::user_memory::read_array;
 use super::super::user_memory::{read_u64, write_bytes};
