@@ -1,4 +1,5 @@
-//! The guest's address space: mmap, munmap, mprotect, mremap, brk, madvise.
+//! The guest's address space: mmap, munmap, mprotect, brk. See [`mremap`](super::mremap) and
+//! [`madvise`](super::madvise) for the rest.
 //!
 //! The window begins as one reserved private anonymous host mapping. Invariant: if the guest has no
 //! mapping at an address, the host has a part of such a mapping there, without access and without
@@ -45,9 +46,6 @@ pub const PAGE_BYTES: u64 = 4096;
 /// No mapping below this, so that null pointers fault.
 const LOWEST: u64 = 0x1_0000;
 
-/// `MADV_DONTNEED` for locked memory too. Guest memory is not locked.
-const MADV_DONTNEED_LOCKED: i32 = 24;
-
 /// Room between the stack's limit and the top of mmap's placement.
 const STACK_GAP_BYTES: u64 = 1 << 20;
 
@@ -87,10 +85,10 @@ pub enum Place {
 
 /// The guest's mappings and the host memory under them.
 pub struct AddressSpace {
-    window: Window,
+    pub(super) window: Window,
     page: PageSize,
-    observer: Arc<dyn MemoryObserver>,
-    mappings: Mappings,
+    pub(super) observer: Arc<dyn MemoryObserver>,
+    pub(super) mappings: Mappings,
     file_changes: FileChanges,
     /// mmap searches downwards from here.
     mmap_top: u64,
@@ -99,7 +97,7 @@ pub struct AddressSpace {
     /// Serves as the inode of the next anonymous shared mapping.
     next_anonymous_inode: u64,
     /// Counts changes of mappings, also failed ones.
-    changes: u64,
+    pub(super) changes: u64,
 }
 
 /// An instruction's access to memory.
@@ -114,15 +112,17 @@ pub enum Touch {
 }
 
 /// `len` rounded up to whole pages, if it is a valid length.
-fn whole_pages(len: u64) -> Option<u64> {
+pub(super) fn whole_pages(len: u64) -> Option<u64> {
     Some(len.checked_add(PAGE_BYTES - 1)? & !(PAGE_BYTES - 1)).filter(|len| *len != 0)
 }
 
-fn is_aligned(value: u64) -> bool {
+/// Whether it is a multiple of the page size.
+pub(super) fn is_aligned(value: u64) -> bool {
     value.is_multiple_of(PAGE_BYTES)
 }
 
-fn access_of(prot: Prot) -> Access {
+/// The host's access for a guest's protection.
+pub(super) fn access_of(prot: Prot) -> Access {
     match prot {
         0 => Access::None,
         prot if prot & WRITE != 0 => Access::ReadWrite,
@@ -131,7 +131,7 @@ fn access_of(prot: Prot) -> Access {
 }
 
 /// `start..start + len` if it lies in the window.
-fn checked_end(start: u64, len: u64) -> Option<u64> {
+pub(super) fn checked_end(start: u64, len: u64) -> Option<u64> {
     start.checked_add(len).filter(|end| *end <= WINDOW_LEN_BYTES)
 }
 
@@ -172,7 +172,8 @@ impl AddressSpace {
         self.changes
     }
 
-    fn host_range(&self, start: u64, end: u64) -> Result<HostRange, Errno> {
+    /// The host's range of those guest addresses.
+    pub(super) fn host_range(&self, start: u64, end: u64) -> Result<HostRange, Errno> {
         let host = HostAddr(self.window.base() as usize + start as usize);
         HostRange::new(host, (end - start) as usize, self.page).map_err(|_| Errno::EINVAL)
     }
@@ -209,7 +210,7 @@ impl AddressSpace {
     }
 
     /// Puts `mapping`, which is `staged`, in place of any other.
-    fn replace(&mut self, mapping: Mapping, staged: Staged) -> Result<(), Errno> {
+    pub(super) fn replace(&mut self, mapping: Mapping, staged: Staged) -> Result<(), Errno> {
         let Mapping { start, end, prot, kind, .. } = mapping;
         let (range, access) = (self.host_range(start, end)?, access_of(prot));
         let before = self.mappings.within(start, end);
@@ -299,7 +300,8 @@ impl AddressSpace {
         closed.map_or(Backing::Kept, |()| Backing::Private { access: Access::None })
     }
 
-    fn choose(&self, place: Place, len: u64) -> Result<u64, Errno> {
+    /// The address of a new mapping.
+    pub(super) fn choose(&self, place: Place, len: u64) -> Result<u64, Errno> {
         match place {
             Place::Fixed(start) | Place::FixedNoReplace(start) => {
                 if !is_aligned(start) {
@@ -325,7 +327,7 @@ impl AddressSpace {
     }
 
     /// A free place: downwards from the top, else the lowest one.
-    fn find(&self, len: u64) -> Option<u64> {
+    pub(super) fn find(&self, len: u64) -> Option<u64> {
         let floor = self.brk.max(LOWEST);
         self.mappings
             .find_top_down(len, floor, self.mmap_top)
@@ -340,7 +342,7 @@ impl AddressSpace {
     }
 
     /// Leaves nothing mapped in `start..end`.
-    fn clear(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+    pub(super) fn clear(&mut self, start: u64, end: u64) -> Result<(), Errno> {
         let gone = self.mappings.within(start, end);
         let (Some(first), Some(last)) = (gone.first(), gone.last()) else { return Ok(()) };
         let (start, end) = (first.start, last.end);
@@ -436,142 +438,6 @@ impl AddressSpace {
             self.brk = brk;
         }
         self.brk
-    }
-
-    /// mremap of one mapping, without MREMAP_DONTUNMAP. `to` is a mandatory address; `may_move`
-    /// allows any other.
-    pub fn remap(
-        &mut self,
-        start: u64,
-        old_len: u64,
-        new_len: u64,
-        may_move: bool,
-        to: Option<u64>,
-    ) -> Result<u64, Errno> {
-        if old_len == 0 {
-            return self.show_again(start, new_len, may_move, to);
-        }
-        let old_len = whole_pages(old_len).filter(|_| is_aligned(start)).ok_or(Errno::EINVAL)?;
-        let new_len = whole_pages(new_len).ok_or(Errno::EINVAL)?;
-        let old_end = checked_end(start, old_len).ok_or(Errno::EFAULT)?;
-        let mapping = self.mappings.at(start).filter(|m| m.end >= old_end).ok_or(Errno::EFAULT)?;
-        if to.is_none() && new_len <= old_len {
-            self.clear(start + new_len, old_end)?;
-            return Ok(start);
-        }
-        let in_place = || checked_end(start, new_len).is_some_and(|end| self.mappings.is_free(old_end, end));
-        if to.is_none() && mapping.kind == Kind::Private && in_place() {
-            self.map(Place::Fixed(old_end), new_len - old_len, mapping.prot, Source::Anonymous)?;
-            self.mappings.insert(Mapping { start: old_end, end: start + new_len, ..mapping });
-            return Ok(start);
-        }
-        if !may_move {
-            return Err(Errno::ENOMEM);
-        }
-        let target = match to {
-            Some(to) if !is_aligned(to) || (to < old_end && start < to.saturating_add(new_len)) => {
-                return Err(Errno::EINVAL);
-            }
-            Some(to) => self.choose(Place::Fixed(to), new_len)?,
-            None => self.find(new_len).ok_or(Errno::ENOMEM)?,
-        };
-        let source = mapping.clip(start, old_end);
-        self.relocate(source, Mapping { start: target, end: target + new_len, ..source })?;
-        Ok(target)
-    }
-
-    /// mremap from an old length of 0: a second view of shared memory from `start` on.
-    fn show_again(&mut self, start: u64, len: u64, may_move: bool, to: Option<u64>) -> Result<u64, Errno> {
-        let len = whole_pages(len).filter(|_| is_aligned(start)).ok_or(Errno::EINVAL)?;
-        let mapping = self.mappings.at(start).ok_or(Errno::EFAULT)?;
-        let Kind::Shared { device, inode, offset } = mapping.kind else { return Err(Errno::EINVAL) };
-        if !may_move {
-            return Err(Errno::ENOMEM);
-        }
-        let to = self.choose(to.map_or(Place::Hint(0), Place::Fixed), len)?;
-        self.changes += 1;
-        let from = self.host_range(start, start + PAGE_BYTES)?;
-        let staged = Staged::view_of(from, len as usize, access_of(mapping.prot))?;
-        let kind = Kind::Shared { device, inode, offset: offset + (start - mapping.start) };
-        self.replace(Mapping { start: to, end: to + len, kind, ..mapping }, staged)?;
-        Ok(to)
-    }
-
-    /// Moves the mapping `source` to `target`, in place of any other.
-    fn relocate(&mut self, source: Mapping, target: Mapping) -> Result<(), Errno> {
-        self.changes += 1;
-        let from = self.host_range(source.start, source.end)?;
-        let (len_bytes, access) = (target.len_bytes() as usize, access_of(source.prot));
-        // The guest loses the source first, so that no store to it is lost.
-        self.window.set_permissions(source.start..source.end, 0);
-        self.observer.mapping_change_begin(from);
-        let staged = match source.kind {
-            // A copy: moved host pages would leave mappings that can never merge again.
-            Kind::Private => self.observer.set_access(from, Access::Read).and_then(|()| {
-                let kept_end = source.end.min(source.start + target.len_bytes());
-                Staged::copy_of(self.host_range(source.start, kept_end)?, len_bytes, access)
-            }),
-            Kind::Shared { .. } => Staged::view_of(from, len_bytes, access),
-        };
-        let hidden = self.observer.set_access(from, Access::None);
-        self.observer.mapping_change_end(from, Backing::Kept);
-        let moved = staged.and_then(|staged| hidden.and_then(|()| self.replace(target, staged)));
-        let done = moved.and_then(|()| self.clear(source.start, source.end));
-        if done.is_err() {
-            // The source stays: its contents are still there.
-            self.observer.set_access(from, access)?;
-            self.window.set_permissions(source.start..source.end, source.prot);
-        }
-        done
-    }
-
-    /// madvise.
-    pub fn advise(&mut self, start: u64, len: u64, advice: i32) -> Result<(), Errno> {
-        if !is_aligned(start) {
-            return Err(Errno::EINVAL);
-        }
-        let Some(len) = whole_pages(len) else { return Ok(()) };
-        let end = checked_end(start, len).ok_or(Errno::ENOMEM)?;
-        self.changes += 1;
-        for mapping in self.mappings.within(start, end) {
-            let range = self.host_range(mapping.start, mapping.end)?;
-            match advice {
-                libc::MADV_DONTNEED | MADV_DONTNEED_LOCKED | libc::MADV_REMOVE => {
-                    self.observer.mapping_change_begin(range);
-                    let advice = if advice == MADV_DONTNEED_LOCKED { libc::MADV_DONTNEED } else { advice };
-                    let done = host_memory::advise(range, advice);
-                    self.observer.mapping_change_end(range, Backing::Kept);
-                    done?;
-                }
-                libc::MADV_WIPEONFORK if mapping.kind != Kind::Private => return Err(Errno::EINVAL),
-                libc::MADV_DONTFORK | libc::MADV_DOFORK => {
-                    let on_fork = OnFork { left_out: advice == libc::MADV_DONTFORK, ..mapping.on_fork };
-                    self.mappings.insert(Mapping { on_fork, ..mapping });
-                }
-                libc::MADV_WIPEONFORK | libc::MADV_KEEPONFORK => {
-                    let on_fork = OnFork { wiped: advice == libc::MADV_WIPEONFORK, ..mapping.on_fork };
-                    self.mappings.insert(Mapping { on_fork, ..mapping });
-                }
-                // The others are hints, and may be ignored.
-                _ => {}
-            }
-        }
-        if self.mappings.is_covered(start, end) { Ok(()) } else { Err(Errno::ENOMEM) }
-    }
-
-    /// mincore: one byte a page.
-    pub fn residency(&self, start: u64, len: u64) -> Result<Vec<u8>, Errno> {
-        if !is_aligned(start) {
-            return Err(Errno::EINVAL);
-        }
-        let Some(len) = whole_pages(len) else { return Ok(Vec::new()) };
-        let end = checked_end(start, len).ok_or(Errno::ENOMEM)?;
-        if !self.mappings.is_covered(start, end) {
-            return Err(Errno::ENOMEM);
-        }
-        let mut pages = vec![0; (len / PAGE_BYTES) as usize];
-        host_memory::residency(self.host_range(start, end)?, &mut pages)?;
-        Ok(pages)
     }
 }
 

@@ -42,6 +42,8 @@ mod clone;
 mod fork;
 mod host_exit;
 mod host_fs;
+mod madvise;
+mod mremap;
 mod run;
 mod signal_delivery;
 mod thread_end;
