@@ -58,4 +58,11 @@ impl Hart {
             front: 0,
         }
     }
+
+    /// Writes an integer register; `x[0]` stays 0.
+    #[inline(always)]
+    pub fn set_x(&mut self, register: u8, value: u64) {
+        self.x[usize::from(register & 31)] = value;
+        self.x[0] = 0;
+    }
 }

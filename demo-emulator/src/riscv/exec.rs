@@ -139,15 +139,8 @@ pub fn exec(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<Flow, Trap> {
             };
         }
     };
-    set_x(hart, inst.rd, value);
+    hart.set_x(inst.rd, value);
     retire(inst, hart, Flow::Next)
-}
-
-/// Writes an integer register, of which x0 stays 0.
-#[inline(always)]
-pub(super) fn set_x(hart: &mut Hart, rd: u8, value: u64) {
-    hart.x[usize::from(rd & 31)] = value;
-    hart.x[0] = 0;
 }
 
 #[inline(always)]
@@ -159,7 +152,7 @@ fn retire(inst: &Inst, hart: &mut Hart, flow: Flow) -> Result<Flow, Trap> {
 
 #[inline(always)]
 fn jump(inst: &Inst, hart: &mut Hart, target: u64) -> Result<Flow, Trap> {
-    set_x(hart, inst.rd, hart.pc.wrapping_add(u64::from(inst.len)));
+    hart.set_x(inst.rd, hart.pc.wrapping_add(u64::from(inst.len)));
     hart.pc = target;
     hart.instret = hart.instret.wrapping_add(1);
     Ok(Flow::Jump)

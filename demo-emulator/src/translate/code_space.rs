@@ -19,9 +19,9 @@ use cranelift_codegen::settings::{self, Configurable};
 use cranelift_jit::{BranchProtection, JITMemoryKind, JITMemoryProvider};
 use cranelift_module::ModuleResult;
 
-use super::block::TranslateError;
 use super::check::CHECK_ALIGN_BYTES;
 use super::entry::{self, ExitReason};
+use super::error::TranslateError;
 use super::fault_index::FaultIndex;
 use crate::hart::Hart;
 use crate::memory::{Window, host_fault};

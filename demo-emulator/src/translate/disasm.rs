@@ -5,7 +5,7 @@ use std::fmt::Write;
 use capstone::arch::{self, BuildsCapstone, BuildsCapstoneExtraMode};
 use capstone::{Capstone, CsResult};
 
-use super::CompiledBlock;
+use super::compiled::CompiledBlock;
 
 /// A disassembled instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]

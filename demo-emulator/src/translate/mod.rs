@@ -38,20 +38,28 @@
 //! may trap, exits. A load's result is stored at once. That also stops Cranelift from folding the
 //! load into a later instruction, which would make it fault with the wrong pc.
 //!
-//! `lower` knows single instructions and not their places; `block` knows exits and not the
-//! instructions' effects.
+//! `lower` has the effects of single instructions, `exits` the ends of a block; `translator` puts a
+//! block together from both.
 
-mod block;
 mod check;
 mod code_space;
+mod compiled;
 pub mod disasm;
 mod entry;
+mod error;
+mod exits;
 mod fault_index;
 mod lower;
+mod options;
+mod translator;
 
-pub use block::{BlockOptions, CompiledBlock, OwnStores, TranslateError, Translator, ends_block};
 pub use code_space::CodeSpace;
+pub use compiled::CompiledBlock;
 pub use entry::{ExitReason, LinkSlot, entry_stubs};
+pub use error::TranslateError;
+pub use exits::ends_block;
+pub use options::{BlockOptions, OwnStores};
+pub use translator::Translator;
 
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ use super::{table, trace};
 
 /// The thread's next action after a system call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in super::super) enum Next {
+pub(crate) enum Next {
     /// It continues.
     Continue,
     /// It starts a thread, and gives the result to [`finish`].
@@ -24,7 +24,7 @@ pub(in super::super) enum Next {
 }
 
 /// Makes the system call that the hart has reached.
-pub(in super::super) fn run(thread: &mut Thread) -> Next {
+pub(crate) fn run(thread: &mut Thread) -> Next {
     if thread.has_signal() {
         // The signal came first: the same `ecall` runs again after its handler.
         return Next::Continue;
@@ -45,7 +45,7 @@ pub(in super::super) fn run(thread: &mut Thread) -> Next {
 }
 
 /// Gives the hart the result of its system call, if there is one yet.
-pub(in super::super) fn finish(thread: &mut Thread, result: SysResult) -> Next {
+pub(crate) fn finish(thread: &mut Thread, result: SysResult) -> Next {
     if thread.process.options.trace {
         trace::print_result(thread, &result);
     }

@@ -12,7 +12,6 @@ mod compare;
 use self::compare::Relation;
 use self::format::{DOUBLE, Format, Rounded, Rounding, SINGLE};
 use self::soft::Int;
-use super::exec::set_x;
 use super::inst::{Inst, Op};
 use crate::hart::Hart;
 
@@ -111,12 +110,12 @@ pub extern "C" fn exec(inst: &Inst, hart: &mut Hart) -> bool {
         Flt_d => relation(inst, hart, DOUBLE, Relation::Less),
         Fle_s => relation(inst, hart, SINGLE, Relation::LessOrEqual),
         Fle_d => relation(inst, hart, DOUBLE, Relation::LessOrEqual),
-        Fclass_s => set_x(hart, inst.rd, compare::classify(SINGLE, read(hart, SINGLE, inst.rs1))),
-        Fclass_d => set_x(hart, inst.rd, compare::classify(DOUBLE, read(hart, DOUBLE, inst.rs1))),
+        Fclass_s => hart.set_x(inst.rd, compare::classify(SINGLE, read(hart, SINGLE, inst.rs1))),
+        Fclass_d => hart.set_x(inst.rd, compare::classify(DOUBLE, read(hart, DOUBLE, inst.rs1))),
 
         // Moves ignore the boxing.
-        Fmv_x_w => set_x(hart, inst.rd, hart.f[usize::from(inst.rs1 & 31)] as i32 as u64),
-        Fmv_x_d => set_x(hart, inst.rd, hart.f[usize::from(inst.rs1 & 31)]),
+        Fmv_x_w => hart.set_x(inst.rd, hart.f[usize::from(inst.rs1 & 31)] as i32 as u64),
+        Fmv_x_d => hart.set_x(inst.rd, hart.f[usize::from(inst.rs1 & 31)]),
         Fmv_w_x => write(hart, SINGLE, inst.rd, hart.x[usize::from(inst.rs1 & 31)] & !BOX),
         Fmv_d_x => write(hart, DOUBLE, inst.rd, hart.x[usize::from(inst.rs1 & 31)]),
         _ => return false,
@@ -175,7 +174,7 @@ fn sign_inject(format: Format, magnitude: u64, sign: u64) -> Rounded {
 
 fn to_int(inst: &Inst, hart: &mut Hart, format: Format, int: Int, rounding: Rounding) {
     let outcome = soft::to_int(format, read(hart, format, inst.rs1), int, rounding);
-    set_x(hart, inst.rd, outcome.bits);
+    hart.set_x(inst.rd, outcome.bits);
     hart.fflags |= outcome.flags;
 }
 
@@ -186,6 +185,6 @@ fn from_int(inst: &Inst, hart: &mut Hart, format: Format, int: Int, rounding: Ro
 
 fn relation(inst: &Inst, hart: &mut Hart, format: Format, relation: Relation) {
     let outcome = compare::holds(format, relation, read(hart, format, inst.rs1), read(hart, format, inst.rs2));
-    set_x(hart, inst.rd, outcome.bits);
+    hart.set_x(inst.rd, outcome.bits);
     hart.fflags |= outcome.flags;
 }

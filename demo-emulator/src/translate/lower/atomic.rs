@@ -4,7 +4,8 @@
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{AtomicRmwOp, BlockArg, InstBuilder, Type, Value, types};
 
-use super::{Emitter, GUEST, HOST, field};
+use super::emitter::{Emitter, GUEST, HOST};
+use super::field;
 use crate::riscv::inst::{Inst, Op};
 
 /// The `rl` bit of `Inst::rm`.

@@ -26,7 +26,8 @@
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{BlockArg, InstBuilder, MemFlagsData, Type, Value, types};
 
-use super::{Emitter, HOST, field};
+use super::emitter::{Emitter, HOST};
+use super::field;
 use crate::hart::Hart;
 use crate::riscv::fp;
 use crate::riscv::inst::{Inst, Op};

@@ -10,7 +10,7 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Type, Value, types};
 use cranelift_codegen::isa::CallConv;
 
-use super::{Emitter, HOST};
+use super::emitter::{Emitter, HOST, REFUSED};
 use crate::hart::Hart;
 use crate::memory::Window;
 use crate::riscv::exec::exec;
@@ -18,7 +18,7 @@ use crate::riscv::inst::{Inst, Op};
 
 impl Emitter<'_> {
     /// Whether a branch is taken.
-    pub(in super::super) fn branch_condition(&mut self, inst: &Inst) -> Value {
+    pub(crate) fn branch_condition(&mut self, inst: &Inst) -> Value {
         let condition = match inst.op {
             Op::Beq => IntCC::Equal,
             Op::Bne => IntCC::NotEqual,
@@ -165,7 +165,7 @@ impl Emitter<'_> {
         let arguments: Vec<Value> = [self.hart, inst].iter().chain(rest).copied().collect();
         let call = self.builder.ins().call_indirect(signature, helper, &arguments);
         let done = self.builder.inst_results(call)[0];
-        self.builder.ins().trapz(done, super::REFUSED);
+        self.builder.ins().trapz(done, REFUSED);
     }
 
     /// Reloads an integer register that a helper put into the hart.

@@ -2,7 +2,7 @@
 
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 
-use super::{Emitter, GUEST};
+use super::emitter::{Emitter, GUEST};
 use crate::memory::window::WINDOW_LEN_BYTES;
 use crate::riscv::inst::{Inst, Op};
 

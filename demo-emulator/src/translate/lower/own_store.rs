@@ -9,10 +9,10 @@
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 
-use super::{Emitter, HOST};
+use super::emitter::{Emitter, HOST};
 use crate::riscv::inst::Inst;
-use crate::translate::block::OwnStores;
 use crate::translate::entry::ExitReason;
+use crate::translate::options::OwnStores;
 
 impl Emitter<'_> {
     /// After a store to guest address `addr`: leaves if the next instructions may have changed.
