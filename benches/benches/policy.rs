@@ -3,7 +3,7 @@
 //! and the result is the difference of two runs. `-- TEXT` selects the rows with TEXT in
 //! their name. With `--test` all is small and runs once.
 
-use codewarden_bench::{policy, side};
+use codewarden_bench::{open, policy};
 
 struct Options {
     is_check: bool,
@@ -27,6 +27,6 @@ impl Options {
 
 fn main() {
     let Some(Options { is_check, text }) = Options::parse(std::env::args().skip(1)) else { return };
-    let report = policy::measure(&side::modes(), &text, is_check);
+    let report = policy::measure(&open::modes(), &text, is_check);
     println!("{report}\n{}", report.against_wanted());
 }

@@ -8,9 +8,10 @@ use std::process::ExitCode;
 use codewarden::protection::Mode;
 use codewarden_bench::lookup::Sizes;
 use codewarden_bench::machine::Machine;
+use codewarden_bench::open;
 use codewarden_bench::peers::{self, Setup};
 use codewarden_bench::rows::{self, Row};
-use codewarden_bench::side::{self, Who};
+use codewarden_bench::side::Who;
 use codewarden_bench::table::{self, Measured};
 use codewarden_bench::{alternate, blocks, ground, guest, lookup, pair, picture, policy, scattered, wanted};
 
@@ -77,7 +78,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
-    let modes = side::modes();
+    let modes = open::modes();
     let measure = |rows: Vec<Row>| -> Vec<Measured> {
         rows.iter()
             .map(|row| {

@@ -3,8 +3,9 @@
 use codewarden::protection::Mode;
 
 use crate::ground::PAGES;
+use crate::open::open_side;
 use crate::rows::Row;
-use crate::side::{self, Side, Who};
+use crate::side::{Side, Who};
 use crate::spread::Spread;
 
 /// The outcome of a row in one mode.
@@ -41,7 +42,7 @@ pub fn measure(row: &Row, modes: &[Mode], rounds: usize) -> Vec<Outcome> {
     let mut sides: Vec<(usize, Who, Box<dyn Side>)> = Vec::new();
     for &mode in modes.iter().filter(|&&mode| row.exists_in(mode)) {
         for who in Who::ALL {
-            let mut side = side::open(who, mode, row.setting);
+            let mut side = open_side(who, mode, row.setting);
             // The first run warms page tables, caches and the steady state of the cycle.
             side.run(row.case);
             sides.push((outcomes.len(), who, side));

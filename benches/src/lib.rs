@@ -22,6 +22,7 @@ pub mod guest;
 pub mod library;
 pub mod lookup;
 pub mod machine;
+pub mod open;
 pub mod pair;
 pub mod peers;
 pub mod picture;

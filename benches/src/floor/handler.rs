@@ -18,8 +18,8 @@ use std::thread::JoinHandle;
 
 use codewarden::protection::Mode;
 
-use super::Tracked;
 use super::calls::StopSignal;
+use super::tracked::Tracked;
 
 static CURRENT: AtomicPtr<Tracked> = AtomicPtr::new(ptr::null_mut());
 

@@ -7,6 +7,7 @@
 
 mod calls;
 mod handler;
+mod tracked;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +20,7 @@ use codewarden::protection::Mode;
 use crate::ground::{Ground, PAGES, Setting};
 use crate::side::{Case, Side};
 use calls::{Calls, StopSignal};
+use tracked::Tracked;
 
 /// Bare protection, for runs that take no fault.
 #[derive(Debug)]
@@ -42,42 +44,6 @@ impl BareProtection {
     /// one call: few parts.
     pub(crate) fn harvest(&self, range: HostRange, written: impl FnMut(usize, usize)) {
         self.0.harvest(range.start().0, range.len(), written);
-    }
-}
-
-/// The handler's data.
-#[derive(Debug)]
-struct Tracked {
-    calls: Calls,
-    mode: Mode,
-    start: usize,
-    len: usize,
-    page_bytes: usize,
-    /// One word for each page of the memory: its block's entry, or 0.
-    entries: Box<[AtomicUsize]>,
-}
-
-impl Tracked {
-    /// Handles a store to the page that holds `address`; false if the address is not tracked.
-    /// Async-signal-safe.
-    fn resolve(&self, address: usize) -> bool {
-        let offset = address.wrapping_sub(self.start);
-        if offset >= self.len {
-            return false;
-        }
-        self.entries[offset / self.page_bytes].store(0, Ordering::SeqCst);
-        self.calls.unprotect(address & !(self.page_bytes - 1), self.page_bytes)
-    }
-
-    /// Harvests `len` bytes from `start`: protects the written pages again and kills their
-    /// blocks.
-    fn harvest(&self, start: usize, len: usize) {
-        self.calls.harvest(start, len, |from, to| {
-            let pages = (from - self.start) / self.page_bytes..(to - self.start) / self.page_bytes;
-            for entry in &self.entries[pages] {
-                entry.store(0, Ordering::SeqCst);
-            }
-        });
     }
 }
 
