@@ -14,19 +14,18 @@ use codewarden::addr::GuestAddr;
 use codewarden::protection::Mode;
 use codewarden::{CodeCache, Entry, Pin, Ticket, VCpu};
 
-use super::block::{self, ReadError, Source};
 use super::counters::{Counters, count};
 use super::first_runs::FirstRuns;
-use super::listener::Recorder;
-use super::tier0::{Admission, DecodedBlock, End};
-use super::{Compiled, Engine, Payload, compiled_key, decoded_key};
+use super::interpret::{self, End};
+use super::payload::{Compiled, Payload, compiled_key, decoded_key};
+use super::recorder::Recorder;
+use super::source::{self, ReadError, Source};
+use super::tier0::{Admission, DecodedBlock};
 use crate::cli::Tier;
 use crate::hart::Hart;
 use crate::linux::machine::{Executor, Exit};
 use crate::memory::Window;
 use crate::memory::window::WRITE;
-use crate::riscv::exec::exec;
-use crate::riscv::oracle;
 use crate::riscv::trap::{Flow, Trap};
 use crate::translate::{BlockOptions, CodeSpace, ExitReason, LinkSlot, OwnStores, TranslateError, Translator};
 
@@ -81,6 +80,19 @@ impl Running {
     }
 }
 
+/// What the executors of an engine share.
+pub(super) struct Shared {
+    pub(super) window: Window,
+    pub(super) cache: &'static CodeCache<Payload>,
+    /// `None` if nothing is compiled.
+    pub(super) space: Option<Arc<CodeSpace>>,
+    pub(super) mode: Mode,
+    pub(super) tier: Tier,
+    pub(super) counters: Arc<Counters>,
+    pub(super) recorder: Option<Arc<Recorder>>,
+}
+
+/// Runs one hart.
 pub(super) struct EngineExecutor {
     vcpu: VCpu<Payload>,
     cache: CodeCache<Payload>,
@@ -96,20 +108,20 @@ pub(super) struct EngineExecutor {
 }
 
 impl EngineExecutor {
-    pub(super) fn new(engine: &Engine) -> Self {
+    pub(super) fn new(shared: &Shared) -> Self {
         let running = Arc::new(Running(Mutex::new(ptr::null())));
         let asked = running.clone();
         Self {
-            vcpu: engine.cache.attach_vcpu(move || asked.ask_to_leave()),
-            cache: engine.cache.clone(),
-            window: engine.window,
-            compiler: engine.space.clone().map(|space| (space.clone(), Translator::new(space))),
-            mode: engine.mode,
-            tier: engine.tier,
+            vcpu: shared.cache.attach_vcpu(move || asked.ask_to_leave()),
+            cache: shared.cache.clone(),
+            window: shared.window,
+            compiler: shared.space.clone().map(|space| (space.clone(), Translator::new(space))),
+            mode: shared.mode,
+            tier: shared.tier,
             running,
             first_runs: FirstRuns::new(),
-            counters: engine.counters.clone(),
-            recorder: engine.recorder.clone(),
+            counters: shared.counters.clone(),
+            recorder: shared.recorder.clone(),
         }
     }
 
@@ -135,7 +147,7 @@ impl EngineExecutor {
         let pc = hart.pc;
         let key = if compile { compiled_key(pc) } else { decoded_key(pc) };
         let mut ticket = self.cache.begin(key);
-        let source = match block::read(&mut ticket, &self.window, pc) {
+        let source = match source::read(&mut ticket, &self.window, pc) {
             Ok(source) => source,
             Err(ReadError::Fetch(trap)) => return Step::Exit(Exit::Trap(trap)),
             Err(ReadError::Busy) => return self.interpret(hart),
@@ -230,7 +242,7 @@ impl EngineExecutor {
     /// Runs the oracle to the end of a block, a few instructions at most.
     fn run_oracle(&mut self, hart: &mut Hart) -> Step {
         for _ in 0..ORACLE_STEPS {
-            match self.oracle_step(hart) {
+            match interpret::step(hart, &self.window, &mut self.vcpu, self.recorder.as_deref()) {
                 Ok(Flow::Next) => {}
                 Ok(Flow::Jump) => break,
                 Ok(Flow::FenceI) => return Step::Flush,
@@ -242,22 +254,11 @@ impl EngineExecutor {
 
     /// One instruction by the oracle.
     fn step(&mut self, hart: &mut Hart) -> Step {
-        match self.oracle_step(hart) {
+        match interpret::step(hart, &self.window, &mut self.vcpu, self.recorder.as_deref()) {
             Ok(Flow::Next | Flow::Jump) => Step::Dispatch,
             Ok(Flow::FenceI) => Step::Flush,
             Err(trap) => Step::Exit(Exit::Trap(trap)),
         }
-    }
-
-    fn oracle_step(&mut self, hart: &mut Hart) -> Result<Flow, Trap> {
-        let Self { vcpu, window, recorder, .. } = self;
-        let Some(recorder) = recorder else { return oracle::step(hart, window) };
-        let inst = oracle::fetch(window, hart.pc)?;
-        let store = recorder.store(&inst, hart);
-        let flow = exec(&inst, hart, window);
-        let _alive = vcpu.pin();
-        store.into_iter().for_each(|store| recorder.stored(store));
-        flow
     }
 
     /// The guest has announced that its code may have changed.

@@ -17,25 +17,28 @@
 //!
 //! If there can be no compiled code, tier 0 runs the code that would be compiled.
 
-mod block;
 mod counters;
+mod error;
+mod events;
 mod executor;
 mod first_runs;
-mod listener;
+mod interpret;
+mod maintenance;
 mod observer;
+mod payload;
+mod recorder;
+mod source;
 mod tier0;
-mod upkeep;
 
-use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use codewarden::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use codewarden::code_buffer::CodeBuffer;
 use codewarden::error::Error;
 use codewarden::policy::Adaptive;
-use codewarden::protection::{Access, Facility, Mode, Probe};
+use codewarden::protection::{Access, Mode};
 use codewarden::tracker::RegionOptions;
-use codewarden::{CodeCache, Key, MemoryLimit};
+use codewarden::{CodeCache, MemoryLimit};
 
 use crate::cli::{self, Tier};
 use crate::linux::errno::Errno;
@@ -43,118 +46,22 @@ use crate::linux::machine::{Executor, Machine};
 use crate::linux::observer::MemoryObserver;
 use crate::memory::Window;
 use crate::memory::window::WINDOW_LEN_BYTES;
-use crate::translate::{CodeSpace, CompiledBlock, TranslateError, entry_stubs};
-use counters::Counters;
+use crate::translate::{CodeSpace, entry_stubs};
 pub use counters::EngineStats;
-use executor::EngineExecutor;
-pub use listener::{Event, Listener};
-use listener::{Recorder, Settle};
+pub use error::EngineError;
+use error::no_compiler;
+pub use events::{Event, Listener};
+use executor::{EngineExecutor, Shared};
 use observer::Tracking;
-use tier0::DecodedBlock;
-
-/// The payload of a cached block.
-#[derive(Debug)]
-pub enum Payload {
-    /// Tier 0's; boxed, since the block's entry is its address.
-    Decoded(Box<DecodedBlock>),
-    /// The compiler's; boxed for the same reason: links are found through it.
-    Compiled(Box<Compiled>),
-}
-
-/// A compiled block.
-#[derive(Debug)]
-pub struct Compiled {
-    /// Its host code.
-    pub block: CompiledBlock,
-    recorder: Option<Arc<dyn Settle>>,
-}
-
-impl Drop for Compiled {
-    fn drop(&mut self) {
-        // Afterwards the writing instruction can no longer be found.
-        if let Some(recorder) = &self.recorder {
-            recorder.settle();
-        }
-    }
-}
-
-impl Payload {
-    fn compiled(&self) -> Option<&CompiledBlock> {
-        match self {
-            Self::Compiled(compiled) => Some(&compiled.block),
-            Self::Decoded(_) => None,
-        }
-    }
-
-    /// The bytes that it owns.
-    fn owned_bytes(&self) -> usize {
-        match self {
-            Self::Decoded(block) => block.owned_bytes(),
-            Self::Compiled(compiled) => size_of::<Compiled>() + compiled.block.owned_bytes(),
-        }
-    }
-}
-
-/// The key of the compiled block at `pc`.
-fn compiled_key(pc: u64) -> Key {
-    Key::new(pc)
-}
-
-/// The key of the decoded block at `pc`: instructions have even addresses.
-fn decoded_key(pc: u64) -> Key {
-    Key::new(pc | 1)
-}
-
-/// Why the engine cannot start.
-#[derive(Debug)]
-pub enum EngineError {
-    /// codewarden's reason.
-    Codewarden(Error),
-    /// The translator's.
-    Translate(TranslateError),
-    /// No synchronous mode is available; the reason for each.
-    NoMode(String),
-    /// Only compiled code was asked for, and compiling is impossible.
-    NoCompiler(Box<EngineError>),
-}
-
-impl fmt::Display for EngineError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Codewarden(error) => error.fmt(f),
-            Self::Translate(error) => error.fmt(f),
-            Self::NoMode(why) => write!(f, "--tracking auto: {why}"),
-            Self::NoCompiler(error) => write!(f, "--tier translated: {}", no_compiler(error)),
-        }
-    }
-}
-
-impl std::error::Error for EngineError {}
-
-impl From<Error> for EngineError {
-    fn from(error: Error) -> Self {
-        Self::Codewarden(error)
-    }
-}
-
-impl From<TranslateError> for EngineError {
-    fn from(error: TranslateError) -> Self {
-        Self::Translate(error)
-    }
-}
+pub use payload::{Compiled, Payload};
+use recorder::Recorder;
 
 /// A machine with a code cache.
 pub struct Engine {
-    window: Window,
-    cache: &'static CodeCache<Payload>,
-    /// `None` if nothing is compiled.
-    space: Option<Arc<CodeSpace>>,
-    mode: Mode,
+    shared: Shared,
+    /// The reason for the mode.
     why: String,
-    tier: Tier,
     tracking: Arc<Tracking>,
-    counters: Arc<Counters>,
-    recorder: Option<Arc<Recorder>>,
 }
 
 impl Engine {
@@ -193,41 +100,43 @@ impl Engine {
         // observer call to another.
         let cache = &*Box::leak(Box::new(cache));
         let leaked = space.clone().map(|space| &**Box::leak(Box::new(space)));
-        upkeep::start(cache, mode);
+        maintenance::start(cache, mode);
         let tracking = Arc::new(Tracking { cache, space: leaked, window, mode, change: Mutex::new(None) });
-        Ok(Self { window, cache, space, mode, why, tier, tracking, counters: Arc::default(), recorder: None })
+        let shared = Shared { window, cache, space, mode, tier, counters: Arc::default(), recorder: None };
+        Ok(Self { shared, why, tracking })
     }
 
     /// Reports to `listeners` the events of harts that start from now on.
     pub fn listen(&mut self, listeners: Vec<Box<dyn Listener>>) {
-        self.recorder = Some(Arc::new(Recorder::new(listeners, self.cache, self.space.clone())));
+        let Shared { cache, space, recorder, .. } = &mut self.shared;
+        *recorder = Some(Arc::new(Recorder::new(listeners, cache, space.clone())));
     }
 
     /// The guest has ended: gives the listeners the remaining events.
     pub fn finish(&self) {
-        if let Some(recorder) = &self.recorder {
+        if let Some(recorder) = &self.shared.recorder {
             recorder.finish();
         }
     }
 
     /// The mode that writes are learned of by, and the reason for it.
     pub fn mode(&self) -> (Mode, &str) {
-        (self.mode, &self.why)
+        (self.shared.mode, &self.why)
     }
 
     /// How guest code is run.
     pub fn tier(&self) -> Tier {
-        self.tier
+        self.shared.tier
     }
 
     /// The engine's counts.
     pub fn stats(&self) -> EngineStats {
-        self.counters.snapshot()
+        self.shared.counters.snapshot()
     }
 
     /// The cache, for its counters.
     pub fn cache(&self) -> &CodeCache<Payload> {
-        self.cache
+        self.shared.cache
     }
 }
 
@@ -248,12 +157,6 @@ fn code_space(
         Err(error) if tier == Tier::Auto => Ok((None, Tier::Decoded, Some(no_compiler(&error)))),
         Err(error) => Err(EngineError::NoCompiler(Box::new(error))),
     }
-}
-
-/// Says that code cannot be compiled, and why.
-fn no_compiler(error: &EngineError) -> String {
-    let why = Probe::of_this_process().why_missing(Facility::MembarrierSyncCore);
-    format!("no code can be compiled: {}", why.unwrap_or_else(|| error.to_string()))
 }
 
 /// Adds the region in the best synchronous mode that works; returns the mode and the reason for it.
@@ -283,7 +186,7 @@ fn add_region(cache: &CodeCache<Payload>, options: RegionOptions) -> Result<(), 
 
 impl Machine for Engine {
     fn executor(&self) -> Result<Box<dyn Executor>, Errno> {
-        Ok(Box::new(EngineExecutor::new(self)))
+        Ok(Box::new(EngineExecutor::new(&self.shared)))
     }
 
     fn observer(&self) -> Arc<dyn MemoryObserver> {

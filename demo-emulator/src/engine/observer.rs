@@ -11,7 +11,8 @@ use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{Held, MappingChange, SharedMemory};
 use codewarden::{CodeCache, ForkGuard};
 
-use super::{Payload, upkeep};
+use super::maintenance;
+use super::payload::Payload;
 use crate::linux::errno::Errno;
 use crate::linux::observer::{Backing, ByteRange, MemoryObserver, UnseenWrite, WithoutCode};
 use crate::memory::Window;
@@ -142,7 +143,7 @@ impl MemoryObserver for Tracking {
         let tracking = cache.after_fork_child();
         // A region that cannot be tracked is interpreted.
         let _ = tracking;
-        upkeep::start(self.cache, self.mode);
+        maintenance::start(self.cache, self.mode);
     }
 
     fn own_descriptors(&self) -> Vec<RawFd> {

@@ -20,13 +20,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use codewarden::Entry;
 
-use super::block::Source;
-use super::listener::Recorder;
-use crate::hart::Hart;
+use super::source::Source;
 use crate::memory::Window;
-use crate::riscv::exec::exec;
 use crate::riscv::inst::Inst;
-use crate::riscv::trap::{Flow, Trap};
 use crate::translate::OwnStores;
 
 /// The bit of an entry that asks for a check.
@@ -44,7 +40,7 @@ const RUNS_WORTH_DECODING: u32 = 2;
 #[repr(align(2))]
 pub struct DecodedBlock {
     start: u64,
-    source: Source,
+    pub(super) source: Source,
     own_stores: OwnStores,
     /// How often it ran.
     runs: AtomicU32,
@@ -57,17 +53,6 @@ pub struct DecodedBlock {
 unsafe impl Send for DecodedBlock {}
 // SAFETY: as above.
 unsafe impl Sync for DecodedBlock {}
-
-/// How a run of a block ended. The hart is between two instructions.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum End {
-    /// At its end, or behind a store that overwrote it.
-    Next,
-    /// Behind a FENCE.I.
-    FenceI,
-    /// At an instruction that did not retire.
-    Trap(Trap),
-}
 
 /// Whether a block may run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -128,32 +113,8 @@ impl DecodedBlock {
         if is_rare || failed.is_multiple_of(FAILURES) { Admission::Decode } else { Admission::Interpret }
     }
 
-    /// Runs the block on `hart`, which is at its start.
-    pub(super) fn run(&self, hart: &mut Hart, window: &Window, recorder: Option<&Recorder>) -> End {
-        for inst in &self.source.insts {
-            let store = recorder.and_then(|recorder| recorder.store(inst, hart));
-            // The result of an AMO may overwrite the address.
-            let addr = hart.x[usize::from(inst.rs1 & 31)].wrapping_add(inst.imm as i64 as u64);
-            let flow = exec(inst, hart, window);
-            if let (Some(recorder), Some(store)) = (recorder, store) {
-                recorder.stored(store);
-            }
-            match flow {
-                Ok(Flow::Next) => {}
-                Ok(Flow::Jump) => return End::Next,
-                Ok(Flow::FenceI) => return End::FenceI,
-                Err(trap) => return End::Trap(trap),
-            }
-            // A store into the block itself: the next instructions may have changed.
-            if inst.op.stores() && self.is_overwritten(addr, inst.op.stored_bytes()) {
-                return End::Next;
-            }
-        }
-        End::Next
-    }
-
     /// Whether a store of `len_bytes` to `addr` may have hit the block's bytes.
-    fn is_overwritten(&self, addr: u64, len_bytes: u64) -> bool {
+    pub(super) fn is_overwritten(&self, addr: u64, len_bytes: u64) -> bool {
         match self.own_stores {
             OwnStores::Ignore => false,
             OwnStores::Compare => {

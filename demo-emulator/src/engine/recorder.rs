@@ -1,5 +1,4 @@
-//! Events of the engine for its listeners: the logs of `-d`, the bundled guest's story, and the
-//! writers that `--stats` counts. An ordinary run has no listener.
+//! Reports translations and writes to the listeners.
 //!
 //! The library names a writer by its host pc ([`codewarden::RecentWrite`]). For compiled code the
 //! fault index finds the guest's pc, as long as the block exists. So before a block goes, the new
@@ -14,69 +13,14 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use codewarden::tracker::Cause;
 use codewarden::{CodeCache, RecentWrite};
 
-use super::Payload;
+use super::events::{Event, Listener};
+use super::payload::{Payload, Settle};
 use crate::hart::Hart;
 use crate::riscv::inst::Inst;
 use crate::translate::{CodeSpace, CompiledBlock};
 
 /// Bytes of the widest guest store.
 const STORE_BYTES: u64 = 8;
-
-/// An event.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// A block was made of these guest bytes and is about to become reachable.
-    Translated {
-        /// The block's first instruction.
-        pc: u64,
-        /// Its bytes.
-        bytes: &'a [u8],
-        /// Its host code; `None` for a decoded block.
-        host: Option<&'a CompiledBlock>,
-        /// A page of it stays writable: the block compares its bytes at each entry.
-        is_checked: bool,
-    },
-    /// The bytes of a killed block are the same again, and the block is valid again.
-    Revived {
-        /// The block's first instruction.
-        pc: u64,
-        /// Whether it has host code.
-        is_compiled: bool,
-    },
-    /// A block was entered and found that its bytes have changed. It did not run.
-    Overwritten {
-        /// The block's first instruction.
-        pc: u64,
-        /// Whether it had host code.
-        is_compiled: bool,
-    },
-    /// The block at this pc did not become reachable: a write came meanwhile.
-    Refused(u64),
-    /// A write hit a page with translated code.
-    Written {
-        /// The library's entry.
-        write: &'a RecentWrite,
-        /// The guest's store, if it is known.
-        store_pc: Option<u64>,
-        /// Whether the reporting hart is known to be the one that stored; if false, it may still
-        /// be.
-        by_this_hart: bool,
-    },
-    /// A hart is about to make a system call.
-    SystemCall,
-}
-
-/// Receives the engine's events, on any hart's thread.
-pub trait Listener: Send + Sync {
-    /// Receives an event.
-    fn hear(&self, event: &Event<'_>);
-
-    /// Whether it wants to hear of blocks, so that all code is made into blocks. Otherwise code
-    /// runs as if there were no listener.
-    fn hears_blocks(&self) -> bool {
-        true
-    }
-}
 
 /// A store that an interpreter is about to run.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +29,7 @@ pub(super) struct Store {
     address: u64,
 }
 
-/// Tells the listeners of translations and of writes.
+/// The listeners, and the writes that are not reported yet.
 pub(super) struct Recorder {
     hears_blocks: bool,
     listeners: Vec<Box<dyn Listener>>,
@@ -97,13 +41,6 @@ pub(super) struct Recorder {
     has_pending: AtomicBool,
     /// Writes among them without a known store.
     pending: Mutex<Vec<RecentWrite>>,
-}
-
-/// Reports new writes. A trait, since blocks hold the recorder and the recorder holds the blocks
-/// through its cache.
-pub(super) trait Settle: fmt::Debug + Send + Sync {
-    /// A compiled block is about to go, and its known stores with it.
-    fn settle(&self);
 }
 
 impl Settle for Recorder {

@@ -1,9 +1,8 @@
-//! A guest basic block, read under a ticket: protect, fetch, decode.
+//! The instructions and bytes of a guest basic block, read under a ticket: protect, fetch, decode.
 
-use codewarden::Ticket;
 use codewarden::addr::GuestAddr;
+use codewarden::{Payload, Ticket};
 
-use super::Payload;
 use crate::memory::Window;
 use crate::memory::code::FETCH_BYTES;
 use crate::memory::window::PAGE_LEN_BYTES;
@@ -54,7 +53,7 @@ impl Source {
 /// Reads the block at `pc`: over page boundaries up to the first instruction that may jump, at most
 /// [`MAX_INSTS`] instructions. Each aligned piece is read once, after its page was claimed, so the
 /// instructions and the bytes come from the same reads.
-pub(super) fn read(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Result<Source, ReadError> {
+pub(super) fn read<P: Payload>(ticket: &mut Ticket<P>, window: &Window, pc: u64) -> Result<Source, ReadError> {
     let mut reader = Reader { ticket, window, first: pc & !(FETCH_BYTES - 1), pieces: Vec::with_capacity(8) };
     let (mut insts, mut end) = (Vec::with_capacity(16), pc);
     while insts.len() < MAX_INSTS {
@@ -77,8 +76,8 @@ pub(super) fn read(ticket: &mut Ticket<Payload>, window: &Window, pc: u64) -> Re
 }
 
 /// Reads for the decoder, never from a page that is not needed.
-struct Reader<'a> {
-    ticket: &'a mut Ticket<Payload>,
+struct Reader<'a, P: Payload> {
+    ticket: &'a mut Ticket<P>,
     window: &'a Window,
     /// The address of the first piece.
     first: u64,
@@ -86,7 +85,7 @@ struct Reader<'a> {
     pieces: Vec<u64>,
 }
 
-impl Reader<'_> {
+impl<P: Payload> Reader<'_, P> {
     /// The aligned bytes around `at`: the last ones that were read, or the next.
     fn piece(&mut self, at: u64) -> Result<u64, ReadError> {
         let index = (at.wrapping_sub(self.first) / FETCH_BYTES) as usize;

@@ -14,24 +14,24 @@ use std::time::Duration;
 use codewarden::CodeCache;
 use codewarden::protection::Mode;
 
-use super::Payload;
+use super::payload::Payload;
 use crate::linux::host_signals::set_mask;
 
 /// How long a store may stay unseen. A harvest that finds nothing costs a few microseconds.
 const HARVEST_PERIOD: Duration = Duration::from_millis(20);
 
 /// How often checked pages are looked at.
-const TEND_PERIOD: Duration = Duration::from_millis(100);
+const MAINTENANCE_PERIOD: Duration = Duration::from_millis(100);
 
 /// Starts the thread of this process, if `mode` needs one.
 pub(super) fn start(cache: &'static CodeCache<Payload>, mode: Mode) {
-    let upkeep: fn(&CodeCache<Payload>) -> ! = match mode {
+    let work: fn(&CodeCache<Payload>) -> ! = match mode {
         Mode::None => return,
         Mode::Deferred => harvest_and_maintain,
         _ => maintain,
     };
     let before = set_mask(!0);
-    let thread = Builder::new().name("upkeep".to_owned()).spawn(move || upkeep(cache));
+    let thread = Builder::new().name("maintenance".to_owned()).spawn(move || work(cache));
     set_mask(before);
     // Without the thread pages stay checked, and the guest must announce its writes, as the base
     // ISA demands.
@@ -40,13 +40,13 @@ pub(super) fn start(cache: &'static CodeCache<Payload>, mode: Mode) {
 
 fn maintain(cache: &CodeCache<Payload>) -> ! {
     loop {
-        std::thread::sleep(TEND_PERIOD);
+        std::thread::sleep(MAINTENANCE_PERIOD);
         cache.tracker().maintain();
     }
 }
 
 fn harvest_and_maintain(cache: &CodeCache<Payload>) -> ! {
-    let harvests = TEND_PERIOD.as_millis() / HARVEST_PERIOD.as_millis();
+    let harvests = MAINTENANCE_PERIOD.as_millis() / HARVEST_PERIOD.as_millis();
     loop {
         for _ in 0..harvests {
             std::thread::sleep(HARVEST_PERIOD);

@@ -1,0 +1,66 @@
+//! Runs guest code without host code, one instruction after another. The recorder learns of each
+//! store before it is made.
+
+use codewarden::VCpu;
+
+use super::payload::Payload;
+use super::recorder::Recorder;
+use super::tier0::DecodedBlock;
+use crate::hart::Hart;
+use crate::memory::Window;
+use crate::riscv::exec::exec;
+use crate::riscv::oracle;
+use crate::riscv::trap::{Flow, Trap};
+
+/// How a run of a block ended. The hart is between two instructions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum End {
+    /// At its end, or behind a store that overwrote it.
+    Next,
+    /// Behind a FENCE.I.
+    FenceI,
+    /// At an instruction that did not retire.
+    Trap(Trap),
+}
+
+/// Runs the instruction at `hart.pc` from its bytes.
+pub(super) fn step(
+    hart: &mut Hart,
+    window: &Window,
+    vcpu: &mut VCpu<Payload>,
+    recorder: Option<&Recorder>,
+) -> Result<Flow, Trap> {
+    let Some(recorder) = recorder else { return oracle::step(hart, window) };
+    let inst = oracle::fetch(window, hart.pc)?;
+    let store = recorder.store(&inst, hart);
+    let flow = exec(&inst, hart, window);
+    let _alive = vcpu.pin();
+    store.into_iter().for_each(|store| recorder.stored(store));
+    flow
+}
+
+impl DecodedBlock {
+    /// Runs the block on `hart`, which is at its start.
+    pub(super) fn run(&self, hart: &mut Hart, window: &Window, recorder: Option<&Recorder>) -> End {
+        for inst in &self.source.insts {
+            let store = recorder.and_then(|recorder| recorder.store(inst, hart));
+            // The result of an AMO may overwrite the address.
+            let addr = hart.x[usize::from(inst.rs1 & 31)].wrapping_add(inst.imm as i64 as u64);
+            let flow = exec(inst, hart, window);
+            if let (Some(recorder), Some(store)) = (recorder, store) {
+                recorder.stored(store);
+            }
+            match flow {
+                Ok(Flow::Next) => {}
+                Ok(Flow::Jump) => return End::Next,
+                Ok(Flow::FenceI) => return End::FenceI,
+                Err(trap) => return End::Trap(trap),
+            }
+            // A store into the block itself: the next instructions may have changed.
+            if inst.op.stores() && self.is_overwritten(addr, inst.op.stored_bytes()) {
+                return End::Next;
+            }
+        }
+        End::Next
+    }
+}
