@@ -126,7 +126,7 @@ pub struct Log {
 /// Options and program.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Cli {
-    /// Run everything by the oracle.
+    /// Run everything by the interpreter.
     pub interpret: bool,
     /// Which tier.
     pub tier: Tier,

@@ -16,7 +16,7 @@ use demo_emulator::asm_log::AsmLog;
 use demo_emulator::cli::{self, Cli, Command, Form, Tier};
 use demo_emulator::engine::{Engine, EngineError, Listener};
 use demo_emulator::linux::log::LogFile;
-use demo_emulator::linux::{AtExit, Machine, Options, Oracle, Process, Start, host_signals};
+use demo_emulator::linux::{AtExit, Interpreter, Machine, Options, Process, Start, host_signals};
 use demo_emulator::memory::{Window, host_fault, room};
 use demo_emulator::probe;
 use demo_emulator::stats::{Report, Writers};
@@ -151,7 +151,7 @@ fn failed<E: Display>(what: &str) -> impl Fn(E) -> Failure {
     move |error| (FAILURE_STATUS, format!("{what} ({error})"))
 }
 
-/// The machine that runs the instructions; it is also the engine, unless it is the oracle.
+/// The machine that runs the instructions; it is also the engine, unless it is the interpreter.
 type Runner = (Arc<dyn Machine>, Option<Arc<Engine>>);
 
 fn machine(
@@ -163,7 +163,7 @@ fn machine(
     writers: &Arc<Writers>,
 ) -> Result<Runner, Failure> {
     if cli.interpret {
-        return Ok((Arc::new(Oracle::new(window)), None));
+        return Ok((Arc::new(Interpreter::new(window)), None));
     }
     let mut engine = Engine::new(window, cli.tracking, cli.tier, cli.code_limit_bytes()).map_err(cannot_start)?;
     let mut listeners: Vec<Box<dyn Listener>> = Vec::new();

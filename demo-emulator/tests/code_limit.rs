@@ -36,8 +36,8 @@ fn code_is_evicted_and_comes_back() {
             println!("{mode} {tier}: {told}");
             assert!(count("evicted") > 0 && count("given_up") > 0, "{mode} {tier}: {told}");
             assert!(count("revived") > 0, "what is in use comes back: {mode} {tier}: {told}");
-            // If memory were short, the oracle would run the blocks that did not fit.
-            assert!(count("oracle_runs") < FUNCTIONS / 20, "{mode} {tier}: {told}");
+            // If memory were short, the interpreter would run the blocks that did not fit.
+            assert!(count("interpreter_runs") < FUNCTIONS / 20, "{mode} {tier}: {told}");
         }
     }
 }

@@ -6,7 +6,7 @@ use demo_emulator::memory::{Fault, FaultKind, Window, host_fault};
 use demo_emulator::riscv::encode::encode;
 use demo_emulator::riscv::exec::exec;
 use demo_emulator::riscv::inst::{Inst, Op};
-use demo_emulator::riscv::oracle;
+use demo_emulator::riscv::interpreter;
 use demo_emulator::riscv::trap::{Flow, Trap};
 
 const PAGE: u64 = 4096;
@@ -307,33 +307,33 @@ fn a_rounding_mode_that_does_not_exist_is_illegal() {
 }
 
 #[test]
-fn the_oracle_fetches_from_memory_each_time() {
+fn the_interpreter_fetches_from_memory_each_time() {
     let window = window();
     let add = |imm| encode(&Inst { rd: 1, rs1: 1, imm, ..inst(Op::Addi) });
     let mut hart = Hart::new(OPEN);
     for imm in [1, 2, 3] {
         window.store_u32(OPEN, add(imm)).unwrap();
         hart.pc = OPEN;
-        assert_eq!(oracle::step(&mut hart, &window), Ok(Flow::Next));
+        assert_eq!(interpreter::step(&mut hart, &window), Ok(Flow::Next));
     }
     assert_eq!((hart.x[1], hart.pc), (6, OPEN + 4));
 
     // FENCE.I is reported.
     window.store_u32(OPEN + 4, 0x100f).unwrap();
-    assert_eq!(oracle::step(&mut hart, &window), Ok(Flow::FenceI));
+    assert_eq!(interpreter::step(&mut hart, &window), Ok(Flow::FenceI));
 
     // An instruction whose second half lies on a page that may not be run, and a short one that
     // ends before it.
     hart.pc = READ_ONLY - 2;
     window.store_u16(hart.pc, add(0) as u16).unwrap();
     let fault = Fault { addr: READ_ONLY, kind: FaultKind::Segv };
-    assert_eq!(oracle::step(&mut hart, &window), Err(Trap::FetchFault(fault)));
+    assert_eq!(interpreter::step(&mut hart, &window), Err(Trap::FetchFault(fault)));
     assert_eq!(hart.pc, READ_ONLY - 2);
     window.store_u16(hart.pc, 0x0001).unwrap();
-    assert_eq!(oracle::step(&mut hart, &window), Ok(Flow::Next));
-    assert_eq!(oracle::step(&mut hart, &window), Err(Trap::FetchFault(fault)));
+    assert_eq!(interpreter::step(&mut hart, &window), Ok(Flow::Next));
+    assert_eq!(interpreter::step(&mut hart, &window), Err(Trap::FetchFault(fault)));
 
     hart.pc = OPEN;
     window.store_u32(OPEN, 0).unwrap();
-    assert_eq!(oracle::step(&mut hart, &window), Err(Trap::Illegal(0)));
+    assert_eq!(interpreter::step(&mut hart, &window), Err(Trap::Illegal(0)));
 }

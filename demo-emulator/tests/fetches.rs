@@ -1,6 +1,6 @@
 //! An instruction that another thread overwrites by one aligned store is fetched old or new, never
 //! half of each (RISC-V's Ziccif). After a FENCE.I no version runs that is older than one that ran
-//! before. This holds in the oracle, and in every mode and tier.
+//! before. This holds in the interpreter, and in every mode and tier.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -10,7 +10,7 @@ use codewarden::protection::{Access, Mode};
 use demo_emulator::cli::{Tier, Tracking};
 use demo_emulator::engine::Engine;
 use demo_emulator::hart::Hart;
-use demo_emulator::linux::machine::{Exit, Machine, Oracle};
+use demo_emulator::linux::machine::{Exit, Interpreter, Machine};
 use demo_emulator::memory::window::{EXEC, PAGE_LEN_BYTES, READ, WRITE};
 use demo_emulator::memory::{Window, host_fault};
 use demo_emulator::riscv::trap::Trap;
@@ -85,10 +85,10 @@ fn overwrite_while_it_runs(name: &str, window: Window, machine: &dyn Machine) {
 }
 
 #[test]
-fn by_the_oracle() {
+fn by_the_interpreter() {
     host_fault::install().unwrap();
     let window = Window::reserve().unwrap();
-    overwrite_while_it_runs("oracle", window, &Oracle::new(window));
+    overwrite_while_it_runs("interpreter", window, &Interpreter::new(window));
 }
 
 #[test]

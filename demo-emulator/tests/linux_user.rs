@@ -340,7 +340,7 @@ fn a_death_by_the_guests_own_fault_has_its_stats_too() {
     let path = folder.file("faults", &program.elf());
     let output = emulator().arg("--stats").arg(path).output().unwrap();
     assert_eq!(output.status.signal(), Some(libc::SIGSEGV));
-    assert!(stderr(&output).starts_with("tier oracle, no translation\n"), "{}", stderr(&output));
+    assert!(stderr(&output).starts_with("tier interpreter, no translation\n"), "{}", stderr(&output));
 }
 
 /// The kernel looks up the page of a futex that is not private as for a write, even if the command

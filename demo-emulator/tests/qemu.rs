@@ -1,4 +1,4 @@
-//! Random programs in the oracle and in `qemu-riscv64`: registers, flags and
+//! Random programs in the interpreter and in `qemu-riscv64`: registers, flags and
 //! memory must come out the same.
 //!
 //! A program is wrapped into an ELF file that loads all registers, runs it,
@@ -18,7 +18,7 @@ use demo_emulator::memory::{Window, host_fault};
 use demo_emulator::riscv::csr;
 use demo_emulator::riscv::encode::encode;
 use demo_emulator::riscv::inst::{Inst, Op};
-use demo_emulator::riscv::oracle;
+use demo_emulator::riscv::interpreter;
 use demo_emulator::riscv::random::{DATA_REACH_BYTES, Generator, Program};
 use demo_emulator::riscv::trap::Trap;
 
@@ -126,14 +126,14 @@ fn elf(image: &[u8]) -> Vec<u8> {
     file
 }
 
-/// Runs the oracle on the image's registers and data.
-fn run_oracle(window: &Window, image: &[u8]) -> Vec<u8> {
+/// Runs the interpreter on the image's registers and data.
+fn run_interpreter(window: &Window, image: &[u8]) -> Vec<u8> {
     for (addr, &byte) in (BASE..).zip(image) {
         window.store_u8(addr, byte).unwrap();
     }
     let mut hart = Hart::new(BASE + CODE as u64);
     loop {
-        match oracle::step(&mut hart, window) {
+        match interpreter::step(&mut hart, window) {
             Ok(_) => {}
             Err(Trap::Ecall) => break,
             Err(trap) => panic!("{trap:?} at {:#x}", hart.pc),
@@ -172,7 +172,7 @@ fn difference(ours: &[u8], theirs: &[u8]) -> Vec<String> {
                 64 => "fcsr".to_string(),
                 _ => format!("byte {at:#x}"),
             };
-            format!("{name}: oracle {:#x}, qemu {:#x}", words(ours, at), words(theirs, at))
+            format!("{name}: interpreter {:#x}, qemu {:#x}", words(ours, at), words(theirs, at))
         })
         .collect()
 }
@@ -196,7 +196,7 @@ fn random_programs_agree_with_qemu() {
         let program = generator.program(if seed % 4 == 0 { 2000 } else { 150 });
         instructions += program.insts.len();
         let image = image(&hart, &data, &program);
-        let ours = run_oracle(&window, &image);
+        let ours = run_interpreter(&window, &image);
 
         let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o700).open(&path).unwrap();
         file.write_all(&elf(&image)).unwrap();
@@ -207,5 +207,5 @@ fn random_programs_agree_with_qemu() {
         assert!(difference.is_empty(), "seed {seed}: {difference:#?}");
     }
     fs::remove_file(&path).unwrap();
-    println!("{programs} programs of {instructions} instructions: the oracle and qemu-riscv64 agree");
+    println!("{programs} programs of {instructions} instructions: the interpreter and qemu-riscv64 agree");
 }

@@ -6,7 +6,7 @@ use demo_emulator::memory::window::{EXEC, READ, WRITE};
 use demo_emulator::memory::{Window, host_fault};
 use demo_emulator::riscv::decode::decode;
 use demo_emulator::riscv::inst::Op;
-use demo_emulator::riscv::oracle;
+use demo_emulator::riscv::interpreter;
 use demo_emulator::riscv::random::{DATA_REACH_BYTES, DATA_REGISTERS, Generator, OPS, is_rounded};
 
 const CODE: u64 = 0x10_0000;
@@ -45,7 +45,8 @@ fn programs_run_to_their_end_without_a_trap() {
         let end = CODE + program.code.len() as u64;
         let mut before = hart.pc;
         while hart.pc != end {
-            oracle::step(&mut hart, &window).unwrap_or_else(|trap| panic!("seed {seed}: {trap:?} at {:#x}", hart.pc));
+            interpreter::step(&mut hart, &window)
+                .unwrap_or_else(|trap| panic!("seed {seed}: {trap:?} at {:#x}", hart.pc));
             assert!(hart.pc > before && hart.pc <= end, "seed {seed}: from {before:#x} to {:#x}", hart.pc);
             before = hart.pc;
         }

@@ -1,4 +1,4 @@
-//! Random programs through the engine: the oracle, tier 0 and compiled blocks
+//! Random programs through the engine: the interpreter, tier 0 and compiled blocks
 //! must leave the same registers, flags, reservation and memory behind.
 //!
 //! Each program overwrites the one before it, so that old translations must be given up too, and
@@ -31,7 +31,7 @@ use demo_emulator::memory::{Window, host_fault};
 use demo_emulator::riscv::decode::decode;
 use demo_emulator::riscv::encode::encode;
 use demo_emulator::riscv::inst::{Inst, Op};
-use demo_emulator::riscv::oracle;
+use demo_emulator::riscv::interpreter;
 use demo_emulator::riscv::random::{DATA_REACH_BYTES, Generator, OPS, Program, is_rounded};
 use demo_emulator::riscv::trap::Trap;
 
@@ -131,7 +131,7 @@ fn state(hart: &Hart) -> Vec<String> {
     lines
 }
 
-/// The instructions that the oracle ran.
+/// The instructions that the interpreter ran.
 #[derive(Default)]
 struct Coverage {
     retired: u64,
@@ -201,12 +201,12 @@ fn mnemonic(op: Op) -> String {
     format!("{op:?}").to_lowercase().replace('_', ".")
 }
 
-/// The oracle, step by step.
+/// The interpreter, step by step.
 fn interpret(hart: &mut Hart, window: &Window, coverage: &mut Coverage) {
     loop {
-        let inst = oracle::fetch(window, hart.pc).unwrap();
+        let inst = interpreter::fetch(window, hart.pc).unwrap();
         let before = (hart.fflags, hart.frm);
-        match oracle::step(hart, window) {
+        match interpreter::step(hart, window) {
             Ok(_) => coverage.count(&inst, is_rounded(inst.op), before, hart.fflags),
             Err(trap) => return assert_eq!(trap, Trap::Ecall, "{inst:?} at {:#x}", hart.pc),
         }
@@ -240,10 +240,10 @@ fn guests() -> Vec<Guest> {
 }
 
 #[test]
-fn every_tier_agrees_with_the_oracle() {
+fn every_tier_agrees_with_the_interpreter() {
     host_fault::install().unwrap();
-    let oracles = Window::reserve().unwrap();
-    window_for(|range| demo_emulator::linux::host_memory::protect(range, Access::ReadWrite).unwrap())(&oracles);
+    let reference = Window::reserve().unwrap();
+    window_for(|range| demo_emulator::linux::host_memory::protect(range, Access::ReadWrite).unwrap())(&reference);
     let mut guests = guests();
     let wanted = from_environment("RANDOM_TIERS", INSTRUCTIONS);
     let mut coverage = Coverage::default();
@@ -254,15 +254,15 @@ fn every_tier_agrees_with_the_oracle() {
         let mut program = generator.program(if seed.is_multiple_of(4) { 1000 } else { 150 });
         program.code.extend(encode(&Inst { op: Op::Ecall, ..decode(0x13) }).to_le_bytes());
         let pc = CODE + 2 * (seed * 7 % (PAGE_LEN_BYTES / 2));
-        fill(&oracles, pc, &program.code);
+        fill(&reference, pc, &program.code);
         guests.iter().for_each(|guest| guest.load(pc, &program.code));
         for start in 0..if seed % 8 == 1 { HOT_STARTS } else { STARTS } {
             let hart = generator.start(pc, DATA);
             let bytes = generator.data(DATA_LEN_BYTES as usize);
             let mut expected = copy(&hart);
-            fill(&oracles, DATA_START, &bytes);
-            interpret(&mut expected, &oracles, &mut coverage);
-            let (expected, memory) = (state(&expected), data(&oracles));
+            fill(&reference, DATA_START, &bytes);
+            interpret(&mut expected, &reference, &mut coverage);
+            let (expected, memory) = (state(&expected), data(&reference));
             for guest in &mut guests {
                 let found = state(&guest.run(copy(&hart), &bytes));
                 let found_memory = data(&guest.window);
@@ -274,13 +274,13 @@ fn every_tier_agrees_with_the_oracle() {
     }
     println!("{seed} programs\n{}", coverage.table());
     let ways: Vec<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
-    println!("the oracle and {} agree", ways.join(", "));
+    println!("the interpreter and {} agree", ways.join(", "));
     let missing = coverage.missing(wanted >= 1_000_000);
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
 fn difference(found: &[String], expected: &[String], program: &Program) -> String {
     let pairs = found.iter().zip(expected).filter(|(found, expected)| found != expected);
-    let lines: Vec<String> = pairs.map(|(found, expected)| format!("{found}, oracle {expected}")).collect();
+    let lines: Vec<String> = pairs.map(|(found, expected)| format!("{found}, interpreter {expected}")).collect();
     format!("{lines:#?} (memory where no line differs)\n{:#?}", program.insts)
 }

@@ -20,7 +20,7 @@ use demo_emulator::hart::Hart;
 use demo_emulator::linux::NoTracking;
 use demo_emulator::linux::address_space::{AddressSpace, Place, Source, Touch};
 use demo_emulator::linux::errno::Errno;
-use demo_emulator::linux::machine::{Executor, Exit, Machine, Oracle};
+use demo_emulator::linux::machine::{Executor, Exit, Interpreter, Machine};
 use demo_emulator::linux::observer::MemoryObserver;
 use demo_emulator::linux::process::{Options, Process, Start};
 use demo_emulator::memory::window::{EXEC, READ, WRITE};
@@ -205,31 +205,31 @@ fn the_mappings_say_what_is_permitted() {
     assert_ne!(space.changes(), before);
 }
 
-/// The oracle, but its first stores, to the stack, are refused although the mappings permit them.
+/// The interpreter, but its first stores, to the stack, are refused although the mappings permit them.
 struct Refusing {
-    oracle: Oracle,
+    interpreter: Interpreter,
     refusals: u64,
 }
 
 struct RefusingExecutor {
-    oracle: Box<dyn Executor>,
+    interpreter: Box<dyn Executor>,
     refusals: u64,
 }
 
 impl Machine for Refusing {
     fn executor(&self) -> Result<Box<dyn Executor>, Errno> {
-        Ok(Box::new(RefusingExecutor { oracle: self.oracle.executor()?, refusals: self.refusals }))
+        Ok(Box::new(RefusingExecutor { interpreter: self.interpreter.executor()?, refusals: self.refusals }))
     }
 
     fn observer(&self) -> Arc<dyn MemoryObserver> {
-        self.oracle.observer()
+        self.interpreter.observer()
     }
 }
 
 impl Executor for RefusingExecutor {
     fn run(&mut self, hart: &mut Hart) -> Exit {
         if self.refusals == 0 {
-            return self.oracle.run(hart);
+            return self.interpreter.run(hart);
         }
         self.refusals -= 1;
         Exit::Trap(Trap::StoreFault(Fault { addr: hart.x[2], kind: FaultKind::Segv }))
@@ -246,7 +246,7 @@ fn run_refusing(refusals: u64) -> ExitStatus {
 fn in_child(refusals: u64) -> ! {
     host_fault::install().unwrap();
     let window = Window::reserve().unwrap();
-    let machine = Refusing { oracle: Oracle::new(window), refusals };
+    let machine = Refusing { interpreter: Interpreter::new(window), refusals };
     let options = Options { stack_bytes: 1 << 20, ..Options::default() };
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-tests/guests/recursion.elf");
     let start = Start { argv: vec![b"recursion".to_vec()], envp: Vec::new(), path };

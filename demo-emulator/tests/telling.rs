@@ -175,9 +175,9 @@ fn the_counters_of_a_run_make_sense() {
 }
 
 #[test]
-fn the_oracle_has_no_counters_of_translations() {
+fn the_interpreter_has_no_counters_of_translations() {
     let stats = stats(&["--interpret"]);
-    assert_eq!((&stats["tier"], &stats["mode"]), (&Value::from("oracle"), &Value::Null));
+    assert_eq!((&stats["tier"], &stats["mode"]), (&Value::from("interpreter"), &Value::Null));
     assert!(stats.get("faults").is_none() && count(&stats, "vmas") > 5, "{stats}");
 }
 

@@ -1,5 +1,5 @@
 //! Programs that write themselves, in every mode, in tier 0 and translated, against
-//! the oracle: see `guest_tests::streams`.
+//! the interpreter: see `guest_tests::streams`.
 
 #![no_main]
 

@@ -32,7 +32,7 @@ pub enum Tier {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
     /// Every instruction fetched and decoded from memory.
-    Oracle,
+    Interpreter,
     /// Through the code cache.
     Cached(Mode, Tier),
 }
@@ -40,7 +40,7 @@ pub enum Way {
 impl Way {
     fn options(self) -> Vec<&'static str> {
         match self {
-            Way::Oracle => vec!["--interpret"],
+            Way::Interpreter => vec!["--interpret"],
             Way::Cached(mode, tier) => {
                 let tier = match tier {
                     Tier::Zero => "0",

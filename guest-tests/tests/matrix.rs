@@ -1,4 +1,4 @@
-//! Every guest in every tracking mode and tier, compared with the table. The oracle keeps
+//! Every guest in every tracking mode and tier, compared with the table. The interpreter keeps
 //! nothing, so its output is right if its semantics are; the other ways must print the same.
 
 use guest_tests::{BENCHES, EXIT_STALE, EXIT_WRONG, Emulator, Exit, Expected, GUESTS, Guest, Outcome, Tier, Way, skip};
@@ -12,7 +12,7 @@ fn emulator() -> Emulator {
 /// The fault of a run; `None` if it is right.
 fn judge(guest: &Guest, way: Way, outcome: &Outcome) -> Option<String> {
     let expected = match way {
-        Way::Oracle => Expected::Pass,
+        Way::Interpreter => Expected::Pass,
         Way::Cached(mode, _) => guest.expected(mode),
     };
     let stale = outcome.exit == Exit::Code(EXIT_STALE);
@@ -59,7 +59,7 @@ macro_rules! ways {
 }
 
 ways! {
-    oracle: Way::Oracle;
+    interpreter: Way::Interpreter;
     sigbus_tier_0: Way::Cached(Mode::Sigbus, Tier::Zero);
     sigbus_translated: Way::Cached(Mode::Sigbus, Tier::Translated);
     sigbus_auto: Way::Cached(Mode::Sigbus, Tier::Auto);
@@ -101,7 +101,7 @@ fn the_guests_that_measure_run() {
             assert_eq!(outcome.exit, Exit::Code(0), "{name} {args:?} under {way:?}: {outcome}");
         }
     };
-    measured(Way::Oracle, false);
+    measured(Way::Interpreter, false);
     for mode in [Mode::Sigbus, Mode::Deferred] {
         let way = Way::Cached(mode, Tier::Auto);
         if can_run("the_guests_that_measure_run", way) {

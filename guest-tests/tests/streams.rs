@@ -1,4 +1,4 @@
-//! Random programs that write themselves, every way against the oracle. The fuzz target
+//! Random programs that write themselves, every way against the interpreter. The fuzz target
 //! `streams` does the same with inputs that it finds; a longer run by hand:
 //!
 //! ```text
@@ -34,7 +34,7 @@ fn watch_for_a_hang() {
             let seed = SEED.load(Relaxed);
             std::thread::sleep(HANG);
             if SEED.load(Relaxed) == seed {
-                note("streams", &format!("seed {seed} runs on where the oracle stopped"));
+                note("streams", &format!("seed {seed} runs on where the interpreter stopped"));
                 std::process::abort();
             }
         }

@@ -36,10 +36,10 @@ counters! {
     blocks_decoded,
     /// Blocks compiled.
     blocks_compiled,
-    /// First runs of code, by the oracle: no block was made.
+    /// First runs of code, by the interpreter: no block was made.
     first_runs,
-    /// Runs handed to the oracle because a page was busy or a write came.
-    oracle_runs,
+    /// Runs handed to the interpreter because a page was busy or a write came.
+    interpreter_runs,
 }
 
 pub(super) fn count(counter: &AtomicU64) {

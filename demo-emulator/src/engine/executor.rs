@@ -33,9 +33,9 @@ use crate::translate::{BlockOptions, CodeSpace, ExitReason, LinkSlot, OwnStores,
 /// tier 0.
 const HOT_RUNS: u32 = 50;
 
-/// Instructions that the oracle runs while a page is busy, before the dispatcher asks the cache
+/// Instructions that the interpreter runs while a page is busy, before the dispatcher asks the cache
 /// again.
-const ORACLE_STEPS: u32 = 32;
+const INTERPRETER_STEPS: u32 = 32;
 
 /// A full code memory evicts one part in this many.
 const EVICTED_SHARE: usize = 16;
@@ -50,9 +50,9 @@ enum Step {
     Compile,
     /// Applies the guest's writes, then looks up `hart.pc`.
     Flush,
-    /// Lets the oracle run one instruction that compiled code refused.
+    /// Lets the interpreter run one instruction that compiled code refused.
     Interpret,
-    /// Lets the oracle run to the end of the block.
+    /// Lets the interpreter run to the end of the block.
     InterpretBlock,
     /// Goes back to Linux.
     Exit(Exit),
@@ -142,7 +142,7 @@ impl EngineExecutor {
     }
 
     /// Reads the block at `hart.pc` under a ticket, and makes or revives a payload with its
-    /// entries. If that is impossible now, the oracle runs for a while.
+    /// entries. If that is impossible now, the interpreter runs for a while.
     fn make(&mut self, hart: &mut Hart, compile: bool) -> Step {
         let pc = hart.pc;
         let key = if compile { compiled_key(pc) } else { decoded_key(pc) };
@@ -233,15 +233,15 @@ impl EngineExecutor {
         bytes.is_ok_and(|bytes| self.first_runs.is_first(pc, bytes))
     }
 
-    /// Runs the oracle because no block can be made now.
+    /// Runs the interpreter because no block can be made now.
     fn interpret(&mut self, hart: &mut Hart) -> Step {
-        count(&self.counters.oracle_runs);
-        self.run_oracle(hart)
+        count(&self.counters.interpreter_runs);
+        self.run_interpreter(hart)
     }
 
-    /// Runs the oracle to the end of a block, a few instructions at most.
-    fn run_oracle(&mut self, hart: &mut Hart) -> Step {
-        for _ in 0..ORACLE_STEPS {
+    /// Runs the interpreter to the end of a block, a few instructions at most.
+    fn run_interpreter(&mut self, hart: &mut Hart) -> Step {
+        for _ in 0..INTERPRETER_STEPS {
             match interpret::step(hart, &self.window, &mut self.vcpu, self.recorder.as_deref()) {
                 Ok(Flow::Next) => {}
                 Ok(Flow::Jump) => break,
@@ -252,7 +252,7 @@ impl EngineExecutor {
         Step::Dispatch
     }
 
-    /// One instruction by the oracle.
+    /// One instruction by the interpreter.
     fn step(&mut self, hart: &mut Hart) -> Step {
         match interpret::step(hart, &self.window, &mut self.vcpu, self.recorder.as_deref()) {
             Ok(Flow::Next | Flow::Jump) => Step::Dispatch,
@@ -379,7 +379,7 @@ impl Executor for EngineExecutor {
                 Step::Dispatch => self.dispatch(hart),
                 Step::Decode if self.is_first_run(hart.pc) => {
                     count(&self.counters.first_runs);
-                    self.run_oracle(hart)
+                    self.run_interpreter(hart)
                 }
                 Step::Decode => self.make(hart, false),
                 Step::Compile => self.make(hart, true),

@@ -1,4 +1,4 @@
-//! Detects code that runs for the first time. The oracle runs such code, and no block is made of
+//! Detects code that runs for the first time. The interpreter runs such code, and no block is made of
 //! it.
 //!
 //! Much code runs once: a program's start, and code that a guest writes and soon overwrites. A

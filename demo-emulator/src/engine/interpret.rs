@@ -9,7 +9,7 @@ use super::tier0::DecodedBlock;
 use crate::hart::Hart;
 use crate::memory::Window;
 use crate::riscv::exec::exec;
-use crate::riscv::oracle;
+use crate::riscv::interpreter;
 use crate::riscv::trap::{Flow, Trap};
 
 /// How a run of a block ended. The hart is between two instructions.
@@ -30,8 +30,8 @@ pub(super) fn step(
     vcpu: &mut VCpu<Payload>,
     recorder: Option<&Recorder>,
 ) -> Result<Flow, Trap> {
-    let Some(recorder) = recorder else { return oracle::step(hart, window) };
-    let inst = oracle::fetch(window, hart.pc)?;
+    let Some(recorder) = recorder else { return interpreter::step(hart, window) };
+    let inst = interpreter::fetch(window, hart.pc)?;
     let store = recorder.store(&inst, hart);
     let flow = exec(&inst, hart, window);
     let _alive = vcpu.pin();

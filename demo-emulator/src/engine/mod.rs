@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!               ran once              ran often
-//!   oracle ──────────────▶ tier 0 ──────────────▶ translated
+//!   interpreter ──────────────▶ tier 0 ──────────────▶ translated
 //!     ▲                       │                       │
 //!     └───────────────────────┴───────────────────────┘
 //!        the page is busy: a write is going on, or the same

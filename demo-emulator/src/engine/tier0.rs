@@ -1,4 +1,4 @@
-//! Tier 0: decoded blocks. codewarden retains them like any other translation, and the oracle's own
+//! Tier 0: decoded blocks. codewarden retains them like any other translation, and the interpreter's own
 //! definition of each instruction runs them. Code that runs once or twice never pays for the
 //! compiler.
 //!
@@ -7,7 +7,7 @@
 //! A block's entry is its address. If its page is checked, the lowest bit is set too, and the
 //! dispatcher asks [`DecodedBlock::admits`] first. If a block is overwritten about as often as it
 //! runs, decoding it afresh each time is useless. Then the failed check leaves the block as it is
-//! several times, and the oracle runs the guest's bytes.
+//! several times, and the interpreter runs the guest's bytes.
 //!
 //! # Safety
 //!
@@ -61,7 +61,7 @@ pub(super) enum Admission {
     Run,
     /// Its bytes have changed: decode it afresh.
     Decode,
-    /// Its bytes change all the time: let the oracle run them.
+    /// Its bytes change all the time: let the interpreter run them.
     Interpret,
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use crate::hart::Hart;
 use crate::memory::Window;
-use crate::riscv::oracle;
+use crate::riscv::interpreter;
 use crate::riscv::trap::Trap;
 
 use super::errno::Errno;
@@ -39,20 +39,20 @@ pub trait Machine: Send + Sync {
 
 /// `--interpret`: fetches and decodes every instruction, and retains nothing.
 #[derive(Debug)]
-pub struct Oracle {
+pub struct Interpreter {
     window: Window,
 }
 
-impl Oracle {
-    /// An oracle over the memory of `window`.
+impl Interpreter {
+    /// An interpreter over the memory of `window`.
     pub fn new(window: Window) -> Self {
         Self { window }
     }
 }
 
-impl Machine for Oracle {
+impl Machine for Interpreter {
     fn executor(&self) -> Result<Box<dyn Executor>, Errno> {
-        Ok(Box::new(OracleExecutor { window: self.window }))
+        Ok(Box::new(InterpreterExecutor { window: self.window }))
     }
 
     fn observer(&self) -> Arc<dyn MemoryObserver> {
@@ -60,14 +60,14 @@ impl Machine for Oracle {
     }
 }
 
-struct OracleExecutor {
+struct InterpreterExecutor {
     window: Window,
 }
 
-impl Executor for OracleExecutor {
+impl Executor for InterpreterExecutor {
     fn run(&mut self, hart: &mut Hart) -> Exit {
         while hart.exit_request.load(Ordering::Acquire) == 0 {
-            if let Err(trap) = oracle::step(hart, &self.window) {
+            if let Err(trap) = interpreter::step(hart, &self.window) {
                 return Exit::Trap(trap);
             }
         }

@@ -49,6 +49,6 @@ mod signal_delivery;
 mod thread_end;
 mod vfork;
 
-pub use machine::{Executor, Exit, Machine, Oracle};
+pub use machine::{Executor, Exit, Interpreter, Machine};
 pub use observer::{Backing, MemoryObserver, NoTracking};
 pub use process::{AtExit, Options, Process, Start};

@@ -105,7 +105,7 @@ pub trait MemoryObserver: Send + Sync {
     }
 }
 
-/// Retains nothing, so it ignores every event: the oracle's observer.
+/// Retains nothing, so it ignores every event: the interpreter's observer.
 #[derive(Debug, Default)]
 pub struct NoTracking;
 

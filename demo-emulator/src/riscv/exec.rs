@@ -1,4 +1,4 @@
-//! The effect of each instruction: the one definition that the oracle, tier 0 and the tests of
+//! The effect of each instruction: the one definition that the interpreter, tier 0 and the tests of
 //! compiled code share.
 
 use std::sync::atomic::{Ordering, fence};

@@ -7,7 +7,7 @@ pub mod exec;
 pub mod fetch;
 pub mod fp;
 pub mod inst;
-pub mod oracle;
+pub mod interpreter;
 pub mod random;
 pub mod trap;
 

@@ -4,7 +4,7 @@
 //! | name | meaning |
 //! |---|---|
 //! | `pid` | the process: a fork's child writes its own line; its counts continue the parent's, and its pages begin anew |
-//! | `tier`, `mode`, `why` | how guest code ran, the mode that writes were learned of by, and the reason for it; `mode` is null for the oracle |
+//! | `tier`, `mode`, `why` | how guest code ran, the mode that writes were learned of by, and the reason for it; `mode` is null for the interpreter |
 //! | `vmas` | mappings of the process, as the kernel counts them |
 //! | `run_time_us` | microseconds from the guest's first instruction to its end |
 //! | the names of [`codewarden::Stats`] and [`EngineStats`](crate::engine::EngineStats) | counts |
@@ -43,7 +43,7 @@ const HOT_WRITERS: usize = 4;
 pub struct Report {
     /// How guest code was run.
     tier: &'static str,
-    /// The facts about tracking; none for the oracle.
+    /// The facts about tracking; none for the interpreter.
     tracked: Option<Tracked>,
     /// Mappings of the process, as the kernel counts them.
     vmas: usize,
@@ -74,11 +74,11 @@ struct HotRow {
 
 impl Report {
     /// The report of a run that began at `start`, with the guest's `symbols`; without an engine, of
-    /// an oracle's run. `writers` listened to the engine.
+    /// an interpreter's run. `writers` listened to the engine.
     pub fn new(engine: Option<&Engine>, writers: &Writers, symbols: &Symbols, start: Instant) -> Self {
         let run_time = start.elapsed();
         let vmas = fs::read("/proc/self/maps").map_or(0, |maps| maps.iter().filter(|byte| **byte == b'\n').count());
-        let tier = engine.map_or("oracle", |engine| engine.tier().name());
+        let tier = engine.map_or("interpreter", |engine| engine.tier().name());
         let tracked = engine.map(|engine| Tracked::new(engine, writers, symbols));
         Self { tier, tracked, vmas, run_time }
     }

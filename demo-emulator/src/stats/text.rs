@@ -55,7 +55,7 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
             ("blocks_decoded", "blocks decoded for tier 0"),
             ("blocks_compiled", "blocks compiled"),
             ("first_runs", "first runs of code, interpreted"),
-            ("oracle_runs", "runs handed to the oracle"),
+            ("interpreter_runs", "runs handed to the interpreter"),
         ],
     ),
 ];

@@ -18,7 +18,7 @@ const ROWS: [(&str, &str); 7] = [
     ("vmas", "mappings of the process (VMAs)"),
     ("invalidated", "blocks invalidated"),
     ("retranslated", "blocks translated again"),
-    ("oracle_runs", "runs interpreted: page busy"),
+    ("interpreter_runs", "runs interpreted: page busy"),
 ];
 
 /// Runs `program` in `mode` and on mprotect, both with `options`, and prints the table.

@@ -20,7 +20,7 @@
 //!   instruction (an address beyond the window, a misaligned atomic, a rounding mode that does not
 //!   exist), the code runs a `ud2`. The signal handler finds the guest pc by the host pc and
 //!   returns from `enter` with [`ExitReason::Fault`]. The instruction has had no effect: to learn
-//!   the reason, the caller runs the oracle on it.
+//!   the reason, the caller runs the interpreter on it.
 //!
 //! # Entries and the block's own stores
 //!

@@ -1,4 +1,4 @@
-//! Programs that write themselves, run every way and compared with the oracle.
+//! Programs that write themselves, run every way and compared with the interpreter.
 //!
 //! The promise of a mode decides the comparison. A program may run bytes that it stored
 //! without a FENCE.I after the store. In synchronous modes it must still run alike; in deferred
@@ -137,7 +137,7 @@ impl Stop {
     }
 }
 
-/// The oracle's run of one start.
+/// The interpreter's run of one start.
 struct Run {
     stops: Vec<Stop>,
     contents: Vec<u8>,
@@ -157,10 +157,10 @@ pub struct Outcome {
     pub unannounced: usize,
 }
 
-/// Every way to run a guest, and the oracle.
+/// Every way to run a guest, and the interpreter.
 pub struct Comparison {
     streams: Streams,
-    oracle: Memory,
+    interpreter: Memory,
     ways: Vec<Way>,
     missing: Vec<String>,
 }
@@ -188,7 +188,7 @@ impl Comparison {
                 Err(why) => missing.push(format!("{} in tier {}: {why}", mode.name(), tier.name())),
             }
         }
-        Self { streams: Streams::new(), oracle: Memory::new(), ways, missing }
+        Self { streams: Streams::new(), interpreter: Memory::new(), ways, missing }
     }
 
     /// The ways that this machine lacks, and why.
@@ -203,7 +203,7 @@ impl Comparison {
     /// If two ways differ that may not.
     pub fn check(&mut self, input: &[u8]) -> Outcome {
         let case = Case::of(input, &mut self.streams);
-        let runs = interpret(&case, &self.oracle);
+        let runs = interpret(&case, &self.interpreter);
         let mut outcome = Outcome::default();
         for run in &runs {
             outcome.starts += 1;
@@ -225,7 +225,7 @@ impl Comparison {
     }
 }
 
-/// The oracle's runs of all starts, up to an unsuitable one.
+/// The interpreter's runs of all starts, up to an unsuitable one.
 fn interpret(case: &Case, memory: &Memory) -> Vec<Run> {
     memory.fill(case.pc, &case.stream.code, &case.data);
     let (mut watched, mut runs) = (Watched::new(), Vec::new());
@@ -268,7 +268,7 @@ fn interpret_start(
     }
 }
 
-/// Runs one start as the oracle did.
+/// Runs one start as the interpreter did.
 fn compare(case: &Case, way: &mut Way, start: usize, run: &Run) {
     // Announces all writes before this start.
     way.observer.flush_icache(None);
@@ -282,7 +282,7 @@ fn compare(case: &Case, way: &mut Way, start: usize, run: &Run) {
         if index + 1 == run.stops.len() {
             break;
         }
-        match *case.event(hart.pc).expect("where the oracle had one") {
+        match *case.event(hart.pc).expect("where the interpreter had one") {
             Event::KernelWrite { offset, ref bytes } => {
                 way.memory.kernel_write(&*way.observer, case.place(offset, bytes.len() as u64), bytes);
             }
@@ -303,6 +303,6 @@ fn compare(case: &Case, way: &mut Way, start: usize, run: &Run) {
 
 fn difference(found: &[String], expected: &[String]) -> String {
     let pairs = found.iter().zip(expected).filter(|(found, expected)| found != expected);
-    let lines: Vec<String> = pairs.map(|(found, expected)| format!("{found}, oracle {expected}")).collect();
+    let lines: Vec<String> = pairs.map(|(found, expected)| format!("{found}, interpreter {expected}")).collect();
     format!("{lines:#?}")
 }

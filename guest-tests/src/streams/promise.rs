@@ -1,11 +1,11 @@
-//! The oracle, and a record of the bytes that it runs: it tells which modes owe the same.
+//! The interpreter, and a record of the bytes that it runs: it tells which modes owe the same.
 
 use codewarden::protection::Mode;
 use demo_emulator::hart::Hart;
 use demo_emulator::memory::Window;
 use demo_emulator::riscv::csr;
 use demo_emulator::riscv::inst::{Inst, Op};
-use demo_emulator::riscv::oracle;
+use demo_emulator::riscv::interpreter;
 use demo_emulator::riscv::trap::{Flow, Trap};
 
 use super::memory::{ALIAS, CODE, CODE_BYTES, SHARED};
@@ -13,7 +13,7 @@ use super::memory::{ALIAS, CODE, CODE_BYTES, SHARED};
 /// The most instructions of one start: a program that writes itself may run for ever.
 const MAX_STEPS: u32 = 20_000;
 
-/// The modes that owe a program the oracle's result.
+/// The modes that owe a program the interpreter's result.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Owed {
     /// Every mode: no byte that ran was ever overwritten.
@@ -63,7 +63,7 @@ impl Watched {
     pub(super) fn run(&mut self, hart: &mut Hart, window: &Window) -> Result<Trap, Unsuitable> {
         loop {
             self.steps += 1;
-            let inst = match oracle::fetch(window, hart.pc) {
+            let inst = match interpreter::fetch(window, hart.pc) {
                 Ok(inst) if self.steps <= MAX_STEPS && !tells_the_time(&inst) => inst,
                 Ok(_) => return Err(Unsuitable),
                 Err(trap) => return Ok(trap),
@@ -71,7 +71,7 @@ impl Watched {
             self.fetched(hart.pc, inst.len.into());
 
             let addr = hart.x[usize::from(inst.rs1)].wrapping_add(inst.imm as i64 as u64);
-            match oracle::step(hart, window) {
+            match interpreter::step(hart, window) {
                 Ok(Flow::FenceI) => self.announced(0, CODE_BYTES),
                 Ok(_) => self.stored(addr, inst.op.stored_bytes()),
                 Err(trap) => return Ok(trap),

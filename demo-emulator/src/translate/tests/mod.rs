@@ -1,4 +1,4 @@
-//! Compiled blocks on this host, against the oracle's `exec` and against the promises of the
+//! Compiled blocks on this host, against the interpreter's `exec` and against the promises of the
 //! module's head.
 //!
 //! # Safety

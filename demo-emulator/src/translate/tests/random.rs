@@ -1,4 +1,4 @@
-//! Random blocks, compiled and by the oracle's `exec`: every register, flag and byte of memory must
+//! Random blocks, compiled and by the interpreter's `exec`: every register, flag and byte of memory must
 //! agree, and so must the place and the reason of the block's end.
 
 use std::collections::HashMap;
@@ -114,7 +114,7 @@ impl Blocks {
     }
 }
 
-/// Runs a block by the oracle.
+/// Runs a block by the interpreter.
 fn interpret(insts: &[(u64, Inst)], hart: &mut Hart, window: &Window, ran: &mut HashMap<Op, u32>) -> ExitReason {
     let last = insts.last().unwrap().1.op;
     for (_, inst) in insts {
@@ -134,7 +134,7 @@ fn interpret(insts: &[(u64, Inst)], hart: &mut Hart, window: &Window, ran: &mut 
 }
 
 #[test]
-fn random_blocks_agree_with_the_oracle() {
+fn random_blocks_agree_with_the_interpreter() {
     let mut bench = Bench::new(1 << 20);
     let mut blocks = Blocks::new(20_261_120);
     let mut ran = HashMap::new();

@@ -1,4 +1,4 @@
-//! The oracle fetches, decodes and executes one instruction and retains nothing. Every other way to
+//! The interpreter fetches, decodes and executes one instruction and retains nothing. Every other way to
 //! run guest code must agree with it.
 
 use super::exec::exec;
