@@ -55,7 +55,7 @@ fn overwrite_while_it_runs(name: &str, window: Window, machine: &dyn Machine) {
     observer.set_access(host, Access::ReadWrite).unwrap();
     window.set_permissions(CODE..CODE + PAGE_LEN_BYTES, READ | WRITE | EXEC);
     let mut executor = machine.executor().unwrap();
-    // All possible starts of a piece of 8 or 16 bytes.
+    // All possible starts of a chunk of 8 or 16 bytes.
     for start in [0, 2, 8, 14].map(|offset| CODE + offset) {
         let (patched, written) = (put(&window, start), AtomicU64::new(1));
         observer.flush_icache(None);

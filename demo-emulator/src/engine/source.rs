@@ -51,13 +51,13 @@ impl Source {
 }
 
 /// Reads the block at `pc`: over page boundaries up to the first instruction that may jump, at most
-/// [`MAX_INSTS`] instructions. Each aligned piece is read once, after its page was claimed, so the
+/// [`MAX_INSTS`] instructions. Each aligned chunk is read once, after its page was claimed, so the
 /// instructions and the bytes come from the same reads.
 pub(super) fn read<P: Payload>(ticket: &mut Ticket<P>, window: &Window, pc: u64) -> Result<Source, ReadError> {
-    let mut reader = Reader { ticket, window, first: pc & !(FETCH_BYTES - 1), pieces: Vec::with_capacity(8) };
+    let mut reader = Reader { ticket, window, first: pc & !(FETCH_BYTES - 1), chunks: Vec::with_capacity(8) };
     let (mut insts, mut end) = (Vec::with_capacity(16), pc);
     while insts.len() < MAX_INSTS {
-        match fetch(end, |at| reader.piece(at)) {
+        match fetch(end, |at| reader.chunk(at)) {
             Ok(inst) => {
                 insts.push(inst);
                 end = end.wrapping_add(u64::from(inst.len));
@@ -71,7 +71,7 @@ pub(super) fn read<P: Payload>(ticket: &mut Ticket<P>, window: &Window, pc: u64)
         }
     }
     let (lead, len_bytes) = ((pc - reader.first) as usize, end.wrapping_sub(pc) as usize);
-    let bytes = reader.pieces.into_iter().flat_map(u64::to_le_bytes).skip(lead).take(len_bytes).collect();
+    let bytes = reader.chunks.into_iter().flat_map(u64::to_le_bytes).skip(lead).take(len_bytes).collect();
     Ok(Source { insts, bytes })
 }
 
@@ -79,28 +79,28 @@ pub(super) fn read<P: Payload>(ticket: &mut Ticket<P>, window: &Window, pc: u64)
 struct Reader<'a, P: Payload> {
     ticket: &'a mut Ticket<P>,
     window: &'a Window,
-    /// The address of the first piece.
+    /// The address of the first chunk.
     first: u64,
-    /// The pieces read, from there on.
-    pieces: Vec<u64>,
+    /// The chunks read, from there on.
+    chunks: Vec<u64>,
 }
 
 impl<P: Payload> Reader<'_, P> {
     /// The aligned bytes around `at`: the last ones that were read, or the next.
-    fn piece(&mut self, at: u64) -> Result<u64, ReadError> {
+    fn chunk(&mut self, at: u64) -> Result<u64, ReadError> {
         let index = (at.wrapping_sub(self.first) / FETCH_BYTES) as usize;
-        if let Some(&piece) = self.pieces.get(index) {
-            return Ok(piece);
+        if let Some(&chunk) = self.chunks.get(index) {
+            return Ok(chunk);
         }
-        if self.pieces.is_empty() || at.is_multiple_of(PAGE_LEN_BYTES) {
+        if self.chunks.is_empty() || at.is_multiple_of(PAGE_LEN_BYTES) {
             // The tracker need not know pages that cannot be fetched from. The guest's permissions
             // are checked again under the claim, which ends if they change.
             self.fetch(at)?;
             self.ticket.claim(GuestAddr(at)).map_err(|_| ReadError::Busy)?;
         }
-        let piece = self.fetch(at)?;
-        self.pieces.push(piece);
-        Ok(piece)
+        let chunk = self.fetch(at)?;
+        self.chunks.push(chunk);
+        Ok(chunk)
     }
 
     fn fetch(&self, at: u64) -> Result<u64, ReadError> {

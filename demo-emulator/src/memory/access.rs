@@ -439,7 +439,7 @@ mod tests {
         let window = window();
         assert_eq!(window.fetch(PAGE), Err(segv(PAGE)));
         assert_eq!(window.fetch(2 * PAGE), Ok(0));
-        // The piece begins before the requested byte.
+        // The chunk begins before the requested byte.
         assert_eq!(window.fetch(2 * PAGE + 6), Ok(0));
         assert_eq!(window.fetch(PAGE + 6), Err(segv(PAGE + 6)));
         window.set_permissions(3 * PAGE..4 * PAGE, EXEC);

@@ -4,17 +4,17 @@ use super::decode::decode;
 use super::inst::Inst;
 use crate::memory::code::FETCH_BYTES;
 
-/// Fetches and decodes the instruction at `pc`, an even address. `piece` reads the [`FETCH_BYTES`]
+/// Fetches and decodes the instruction at `pc`, an even address. `chunk` reads the [`FETCH_BYTES`]
 /// aligned bytes around an address, all at once. It is called a second time only if the instruction
-/// lies in two pieces; see [`memory::code`](crate::memory::code).
-pub fn fetch<E>(pc: u64, mut piece: impl FnMut(u64) -> Result<u64, E>) -> Result<Inst, E> {
+/// lies in two chunks; see [`memory::code`](crate::memory::code).
+pub fn fetch<E>(pc: u64, mut chunk: impl FnMut(u64) -> Result<u64, E>) -> Result<Inst, E> {
     debug_assert!(pc.is_multiple_of(2), "{pc:#x}");
     let offset = pc % FETCH_BYTES;
-    let bits = (piece(pc)? >> (8 * offset)) as u32;
+    let bits = (chunk(pc)? >> (8 * offset)) as u32;
     if bits & 3 != 3 || offset + 4 <= FETCH_BYTES {
         return Ok(decode(bits));
     }
-    Ok(decode((piece(pc.wrapping_add(2))? as u32) << 16 | bits))
+    Ok(decode((chunk(pc.wrapping_add(2))? as u32) << 16 | bits))
 }
 
 #[cfg(test)]
@@ -39,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn one_load_but_for_what_lies_in_two_pieces() {
+    fn one_load_but_for_what_lies_in_two_chunks() {
         for pc in (0..24).step_by(2) {
             let mut asked = Vec::new();
             let inst = fetch(pc, |at| {
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compressed_instruction_needs_no_piece_behind_it() {
+    fn a_compressed_instruction_needs_no_chunk_behind_it() {
         let nop = 0x0001 << 48;
         let inst = fetch(0x1006, |at| if at == 0x1006 { Ok(nop) } else { Err(at) });
         assert_eq!(inst, Ok(decode(1)));

@@ -8,19 +8,19 @@
 //! ```text
 //!   up to 16 bytes                      more
 //!   mov rax, guest bytes                mov rax, guest bytes
-//!   mov rcx, first piece                movdqa xmm0, [rax]
+//!   mov rcx, first chunk                movdqa xmm0, [rax]
 //!   xor rcx, [rax]                      pcmpeqb xmm0, [snapshot]
 //!   mov rdx, mask                       por xmm0, [bytes beside the block]
 //!   test rcx, rdx                       movdqa xmm1, [rax + 16]
 //!   jne failed                          pcmpeqb xmm1, [snapshot + 16]
-//!   mov rcx, second piece               pand xmm0, xmm1 ...
+//!   mov rcx, second chunk               pand xmm0, xmm1 ...
 //!   cmp [rax + 8], rcx                  pmovmskb ecx, xmm0; cmp ecx, 0xffff
 //!   je plain                            je plain
 //!   failed: mov eax, CheckFailed; ret
 //! ```
 //!
-//! Memory is read in aligned pieces, each by one load; [`memory::code`](crate::memory::code) gives
-//! the reason. A mask leaves out the bytes beside the block in its first and last piece. Aligned
+//! Memory is read in aligned chunks, each by one load; [`memory::code`](crate::memory::code) gives
+//! the reason. A mask leaves out the bytes beside the block in its first and last chunk. Aligned
 //! `movdqa` loads are atomic on every processor with AVX; others compare 8 bytes at a time. Before
 //! a jump to a block, the block's address is in `hart.pc`. A load that faults counts as the block's
 //! first instruction. The check may clobber rax, rcx, rdx, xmm0 and xmm1; rdi and rsi hold the
@@ -29,7 +29,7 @@
 use std::ops::Range;
 
 use super::entry::ExitReason;
-use crate::memory::code::pieces;
+use crate::memory::code::chunks;
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("the checked entry is written for x86-64 hosts only: add it for this one here");
@@ -86,9 +86,9 @@ impl Check {
         self.code.extend(operand);
     }
 
-    /// mov rax, the address of the first piece.
-    fn load_base(&mut self, host: u64, piece_bytes: usize) -> u64 {
-        let base = host & !(piece_bytes as u64 - 1);
+    /// mov rax, the address of the first chunk.
+    fn load_base(&mut self, host: u64, chunk_bytes: usize) -> u64 {
+        let base = host & !(chunk_bytes as u64 - 1);
         self.emit(&[0x48, 0xb8], &base.to_le_bytes());
         base
     }
@@ -96,22 +96,22 @@ impl Check {
     fn words(&mut self, host: u64, source: &[u8]) {
         let base = self.load_base(host, WORD_BYTES);
         let mut to_failed = Vec::new();
-        for piece in pieces::<WORD_BYTES>(host, source) {
-            if piece.at != base {
+        for chunk in chunks::<WORD_BYTES>(host, source) {
+            if chunk.at != base {
                 // jne failed
                 self.emit(&[0x0f, 0x85], &[0; 4]);
                 to_failed.push(self.code.len());
             }
-            let at = ((piece.at - base) as i32).to_le_bytes();
-            // mov rcx, piece
-            self.emit(&[0x48, 0xb9], &piece.bytes);
-            if piece.is_whole() {
+            let at = ((chunk.at - base) as i32).to_le_bytes();
+            // mov rcx, chunk
+            self.emit(&[0x48, 0xb9], &chunk.bytes);
+            if chunk.is_whole() {
                 // cmp [rax + at], rcx
                 self.emit(&[0x48, 0x39, 0x88], &at);
             } else {
                 // xor rcx, [rax + at]; mov rdx, mask; test rcx, rdx
                 self.emit(&[0x48, 0x33, 0x88], &at);
-                self.emit(&[0x48, 0xba], &piece.mask);
+                self.emit(&[0x48, 0xba], &chunk.mask);
                 self.emit(&[0x48, 0x85, 0xd1], &[]);
             }
         }
@@ -125,18 +125,18 @@ impl Check {
     fn vectors(&mut self, host: u64, source: &[u8]) {
         let base = self.load_base(host, VECTOR_BYTES);
         let mut constants = Vec::new();
-        for piece in pieces::<VECTOR_BYTES>(host, source) {
-            let first = piece.at == base;
+        for chunk in chunks::<VECTOR_BYTES>(host, source) {
+            let first = chunk.at == base;
             // The register is the first operand, a displacement or a constant the other.
             let (displaced, constant) = if first { (0x80, 0x05) } else { (0x88, 0x0d) };
             // movdqa xmm, [rax + at]; pcmpeqb xmm, [rip + bytes]
-            self.emit(&[0x66, 0x0f, 0x6f, displaced], &((piece.at - base) as i32).to_le_bytes());
+            self.emit(&[0x66, 0x0f, 0x6f, displaced], &((chunk.at - base) as i32).to_le_bytes());
             self.emit(&[0x66, 0x0f, 0x74, constant], &[0; 4]);
-            constants.push((self.code.len(), piece.bytes));
-            if !piece.is_whole() {
+            constants.push((self.code.len(), chunk.bytes));
+            if !chunk.is_whole() {
                 // por xmm, [rip + bytes beside the block]
                 self.emit(&[0x66, 0x0f, 0xeb, constant], &[0; 4]);
-                constants.push((self.code.len(), piece.mask.map(|own| !own)));
+                constants.push((self.code.len(), chunk.mask.map(|own| !own)));
             }
             if !first {
                 // pand xmm0, xmm1

@@ -1,7 +1,7 @@
 //! Reads and writes of `/proc/self/mem`: the file's offsets are guest addresses.
 //!
 //! As on Linux, a write changes read-only memory too, and a transfer ends before the first address
-//! that is not mapped. The address space is locked during each piece, because the host must not
+//! that is not mapped. The address space is locked during each entry, because the host must not
 //! touch unmapped parts of the window.
 
 use codewarden::addr::HostAddr;
@@ -41,7 +41,7 @@ fn transfer(thread: &Thread, fd: u64, vector: &[[u64; 2]], offset: Option<u64>, 
     };
     let mut done = 0;
     for &[pointer, len] in vector {
-        match piece(thread, fd, [pointer, len], start.wrapping_add(done), direction) {
+        match transfer_entry(thread, fd, [pointer, len], start.wrapping_add(done), direction) {
             Ok(moved) => {
                 done += moved;
                 if moved < len {
@@ -58,7 +58,7 @@ fn transfer(thread: &Thread, fd: u64, vector: &[[u64; 2]], offset: Option<u64>, 
     Ok(done)
 }
 
-fn piece(thread: &Thread, fd: u64, [pointer, len]: [u64; 2], address: u64, direction: Direction) -> SysResult {
+fn transfer_entry(thread: &Thread, fd: u64, [pointer, len]: [u64; 2], address: u64, direction: Direction) -> SysResult {
     if len == 0 {
         return Ok(0);
     }

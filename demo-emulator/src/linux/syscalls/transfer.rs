@@ -38,15 +38,15 @@ pub(super) fn announce<'a>(thread: &'a Thread, vector: &[[u64; 2]]) -> Vec<Kerne
     vector.iter().filter(|[_, len]| *len != 0).map(|[host, len]| thread.process.kernel_write(*host, *len)).collect()
 }
 
-/// A vector of one piece.
-fn one_piece(thread: &Thread, address: u64, len: u64) -> Result<[[u64; 2]; 1], Errno> {
+/// A vector of one entry.
+fn one_entry(thread: &Thread, address: u64, len: u64) -> Result<[[u64; 2]; 1], Errno> {
     Ok([[thread.pointer(address, len)?, len]])
 }
 
 /// read.
 pub(super) fn read(thread: &mut Thread, [fd, address, len, ..]: [u64; 6]) -> SysResult {
     if thread.process.own_memory.owner(fd as i32).is_some() {
-        return own_memory::read(thread, fd, &one_piece(thread, address, len)?, None);
+        return own_memory::read(thread, fd, &one_entry(thread, address, len)?, None);
     }
     let (pointer, _write) = thread.out_pointer(address, len)?;
     thread.host_call(libc::SYS_read, [fd, pointer, len, 0, 0, 0])
@@ -55,7 +55,7 @@ pub(super) fn read(thread: &mut Thread, [fd, address, len, ..]: [u64; 6]) -> Sys
 /// pread64.
 pub(super) fn read_at(thread: &mut Thread, [fd, address, len, offset, ..]: [u64; 6]) -> SysResult {
     if thread.process.own_memory.owner(fd as i32).is_some() {
-        return own_memory::read(thread, fd, &one_piece(thread, address, len)?, Some(offset));
+        return own_memory::read(thread, fd, &one_entry(thread, address, len)?, Some(offset));
     }
     let (pointer, _write) = thread.out_pointer(address, len)?;
     thread.host_call(libc::SYS_pread64, [fd, pointer, len, offset, 0, 0])
@@ -64,7 +64,7 @@ pub(super) fn read_at(thread: &mut Thread, [fd, address, len, offset, ..]: [u64;
 /// write.
 pub(super) fn write(thread: &mut Thread, [fd, address, len, ..]: [u64; 6]) -> SysResult {
     if let Some(owner) = thread.process.own_memory.owner(fd as i32) {
-        return own_memory::write(thread, owner, fd, &one_piece(thread, address, len)?, None);
+        return own_memory::write(thread, owner, fd, &one_entry(thread, address, len)?, None);
     }
     let pointer = thread.pointer(address, len)?;
     let _change = written(thread, fd, None, len);
@@ -74,7 +74,7 @@ pub(super) fn write(thread: &mut Thread, [fd, address, len, ..]: [u64; 6]) -> Sy
 /// pwrite64.
 pub(super) fn write_at(thread: &mut Thread, [fd, address, len, offset, ..]: [u64; 6]) -> SysResult {
     if let Some(owner) = thread.process.own_memory.owner(fd as i32) {
-        return own_memory::write(thread, owner, fd, &one_piece(thread, address, len)?, Some(offset));
+        return own_memory::write(thread, owner, fd, &one_entry(thread, address, len)?, Some(offset));
     }
     let pointer = thread.pointer(address, len)?;
     let _change = written(thread, fd, Some(offset), len);

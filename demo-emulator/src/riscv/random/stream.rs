@@ -1,10 +1,10 @@
 //! Random programs that write themselves.
 //!
-//! A stream is a list of pieces: ordinary random instructions, loops, data among the code, jumps
+//! A stream is a list of fragments: ordinary random instructions, loops, data among the code, jumps
 //! back and into the middle of an instruction, and stores to the code. A FENCE.I follows some of
 //! the stores. A stream may trap or run for ever, since a store can make anything of the code.
 //!
-//! Each piece comes from [`PIECE_BYTES`] of choices of its own. So choices keep their meaning when
+//! Each fragment comes from [`FRAGMENT_BYTES`] of choices of its own. So choices keep their meaning when
 //! a fuzzer cuts them and joins them elsewhere.
 
 use std::collections::BTreeMap;
@@ -15,8 +15,8 @@ use crate::hart::Hart;
 use crate::riscv::encode::encode;
 use crate::riscv::inst::{Inst, Op};
 
-/// Choices of one piece, in bytes.
-pub const PIECE_BYTES: usize = 16;
+/// Choices of one fragment, in bytes.
+pub const FRAGMENT_BYTES: usize = 16;
 
 /// Bytes of code at most.
 pub const MAX_CODE_BYTES: usize = 5 * PAGE_BYTES;
@@ -43,7 +43,7 @@ const STORES: &[Op] = {
     &[Sw, Sw, Sw, Sd, Sd, Sh, Sh, Sb, Fsw, Fsd, Amoswap_w, Amoswap_d, Amoadd_w, Amoxor_d, Sc_w, Sc_d]
 };
 
-/// Distances from the beginning of a piece.
+/// Distances from the beginning of a fragment.
 const OFFSETS: &[i64] = &[0, 0, 0, 0, 0, 0, 2, 2, 4, 4, 6, 8, -2, -4, -8, 12, 64, -64, 1, -1];
 
 /// Lengths of data among the code. 0: up to the next page.
@@ -59,7 +59,7 @@ pub enum Event {
         /// The new bytes.
         bytes: Vec<u8>,
     },
-    /// The instruction cache is flushed for a piece of the code.
+    /// The instruction cache is flushed for a fragment of the code.
     Flush {
         /// The first byte.
         offset: i64,
@@ -93,7 +93,7 @@ pub struct Stream {
 /// A place in the program.
 #[derive(Clone, Copy, Debug)]
 struct Spot {
-    piece: usize,
+    fragment: usize,
     offset: i64,
 }
 
@@ -114,7 +114,7 @@ enum Asked {
 }
 
 #[derive(Debug, Default)]
-struct Piece {
+struct Fragment {
     insts: Vec<Inst>,
     references: Vec<Reference>,
     /// Bytes behind the instructions.
@@ -123,7 +123,7 @@ struct Piece {
     asked: Option<Asked>,
 }
 
-impl Piece {
+impl Fragment {
     fn of(insts: Vec<Inst>) -> Self {
         Self { insts, ..Self::default() }
     }
@@ -153,7 +153,7 @@ impl Piece {
 struct Open {
     counter: u8,
     first: usize,
-    /// Pieces until its end.
+    /// Fragments until its end.
     left: u64,
 }
 
@@ -191,35 +191,35 @@ impl Streams {
     /// The stream that `choices` stand for, for a place `in_page` bytes after the beginning of a
     /// page.
     pub fn stream(&mut self, in_page: usize, announces: Announces, choices: &[u8]) -> Stream {
-        let (mut pieces, mut loops): (Vec<Piece>, Vec<Open>) = (Vec::new(), Vec::new());
+        let (mut fragments, mut loops): (Vec<Fragment>, Vec<Open>) = (Vec::new(), Vec::new());
         let mut len_bytes = 0;
-        for choices in choices.chunks(PIECE_BYTES) {
+        for choices in choices.chunks(FRAGMENT_BYTES) {
             *self.random() = Random::of(choices);
-            let index = pieces.len();
-            let piece = self.piece(index, announces, in_page + len_bytes, &mut loops);
-            if len_bytes + piece.len_bytes() > MAX_CODE_BYTES {
+            let index = fragments.len();
+            let fragment = self.fragment(index, announces, in_page + len_bytes, &mut loops);
+            if len_bytes + fragment.len_bytes() > MAX_CODE_BYTES {
                 break;
             }
-            len_bytes += piece.len_bytes();
-            pieces.push(piece);
+            len_bytes += fragment.len_bytes();
+            fragments.push(fragment);
             while let Some(open) = loops.pop_if(|open| open.left == 0) {
-                pieces.push(closing(&open));
+                fragments.push(closing(&open));
                 len_bytes += 8;
             }
             loops.iter_mut().for_each(|open| open.left = open.left.saturating_sub(1));
         }
         for open in loops.iter().rev() {
-            pieces.push(closing(open));
+            fragments.push(closing(open));
         }
-        pieces.push(Piece::of(vec![blank(Op::Ecall)]));
-        assemble(&pieces)
+        fragments.push(Fragment::of(vec![blank(Op::Ecall)]));
+        assemble(&fragments)
     }
 
     fn random(&mut self) -> &mut Random {
         &mut self.generator.random
     }
 
-    fn piece(&mut self, index: usize, announces: Announces, at: usize, loops: &mut Vec<Open>) -> Piece {
+    fn fragment(&mut self, index: usize, announces: Announces, at: usize, loops: &mut Vec<Open>) -> Fragment {
         match self.random().below(64) {
             0..30 => self.plain(index),
             30..45 => self.patch(index, announces),
@@ -227,83 +227,83 @@ impl Streams {
                 let (count, left) = (2 + self.random().below(80) as i32, 1 + self.random().below(8));
                 let counter = COUNTERS[loops.len()];
                 loops.push(Open { counter, first: index + 1, left });
-                Piece::of(vec![Inst { rd: counter, imm: count, ..blank(Op::Addi) }])
+                Fragment::of(vec![Inst { rd: counter, imm: count, ..blank(Op::Addi) }])
             }
             50..54 => self.jump(index),
             54..57 => self.gap(index, at),
-            57 | 58 => Piece::of(vec![blank(Op::Fence_i)]),
+            57 | 58 => Fragment::of(vec![blank(Op::Fence_i)]),
             59 => self.event(index),
             60 | 61 => {
                 let op = self.generator.random.pick(&self.accesses);
                 let [rd, rs1, rs2] = [(); 3].map(|()| self.random().below(32) as u8);
                 let imm = self.random().bits() as i32;
-                Piece::of(vec![normal(Inst { rd: if rd == FUEL { 0 } else { rd }, rs1, rs2, imm, ..blank(op) })])
+                Fragment::of(vec![normal(Inst { rd: if rd == FUEL { 0 } else { rd }, rs1, rs2, imm, ..blank(op) })])
             }
-            _ => Piece { data: self.random().bits().to_le_bytes()[..4].to_vec(), ..Piece::default() },
+            _ => Fragment { data: self.random().bits().to_le_bytes()[..4].to_vec(), ..Fragment::default() },
         }
     }
 
-    fn plain(&mut self, index: usize) -> Piece {
+    fn plain(&mut self, index: usize) -> Fragment {
         let item = self.any_item();
-        let mut piece = Piece::of(item.insts);
-        if let (Some(skips), Some(jump)) = (item.skips, piece.insts.last()) {
-            let (at, to) = (piece.insts.len() - 1, Spot { piece: index + 1 + skips as usize, offset: 0 });
-            piece.references.push(match kind(jump.op) {
+        let mut fragment = Fragment::of(item.insts);
+        if let (Some(skips), Some(jump)) = (item.skips, fragment.insts.last()) {
+            let (at, to) = (fragment.insts.len() - 1, Spot { fragment: index + 1 + skips as usize, offset: 0 });
+            fragment.references.push(match kind(jump.op) {
                 Kind::Jalr => Reference::Address { auipc: 0, rest: if jump.len == 2 { at - 1 } else { at }, of: to },
                 _ => Reference::Jump { at, to },
             });
         }
-        piece
+        fragment
     }
 
     fn any_item(&mut self) -> Item {
         if self.random().one_in(4) { self.generator.compressed_item() } else { self.generator.item() }
     }
 
-    /// A place near the piece, or anywhere.
+    /// A place near the fragment, or anywhere.
     fn spot(&mut self, index: usize) -> Spot {
         let distance = self.random().below(256) as u8 as i8;
         let distance = if distance % 4 == 0 { distance } else { distance / 16 };
-        Spot { piece: index.saturating_add_signed(distance.into()), offset: self.random().pick(OFFSETS) }
+        Spot { fragment: index.saturating_add_signed(distance.into()), offset: self.random().pick(OFFSETS) }
     }
 
     /// Stores to the code.
-    fn patch(&mut self, index: usize, announces: Announces) -> Piece {
-        let mut piece = Piece::default();
+    fn patch(&mut self, index: usize, announces: Announces) -> Fragment {
+        let mut fragment = Fragment::default();
         let (op, to) = (self.random().pick(STORES), self.spot(index));
         let rs2 = match self.random().below(8) {
             0 => self.random().below(32) as u8,
             // A copy of other code.
             1..4 => {
                 let from = self.spot(index);
-                piece.push_address(from);
-                piece.push(Inst { rd: VALUE, rs1: TARGET, ..blank(Op::Ld) });
+                fragment.push_address(from);
+                fragment.push(Inst { rd: VALUE, rs1: TARGET, ..blank(Op::Ld) });
                 VALUE
             }
             _ => {
                 let bits = self.code_word();
                 let low = (bits as i32) << 20 >> 20;
-                piece.push(Inst { rd: VALUE, imm: (bits as i32).wrapping_sub(low), ..blank(Op::Lui) });
-                piece.push(Inst { rd: VALUE, rs1: VALUE, imm: low, ..blank(Op::Addiw) });
+                fragment.push(Inst { rd: VALUE, imm: (bits as i32).wrapping_sub(low), ..blank(Op::Lui) });
+                fragment.push(Inst { rd: VALUE, rs1: VALUE, imm: low, ..blank(Op::Addiw) });
                 VALUE
             }
         };
-        piece.push_address(to);
+        fragment.push_address(to);
         if self.random().one_in(3) {
-            piece.push(Inst { rd: TARGET, rs1: TARGET, rs2: ELSEWHERE, ..blank(Op::Add) });
+            fragment.push(Inst { rd: TARGET, rs1: TARGET, rs2: ELSEWHERE, ..blank(Op::Add) });
         }
         if is_atomic(op) {
             let align = -(op.stored_bytes() as i32);
-            piece.push(Inst { rd: TARGET, rs1: TARGET, imm: align, ..blank(Op::Andi) });
+            fragment.push(Inst { rd: TARGET, rs1: TARGET, imm: align, ..blank(Op::Andi) });
         }
         match op {
-            Op::Sc_w => drop(piece.push(Inst { rs1: TARGET, ..blank(Op::Lr_w) })),
-            Op::Sc_d => drop(piece.push(Inst { rs1: TARGET, ..blank(Op::Lr_d) })),
-            Op::Fsw | Op::Fsd => drop(piece.push(Inst { rd: rs2, rs1: rs2, ..blank(Op::Fmv_d_x) })),
+            Op::Sc_w => drop(fragment.push(Inst { rs1: TARGET, ..blank(Op::Lr_w) })),
+            Op::Sc_d => drop(fragment.push(Inst { rs1: TARGET, ..blank(Op::Lr_d) })),
+            Op::Fsw | Op::Fsd => drop(fragment.push(Inst { rd: rs2, rs1: rs2, ..blank(Op::Fmv_d_x) })),
             _ => {}
         }
         let rd = if is_atomic(op) { VALUE } else { 0 };
-        piece.push(Inst { rd, rs1: TARGET, rs2, ..blank(op) });
+        fragment.push(Inst { rd, rs1: TARGET, rs2, ..blank(op) });
         let is_announced = match announces {
             Announces::Never => false,
             Announces::Mostly => !self.random().one_in(8),
@@ -311,13 +311,13 @@ impl Streams {
         };
         match is_announced {
             true if self.random().one_in(4) => {
-                piece.push(blank(Op::Ecall));
-                piece.asked = Some(Asked::Flush(to, 8));
+                fragment.push(blank(Op::Ecall));
+                fragment.asked = Some(Asked::Flush(to, 8));
             }
-            true => drop(piece.push(blank(Op::Fence_i))),
+            true => drop(fragment.push(blank(Op::Fence_i))),
             false => {}
         }
-        piece
+        fragment
     }
 
     /// 32 bits of code: an instruction, or two compressed ones.
@@ -338,37 +338,37 @@ impl Streams {
     }
 
     /// A jump to anywhere, as long as there is fuel.
-    fn jump(&mut self, index: usize) -> Piece {
-        let mut piece = Piece::of(vec![Inst { rd: FUEL, rs1: FUEL, imm: -1, ..blank(Op::Addi) }]);
-        let at = piece.push(Inst { rs1: FUEL, ..blank(Op::Blt) });
-        piece.references.push(Reference::Jump { at, to: Spot { piece: index + 1, offset: 0 } });
+    fn jump(&mut self, index: usize) -> Fragment {
+        let mut fragment = Fragment::of(vec![Inst { rd: FUEL, rs1: FUEL, imm: -1, ..blank(Op::Addi) }]);
+        let at = fragment.push(Inst { rs1: FUEL, ..blank(Op::Blt) });
+        fragment.references.push(Reference::Jump { at, to: Spot { fragment: index + 1, offset: 0 } });
         let (to, rd) = (self.spot(index), self.random().pick(&[0, 1, 5]));
         let [rs1, rs2] = [(); 2].map(|()| self.random().below(32) as u8);
         match self.random().below(4) {
             0 => {
-                piece.push_address(to);
-                piece.push(Inst { rd, rs1: TARGET, ..blank(Op::Jalr) });
+                fragment.push_address(to);
+                fragment.push(Inst { rd, rs1: TARGET, ..blank(Op::Jalr) });
             }
             1 => {
-                let at = piece.push(Inst { rd, ..blank(Op::Jal) });
-                piece.references.push(Reference::Jump { at, to });
+                let at = fragment.push(Inst { rd, ..blank(Op::Jal) });
+                fragment.references.push(Reference::Jump { at, to });
             }
             _ => {
                 let op = self.random().pick(&[Op::Beq, Op::Bne, Op::Blt, Op::Bge, Op::Bltu, Op::Bgeu]);
-                let at = piece.push(Inst { rs1, rs2, ..blank(op) });
-                piece.references.push(Reference::Jump { at, to });
+                let at = fragment.push(Inst { rs1, rs2, ..blank(op) });
+                fragment.references.push(Reference::Jump { at, to });
             }
         }
-        piece
+        fragment
     }
 
     /// Data among the code, which is jumped over.
-    fn gap(&mut self, index: usize, at: usize) -> Piece {
-        let mut piece = Piece::of(vec![blank(Op::Jal)]);
-        piece.references.push(Reference::Jump { at: 0, to: Spot { piece: index + 1, offset: 0 } });
+    fn gap(&mut self, index: usize, at: usize) -> Fragment {
+        let mut fragment = Fragment::of(vec![blank(Op::Jal)]);
+        fragment.references.push(Reference::Jump { at: 0, to: Spot { fragment: index + 1, offset: 0 } });
         let len_bytes = match self.random().pick(GAPS) {
             0 => {
-                // The next piece begins shortly before the page ends.
+                // The next fragment begins shortly before the page ends.
                 let before = 2 * self.random().below(16) as usize;
                 (2 * PAGE_BYTES - (at + 4) % PAGE_BYTES - before) % PAGE_BYTES
             }
@@ -380,11 +380,11 @@ impl Streams {
             bytes.extend(word.to_le_bytes());
         }
         bytes.truncate(len_bytes);
-        piece.data = bytes;
-        piece
+        fragment.data = bytes;
+        fragment
     }
 
-    fn event(&mut self, index: usize) -> Piece {
+    fn event(&mut self, index: usize) -> Fragment {
         let at = self.spot(index);
         let asked = match self.random().below(4) {
             0 => Asked::Flush(at, 1 + self.random().below(200)),
@@ -395,34 +395,34 @@ impl Streams {
                 Asked::KernelWrite(at, bytes[..len_bytes].to_vec())
             }
         };
-        Piece { insts: vec![blank(Op::Ecall)], asked: Some(asked), ..Piece::default() }
+        Fragment { insts: vec![blank(Op::Ecall)], asked: Some(asked), ..Fragment::default() }
     }
 }
 
 /// The instructions at the end of a loop.
-fn closing(open: &Open) -> Piece {
+fn closing(open: &Open) -> Fragment {
     let counter = open.counter;
-    let mut piece = Piece::of(vec![Inst { rd: counter, rs1: counter, imm: -1, ..blank(Op::Addi) }]);
-    let at = piece.push(Inst { rs1: counter, ..blank(Op::Bne) });
-    piece.references.push(Reference::Jump { at, to: Spot { piece: open.first, offset: 0 } });
-    piece
+    let mut fragment = Fragment::of(vec![Inst { rd: counter, rs1: counter, imm: -1, ..blank(Op::Addi) }]);
+    let at = fragment.push(Inst { rs1: counter, ..blank(Op::Bne) });
+    fragment.references.push(Reference::Jump { at, to: Spot { fragment: open.first, offset: 0 } });
+    fragment
 }
 
-/// Joins the pieces and resolves each reference to another place.
-fn assemble(pieces: &[Piece]) -> Stream {
+/// Joins the fragments and resolves each reference to another place.
+fn assemble(fragments: &[Fragment]) -> Stream {
     let mut end = 0;
-    let start = |piece: &Piece| {
+    let start = |fragment: &Fragment| {
         let start = end;
-        end += piece.len_bytes() as i64;
+        end += fragment.len_bytes() as i64;
         start
     };
-    let starts: Vec<i64> = pieces.iter().map(start).collect();
-    let place = |spot: Spot| starts[spot.piece.min(starts.len() - 1)] + spot.offset;
+    let starts: Vec<i64> = fragments.iter().map(start).collect();
+    let place = |spot: Spot| starts[spot.fragment.min(starts.len() - 1)] + spot.offset;
     let mut stream = Stream::default();
-    for (piece, &start) in pieces.iter().zip(&starts) {
-        let mut insts = piece.insts.clone();
-        let address = |at: usize| start + piece.insts[..at].iter().map(|inst| i64::from(inst.len)).sum::<i64>();
-        for reference in &piece.references {
+    for (fragment, &start) in fragments.iter().zip(&starts) {
+        let mut insts = fragment.insts.clone();
+        let address = |at: usize| start + fragment.insts[..at].iter().map(|inst| i64::from(inst.len)).sum::<i64>();
+        for reference in &fragment.references {
             match *reference {
                 Reference::Jump { at, to } => {
                     let inst = insts[at];
@@ -444,9 +444,9 @@ fn assemble(pieces: &[Piece]) -> Stream {
                 _ => stream.code.extend(encode(inst).to_le_bytes()),
             }
         }
-        stream.code.extend(&piece.data);
-        let ecall = start as u64 + (piece.insts_len_bytes() as u64).saturating_sub(4);
-        let event = piece.asked.as_ref().map(|asked| match *asked {
+        stream.code.extend(&fragment.data);
+        let ecall = start as u64 + (fragment.insts_len_bytes() as u64).saturating_sub(4);
+        let event = fragment.asked.as_ref().map(|asked| match *asked {
             Asked::KernelWrite(at, ref bytes) => Event::KernelWrite { offset: place(at), bytes: bytes.clone() },
             Asked::Flush(at, len_bytes) => Event::Flush { offset: place(at), len_bytes },
             Asked::FlushAll => Event::FlushAll,
