@@ -25,7 +25,7 @@ impl AsmLog {
 }
 
 impl Listener for AsmLog {
-    fn hear(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         let Event::Translated { pc, bytes, host, .. } = event else { return };
         let mut text = String::new();
         // Writing to a string does not fail.

@@ -2,6 +2,7 @@
 
 pub mod asm_log;
 pub mod cli;
+pub mod demo;
 pub mod engine;
 pub mod hart;
 pub mod linux;
@@ -9,7 +10,6 @@ pub mod memory;
 pub mod probe;
 pub mod riscv;
 pub mod stats;
-pub mod story;
 pub mod style;
 pub mod symbols;
 pub mod translate;

@@ -14,14 +14,15 @@ use codewarden::error::Error;
 use codewarden::protection::Probe;
 use demo_emulator::asm_log::AsmLog;
 use demo_emulator::cli::{self, Cli, Command, Form, Tier};
+use demo_emulator::demo::comparison;
+use demo_emulator::demo::guest::DemoGuest;
+use demo_emulator::demo::report::DemoReport;
 use demo_emulator::engine::{Engine, EngineError, Listener};
 use demo_emulator::linux::log::LogFile;
 use demo_emulator::linux::{AtExit, Interpreter, Machine, Options, Process, Start, host_signals};
-use demo_emulator::memory::{Window, host_fault, room};
+use demo_emulator::memory::{Window, host_fault, limits};
 use demo_emulator::probe;
 use demo_emulator::stats::{Report, Writers};
-use demo_emulator::story::bundle::Bundle;
-use demo_emulator::story::{Story, summary};
 use demo_emulator::style::Style;
 use demo_emulator::symbols::Symbols;
 
@@ -29,7 +30,7 @@ use demo_emulator::symbols::Symbols;
 const FAILURE_STATUS: u8 = 125;
 
 /// Data that a run needs, besides the guest's stack and the tables whose sizes the options set.
-const ROOM_BYTES: usize = 4 << 20;
+const DATA_BYTES: usize = 4 << 20;
 
 /// An exit status and the message.
 type Failure = (u8, String);
@@ -81,26 +82,26 @@ fn run(cli: Cli) -> Failure {
 fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
     check_sysroot(cli.sysroot.as_deref())?;
     check_mask()?;
-    let (path, bundle) = match cli.program.take() {
+    let (path, demo) = match cli.program.take() {
         Some(path) => (path, None),
         None => {
-            let bundle = Bundle::new().map_err(failed("the bundled guest cannot be put into memory"))?;
-            (bundle.path(), Some(bundle))
+            let guest = DemoGuest::new().map_err(failed("the demo's guest cannot be put into memory"))?;
+            (guest.path(), Some(guest))
         }
     };
     let window = Window::reserve().map_err(failed(
         "there is no address space for the guest: it needs 256 GiB of addresses, not of memory, and 64 MiB of \
          data for a table; raise the limits with ulimit -v unlimited and ulimit -d unlimited",
     ))?;
-    check_room(&cli)?;
+    check_limits(&cli)?;
     // In this order: the fault handler passes on the faults that it does not recognise.
     host_signals::catch_sent_faults().map_err(failed("the signal handler cannot be installed"))?;
     host_fault::install().map_err(failed("the fault handler cannot be installed"))?;
     let log_name = cli.log_file.as_deref().unwrap_or(Path::new("")).display().to_string();
     let log = LogFile::open(cli.log_file.as_deref()).map_err(failed(&format!("-D {log_name}: cannot be opened")))?;
     let writers = Arc::new(Writers::default());
-    let (machine, engine) = machine(&cli, window, &path, bundle.is_some(), &log, &writers)?;
-    let at_exit = at_exit(&cli, engine, &path, bundle, &log, writers);
+    let (machine, engine) = machine(&cli, window, &path, demo.is_some(), &log, &writers)?;
+    let at_exit = at_exit(&cli, engine, &path, demo, &log, writers);
     let argv0 = cli.argv0.take().unwrap_or_else(|| path.clone().into_os_string());
     let arguments = std::mem::take(&mut cli.arguments);
     let start = Start {
@@ -123,15 +124,15 @@ fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
 }
 
 /// Checks now: a later shortage would end the process without a helpful message.
-fn check_room(cli: &Cli) -> Result<(), Failure> {
+fn check_limits(cli: &Cli) -> Result<(), Failure> {
     let compiles = !cli.interpret && cli.tier != Tier::Decoded;
-    let len_bytes = ROOM_BYTES + cli.stack_bytes() as usize + if compiles { cli.code_limit_bytes() / 8 } else { 0 };
-    room::check_data(len_bytes).map_err(failed(&format!(
-        "there is no room for {} MiB of data, the guest's stack among them: raise the limit with ulimit -d unlimited",
+    let len_bytes = DATA_BYTES + cli.stack_bytes() as usize + if compiles { cli.code_limit_bytes() / 8 } else { 0 };
+    limits::check_data(len_bytes).map_err(failed(&format!(
+        "there is no memory for {} MiB of data, the guest's stack among them: raise the limit with ulimit -d unlimited",
         len_bytes >> 20
     )))?;
     let advice = "the first hart needs more stack to compile: raise the limit with ulimit -s 1024, or --interpret";
-    if compiles { room::grow_stack().map_err(failed(advice)) } else { Ok(()) }
+    if compiles { limits::grow_stack().map_err(failed(advice)) } else { Ok(()) }
 }
 
 fn check_sysroot(sysroot: Option<&Path>) -> Result<(), Failure> {
@@ -158,7 +159,7 @@ fn machine(
     cli: &Cli,
     window: Window,
     program: &Path,
-    tells_story: bool,
+    is_demo: bool,
     log: &LogFile,
     writers: &Arc<Writers>,
 ) -> Result<Runner, Failure> {
@@ -173,11 +174,11 @@ fn machine(
     if cli.stats.is_some() {
         listeners.push(Box::new(writers.clone()));
     }
-    if tells_story {
+    if is_demo {
         let (mode, why) = engine.mode();
-        let story = Story::new(Bundle::symbols(), window, mode, Style::of_stdout());
-        story.open(why);
-        listeners.push(Box::new(story));
+        let report = DemoReport::new(DemoGuest::symbols(), window, mode, Style::of_stdout());
+        report.open(why);
+        listeners.push(Box::new(report));
     }
     if !listeners.is_empty() {
         engine.listen(listeners);
@@ -209,7 +210,7 @@ fn at_exit(
     cli: &Cli,
     engine: Option<Arc<Engine>>,
     program: &Path,
-    bundle: Option<Bundle>,
+    demo: Option<DemoGuest>,
     log: &LogFile,
     writers: Arc<Writers>,
 ) -> AtExit {
@@ -218,11 +219,11 @@ fn at_exit(
     let symbols = if stats.is_some() { symbols_of(program) } else { Symbols::default() };
     let (log, start) = (log.clone(), Instant::now());
     AtExit::new(move || {
-        // Before the summary runs other processes.
+        // Before the comparison runs other processes.
         let report = stats.map(|stats| (stats, Report::new(engine.as_deref(), &writers, &symbols, start)));
-        if let (Some(engine), Some(bundle)) = (&engine, &bundle) {
+        if let (Some(engine), Some(guest)) = (&engine, &demo) {
             let tier = engine.tier().name();
-            summary::tell(&bundle.path(), engine.mode().0.name(), &["--tier", tier], Style::of_stdout());
+            comparison::print(&guest.path(), engine.mode().0.name(), &["--tier", tier], Style::of_stdout());
         }
         match report {
             Some((Form::Text, report)) => log.write(&report.text()),

@@ -203,10 +203,10 @@ mod tests {
         let without = line("membarrier_sync_core");
         assert_eq!(without.iter().map(|line| has(line)).collect::<Vec<_>>(), [true, true, false], "{without:?}");
         assert!(line("").iter().all(|line| has(line)));
-        let told: Value = serde_json::from_str(&json(&Probe::with_hidden("membarrier_sync_core"))).unwrap();
-        assert_eq!(told["ways"]["translated"]["available"], false);
-        assert_eq!(told["ways"]["--tier 0"]["available"], true);
-        let why = told["ways"]["translated"]["why_missing"].as_str().unwrap();
+        let parsed: Value = serde_json::from_str(&json(&Probe::with_hidden("membarrier_sync_core"))).unwrap();
+        assert_eq!(parsed["ways"]["translated"]["available"], false);
+        assert_eq!(parsed["ways"]["--tier 0"]["available"], true);
+        let why = parsed["ways"]["translated"]["why_missing"].as_str().unwrap();
         assert!(why.contains("membarrier_sync_core is hidden by CODEWARDEN_HIDE"), "{why}");
     }
 
@@ -216,16 +216,16 @@ mod tests {
         for (_, hidden, _) in Facility::NAMES {
             let probe = Probe::with_hidden(hidden);
             let (text, line) = (text(&probe), json(&probe));
-            let told: Value = serde_json::from_str(&line).unwrap();
+            let parsed: Value = serde_json::from_str(&line).unwrap();
             assert_eq!(line.lines().count(), 1);
-            assert_eq!(told["facilities"][hidden]["hidden"], true, "{line}");
-            let (auto, why) = (&told["auto"]["mode"], told["auto"]["why"].as_str().unwrap());
+            assert_eq!(parsed["facilities"][hidden]["hidden"], true, "{line}");
+            let (auto, why) = (&parsed["auto"]["mode"], parsed["auto"]["why"].as_str().unwrap());
             let says = auto.as_str().map_or(why.to_owned(), |mode| format!("auto takes {mode}: {why}"));
             let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(words(&text).contains(&words(&says)), "{text}");
             assert_eq!(auto.is_null(), probe.best_synchronous().is_err(), "{line}");
             for mode in Mode::ALL {
-                let has = told["modes"][mode.name()]["available"].as_bool().unwrap();
+                let has = parsed["modes"][mode.name()]["available"].as_bool().unwrap();
                 assert_eq!(has, probe.check(mode).is_ok(), "{mode} without {hidden}");
                 assert_eq!(text.contains(&format!("\nfor {mode}: ")), !has, "{text}");
             }

@@ -49,7 +49,7 @@ pub fn say(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// `text` in lines of the story's width.
+/// `text` in lines of at most 100 columns.
 pub(crate) fn wrapped(text: &str) -> String {
     let mut lines = String::new();
     let mut column = 0;

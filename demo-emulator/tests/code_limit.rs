@@ -16,9 +16,9 @@ fn run(mode: Mode, tier: &str, limit: &str) -> Value {
     command.env_remove("CODEWARDEN_HIDE");
     command.args(["--stats=json", "--tracking", mode.name(), "--tier", tier, "--code-limit", limit]);
     let output = command.arg(guest).arg(FUNCTIONS.to_string()).output().unwrap();
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{mode} {tier}: {told}");
-    serde_json::from_str(&told).unwrap()
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{mode} {tier}: {text}");
+    serde_json::from_str(&text).unwrap()
 }
 
 #[test]
@@ -31,19 +31,19 @@ fn code_is_evicted_and_comes_back() {
             continue;
         }
         for tier in ["translated", "0"] {
-            let told = run(mode, tier, "128K");
-            let count = |name: &str| told[name].as_u64().unwrap_or_else(|| panic!("no {name} in {told}"));
-            println!("{mode} {tier}: {told}");
-            assert!(count("evicted") > 0 && count("given_up") > 0, "{mode} {tier}: {told}");
-            assert!(count("revived") > 0, "what is in use comes back: {mode} {tier}: {told}");
+            let stats = run(mode, tier, "128K");
+            let count = |name: &str| stats[name].as_u64().unwrap_or_else(|| panic!("no {name} in {stats}"));
+            println!("{mode} {tier}: {stats}");
+            assert!(count("evicted") > 0 && count("given_up") > 0, "{mode} {tier}: {stats}");
+            assert!(count("revived") > 0, "what is in use comes back: {mode} {tier}: {stats}");
             // If memory were short, the interpreter would run the blocks that did not fit.
-            assert!(count("interpreter_runs") < FUNCTIONS / 20, "{mode} {tier}: {told}");
+            assert!(count("interpreter_runs") < FUNCTIONS / 20, "{mode} {tier}: {stats}");
         }
     }
 }
 
 #[test]
 fn code_that_has_room_is_not_evicted() {
-    let told = run(Mode::Mprotect, "translated", "64M");
-    assert_eq!(told["evicted"], 0, "{told}");
+    let stats = run(Mode::Mprotect, "translated", "64M");
+    assert_eq!(stats["evicted"], 0, "{stats}");
 }

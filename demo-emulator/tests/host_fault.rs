@@ -86,8 +86,8 @@ fn a_signal_that_was_sent_kills_where_the_action_was_the_default() {
 }
 
 #[test]
-fn a_stack_overflow_is_still_told() {
-    let output = in_child("a_stack_overflow_is_still_told", || {
+fn a_stack_overflow_is_still_reported() {
+    let output = in_child("a_stack_overflow_is_still_reported", || {
         #[allow(unconditional_recursion)]
         fn deeper(n: u64) -> u64 {
             std::hint::black_box(deeper(std::hint::black_box(n + 1)) + n)

@@ -382,8 +382,8 @@ fn a_futex_on_a_page_with_code() {
         let path = folder.file("program", &program.elf());
         let mut emulator = Command::new(env!("CARGO_BIN_EXE_demo-emulator"));
         emulator.env_remove("CODEWARDEN_HIDE").args(["--tracking", mode.name()]);
-        let told = emulator.arg(path).output().unwrap();
-        assert_eq!(told.status.code(), Some(0), "{mode}: {}", stderr(&told));
+        let run = emulator.arg(path).output().unwrap();
+        assert_eq!(run.status.code(), Some(0), "{mode}: {}", stderr(&run));
     }
 }
 
@@ -400,7 +400,7 @@ const WAYS_TO_RUN: [&[&str]; 3] =
     [&["--interpret"], &["--tracking", "none", "--tier", "0"], &["--tracking", "none", "--tier", "translated"]];
 
 #[test]
-fn little_room_for_data_is_an_error_that_names_the_limit() {
+fn a_low_limit_on_data_is_an_error_that_names_it() {
     for options in WAYS_TO_RUN {
         let mut ran = false;
         // From less than the window's table needs to more than the whole run needs.

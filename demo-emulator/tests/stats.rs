@@ -21,11 +21,11 @@ impl Run {
         let mut command = Command::new(env!("CARGO_BIN_EXE_demo-emulator"));
         command.env_remove("CODEWARDEN_HIDE").args(["--stats=json", "--tracking", mode.name(), "--tier", tier]);
         let output = command.arg(path).output().unwrap();
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(0), "{guest} {mode} {tier}: {told}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{guest} {mode} {tier}: {text}");
         // A fork's child writes its own line, before the parent ends.
-        let runs: Vec<_> = told.lines().map(|line| Self(serde_json::from_str(line).unwrap())).collect();
-        runs.into_iter().next_back().unwrap_or_else(|| panic!("{guest}: nothing is told"))
+        let runs: Vec<_> = text.lines().map(|line| Self(serde_json::from_str(line).unwrap())).collect();
+        runs.into_iter().next_back().unwrap_or_else(|| panic!("{guest}: nothing is printed"))
     }
 
     fn count(&self, name: &str) -> u64 {
@@ -45,27 +45,27 @@ impl Run {
     }
 
     fn check(&self) {
-        let Self(told) = self;
+        let Self(stats) = self;
         let faults = self.count("faults");
-        assert_eq!(faults, self.count("faults_code") + self.count("faults_beside"), "{told}");
-        let by_thread = told["mode"] == "thread";
-        assert_eq!(self.count("faults_by_thread"), if by_thread { faults } else { 0 }, "{told}");
+        assert_eq!(faults, self.count("faults_code") + self.count("faults_beside"), "{stats}");
+        let by_thread = stats["mode"] == "thread";
+        assert_eq!(self.count("faults_by_thread"), if by_thread { faults } else { 0 }, "{stats}");
         // The handler thread may be inside the last fault when the guest ends.
         let ended = self.histogram("fault_ns", "count");
-        assert!(ended == faults || by_thread && ended + 1 == faults, "{told}");
+        assert!(ended == faults || by_thread && ended + 1 == faults, "{stats}");
         if ended == faults {
-            assert_eq!(faults, self.histogram("fault_opened_pages", "count"), "{told}");
-            assert_eq!(faults + self.count("opened_ahead"), self.histogram("fault_opened_pages", "sum"), "{told}");
+            assert_eq!(faults, self.histogram("fault_opened_pages", "count"), "{stats}");
+            assert_eq!(faults + self.count("opened_ahead"), self.histogram("fault_opened_pages", "sum"), "{stats}");
         }
         for name in ["harvest_scanned_pages", "harvest_found_pages"] {
-            assert_eq!(self.count("harvests"), self.histogram(name, "count"), "{told}");
+            assert_eq!(self.count("harvests"), self.histogram(name, "count"), "{stats}");
         }
-        assert_eq!(self.count("pages_scanned"), self.histogram("harvest_scanned_pages", "sum"), "{told}");
-        assert_eq!(self.count("pages_harvested"), self.histogram("harvest_found_pages", "sum"), "{told}");
-        assert!(self.count("protects") <= self.histogram("protect_pages", "sum"), "{told}");
+        assert_eq!(self.count("pages_scanned"), self.histogram("harvest_scanned_pages", "sum"), "{stats}");
+        assert_eq!(self.count("pages_harvested"), self.histogram("harvest_found_pages", "sum"), "{stats}");
+        assert!(self.count("protects") <= self.histogram("protect_pages", "sum"), "{stats}");
         let made = self.count("blocks_decoded") + self.count("blocks_compiled");
-        assert!(self.count("committed") <= made && self.count("freed") <= made, "{told}");
-        assert!(self.count("pages_kernel_written") <= self.count("pages_announced"), "{told}");
+        assert!(self.count("committed") <= made && self.count("freed") <= made, "{stats}");
+        assert!(self.count("pages_kernel_written") <= self.count("pages_announced"), "{stats}");
         self.check_histograms();
         self.check_pages();
     }
@@ -84,15 +84,15 @@ impl Run {
     }
 
     fn check_pages(&self) {
-        let Self(told) = self;
-        let states = told["pages_by_state"].as_object().unwrap();
+        let Self(stats) = self;
+        let states = stats["pages_by_state"].as_object().unwrap();
         let pages: u64 = states.values().map(|count| count.as_u64().unwrap()).sum();
-        assert!(pages >= self.hottest().len() as u64 && pages > 0, "{told}");
-        assert!(self.hottest().len() < HOT_PAGES, "all of a small guest's pages are told: {told}");
-        assert_eq!(self.sum_of_hottest("code_hits"), self.count("faults_code"), "{told}");
-        assert_eq!(self.sum_of_hottest("beside_hits"), self.count("faults_beside"), "{told}");
-        assert_eq!(self.sum_of_hottest("harvested"), self.count("pages_harvested"), "{told}");
-        assert_eq!(self.sum_of_hottest("kernel_hits"), self.count("pages_kernel_written"), "{told}");
+        assert!(pages >= self.hottest().len() as u64 && pages > 0, "{stats}");
+        assert!(self.hottest().len() < HOT_PAGES, "all of a small guest's pages are listed: {stats}");
+        assert_eq!(self.sum_of_hottest("code_hits"), self.count("faults_code"), "{stats}");
+        assert_eq!(self.sum_of_hottest("beside_hits"), self.count("faults_beside"), "{stats}");
+        assert_eq!(self.sum_of_hottest("harvested"), self.count("pages_harvested"), "{stats}");
+        assert_eq!(self.sum_of_hottest("kernel_hits"), self.count("pages_kernel_written"), "{stats}");
         self.check_writers();
     }
 
@@ -142,7 +142,7 @@ fn code_on_a_held_page_is_compiled_once() {
 fn a_guest_that_patches_is_told_with_who_patched() {
     for mode in modes(Mode::is_synchronous) {
         for tier in ["0", "translated", "auto"] {
-            let run = Run::new("story", mode, tier);
+            let run = Run::new("demo", mode, tier);
             run.check();
             // Later steps may find the page checked: it is written to again and again.
             assert!(run.count("faults_code") >= 2, "{}", run.0);
@@ -159,7 +159,7 @@ fn a_guest_that_patches_is_told_with_who_patched() {
 }
 
 #[test]
-fn a_guest_that_writes_beside_its_code_is_told() {
+fn a_guest_that_writes_beside_its_code_is_counted() {
     for mode in modes(|_| true) {
         let run = Run::new("data-beside-code", mode, "auto");
         run.check();
@@ -169,7 +169,7 @@ fn a_guest_that_writes_beside_its_code_is_told() {
 }
 
 #[test]
-fn each_process_of_a_guest_that_forks_is_told() {
+fn each_process_of_a_guest_that_forks_is_counted() {
     for mode in modes(Mode::is_synchronous) {
         let run = Run::new("fork-patches", mode, "auto");
         run.check();
@@ -178,7 +178,7 @@ fn each_process_of_a_guest_that_forks_is_told() {
 }
 
 #[test]
-fn a_guest_that_has_the_kernel_write_its_code_is_told() {
+fn a_guest_that_has_the_kernel_write_its_code_is_counted() {
     for mode in modes(|_| true) {
         let run = Run::new("read-into-code", mode, "auto");
         run.check();

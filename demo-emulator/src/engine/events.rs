@@ -52,11 +52,11 @@ pub enum Event<'a> {
 /// Receives the engine's events, on any hart's thread.
 pub trait Listener: Send + Sync {
     /// Receives an event.
-    fn hear(&self, event: &Event<'_>);
+    fn on_event(&self, event: &Event<'_>);
 
-    /// Whether it wants to hear of blocks, so that all code is made into blocks. Otherwise code
+    /// Whether it needs an event for every block, so that all code is made into blocks. Otherwise code
     /// runs as if there were no listener.
-    fn hears_blocks(&self) -> bool {
+    fn wants_blocks(&self) -> bool {
         true
     }
 }

@@ -164,7 +164,7 @@ impl EngineExecutor {
             Ok(Some(unmade)) => ticket = unmade,
             Err(_) => return self.refused(hart),
         }
-        let (len_bytes, bytes) = (source.bytes.len(), self.hears_blocks().then(|| source.bytes.clone()));
+        let (len_bytes, bytes) = (source.bytes.len(), self.wants_blocks().then(|| source.bytes.clone()));
         let needs_check = ticket.needs_check();
         let made = if compile {
             self.compile(pc, &source, own_stores, needs_check)
@@ -219,13 +219,13 @@ impl EngineExecutor {
         Some((entry, Payload::Compiled(Box::new(Compiled { block, recorder }))))
     }
 
-    fn hears_blocks(&self) -> bool {
-        self.recorder.as_ref().is_some_and(|recorder| recorder.hears_blocks())
+    fn wants_blocks(&self) -> bool {
+        self.recorder.as_ref().is_some_and(|recorder| recorder.wants_blocks())
     }
 
-    /// Code that runs once is not worth a block, unless a listener hears of blocks.
+    /// Code that runs once is not worth a block, unless a listener wants blocks.
     fn is_first_run(&mut self, pc: u64) -> bool {
-        if self.tier != Tier::Auto || self.hears_blocks() {
+        if self.tier != Tier::Auto || self.wants_blocks() {
             return false;
         }
         // An aligned load needs no page that the code does not need.

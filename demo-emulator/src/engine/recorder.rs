@@ -31,7 +31,7 @@ pub(super) struct Store {
 
 /// The listeners, and the writes that are not reported yet.
 pub(super) struct Recorder {
-    hears_blocks: bool,
+    wants_blocks: bool,
     listeners: Vec<Box<dyn Listener>>,
     cache: &'static CodeCache<Payload>,
     space: Option<Arc<CodeSpace>>,
@@ -46,7 +46,7 @@ pub(super) struct Recorder {
 impl Settle for Recorder {
     fn settle(&self) {
         if self.cache.writes_recorded() != self.taken.load(Ordering::Acquire) {
-            self.tell(|_| None);
+            self.report(|_| None);
         }
     }
 }
@@ -64,7 +64,7 @@ impl Recorder {
         space: Option<Arc<CodeSpace>>,
     ) -> Self {
         Self {
-            hears_blocks: listeners.iter().any(|listener| listener.hears_blocks()),
+            wants_blocks: listeners.iter().any(|listener| listener.wants_blocks()),
             listeners,
             cache,
             space,
@@ -80,9 +80,9 @@ impl Recorder {
         inst.op.stores().then_some(Store { pc: hart.pc, address })
     }
 
-    /// Whether some listener wants to hear of blocks.
-    pub(super) fn hears_blocks(&self) -> bool {
-        self.hears_blocks
+    /// Whether some listener wants blocks.
+    pub(super) fn wants_blocks(&self) -> bool {
+        self.wants_blocks
     }
 
     /// Whether there is no write to report.
@@ -97,7 +97,7 @@ impl Recorder {
         if self.is_quiet() {
             return;
         }
-        self.tell(|write| match write.cause {
+        self.report(|write| match write.cause {
             Cause::Store { byte, .. } if byte.0.wrapping_sub(store.address) < STORE_BYTES => Some(Some(store.pc)),
             _ => None,
         });
@@ -110,40 +110,40 @@ impl Recorder {
         }
         // The writers of these pages are known by now, or never will be.
         let pages = pc >> PAGE_SHIFT..=(pc + len_bytes as u64 - 1) >> PAGE_SHIFT;
-        self.tell(|write| pages.contains(&(write.page.0 >> PAGE_SHIFT)).then_some(None));
+        self.report(|write| pages.contains(&(write.page.0 >> PAGE_SHIFT)).then_some(None));
     }
 
     /// The block that was made is about to become reachable.
     pub(super) fn translated(&self, pc: u64, bytes: &[u8], host: Option<&CompiledBlock>, is_checked: bool) {
-        self.hear(&Event::Translated { pc, bytes, host, is_checked });
+        self.publish(&Event::Translated { pc, bytes, host, is_checked });
     }
 
     pub(super) fn revived(&self, pc: u64, is_compiled: bool) {
-        self.hear(&Event::Revived { pc, is_compiled });
+        self.publish(&Event::Revived { pc, is_compiled });
     }
 
     pub(super) fn overwritten(&self, pc: u64, is_compiled: bool) {
-        self.hear(&Event::Overwritten { pc, is_compiled });
+        self.publish(&Event::Overwritten { pc, is_compiled });
     }
 
     pub(super) fn refused(&self, pc: u64) {
-        self.hear(&Event::Refused(pc));
+        self.publish(&Event::Refused(pc));
     }
 
     /// A hart leaves for Linux. Under a pin.
     pub(super) fn system_call(&self) {
-        self.tell(|_| None);
-        self.hear(&Event::SystemCall);
+        self.report(|_| None);
+        self.publish(&Event::SystemCall);
     }
 
     /// The guest has ended: writes whose store is still unknown are reported without it.
     pub(super) fn finish(&self) {
-        self.tell(|_| Some(None));
+        self.report(|_| Some(None));
     }
 
     /// Takes the new entries of the journal. Reports the writes of compiled code and those that
     /// `store_pc` knows; `None` leaves a write pending.
-    fn tell(&self, store_pc: impl Fn(&RecentWrite) -> Option<Option<u64>>) {
+    fn report(&self, store_pc: impl Fn(&RecentWrite) -> Option<Option<u64>>) {
         let Some(mut pending) = self.lock_pending() else { return };
         let new = self.cache.recent_writes(self.taken.load(Ordering::Relaxed));
         if let Some(last) = new.last() {
@@ -162,23 +162,23 @@ impl Recorder {
                 }
                 _ => None,
             };
-            let told = compiled.map(Some).or_else(|| store_pc(write));
-            if let Some(store_pc) = told {
+            let known = compiled.map(Some).or_else(|| store_pc(write));
+            if let Some(store_pc) = known {
                 let by_this_hart = compiled.is_none() && store_pc.is_some();
-                self.hear(&Event::Written { write, store_pc, by_this_hart });
+                self.publish(&Event::Written { write, store_pc, by_this_hart });
             }
-            told.is_none()
+            known.is_none()
         });
         // Their pages are never translated from again.
         let overdue = pending.len().saturating_sub(PENDING_MAX);
         for write in pending.drain(..overdue) {
-            self.hear(&Event::Written { write: &write, store_pc: None, by_this_hart: false });
+            self.publish(&Event::Written { write: &write, store_pc: None, by_this_hart: false });
         }
         self.has_pending.store(!pending.is_empty(), Ordering::Relaxed);
     }
 
-    fn hear(&self, event: &Event<'_>) {
-        self.listeners.iter().for_each(|listener| listener.hear(event));
+    fn publish(&self, event: &Event<'_>) {
+        self.listeners.iter().for_each(|listener| listener.on_event(event));
     }
 
     /// `None` if the lock stays held: for ever in a fork's child, if another hart had it. The child

@@ -48,9 +48,9 @@ impl LogFile {
             && !has_failed.swap(true, Ordering::Relaxed)
         {
             let path = path.display();
-            let told =
-                format!("demo-emulator: -D {path}: cannot be written, and what is not there is lost ({error})\n");
-            let _ = host_memory::write_stderr(told.as_bytes());
+            let message =
+                format!("demo-emulator: -D {path}: cannot be written, and the missing lines are lost ({error})\n");
+            let _ = host_memory::write_stderr(message.as_bytes());
         }
     }
 

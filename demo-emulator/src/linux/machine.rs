@@ -27,7 +27,7 @@ pub trait Executor {
     fn run(&mut self, hart: &mut Hart) -> Exit;
 }
 
-/// Makes executors and hears of memory events.
+/// Makes executors and has the observer of memory events.
 pub trait Machine: Send + Sync {
     /// An executor for the calling thread, which is a new hart's. EAGAIN if there is no room for
     /// another hart.

@@ -5,7 +5,7 @@
 pub mod access;
 pub mod code;
 pub mod host_fault;
-pub mod room;
+pub mod limits;
 pub mod window;
 
 pub use access::{AmoOp, Fault, FaultKind};

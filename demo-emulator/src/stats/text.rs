@@ -83,29 +83,29 @@ impl Report {
             None => writeln!(text, ", no translation"),
         };
         if let Some(tracked) = &self.tracked {
-            tracked.tell_counters(&mut text);
+            tracked.write_counters(&mut text);
         }
         let _ = writeln!(text, "Process\n{:>12}  mappings of the process (VMAs)", self.vmas);
         let _ = writeln!(text, "{:>12.3}  ms from start to end", self.run_time.as_secs_f64() * 1e3);
         if let Some(tracked) = &self.tracked {
-            tracked.tell_histograms(&mut text);
-            tracked.tell_pages(&mut text);
+            tracked.write_histograms(&mut text);
+            tracked.write_pages(&mut text);
         }
         text
     }
 }
 
 impl Tracked {
-    fn tell_counters(&self, text: &mut String) {
+    fn write_counters(&self, text: &mut String) {
         let value = |name: &str| self.counters.iter().find(|(other, _)| *other == name).map_or(0, |(_, value)| *value);
         for (section, rows) in SECTIONS {
-            tell_section(text, section, rows.iter().map(|(name, label)| (*label, value(name))));
+            write_section(text, section, rows.iter().map(|(name, label)| (*label, value(name))));
         }
         let is_listed = |name: &str| SECTIONS.iter().any(|(_, rows)| rows.iter().any(|(listed, _)| *listed == name));
-        tell_section(text, "More", self.counters.iter().filter(|(name, _)| !is_listed(name)).copied());
+        write_section(text, "More", self.counters.iter().filter(|(name, _)| !is_listed(name)).copied());
     }
 
-    fn tell_histograms(&self, text: &mut String) {
+    fn write_histograms(&self, text: &mut String) {
         let filled = self.histograms.iter().filter(|(_, values)| values.count() > 0);
         let rows: Vec<String> = filled.map(|(name, values)| histogram_row(name, values)).collect();
         if !rows.is_empty() {
@@ -114,7 +114,7 @@ impl Tracked {
         }
     }
 
-    fn tell_pages(&self, text: &mut String) {
+    fn write_pages(&self, text: &mut String) {
         let pages = &self.pages;
         let _ = writeln!(
             text,
@@ -128,11 +128,11 @@ impl Tracked {
                 "Pages written to most", "at code", "beside", "harvested", "kernel"
             );
         }
-        self.hottest.iter().for_each(|row| tell_hot_page(text, row, &self.symbols));
+        self.hottest.iter().for_each(|row| write_hot_page(text, row, &self.symbols));
     }
 }
 
-fn tell_section<'a>(text: &mut String, title: &str, rows: impl Iterator<Item = (&'a str, u64)>) {
+fn write_section<'a>(text: &mut String, title: &str, rows: impl Iterator<Item = (&'a str, u64)>) {
     let rows: Vec<_> = rows.filter(|(_, value)| *value > 0).collect();
     if !rows.is_empty() {
         let _ = writeln!(text, "{title}");
@@ -143,11 +143,11 @@ fn tell_section<'a>(text: &mut String, title: &str, rows: impl Iterator<Item = (
 }
 
 fn histogram_row(name: &str, values: &Histogram) -> String {
-    let told = |value: u64| if name.ends_with("_ns") { duration(value) } else { value.to_string() };
-    let columns = [50.0, 90.0, 99.0].map(|percent| told(values.percentile(percent)));
+    let shown = |value: u64| if name.ends_with("_ns") { duration(value) } else { value.to_string() };
+    let columns = [50.0, 90.0, 99.0].map(|percent| shown(values.percentile(percent)));
     let [p50, p90, p99] = columns;
     let title = title(name);
-    format!("  {title:<47}{:>9}{p50:>9}{p90:>9}{p99:>9}{:>9}\n", values.count(), told(values.max()))
+    format!("  {title:<47}{:>9}{p50:>9}{p90:>9}{p99:>9}{:>9}\n", values.count(), shown(values.max()))
 }
 
 /// A time in the unit that suits it.
@@ -159,7 +159,7 @@ fn duration(ns: u64) -> String {
     }
 }
 
-fn tell_hot_page(text: &mut String, HotRow { page, writers }: &HotRow, symbols: &Symbols) {
+fn write_hot_page(text: &mut String, HotRow { page, writers }: &HotRow, symbols: &Symbols) {
     let checked = if page.is_checked { ", checked" } else { "" };
     let title = format!("  {}{checked}", place(page.page.0, symbols));
     let hits = [page.code_hits, page.beside_hits];
@@ -187,8 +187,8 @@ mod tests {
 
     #[test]
     fn durations_have_the_unit_that_suits_them() {
-        let told = [0, 999, 1_000, 999_949, 1_000_000, 12_345_678_901].map(duration);
-        assert_eq!(told, ["0 ns", "999 ns", "1.0 us", "999.9 us", "1.0 ms", "12345.7 ms"]);
+        let shown = [0, 999, 1_000, 999_949, 1_000_000, 12_345_678_901].map(duration);
+        assert_eq!(shown, ["0 ns", "999 ns", "1.0 us", "999.9 us", "1.0 ms", "12345.7 ms"]);
     }
 
     #[test]
@@ -203,7 +203,7 @@ mod tests {
             hottest: Vec::new(),
             symbols: Symbols::default(),
         };
-        tracked.tell_counters(&mut text);
+        tracked.write_counters(&mut text);
         assert_eq!(text, "Writes\n           3  write faults\nMore\n           7  new_counter\n");
     }
 }

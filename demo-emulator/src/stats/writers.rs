@@ -106,7 +106,7 @@ impl Writers {
 }
 
 impl Listener for std::sync::Arc<Writers> {
-    fn hear(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>) {
         if let Event::Written { write, store_pc, .. } = event
             && let Cause::Store { byte, .. } = write.cause
         {
@@ -114,7 +114,7 @@ impl Listener for std::sync::Arc<Writers> {
         }
     }
 
-    fn hears_blocks(&self) -> bool {
+    fn wants_blocks(&self) -> bool {
         false
     }
 }

@@ -1,4 +1,4 @@
-//! The bundled guest as a file, so that users need not find one.
+//! The demo's guest as a file: it is part of the emulator's binary.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,20 +10,20 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use crate::linux::own_descriptor::raise_descriptor;
 use crate::symbols::Symbols;
 
-const ELF: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../guest-tests/guests/story.elf"));
+const ELF: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../guest-tests/guests/demo.elf"));
 
 /// The guest in a memfd; it is there as long as this lives.
 #[derive(Debug)]
-pub struct Bundle(OwnedFd);
+pub struct DemoGuest(OwnedFd);
 
-impl Bundle {
+impl DemoGuest {
     /// Puts the guest there.
     ///
     /// # Errors
     ///
     /// The memfd cannot be made or written.
     pub fn new() -> io::Result<Self> {
-        let mut file = File::from(memfd_create("story", MemfdFlags::CLOEXEC)?);
+        let mut file = File::from(memfd_create("demo", MemfdFlags::CLOEXEC)?);
         file.write_all(ELF)?;
         Ok(Self(raise_descriptor(file.into())))
     }

@@ -1,5 +1,5 @@
-//! The end of the story: two more runs of the same guest, without the story, compared in a table.
-//! One uses the mode of the story, the other mprotect.
+//! The end of the demo: two more runs of the same guest, without the report, compared in a table.
+//! One uses the mode of the demo, the other mprotect.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -7,8 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::Style;
-use crate::style::say;
+use crate::style::{Style, say};
 
 /// The rows of the comparison: a counter, and its name for people.
 const ROWS: [(&str, &str); 7] = [
@@ -22,7 +21,7 @@ const ROWS: [(&str, &str); 7] = [
 ];
 
 /// Runs `program` in `mode` and on mprotect, both with `options`, and prints the table.
-pub fn tell(program: &Path, mode: &str, options: &[&str], style: Style) {
+pub fn print(program: &Path, mode: &str, options: &[&str], style: Style) {
     let modes = if mode == "mprotect" { vec![mode] } else { vec![mode, "mprotect"] };
     let runs: Vec<_> = modes.into_iter().map(|mode| (mode, run(program, mode, options))).collect();
     say(&table(&runs, style));
@@ -44,7 +43,7 @@ fn run(program: &Path, mode: &str, options: &[&str]) -> Result<Value, String> {
 }
 
 fn table(runs: &[(&str, Result<Value, String>)], style: Style) -> String {
-    let title = "The same guest once more, without the telling";
+    let title = "The same guest once more, without the report";
     let mut text = format!("\n{}\n  {:<42}", style.strong(title), "");
     // Writing to a string does not fail.
     let _ = runs.iter().try_for_each(|(mode, _)| write!(text, "{mode:>12}"));

@@ -1,13 +1,5 @@
-//! The run without a named program: a bundled guest rewrites its own code, and the story tells the
-//! fate of its translations.
-//!
-//! The story goes to standard output while the guest runs, between the guest's own lines;
-//! [`summary`] follows at its end.
-
-pub mod bundle;
-mod listing;
-
-pub mod summary;
+//! The report of the demo: a line for each translation, write and invalidation of the guest's
+//! changing code. It goes to standard output while the guest runs, between the guest's own lines.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -18,6 +10,7 @@ use codewarden::RecentWrite;
 use codewarden::protection::Mode;
 use codewarden::tracker::Cause;
 
+use super::listing;
 use crate::engine::{Event, Listener};
 use crate::memory::Window;
 use crate::style::{self, Style, say};
@@ -28,10 +21,10 @@ use crate::translate::CompiledBlock;
 const CODE_SYMBOLS: [&str; 2] = ["story_code", "story_code_end"];
 const PAGE_BYTES: u64 = 4096;
 
-/// Tells of the guest's code.
-pub struct Story {
+/// Reports on the guest's code.
+pub struct DemoReport {
     symbols: Symbols,
-    /// The code of the story; the rest of the guest never changes.
+    /// The code that the guest rewrites; the rest never changes.
     code: Range<u64>,
     window: Window,
     mode: Mode,
@@ -76,7 +69,7 @@ impl State {
     }
 }
 
-impl Story {
+impl DemoReport {
     /// Of the guest in `window` with these symbols, tracked in `mode`.
     pub fn new(symbols: Symbols, window: Window, mode: Mode, style: Style) -> Self {
         let [start, end] = CODE_SYMBOLS.map(|name| symbols.address_of(name).unwrap_or(0));
@@ -85,15 +78,15 @@ impl Story {
 
     /// Prints the lines before the guest's first one.
     pub fn open(&self, why: &str) {
-        let title =
-            self.style.strong("A RISC-V guest that rewrites its own code, and what becomes of its translations");
+        let title = self.style.strong("A RISC-V guest that rewrites its own code, and the effect on its translations");
         let warning = if self.mode == Mode::None { " Nothing is protected: expect stale code." } else { "" };
         let mut text = format!("{title}\n\n");
         for line in [
-            "Guest code is translated once and kept. Before it is read its page is write-protected; a store",
-            "to the page is learned of, and every translation made from it can no longer be reached.",
-            "A page that is stored to again and again stays writable for a while: its translations compare",
-            "the bytes that they were made from each time that they are entered.",
+            "The emulator translates guest code once and keeps the translation. It write-protects the page",
+            "before it reads the code. A store to the page then faults, and the emulator invalidates every",
+            "translation made from the page.",
+            "A page with many stores stays writable for a while. Its translations then compare their source",
+            "bytes with memory at each entry.",
             "Lines that begin with a verb are the emulator's, the others are the guest's own.",
         ] {
             text.push_str(line);
@@ -225,9 +218,9 @@ impl Story {
     }
 }
 
-impl Listener for Story {
-    fn hear(&self, event: &Event<'_>) {
-        // The guest does not fork. After a panic the story goes on.
+impl Listener for DemoReport {
+    fn on_event(&self, event: &Event<'_>) {
+        // The guest does not fork. After a panic the report goes on.
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let text = match event {
             Event::Translated { pc, bytes, host, is_checked } if self.code.contains(pc) => {

@@ -1,4 +1,4 @@
-//! The output for people: the story, `--stats`, `--probe`, `-d`, and errors with their exit
+//! The output for people: the demo, `--stats`, `--probe`, `-d`, and errors with their exit
 //! statuses, through the real binary.
 
 use std::fs;
@@ -17,13 +17,13 @@ fn emulator() -> Command {
 
 /// A folder of the test's own.
 fn folder(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("telling-{name}-{}", std::process::id()));
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("output-{name}-{}", std::process::id()));
     fs::create_dir_all(&path).unwrap();
     path
 }
 
 fn guest() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-tests/guests/story.elf")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-tests/guests/demo.elf")
 }
 
 fn output(command: &mut Command) -> Output {
@@ -48,7 +48,7 @@ fn assert_in_order(text: &str, parts: &[&str]) {
     }
 }
 
-const STORY: &[&str] = &[
+const DEMO: &[&str] = &[
     "Tracking ",
     "step 1",
     "protect     page 0x",
@@ -96,29 +96,29 @@ const STORY: &[&str] = &[
 ];
 
 #[test]
-fn the_story_is_told_in_its_order_in_every_synchronous_mode_and_tier() {
-    let folder = folder("story");
+fn the_demo_reports_in_order_in_every_synchronous_mode_and_tier() {
+    let folder = folder("demo");
     for tracking in ["auto", "mprotect"] {
         for tier in ["auto", "0", "translated"] {
-            // The story works from any directory.
+            // The demo works from any directory.
             let options = ["--tracking", tracking, "--tier", tier];
-            let told = output(emulator().args(options).current_dir(&folder));
-            let (stdout, stderr) = (text(&told.stdout), text(&told.stderr));
-            assert_eq!(told.status.code(), Some(0), "{tracking} {tier}: {stdout}{stderr}");
+            let run = output(emulator().args(options).current_dir(&folder));
+            let (stdout, stderr) = (text(&run.stdout), text(&run.stderr));
+            assert_eq!(run.status.code(), Some(0), "{tracking} {tier}: {stdout}{stderr}");
             assert_eq!(stderr, "");
             // "retranslate" ends in "translate", so the list fits every tier.
-            assert_in_order(&stdout, STORY);
+            assert_in_order(&stdout, DEMO);
             // A change is reported at the store or, if the page was written to often, at the next
             // entry.
-            let told_stores = stdout.matches(" stored to version (").count();
-            let told_entries = stdout.matches("compare     version (").count();
-            // An immediate repetition is told in one line.
+            let reported_stores = stdout.matches(" stored to version (").count();
+            let reported_entries = stdout.matches("compare     version (").count();
+            // An immediate repetition is reported in one line.
             let step = stdout.rsplit("step 4").next().unwrap_or_default();
-            let told_again = step.matches("again       the same store").count();
-            assert!(told_stores + told_entries + told_again >= 3, "{stdout}");
+            let repeated = step.matches("again       the same store").count();
+            assert!(reported_stores + reported_entries + repeated >= 3, "{stdout}");
             // Interpreters know the storing hart.
             let by_hart_0 = stdout.matches(" on hart 0 stored to version (").count();
-            assert_eq!(by_hart_0, if tier == "translated" { 0 } else { told_stores }, "{stdout}");
+            assert_eq!(by_hart_0, if tier == "translated" { 0 } else { reported_stores }, "{stdout}");
             assert!(!stdout.contains('\x1b'), "colours without a terminal");
             let long: Vec<_> = stdout.lines().filter(|line| line.chars().count() > 100).collect();
             assert!(long.is_empty(), "{long:?}");
@@ -128,18 +128,18 @@ fn the_story_is_told_in_its_order_in_every_synchronous_mode_and_tier() {
 }
 
 #[test]
-fn the_story_of_stale_code_is_told_too() {
-    let told = output(emulator().args(["--tracking", "none"]));
-    let stdout = text(&told.stdout);
-    assert_eq!(told.status.code(), Some(10), "{stdout}");
+fn the_demo_reports_stale_code_too() {
+    let run = output(emulator().args(["--tracking", "none"]));
+    let stdout = text(&run.stdout);
+    assert_eq!(run.status.code(), Some(10), "{stdout}");
     assert_in_order(&stdout, &["expect stale code", "translate   answer", "and should be 42: stale code"]);
     assert!(!stdout.contains("    write ") && !stdout.contains("    protect "), "{stdout}");
 }
 
 fn stats(options: &[&str]) -> Value {
-    let told = output(emulator().args(["--stats=json"]).args(options).arg(guest()));
-    assert_eq!(told.status.code(), Some(0), "{}", text(&told.stderr));
-    serde_json::from_slice(&told.stderr).unwrap()
+    let run = output(emulator().args(["--stats=json"]).args(options).arg(guest()));
+    assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
+    serde_json::from_slice(&run.stderr).unwrap()
 }
 
 fn count(stats: &Value, name: &str) -> u64 {
@@ -185,8 +185,8 @@ fn the_interpreter_has_no_counters_of_translations() {
 fn stats_for_people_name_their_units() {
     let folder = folder("stats");
     let log = folder.join("log");
-    let told = output(emulator().args(["--stats", "--tracking", "mprotect", "-D"]).arg(&log).arg(guest()));
-    assert_eq!((told.status.code(), text(&told.stderr)), (Some(0), String::new()));
+    let run = output(emulator().args(["--stats", "--tracking", "mprotect", "-D"]).arg(&log).arg(guest()));
+    assert_eq!((run.status.code(), text(&run.stderr)), (Some(0), String::new()));
     let text = fs::read_to_string(log).unwrap();
     let parts = [
         "tier auto, tracking mprotect: asked for",
@@ -211,16 +211,16 @@ fn guest_and_host_code_are_logged_as_it_is_translated() {
     let folder = folder("asm");
     let log = folder.join("log");
     let options = ["-d", "in_asm,out_asm", "--tier", "translated", "--tracking", "mprotect", "-D"];
-    let told = output(emulator().args(options).arg(&log).arg(guest()));
-    assert_eq!((told.status.code(), text(&told.stderr)), (Some(0), String::new()));
+    let run = output(emulator().args(options).arg(&log).arg(guest()));
+    assert_eq!((run.status.code(), text(&run.stderr)), (Some(0), String::new()));
     let text = fs::read_to_string(&log).unwrap();
     let before =
         ["IN: _start\n", "IN: answer\n", "addi a0, zero, 0x29", "ret", "OUT: [size=", "-- guest addr 0x", "push rbp"];
     assert_in_order(&text, &before);
     assert_in_order(&text, &["IN: answer\n", "0x29", "IN: answer\n", "addi a0, zero, 0x2a", "IN: formula\n"]);
 
-    let told = output(emulator().args(["-d", "in_asm", "--tier", "0", "--tracking", "mprotect"]).arg(guest()));
-    let text = self::text(&told.stderr);
+    let run = output(emulator().args(["-d", "in_asm", "--tier", "0", "--tracking", "mprotect"]).arg(guest()));
+    let text = self::text(&run.stderr);
     assert_in_order(&text, &["IN: answer  (tier 0)\n", "addi a0, zero, 0x29"]);
     assert!(!text.contains("OUT:"), "{text}");
     done(&folder);
@@ -228,22 +228,22 @@ fn guest_and_host_code_are_logged_as_it_is_translated() {
 
 #[test]
 fn the_probe_says_what_there_is_and_what_is_hidden() {
-    let told = output(emulator().arg("--probe"));
-    assert_eq!(told.status.code(), Some(0));
-    let all = text(&told.stdout);
+    let run = output(emulator().arg("--probe"));
+    assert_eq!(run.status.code(), Some(0));
+    let all = text(&run.stdout);
     assert_in_order(&all, &["kernel    Linux ", "userfaultfd", "tracking modes", "mprotect  yes", "auto takes "]);
-    let told = output(emulator().arg("--probe").env("CODEWARDEN_HIDE", "uffd"));
-    let hidden = text(&told.stdout);
+    let run = output(emulator().arg("--probe").env("CODEWARDEN_HIDE", "uffd"));
+    let hidden = text(&run.stdout);
     let parts = ["uffd ", "hidden by CODEWARDEN_HIDE", "sigbus    no", "auto takes mprotect"];
     assert_in_order(&hidden, &parts);
     assert_in_order(&hidden, &["what to change", "for sigbus: ", "for thread: ", "for deferred: "]);
 }
 
 #[test]
-fn a_program_is_told_what_a_person_is() {
+fn the_probe_in_json_says_the_same() {
     for (hidden, mode) in [("sigbus", "thread"), ("wp", "mprotect")] {
-        let told = output(emulator().arg("--probe=json").env("CODEWARDEN_HIDE", hidden));
-        let line = text(&told.stdout);
+        let run = output(emulator().arg("--probe=json").env("CODEWARDEN_HIDE", hidden));
+        let line = text(&run.stdout);
         let found: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(found["auto"]["mode"], mode, "{line}");
         assert_eq!(found["facilities"][hidden]["hidden"], true, "{line}");
@@ -256,9 +256,9 @@ fn a_program_is_told_what_a_person_is() {
 
 /// The exit status and the message of a command line.
 fn failure(command: &mut Command) -> (i32, String) {
-    let told = output(command);
-    assert_eq!(text(&told.stdout), "", "{}", text(&told.stderr));
-    (told.status.code().unwrap(), text(&told.stderr))
+    let run = output(command);
+    assert_eq!(text(&run.stdout), "", "{}", text(&run.stderr));
+    (run.status.code().unwrap(), text(&run.stderr))
 }
 
 #[test]
@@ -319,7 +319,7 @@ fn errors_say_what_to_do_and_end_with_a_shells_statuses() {
             &["CODEWARDEN_HIDE", "nothing is called: no_such_thing", "wp_async"],
         ),
         (Command::new("sh").args(["-c", &limited]), 125, &["address space", "ulimit -v unlimited"]),
-        // There is no room for its table.
+        // Its table does not fit.
         (Command::new("sh").args(["-c", &no_data]), 125, &["address space", "64 MiB", "ulimit -d unlimited"]),
     ] {
         let (code, said) = failure(command);
@@ -334,11 +334,11 @@ fn errors_say_what_to_do_and_end_with_a_shells_statuses() {
 #[test]
 fn without_a_barrier_for_code_the_rest_works() {
     for options in [&["--tier", "0"][..], &["--tier", "auto"], &["--interpret"]] {
-        let told = output(emulator().args(options).arg(guest()).env("CODEWARDEN_HIDE", "membarrier_sync_core"));
-        assert_eq!((told.status.code(), text(&told.stderr)), (Some(0), String::new()), "{options:?}");
+        let run = output(emulator().args(options).arg(guest()).env("CODEWARDEN_HIDE", "membarrier_sync_core"));
+        assert_eq!((run.status.code(), text(&run.stderr)), (Some(0), String::new()), "{options:?}");
     }
-    let told = output(emulator().args(["--stats=json"]).arg(guest()).env("CODEWARDEN_HIDE", "membarrier_sync_core"));
-    let stats: Value = serde_json::from_slice(&told.stderr).unwrap();
+    let run = output(emulator().args(["--stats=json"]).arg(guest()).env("CODEWARDEN_HIDE", "membarrier_sync_core"));
+    let stats: Value = serde_json::from_slice(&run.stderr).unwrap();
     assert_eq!(stats["tier"], "0");
     assert!(stats["why"].as_str().unwrap().contains("membarrier_sync_core is hidden by CODEWARDEN_HIDE"), "{stats}");
     let probe = text(&output(emulator().arg("--probe").env("CODEWARDEN_HIDE", "membarrier_sync_core")).stdout);
@@ -347,7 +347,7 @@ fn without_a_barrier_for_code_the_rest_works() {
 
 /// If the requested mode is hidden, the message names both, for every mode.
 #[test]
-fn a_hidden_mode_is_told_by_its_name() {
+fn a_hidden_mode_is_named() {
     for (mode, hidden) in [
         ("sigbus", "sigbus"),
         ("thread", "wp"),
@@ -363,10 +363,10 @@ fn a_hidden_mode_is_told_by_its_name() {
 }
 
 #[test]
-fn a_full_log_is_told_once_and_changes_nothing() {
-    let told = output(emulator().args(["-strace", "--stats", "-D", "/dev/full"]).arg(guest()));
-    assert_eq!(told.status.code(), Some(0));
-    let said = text(&told.stderr);
+fn a_full_log_is_reported_once_and_changes_nothing() {
+    let run = output(emulator().args(["-strace", "--stats", "-D", "/dev/full"]).arg(guest()));
+    assert_eq!(run.status.code(), Some(0));
+    let said = text(&run.stderr);
     assert_in_order(&said, &["demo-emulator: -D /dev/full: cannot be written", "No space left"]);
     assert_eq!(said.lines().count(), 1, "{said}");
 }
@@ -397,8 +397,8 @@ fn limited(limit: &str, options: &str, name: &str) -> Output {
 fn small_limits_leave_every_mode_as_it_is() {
     for limit in ["-n 16", "-n 10", "-n 8", "-f 32768", "-f 0", "-l 0"] {
         for mode in modes() {
-            let told = limited(limit, &format!("--tracking {mode} --tier translated"), "story.elf");
-            assert_eq!(told.status.code(), Some(0), "{limit}, {mode}: {}", text(&told.stderr));
+            let run = limited(limit, &format!("--tracking {mode} --tier translated"), "demo.elf");
+            assert_eq!(run.status.code(), Some(0), "{limit}, {mode}: {}", text(&run.stderr));
         }
     }
 }
@@ -408,7 +408,7 @@ fn small_limits_leave_every_mode_as_it_is() {
 #[test]
 fn low_descriptors_of_the_emulator_are_out_of_reach() {
     for mode in modes() {
-        let told = limited("-n 32", &format!("--tracking {mode}"), "fork-descriptors.elf");
-        assert_eq!(told.status.code(), Some(0), "{mode}: {}", text(&told.stderr));
+        let run = limited("-n 32", &format!("--tracking {mode}"), "fork-descriptors.elf");
+        assert_eq!(run.status.code(), Some(0), "{mode}: {}", text(&run.stderr));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::Style;
+use crate::style::Style;
 use crate::translate::disasm;
 
 /// Columns of one instruction's text.
