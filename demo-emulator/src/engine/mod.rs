@@ -2,10 +2,10 @@
 //! codewarden's cache.
 //!
 //! ```text
-//!               ran once              ran often
+//!                    ran once              ran often
 //!   interpreter ──────────────▶ tier 0 ──────────────▶ translated
-//!     ▲                       │                       │
-//!     └───────────────────────┴───────────────────────┘
+//!     ▲                            │                       │
+//!     └────────────────────────────┴───────────────────────┘
 //!        the page is busy: a write is going on, or the same
 //!        store keeps hitting it
 //! ```
@@ -16,6 +16,15 @@
 //! bytes at each entry.
 //!
 //! If there can be no compiled code, tier 0 runs the code that would be compiled.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `counters`, `error`, `events`, `first_runs`, `source` | the engine's counts; why it cannot start; events for listeners; code that runs for the first time; a block's instructions and bytes |
+//! | `tier0` | decoded blocks |
+//! | `payload` | the blocks of the cache, and their keys |
+//! | `maintenance`, `recorder` | the thread that maintains the tracker; reports to the listeners |
+//! | `interpret`, `observer` | runs instructions without host code; reports Linux's changes to the tracker |
+//! | `executor` | the dispatcher of one hart |
 
 mod counters;
 mod error;

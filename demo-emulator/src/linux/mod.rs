@@ -5,15 +5,27 @@
 //! masks and dispositions are the host's own. Only the differences are translated: addresses, a few
 //! structures, signal frames.
 //!
-//! - [`program`] finds and loads ([`elf`], [`stack`]) into an [`address_space`]
-//!   ([`vma`] is its bookkeeping, [`host_memory`] its system calls, [`file_change`]
-//!   has the bytes of it that change through files);
-//! - [`process`] and [`thread`] run it on a [`machine`]; an [`observer`] hears of its memory
-//!   events;
-//! - [`syscalls`] is the kernel interface, over [`safe_syscall`], which signals
-//!   cannot slip past;
-//! - [`host_signals`] brings signals in, [`signal_actions`] and [`signal_frame`] deliver
-//!   them.
+//! | file | contents |
+//! |---|---|
+//! | `clone` | the arguments of clone |
+//! | `errno` | error numbers, and the other results of a system call |
+//! | `safe_syscall`, `host_exit` | host system calls that a signal cannot slip past; the end of a host thread or of the process |
+//! | `host_fs`, `host_memory`, `own_descriptor` | the emulator's own calls about files and memory; its descriptors |
+//! | `user_memory`, `vma` | guest memory for system calls; the bookkeeping of mappings |
+//! | `log`, `own_memory`, `vfork` | the file of `-D`; `/proc/self/mem`; how a vfork's parent waits |
+//! | `observer` | the interface to the observer of memory events |
+//! | `machine`, `file_change`, `staged` | the interface to the machine, and the interpreter behind it; bytes that change through a file; mappings that replace others at once |
+//! | `address_space` | mmap, munmap, mprotect, brk |
+//! | `madvise`, `mremap`, `elf` | more calls on mappings; ELF files |
+//! | `program` | finds a program and loads it |
+//! | `host_signals` | host signals on their way to the guest |
+//! | `signal_actions`, `signal_frame` | the guest's action for each signal; its frame on the guest's stack |
+//! | `stack` | the first thread's stack with arguments and environment |
+//! | `process` | the state that threads share |
+//! | `thread` | the state of one thread |
+//! | `fork`, `signal_delivery`, `thread_end` | a thread forks; handles a signal; ends |
+//! | `syscalls` | the kernel interface |
+//! | `run` | a thread's loop: instructions, system calls, faults; new threads |
 
 pub mod address_space;
 pub mod elf;

@@ -1,17 +1,25 @@
 //! The kernel interface: from `ecall` to `a0`.
 //!
-//! `table` lists the calls. Most are the host's own with the pointers translated; the others have
-//! code in a module for their subject.
+//! Most calls are the host's own with the pointers translated; the others have code in a file for
+//! their subject.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `host_call`, `path`, `spec` | a thread's host calls and pointers; paths; the kinds of arguments |
+//! | `file_change`, `own_memory`, `wait` | calls that change a file's bytes; `/proc/self/mem`; waiting under another signal mask |
+//! | `descriptors`, `epoll`, `file`, `ids`, `memory`, `process`, `signals`, `status`, `system_info`, `threads`, `time`, `transfer` | the calls of one subject each |
+//! | `net` | sockets, whose messages are vectors as in `transfer` |
+//! | `table`, `trace` | every call with its number; `-strace` |
+//! | `dispatch` | makes a call and gives the hart its result |
 
 mod descriptors;
 mod dispatch;
 mod epoll;
 mod file;
 mod file_change;
-mod host;
+mod host_call;
 mod ids;
 mod memory;
-mod misc;
 mod net;
 mod own_memory;
 mod path;
@@ -19,6 +27,7 @@ mod process;
 mod signals;
 mod spec;
 mod status;
+mod system_info;
 mod table;
 mod threads;
 mod time;

@@ -7,8 +7,8 @@ use super::spec::Arg::{
 use super::spec::Handler::{Host, Own};
 use super::spec::Spec;
 use super::{
-    descriptors, epoll, file, file_change, ids, memory, misc, net, process, signals, status, threads, time, transfer,
-    wait,
+    descriptors, epoll, file, file_change, ids, memory, net, process, signals, status, system_info, threads, time,
+    transfer, wait,
 };
 
 macro_rules! table {
@@ -93,7 +93,7 @@ pub(super) static TABLE: &[Spec] = table! {
     87 timerfd_gettime Host(libc::SYS_timerfd_gettime), [I, Out(32)];
     88 utimensat Host(libc::SYS_utimensat), [D, P, In(32), X];
     90 capget Host(libc::SYS_capget), [Out(8), Out(24)];
-    92 personality Own(misc::personality), [X];
+    92 personality Own(system_info::personality), [X];
     93 exit Own(process::exit), [I];
     94 exit_group Own(process::exit_group), [I];
     95 waitid Host(libc::SYS_waitid), [I, I, Out(128), X, Out(144)];
@@ -153,7 +153,7 @@ pub(super) static TABLE: &[Spec] = table! {
     157 setsid Host(libc::SYS_setsid), [];
     158 getgroups Own(ids::get_groups), [I, A];
     159 setgroups Own(ids::set_groups), [I, A];
-    160 uname Own(misc::uname), [A];
+    160 uname Own(system_info::uname), [A];
     163 getrlimit Own(process::get_limit), [I, A];
     164 setrlimit Own(process::set_limit), [I, A];
     165 getrusage Host(libc::SYS_getrusage), [I, Out(144)];
@@ -201,7 +201,7 @@ pub(super) static TABLE: &[Spec] = table! {
     232 mincore Own(memory::residency), [A, X, A];
     233 madvise Own(memory::advise), [A, X, I];
     242 accept4 Host(libc::SYS_accept4), [I, OutLenAt(2), Out(4), X];
-    258 riscv_hwprobe Own(misc::hwprobe), [A, I, I, A, X];
+    258 riscv_hwprobe Own(system_info::hwprobe), [A, I, I, A, X];
     259 riscv_flush_icache Own(memory::flush_icache), [A, A, X];
     260 wait4 Host(libc::SYS_wait4), [I, Out(4), X, Out(144)];
     261 prlimit64 Own(process::limit), [I, I, A, A];
