@@ -1,5 +1,5 @@
-//! The guest's address space: mmap, munmap, mprotect, brk. See [`mremap`](super::mremap) and
-//! [`madvise`](super::madvise) for the rest.
+//! The guest's address space: mmap, munmap, mprotect, brk. `mremap` and `madvise`
+//! have the other calls.
 //!
 //! The window begins as one reserved private anonymous host mapping. Invariant: if the guest has no
 //! mapping at an address, the host has a part of such a mapping there, without access and without
