@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use demo_emulator::hart::Hart;
 use demo_emulator::linux::NoTracking;
-use demo_emulator::linux::address_space::{AddressSpace, Place, Source, Touch};
+use demo_emulator::linux::address_space::{AccessKind, AddressSpace, Place, Source};
 use demo_emulator::linux::errno::Errno;
 use demo_emulator::linux::machine::{Executor, Exit, Interpreter, Machine};
 use demo_emulator::linux::observer::MemoryObserver;
@@ -181,13 +181,15 @@ fn a_replacement_that_cannot_be_made_leaves_what_was_there() {
     }
     assert_eq!((window.load_u64(AT), window.load_u64(LAST)), (Ok(5), Ok(5)));
     assert_eq!(window.permissions(AT), RW);
-    assert!(space.permits(LAST, Touch::Store) && !space.permits(AT, Touch::Fetch));
+    assert!(space.permits(LAST, AccessKind::Store) && !space.permits(AT, AccessKind::Fetch));
 }
 
 #[test]
 fn the_mappings_say_what_is_permitted() {
     let (_, mut space) = new_space();
-    let permits = |space: &AddressSpace, at| [Touch::Load, Touch::Store, Touch::Fetch].map(|t| space.permits(at, t));
+    let permits = |space: &AddressSpace, at| {
+        [AccessKind::Load, AccessKind::Store, AccessKind::Fetch].map(|t| space.permits(at, t))
+    };
     assert_eq!(permits(&space, AT), [false; 3]);
     for (prot, expected) in [
         (0, [false, false, false]),

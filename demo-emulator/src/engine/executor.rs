@@ -80,7 +80,7 @@ impl Running {
     }
 }
 
-/// What the executors of an engine share.
+/// The state that the executors of an engine share.
 pub(super) struct Shared {
     pub(super) window: Window,
     pub(super) cache: &'static CodeCache<Payload>,

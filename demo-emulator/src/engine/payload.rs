@@ -1,4 +1,4 @@
-//! The blocks of the code cache: what each of them owns, and its key.
+//! The blocks of the code cache: their host code or decoded instructions, and their keys.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ pub enum Payload {
 pub struct Compiled {
     /// Its host code.
     pub block: CompiledBlock,
-    pub(super) recorder: Option<Arc<dyn Settle>>,
+    pub(super) recorder: Option<Arc<dyn ReportWrites>>,
 }
 
 impl Drop for Compiled {
     fn drop(&mut self) {
         // Afterwards the writing instruction can no longer be found.
         if let Some(recorder) = &self.recorder {
-            recorder.settle();
+            recorder.report_writes();
         }
     }
 }
@@ -63,7 +63,7 @@ pub(super) fn decoded_key(pc: u64) -> Key {
 
 /// Reports new writes. A trait, since blocks hold the recorder and the recorder holds the blocks
 /// through its cache.
-pub(super) trait Settle: fmt::Debug + Send + Sync {
+pub(super) trait ReportWrites: fmt::Debug + Send + Sync {
     /// A compiled block is about to go, and its known stores with it.
-    fn settle(&self);
+    fn report_writes(&self);
 }

@@ -14,7 +14,7 @@ use codewarden::tracker::Cause;
 use codewarden::{CodeCache, RecentWrite};
 
 use super::events::{Event, Listener};
-use super::payload::{Payload, Settle};
+use super::payload::{Payload, ReportWrites};
 use crate::hart::Hart;
 use crate::riscv::inst::Inst;
 use crate::translate::{CodeSpace, CompiledBlock};
@@ -43,8 +43,8 @@ pub(super) struct Recorder {
     pending: Mutex<Vec<RecentWrite>>,
 }
 
-impl Settle for Recorder {
-    fn settle(&self) {
+impl ReportWrites for Recorder {
+    fn report_writes(&self) {
         if self.cache.writes_recorded() != self.taken.load(Ordering::Acquire) {
             self.report(|_| None);
         }

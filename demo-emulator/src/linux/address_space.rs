@@ -102,7 +102,7 @@ pub struct AddressSpace {
 
 /// An instruction's access to memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Touch {
+pub enum AccessKind {
     /// It reads.
     Load,
     /// It writes, or reads and writes.
@@ -159,11 +159,11 @@ impl AddressSpace {
 
     /// Whether the guest's mappings allow the access at `address`. The page's own protection
     /// differs only during a change, and no caller can see one: this takes the lock.
-    pub fn permits(&self, address: u64, touch: Touch) -> bool {
-        self.mappings.at(address).is_some_and(|mapping| match touch {
-            Touch::Load => access_of(mapping.prot) != Access::None,
-            Touch::Store => mapping.prot & WRITE != 0,
-            Touch::Fetch => mapping.prot & EXEC != 0,
+    pub fn permits(&self, address: u64, kind: AccessKind) -> bool {
+        self.mappings.at(address).is_some_and(|mapping| match kind {
+            AccessKind::Load => access_of(mapping.prot) != Access::None,
+            AccessKind::Store => mapping.prot & WRITE != 0,
+            AccessKind::Fetch => mapping.prot & EXEC != 0,
         })
     }
 

@@ -20,7 +20,7 @@ use super::errno::{Errno, Stop, SysResult};
 use super::host_signals::{self, SigSet};
 use super::thread::Thread;
 use super::user_memory::write_u32;
-use super::vfork::ChildsEnd;
+use super::vfork::VforkWait;
 
 impl Thread {
     /// The registers of a new thread.
@@ -51,7 +51,7 @@ impl Thread {
     /// clone of a process: returns its id to the parent and 0 to the child. With CLONE_VFORK the
     /// parent waits until the child executes or ends; even then memory is copied.
     pub fn fork(&mut self, request: &CloneRequest) -> SysResult {
-        let vfork = if request.has(libc::CLONE_VFORK) { Some(ChildsEnd::new()?) } else { None };
+        let vfork = if request.has(libc::CLONE_VFORK) { Some(VforkWait::new()?) } else { None };
         let process = self.process.clone();
         let old_mask = host_signals::set_mask(SigSet::MAX);
         if self.has_signal() {
@@ -75,7 +75,7 @@ impl Thread {
         }
         drop((space, actions, own_memory));
         if pid == 0 {
-            vfork.into_iter().for_each(ChildsEnd::hold_in_child);
+            vfork.into_iter().for_each(VforkWait::hold_in_child);
             self.enter_fork_child(request)?;
             host_signals::set_mask(old_mask);
             return Ok(0);

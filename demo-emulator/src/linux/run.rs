@@ -11,7 +11,7 @@ use crate::hart::Hart;
 use crate::memory::FaultKind;
 use crate::riscv::trap::Trap;
 
-use super::address_space::Touch;
+use super::address_space::AccessKind;
 use super::clone::CloneRequest;
 use super::errno::{Errno, Stop};
 use super::host_exit::end_host_thread;
@@ -85,14 +85,14 @@ impl Thread {
     /// them, and the instruction runs again. It does so once for each state of the mappings: if the
     /// host refuses more than the guest's mappings do, the loop must still end.
     fn is_passing(&mut self, trap: &Trap) -> bool {
-        let (fault, touch) = match trap {
-            Trap::LoadFault(fault) => (fault, Touch::Load),
-            Trap::StoreFault(fault) => (fault, Touch::Store),
-            Trap::FetchFault(fault) => (fault, Touch::Fetch),
+        let (fault, kind) = match trap {
+            Trap::LoadFault(fault) => (fault, AccessKind::Load),
+            Trap::StoreFault(fault) => (fault, AccessKind::Store),
+            Trap::FetchFault(fault) => (fault, AccessKind::Fetch),
             _ => return false,
         };
         let space = self.process.space();
-        if fault.kind != FaultKind::Segv || !space.permits(fault.addr, touch) {
+        if fault.kind != FaultKind::Segv || !space.permits(fault.addr, kind) {
             return false;
         }
         let refused = Refused { pc: self.hart.pc, address: fault.addr, changes: space.changes() };

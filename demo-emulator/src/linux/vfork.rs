@@ -30,9 +30,9 @@ struct Shared {
 
 /// Made before a fork; then the parent waits with it for the child.
 #[derive(Debug)]
-pub(super) struct ChildsEnd(NonNull<Shared>);
+pub(super) struct VforkWait(NonNull<Shared>);
 
-impl ChildsEnd {
+impl VforkWait {
     pub(super) fn new() -> Result<Self, Errno> {
         let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
         // SAFETY: a new mapping at an address of the kernel's choice.
@@ -43,7 +43,7 @@ impl ChildsEnd {
         let shared = page.cast::<Shared>();
         let mut attributes = MaybeUninit::uninit();
         // SAFETY: the attributes are made before they are used; the page is large enough,
-        // aligned, zero, and nobody else's.
+        // aligned, zero, and unknown to other code.
         unsafe {
             libc::pthread_mutexattr_init(attributes.as_mut_ptr());
             libc::pthread_mutexattr_setpshared(attributes.as_mut_ptr(), libc::PTHREAD_PROCESS_SHARED);
@@ -95,9 +95,9 @@ impl ChildsEnd {
     }
 }
 
-impl Drop for ChildsEnd {
+impl Drop for VforkWait {
     fn drop(&mut self) {
-        // SAFETY: nobody in this process refers to the page any more.
+        // SAFETY: no other code of this process refers to the page.
         unsafe { libc::munmap(self.0.as_ptr().cast(), size_of::<Shared>()) };
     }
 }
@@ -118,7 +118,7 @@ mod tests {
 
     use super::*;
 
-    /// What there is to be read, or that nobody can write any more.
+    /// The events of the read end: data, or that no write end is open.
     fn events(reader: &PipeReader) -> i16 {
         let mut fd = libc::pollfd { fd: reader.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one descriptor, which is open.
@@ -128,7 +128,7 @@ mod tests {
 
     /// Forks; the child does `then`, which does not return.
     fn child_that(then: impl FnOnce()) -> i32 {
-        let end = ChildsEnd::new().unwrap();
+        let end = VforkWait::new().unwrap();
         // SAFETY: the child makes system calls alone.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_child_that_never_held_it_is_not_waited_for() {
-        let end_of_it = ChildsEnd::new().unwrap();
+        let end_of_it = VforkWait::new().unwrap();
         // SAFETY: the child ends.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
