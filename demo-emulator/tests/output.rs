@@ -23,7 +23,7 @@ fn folder(name: &str) -> PathBuf {
 }
 
 fn guest() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-tests/guests/demo.elf")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-tests/guests/story.elf")
 }
 
 fn output(command: &mut Command) -> Output {
@@ -397,7 +397,7 @@ fn limited(limit: &str, options: &str, name: &str) -> Output {
 fn small_limits_leave_every_mode_as_it_is() {
     for limit in ["-n 16", "-n 10", "-n 8", "-f 32768", "-f 0", "-l 0"] {
         for mode in modes() {
-            let run = limited(limit, &format!("--tracking {mode} --tier translated"), "demo.elf");
+            let run = limited(limit, &format!("--tracking {mode} --tier translated"), "story.elf");
             assert_eq!(run.status.code(), Some(0), "{limit}, {mode}: {}", text(&run.stderr));
         }
     }
