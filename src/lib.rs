@@ -59,7 +59,7 @@
 //!               claim: protect                      commit
 //!    open ────────────────────────▶ protected ───────────────▶ with blocks
 //!     ▲ ▲                              │                          │   │
-//!     │ │       a write: the claim     │   a write to their bytes:│   │ a write beside them:
+//!     │ │       a write: the claim     │   a write to their bytes:│   │ a write to data:
 //!     │ └──────── is not current ──────┴────── they are dead ─────┘   │ they compare themselves
 //!     │                                                               ▼
 //!     └──────────────── it has cooled: its blocks are dead ─────── checked
@@ -75,29 +75,29 @@
 //! # The life of a block
 //!
 //! ```text
-//!   begin ─▶ claim ─▶ read ─┬─▶ translate ─▶ commit ─┬──▶ valid ──▶ dead ──▶ kept ──▶ given up ──▶ freed
-//!                           │                        │      │        ▲        │
-//!                           │                        ▼      ▼        │        │
-//!                           │                   refused   checked ───┘        │
-//!                           └─▶ revive ─▶ valid ◀──── the same bytes ─────────┘
+//!   begin ─▶ claim ─▶ read ─┬─▶ translate ─▶ commit ─┬─▶ valid ─▶ dead ─▶ retained ─▶ discarded ─▶ freed
+//!                           │                        │     │        ▲        │
+//!                           │                        ▼     ▼        │        │
+//!                           │                   refused  checked ───┘        │
+//!                           └─▶ revive ─▶ valid ◀──── the same bytes ────────┘
 //! ```
 //!
-//! A write to its bytes kills a block, and so does eviction. A write beside them leaves it
-//! reachable, checked. A write between claim and commit makes the library refuse the commit. A dead
+//! A write to its bytes kills a block, and so does eviction. A write to data beside them
+//! leaves it reachable, checked. A write between claim and commit makes the library refuse the commit. A dead
 //! block is freed when no vCPU can be inside it.
 //!
 //! 1. Claim every page of the block: [`Ticket::claim`].
 //! 2. Read the guest's bytes, each once, and only after the claim. Name the bytes that the block is
-//!    made from ([`Ticket::made_from`]), and ask whether a former block of the same bytes can be
-//!    used again ([`Ticket::revive`]). If not, translate.
+//!    made from ([`Ticket::add_source`]), and ask whether a retained block of the same bytes can
+//!    be used again ([`Ticket::revive`]). If not, translate.
 //! 3. [`Ticket::commit`]: the block is reachable, or refused because a write came. An [`Entry`]
-//!    with a check lets the block stay beside bytes that are written.
+//!    with a check lets the block stay on a page with data that is written.
 //! 4. Look up and run under a [`Pin`]; release it around any call that may block. Blocks jump to
 //!    each other through entry cells.
 //! 5. A write kills the block, or an eviction that frees memory. From then on its cell leads to a
 //!    stub, for lookups, links and fronts alike. A vCPU inside runs the block to its end, and polls
 //!    [`Ticket::stale_flag`] after its own stores. The payload is dropped when no vCPU can be
-//!    inside, unless it is kept for [`Ticket::revive`].
+//!    inside, unless it is retained for [`Ticket::revive`].
 //! 6. Meanwhile, tell the tracker of the writes that the kernel cannot report:
 //!    [`tracker::Tracker::prepare_kernel_write`], [`tracker::Tracker::prepare_unseen_write`],
 //!    [`tracker::Tracker::change_mapping`], [`tracker::Tracker::invalidate`].
@@ -127,7 +127,7 @@
 //! ticket.claim(pc)?;
 //! let mut bytes = [0; 4];
 //! memory.read(0x1000, &mut bytes)?;
-//! ticket.made_from(pc, &bytes)?;
+//! ticket.add_source(pc, &bytes)?;
 //! ticket.commit(Entry::with_check(plain, checked), ())?;
 //! let mut vcpu = cache.attach_vcpu(|| {});
 //! assert_eq!(vcpu.pin().lookup(Key::from(pc)), Some(plain));
@@ -180,12 +180,9 @@
 //! [`Mode::None`]: protection::Mode::None
 
 pub mod addr;
-mod block;
 mod code_cache;
-mod epoch;
 pub mod error;
 pub mod guide;
-mod journal;
 mod memory;
 mod mode;
 #[cfg(test)]
@@ -200,12 +197,10 @@ mod sync;
 mod sys;
 pub mod tracker;
 
-pub use block::{Entry, EntryCell, EntryStubs, StaleFlag};
 pub use code_cache::{
-    CodeCache, CommitError, FRONT_ENTRIES, Footprint, ForkGuard, FrontEntry, Key, Killer, Link, MemoryLimit,
-    PageBlocks, Payload, Pin, Ticket, TranslateError, VCpu, Weight,
+    CacheForkGuard, CodeCache, CommitError, Entry, EntryCell, EntryStubs, FRONT_SLOTS, Footprint, FrontSlot, Key, Link,
+    MemoryLimit, MemoryUse, Payload, Pin, RecentWrite, StaleFlag, Ticket, TranslateError, VCpu,
 };
-pub use journal::RecentWrite;
 pub use memory::{code_buffer, guest_memory};
 pub use page_table::Busy;
 pub use stats::{Histogram, Histograms, Stats};

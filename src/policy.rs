@@ -70,9 +70,9 @@ pub struct Limits {
     pub open_ahead_pages: usize,
     /// The most pages that one system call protects.
     pub protect_batch_pages: usize,
-    /// Whether a write beside code makes its page checked. Otherwise every block
+    /// Whether a data write makes its page checked. Otherwise every block
     /// on the page dies.
-    pub checks_beside: bool,
+    pub checks_on_data_write: bool,
 }
 
 /// Chooses how each page's translations are kept true.
@@ -106,7 +106,7 @@ const CHECKED_MS: u64 = 256;
 /// The most doublings: 16 seconds.
 const MOST_DOUBLINGS: u32 = 6;
 
-/// The default. It protects a page; if the page is written again and again, or beside its code, it
+/// The default. It protects a page; if the page is written again and again, or its data is, it
 /// checks the page until it cools. It opens pages ahead of a stream of writes and protects them
 /// again in batches.
 #[derive(Clone, Copy, Debug)]
@@ -153,7 +153,7 @@ impl Policy for Adaptive {
     }
 
     fn limits(&self) -> Limits {
-        Limits { open_ahead_pages: 128, protect_batch_pages: 256, checks_beside: self.checks }
+        Limits { open_ahead_pages: 128, protect_batch_pages: 256, checks_on_data_write: self.checks }
     }
 }
 
@@ -177,7 +177,7 @@ impl Policy for Plain {
     }
 
     fn limits(&self) -> Limits {
-        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_beside: false }
+        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_on_data_write: false }
     }
 }
 
@@ -206,7 +206,7 @@ mod tests {
         let policy = Adaptive::new();
         assert_eq!(policy.on_begin(&hit(200, HITS_TO_INTERPRET - 1)), Decision::Protect);
         assert_eq!(policy.on_begin(&hit(200, HITS_TO_INTERPRET)), Decision::Interpret);
-        assert!(!policy.on_harvest(&hit(200, 200)) && !policy.limits().checks_beside);
+        assert!(!policy.on_harvest(&hit(200, 200)) && !policy.limits().checks_on_data_write);
     }
 
     #[test]

@@ -100,12 +100,12 @@ histograms! {
 }
 
 counters! {
-    /// Write faults that were resolved: each hit code or was beside it.
+    /// Write faults that were resolved: each hit code or data.
     faults,
     /// Write faults that hit a line with code.
     faults_code,
     /// Write faults that hit no line with code: data.
-    faults_beside,
+    faults_data,
     /// Write faults of either kind that the handler thread resolved. It cannot tell a store by the
     /// guest from a write that the kernel makes for it.
     faults_by_thread,
@@ -141,14 +141,14 @@ counters! {
     refused,
     /// Blocks that a write or an announcement made unreachable.
     invalidated,
-    /// Blocks that became checked after a write beside them.
+    /// Blocks that became checked because data on their page was written.
     downgraded,
     /// Blocks that the embedder removed, usually because their comparison failed.
     removed,
     /// Blocks evicted: made unreachable because there were too many.
     evicted,
-    /// Translations of dead and evicted blocks that are not kept, or no longer kept.
-    given_up,
+    /// Translations of dead and evicted blocks that are not retained, or no longer retained.
+    discarded,
     /// Translations whose memory was freed.
     freed,
 }

@@ -45,7 +45,7 @@ fn run(cache: &CodeCache<Links>, keys: std::ops::Range<u64>) {
 fn ever_new_keys_take_no_more_memory() {
     let memory = GuestMemory::anonymous(1 << 16).unwrap();
     let cache = CodeCache::<Links>::new(EntryStubs::NOT_CODE).unwrap();
-    cache.set_limit(MemoryLimit { former_bytes: 0, ..MemoryLimit::default() });
+    cache.set_limit(MemoryLimit { retained_bytes: 0, ..MemoryLimit::default() });
     let options = RegionOptions::new(GuestAddr(0), memory.range(), Mode::None);
     // SAFETY: the memory has no other user, and outlives the cache.
     unsafe { cache.tracker().add_region(options) }.unwrap();

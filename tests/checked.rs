@@ -1,4 +1,4 @@
-//! Writes beside blocks that have a checked entry, in every mode on the real
+//! Data writes beside blocks that have a checked entry, in every mode on the real
 //! kernel, under the policy that makes pages checked.
 //!
 //! # Safety
@@ -63,7 +63,7 @@ impl Guest {
         let mut bytes = [0; 8];
         self.memory.read(start as usize, &mut bytes).unwrap();
         if said {
-            ticket.made_from(GuestAddr(start), &bytes).unwrap();
+            ticket.add_source(GuestAddr(start), &bytes).unwrap();
         }
         ticket
     }
@@ -107,7 +107,7 @@ fn synchronous_modes() -> impl Iterator<Item = Mode> {
 }
 
 #[test]
-fn a_store_beside_a_block_leaves_it_its_checked_entry() {
+fn a_data_write_leaves_a_block_its_checked_entry() {
     for mode in synchronous_modes() {
         let guest = Guest::new(mode);
         let page = 3 * guest.page;
@@ -221,7 +221,7 @@ fn bytes_that_are_seen_elsewhere_make_every_store_one_to_look_at() {
             guest.cache.tracker().declare_shared(GuestAddr(start), PAGES as u64 * guest.page, shared).unwrap();
         }
         let stale = guest.block(KEY, 0, BOTH);
-        // Beside the block, through the other view: its lines are the same there.
+        // A data write, through the other view: its lines are the same there.
         other.write(1024, &[1]).unwrap();
         assert_eq!((guest.lookup(KEY), flag(stale)), (Some(CHECKED), StaleFlag::CHECKED_SHARED), "{mode}");
         other.write(2048, &[1]).unwrap();
@@ -254,7 +254,7 @@ impl Policy for ChecksLate {
     }
 
     fn limits(&self) -> Limits {
-        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_beside: true }
+        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_on_data_write: true }
     }
 }
 

@@ -274,12 +274,12 @@ fn bytes_of_a_page_that_was_not_claimed_make_no_block() {
         for (revives, bad) in [true, false].into_iter().flat_map(|revives| bad.map(|bad| (revives, bad))) {
             let mut ticket = guest.cache.begin(Key::new(1));
             ticket.claim(last).unwrap();
-            ticket.made_from(last, &[0]).unwrap();
-            let refused = ticket.made_from(bad, &[0, 0]);
+            ticket.add_source(last, &[0]).unwrap();
+            let refused = ticket.add_source(bad, &[0, 0]);
             assert!(matches!(refused, Err(Error::BadRange { .. })), "{refused:?}");
             // It has already read them.
             ticket.claim(GuestAddr(last.0 + 1)).unwrap();
-            ticket.made_from(last, &[0, 0]).unwrap();
+            ticket.add_source(last, &[0, 0]).unwrap();
             let done = if revives { ticket.revive().map(|_| ()) } else { ticket.commit(0x100_usize, 0) };
             assert_eq!(done, Err(CommitError::NotClaimed));
             assert_eq!(guest.lookup(1), None);

@@ -17,7 +17,7 @@ use codewarden::code_buffer::{Allocation, CodeBuffer};
 use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
-use codewarden::{CodeCache, EntryStubs, Footprint, Key, MemoryLimit, Payload, Ticket, Weight};
+use codewarden::{CodeCache, EntryStubs, Footprint, Key, MemoryLimit, MemoryUse, Payload, Ticket};
 use region::{GUEST, PAGES, page_bytes, region};
 
 /// Guest memory, and a cache over it of blocks that are made of 4 bytes each.
@@ -43,13 +43,13 @@ impl<P: Payload> Fixture<P> {
         let at = GuestAddr(GUEST + key * 4 % (PAGES * page_bytes()) as u64);
         let mut ticket = self.cache.begin(Key::new(key));
         ticket.claim(at).unwrap();
-        ticket.made_from(at, &[0; 4]).unwrap();
+        ticket.add_source(at, &[0; 4]).unwrap();
         ticket
     }
 
     fn commit(&self, key: u64, payload_bytes: usize, payload: P) {
         let mut ticket = self.ticket(key);
-        ticket.weighs(payload_bytes);
+        ticket.set_payload_bytes(payload_bytes);
         ticket.commit(0x1000 + key as usize, payload).unwrap();
     }
 
@@ -74,20 +74,20 @@ fn translations_stay_within_the_limit_and_the_newest_stays() {
         assert!(guest.is_there(key), "{key}");
         let footprint = guest.cache.footprint();
         assert!(footprint.live.bytes() <= LIMIT.live_bytes, "{key}: {footprint:?}");
-        assert!(footprint.former.bytes() <= LIMIT.former_bytes, "{key}: {footprint:?}");
+        assert!(footprint.retained.bytes() <= LIMIT.retained_bytes, "{key}: {footprint:?}");
         // Eviction is a little ahead of the limit, and never evicts all.
         let is_full = guest.cache.stats().evicted > 0;
         assert!(!is_full || footprint.live.bytes() > LIMIT.live_bytes / 4 * 3, "{key}: {footprint:?}");
         assert!(!is_full || !guest.is_there(0), "the oldest goes first");
         guest.cache.collect();
         let footprint = guest.cache.footprint();
-        assert_eq!(footprint.waiting, Weight::default());
-        assert_eq!(Arc::strong_count(&payload) - 1, footprint.live.blocks + footprint.former.blocks);
+        assert_eq!(footprint.garbage, MemoryUse::default());
+        assert_eq!(Arc::strong_count(&payload) - 1, footprint.live.blocks + footprint.retained.blocks);
     }
     let (stats, footprint) = (guest.cache.stats(), guest.cache.footprint());
     assert_eq!(stats.evicted as usize, 2000 - footprint.live.blocks);
-    assert_eq!(stats.given_up as usize, 2000 - footprint.live.blocks - footprint.former.blocks);
-    assert_eq!(stats.given_up, stats.freed);
+    assert_eq!(stats.discarded as usize, 2000 - footprint.live.blocks - footprint.retained.blocks);
+    assert_eq!(stats.discarded, stats.freed);
     assert_eq!(stats.invalidated, 0);
     drop(guest);
     assert_eq!(Arc::strong_count(&payload), 1);
@@ -104,15 +104,15 @@ fn an_evicted_block_that_is_wanted_again_is_the_newest() {
         }
     };
     commit_until(&|| guest.cache.stats().evicted > 0);
-    assert!(!guest.is_there(0) && guest.cache.footprint().former.blocks > 0);
+    assert!(!guest.is_there(0) && guest.cache.footprint().retained.blocks > 0);
     assert!(guest.revive(0) && guest.is_there(0));
     assert_eq!(guest.cache.stats().revived, 1);
     // The blocks committed before its revival go first.
     let evicted = guest.cache.stats().evicted;
     commit_until(&|| guest.cache.stats().evicted > evicted);
     assert!(guest.is_there(0));
-    // An unused retained block is given up in the end.
-    commit_until(&|| guest.cache.stats().given_up > 200);
+    // An unused retained block is discarded in the end.
+    commit_until(&|| guest.cache.stats().discarded > 200);
     assert!(!guest.is_there(0) && !guest.revive(0));
 }
 
@@ -124,7 +124,7 @@ fn blocks_in_use_outlive_a_scan() {
     for cold in HOT..5000 {
         guest.commit(cold, 1000, ());
         let hot = cold % HOT;
-        assert!(guest.is_there(hot) || guest.revive(hot), "{hot} was given up while {cold} came");
+        assert!(guest.is_there(hot) || guest.revive(hot), "{hot} was discarded while {cold} came");
     }
     let stats = guest.cache.stats();
     assert!((100..2000).contains(&stats.revived), "{stats:?}");
@@ -132,20 +132,20 @@ fn blocks_in_use_outlive_a_scan() {
 }
 
 #[test]
-fn a_block_that_says_nothing_of_its_bytes_is_given_up_at_once() {
+fn a_block_without_source_is_discarded_at_once() {
     let guest = Fixture::new(LIMIT);
     let payload = Arc::new(());
     for key in 0..500 {
         let mut ticket = guest.cache.begin(Key::new(key));
         ticket.claim(GuestAddr(GUEST)).unwrap();
-        ticket.weighs(10_000);
+        ticket.set_payload_bytes(10_000);
         ticket.commit(0x1000, payload.clone()).unwrap();
     }
     guest.cache.collect();
-    let Weight { blocks, .. } = guest.cache.footprint().live;
+    let MemoryUse { blocks, .. } = guest.cache.footprint().live;
     assert!((5..20).contains(&blocks), "{blocks}");
     assert_eq!(Arc::strong_count(&payload) - 1, blocks);
-    assert_eq!(guest.cache.footprint().former, Weight::default());
+    assert_eq!(guest.cache.footprint().retained, MemoryUse::default());
 }
 
 #[test]
@@ -157,8 +157,8 @@ fn a_block_that_does_not_fit_stays_until_the_next_one() {
     assert_eq!(guest.cache.footprint().live.blocks, 1);
     guest.commit(11, 100, ());
     assert!(guest.is_there(11) && !guest.is_there(10));
-    // Alone it weighs more than all retained blocks may.
-    assert_eq!(guest.cache.footprint().former, Weight::default());
+    // Alone it takes more than all retained blocks may.
+    assert_eq!(guest.cache.footprint().retained, MemoryUse::default());
     assert!(guest.cache.footprint().live.bytes() <= LIMIT.live_bytes);
 }
 
@@ -166,11 +166,11 @@ fn a_block_that_does_not_fit_stays_until_the_next_one() {
 fn a_lower_limit_evicts_at_once() {
     let guest = Fixture::new(LIMIT);
     (0..100).for_each(|key| guest.commit(key, 1000, ()));
-    let limit = MemoryLimit { live_bytes: 20_000, former_bytes: 0 };
+    let limit = MemoryLimit { live_bytes: 20_000, retained_bytes: 0 };
     guest.cache.set_limit(limit);
     let footprint = guest.cache.footprint();
     assert!((15_000..=20_000).contains(&footprint.live.bytes()), "{footprint:?}");
-    assert_eq!((footprint.former, footprint.waiting), (Weight::default(), Weight::default()));
+    assert_eq!((footprint.retained, footprint.garbage), (MemoryUse::default(), MemoryUse::default()));
     assert!(guest.is_there(99) && !guest.is_there(0));
 }
 
@@ -183,15 +183,15 @@ fn room_is_made_by_hand() {
     guest.cache.evict(40_000);
     let footprint = guest.cache.footprint();
     assert_eq!(footprint.live.blocks, 60, "39 and the one that was dead");
-    assert_eq!((footprint.former, footprint.waiting), (Weight::default(), Weight::default()));
+    assert_eq!((footprint.retained, footprint.garbage), (MemoryUse::default(), MemoryUse::default()));
     assert_eq!(Arc::strong_count(&payload) - 1, footprint.live.blocks);
     assert!(!guest.is_there(0) && guest.is_there(99));
     // An embedder whose code memory is full of one block asks until it is free.
     for all in [usize::MAX, 60_001] {
         (100..160).for_each(|key| guest.commit(key, 1000, payload.clone()));
         guest.cache.evict(all);
-        let Footprint { live, former, waiting, .. } = guest.cache.footprint();
-        assert_eq!([live, former, waiting], [Weight::default(); 3], "{all}: the newest as well");
+        let Footprint { live, retained, garbage, .. } = guest.cache.footprint();
+        assert_eq!([live, retained, garbage], [MemoryUse::default(); 3], "{all}: the newest as well");
         assert_eq!(Arc::strong_count(&payload), 1);
     }
 }
@@ -223,9 +223,9 @@ fn a_page_has_so_many_blocks_and_no_more() {
     assert_eq!(live(), 102);
 }
 
-/// If the embedder does not declare its payloads, its blocks weigh nothing.
+/// If the embedder does not declare its payloads, its blocks count for nothing.
 #[test]
-fn blocks_that_weigh_nothing_are_given_up_too() {
+fn blocks_of_no_declared_size_are_evicted_too() {
     let guest = Fixture::new(LIMIT);
     let payload = Arc::new(());
     (0..10).for_each(|key| guest.commit(key, 1000, payload.clone()));
@@ -235,7 +235,11 @@ fn blocks_that_weigh_nothing_are_given_up_too() {
     assert_eq!(guest.cache.footprint().live.blocks, 9, "as much was there");
     guest.cache.evict(1);
     let footprint = guest.cache.footprint();
-    assert_eq!((footprint.live.blocks, footprint.former.blocks, footprint.waiting.blocks), (0, 0, 0), "{footprint:?}");
+    assert_eq!(
+        (footprint.live.blocks, footprint.retained.blocks, footprint.garbage.blocks),
+        (0, 0, 0),
+        "{footprint:?}"
+    );
     assert_eq!(Arc::strong_count(&payload), 1);
 }
 
@@ -252,7 +256,7 @@ fn room_that_is_asked_for_again_and_again_is_made_once() {
     for _ in 0..100 {
         guest.cache.evict(10_000);
         let footprint = guest.cache.footprint();
-        assert_eq!((footprint.live.blocks, footprint.waiting.blocks), (90, 10), "{footprint:?}");
+        assert_eq!((footprint.live.blocks, footprint.garbage.blocks), (90, 10), "{footprint:?}");
     }
     assert!(asked.load(Ordering::Relaxed) >= 99, "each time");
     guest.cache.evict(15_000);
@@ -262,7 +266,7 @@ fn room_that_is_asked_for_again_and_again_is_made_once() {
     guest.cache.collect();
     guest.cache.evict(10_000);
     let footprint = guest.cache.footprint();
-    assert_eq!((footprint.live.blocks, footprint.waiting), (75, Weight::default()));
+    assert_eq!((footprint.live.blocks, footprint.garbage), (75, MemoryUse::default()));
 }
 
 #[test]
@@ -283,15 +287,15 @@ fn vcpus_that_hold_memory_beyond_the_limit_are_asked_to_leave() {
         assert!(footprint.live.bytes() <= LIMIT.live_bytes, "{footprint:?}");
     }
     let footprint = guest.cache.footprint();
-    assert!(footprint.waiting.payload_bytes > LIMIT.live_bytes, "{footprint:?}");
+    assert!(footprint.garbage.payload_bytes > LIMIT.live_bytes, "{footprint:?}");
     assert!(asked.load(Ordering::Relaxed) > 0);
     drop(pin);
     guest.cache.collect();
-    assert_eq!(guest.cache.footprint().waiting, Weight::default());
+    assert_eq!(guest.cache.footprint().garbage, MemoryUse::default());
 }
 
 /// Blocks of all sizes come and go at the limit. There is always memory for the next, and at
-/// most a few of the oldest are given up for it.
+/// most a few of the oldest are discarded for it.
 #[test]
 fn a_full_code_buffer_serves_for_ever() {
     const BYTES: usize = 2 << 20;
@@ -334,14 +338,14 @@ fn a_full_code_buffer_serves_for_ever() {
 
 /// The sum of the declared payload sizes does not wrap: the limit holds.
 #[test]
-fn payloads_of_any_weight_have_a_sum() {
-    let guest = Fixture::new(MemoryLimit { live_bytes: usize::MAX, former_bytes: 0 });
+fn payloads_of_any_size_have_a_sum() {
+    let guest = Fixture::new(MemoryLimit { live_bytes: usize::MAX, retained_bytes: 0 });
     for key in 0..5 {
         guest.commit(key, usize::MAX / 2 + 1, ());
     }
     let footprint = guest.cache.footprint();
     assert_eq!(footprint.live.blocks, 5);
     assert!(footprint.bytes() >= footprint.live.bytes());
-    guest.cache.set_limit(MemoryLimit { live_bytes: 1 << 30, former_bytes: 0 });
+    guest.cache.set_limit(MemoryLimit { live_bytes: 1 << 30, retained_bytes: 0 });
     assert_eq!(guest.cache.footprint().live.blocks, 1, "the one that was committed last");
 }

@@ -29,7 +29,7 @@ fn begin(cache: &CodeCache<()>, page: u64) -> Ticket<()> {
         let mut ticket = cache.begin(Key::new(page));
         match ticket.claim(GuestAddr(page)) {
             Ok(_) => {
-                ticket.made_from(GuestAddr(page), &[0]).unwrap();
+                ticket.add_source(GuestAddr(page), &[0]).unwrap();
                 return ticket;
             }
             Err(error) => assert!(matches!(error, BeginError::Busy(_)), "{error}"),
@@ -84,7 +84,7 @@ fn both_sides(mode: Mode, drops_in_child: bool) {
     for page in 0..PAGES {
         translate(&cache, page << 12, 0x1000);
     }
-    // A former block of the parent's, which it uses again after the fork.
+    // A retained block of the parent's, which it uses again after the fork.
     cache.remove(Key::new(0));
     cache.collect();
     let _alarm = alarm::Alarm::while_waiting_for("a fork's child, or a page that is not busy");
@@ -100,7 +100,7 @@ fn both_sides(mode: Mode, drops_in_child: bool) {
     });
     assert_eq!(status, Ended::Returned(0), "{mode}: the child's status");
 
-    assert!(begin(&cache, 0).revive().unwrap().is_none(), "{mode}: the parent lost a former block");
+    assert!(begin(&cache, 0).revive().unwrap().is_none(), "{mode}: the parent lost a retained block");
     let mut vcpu = cache.attach_vcpu(|| {});
     for page in 0..PAGES {
         assert_eq!(vcpu.pin().lookup(Key::new(page << 12)), Some(0x1000), "{mode}: the parent lost a block");

@@ -77,7 +77,7 @@ fn translate<P: Payload>(cache: &CodeCache<P>, payload: P) {
             break ticket;
         }
     };
-    ticket.made_from(GuestAddr(0), &[0]).unwrap();
+    ticket.add_source(GuestAddr(0), &[0]).unwrap();
     ticket.commit(0x1000, payload).unwrap();
 }
 
@@ -440,7 +440,7 @@ fn a_thread_that_holds_a_guard_is_told() {
     let claimed_ticket = |key| {
         let mut ticket = cache.begin(Key::new(key));
         ticket.claim(second).unwrap();
-        ticket.made_from(second, &[0]).unwrap();
+        ticket.add_source(second, &[0]).unwrap();
         ticket
     };
     claimed_ticket(9).commit(0x9000, ()).unwrap();

@@ -39,8 +39,8 @@ const ROUGH_BYTES: i64 = 16 << 10;
 
 /// The heap beside the cache's own footprint.
 fn untold_bytes(footprint: &Footprint) -> i64 {
-    let Footprint { live, former, waiting, cell_bytes, table_bytes, page_bytes, .. } = footprint;
-    let records = live.record_bytes + former.record_bytes + waiting.record_bytes;
+    let Footprint { live, retained, garbage, cell_bytes, table_bytes, page_bytes, .. } = footprint;
+    let records = live.record_bytes + retained.record_bytes + garbage.record_bytes;
     Heap::now().bytes as i64 - (records + cell_bytes + table_bytes + page_bytes) as i64
 }
 
@@ -70,10 +70,10 @@ fn cycle(cache: &CodeCache<Owned>, buffer: &CodeBuffer, memory: &GuestMemory, cy
     memory.read(offset, &mut bytes).unwrap();
     let mut ticket = cache.begin(Key::new(key));
     ticket.claim(at).unwrap();
-    ticket.made_from(at, &bytes).unwrap();
+    ticket.add_source(at, &bytes).unwrap();
     let Some(mut ticket) = ticket.revive().unwrap() else { return };
     let code = buffer.alloc(64 + cycle as usize * 31 % 1000, 64).unwrap();
-    ticket.weighs(code.len());
+    ticket.set_payload_bytes(code.len());
     let next = cache.link(Key::new(key + 1)).unwrap();
     code.publish().unwrap();
     ticket.commit(code.entry(0).unwrap(), Owned { _code: code, _next: next }).unwrap();
@@ -92,8 +92,8 @@ fn cycles_at_the_limit_leave_nothing_on_the_heap() {
         cycles.for_each(|at| cycle(&cache, &buffer, &memory, at));
         cache.collect();
         let footprint = cache.footprint();
-        let blocks = footprint.live.blocks + footprint.former.blocks;
-        assert_eq!((footprint.waiting.blocks, buffer.stats().allocations), (0, blocks), "{footprint:?}");
+        let blocks = footprint.live.blocks + footprint.retained.blocks;
+        assert_eq!((footprint.garbage.blocks, buffer.stats().allocations), (0, blocks), "{footprint:?}");
         (untold_bytes(&footprint), Heap::now(), footprint)
     };
     let (untold_warm, heap_warm, warm) = cycles_through(0..WARM_CYCLES);

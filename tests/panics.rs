@@ -26,7 +26,7 @@ use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::{Decision, Limits, PageHistory, Policy};
 use codewarden::protection::Mode;
 use codewarden::tracker::{RegionOptions, SharedMemory};
-use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, MemoryLimit, VCpu, Weight};
+use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, MemoryLimit, MemoryUse, VCpu};
 
 /// The functions that the embedder writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,7 +120,7 @@ impl Policy for Turns {
 
     fn limits(&self) -> Limits {
         self.0.call(Of::Limits);
-        Limits { open_ahead_pages: 2, protect_batch_pages: 2, checks_beside: true }
+        Limits { open_ahead_pages: 2, protect_batch_pages: 2, checks_on_data_write: true }
     }
 }
 
@@ -161,7 +161,7 @@ const PAGES: usize = 6;
 const CHECKED: usize = 1 << 40;
 /// Large enough that the memory of dead blocks is too much.
 const PAYLOAD_BYTES: usize = 10_000;
-const LIMIT: MemoryLimit = MemoryLimit { live_bytes: 200_000, former_bytes: 50_000 };
+const LIMIT: MemoryLimit = MemoryLimit { live_bytes: 200_000, retained_bytes: 50_000 };
 
 struct Script {
     cache: CodeCache<Payload>,
@@ -236,8 +236,8 @@ impl Script {
                 continue;
             }
             let byte = self.byte(page);
-            ticket.made_from(start, &[byte]).unwrap();
-            ticket.weighs(PAYLOAD_BYTES);
+            ticket.add_source(start, &[byte]).unwrap();
+            ticket.set_payload_bytes(PAYLOAD_BYTES);
             let plain = 0x1000 | usize::from(byte);
             let entry = Made(self.plant.clone(), Entry::with_check(plain, plain | CHECKED));
             let done = match ticket.revive() {
@@ -340,8 +340,8 @@ impl Script {
         self.call(|script| script.cache.evict(usize::MAX));
         self.call(|script| script.cache.evict(usize::MAX));
         let footprint = self.cache.footprint();
-        let weights = [footprint.live, footprint.former, footprint.waiting];
-        assert_eq!(weights, [Weight::default(); 3], "{self:?}: memory was lost");
+        let used = [footprint.live, footprint.retained, footprint.garbage];
+        assert_eq!(used, [MemoryUse::default(); 3], "{self:?}: memory was lost");
         self.nobody_waits();
     }
 
@@ -350,7 +350,7 @@ impl Script {
         let start = self.guest(page, 0);
         if ticket.claim(start).is_ok() {
             let byte = self.byte(page);
-            ticket.made_from(start, &[byte]).unwrap();
+            ticket.add_source(start, &[byte]).unwrap();
             let plain = 0x1000 | usize::from(byte);
             let _ = ticket.commit(Entry::with_check(plain, plain | CHECKED), Payload::new(&self.plant));
         }

@@ -27,12 +27,12 @@ struct Counting;
 #[derive(Debug, Default)]
 struct Told {
     written: AtomicU32,
-    beside: AtomicU32,
+    data_written: AtomicU32,
 }
 
 impl Told {
     fn take(&self) -> (u32, u32) {
-        (self.written.swap(0, Ordering::Relaxed), self.beside.swap(0, Ordering::Relaxed))
+        (self.written.swap(0, Ordering::Relaxed), self.data_written.swap(0, Ordering::Relaxed))
     }
 }
 
@@ -44,8 +44,8 @@ unsafe impl PageObserver for Counting {
         told.written.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn beside(&self, told: &Told, _: &PageWrite) {
-        told.beside.fetch_add(1, Ordering::Relaxed);
+    fn data_written(&self, told: &Told, _: &PageWrite) {
+        told.data_written.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -104,7 +104,7 @@ fn modes_that(wanted: impl Fn(Mode) -> bool) -> Vec<Mode> {
 }
 
 #[test]
-fn a_store_beside_code_makes_its_page_checked_and_then_costs_nothing() {
+fn a_data_write_makes_its_page_checked_and_then_costs_nothing() {
     for mode in modes_that(Mode::is_synchronous) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let claim = guest.translate(3);
@@ -116,7 +116,7 @@ fn a_store_beside_code_makes_its_page_checked_and_then_costs_nothing() {
             guest.store(3, byte);
         }
         let stats = guest.stats();
-        assert_eq!((stats.faults, stats.faults_beside, stats.checked), (1, 1, 1), "{mode}");
+        assert_eq!((stats.faults, stats.faults_data, stats.checked), (1, 1, 1), "{mode}");
         let again = guest.translate(3);
         assert!(again.is_checked());
         guest.store(3, 0);
@@ -124,7 +124,7 @@ fn a_store_beside_code_makes_its_page_checked_and_then_costs_nothing() {
         assert_eq!(again.data().take(), (0, 0), "{mode}");
         let hot = guest.tracker.hottest_pages(5);
         assert_eq!(hot.len(), 1, "{mode}");
-        assert_eq!((hot[0].page, hot[0].is_checked, hot[0].beside_hits), (guest.addr(3, 0), true, 1), "{mode}");
+        assert_eq!((hot[0].page, hot[0].is_checked, hot[0].data_hits), (guest.addr(3, 0), true, 1), "{mode}");
         assert_eq!(hot[0].last_byte, Some(guest.addr(3, 2048)), "{mode}");
         assert_eq!(guest.tracker.pages_by_state().checked, 1, "{mode}");
     }
@@ -187,7 +187,7 @@ impl Policy for CheckOnceThenProtect {
     }
 
     fn limits(&self) -> Limits {
-        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_beside: false }
+        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_on_data_write: false }
     }
 }
 

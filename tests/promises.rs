@@ -26,7 +26,7 @@ use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::{Adaptive, Decision, Limits, PageHistory, Plain, Policy};
 use codewarden::protection::{Facility, Mode, Probe};
 use codewarden::tracker::{BeginError, SharedMemory};
-use codewarden::{CodeCache, CommitError, Entry, EntryCell, EntryStubs, FrontEntry, Key, Link, MemoryLimit, StaleFlag};
+use codewarden::{CodeCache, CommitError, Entry, EntryCell, EntryStubs, FrontSlot, Key, Link, MemoryLimit, StaleFlag};
 
 use alarm::Alarm;
 use modes::tracking_modes;
@@ -107,7 +107,7 @@ impl Guest {
                 Err(error) => panic!("{error}"),
             }
             let value = self.word(offset).load(Ordering::Acquire);
-            ticket.made_from(at, &value.to_le_bytes()).unwrap();
+            ticket.add_source(at, &value.to_le_bytes()).unwrap();
             let flag = ticket.stale_flag();
             let entry = Entry::with_check(plain(value), checked(value));
             return ticket.commit(entry, Counted(self.dropped.clone())).map(|()| (value, flag));
@@ -500,7 +500,7 @@ impl Policy for Checks {
     }
 }
 
-/// C1, C3: `write` stores beside the block at 64. A harvest does not tell which byte was
+/// C1, C3: `write` stores to data beside the block at 64. A harvest does not tell which byte was
 /// written, so it ends the block; the next block compares itself.
 fn becomes_checked(guest: &Guest, write: impl Fn(), expected_flag: u8) {
     guest.store(64, 7);
@@ -522,7 +522,7 @@ fn becomes_checked(guest: &Guest, write: impl Fn(), expected_flag: u8) {
 
 /// C1, C3.
 #[test]
-fn a_block_beside_a_write_compares_itself() {
+fn a_block_compares_itself_after_a_data_write() {
     every_mode(CHECKED_ONCE_WRITTEN, |guest| {
         becomes_checked(guest, || guest.store(2048, 1), StaleFlag::CHECKED);
     });
@@ -530,7 +530,7 @@ fn a_block_beside_a_write_compares_itself() {
 
 /// C3, for bytes with several addresses: by a store through either.
 #[test]
-fn a_block_beside_a_write_to_shared_memory_compares_itself() {
+fn a_block_compares_itself_after_a_data_write_to_shared_memory() {
     for mode in tracking_modes() {
         for through_the_view in [false, true] {
             let Shared { guest, view } = &Shared::new(mode, CHECKED_ONCE_WRITTEN);
@@ -610,7 +610,7 @@ fn a_kill_reaches_links_fronts_and_predictions() {
         let mut pin = vcpu.pin();
         let entry = pin.lookup(key).expect("a block");
         // SAFETY: an index of the front, which is ours while no emitted code runs.
-        let FrontEntry { key: found, cell: predicted } = unsafe { *pin.front().add(key.front_index()) };
+        let FrontSlot { key: found, cell: predicted } = unsafe { *pin.front().add(key.front_index()) };
         assert_eq!(found, key.raw());
         // SAFETY: the cells of the front live under the pin.
         let through = || [link.cell().load(), unsafe { &*predicted }.load()];
@@ -625,7 +625,7 @@ fn a_kill_reaches_links_fronts_and_predictions() {
 #[test]
 fn what_runs_is_not_freed() {
     every_mode(Adaptive::new(), |guest| {
-        guest.cache.set_limit(MemoryLimit { former_bytes: 0, ..MemoryLimit::default() });
+        guest.cache.set_limit(MemoryLimit { retained_bytes: 0, ..MemoryLimit::default() });
         guest.translate(64).unwrap();
         let mut vcpu = guest.cache.attach_vcpu(|| {});
         let inside = vcpu.pin();

@@ -67,7 +67,7 @@ fn translate(cache: &CodeCache<()>, page: u64, checked: bool) {
     }
 }
 
-/// Faults of each kind: on code, beside it, over two pages, a stream of pages.
+/// Faults of each kind: on code, on data, over two pages, a stream of pages.
 fn faults(mode: Mode, policy: Arc<dyn Policy>, checked: bool) {
     let page = PageSize::host().bytes();
     let memory = GuestMemory::anonymous(PAGES as usize * page).unwrap();

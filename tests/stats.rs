@@ -94,7 +94,7 @@ fn faults_are_counted_by_kind_and_timed() {
         (0..5).for_each(|page| guest.store(page, 8));
         (10..13).for_each(|page| guest.store(page, 2048));
         let (stats, histograms) = guest.told();
-        assert_eq!((stats.faults, stats.faults_code, stats.faults_beside), (8, 5, 3), "{mode}");
+        assert_eq!((stats.faults, stats.faults_code, stats.faults_data), (8, 5, 3), "{mode}");
         assert_eq!(stats.faults_by_thread, if mode == Mode::Thread { 8 } else { 0 }, "{mode}");
         assert_eq!(count_and_sum(&histograms.fault_opened_pages), (8, 8), "{mode}");
         assert_eq!(count_and_sum(&histograms.protect_pages), (PAGES as u64, PAGES as u64), "{mode}");
@@ -105,7 +105,7 @@ fn faults_are_counted_by_kind_and_timed() {
         assert_eq!((states.open, states.protected, states.checked), (8, PAGES as u64 - 8, 0), "{mode}");
         let hot = guest.tracker.hottest_pages(PAGES);
         let by_kind = |kind: fn(&codewarden::tracker::HotPage) -> u32| hot.iter().map(kind).sum::<u32>();
-        assert_eq!((by_kind(|page| page.code_hits), by_kind(|page| page.beside_hits)), (5, 3), "{mode}");
+        assert_eq!((by_kind(|page| page.code_hits), by_kind(|page| page.data_hits)), (5, 3), "{mode}");
     }
 }
 

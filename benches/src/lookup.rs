@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
-use codewarden::{CodeCache, EntryStubs, FRONT_ENTRIES, Key, VCpu};
+use codewarden::{CodeCache, EntryStubs, FRONT_SLOTS, Key, VCpu};
 
 use crate::library::add_region;
 use crate::pair::{Aim, Pair};
@@ -122,7 +122,7 @@ impl Lookups {
         // The order of the lookups differs from that of the allocations.
         let (front_keys, shared_keys) = (shuffled(FRONT_BLOCKS, 4, 1), shuffled(blocks, BLOCK_BYTES, 2));
         let committed = shuffled(blocks, BLOCK_BYTES, 3);
-        let mut array = vec![(u64::MAX, 0); FRONT_ENTRIES].into_boxed_slice();
+        let mut array = vec![(u64::MAX, 0); FRONT_SLOTS].into_boxed_slice();
         for &key in &front_keys {
             array[Key::new(key).front_index()] = (key, entry_of(key));
         }

@@ -51,7 +51,7 @@ const fn change(
     Change { what, guest, flags, empty: Some(empty), operations, wanted: 7.0 }
 }
 
-const fn store_beside(what: &'static str, flags: &'static [&'static str]) -> Change {
+const fn store_data(what: &'static str, flags: &'static [&'static str]) -> Change {
     Change { what, guest: "bench-data", flags, empty: None, operations: 100_000, wanted: 100.0 }
 }
 
@@ -71,8 +71,8 @@ pub const CHANGES: [Change; 10] = [
         4,
     ),
     change("the same, pread", "bench-bulk", &["dense", "pread"], &["dense", "pread", "empty"], 4),
-    store_beside("a store to data beside a hot loop", &[]),
-    store_beside("a store to data beside a hot function", &["calls"]),
+    store_data("a store to data beside a hot loop", &[]),
+    store_data("a store to data beside a hot function", &["calls"]),
 ];
 
 /// A guest under the demo emulator, run in two ways that ought to cost the same.

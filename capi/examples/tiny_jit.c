@@ -256,7 +256,7 @@ static bool translate(struct jit *jit, uint32_t pc)
     const uint32_t most = room < BLOCK_INSNS ? room : BLOCK_INSNS;
     memcpy(bytes, jit->guest + pc, most * INSN_BYTES); /* once, after the claim */
     const uint32_t insns = block_insns(bytes, most);
-    MUST(cw_ticket_made_from(ticket, GUEST_BASE + pc, bytes, insns * INSN_BYTES));
+    MUST(cw_ticket_add_source(ticket, GUEST_BASE + pc, bytes, insns * INSN_BYTES));
     status = cw_ticket_revive(ticket, &done);
     if (status == CW_WRITTEN || done)
         goto out;

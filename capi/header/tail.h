@@ -4,7 +4,7 @@
  */
 
 /* The index of a key in a vCPU's front. */
-#define CW_FRONT_INDEX(key) ((size_t)((uint64_t)(key) >> 1) & (CW_FRONT_ENTRIES - 1))
+#define CW_FRONT_INDEX(key) ((size_t)((uint64_t)(key) >> 1) & (CW_FRONT_SLOTS - 1))
 
 /*
  * The entry of the valid block of the key; 0 if there is none. For a pinned vCPU; front
@@ -15,9 +15,9 @@
 static inline uintptr_t cw_lookup(cw_vcpu *vcpu, const cw_front *front, uint64_t key)
 {
     assert(*front->is_pinned && "cw_lookup() needs a pinned vCPU: call cw_vcpu_pin() first");
-    const cw_front_entry *entry = &front->entries[CW_FRONT_INDEX(key)];
-    if (entry->key == key) {
-        uintptr_t address = __atomic_load_n(entry->cell, __ATOMIC_ACQUIRE);
+    const cw_front_slot *slot = &front->slots[CW_FRONT_INDEX(key)];
+    if (slot->key == key) {
+        uintptr_t address = __atomic_load_n(slot->cell, __ATOMIC_ACQUIRE);
         if (address != front->dead_stub && address != front->pending_stub)
             return address;
     }

@@ -16,7 +16,7 @@
  *   1. cw_cache_begin() a ticket, cw_ticket_claim() every page of the block. CW_BUSY:
  *      interpret, and come back.
  *   2. Read the guest's bytes, each once, and only after the claim. Name the bytes that
- *      the block is made from, cw_ticket_made_from(), and ask whether a former block of the
+ *      the block is made from, cw_ticket_add_source(), and ask whether a retained block of the
  *      same bytes can be used again, cw_ticket_revive(). If not, translate.
  *   3. cw_ticket_commit(): the block is reachable, or CW_WRITTEN: a write came.
  *   4. cw_lookup() and run it under a vCPU's pin.
@@ -274,7 +274,7 @@ cw_status cw_cache_free(cw_cache *cache);
 cw_status cw_cache_remove(const cw_cache *cache, uint64_t key);
 
 /// Frees the payloads of dead blocks if no vCPU can be inside them and they are not
-/// kept for cw_ticket_revive(). Each commit does this too; call it if you stop
+/// retained for cw_ticket_revive(). Each commit does this too; call it if you stop
 /// translating for long.
 cw_status cw_cache_collect(const cw_cache *cache);
 
@@ -286,16 +286,18 @@ cw_status cw_cache_collect(const cw_cache *cache);
 cw_status cw_cache_wait_for_vcpus(const cw_cache *cache);
 
 /// Keeps the memory of translations within limits from now on: live_bytes for reachable
-/// blocks (1 GiB without this call), former_bytes for dead and evicted blocks that are
+/// blocks (1 GiB without this call), retained_bytes for dead and evicted blocks that are
 /// retained for cw_ticket_revive() (4 MiB). Each commit evicts the oldest blocks beyond
 /// the limit; the block that was committed last stays.
 ///
-/// Three things count: the bytes declared by cw_ticket_weighs(), the allocations that
+/// Three things count: the bytes declared by cw_ticket_set_payload_bytes(), the allocations that
 /// blocks keep (cw_ticket_keep_allocation()), and the cache's own records.
-cw_status cw_cache_set_limit(const cw_cache *cache, size_t live_bytes, size_t former_bytes);
+cw_status cw_cache_set_limit(const cw_cache *cache,
+                             size_t live_bytes,
+                             size_t retained_bytes);
 
-/// Gives up blocks whose payloads weigh payload_bytes, the oldest first, and all blocks
-/// if they weigh less: for a code buffer that answers CW_FULL. SIZE_MAX gives up all.
+/// Discards blocks with payload_bytes of payloads, the oldest first, and all blocks if
+/// there are not as many bytes: for a code buffer that answers CW_FULL. SIZE_MAX discards all.
 ///
 /// Call it while your own vCPU is not pinned, and try the allocation again. If another
 /// vCPU may be inside a block, it is asked to leave, and the block is freed when it has
@@ -499,7 +501,7 @@ void cw_link_free(cw_link *link);
  *     cw_cache_begin(cache, pc, &ticket);
  *     cw_ticket_claim(ticket, pc, NULL);                    // protects the page
  *     ... read the guest's bytes, each once, translate ...
- *     cw_ticket_made_from(ticket, pc, bytes, len);          // the bytes that it is made from
+ *     cw_ticket_add_source(ticket, pc, bytes, len);          // the bytes that it is made from
  *     cw_ticket_commit(ticket, entry, 0, payload, destroy); // reachable, or CW_WRITTEN
  *     cw_ticket_free(ticket);                               // in any case
  *
@@ -557,25 +559,25 @@ cw_status cw_ticket_claim(cw_ticket *ticket, uint64_t guest, const void **host_p
 /// order each time that the same code is translated. The bytes are copied: pass the
 /// bytes that you read, not the guest's memory, which may have changed.
 ///
-/// With it, a write to other bytes of the pages is a write beside the block, and the
+/// With it, a write to other bytes of the pages is a data write, which may leave the block, and the
 /// block can be revived. Without it, every byte of the pages belongs to the block. Code
 /// that depends on anything but the key and these bytes must not call it.
 ///
 /// CW_BAD_RANGE if a page of the range was not claimed or the range wraps,
 /// CW_BAD_ARGUMENT if bytes is NULL or there are none. After any failure the ticket
 /// makes no block any more: begin another one.
-cw_status cw_ticket_made_from(cw_ticket *ticket,
-                              uint64_t guest,
-                              const void *bytes,
-                              size_t len_bytes);
+cw_status cw_ticket_add_source(cw_ticket *ticket,
+                               uint64_t guest,
+                               const void *bytes,
+                               size_t len_bytes);
 
-/// Records every other input of the translation, as one number that you make: a former
+/// Records every other input of the translation, as one number that you make: a retained
 /// block with another number is not revived. The default is 0.
-cw_status cw_ticket_made_with(cw_ticket *ticket, uint64_t options);
+cw_status cw_ticket_set_options(cw_ticket *ticket, uint64_t options);
 
 /// Declares how many bytes of memory the payload owns, in addition to the allocations
 /// that the block keeps. They count against cw_cache_set_limit().
-cw_status cw_ticket_weighs(cw_ticket *ticket, size_t payload_bytes);
+cw_status cw_ticket_set_payload_bytes(cw_ticket *ticket, size_t payload_bytes);
 
 /// Gives an allocation to the block. It is freed with the block, when no vCPU can be
 /// inside, or with the ticket if that is not committed. If this returns CW_OK the
@@ -602,15 +604,15 @@ bool cw_ticket_is_current(const cw_ticket *ticket);
 /// CW_STALE_VALID. It lives as long as the block's payload. NULL for a spent ticket.
 const uint8_t *cw_ticket_stale_flag(cw_ticket *ticket);
 
-/// Looks for a former block of the same key, made from the same bytes
-/// (cw_ticket_made_from(), called for all of them before) with the same options. Makes
+/// Looks for a retained block of the same key, made from the same bytes
+/// (cw_ticket_add_source(), called for all of them before) with the same options. Makes
 /// it reachable again, unless such a block is reachable already.
 ///
 /// revived: receives true if such a block is reachable now: there is nothing to
 /// translate, and the ticket is spent. Otherwise translate, and commit.
 ///
 /// CW_WRITTEN: a write came since a page was claimed. The ticket is spent: begin again.
-/// CW_BAD_ARGUMENT: cw_ticket_made_from() failed, and the ticket is spent; or it was before.
+/// CW_BAD_ARGUMENT: cw_ticket_add_source() failed, and the ticket is spent; or it was before.
 cw_status cw_ticket_revive(cw_ticket *ticket, bool *revived);
 
 /// Makes the block reachable: lookups of its key and links to it lead to plain until a
@@ -625,14 +627,14 @@ cw_status cw_ticket_revive(cw_ticket *ticket, bool *revived);
 ///
 /// payload, destroy: the data that the block owns; both may be NULL. destroy(payload)
 /// is called once after any answer: when no vCPU can be inside the block any more and
-/// it is not kept for cw_ticket_revive(). For a block that was refused that may be
+/// it is not retained for cw_ticket_revive(). For a block that was refused that may be
 /// before the return. Any thread that is in a call of this library may call it, never
 /// in a signal handler. It must not call the library except to free links and
 /// allocations, nor unwind or longjmp.
 ///
 /// CW_WRITTEN: a write came since a page was claimed: begin again, or interpret.
 /// CW_NEEDS_CHECK: cw_ticket_needs_check() is true, and there is no checked entry.
-/// CW_BAD_ARGUMENT: no page was claimed, cw_ticket_made_from() failed, an address or the
+/// CW_BAD_ARGUMENT: no page was claimed, cw_ticket_add_source() failed, an address or the
 /// key cannot be used, or an allocation that the block keeps was never published
 /// (cw_allocation_publish()).
 cw_status cw_ticket_commit(cw_ticket *ticket,
@@ -658,32 +660,32 @@ void cw_ticket_free(cw_ticket *ticket);
  *     if (entry) ((run *)entry)(state);
  *     cw_vcpu_unpin(vcpu);
  *
- * Emitted code may probe the front itself. The entry of a key is
- * front.entries[CW_FRONT_INDEX(key)]; if its key is the wanted one, jump to the
+ * Emitted code may probe the front itself. The slot of a key is
+ * front.slots[CW_FRONT_INDEX(key)]; if its key is the wanted one, jump to the
  * address in its cell. Do so only under the vCPU's pin: without it the cells may be
  * freed, or belong to other keys by now. cw_lookup() asserts the pin unless NDEBUG is
  * defined; emitted code can test the byte front.is_pinned itself.
  */
 
-/// Entries of a vCPU's front; a power of two.
-#define CW_FRONT_ENTRIES 4096
+/// Slots of a vCPU's front; a power of two.
+#define CW_FRONT_SLOTS 4096
 
 /// One vCPU.
 typedef struct cw_vcpu cw_vcpu;
 
-/// One entry of a vCPU's front, 16 bytes on 64-bit hosts.
-typedef struct cw_front_entry {
-    /// The key, or UINT64_MAX if the entry is empty.
+/// One slot of a vCPU's front, 16 bytes on 64-bit hosts.
+typedef struct cw_front_slot {
+    /// The key, or UINT64_MAX if the slot is empty.
     uint64_t key;
-    /// Its entry cell: one word that is read atomically, with acquire. An empty entry
+    /// Its entry cell: one word that is read atomically, with acquire. An empty slot
     /// has a cell that leads to the dead stub.
     const uintptr_t *cell;
-} cw_front_entry;
+} cw_front_slot;
 
 /// The data for a lookup without a call. Valid until the vCPU is freed.
 typedef struct cw_front {
-    /// CW_FRONT_ENTRIES entries.
-    const cw_front_entry *entries;
+    /// CW_FRONT_SLOTS slots.
+    const cw_front_slot *slots;
     /// The dead stub of the cache: nothing to run.
     uintptr_t dead_stub;
     /// The pending stub of the cache: nothing to run.
@@ -926,12 +928,12 @@ cw_status cw_after_fork_child(cw_fork_guard *guard);
 typedef struct cw_stats {
     /// sizeof(cw_stats); afterwards the number of bytes that were filled in.
     size_t size_bytes;
-    /// Write faults that were resolved: each hit code or was beside it.
+    /// Write faults that were resolved: each hit code or data.
     uint64_t faults;
     /// Write faults that hit a line with code.
     uint64_t faults_code;
     /// Write faults that hit no line with code: data.
-    uint64_t faults_beside;
+    uint64_t faults_data;
     /// Write faults of either kind that the handler thread resolved. It cannot tell a
     /// store by the guest from a write that the kernel makes for it.
     uint64_t faults_by_thread;
@@ -967,20 +969,21 @@ typedef struct cw_stats {
     uint64_t refused;
     /// Blocks that a write or an announcement made unreachable.
     uint64_t invalidated;
-    /// Blocks that became checked after a write beside them.
+    /// Blocks that became checked because data on their page was written.
     uint64_t downgraded;
     /// Blocks that you removed, usually because their comparison failed.
     uint64_t removed;
     /// Blocks evicted: made unreachable because there were too many.
     uint64_t evicted;
-    /// Translations of dead and evicted blocks that are not kept, or no longer kept.
-    uint64_t given_up;
+    /// Translations of dead and evicted blocks that are not retained, or no longer
+    /// retained.
+    uint64_t discarded;
     /// Translations whose memory was freed.
     uint64_t freed;
 } cw_stats;
 
 /// The memory of one kind of translations.
-typedef struct cw_weight {
+typedef struct cw_memory_use {
     /// The number of translations.
     size_t blocks;
     /// The declared bytes of their payloads, and the allocations that they keep.
@@ -988,18 +991,18 @@ typedef struct cw_weight {
     /// The cache's own memory for them: records, and the guest bytes that they were
     /// made from.
     size_t record_bytes;
-} cw_weight;
+} cw_memory_use;
 
 /// The memory that a cache takes now.
 typedef struct cw_footprint {
     /// sizeof(cw_footprint); afterwards the number of bytes that were filled in.
     size_t size_bytes;
     /// Reachable blocks.
-    cw_weight live;
+    cw_memory_use live;
     /// Dead and evicted blocks that are retained for cw_ticket_revive().
-    cw_weight former;
-    /// Blocks given up, which wait until no vCPU can be inside: beyond the limit.
-    cw_weight waiting;
+    cw_memory_use retained;
+    /// Discarded blocks that a vCPU may still be inside. The limit does not include them.
+    cw_memory_use garbage;
     /// Keys that have an entry cell.
     size_t cells;
     /// Entry cells, free ones included.
@@ -1039,7 +1042,7 @@ cw_status cw_cache_get_pages_by_state(const cw_cache *cache, cw_pages_by_state *
  */
 
 /* The index of a key in a vCPU's front. */
-#define CW_FRONT_INDEX(key) ((size_t)((uint64_t)(key) >> 1) & (CW_FRONT_ENTRIES - 1))
+#define CW_FRONT_INDEX(key) ((size_t)((uint64_t)(key) >> 1) & (CW_FRONT_SLOTS - 1))
 
 /*
  * The entry of the valid block of the key; 0 if there is none. For a pinned vCPU; front
@@ -1050,9 +1053,9 @@ cw_status cw_cache_get_pages_by_state(const cw_cache *cache, cw_pages_by_state *
 static inline uintptr_t cw_lookup(cw_vcpu *vcpu, const cw_front *front, uint64_t key)
 {
     assert(*front->is_pinned && "cw_lookup() needs a pinned vCPU: call cw_vcpu_pin() first");
-    const cw_front_entry *entry = &front->entries[CW_FRONT_INDEX(key)];
-    if (entry->key == key) {
-        uintptr_t address = __atomic_load_n(entry->cell, __ATOMIC_ACQUIRE);
+    const cw_front_slot *slot = &front->slots[CW_FRONT_INDEX(key)];
+    if (slot->key == key) {
+        uintptr_t address = __atomic_load_n(slot->cell, __ATOMIC_ACQUIRE);
         if (address != front->dead_stub && address != front->pending_stub)
             return address;
     }

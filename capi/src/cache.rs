@@ -149,7 +149,7 @@ pub unsafe extern "C" fn cw_cache_remove(cache: *const cw_cache, key: u64) -> cw
 }
 
 /// Frees the payloads of dead blocks if no vCPU can be inside them and they are not
-/// kept for cw_ticket_revive(). Each commit does this too; call it if you stop
+/// retained for cw_ticket_revive(). Each commit does this too; call it if you stop
 /// translating for long.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_collect(cache: *const cw_cache) -> cw_status {
@@ -174,27 +174,27 @@ pub unsafe extern "C" fn cw_cache_wait_for_vcpus(cache: *const cw_cache) -> cw_s
 }
 
 /// Keeps the memory of translations within limits from now on: live_bytes for reachable
-/// blocks (1 GiB without this call), former_bytes for dead and evicted blocks that are
+/// blocks (1 GiB without this call), retained_bytes for dead and evicted blocks that are
 /// retained for cw_ticket_revive() (4 MiB). Each commit evicts the oldest blocks beyond
 /// the limit; the block that was committed last stays.
 ///
-/// Three things count: the bytes declared by cw_ticket_weighs(), the allocations that
+/// Three things count: the bytes declared by cw_ticket_set_payload_bytes(), the allocations that
 /// blocks keep (cw_ticket_keep_allocation()), and the cache's own records.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_set_limit(
     cache: *const cw_cache,
     live_bytes: size_t,
-    former_bytes: size_t,
+    retained_bytes: size_t,
 ) -> cw_status {
     guarded(|| {
         // SAFETY: the header's rules.
-        unsafe { borrow(cache) }?.moving()?.set_limit(MemoryLimit { live_bytes, former_bytes });
+        unsafe { borrow(cache) }?.moving()?.set_limit(MemoryLimit { live_bytes, retained_bytes });
         Ok(())
     })
 }
 
-/// Gives up blocks whose payloads weigh payload_bytes, the oldest first, and all blocks
-/// if they weigh less: for a code buffer that answers CW_FULL. SIZE_MAX gives up all.
+/// Discards blocks with payload_bytes of payloads, the oldest first, and all blocks if
+/// there are not as many bytes: for a code buffer that answers CW_FULL. SIZE_MAX discards all.
 ///
 /// Call it while your own vCPU is not pinned, and try the allocation again. If another
 /// vCPU may be inside a block, it is asked to leave, and the block is freed when it has

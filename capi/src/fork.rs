@@ -30,7 +30,7 @@ use std::ptr::NonNull;
 use std::thread::{self, ThreadId};
 
 use engine::code_buffer::{self, CodeBuffer};
-use engine::{CodeCache, ForkGuard};
+use engine::{CacheForkGuard, CodeCache};
 use libc::size_t;
 
 use crate::cache::{Child, UNDER_GUARD, cw_cache};
@@ -44,7 +44,7 @@ pub struct cw_fork_guard {
     // Dropped in this order: allocations that are freed with the child's blocks lie in
     // the buffers.
     buffers: Vec<code_buffer::BufferForkGuard<'static>>,
-    cache: ForkGuard<'static, Owned>,
+    cache: CacheForkGuard<'static, Owned>,
     lasting: Lasting,
     thread: ThreadId,
 }

@@ -9,7 +9,7 @@
 //! Pointers are used as the header's rules say.
 #![allow(unsafe_code)]
 
-use engine::{Footprint, Weight};
+use engine::{Footprint, MemoryUse};
 use libc::size_t;
 
 use crate::cache::cw_cache;
@@ -22,12 +22,12 @@ use crate::status::{cw_status, guarded};
 pub struct cw_stats {
     /// sizeof(cw_stats); afterwards the number of bytes that were filled in.
     pub size_bytes: size_t,
-    /// Write faults that were resolved: each hit code or was beside it.
+    /// Write faults that were resolved: each hit code or data.
     pub faults: u64,
     /// Write faults that hit a line with code.
     pub faults_code: u64,
     /// Write faults that hit no line with code: data.
-    pub faults_beside: u64,
+    pub faults_data: u64,
     /// Write faults of either kind that the handler thread resolved. It cannot tell a
     /// store by the guest from a write that the kernel makes for it.
     pub faults_by_thread: u64,
@@ -63,14 +63,15 @@ pub struct cw_stats {
     pub refused: u64,
     /// Blocks that a write or an announcement made unreachable.
     pub invalidated: u64,
-    /// Blocks that became checked after a write beside them.
+    /// Blocks that became checked because data on their page was written.
     pub downgraded: u64,
     /// Blocks that you removed, usually because their comparison failed.
     pub removed: u64,
     /// Blocks evicted: made unreachable because there were too many.
     pub evicted: u64,
-    /// Translations of dead and evicted blocks that are not kept, or no longer kept.
-    pub given_up: u64,
+    /// Translations of dead and evicted blocks that are not retained, or no longer
+    /// retained.
+    pub discarded: u64,
     /// Translations whose memory was freed.
     pub freed: u64,
 }
@@ -78,7 +79,7 @@ pub struct cw_stats {
 /// The memory of one kind of translations.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct cw_weight {
+pub struct cw_memory_use {
     /// The number of translations.
     pub blocks: size_t,
     /// The declared bytes of their payloads, and the allocations that they keep.
@@ -95,11 +96,11 @@ pub struct cw_footprint {
     /// sizeof(cw_footprint); afterwards the number of bytes that were filled in.
     pub size_bytes: size_t,
     /// Reachable blocks.
-    pub live: cw_weight,
+    pub live: cw_memory_use,
     /// Dead and evicted blocks that are retained for cw_ticket_revive().
-    pub former: cw_weight,
-    /// Blocks given up, which wait until no vCPU can be inside: beyond the limit.
-    pub waiting: cw_weight,
+    pub retained: cw_memory_use,
+    /// Discarded blocks that a vCPU may still be inside. The limit does not include them.
+    pub garbage: cw_memory_use,
     /// Keys that have an entry cell.
     pub cells: size_t,
     /// Entry cells, free ones included.
@@ -124,9 +125,9 @@ pub struct cw_pages_by_state {
     pub checked_pages: u64,
 }
 
-impl From<Weight> for cw_weight {
-    fn from(weight: Weight) -> Self {
-        let Weight { blocks, payload_bytes, record_bytes, .. } = weight;
+impl From<MemoryUse> for cw_memory_use {
+    fn from(used: MemoryUse) -> Self {
+        let MemoryUse { blocks, payload_bytes, record_bytes, .. } = used;
         Self { blocks, payload_bytes, record_bytes }
     }
 }
@@ -142,7 +143,7 @@ pub unsafe extern "C" fn cw_cache_get_stats(cache: *const cw_cache, stats: *mut 
             size_bytes: 0,
             faults: of.faults,
             faults_code: of.faults_code,
-            faults_beside: of.faults_beside,
+            faults_data: of.faults_data,
             faults_by_thread: of.faults_by_thread,
             opened_ahead: of.opened_ahead,
             checked: of.checked,
@@ -163,7 +164,7 @@ pub unsafe extern "C" fn cw_cache_get_stats(cache: *const cw_cache, stats: *mut 
             downgraded: of.downgraded,
             removed: of.removed,
             evicted: of.evicted,
-            given_up: of.given_up,
+            discarded: of.discarded,
             freed: of.freed,
         };
         // SAFETY: the header's rules; words without padding.
@@ -177,9 +178,9 @@ pub unsafe extern "C" fn cw_cache_get_footprint(cache: *const cw_cache, footprin
     guarded(|| {
         // SAFETY: the header's rules.
         let of = unsafe { borrow(cache) }?.cache.footprint();
-        let Footprint { live, former, waiting, cells, cell_bytes, table_bytes, page_bytes, .. } = of;
-        let (live, former, waiting) = (live.into(), former.into(), waiting.into());
-        let found = cw_footprint { size_bytes: 0, live, former, waiting, cells, cell_bytes, table_bytes, page_bytes };
+        let Footprint { live, retained, garbage, cells, cell_bytes, table_bytes, page_bytes, .. } = of;
+        let (live, retained, garbage) = (live.into(), retained.into(), garbage.into());
+        let found = cw_footprint { size_bytes: 0, live, retained, garbage, cells, cell_bytes, table_bytes, page_bytes };
         // SAFETY: the header's rules; words without padding.
         unsafe { fill_in(footprint, &found) }
     })

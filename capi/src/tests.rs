@@ -232,9 +232,9 @@ fn a_spent_ticket_says_so_and_every_payload_is_destroyed_once() {
     // SAFETY: see the module's head.
     unsafe {
         let ticket = fixture.claimed();
-        refused(cw_ticket_made_from(ticket, GUEST, null(), 4), CW_BAD_ARGUMENT, "not NULL");
-        refused(cw_ticket_made_from(ticket, GUEST, [1_u8].as_ptr().cast(), 0), CW_BAD_ARGUMENT, "one byte");
-        refused(cw_ticket_made_from(ticket, 0, [1_u8].as_ptr().cast(), 1), CW_BAD_RANGE, "claim each page");
+        refused(cw_ticket_add_source(ticket, GUEST, null(), 4), CW_BAD_ARGUMENT, "not NULL");
+        refused(cw_ticket_add_source(ticket, GUEST, [1_u8].as_ptr().cast(), 0), CW_BAD_ARGUMENT, "one byte");
+        refused(cw_ticket_add_source(ticket, 0, [1_u8].as_ptr().cast(), 1), CW_BAD_RANGE, "claim each page");
         refused(cw_ticket_commit(ticket, 2, 0, payload, Some(count)), CW_BAD_ARGUMENT, "made from");
         count_is(1);
         cw_ticket_free(ticket);
@@ -246,7 +246,7 @@ fn a_spent_ticket_says_so_and_every_payload_is_destroyed_once() {
             cw_ticket_commit(ticket, 2, 0, payload, Some(count)),
             cw_ticket_claim(ticket, GUEST, null_mut()),
             cw_ticket_revive(ticket, &mut false),
-            cw_ticket_weighs(ticket, 1),
+            cw_ticket_set_payload_bytes(ticket, 1),
         ] {
             refused(spent, CW_BAD_ARGUMENT, "spent");
         }
@@ -326,10 +326,10 @@ fn a_vcpu_is_pinned_once_and_looks_up_under_its_pin() {
         // Does the same as the header's cw_lookup().
         let mut front = zeroed::<cw_front>();
         done(cw_vcpu_front(vcpu, &mut front));
-        let entry = &*front.entries.add((GUEST >> 1) as usize & (CW_FRONT_ENTRIES - 1));
-        assert_eq!((entry.key, *entry.cell), (GUEST, 7));
+        let slot = &*front.slots.add((GUEST >> 1) as usize & (CW_FRONT_SLOTS - 1));
+        assert_eq!((slot.key, *slot.cell), (GUEST, 7));
         done(cw_cache_remove(fixture.cache, GUEST));
-        assert_eq!(*entry.cell, front.dead_stub);
+        assert_eq!(*slot.cell, front.dead_stub);
         assert_eq!(cw_vcpu_lookup(vcpu, GUEST), 0);
         done(cw_vcpu_unpin(vcpu));
         done(cw_vcpu_free(vcpu));
@@ -344,7 +344,7 @@ fn a_block_beside_data_needs_a_checked_entry() {
     unsafe {
         let made = |plain, checked| {
             let ticket = fixture.claimed();
-            done(cw_ticket_made_from(ticket, GUEST, byte.as_ptr().cast(), 1));
+            done(cw_ticket_add_source(ticket, GUEST, byte.as_ptr().cast(), 1));
             let needs = cw_ticket_needs_check(ticket);
             let flag = cw_ticket_stale_flag(ticket);
             let status = cw_ticket_commit(ticket, plain, checked, null_mut(), None);

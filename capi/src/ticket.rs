@@ -4,7 +4,7 @@
 //! cw_cache_begin(cache, pc, &ticket);
 //! cw_ticket_claim(ticket, pc, NULL);                    // protects the page
 //! ... read the guest's bytes, each once, translate ...
-//! cw_ticket_made_from(ticket, pc, bytes, len);          // the bytes that it is made from
+//! cw_ticket_add_source(ticket, pc, bytes, len);          // the bytes that it is made from
 //! cw_ticket_commit(ticket, entry, 0, payload, destroy); // reachable, or CW_WRITTEN
 //! cw_ticket_free(ticket);                               // in any case
 //! ```
@@ -60,7 +60,7 @@ pub struct cw_ticket {
     payload_bytes: size_t,
     /// The bytes of the allocations among `kept`.
     kept_bytes: size_t,
-    /// A cw_ticket_made_from() failed: the block has bytes that the ticket does not
+    /// A cw_ticket_add_source() failed: the block has bytes that the ticket does not
     /// know.
     is_misread: bool,
     _child: Child,
@@ -82,7 +82,7 @@ impl cw_ticket {
         let ticket = self.ticket.take().ok_or(SPENT)?;
         if self.is_misread {
             return Err(Failure::bad_argument(
-                c"cw_ticket_made_from() failed, and the ticket does not know what its block is made from: begin another one",
+                c"cw_ticket_add_source() failed, and the ticket does not know what its block is made from: begin another one",
             ));
         }
         Ok(ticket)
@@ -151,7 +151,7 @@ pub unsafe extern "C" fn cw_ticket_claim(
 /// order each time that the same code is translated. The bytes are copied: pass the
 /// bytes that you read, not the guest's memory, which may have changed.
 ///
-/// With it, a write to other bytes of the pages is a write beside the block, and the
+/// With it, a write to other bytes of the pages is a data write, which may leave the block, and the
 /// block can be revived. Without it, every byte of the pages belongs to the block. Code
 /// that depends on anything but the key and these bytes must not call it.
 ///
@@ -159,7 +159,7 @@ pub unsafe extern "C" fn cw_ticket_claim(
 /// CW_BAD_ARGUMENT if bytes is NULL or there are none. After any failure the ticket
 /// makes no block any more: begin another one.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cw_ticket_made_from(
+pub unsafe extern "C" fn cw_ticket_add_source(
     ticket: *mut cw_ticket,
     guest: u64,
     bytes: *const c_void,
@@ -177,19 +177,19 @@ pub unsafe extern "C" fn cw_ticket_made_from(
         // SAFETY: `len_bytes` bytes of C's own that do not change meanwhile, as this
         // function asks.
         let bytes = unsafe { slice::from_raw_parts(bytes.cast::<u8>(), len_bytes) };
-        ticket.open_mut()?.made_from(GuestAddr(guest), bytes)?;
+        ticket.open_mut()?.add_source(GuestAddr(guest), bytes)?;
         ticket.is_misread = was_misread;
         Ok(())
     })
 }
 
-/// Records every other input of the translation, as one number that you make: a former
+/// Records every other input of the translation, as one number that you make: a retained
 /// block with another number is not revived. The default is 0.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cw_ticket_made_with(ticket: *mut cw_ticket, options: u64) -> cw_status {
+pub unsafe extern "C" fn cw_ticket_set_options(ticket: *mut cw_ticket, options: u64) -> cw_status {
     guarded(|| {
         // SAFETY: the header's rules.
-        unsafe { borrow_mut(ticket) }?.open_mut()?.made_with(options);
+        unsafe { borrow_mut(ticket) }?.open_mut()?.set_options(options);
         Ok(())
     })
 }
@@ -197,7 +197,7 @@ pub unsafe extern "C" fn cw_ticket_made_with(ticket: *mut cw_ticket, options: u6
 /// Declares how many bytes of memory the payload owns, in addition to the allocations
 /// that the block keeps. They count against cw_cache_set_limit().
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cw_ticket_weighs(ticket: *mut cw_ticket, payload_bytes: size_t) -> cw_status {
+pub unsafe extern "C" fn cw_ticket_set_payload_bytes(ticket: *mut cw_ticket, payload_bytes: size_t) -> cw_status {
     guarded(|| {
         // SAFETY: the header's rules.
         let ticket = unsafe { borrow_mut(ticket) }?;
@@ -219,7 +219,7 @@ pub unsafe extern "C" fn cw_ticket_keep_allocation(
         // SAFETY: the header's rules.
         let ticket = unsafe { borrow_mut(ticket) }?;
         ticket.open()?;
-        // SAFETY: the header's rules: the handle is given up.
+        // SAFETY: the header's rules: the handle is taken.
         let allocation = unsafe { take_back(allocation) };
         let allocation = allocation.ok_or(Failure::bad_argument(c"the allocation must not be NULL"))?.0;
         ticket.kept_bytes = ticket.kept_bytes.saturating_add(allocation.len());
@@ -237,7 +237,7 @@ pub unsafe extern "C" fn cw_ticket_keep_link(ticket: *mut cw_ticket, link: *mut 
         // SAFETY: the header's rules.
         let ticket = unsafe { borrow_mut(ticket) }?;
         ticket.open()?;
-        // SAFETY: the header's rules: the handle is given up.
+        // SAFETY: the header's rules: the handle is taken.
         let link = unsafe { take_back(link) };
         let link = link.ok_or(Failure::bad_argument(c"the link must not be NULL"))?.0;
         ticket.kept.push(Kept::Link { _link: link });
@@ -272,15 +272,15 @@ pub unsafe extern "C" fn cw_ticket_stale_flag(ticket: *mut cw_ticket) -> *const 
     unsafe { borrow_mut(ticket) }.and_then(cw_ticket::open_mut).map_or(ptr::null(), Ticket::stale_flag)
 }
 
-/// Looks for a former block of the same key, made from the same bytes
-/// (cw_ticket_made_from(), called for all of them before) with the same options. Makes
+/// Looks for a retained block of the same key, made from the same bytes
+/// (cw_ticket_add_source(), called for all of them before) with the same options. Makes
 /// it reachable again, unless such a block is reachable already.
 ///
 /// revived: receives true if such a block is reachable now: there is nothing to
 /// translate, and the ticket is spent. Otherwise translate, and commit.
 ///
 /// CW_WRITTEN: a write came since a page was claimed. The ticket is spent: begin again.
-/// CW_BAD_ARGUMENT: cw_ticket_made_from() failed, and the ticket is spent; or it was before.
+/// CW_BAD_ARGUMENT: cw_ticket_add_source() failed, and the ticket is spent; or it was before.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_revive(ticket: *mut cw_ticket, revived: *mut bool) -> cw_status {
     guarded(|| {
@@ -305,14 +305,14 @@ pub unsafe extern "C" fn cw_ticket_revive(ticket: *mut cw_ticket, revived: *mut 
 ///
 /// payload, destroy: the data that the block owns; both may be NULL. destroy(payload)
 /// is called once after any answer: when no vCPU can be inside the block any more and
-/// it is not kept for cw_ticket_revive(). For a block that was refused that may be
+/// it is not retained for cw_ticket_revive(). For a block that was refused that may be
 /// before the return. Any thread that is in a call of this library may call it, never
 /// in a signal handler. It must not call the library except to free links and
 /// allocations, nor unwind or longjmp.
 ///
 /// CW_WRITTEN: a write came since a page was claimed: begin again, or interpret.
 /// CW_NEEDS_CHECK: cw_ticket_needs_check() is true, and there is no checked entry.
-/// CW_BAD_ARGUMENT: no page was claimed, cw_ticket_made_from() failed, an address or the
+/// CW_BAD_ARGUMENT: no page was claimed, cw_ticket_add_source() failed, an address or the
 /// key cannot be used, or an allocation that the block keeps was never published
 /// (cw_allocation_publish()).
 #[unsafe(no_mangle)]
@@ -341,7 +341,7 @@ pub unsafe extern "C" fn cw_ticket_commit(
                 allocation.entry(0)?;
             }
         }
-        open.weighs(ticket.payload_bytes.saturating_add(ticket.kept_bytes));
+        open.set_payload_bytes(ticket.payload_bytes.saturating_add(ticket.kept_bytes));
         Ok(open.commit(entry, owned.keeps(kept))?)
     })
 }

@@ -13,8 +13,8 @@
 //! cw_vcpu_unpin(vcpu);
 //! ```
 //!
-//! Emitted code may probe the front itself. The entry of a key is
-//! front.entries[CW_FRONT_INDEX(key)]; if its key is the wanted one, jump to the
+//! Emitted code may probe the front itself. The slot of a key is
+//! front.slots[CW_FRONT_INDEX(key)]; if its key is the wanted one, jump to the
 //! address in its cell. Do so only under the vCPU's pin: without it the cells may be
 //! freed, or belong to other keys by now. cw_lookup() asserts the pin unless NDEBUG is
 //! defined; emitted code can test the byte front.is_pinned itself.
@@ -30,40 +30,40 @@ use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use engine::{EntryCell, FRONT_ENTRIES, FrontEntry, Key, Pin, VCpu};
+use engine::{EntryCell, FRONT_SLOTS, FrontSlot, Key, Pin, VCpu};
 
 use crate::cache::{Child, cw_cache};
 use crate::handle::{borrow, borrow_mut, out, out_handle, take_back};
 use crate::payload::Owned;
 use crate::status::{Failure, cw_status, fail, guarded};
 
-/// Entries of a vCPU's front; a power of two.
-pub const CW_FRONT_ENTRIES: usize = 4096;
+/// Slots of a vCPU's front; a power of two.
+pub const CW_FRONT_SLOTS: usize = 4096;
 
-/// One entry of a vCPU's front, 16 bytes on 64-bit hosts.
+/// One slot of a vCPU's front, 16 bytes on 64-bit hosts.
 #[repr(C)]
-pub struct cw_front_entry {
-    /// The key, or UINT64_MAX if the entry is empty.
+pub struct cw_front_slot {
+    /// The key, or UINT64_MAX if the slot is empty.
     pub key: u64,
-    /// Its entry cell: one word that is read atomically, with acquire. An empty entry
+    /// Its entry cell: one word that is read atomically, with acquire. An empty slot
     /// has a cell that leads to the dead stub.
     pub cell: *const usize,
 }
 
 const _: () = assert!(
-    CW_FRONT_ENTRIES == FRONT_ENTRIES
-        && size_of::<cw_front_entry>() == size_of::<FrontEntry>()
-        && offset_of!(cw_front_entry, key) == offset_of!(FrontEntry, key)
-        && offset_of!(cw_front_entry, cell) == offset_of!(FrontEntry, cell)
+    CW_FRONT_SLOTS == FRONT_SLOTS
+        && size_of::<cw_front_slot>() == size_of::<FrontSlot>()
+        && offset_of!(cw_front_slot, key) == offset_of!(FrontSlot, key)
+        && offset_of!(cw_front_slot, cell) == offset_of!(FrontSlot, cell)
         && size_of::<EntryCell>() == size_of::<usize>()
-        && Key::new(0x1234_5678).front_index() == (0x1234_5678 >> 1) & (CW_FRONT_ENTRIES - 1)
+        && Key::new(0x1234_5678).front_index() == (0x1234_5678 >> 1) & (CW_FRONT_SLOTS - 1)
 );
 
 /// The data for a lookup without a call. Valid until the vCPU is freed.
 #[repr(C)]
 pub struct cw_front {
-    /// CW_FRONT_ENTRIES entries.
-    pub entries: *const cw_front_entry,
+    /// CW_FRONT_SLOTS slots.
+    pub slots: *const cw_front_slot,
     /// The dead stub of the cache: nothing to run.
     pub dead_stub: usize,
     /// The pending stub of the cache: nothing to run.
@@ -225,14 +225,14 @@ pub unsafe extern "C" fn cw_vcpu_front(vcpu: *const cw_vcpu, front: *mut cw_fron
     guarded(|| {
         // SAFETY: the header's rules.
         let (vcpu, front) = unsafe { (borrow(vcpu)?, out(front)?) };
-        let entries = match &vcpu.pin {
+        let slots = match &vcpu.pin {
             Some(pin) => pin.front(),
             // SAFETY: owned, and not borrowed by a pin.
             None => unsafe { vcpu.vcpu.as_ref() }.front(),
         };
         let &cw_vcpu { dead_stub, pending_stub, .. } = vcpu;
         let is_pinned = vcpu.is_pinned.as_ptr().cast_const();
-        front.write(cw_front { entries: entries.cast(), dead_stub, pending_stub, is_pinned });
+        front.write(cw_front { slots: slots.cast(), dead_stub, pending_stub, is_pinned });
         Ok(())
     })
 }

@@ -34,7 +34,7 @@ fn code_is_evicted_and_comes_back() {
             let stats = run(mode, tier, "128K");
             let count = |name: &str| stats[name].as_u64().unwrap_or_else(|| panic!("no {name} in {stats}"));
             println!("{mode} {tier}: {stats}");
-            assert!(count("evicted") > 0 && count("given_up") > 0, "{mode} {tier}: {stats}");
+            assert!(count("evicted") > 0 && count("discarded") > 0, "{mode} {tier}: {stats}");
             assert!(count("revived") > 0, "what is in use comes back: {mode} {tier}: {stats}");
             // If memory were short, the interpreter would run the blocks that did not fit.
             assert!(count("interpreter_runs") < FUNCTIONS / 20, "{mode} {tier}: {stats}");

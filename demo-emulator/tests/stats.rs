@@ -47,7 +47,7 @@ impl Run {
     fn check(&self) {
         let Self(stats) = self;
         let faults = self.count("faults");
-        assert_eq!(faults, self.count("faults_code") + self.count("faults_beside"), "{stats}");
+        assert_eq!(faults, self.count("faults_code") + self.count("faults_data"), "{stats}");
         let by_thread = stats["mode"] == "thread";
         assert_eq!(self.count("faults_by_thread"), if by_thread { faults } else { 0 }, "{stats}");
         // The handler thread may be inside the last fault when the guest ends.
@@ -90,7 +90,7 @@ impl Run {
         assert!(pages >= self.hottest().len() as u64 && pages > 0, "{stats}");
         assert!(self.hottest().len() < HOT_PAGES, "all of a small guest's pages are listed: {stats}");
         assert_eq!(self.sum_of_hottest("code_hits"), self.count("faults_code"), "{stats}");
-        assert_eq!(self.sum_of_hottest("beside_hits"), self.count("faults_beside"), "{stats}");
+        assert_eq!(self.sum_of_hottest("data_hits"), self.count("faults_data"), "{stats}");
         assert_eq!(self.sum_of_hottest("harvested"), self.count("pages_harvested"), "{stats}");
         assert_eq!(self.sum_of_hottest("kernel_hits"), self.count("pages_kernel_written"), "{stats}");
         self.check_writers();
@@ -101,7 +101,7 @@ impl Run {
             let writers = page["writers"].as_array().unwrap();
             let known: u64 = writers.iter().map(|writer| writer["writes"].as_u64().unwrap()).sum();
             let told_of = known + page["other_writes"].as_u64().unwrap();
-            let hits = page["code_hits"].as_u64().unwrap() + page["beside_hits"].as_u64().unwrap();
+            let hits = page["code_hits"].as_u64().unwrap() + page["data_hits"].as_u64().unwrap();
             assert!(told_of <= hits, "{page}");
             assert!(told_of == hits || self.count("faults") > JOURNAL_WRITES, "{page} of {}", self.0);
         }

@@ -207,7 +207,7 @@ impl Soak {
             }
             let mut bytes = [0; SOURCE_BYTES];
             self.memory.read(self.at(key).0 as usize, &mut bytes)?;
-            ticket.made_from(self.at(key), &bytes)?;
+            ticket.add_source(self.at(key), &bytes)?;
             let mut ticket = match ticket.revive() {
                 Ok(None) => return Ok(()),
                 Ok(Some(ticket)) => ticket,
@@ -219,7 +219,7 @@ impl Soak {
             let next = self.cache.link(Key::new(Self::next_of(key)))?;
             Code::write(&code, key, next.cell());
             code.publish()?;
-            ticket.weighs(code.len());
+            ticket.set_payload_bytes(code.len());
             match ticket.commit(code.entry(0)?, Owned { _code: code, _next: next }) {
                 Ok(()) => return Ok(()),
                 Err(CommitError::Written) => {}

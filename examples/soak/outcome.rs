@@ -37,7 +37,7 @@ impl Outcome {
     pub(crate) fn complaints(&self) -> Vec<&'static str> {
         let Self { taken, stats, hops, wrong, left_code, left_heap, .. } = self;
         let [(_, warm), .., (_, end)] = &taken[..] else { return vec!["nothing was looked at"] };
-        let [fits_warm, fits] = [warm, end].map(|taken| taken.footprint.live.blocks + taken.footprint.former.blocks);
+        let [fits_warm, fits] = [warm, end].map(|taken| taken.footprint.live.blocks + taken.footprint.retained.blocks);
         let resident_most = warm.resident_bytes / 50;
         let checks = [
             (end.resident_bytes.abs_diff(warm.resident_bytes) <= resident_most, "resident memory changed"),
@@ -77,17 +77,17 @@ impl fmt::Display for Outcome {
         row("  used, KiB", &|(_, taken)| kib(taken.buffer.used_bytes as u64))?;
         row("live, blocks", &|(_, taken)| taken.footprint.live.blocks as i64)?;
         row("live, KiB", &|(_, taken)| kib(taken.footprint.live.bytes() as u64))?;
-        row("kept, blocks", &|(_, taken)| taken.footprint.former.blocks as i64)?;
-        row("kept, KiB", &|(_, taken)| kib(taken.footprint.former.bytes() as u64))?;
-        row("waiting, blocks", &|(_, taken)| taken.footprint.waiting.blocks as i64)?;
-        row("waiting, KiB", &|(_, taken)| kib(taken.footprint.waiting.bytes() as u64))?;
+        row("retained, blocks", &|(_, taken)| taken.footprint.retained.blocks as i64)?;
+        row("retained, KiB", &|(_, taken)| kib(taken.footprint.retained.bytes() as u64))?;
+        row("garbage, blocks", &|(_, taken)| taken.footprint.garbage.blocks as i64)?;
+        row("garbage, KiB", &|(_, taken)| kib(taken.footprint.garbage.bytes() as u64))?;
         row("cells in the table", &|(_, taken)| taken.footprint.cells as i64)?;
         row("cells and table, KiB", &|(_, taken)| {
             kib((taken.footprint.cell_bytes + taken.footprint.table_bytes) as u64)
         })?;
-        let Stats { invalidated, committed, evicted, revived, given_up, freed, .. } = stats;
+        let Stats { invalidated, committed, evicted, revived, discarded, freed, .. } = stats;
         writeln!(f, "  {invalidated} invalidated, {committed} committed, {evicted} evicted, {revived} revived,")?;
-        writeln!(f, "  {given_up} given up, {freed} freed; the other vCPU ran {hops} blocks")?;
+        writeln!(f, "  {discarded} discarded, {freed} freed; the other vCPU ran {hops} blocks")?;
         let [(_, warm), .., (_, end)] = &taken[..] else { return Ok(()) };
         let change = (end.resident_bytes as f64 / warm.resident_bytes as f64 - 1.0) * 100.0;
         writeln!(f, "  resident memory changed by {change:+.2} %; {wrong} stale or freed blocks found;")?;

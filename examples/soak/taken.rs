@@ -41,13 +41,13 @@ impl Taken {
 
     /// The heap beside the cache's own footprint.
     pub(crate) fn untold_bytes(&self) -> i64 {
-        let Footprint { live, former, waiting, cell_bytes, table_bytes, page_bytes, .. } = self.footprint;
-        let records = live.record_bytes + former.record_bytes + waiting.record_bytes;
+        let Footprint { live, retained, garbage, cell_bytes, table_bytes, page_bytes, .. } = self.footprint;
+        let records = live.record_bytes + retained.record_bytes + garbage.record_bytes;
         self.heap.bytes as i64 - (records + cell_bytes + table_bytes + page_bytes) as i64
     }
 
     /// The heap less the blocks that wait for vCPUs to leave.
     pub(crate) fn settled_bytes(&self) -> i64 {
-        self.heap.bytes as i64 - self.footprint.waiting.record_bytes as i64
+        self.heap.bytes as i64 - self.footprint.garbage.record_bytes as i64
     }
 }

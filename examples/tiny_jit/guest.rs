@@ -6,7 +6,7 @@
 use std::mem::offset_of;
 use std::sync::atomic::AtomicU8;
 
-use codewarden::{FRONT_ENTRIES, Link};
+use codewarden::{FRONT_SLOTS, Link};
 
 /// Size of the guest's memory. Addresses are masked to it.
 pub(crate) const MEMORY: usize = 1 << 16;
@@ -205,7 +205,7 @@ impl Asm {
         self.put(&[0x8b, 0x43, 8 * r, 0x25]).imm32(MASK); //               mov eax, r; and eax, MASK
         self.put(&[0x48, 0x89, 0x43, PC]).poll_leave(); //                 mov [pc], rax
         self.put(&[0x48, 0x8b, 0x43, PC, 0x89, 0xc1]); //                  mov rax, [pc]; mov ecx, eax
-        self.put(&[0xd1, 0xe9, 0x81, 0xe1]).imm32(FRONT_ENTRIES as u32 - 1); // shr ecx, 1; and ecx, ...
+        self.put(&[0xd1, 0xe9, 0x81, 0xe1]).imm32(FRONT_SLOTS as u32 - 1); // shr ecx, 1; and ecx, ...
         self.put(&[0xc1, 0xe1, 0x04, 0x4c, 0x01, 0xe9]); //                shl ecx, 4; add rcx, r13
         self.unless_equal(&[0x48, 0x39, 0x01], |asm| _ = asm.back(LOOK_UP)); // cmp [rcx], rax
         self.put(&[0x48, 0x8b, 0x49, 0x08, 0xff, 0x21]); //                mov rcx, [rcx + 8]; jmp [rcx]

@@ -21,7 +21,7 @@ use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::Adaptive;
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{BeginError, RegionOptions};
-use codewarden::{CodeCache, CommitError, Entry, EntryStubs, FrontEntry, Key, Link, MemoryLimit, Stats, VCpu};
+use codewarden::{CodeCache, CommitError, Entry, EntryStubs, FrontSlot, Key, Link, MemoryLimit, Stats, VCpu};
 
 use super::guest::{Asm, CHECK_FAILED, INTERPRET, LOOK_UP, MEMORY, Op, State, aligned, target};
 
@@ -39,7 +39,7 @@ struct Code {
     _links: Vec<Link>,
 }
 
-type Enter = unsafe extern "sysv64" fn(*mut State, *mut u8, *const FrontEntry, usize) -> u32;
+type Enter = unsafe extern "sysv64" fn(*mut State, *mut u8, *const FrontSlot, usize) -> u32;
 
 pub(crate) struct Machine {
     cache: CodeCache<Code>,
@@ -146,7 +146,7 @@ impl Machine {
         self.memory.read(pc as usize, words.as_flattened_mut())?;
         let end = words.iter().position(|word| Op::decode(*word).ends_block());
         let words = &words[..end.map_or(words.len(), |last| last + 1)];
-        ticket.made_from(GuestAddr(pc), words.as_flattened())?;
+        ticket.add_source(GuestAddr(pc), words.as_flattened())?;
         let mut ticket = match ticket.revive() {
             Ok(Some(ticket)) => ticket,
             Ok(None) => return Ok(true),
@@ -169,7 +169,7 @@ impl Machine {
             }
             Err(error) => return Err(error.into()),
         };
-        ticket.weighs(memory.len());
+        ticket.set_payload_bytes(memory.len());
         let start = memory.entry(0)?;
         let entry = Entry::with_check(start + plain, start + checked);
         match ticket.commit(entry, Code { _memory: memory, _links: links }) {

@@ -14,7 +14,7 @@ pub enum CommitError {
     /// of the key that had an address of the entry. Begin again.
     Written,
     /// The block was made from bytes of a page that was not claimed, according to
-    /// [`Ticket::made_from`](crate::Ticket::made_from).
+    /// [`Ticket::add_source`](crate::Ticket::add_source).
     NotClaimed,
     /// This thread holds the guard of a fork
     /// ([`CodeCache::before_fork`](crate::CodeCache::before_fork)), and would wait for itself.

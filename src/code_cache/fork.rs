@@ -2,10 +2,12 @@
 
 use std::fmt;
 
-use super::commit::Commits;
-use super::record::Garbage;
-use super::{CodeCache, PageBlocks, Payload};
-use crate::epoch;
+use super::block_list::PageBlocks;
+use super::cache::{CodeCache, Commits};
+use super::epoch::EpochForkGuard;
+use super::garbage::Garbage;
+use super::key::Payload;
+use super::record::Block;
 use crate::error::Error;
 use crate::sync::{MutexGuard, lock};
 use crate::sys::fork::{Fork, Keeping};
@@ -13,24 +15,24 @@ use crate::tracker::Standing;
 
 /// A cache that stands still during a `fork`: see [`CodeCache::before_fork`].
 #[must_use = "the cache stands still until this is dropped"]
-pub struct ForkGuard<'a, P: Payload> {
+pub struct CacheForkGuard<'a, P: Payload> {
     cache: &'a CodeCache<P>,
     keeping: Keeping<'a>,
-    tracker: Standing<'a, PageBlocks<P>>,
+    tracker: Standing<'a, PageBlocks<Block<P>>>,
     commits: MutexGuard<'a, Commits<P>>,
-    epoch: epoch::ForkGuard<'a, Garbage<P>>,
+    epoch: EpochForkGuard<'a, Garbage<P>>,
     fork: Fork,
 }
 
-impl<P: Payload> fmt::Debug for ForkGuard<'_, P> {
+impl<P: Payload> fmt::Debug for CacheForkGuard<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ForkGuard").field("cache", &self.cache).finish_non_exhaustive()
+        f.debug_struct("CacheForkGuard").field("cache", &self.cache).finish_non_exhaustive()
     }
 }
 
 impl<P: Payload> CodeCache<P> {
     /// Call it before `fork`: it waits until no other thread is inside the cache. In the parent,
-    /// drop the guard. In the child, call [`ForkGuard::after_fork_child`] before anything else
+    /// drop the guard. In the child, call [`CacheForkGuard::after_fork_child`] before anything else
     /// except a [code buffer's](crate::code_buffer::BufferForkGuard::after_fork_child), which comes
     /// first: [`forks`](crate::guide::forks) has both sides.
     ///
@@ -51,7 +53,7 @@ impl<P: Payload> CodeCache<P> {
     ///
     /// If this thread holds a guard of the cache, or of its tracker, already.
     #[track_caller]
-    pub fn before_fork(&self) -> ForkGuard<'_, P> {
+    pub fn before_fork(&self) -> CacheForkGuard<'_, P> {
         // Not under the static locks, which a panic would lose.
         self.0.keeper.assert();
         self.0.tracker.assert_moves();
@@ -64,11 +66,11 @@ impl<P: Payload> CodeCache<P> {
             (tracker, commits, self.epoch().before_fork())
         };
         let ((tracker, commits, epoch), fork) = Fork::around(take_locks);
-        ForkGuard { cache: self, keeping: self.0.keeper.begin(), tracker, commits, epoch, fork }
+        CacheForkGuard { cache: self, keeping: self.0.keeper.begin(), tracker, commits, epoch, fork }
     }
 }
 
-impl<P: Payload> ForkGuard<'_, P> {
+impl<P: Payload> CacheForkGuard<'_, P> {
     /// In the child: every block is dead, and the child's own memory is tracked from now on. vCPUs
     /// of the parent's other threads hold nothing back. A vCPU that this thread has pinned stays
     /// pinned: the blocks that it is inside are dead, and stay in memory until it is unpinned.
@@ -85,8 +87,8 @@ impl<P: Payload> ForkGuard<'_, P> {
         epoch.after_fork_child();
         let done = tracker.continue_in_child();
         drop(fork);
-        // No formers remain either: code may lie in memory that belongs to the parent.
-        cache.forget_formers();
+        // No translation is retained either: code may lie in memory that belongs to the parent.
+        cache.discard_retained();
         done
     }
 }

@@ -9,41 +9,28 @@
 //! is changed, and the records' neighbours are read, only under the commit lock.
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
 use std::mem::replace;
 use std::ptr::NonNull;
 
-use super::Payload;
-use super::limit::Weight;
-use super::record::Block;
+use super::key::Payload;
+use super::limit::MemoryUse;
+use super::record::{Block, Neighbours};
 
-/// The queue's part of a record.
-pub(super) struct Neighbours<P: Payload> {
-    older: Cell<Option<NonNull<Block<P>>>>,
-    newer: Cell<Option<NonNull<Block<P>>>>,
-}
-
-impl<P: Payload> Neighbours<P> {
-    /// The part of a record that is in no queue.
-    pub(super) fn none() -> Self {
-        Self { older: Cell::new(None), newer: Cell::new(None) }
-    }
-}
-
+/// The queue.
 pub(super) struct Live<P: Payload> {
     oldest: Option<NonNull<Block<P>>>,
     newest: Option<NonNull<Block<P>>>,
-    weight: Weight,
+    used: MemoryUse,
 }
 
 impl<P: Payload> Live<P> {
     pub(super) fn new() -> Self {
-        Self { oldest: None, newest: None, weight: Weight::default() }
+        Self { oldest: None, newest: None, used: MemoryUse::default() }
     }
 
-    /// The weight of all blocks.
-    pub(super) fn weight(&self) -> Weight {
-        self.weight
+    /// The memory that all blocks take.
+    pub(super) fn memory_use(&self) -> MemoryUse {
+        self.used
     }
 
     /// Enters `block` as the newest.
@@ -61,7 +48,7 @@ impl<P: Payload> Live<P> {
             None => self.oldest = Some(block),
         }
         self.newest = Some(block);
-        self.weight += shared.weight();
+        self.used += shared.memory_use();
     }
 
     /// Takes `block` out. Returns the address by which it was added. The block may be freed only by
@@ -82,7 +69,7 @@ impl<P: Payload> Live<P> {
             Some(newer) => unsafe { newer.as_ref() }.neighbours.older.set(older.get()),
             None => self.newest = older.get(),
         }
-        self.weight -= block.weight();
+        self.used -= block.memory_use();
         added.expect("what is before it in the queue leads to it")
     }
 

@@ -17,26 +17,26 @@
 //! frees it. Its flag belongs to the translation that it keeps.
 #![allow(unsafe_code)]
 
-use std::mem::ManuallyDrop;
+use std::cell::Cell;
 use std::ptr::{self, NonNull};
 
 use smallvec::SmallVec;
 
-use super::cells::Link;
-use super::former::Source;
-use super::killer::PageBlocks;
-use super::limit::Weight;
-use super::live::Neighbours;
-use super::table::Swept;
-use super::{Key, Payload};
+use super::block_list::{Node, PageBlocks};
+use super::entry::{Entry, EntryStubs};
+use super::key::{Key, Payload};
+use super::kill::{Life, Reach, Record};
+use super::limit::MemoryUse;
+use super::stale_flag::StaleFlag;
+use super::table::{CellRef, Link};
+use super::translation::Translation;
 use crate::addr::GuestAddr;
-use crate::block::{Entry, EntryStubs, Life, Node, Reach, Record, StaleFlag};
 use crate::sync::Arc;
 use crate::tracker::PageClaim;
 
 /// A page that a block lies on, and the block's node in its list.
 pub(super) struct BlockPage<P: Payload> {
-    pub(super) claim: PageClaim<PageBlocks<P>>,
+    pub(super) claim: PageClaim<PageBlocks<Block<P>>>,
     /// The page that the translator asked for. The claimed page may be another one that shows the
     /// same bytes.
     pub(super) shows: GuestAddr,
@@ -48,7 +48,7 @@ pub(super) struct BlockPage<P: Payload> {
 unsafe impl<P: Payload> Send for BlockPage<P> {}
 
 impl<P: Payload> BlockPage<P> {
-    pub(super) fn new(claim: PageClaim<PageBlocks<P>>, shows: GuestAddr) -> Self {
+    pub(super) fn new(claim: PageClaim<PageBlocks<Block<P>>>, shows: GuestAddr) -> Self {
         Self { claim, shows, node: Node::unbound() }
     }
 }
@@ -56,31 +56,16 @@ impl<P: Payload> BlockPage<P> {
 /// The pages of one block. Most blocks lie on one page.
 pub(super) type BlockPages<P> = SmallVec<[BlockPage<P>; 1]>;
 
-/// Code that was made from guest bytes. Records and the list of formers share it. The last of these
-/// owners goes through the epoch, so that no vCPU is inside the code when it is dropped.
-pub(super) struct Translation<P: Payload> {
-    pub(super) entry: Entry,
-    /// Present if emitted code has its address.
-    pub(super) flag: Option<Arc<StaleFlag>>,
-    /// The guest bytes that it was made from, if the translator declared them.
-    pub(super) source: Option<Source>,
-    /// The number from `Ticket::made_with`.
-    pub(super) options: u64,
-    /// The declared size of the payload.
-    pub(super) payload_bytes: usize,
-    /// Only to be dropped.
-    pub(super) _payload: P,
+/// A record's place in the queue of live blocks.
+pub(super) struct Neighbours<P: Payload> {
+    pub(super) older: Cell<Option<NonNull<Block<P>>>>,
+    pub(super) newer: Cell<Option<NonNull<Block<P>>>>,
 }
 
-impl<P: Payload> Translation<P> {
-    /// Its own weight, without any record.
-    pub(super) fn weight(&self) -> Weight {
-        // Each allocation has the two counts of an `Arc`.
-        let arc_bytes = |bytes: usize| bytes.next_multiple_of(align_of::<usize>()) + 2 * size_of::<usize>();
-        let flag_bytes = self.flag.as_ref().map_or(0, |_| arc_bytes(size_of::<StaleFlag>()));
-        let shared_bytes = arc_bytes(size_of::<Self>()) + flag_bytes;
-        let source_bytes = self.source.as_ref().map_or(0, Source::heap_bytes);
-        Weight { blocks: 1, payload_bytes: self.payload_bytes, record_bytes: shared_bytes + source_bytes }
+impl<P: Payload> Neighbours<P> {
+    /// The part of a record that is in no queue.
+    fn none() -> Self {
+        Self { older: Cell::new(None), newer: Cell::new(None) }
     }
 }
 
@@ -114,18 +99,34 @@ impl<P: Payload> Block<P> {
         Self { life: Life::new(), link: None, entry, flag, pages, key, neighbours: Neighbours::none(), translation }
     }
 
-    /// The weight of the record alone.
-    pub(super) fn record_weight(&self) -> Weight {
+    /// The memory that the record alone takes.
+    pub(super) fn record_memory_use(&self) -> MemoryUse {
         let spilled = if self.pages.spilled() { self.pages.capacity() } else { 0 };
         let record_bytes = size_of::<Self>() + spilled * size_of::<BlockPage<P>>();
-        Weight { record_bytes, ..Weight::default() }
+        MemoryUse { record_bytes, ..MemoryUse::default() }
     }
 
-    /// The weight of the record and its translation.
-    pub(super) fn weight(&self) -> Weight {
-        let mut weight = self.translation.weight();
-        weight += self.record_weight();
-        weight
+    /// The memory that the record and its translation take.
+    pub(super) fn memory_use(&self) -> MemoryUse {
+        let mut used = self.translation.memory_use();
+        used += self.record_memory_use();
+        used
+    }
+
+    /// The block that was committed last behind `cell`, if it was not reaped.
+    ///
+    /// # Safety
+    ///
+    /// `cell` is one of this block's cache, and no block is reaped while the result is used.
+    pub(super) unsafe fn newest<'a>(cell: CellRef<'a>) -> Option<&'a Self> {
+        // SAFETY: the cells of a cache get only pointers to its blocks, by `become_newest`. The
+        // block was not reaped, so it is alive; or the pointer is null.
+        unsafe { cell.block().cast::<Self>().as_ref() }
+    }
+
+    /// `block` is the one that was committed last behind `cell`, from now on until it is reaped.
+    pub(super) fn become_newest(block: NonNull<Self>, cell: CellRef<'_>) {
+        cell.set_block(block.as_ptr().cast());
     }
 
     /// Tells the block its address, `this`, and its cell.
@@ -161,7 +162,7 @@ impl<P: Payload> Block<P> {
 
     /// The cell, flag and entries of a block that was committed.
     pub(super) fn reach(&self, stubs: EntryStubs) -> Reach<'_> {
-        let link = self.link.as_ref().expect("a commit binds its block before anybody finds it");
+        let link = self.link.as_ref().expect("a commit binds its block before any thread finds it");
         // SAFETY: it lives as long as the translation that we keep.
         let flag = self.flag.map(|flag| unsafe { flag.as_ref() });
         Reach { cell: link.cell(), flag, entry: self.entry, stubs }
@@ -172,41 +173,4 @@ impl<P: Payload> Record for Block<P> {
     fn life(&self) -> &Life<Self> {
         &self.life
     }
-}
-
-/// A box held as a raw pointer while readers may still see it. It is a box again when it is dropped
-/// or taken back. Before the epoch has passed it cannot be one: a box would be the only way to its
-/// contents, and the compiler may rely on that.
-pub(crate) struct Retired<T>(NonNull<T>);
-
-// SAFETY: it owns a `T`.
-unsafe impl<T: Send> Send for Retired<T> {}
-
-impl<T> Retired<T> {
-    /// # Safety
-    ///
-    /// `this` comes from a box, and no other code turns it back into one. Every reader has finished
-    /// when the result is dropped or taken back.
-    pub(super) unsafe fn new(this: NonNull<T>) -> Self {
-        Self(this)
-    }
-
-    pub(super) fn into_box(self) -> Box<T> {
-        // SAFETY: by the contract of `new`; `self` is forgotten.
-        unsafe { Box::from_raw(ManuallyDrop::new(self).0.as_ptr()) }
-    }
-}
-
-impl<T> Drop for Retired<T> {
-    fn drop(&mut self) {
-        // SAFETY: by the contract of `new`.
-        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
-    }
-}
-
-/// Objects that wait for the epoch.
-pub(crate) enum Garbage<P: Payload> {
-    Block(Retired<Block<P>>),
-    Former(Arc<Translation<P>>),
-    Swept(Swept),
 }

@@ -3,18 +3,28 @@
 use std::any::Any;
 use std::fmt;
 
-use super::former::Source;
-use super::record::{BlockPage, BlockPages, Translation};
-use super::{CodeCache, CommitError, Key, Payload, TranslateError};
+use super::cache::CodeCache;
+use super::entry::Entry;
+use super::errors::{CommitError, TranslateError};
+use super::key::{Key, Payload};
+use super::record::{BlockPage, BlockPages};
+use super::stale_flag::StaleFlag;
+use super::translation::{Source, Translation};
 use crate::addr::{GuestAddr, HostRange, Span};
-use crate::block::{Entry, StaleFlag};
 use crate::error::Error;
 use crate::memory::code_buffer::Allocation;
 use crate::sync::Arc;
 use crate::tracker::BeginError;
 
 /// The most that one payload counts for, so that the sum of a million payloads does not overflow.
-const HEAVIEST_BYTES: usize = usize::MAX >> 20;
+const MOST_PAYLOAD_BYTES: usize = usize::MAX >> 20;
+
+impl<P: Payload> CodeCache<P> {
+    /// Begins a translation that will be found by `key`.
+    pub fn begin(&self, key: Key) -> Ticket<P> {
+        Ticket::new(self.clone(), key)
+    }
+}
 
 /// A translation in progress. If it is dropped without a commit, only the pages' protection
 /// remains.
@@ -61,14 +71,14 @@ impl<P: Payload> Ticket<P> {
         if let Some(claim) = claims.find(|claim| guest.0.wrapping_sub(claim.guest_page().0) < page_bytes) {
             return Ok(claim.host_page());
         }
-        let claim = self.cache.claim(guest)?;
+        let claim = self.cache.0.tracker.begin(guest)?;
         let (host, shows) = (claim.host_page(), claim.guest_page());
         // All of the page's views or none, also if a policy panics in between: a page that is found
         // here is not claimed again.
         let mut views = BlockPages::new();
         views.push(BlockPage::new(claim, shows));
         for alias in self.cache.tracker().aliases(guest) {
-            views.push(BlockPage::new(self.cache.claim(alias)?, shows));
+            views.push(BlockPage::new(self.cache.0.tracker.begin(alias)?, shows));
         }
         self.pages.extend(views);
         Ok(host)
@@ -76,7 +86,7 @@ impl<P: Payload> Ticket<P> {
 
     /// Reads the guest's bytes at `guest` for the block: claims their pages
     /// ([`Ticket::claim`]), copies the bytes, and notes that the block is made from them
-    /// ([`Ticket::made_from`]). An aligned word of 8, 4 or 2 bytes is copied whole.
+    /// ([`Ticket::add_source`]). An aligned word of 8, 4 or 2 bytes is copied whole.
     ///
     /// Translating the same code must make these calls in the same order each time. An error may
     /// leave the first part of `into` overwritten.
@@ -95,18 +105,18 @@ impl<P: Payload> Ticket<P> {
             let claim = self.pages.iter().find(|page| page.claim.guest_page().0 == on_page.first());
             let Some(BlockPage { claim, .. }) = claim else { unreachable!("the page was claimed") };
             let part = (rest.first() - guest.0) as usize..(rest.last().min(on_page.last()) - guest.0 + 1) as usize;
-            self.cache.tracker().read(claim, at, &mut into[part])?;
+            self.cache.0.tracker.read(claim, at, &mut into[part])?;
             [_, left] = rest.without(on_page);
         }
-        Ok(self.made_from(guest, into)?)
+        Ok(self.add_source(guest, into)?)
     }
 
     /// Declares that the block is made from `bytes`, which were read at `guest` after the pages
     /// there were claimed. Call it for each piece of the guest's code, and in the same order each
     /// time that the same code is translated.
     ///
-    /// With it, a write to other bytes of the pages is a write beside the block, and the block can
-    /// be revived. Without any call, every byte of its pages belongs to the block. Code that
+    /// With it, a write to other bytes of the pages is a data write, which may leave the block, and
+    /// the block can be revived. Without any call, every byte of its pages belongs to the block. Code that
     /// depends on anything but the key and these bytes must not call it.
     ///
     /// # Errors
@@ -114,7 +124,7 @@ impl<P: Payload> Ticket<P> {
     /// [`Error::BadRange`] if a page of the range was not claimed, or the range wraps. Bytes read
     /// there may have changed unseen, so the ticket can make no block any more
     /// ([`CommitError::NotClaimed`]). Claim first, then read.
-    pub fn made_from(&mut self, guest: GuestAddr, bytes: &[u8]) -> Result<(), Error> {
+    pub fn add_source(&mut self, guest: GuestAddr, bytes: &[u8]) -> Result<(), Error> {
         let len = bytes.len() as u64;
         let bad = |why| Error::BadRange { start: guest.0, len, why };
         let page_bytes = self.cache.tracker().page_size().bytes() as u64;
@@ -139,17 +149,17 @@ impl<P: Payload> Ticket<P> {
     }
 
     /// Records every other input of the translation, as one number that the embedder makes. A
-    /// former block with another number is not revived. The default is 0.
-    pub fn made_with(&mut self, options: u64) {
+    /// retained block with another number is not revived. The default is 0.
+    pub fn set_options(&mut self, options: u64) {
         self.options = options;
     }
 
     /// Declares how many bytes of memory are free again when the payload is dropped. They count
-    /// against the cache's limit ([`CodeCache::set_limit`]). A payload without a declaration weighs
-    /// nothing beside its records, except an [`Allocation`], which counts by itself. A payload
+    /// against the cache's limit ([`CodeCache::set_limit`]). Without a declaration only a payload's
+    /// records count, except an [`Allocation`], which counts by itself. A payload
     /// of more than 16 TiB (on 64-bit hosts) counts as 16 TiB.
-    pub fn weighs(&mut self, payload_bytes: usize) {
-        self.payload_bytes = payload_bytes.min(HEAVIEST_BYTES);
+    pub fn set_payload_bytes(&mut self, payload_bytes: usize) {
+        self.payload_bytes = payload_bytes.min(MOST_PAYLOAD_BYTES);
     }
 
     /// Whether the block needs an entry that compares its bytes: a claimed page is written to all
@@ -173,7 +183,7 @@ impl<P: Payload> Ticket<P> {
         self.pages.iter().all(|page| page.claim.is_current())
     }
 
-    /// Looks for a former block of the same key, made from the same bytes ([`Ticket::made_from`],
+    /// Looks for a retained block of the same key, made from the same bytes ([`Ticket::add_source`],
     /// called for all of them before) with the same options. Makes it reachable again, unless such
     /// a block is reachable already.
     ///
@@ -188,26 +198,26 @@ impl<P: Payload> Ticket<P> {
         if self.is_misread {
             return Err(CommitError::NotClaimed);
         }
-        let Some(made_from) = self.source.as_ref().filter(|_| self.key.raw() != u64::MAX) else {
+        let Some(source) = self.source.as_ref().filter(|_| self.key.is_valid()) else {
             return Ok(Some(self));
         };
         if self.cache.stands_still_here() {
             return Err(CommitError::UnderForkGuard);
         }
-        let pages = self.cache.revive(self.key, std::mem::take(&mut self.pages), made_from, self.options)?;
+        let pages = self.cache.revive(self.key, std::mem::take(&mut self.pages), source, self.options)?;
         Ok(pages.map(|pages| Self { pages, ..self }))
     }
 
     /// Makes the block reachable: lookups of its key and links to it lead to `entry` until a write
     /// to its bytes arrives. It supersedes a block of the same key. `payload` is dropped when no
-    /// vCPU can be inside the block any more and it is not kept for [`Ticket::revive`]. Older
+    /// vCPU can be inside the block any more and it is not retained for [`Ticket::revive`]. Older
     /// blocks may be evicted for it ([`CodeCache::set_limit`]).
     ///
     /// # Errors
     ///
     /// [`CommitError::Written`]: a write came since a page was claimed. The block cannot be
-    /// reached; `payload` was dropped or is kept. Begin again, or interpret an instruction first.
-    /// [`CommitError::NotClaimed`]: [`Ticket::made_from`] failed.
+    /// reached; `payload` was dropped or is retained. Begin again, or interpret an instruction first.
+    /// [`CommitError::NotClaimed`]: [`Ticket::add_source`] failed.
     /// [`CommitError::UnderForkGuard`]: this thread holds the guard of a fork.
     /// [`CommitError::NeedsCheck`]: [`Ticket::needs_check`] is true, and `entry` has no checked
     /// address. [`CommitError::NoPages`]: nothing was claimed. [`CommitError::BadEntry`]: an
@@ -218,7 +228,7 @@ impl<P: Payload> Ticket<P> {
         let entry = entry.into();
         let payload_bytes = match payload_bytes {
             0 => (&payload as &dyn Any).downcast_ref::<Allocation>().map_or(0, Allocation::len),
-            said => said,
+            declared => declared,
         };
         if is_misread {
             return Err(CommitError::NotClaimed);
@@ -226,7 +236,7 @@ impl<P: Payload> Ticket<P> {
         if pages.is_empty() {
             return Err(CommitError::NoPages);
         }
-        if !entry.is_usable(cache.0.killer.stubs) || key.raw() == u64::MAX {
+        if !entry.is_usable(cache.0.invalidator.stubs) || !key.is_valid() {
             return Err(CommitError::BadEntry);
         }
         if needs_check && entry.address(true).is_none() {

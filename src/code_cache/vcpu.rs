@@ -15,24 +15,58 @@ use std::cell::UnsafeCell;
 use std::fmt;
 use std::marker::PhantomData;
 
-use super::record::Garbage;
-use super::table::NO_KEY;
-use super::{CodeCache, Key, Payload};
-use crate::block::{EntryCell, EntryStubs};
-use crate::epoch::{Epoch, Participant};
+use super::cache::CodeCache;
+use super::entry::{EntryCell, EntryStubs};
+use super::epoch::{Epoch, Participant};
+use super::garbage::Garbage;
+use super::key::{FRONT_SLOTS, Key, NO_KEY, Payload};
+use crate::error::Error;
 use crate::sync::{Arc, Rule, left_out};
 
-/// Entries of a front; a power of two.
-pub const FRONT_ENTRIES: usize = if cfg!(miri) { 64 } else { 4096 };
+impl<P: Payload> CodeCache<P> {
+    /// Asks every vCPU that is inside translated code now to leave, and returns when each has been
+    /// outside since. A block made unreachable before this call runs on no vCPU after it. For
+    /// changes that take from running blocks the things that they rely on, such as the rights to
+    /// their own page.
+    ///
+    /// Not to be called in a signal handler.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadArgument`] if this thread has a vCPU pinned itself: unpin it first. The
+    /// same if it holds the guard of a fork.
+    pub fn wait_for_vcpus(&self) -> Result<(), Error> {
+        self.0.keeper.check()?;
+        self.epoch().wait_for_pins()
+    }
 
-/// One entry of a front, for emitted code. The entry of a key is at index [`Key::front_index`]. If
+    /// A new vCPU. If the vCPU holds memory back for long, any thread may call `ask_to_leave`, more
+    /// than once. It should make emitted code return to its dispatcher soon, so that the pin is
+    /// renewed. It is enough to set a byte that emitted code polls whenever it goes on to another
+    /// block. It is called under a lock, so it must not call into the cache, nor wait. After the
+    /// vCPU was dropped it is not called again.
+    ///
+    /// If it panics, the other vCPUs are asked all the same. Then the call that asked passes the
+    /// panic on.
+    ///
+    /// # Panics
+    ///
+    /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
+    #[track_caller]
+    pub fn attach_vcpu(&self, ask_to_leave: impl Fn() + Send + Sync + 'static) -> VCpu<P> {
+        self.0.keeper.assert();
+        VCpu::new(self.clone(), self.0.invalidator.stubs, self.epoch().join(Box::new(ask_to_leave)))
+    }
+}
+
+/// One slot of a front, for emitted code. The slot of a key is at index [`Key::front_index`]. If
 /// `key` is the wanted key, jump to the address in `cell`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct FrontEntry {
-    /// The key, or `u64::MAX` if the entry is empty.
+pub struct FrontSlot {
+    /// The key, or `u64::MAX` if the slot is empty.
     pub key: u64,
-    /// Its entry cell. An empty entry has a cell that leads to the dead stub.
+    /// Its entry cell. An empty slot has a cell that leads to the dead stub.
     pub cell: *const EntryCell,
 }
 
@@ -41,7 +75,7 @@ pub struct VCpu<P: Payload> {
     cache: CodeCache<P>,
     stubs: EntryStubs,
     participant: Arc<Participant>,
-    front: Box<[UnsafeCell<FrontEntry>]>,
+    front: Box<[UnsafeCell<FrontSlot>]>,
     /// The number of the last sweep that the front knows of.
     sweeps: u64,
 }
@@ -57,15 +91,15 @@ impl<P: Payload> fmt::Debug for VCpu<P> {
 
 impl<P: Payload> VCpu<P> {
     pub(super) fn new(cache: CodeCache<P>, stubs: EntryStubs, participant: Arc<Participant>) -> Self {
-        let empty = FrontEntry { key: NO_KEY, cell: &cache.table().nobody().entry };
-        let front = (0..FRONT_ENTRIES).map(|_| UnsafeCell::new(empty)).collect();
+        let empty = FrontSlot { key: NO_KEY, cell: cache.table().dead_cell() };
+        let front = (0..FRONT_SLOTS).map(|_| UnsafeCell::new(empty)).collect();
         Self { cache, stubs, participant, front, sweeps: 0 }
     }
 
     #[cold]
     fn clear_front(&mut self) {
-        let empty = FrontEntry { key: NO_KEY, cell: &self.cache.table().nobody().entry };
-        self.front.iter_mut().for_each(|entry| *entry.get_mut() = empty);
+        let empty = FrontSlot { key: NO_KEY, cell: self.cache.table().dead_cell() };
+        self.front.iter_mut().for_each(|slot| *slot.get_mut() = empty);
     }
 
     /// The cache that it runs from.
@@ -73,10 +107,10 @@ impl<P: Payload> VCpu<P> {
         &self.cache
     }
 
-    /// The front's [`FRONT_ENTRIES`] entries, for emitted code that runs under this vCPU's pin. Its
+    /// The front's [`FRONT_SLOTS`] slots, for emitted code that runs under this vCPU's pin. Its
     /// address stays as long as the vCPU. If the vCPU is not pinned, code must not probe it: the
     /// cells may be freed, or belong to other keys by now.
-    pub fn front(&self) -> *const FrontEntry {
+    pub fn front(&self) -> *const FrontSlot {
         self.front.as_ptr().cast()
     }
 
@@ -126,7 +160,7 @@ impl<P: Payload> Pin<'_, P> {
     pub fn lookup(&mut self, key: Key) -> Option<usize> {
         // SAFETY: the front belongs to this vCPU, which we have alone; its emitted code does not
         // run while Rust code does.
-        let FrontEntry { key: found, cell } = unsafe { *self.vcpu.front[key.front_index()].get() };
+        let FrontSlot { key: found, cell } = unsafe { *self.vcpu.front[key.front_index()].get() };
         if found == key.raw() {
             // SAFETY: the cells of a front live under the pin.
             let address = unsafe { &*cell }.load();
@@ -140,7 +174,7 @@ impl<P: Payload> Pin<'_, P> {
     /// Called if the front does not have it, or has a cell that was swept since.
     fn refill(&mut self, key: Key) -> Option<usize> {
         let cell = self.cell(key)?;
-        let found = FrontEntry { key: key.raw(), cell };
+        let found = FrontSlot { key: key.raw(), cell };
         // SAFETY: as in `lookup`.
         unsafe { *self.vcpu.front[key.front_index()].get() = found };
         let address = cell.load();
@@ -158,7 +192,7 @@ impl<P: Payload> Pin<'_, P> {
     #[inline]
     fn cell<'a>(&self, key: Key) -> Option<&'a EntryCell> {
         // SAFETY: under a pin, which the callers hold.
-        unsafe { self.vcpu.cache.table().get(key) }.map(|cell| &cell.entry)
+        unsafe { self.vcpu.cache.table().get(key) }
     }
 
     #[inline]
@@ -168,7 +202,7 @@ impl<P: Payload> Pin<'_, P> {
     }
 
     /// The front, as [`VCpu::front`].
-    pub fn front(&self) -> *const FrontEntry {
+    pub fn front(&self) -> *const FrontSlot {
         self.vcpu.front()
     }
 }

@@ -10,8 +10,7 @@ use core::ptr;
 
 use super::kernel::Kernel;
 use crate::addr::GuestAddr;
-use crate::block::{EntryCell, EntryStubs};
-use crate::code_cache::{self, CodeCache, CommitError, Key, Payload, Ticket};
+use crate::code_cache::{self, CodeCache, CommitError, EntryCell, EntryStubs, Key, Payload, Ticket};
 #[cfg(loom)]
 use crate::policy::Adaptive;
 use crate::policy::Policy;
@@ -111,7 +110,7 @@ impl Guest {
         for &page in pages {
             ticket.claim(self.page_at(page)).ok()?;
             let byte = self.kernel.load(page);
-            ticket.made_from(self.page_at(page), &[byte]).unwrap();
+            ticket.add_source(self.page_at(page), &[byte]).unwrap();
             entry = entry << 8 | usize::from(byte);
         }
         Some((ticket, entry))

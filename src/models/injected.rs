@@ -13,8 +13,7 @@ use std::rc::Rc;
 
 use super::guest::{Guest, Link};
 use super::kernel::{Kernel, Refuses};
-use crate::block::StaleFlag;
-use crate::code_cache::Key;
+use crate::code_cache::{Key, StaleFlag};
 use crate::policy::Adaptive;
 use crate::protection::Mode;
 use crate::sync::interruptible::{interrupt_at, was_interrupted};

@@ -9,8 +9,7 @@
 use super::explore::violation;
 use super::guest::{Guest, Link};
 use crate::addr::GuestAddr;
-use crate::block::{Entry, StaleFlag};
-use crate::code_cache::{CodeCache, Key};
+use crate::code_cache::{CodeCache, Entry, Key, StaleFlag};
 use crate::sync::{Arc, AtomicBool, Ordering::Relaxed};
 
 pub(super) const KEY: u64 = 0x40;
@@ -47,7 +46,7 @@ impl Inside {
         unsafe { &*self.flag }.load()
     }
 
-    /// Revives the former block, or does nothing.
+    /// Revives the retained block, or does nothing.
     pub(super) fn revive(&self) {
         if let Some((ticket, _)) = self.guest.ticket(KEY, &[0]) {
             drop(ticket.revive());

@@ -133,7 +133,7 @@ impl Kernel {
     }
 
     /// A store by thread `tid` to a byte of `page` that belongs to no block.
-    pub(super) fn store_beside(&self, page: usize, tid: u32) {
+    pub(super) fn store_data(&self, page: usize, tid: u32) {
         if self.mode == Mode::Deferred {
             // No fault: the next harvest finds it.
             self.pages[page].fetch_and(!PROTECTED, Ordering::AcqRel);

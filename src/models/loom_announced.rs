@@ -145,7 +145,7 @@ fn the_loss_of_a_mechanism() {
 fn an_announcement_and_a_vcpu() {
     let kernel = Arc::new(Kernel::new(Mode::Deferred, 1));
     let cache = cache_over(&kernel, Adaptive::new());
-    cache.set_limit(MemoryLimit { former_bytes: 0, ..MemoryLimit::default() });
+    cache.set_limit(MemoryLimit { retained_bytes: 0, ..MemoryLimit::default() });
     let [told, freed] = [0, 1].map(|_| Arc::new(AtomicBool::new(false)));
     commit_owner(&cache, KEY, 2, &freed);
     let mut vcpu = cache.attach_vcpu(|| {});

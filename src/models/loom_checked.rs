@@ -1,10 +1,9 @@
-//! Writes beside blocks, and translations that are used again.
+//! Data writes, and translations that are used again.
 
 use super::explore::{fails_without, holds, spawn, violation};
 use super::guest::Guest;
 use super::inside::{CHECKED, Inside, KEY, with_check};
-use crate::block::Entry;
-use crate::code_cache::Key;
+use crate::code_cache::{Entry, Key};
 use crate::policy::Adaptive;
 use crate::protection::Mode;
 use crate::sync::Rule;
@@ -25,14 +24,14 @@ fn remove(model: &Inside) {
     model.guest.cache.remove(Key::new(KEY));
 }
 
-/// A write beside a block makes its page writable while another block on it is
+/// A data write makes its page writable while another block on it is
 /// committed; the next write hits both.
 fn a_downgrade_and_a_commit() {
     const OTHER: u64 = KEY + 2;
     let model = a_block(1);
     let other = model.guest.link(OTHER);
     let translator = spawn(&model, |model| translate(model, OTHER));
-    model.guest.kernel.store_beside(0, 1);
+    model.guest.kernel.store_data(0, 1);
     model.must_leave();
     model.guest.kernel.store(0, 1, 1);
     let all_gone = |when| [model.link, other].map(|link| model.old_is_gone_behind(link, when));
@@ -41,11 +40,11 @@ fn a_downgrade_and_a_commit() {
     all_gone("all have ended");
 }
 
-/// Two writes beside a block, and one that hits it.
+/// Two data writes, and one write that hits the block.
 fn two_downgrades() {
     let model = a_block(1);
-    let other = spawn(&model, |model| model.guest.kernel.store_beside(0, 2));
-    model.guest.kernel.store_beside(0, 1);
+    let other = spawn(&model, |model| model.guest.kernel.store_data(0, 2));
+    model.guest.kernel.store_data(0, 1);
     model.must_leave();
     model.guest.kernel.store(0, 1, 1);
     model.old_is_gone("the store has retired");
@@ -53,10 +52,10 @@ fn two_downgrades() {
     model.old_is_gone("all have ended");
 }
 
-/// A write beside a block on its first page, and one that hits it on its second.
+/// A data write to the first page of a block, and a write that hits it on its second.
 fn a_downgrade_and_a_kill() {
     let model = a_block(2);
-    let other = spawn(&model, |model| model.guest.kernel.store_beside(0, 2));
+    let other = spawn(&model, |model| model.guest.kernel.store_data(0, 2));
     model.guest.kernel.store(1, 1, 1);
     model.is_dead("the store has retired");
     other.join().unwrap();
@@ -76,12 +75,12 @@ fn a_revival_and_a_write() {
     model.old_is_gone("all have ended");
 }
 
-/// A block is revived on a page that a write beside it makes checked.
+/// A block is revived on a page that a data write makes checked.
 fn a_revival_and_a_downgrade() {
     let model = a_block(1);
     remove(&model);
     let translator = spawn(&model, Inside::revive);
-    model.guest.kernel.store_beside(0, 1);
+    model.guest.kernel.store_data(0, 1);
     model.must_leave();
     model.guest.kernel.store(0, 1, 1);
     model.old_is_gone("the store has retired");
@@ -112,7 +111,7 @@ fn a_late_downgrade_and_a_block_of_the_same_entry() {
         ticket.commit(Entry::with_check(PLAIN, checked | CHECKED), 0).ok()
     };
     commit(&[0, 1], 1).unwrap();
-    let walker = spawn(&guest, |guest| guest.kernel.store_beside(0, 2));
+    let walker = spawn(&guest, |guest| guest.kernel.store_data(0, 2));
     commit(&[1], 2);
     walker.join().unwrap();
     if guest.entry(link) == 1 | CHECKED {
@@ -144,17 +143,17 @@ fn a_removal_and_a_store() {
 }
 
 #[test]
-fn a_write_beside_a_block_against_a_commit() {
+fn a_data_write_against_a_commit() {
     holds(5, a_downgrade_and_a_commit);
 }
 
 #[test]
-fn two_writes_beside_a_block() {
+fn two_data_writes() {
     holds(5, two_downgrades);
 }
 
 #[test]
-fn a_write_beside_a_block_against_one_that_hits_it() {
+fn a_data_write_against_one_that_hits_the_block() {
     holds(5, a_downgrade_and_a_kill);
 }
 
@@ -164,7 +163,7 @@ fn a_revival_against_a_write() {
 }
 
 #[test]
-fn a_revival_against_a_write_beside_it() {
+fn a_revival_against_a_data_write() {
     holds(5, a_revival_and_a_downgrade);
 }
 
@@ -174,7 +173,7 @@ fn a_revival_against_a_late_walker() {
 }
 
 #[test]
-fn a_late_write_beside_a_block_against_one_of_the_same_entry() {
+fn a_late_data_write_against_one_of_the_same_entry() {
     holds(4, a_late_downgrade_and_a_block_of_the_same_entry);
 }
 

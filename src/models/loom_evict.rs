@@ -8,8 +8,7 @@ use super::explore::{fails_without, holds, spawn, violation};
 use super::guest::{Guest, cache_over};
 use super::inside::{Inside, KEY, commit_owner};
 use super::kernel::Kernel;
-use crate::block::{Entry, StaleFlag};
-use crate::code_cache::{Key, MemoryLimit};
+use crate::code_cache::{Entry, Key, MemoryLimit, StaleFlag};
 use crate::policy::Adaptive;
 use crate::protection::Mode;
 use crate::sync::{Arc, AtomicBool, Ordering::Relaxed, Rule};
@@ -17,7 +16,7 @@ use crate::sync::{Arc, AtomicBool, Ordering::Relaxed, Rule};
 const OTHER: u64 = 0x80;
 
 /// Room for the newest block, and for retained ones.
-const ONE_ALONE: MemoryLimit = MemoryLimit { live_bytes: 0, former_bytes: 1 << 20 };
+const ONE_ALONE: MemoryLimit = MemoryLimit { live_bytes: 0, retained_bytes: 1 << 20 };
 
 /// A block of `KEY` on page 0; `OTHER`'s are made of page 1.
 fn room_for_one() -> Inside {
@@ -98,10 +97,10 @@ fn an_eviction_and_a_commit_of_the_same_key() {
     }
 }
 
-/// A vCPU finds and runs a block that is evicted and given up at once.
+/// A vCPU finds and runs a block that is evicted and discarded at once.
 fn an_eviction_and_a_vcpu() {
     let cache = cache_over(&Arc::new(Kernel::new(Mode::Sigbus, 1)), Adaptive::new());
-    cache.set_limit(MemoryLimit { live_bytes: 0, former_bytes: 0 });
+    cache.set_limit(MemoryLimit { live_bytes: 0, retained_bytes: 0 });
     let freed = [0, 1].map(|_| Arc::new(AtomicBool::new(false)));
     let commit = {
         let (cache, freed) = (cache.clone(), freed.clone());

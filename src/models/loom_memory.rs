@@ -2,7 +2,7 @@
 //!
 //! # Safety
 //!
-//! Blocks are entered, taken out and freed by the contracts of `crate::block`. "Freed" is a flag
+//! Blocks are entered, taken out and freed by the contracts of `block_list` and `kill`. "Freed" is a flag
 //! here, and the memory stays until the model's end.
 #![allow(unsafe_code)]
 
@@ -14,9 +14,10 @@ use super::explore::{fails_without, holds, spawn, violation};
 use super::guest::{Guest, cache_over};
 use super::inside::commit_owner;
 use super::kernel::Kernel;
-use crate::block::{BlockList, DeadStack, Entry, EntryCell, EntryStubs, Life, Node, Reach, Record, StaleFlag};
-use crate::code_cache::Key;
-use crate::epoch::Epoch;
+use crate::code_cache::block_list::{BlockList, Node};
+use crate::code_cache::epoch::Epoch;
+use crate::code_cache::kill::{DeadStack, Life, Reach, Record};
+use crate::code_cache::{Entry, EntryCell, EntryStubs, Key, StaleFlag};
 use crate::policy::Adaptive;
 use crate::protection::Mode;
 use crate::sync::{Arc, AtomicBool, Ordering::Relaxed, Rule};

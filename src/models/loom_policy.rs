@@ -22,13 +22,13 @@ struct ByTurns {
 
 impl ByTurns {
     fn new(decisions: [Decision; 2]) -> Self {
-        let limits = Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_beside: true };
+        let limits = Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_on_data_write: true };
         Self { asked: AtomicU32::new(0), decisions, limits }
     }
 
     /// Everything is protected, in bulk.
     fn in_bulk() -> Self {
-        let limits = Limits { open_ahead_pages: 2, protect_batch_pages: 2, checks_beside: false };
+        let limits = Limits { open_ahead_pages: 2, protect_batch_pages: 2, checks_on_data_write: false };
         Self { limits, ..Self::new([Decision::Protect; 2]) }
     }
 }
@@ -73,7 +73,7 @@ impl Model {
             return;
         }
         let byte = self.guest.kernel.load(page);
-        ticket.made_from(start, &[byte]).unwrap();
+        ticket.add_source(start, &[byte]).unwrap();
         // A refusal is as good.
         let _ = ticket.commit(with_check(0x100 | usize::from(byte)), 0);
     }

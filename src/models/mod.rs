@@ -7,7 +7,7 @@
 //! | `loom_writes` | loom | a store against translators, two stores, several blocks |
 //! | `loom_announced` | loom | deferred regions, announced writes, tracking that ends |
 //! | `loom_first` | loom | each announcement against a first translation of its page |
-//! | `loom_checked` | loom | writes beside blocks, translations that are used again |
+//! | `loom_checked` | loom | data writes, translations that are used again |
 //! | `loom_policy` | loom | pages that become checked and cool, that are opened and protected in bulk |
 //! | `loom_memory` | loom | nothing is freed under a walker, a pin or a reader |
 //! | `loom_cells` | loom | entry cells that are swept and used again |

@@ -19,8 +19,7 @@ use std::thread;
 use super::guest::cache_over;
 use super::kernel::Kernel;
 use crate::addr::GuestAddr;
-use crate::block::{Entry, EntryStubs};
-use crate::code_cache::{CodeCache, Key, Link, MemoryLimit, Pin, VCpu};
+use crate::code_cache::{CodeCache, Entry, EntryStubs, Key, Link, MemoryLimit, Pin, VCpu};
 use crate::policy::{Adaptive, Plain, Policy};
 use crate::protection::Mode;
 use crate::sync::Arc;
@@ -140,10 +139,10 @@ impl World {
             return;
         }
         let byte = self.kernel.load(page_of(key));
-        ticket.made_from(at, &[byte]).unwrap();
+        ticket.add_source(at, &[byte]).unwrap();
         let Ok(Some(mut ticket)) = ticket.revive() else { return };
         let code = Code::new(Made { key: key.raw(), byte }, &self.alive);
-        ticket.weighs(size_of::<Made>());
+        ticket.set_payload_bytes(size_of::<Made>());
         let _ = ticket.commit(code.entry(), code);
     }
 
@@ -234,7 +233,7 @@ impl World {
         self.until_done(seed, |numbers| {
             let page = numbers.below(PAGES);
             match numbers.below(7) {
-                0 => self.kernel.store_beside(page, 100),
+                0 => self.kernel.store_data(page, 100),
                 1 => tracker.invalidate(self.page_at(page), self.page_bytes()).unwrap(),
                 2 => drop(tracker.change_mapping(self.page_at(page), self.page_bytes()).unwrap()),
                 3 => tracker.maintain(),
@@ -250,7 +249,7 @@ impl World {
 fn all_at_once(mode: Mode, policy: impl Policy) {
     let world = World::new(mode, policy);
     // Some live blocks, and some retained ones.
-    world.cache.set_limit(MemoryLimit { live_bytes: 2_000, former_bytes: 1_000 });
+    world.cache.set_limit(MemoryLimit { live_bytes: 2_000, retained_bytes: 1_000 });
     thread::scope(|scope| {
         let world = &world;
         let writers: Vec<_> = (0..PAGES).map(|page| scope.spawn(move || world.write(page))).collect();

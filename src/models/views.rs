@@ -10,8 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
-use crate::block::EntryStubs;
-use crate::code_cache::{CodeCache, Key, VCpu};
+use crate::code_cache::{CodeCache, EntryStubs, Key, VCpu};
 use crate::error::Error;
 use crate::memory::guest_memory::BackingId;
 use crate::policy::{Decision, Limits, PageHistory, Policy};
@@ -38,7 +37,7 @@ impl Policy for Plain {
     }
 
     fn limits(&self) -> Limits {
-        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_beside: false }
+        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_on_data_write: false }
     }
 }
 
@@ -58,7 +57,7 @@ type Bytes = (u64, u64);
 const PRIVATE: u64 = 100;
 
 struct Block {
-    made_from: BTreeSet<Bytes>,
+    source: BTreeSet<Bytes>,
     dead: bool,
     /// Bytes written through a deferred region that no call has asked about yet, with the page
     /// through which they were written.
@@ -174,7 +173,7 @@ impl World {
 
     /// Mostly a page that shows bytes of a block that is there.
     fn page_of_a_block(&mut self) -> u64 {
-        let there = self.blocks.values().filter(|block| !block.dead).flat_map(|block| &block.made_from);
+        let there = self.blocks.values().filter(|block| !block.dead).flat_map(|block| &block.source);
         let bytes: BTreeSet<Bytes> = there.copied().collect();
         let shows: Vec<u64> = self.shown.iter().filter(|(_, it)| bytes.contains(it)).map(|(&page, _)| page).collect();
         if shows.is_empty() || self.next(4) == 0 { self.page() } else { shows[self.next(shows.len() as u64) as usize] }
@@ -221,7 +220,7 @@ impl World {
 
     /// No block of these bytes is reachable.
     fn kill(&mut self, bytes: &BTreeSet<Bytes>) {
-        let hit = self.blocks.values_mut().filter(|block| !block.made_from.is_disjoint(bytes));
+        let hit = self.blocks.values_mut().filter(|block| !block.source.is_disjoint(bytes));
         hit.for_each(|block| block.dead = true);
     }
 
@@ -393,7 +392,7 @@ impl World {
         assert_eq!((handled, retired), (Handled::Retry, 1));
         if self.mode(page) == Some(Mode::Deferred) {
             self.written.insert(page);
-            let hit = self.blocks.values_mut().filter(|block| block.made_from.contains(&bytes));
+            let hit = self.blocks.values_mut().filter(|block| block.source.contains(&bytes));
             hit.for_each(|block| block.pending.extend([(bytes, page)]));
         } else {
             self.kill(&BTreeSet::from([bytes]));
@@ -464,7 +463,7 @@ impl World {
             self.written.iter().copied().filter(|page| shown.get(page).is_some_and(is_asked)).collect();
         let told_bytes = self.bytes_of(&told);
         let mut pin = self.vcpu.pin();
-        for (&key, block) in self.blocks.iter_mut().filter(|(_, block)| !block.made_from.is_disjoint(&told_bytes)) {
+        for (&key, block) in self.blocks.iter_mut().filter(|(_, block)| !block.source.is_disjoint(&told_bytes)) {
             block.dead |= pin.lookup(Key::new(key)).is_none();
         }
         self.written.retain(|page| !told.contains(page));
@@ -481,7 +480,7 @@ impl World {
     fn translate(&mut self) {
         let (key, count) = (self.next(KEYS), 1 + self.next(2));
         let mut ticket = self.cache.begin(Key::new(key));
-        let mut made_from = BTreeSet::new();
+        let mut source = BTreeSet::new();
         for _ in 0..count {
             let page = self.page();
             let guest = GuestAddr(page << 12 | self.next(4096));
@@ -490,7 +489,7 @@ impl World {
                     assert_eq!(host.start(), Self::host(page));
                     let mut views = self.shown.iter().filter(|(_, shown)| **shown == bytes);
                     assert!(!views.any(|(&view, _)| self.is_held(view)), "a page that is held was claimed");
-                    made_from.insert(bytes);
+                    source.insert(bytes);
                 }
                 (Err(BeginError::Busy(busy)), Some(&bytes)) => {
                     let mut views = self.shown.iter().filter(|(_, shown)| **shown == bytes);
@@ -503,7 +502,7 @@ impl World {
         }
         self.entries += 1;
         ticket.commit(0x10 + self.entries, ()).unwrap();
-        self.blocks.insert(key, Block { made_from, dead: false, pending: BTreeMap::new() });
+        self.blocks.insert(key, Block { source, dead: false, pending: BTreeMap::new() });
     }
 
     /// The reachable blocks are those of the map.
@@ -511,7 +510,7 @@ impl World {
         let mut pin = self.vcpu.pin();
         for (&key, block) in &self.blocks {
             let found = pin.lookup(Key::new(key)).is_some();
-            assert_eq!(found, !block.dead, "after {after}: the block of key {key}, from {:?}", block.made_from);
+            assert_eq!(found, !block.dead, "after {after}: the block of key {key}, from {:?}", block.source);
         }
     }
 

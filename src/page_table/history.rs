@@ -14,7 +14,7 @@ pub(crate) enum Hit {
     /// A fault in a line that holds code.
     Code,
     /// A fault in another line.
-    Beside,
+    Data,
     /// Found by a harvest.
     Harvested,
     /// The kernel's, announced.
@@ -25,7 +25,7 @@ pub(crate) enum Hit {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) code_hits: u32,
-    pub(crate) beside_hits: u32,
+    pub(crate) data_hits: u32,
     pub(crate) harvested: u32,
     pub(crate) kernel_hits: u32,
     /// Within the page.
@@ -119,7 +119,7 @@ impl History {
         let of = |hit: Hit| self.hits[hit as usize].load(Relaxed);
         Totals {
             code_hits: of(Hit::Code),
-            beside_hits: of(Hit::Beside),
+            data_hits: of(Hit::Data),
             harvested: of(Hit::Harvested),
             kernel_hits: of(Hit::Kernel),
             last_byte: (unpack(self.window.load(Relaxed)).0 as usize).checked_sub(1),
@@ -140,14 +140,14 @@ mod tests {
         for n in 0..20 {
             history.record(Hit::Code, Some(4095), 0x1000, start_ms + n);
         }
-        history.record(Hit::Beside, Some(8), 0x2000, start_ms + 20);
+        history.record(Hit::Data, Some(8), 0x2000, start_ms + 20);
         let read = history.read(start_ms + 21, false);
         assert_eq!((read.hits, read.same_byte_hits, read.window_ms), (21, 1, start_ms));
         history.record(Hit::Kernel, None, 0, start_ms + WINDOW_MS);
         let read = history.read(start_ms + WINDOW_MS + 5, true);
         assert_eq!((read.hits, read.same_byte_hits, read.window_ms), (1, 1, start_ms + WINDOW_MS));
         let totals = history.totals();
-        assert_eq!((totals.code_hits, totals.beside_hits, totals.kernel_hits), (20, 1, 1));
+        assert_eq!((totals.code_hits, totals.data_hits, totals.kernel_hits), (20, 1, 1));
         assert_eq!((totals.last_byte, totals.last_pc), (None, 0));
     }
 

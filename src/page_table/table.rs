@@ -34,8 +34,8 @@ pub(crate) struct PageDesc<D> {
     pub(crate) history: History,
     pub(super) holds: Holds,
     /// The lines, of [`CODE_LINES`], that may hold bytes of a translation. This is a
-    /// performance hint. A wrong answer is always safe: blocks beside a supposed write
-    /// to other bytes compare themselves.
+    /// performance hint. A wrong answer is always safe: blocks compare themselves after a
+    /// supposed write to data.
     code_lines: AtomicU64,
     /// The data of the layer above the tracker.
     pub(crate) data: D,

@@ -13,7 +13,7 @@
 //! | Protecting | Cancelled | an un-protect | +1 |
 //! | Cancelled | Open | the translator that was cancelled, once it has un-protected | +1 |
 //! | Protected | Open | an un-protect to write code | +1 |
-//! | Protected | Checked | an un-protect to write beside code; a harvest, by policy | +1 |
+//! | Protected | Checked | an un-protect for a data write; a harvest, by policy | +1 |
 //! | Protected | Protected | a harvest that found the page written | +1 |
 //! | Open | Checked | a translator that begins, by policy, while nothing but writes is in flight | +1 |
 //! | Checked | Open | policy, once the page has cooled; a change of the mapping | +1 |
@@ -101,7 +101,7 @@ impl Word {
     /// The word after an un-protect, apart from the count.
     fn unprotected(self, why: Unprotect) -> Self {
         match self.state() {
-            PageState::Protected if why == Unprotect::Beside => self.to_state(PageState::Checked),
+            PageState::Protected if why == Unprotect::DataWrite => self.to_state(PageState::Checked),
             PageState::Protected => self.to_state(PageState::Open),
             PageState::Protecting => self.to_state(PageState::Cancelled),
             PageState::Checked if why == Unprotect::Change => self.to_state(PageState::Open),
@@ -163,9 +163,9 @@ impl NotOpen {
 pub(crate) enum Unprotect {
     /// Bytes of blocks on the page are about to be written: the blocks are killed.
     Write,
-    /// Bytes beside the blocks on the page are about to be written: the blocks compare
+    /// Data on the page is about to be written: the blocks compare
     /// themselves from now on.
-    Beside,
+    DataWrite,
     /// Its mapping or its contents go away.
     Change,
 }
@@ -364,9 +364,9 @@ mod tests {
     }
 
     #[test]
-    fn a_write_beside_code_makes_a_page_checked() {
+    fn a_data_write_makes_a_page_checked() {
         let (word, generation) = protected();
-        word.enter_unprotect(Unprotect::Beside);
+        word.enter_unprotect(Unprotect::DataWrite);
         assert!(!word.holds(generation));
         let Err(NotOpen::Checked(checked)) = word.begin_protect() else { panic!("{word:?}") };
         assert_eq!(word.begin_check(InFlight::Heeded), Err(NotOpen::Checked(checked)));
@@ -398,7 +398,7 @@ mod tests {
     #[test]
     fn a_held_page_changes_with_each_hold_and_keeps_one_count() {
         let (word, generation) = protected();
-        word.enter_unprotect(Unprotect::Beside);
+        word.enter_unprotect(Unprotect::DataWrite);
         assert!(!word.holds(generation));
         for _ in 0..2 * COUNT_MAX {
             word.change_held(Unprotect::Change);

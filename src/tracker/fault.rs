@@ -3,7 +3,7 @@
 //!
 //! 1. **Recognise**: find the page. A fault that came back although the page is writable is not
 //!    ours.
-//! 2. **Classify**: is it at code or beside it, and is it part of a stream of writes?
+//! 2. **Classify**: does it hit code or data, and is it part of a stream of writes?
 //! 3. **Notify**: the page's word moves on, so that no generation that a translator holds stays
 //!    valid. Then the observer makes the page's translations unreachable, or makes them compare
 //!    themselves.
@@ -65,11 +65,11 @@ impl<D: PageData> Region<D> {
         // A stream is about to write all of the page, and enters it at its first bytes. A guest
         // that appends code to successive pages does not.
         let in_stream = place.run > 1 && offset < ENTERED_WITHIN_BYTES;
-        let is_data = self.limits.checks_beside && !hits_code && !in_stream && desc.has_any_code();
-        let kind = if hits_code { Hit::Code } else { Hit::Beside };
+        let is_data = self.limits.checks_on_data_write && !hits_code && !in_stream && desc.has_any_code();
+        let kind = if hits_code { Hit::Code } else { Hit::Data };
         desc.history.record(kind, Some(offset), fault.pc.map_or(0, |pc| pc.0), coarse_ms());
         self.count_fault(fault, hits_code);
-        Class { place, why: if is_data { Unprotect::Beside } else { Unprotect::Write } }
+        Class { place, why: if is_data { Unprotect::DataWrite } else { Unprotect::Write } }
     }
 
     /// Moves the word of the page, and of the pages that the stream is about to enter, and tells
@@ -105,7 +105,7 @@ impl<D: PageData> Region<D> {
 
     fn count_fault(&self, fault: &WriteFault, hits_code: bool) {
         self.counters.faults.add(1);
-        let kind = if hits_code { &self.counters.faults_code } else { &self.counters.faults_beside };
+        let kind = if hits_code { &self.counters.faults_code } else { &self.counters.faults_data };
         kind.add(1);
         if fault.pc.is_none() {
             self.counters.faults_by_thread.add(1);
@@ -154,7 +154,7 @@ impl<D: PageData> Region<D> {
 #[allow(unsafe_code)]
 // SAFETY: `on_write` finds descriptors, changes atomics and makes system calls by
 // `Protection::unprotect`, which is async-signal-safe by contract, as are
-// `PageObserver::written` and `PageObserver::beside`.
+// `PageObserver::written` and `PageObserver::data_written`.
 unsafe impl<D: PageData> FaultSink for Region<D> {
     fn on_write(&self, fault: &WriteFault) -> Handled {
         let entered_ns = precise_ns();

@@ -199,8 +199,9 @@ impl<D: PageData> Region<D> {
             let offset = |at: u64| (at - page_span.first()) as usize;
             offset(held.first())..offset(held.last()) + 1
         });
-        let beside = self.limits.checks_beside && !desc.has_code(bytes, self.page.bytes()) && desc.has_any_code();
-        if beside { Unprotect::Beside } else { Unprotect::Write }
+        let hits_data =
+            self.limits.checks_on_data_write && !desc.has_code(bytes, self.page.bytes()) && desc.has_any_code();
+        if hits_data { Unprotect::DataWrite } else { Unprotect::Write }
     }
 
     /// Waits for translators that were about to protect one of `pages` when these were

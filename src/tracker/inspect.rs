@@ -36,7 +36,7 @@ pub struct HotPage {
     /// Faults at lines that hold code.
     pub code_hits: u32,
     /// Faults at other lines.
-    pub beside_hits: u32,
+    pub data_hits: u32,
     /// Harvests that found it written.
     pub harvested: u32,
     /// Announced writes of the kernel.
@@ -54,7 +54,7 @@ pub struct HotPage {
 impl HotPage {
     /// All writes.
     pub fn hits(&self) -> u64 {
-        [self.code_hits, self.beside_hits, self.harvested, self.kernel_hits].into_iter().map(u64::from).sum()
+        [self.code_hits, self.data_hits, self.harvested, self.kernel_hits].into_iter().map(u64::from).sum()
     }
 }
 
@@ -80,7 +80,7 @@ impl<D: PageData> Region<D> {
                 page: first,
                 is_checked: desc.word.load().state() == PageState::Checked,
                 code_hits: totals.code_hits,
-                beside_hits: totals.beside_hits,
+                data_hits: totals.data_hits,
                 harvested: totals.harvested,
                 kernel_hits: totals.kernel_hits,
                 relapses: desc.history.read(now_ms, false).relapses,

@@ -18,7 +18,7 @@ impl<D: PageData> Region<D> {
     /// As [`Region::invalidated`], for a page whose word says checked.
     pub(super) fn compared(&self, page: PageIndex, desc: &PageDesc<D>, cause: Cause) {
         self.fence_before_walk();
-        self.observer.beside(&desc.data, &PageWrite { page: self.guest_of(page), cause });
+        self.observer.data_written(&desc.data, &PageWrite { page: self.guest_of(page), cause });
     }
 
     pub(super) fn fence_before_walk(&self) {
@@ -30,7 +30,7 @@ impl<D: PageData> Region<D> {
     /// Called after an un-protect of the page was entered, which found `before`.
     pub(super) fn tell(&self, page: PageIndex, desc: &PageDesc<D>, before: Word, why: Unprotect, cause: Cause) {
         match before.state() {
-            PageState::Protected if why == Unprotect::Beside => {
+            PageState::Protected if why == Unprotect::DataWrite => {
                 self.compared(page, desc, cause);
                 self.became_checked(desc);
             }

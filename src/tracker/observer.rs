@@ -42,7 +42,7 @@ pub struct PageWrite {
 ///
 /// # Safety
 ///
-/// `written` and `beside` run in signal handlers, by any number of threads at once:
+/// `written` and `data_written` run in signal handlers, by any number of threads at once:
 /// they are async-signal-safe (no lock, no allocation, no thread-local, no panic, no
 /// access to tracked memory, errno kept).
 #[allow(unsafe_code)]
@@ -63,7 +63,7 @@ pub unsafe trait PageObserver: Send + Sync + 'static {
     /// The page is checked from now on: it stays writable, and its bytes change without further
     /// notice. When this returns, each translation of it compares the bytes before each use, or
     /// cannot be reached.
-    fn beside(&self, data: &Self::Data, write: &PageWrite) {
+    fn data_written(&self, data: &Self::Data, write: &PageWrite) {
         self.written(data, write);
     }
 }

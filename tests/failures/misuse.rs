@@ -282,10 +282,10 @@ fn the_last_page_of_the_guest() {
             while ticket.claim(GuestAddr(u64::MAX)).is_err() {}
             let mut byte = [0; 4];
             memory.read(2 * page_bytes() - 4, &mut byte).unwrap();
-            ticket.made_from(GuestAddr(u64::MAX - 3), &byte).unwrap();
+            ticket.add_source(GuestAddr(u64::MAX - 3), &byte).unwrap();
             ticket.commit(0x1000, 0).unwrap();
         };
-        assert!(cache.begin(Key::new(last)).made_from(GuestAddr(u64::MAX), &[0; 2]).is_err());
+        assert!(cache.begin(Key::new(last)).add_source(GuestAddr(u64::MAX), &[0; 2]).is_err());
         let mut ends = |what: &str, end: &dyn Fn()| {
             block();
             assert!(vcpu.pin().lookup(Key::new(last)).is_some(), "{mode}: {what}");

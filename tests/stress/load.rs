@@ -100,7 +100,7 @@ impl Policy for Fickle {
     }
 
     fn limits(&self) -> Limits {
-        Limits { open_ahead_pages: 4, protect_batch_pages: 4, checks_beside: true }
+        Limits { open_ahead_pages: 4, protect_batch_pages: 4, checks_on_data_write: true }
     }
 }
 
@@ -300,7 +300,7 @@ impl Load {
             }
             *version = self.version_of(word);
             let at = GuestAddr(self.offset_of(word) as u64);
-            if ticket.made_from(at, &version.to_le_bytes()).is_err() {
+            if ticket.add_source(at, &version.to_le_bytes()).is_err() {
                 return;
             }
         }

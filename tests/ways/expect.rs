@@ -70,7 +70,7 @@ impl Fixture {
             assert!(matches!(error, BeginError::Busy(_)), "{error}");
         }
         let byte = self.read(at);
-        ticket.made_from(guest, &[byte]).unwrap();
+        ticket.add_source(guest, &[byte]).unwrap();
         let plain = 0x1000 | usize::from(byte);
         ticket.commit(Entry::with_check(plain, plain | CHECKED), 0).unwrap();
         let block = Block { at, byte };

@@ -55,7 +55,7 @@ fn to_data_beside_code() {
                 guest.store(guest.guest(1, 2000).0, byte);
                 guest.announce();
             }
-            let stays = mode == Mode::None || mode.is_synchronous() && policy.limits().checks_beside;
+            let stays = mode == Mode::None || mode.is_synchronous() && policy.limits().checks_on_data_write;
             assert_eq!(guest.is_reachable(block), stays, "{mode}, {policy:?}");
             guest.block(1, 1000);
             // SAFETY: 1,024 bytes in the memory, the first of which are beside the code.

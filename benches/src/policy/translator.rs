@@ -149,7 +149,7 @@ impl Machine {
             Err(BeginError::Failed(error)) => panic!("{error}"),
         }
         let source = self.source(offset);
-        ticket.made_from(guest, &source).expect("the page is claimed");
+        ticket.add_source(guest, &source).expect("the page is claimed");
         let ticket = match ticket.revive() {
             Ok(Some(ticket)) => ticket,
             Ok(None) => return true,

@@ -302,9 +302,9 @@ static void bytes_that_cannot_be_noted_make_no_block(void)
             bool revived;
             cw_ticket *ticket = begin();
             MUST(cw_ticket_claim(ticket, GUEST, NULL));
-            MUST(cw_ticket_made_from(ticket, GUEST, "\0", 1));
-            CHECK(cw_ticket_made_from(ticket, bad[i].guest, bad[i].bytes, bad[i].len_bytes) == bad[i].answer);
-            MUST(cw_ticket_made_from(ticket, GUEST + 1, "\0", 1));
+            MUST(cw_ticket_add_source(ticket, GUEST, "\0", 1));
+            CHECK(cw_ticket_add_source(ticket, bad[i].guest, bad[i].bytes, bad[i].len_bytes) == bad[i].answer);
+            MUST(cw_ticket_add_source(ticket, GUEST + 1, "\0", 1));
             if (revives)
                 CHECK(cw_ticket_revive(ticket, &revived) == CW_BAD_ARGUMENT && !revived);
             CHECK(cw_ticket_commit(ticket, 0x100, 0, NULL, NULL) == CW_BAD_ARGUMENT);
@@ -340,7 +340,7 @@ static void any_byte_stands_for_its_page(void)
     setup(CW_MODE_MPROTECT);
     MUST(cw_cache_begin(cache, GUEST + 3, &ticket));
     MUST(cw_ticket_claim(ticket, GUEST + 3, NULL));
-    MUST(cw_ticket_made_from(ticket, GUEST + 3, made_from.bytes, 3));
+    MUST(cw_ticket_add_source(ticket, GUEST + 3, made_from.bytes, 3));
     MUST(cw_ticket_commit(ticket, 0x101, 0, NULL, NULL));
     cw_ticket_free(ticket);
     MUST(cw_cache_sync_range(cache, GUEST + 1, 1));

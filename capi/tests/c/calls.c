@@ -93,7 +93,7 @@ static void commit(struct fixture *f, uint64_t guest, uintptr_t plain, uintptr_t
     CHECK(status == CW_OK);
     CHECK(page == f->memory + ((guest - GUEST) & ~(uint64_t)(PAGE - 1)));
     memcpy(bytes, f->memory + (guest - GUEST), sizeof(bytes));
-    MUST(cw_ticket_made_from(ticket, guest, bytes, sizeof(bytes)));
+    MUST(cw_ticket_add_source(ticket, guest, bytes, sizeof(bytes)));
     MUST(cw_ticket_commit(ticket, plain, checked, NULL, NULL));
     cw_ticket_free(ticket);
     CHECK(lookup(f, guest) == plain);
@@ -148,12 +148,12 @@ static void changes_die(void)
     MUST(cw_cache_remove(f.cache, GUEST));
     CHECK(lookup(&f, GUEST) == 0);
 
-    /* A former block of the same bytes comes back. */
+    /* A retained block of the same bytes comes back. */
     cw_ticket *ticket;
     bool revived;
     MUST(cw_cache_begin(f.cache, GUEST, &ticket));
     MUST(cw_ticket_claim(ticket, GUEST, NULL));
-    MUST(cw_ticket_made_from(ticket, GUEST, (uint8_t[4]){1}, 4));
+    MUST(cw_ticket_add_source(ticket, GUEST, (uint8_t[4]){1}, 4));
     MUST(cw_ticket_revive(ticket, &revived));
     CHECK(revived && lookup(&f, GUEST) == 0x102);
     cw_ticket_free(ticket);

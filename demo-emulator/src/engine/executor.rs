@@ -153,9 +153,9 @@ impl EngineExecutor {
             Err(ReadError::Busy) => return self.interpret(hart),
         };
         // These pages were claimed, so this succeeds.
-        let Ok(()) = ticket.made_from(GuestAddr(pc), &source.bytes) else { return self.interpret(hart) };
+        let Ok(()) = ticket.add_source(GuestAddr(pc), &source.bytes) else { return self.interpret(hart) };
         let own_stores = self.own_stores(&mut ticket, pc, &source);
-        ticket.made_with(own_stores.kind());
+        ticket.set_options(own_stores.kind());
         match ticket.revive() {
             Ok(None) => {
                 self.recorder.iter().for_each(|recorder| recorder.revived(pc, compile));
@@ -179,7 +179,7 @@ impl EngineExecutor {
             recorder.made(pc, len_bytes);
             bytes.iter().for_each(|bytes| recorder.translated(pc, bytes, payload.compiled(), ticket.needs_check()));
         }
-        ticket.weighs(payload.owned_bytes());
+        ticket.set_payload_bytes(payload.owned_bytes());
         match ticket.commit(entry, payload) {
             Ok(()) => Step::Dispatch,
             Err(_) => self.refused(hart),

@@ -9,7 +9,7 @@ use codewarden::code_buffer;
 use codewarden::guest_memory::BackingId;
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{Held, MappingChange, SharedMemory};
-use codewarden::{CodeCache, ForkGuard};
+use codewarden::{CacheForkGuard, CodeCache};
 
 use super::maintenance;
 use super::payload::Payload;
@@ -25,7 +25,7 @@ thread_local! {
 
 thread_local! {
     /// The guards that this thread holds while it forks.
-    static FORK: RefCell<Option<(ForkGuard<'static, Payload>, Option<code_buffer::BufferForkGuard<'static>>)>> =
+    static FORK: RefCell<Option<(CacheForkGuard<'static, Payload>, Option<code_buffer::BufferForkGuard<'static>>)>> =
         const { RefCell::new(None) };
 }
 

@@ -114,14 +114,14 @@ pub fn sent_info(number: u32, code: i32, pid: u32, uid: u32) -> [u8; SIGINFO_BYT
 /// The most guest threads.
 const TABLE_LEN: usize = 8192;
 
-struct Entry {
-    /// Thread id, 0 in a free entry. Only the owner writes it.
+struct ThreadSlot {
+    /// Thread id, 0 in a free slot. Only the owner writes it.
     tid: AtomicU32,
     mailbox: AtomicPtr<Mailbox>,
 }
 
-static TABLE: [Entry; TABLE_LEN] =
-    [const { Entry { tid: AtomicU32::new(0), mailbox: AtomicPtr::new(core::ptr::null_mut()) } }; TABLE_LEN];
+static TABLE: [ThreadSlot; TABLE_LEN] =
+    [const { ThreadSlot { tid: AtomicU32::new(0), mailbox: AtomicPtr::new(core::ptr::null_mut()) } }; TABLE_LEN];
 
 /// The kernel's id of the calling thread. Async-signal-safe.
 pub fn thread_id() -> u32 {
@@ -129,7 +129,7 @@ pub fn thread_id() -> u32 {
     unsafe { libc::syscall(libc::SYS_gettid) as u32 }
 }
 
-fn entry_of(tid: u32) -> Option<&'static Entry> {
+fn slot_of(tid: u32) -> Option<&'static ThreadSlot> {
     TABLE.iter().cycle().skip(tid as usize % TABLE_LEN).take(TABLE_LEN).find(|e| e.tid.load(Ordering::Acquire) == tid)
 }
 
@@ -156,11 +156,11 @@ impl Registration {
 
     fn enter(&mut self) -> Result<(), Errno> {
         let tid = thread_id();
-        for entry in TABLE.iter().cycle().skip(tid as usize % TABLE_LEN).take(TABLE_LEN) {
-            // u32::MAX marks the entry as taken before its mailbox is set.
-            if entry.tid.compare_exchange(0, u32::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                entry.mailbox.store(Arc::as_ptr(&self.mailbox).cast_mut(), Ordering::Release);
-                entry.tid.store(tid, Ordering::Release);
+        for slot in TABLE.iter().cycle().skip(tid as usize % TABLE_LEN).take(TABLE_LEN) {
+            // u32::MAX marks the slot as taken before its mailbox is set.
+            if slot.tid.compare_exchange(0, u32::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                slot.mailbox.store(Arc::as_ptr(&self.mailbox).cast_mut(), Ordering::Release);
+                slot.tid.store(tid, Ordering::Release);
                 self.tid = tid;
                 return Ok(());
             }
@@ -171,7 +171,7 @@ impl Registration {
     /// In a fork's child: the parent's threads are gone and this one has a new
     /// id. Signals must be blocked.
     pub fn after_fork_child(&mut self) -> Result<(), Errno> {
-        TABLE.iter().for_each(|entry| entry.tid.store(0, Ordering::Release));
+        TABLE.iter().for_each(|slot| slot.tid.store(0, Ordering::Release));
         self.enter()
     }
 
@@ -188,8 +188,8 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        if let Some(entry) = entry_of(self.tid) {
-            entry.tid.store(0, Ordering::Release);
+        if let Some(slot) = slot_of(self.tid) {
+            slot.tid.store(0, Ordering::Release);
         }
     }
 }
@@ -223,7 +223,7 @@ extern "C" fn on_signal(number: i32, info: *const [u8; SIGINFO_BYTES], context: 
     // SAFETY: the kernel passes a valid siginfo and context, ours until return.
     let (info, context) = unsafe { (&*info, &mut *context) };
     let mask = (&raw mut context.uc_sigmask).cast::<SigSet>();
-    let Some(entry) = entry_of(thread_id()) else {
+    let Some(slot) = slot_of(thread_id()) else {
         // SAFETY: as above: the kernel's set is the first word of libc's.
         unsafe {
             *mask |= set_of(number as u32);
@@ -231,10 +231,10 @@ extern "C" fn on_signal(number: i32, info: *const [u8; SIGINFO_BYTES], context: 
         }
         return;
     };
-    // SAFETY: an entry with this thread's id holds this thread's live mailbox, and all signals are
+    // SAFETY: a slot with this thread's id holds this thread's live mailbox, and all signals are
     // blocked since the last one was noted (module head).
     unsafe {
-        let mailbox = &*entry.mailbox.load(Ordering::Acquire);
+        let mailbox = &*slot.mailbox.load(Ordering::Acquire);
         *mailbox.info.get() = *info;
         notify(mailbox, number as u32, context);
         *mask = !NEVER_BLOCKED;
@@ -285,10 +285,10 @@ extern "C" fn on_sent_fault(number: i32, info: *mut libc::siginfo_t, context: *m
     // SAFETY: the kernel's arguments, passed on by the handlers before this one.
     unsafe {
         if (*info).si_code <= 0
-            && let Some(entry) = entry_of(thread_id())
+            && let Some(slot) = slot_of(thread_id())
         {
             let bit = if number == libc::SIGSEGV { SENT_SEGV } else { SENT_BUS };
-            return notify(&*entry.mailbox.load(Ordering::Acquire), bit, &mut *context);
+            return notify(&*slot.mailbox.load(Ordering::Acquire), bit, &mut *context);
         }
         let previous = &PREVIOUS[usize::from(number == libc::SIGBUS)];
         match previous.get() {

@@ -70,7 +70,7 @@ fn hot_page(HotRow { page, writers }: &HotRow, symbols: &Symbols) -> Value {
         "symbol": name(page.page.0),
         "is_checked": page.is_checked,
         "code_hits": page.code_hits,
-        "beside_hits": page.beside_hits,
+        "data_hits": page.data_hits,
         "harvested": page.harvested,
         "kernel_hits": page.kernel_hits,
         "relapses": page.relapses,

@@ -13,7 +13,7 @@
 //! | `hottest_pages` | the pages that were written to most while something was made from them, the hottest first |
 //!
 //! A page has `page` (its first address), `symbol`, `is_checked`, the counts of writes by kind
-//! `code_hits`, `beside_hits`, `harvested` and `kernel_hits`, `relapses`, `last_byte`,
+//! `code_hits`, `data_hits`, `harvested` and `kernel_hits`, `relapses`, `last_byte`,
 //! `last_byte_symbol` and `writers`. The writers are guest stores, the most frequent first, each
 //! with `pc`, `pc_symbol`, `writes`, `last_byte` and `last_byte_symbol`. `other_writes` came from
 //! unknown stores, or from stores that are not in the list. Addresses are the guest's, as numbers;

@@ -14,7 +14,7 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
         &[
             ("faults", "write faults"),
             ("faults_code", "  at code"),
-            ("faults_beside", "  beside code, at data"),
+            ("faults_data", "  at data"),
             ("faults_by_thread", "  resolved by the handler thread, the kernel's among them"),
             ("harvests", "harvests"),
             ("pages_scanned", "  pages that they asked about"),
@@ -42,10 +42,10 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
             ("revived", "dead blocks revived, their bytes being the same again"),
             ("refused", "commits refused because a write came between"),
             ("invalidated", "blocks invalidated"),
-            ("downgraded", "blocks kept beside a write, which compare their bytes from then on"),
+            ("downgraded", "blocks on a page whose data was written, which compare their bytes from then on"),
             ("removed", "blocks that found their bytes changed when they compared them"),
             ("evicted", "blocks evicted, there being too many"),
-            ("given_up", "dead blocks that are not kept any more"),
+            ("discarded", "dead blocks that are not retained, or no longer"),
             ("freed", "blocks freed"),
         ],
     ),
@@ -125,7 +125,7 @@ impl Tracked {
             let _ = writeln!(
                 text,
                 "{:<45}{:>9}{:>9}{:>10}{:>9}",
-                "Pages written to most", "at code", "beside", "harvested", "kernel"
+                "Pages written to most", "at code", "at data", "harvested", "kernel"
             );
         }
         self.hottest.iter().for_each(|row| write_hot_page(text, row, &self.symbols));
@@ -162,7 +162,7 @@ fn duration(ns: u64) -> String {
 fn write_hot_page(text: &mut String, HotRow { page, writers }: &HotRow, symbols: &Symbols) {
     let checked = if page.is_checked { ", checked" } else { "" };
     let title = format!("  {}{checked}", place(page.page.0, symbols));
-    let hits = [page.code_hits, page.beside_hits];
+    let hits = [page.code_hits, page.data_hits];
     let _ = writeln!(text, "{title:<45}{:>9}{:>9}{:>10}{:>9}", hits[0], hits[1], page.harvested, page.kernel_hits);
     for writer in &writers.known {
         let (pc, byte) = (place(writer.pc, symbols), place(writer.last_byte, symbols));

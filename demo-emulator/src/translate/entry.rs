@@ -21,7 +21,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{LazyLock, OnceLock};
 
-use codewarden::{EntryCell, EntryStubs, FRONT_ENTRIES, FrontEntry, Link};
+use codewarden::{EntryCell, EntryStubs, FRONT_SLOTS, FrontSlot, Link};
 use libc::{c_int, siginfo_t, ucontext_t};
 
 use super::fault_index::FaultIndex;
@@ -107,12 +107,12 @@ impl LinkSlot {
 
 // The layout of fronts and cells that compiled code relies on.
 const _: () = assert!(
-    size_of::<FrontEntry>() == 16
-        && offset_of!(FrontEntry, key) == 0
-        && offset_of!(FrontEntry, cell) == 8
+    size_of::<FrontSlot>() == 16
+        && offset_of!(FrontSlot, key) == 0
+        && offset_of!(FrontSlot, cell) == 8
         && offset_of!(LinkSlot, cell) == 0
         && size_of::<EntryCell>() == size_of::<usize>()
-        && FRONT_ENTRIES.is_power_of_two()
+        && FRONT_SLOTS.is_power_of_two()
 );
 
 global_asm!(

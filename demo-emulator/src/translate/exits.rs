@@ -1,6 +1,6 @@
 //! The exits of a block: jumps to other blocks, and returns to the dispatcher.
 
-use codewarden::FRONT_ENTRIES;
+use codewarden::FRONT_SLOTS;
 use cranelift_codegen::ir::{self, AbiParam, InstBuilder, Signature, Value, types};
 use cranelift_codegen::isa::CallConv;
 
@@ -88,16 +88,16 @@ impl Emitter<'_> {
         self.jump_through(cell, slot);
     }
 
-    /// Goes to the front's entry for `target`. Registers are in the hart.
+    /// Goes through the front's slot for `target`. Registers are in the hart.
     fn exit_indirect(&mut self, target: Value) {
         self.builder.ins().store(HOST, target, self.hart, field::PC);
         self.poll();
         let (hit, miss) = (self.builder.create_block(), self.builder.create_block());
         self.builder.set_cold_block(miss);
         let front = self.builder.ins().load(types::I64, HOST, self.hart, field::FRONT);
-        // `Key::front_index`; entries have 16 bytes.
+        // `Key::front_index`; slots have 16 bytes.
         let row = self.builder.ins().ishl_imm_u(target, 3);
-        let row = self.builder.ins().band_imm_u(row, (FRONT_ENTRIES as i64 - 1) << 4);
+        let row = self.builder.ins().band_imm_u(row, (FRONT_SLOTS as i64 - 1) << 4);
         let row = self.builder.ins().iadd(front, row);
         let pc = self.builder.ins().load(types::I64, HOST, row, 0);
         let same = self.builder.ins().icmp(ir::condcodes::IntCC::Equal, pc, target);

@@ -14,7 +14,7 @@
 //!   a block is one store to its cell and reaches every link. An unlinked slot leads to a cell
 //!   whose code returns with the slot's address in `hart.exit_slot`.
 //! - An **indirect jump** probes the hart's own direct-mapped
-//!   front of the code cache ([`codewarden::FrontEntry`], its keys guest pcs).
+//!   front of the code cache ([`codewarden::FrontSlot`], its keys guest pcs).
 //! - A backward or indirect jump **polls** `hart.exit_request` first.
 //! - A **fault** of a guest access is a host SIGSEGV or SIGBUS. If an inline check refuses an
 //!   instruction (an address beyond the window, a misaligned atomic, a rounding mode that does not

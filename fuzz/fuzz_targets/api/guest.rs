@@ -302,7 +302,7 @@ impl Guest {
                 self.memory[area].read(offset, &mut byte).expect("inside");
                 self.oracle.claimed(source, place(area, offset), &byte);
                 if Self::says_its_bytes(*key) {
-                    ticket.made_from(guest(area, offset), &byte).expect("a claimed page");
+                    ticket.add_source(guest(area, offset), &byte).expect("a claimed page");
                 }
             }
             Err(BeginError::Busy(busy)) => assert!(is_held || self.stores >= HOT_FAULTS, "{busy:?}"),
@@ -314,7 +314,7 @@ impl Guest {
         if which < self.tickets.len() {
             let entry = 2 * self.next() as usize;
             let (key, mut ticket, source) = self.tickets.swap_remove(which);
-            ticket.weighs(PAYLOAD_BYTES);
+            ticket.set_payload_bytes(PAYLOAD_BYTES);
             let (has_check, needs_check) = (Self::has_check(key), ticket.needs_check());
             let made = if has_check { Entry::with_check(entry, entry + 1) } else { Entry::plain(entry) };
             match ticket.commit(made, self.payload.clone()) {
@@ -325,7 +325,7 @@ impl Guest {
         }
     }
 
-    /// Uses a former block again, if there is one; otherwise the ticket stays.
+    /// Uses a retained block again, if there is one; otherwise the ticket stays.
     pub fn revive(&mut self, which: usize) {
         if which < self.tickets.len() {
             let (key, ticket, source) = self.tickets.swap_remove(which);
@@ -393,8 +393,8 @@ impl Guest {
         self.oracle.removed(key);
     }
 
-    pub fn set_limit(&mut self, live_bytes: usize, former_bytes: usize) {
-        self.limit = MemoryLimit { live_bytes, former_bytes };
+    pub fn set_limit(&mut self, live_bytes: usize, retained_bytes: usize) {
+        self.limit = MemoryLimit { live_bytes, retained_bytes };
         self.cache.set_limit(self.limit);
         self.oracle.set_evicts(live_bytes < ROOM_FOR_ALL_BYTES);
     }
@@ -428,7 +428,7 @@ impl Guest {
     pub fn check(&mut self) {
         let footprint = self.cache.footprint();
         assert!(footprint.live.bytes() <= self.limit.live_bytes || footprint.live.blocks == 1, "{footprint:?}");
-        assert!(footprint.former.bytes() <= self.limit.former_bytes, "{footprint:?}");
+        assert!(footprint.retained.bytes() <= self.limit.retained_bytes, "{footprint:?}");
         for key in 0..KEYS {
             let mut pin = self.vcpu.pin();
             let found = pin.lookup(Key::new(key as u64));

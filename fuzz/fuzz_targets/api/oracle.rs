@@ -134,7 +134,7 @@ impl Oracle {
         self.made_reachable(key, code, source, is_reachable);
     }
 
-    /// A former block was made reachable again, or a write prevented it.
+    /// A retained block was made reachable again, or a write prevented it.
     pub fn revived(&mut self, key: usize, source: Source, is_reachable: bool) {
         self.made_reachable(key, None, source, is_reachable);
     }
@@ -163,7 +163,7 @@ impl Oracle {
         others.filter_map(|(_, block)| block.as_mut()).for_each(|block| block.may_be_evicted = true);
     }
 
-    /// Blocks were given up by hand: each may be gone, the newest too.
+    /// Blocks were evicted by hand: each may be gone, the newest too.
     pub fn gave_up(&mut self) {
         self.blocks.iter_mut().flatten().for_each(|block| block.may_be_evicted = true);
     }

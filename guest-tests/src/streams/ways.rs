@@ -72,7 +72,7 @@ impl Way {
         let cache = self.engine.cache();
         cache.tracker().remove_region(GuestAddr(ALL.start)).expect("the region");
         // A block must not be revived for another program.
-        cache.set_limit(MemoryLimit { live_bytes: 0, former_bytes: 0 });
+        cache.set_limit(MemoryLimit { live_bytes: 0, retained_bytes: 0 });
         cache.set_limit(MemoryLimit::of_bytes(CODE_LIMIT_BYTES));
     }
 

@@ -56,7 +56,7 @@ impl BufferForkGuard<'_> {
     /// this: there is nothing to return to.
     ///
     /// An allocation that the child drops before this call is not free afterwards: its memory was
-    /// the parent's. So call this before [`after_fork_child`](crate::ForkGuard::after_fork_child)
+    /// the parent's. So call this before [`after_fork_child`](crate::CacheForkGuard::after_fork_child)
     /// of a cache.
     ///
     /// # Errors

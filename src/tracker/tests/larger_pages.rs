@@ -21,7 +21,7 @@ struct Counting;
 #[derive(Default)]
 struct Told {
     written: AtomicU32,
-    beside: AtomicU32,
+    data_written: AtomicU32,
 }
 
 // SAFETY: one addition each.
@@ -32,8 +32,8 @@ unsafe impl PageObserver for Counting {
         told.written.fetch_add(1, Relaxed);
     }
 
-    fn beside(&self, told: &Told, _: &PageWrite) {
-        told.beside.fetch_add(1, Relaxed);
+    fn data_written(&self, told: &Told, _: &PageWrite) {
+        told.data_written.fetch_add(1, Relaxed);
     }
 }
 
@@ -77,6 +77,6 @@ fn a_tracker_of_larger_pages() {
         let other = begin(3);
         other.add_code(0..1);
         store(3 * bytes + bytes / 64);
-        assert_eq!((other.data().written.load(Relaxed), other.data().beside.load(Relaxed)), (0, 1), "{mode}");
+        assert_eq!((other.data().written.load(Relaxed), other.data().data_written.load(Relaxed)), (0, 1), "{mode}");
     }
 }

@@ -158,13 +158,13 @@ fn indirect_jumps_go_by_the_front() {
     assert_eq!(bench.enter(&mut hart, jump.entry()), ExitReason::IndirectMiss);
     assert_eq!((hart.pc, hart.x[5]), (0x9002, CODE + 4), "target from the old value, its low bit cleared");
 
-    bench.front[Key::new(0x9002).front_index()] = FrontEntry { key: 0x9002, cell: as_cell(&cell) };
+    bench.front[Key::new(0x9002).front_index()] = FrontSlot { key: 0x9002, cell: as_cell(&cell) };
     (hart.x[5], hart.pc) = (0x9000, CODE);
     assert_eq!(bench.enter(&mut hart, jump.entry()), ExitReason::Unlinked);
     assert_eq!(hart.x[10], 9);
 
     // Another address of the same row.
-    hart.x[5] = 0x9000 + 2 * FRONT_ENTRIES as u64;
+    hart.x[5] = 0x9000 + 2 * FRONT_SLOTS as u64;
     assert_eq!(Key::new(hart.x[5] + 2).front_index(), Key::new(0x9002).front_index());
     assert_eq!(bench.enter(&mut hart, jump.entry()), ExitReason::IndirectMiss);
 

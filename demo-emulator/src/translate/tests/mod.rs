@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use codewarden::code_buffer::CodeBuffer;
-use codewarden::{EntryCell, FRONT_ENTRIES, FrontEntry};
+use codewarden::{EntryCell, FRONT_SLOTS, FrontSlot};
 
 use super::*;
 use crate::hart::Hart;
@@ -35,14 +35,14 @@ const CODE: u64 = 0x4000;
 
 const NOP: Inst = Inst { op: Op::Addi, rd: 0, rs1: 0, rs2: 0, rs3: 0, rm: 0, len: 4, imm: 0 };
 
-const EMPTY: FrontEntry = FrontEntry { key: u64::MAX, cell: ptr::null() };
+const EMPTY: FrontSlot = FrontSlot { key: u64::MAX, cell: ptr::null() };
 
 /// A guest with some memory, and a translator for it.
 struct Bench {
     window: Window,
     space: Arc<CodeSpace>,
     translator: Translator,
-    front: Box<[FrontEntry]>,
+    front: Box<[FrontSlot]>,
 }
 
 impl Bench {
@@ -52,7 +52,7 @@ impl Bench {
         map(&window, READ_ONLY, 1, libc::PROT_READ);
         let space = CodeSpace::new(window, CodeBuffer::new(code_bytes).unwrap()).unwrap();
         let translator = Translator::new(Arc::clone(&space));
-        Self { window, space, translator, front: vec![EMPTY; FRONT_ENTRIES].into() }
+        Self { window, space, translator, front: vec![EMPTY; FRONT_SLOTS].into() }
     }
 
     /// A hart at the start of the code, with this bench's front.

@@ -19,8 +19,8 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 
-use super::Key;
-use super::cells::{ADDRESS_BITS, CellPtr};
+use super::slab::{ADDRESS_BITS, CellPtr};
+use crate::code_cache::key::Key;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Slots of an empty table.
@@ -197,10 +197,10 @@ impl Array {
         Self(Slots { first, shift: u64::BITS - len.ilog2() })
     }
 
-    /// Large enough for `kept` cells and at least as many new ones.
-    pub(super) fn for_cells(kept: usize, capacity: usize) -> Self {
+    /// Large enough for `cells` cells and at least as many new ones.
+    pub(super) fn for_cells(cells: usize, capacity: usize) -> Self {
         let mut len = FIRST_SLOTS;
-        while len * 5 < kept * 16 || len * 5 < capacity * 2 {
+        while len * 5 < cells * 16 || len * 5 < capacity * 2 {
             len *= 2;
         }
         Self::new(len)

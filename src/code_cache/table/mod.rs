@@ -1,5 +1,5 @@
 //! From a key to its entry cell: a hash table that is read without a lock. Readers read an array of
-//! slots ([`super::slots`]).
+//! slots ([`slots`]).
 //!
 //! # Sweeps
 //!
@@ -30,14 +30,19 @@
 //! pin or the commit lock.
 #![allow(unsafe_code)]
 
-use super::cells::{Cell, CellPtr, CellRef, Cells};
-use super::slots::{Array, Slots};
-use super::{Key, Payload};
-use crate::block::EntryStubs;
-use crate::sync::{Arc, AtomicPtr, AtomicU64, Ordering};
+mod cells;
+mod link;
+mod slab;
+mod slots;
 
-/// The key of cells that are not in the table: not a valid key.
-pub(super) const NO_KEY: u64 = u64::MAX;
+pub(super) use cells::{CellRef, Cells};
+pub use link::Link;
+use slab::{Cell, CellPtr};
+use slots::{Array, Slots};
+
+use super::entry::{EntryCell, EntryStubs};
+use super::key::Key;
+use crate::sync::{Arc, AtomicPtr, AtomicU64, Ordering};
 
 /// The array that a new one replaced, and the swept cells, to be retired.
 pub(crate) struct Swept {
@@ -52,16 +57,16 @@ pub(crate) struct Table {
     slots: AtomicPtr<AtomicU64>,
     /// How often cells were swept.
     sweeps: AtomicU64,
-    /// The cell of no key, which leads nowhere.
-    nobody: Arc<Cell>,
+    /// A cell of no key, which always leads to the dead stub.
+    dead_cell: Arc<Cell>,
 }
 
 impl Table {
     pub(super) fn new(stubs: EntryStubs) -> Self {
         let slots = AtomicPtr::new(Array::for_cells(0, 0).into_packed());
         // Fronts point to it, so it is not a box: a box would be the only way to it.
-        let nobody = Arc::new(Cell::new(stubs));
-        Self { slots, sweeps: AtomicU64::new(0), nobody }
+        let dead_cell = Arc::new(Cell::new(stubs));
+        Self { slots, sweeps: AtomicU64::new(0), dead_cell }
     }
 
     #[inline]
@@ -76,15 +81,15 @@ impl Table {
     ///
     /// Under a pin or the commit lock, which is kept for `'a`.
     #[inline]
-    pub(super) unsafe fn get<'a>(&self, key: Key) -> Option<&'a Cell> {
+    pub(super) unsafe fn get<'a>(&self, key: Key) -> Option<&'a EntryCell> {
         // SAFETY: by this function's contract; the cells of an array live as long as it may be
         // read.
-        unsafe { self.slots().find(key).map(|cell| cell.as_ref()) }
+        unsafe { self.slots().find(key).map(|cell| &cell.as_ref().entry) }
     }
 
-    /// A cell that is of no key and leads to the dead stub.
-    pub(super) fn nobody(&self) -> &Cell {
-        &self.nobody
+    /// A cell of no key, which always leads to the dead stub. It stays as long as the table.
+    pub(super) fn dead_cell(&self) -> &EntryCell {
+        &self.dead_cell.entry
     }
 
     /// The number of sweeps. A reader that sees a number sees the array of that sweep.
@@ -94,12 +99,12 @@ impl Table {
     }
 
     /// Memory of the array, in bytes.
-    pub(super) fn bytes<P: Payload>(&self, _: &Cells<P>) -> usize {
+    pub(super) fn bytes(&self, _: &Cells) -> usize {
         self.slots().len() * size_of::<AtomicU64>()
     }
 
     /// The cell of `key`, under the lock of `cells`.
-    pub(super) fn cell<'a, P: Payload>(&self, cells: &'a Cells<P>, key: Key) -> Option<CellRef<'a, P>> {
+    pub(super) fn cell<'a>(&self, cells: &'a Cells, key: Key) -> Option<CellRef<'a>> {
         // SAFETY: a caller with the cells holds their lock.
         let cell = unsafe { self.slots().find(key) }?;
         // SAFETY: in the table.
@@ -108,12 +113,12 @@ impl Table {
 
     /// The cell of `key`, made if there is none, and the array that had to be replaced for it, if
     /// any. `key` is not `u64::MAX`.
-    pub(super) fn cell_or_new<'a, P: Payload>(
+    pub(super) fn cell_or_new<'a>(
         &self,
-        cells: &'a mut Cells<P>,
+        cells: &'a mut Cells,
         key: Key,
         stubs: EntryStubs,
-    ) -> (CellRef<'a, P>, Option<Swept>) {
+    ) -> (CellRef<'a>, Option<Swept>) {
         // SAFETY: a caller with the cells holds their lock.
         if let Some(cell) = unsafe { self.slots().find(key) } {
             // SAFETY: in the table.
@@ -127,7 +132,7 @@ impl Table {
         (unsafe { cells.at(cell) }, swept)
     }
 
-    fn sweep<P: Payload>(&self, cells: &mut Cells<P>) -> Swept {
+    fn sweep(&self, cells: &mut Cells) -> Swept {
         let swept = cells.sweep();
         let new = Array::for_cells(cells.in_table(), cells.capacity());
         // SAFETY: our own array.
@@ -151,8 +156,8 @@ impl Drop for Table {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::cells::Link;
     use super::*;
+    use crate::code_cache::key::NO_KEY;
 
     const STUBS: EntryStubs = EntryStubs::NOT_CODE;
 
@@ -161,7 +166,7 @@ mod tests {
 
     struct Fixture {
         table: Table,
-        cells: Cells<()>,
+        cells: Cells,
     }
 
     impl Fixture {
@@ -171,7 +176,7 @@ mod tests {
 
         /// A link to the cell of `key`; swept cells are given back at once.
         fn link(&mut self, key: u64) -> Link {
-            let (cell, swept) = self.table.cell_or_new(&mut self.cells, Key(key), STUBS);
+            let (cell, swept) = self.table.cell_or_new(&mut self.cells, Key::new(key), STUBS);
             let link = cell.link();
             if let Some(swept) = swept {
                 self.cells.give_back(swept.cells);
@@ -179,9 +184,9 @@ mod tests {
             link
         }
 
-        fn address(&self, key: u64) -> Option<*const Cell> {
+        fn address(&self, key: u64) -> Option<*const EntryCell> {
             // SAFETY: the only thread.
-            unsafe { self.table.get(Key(key)) }.map(std::ptr::from_ref)
+            unsafe { self.table.get(Key::new(key)) }.map(std::ptr::from_ref)
         }
     }
 
@@ -191,18 +196,18 @@ mod tests {
         let links: Vec<_> = (0..KEYS).map(|i| (i << 12, fixture.link(i << 12))).collect();
         assert_eq!(fixture.cells.in_table() as u64, KEYS);
         for (key, link) in &links {
-            assert_eq!(fixture.address(*key), Some(std::ptr::from_ref(link.cell()).cast()));
+            assert_eq!(fixture.address(*key), Some(std::ptr::from_ref(link.cell())));
         }
         assert_eq!(fixture.address(1), None);
         assert_eq!(fixture.table.sweeps(), 0);
     }
 
     #[test]
-    fn cells_that_nobody_needs_are_used_again() {
+    fn cells_without_a_link_are_used_again() {
         let mut fixture = Fixture::new();
-        let kept = fixture.link(1);
-        let clone = kept.clone();
-        drop(kept);
+        let first = fixture.link(1);
+        let clone = first.clone();
+        drop(first);
         let mut most_bytes = 0;
         for key in 2..20 * KEYS {
             drop(fixture.link(key));
@@ -210,7 +215,7 @@ mod tests {
         }
         assert!(fixture.table.sweeps() > 0);
         assert!(most_bytes < 256 << 10, "{most_bytes} bytes for one cell that is needed");
-        assert_eq!(fixture.address(1), Some(std::ptr::from_ref(clone.cell()).cast()));
+        assert_eq!(fixture.address(1), Some(std::ptr::from_ref(clone.cell())));
     }
 
     #[test]
@@ -224,7 +229,7 @@ mod tests {
         }
         assert!(fixture.cells.bytes() * 2 < most_bytes, "{} of {most_bytes} bytes", fixture.cells.bytes());
         for (key, link) in links.iter().enumerate() {
-            assert_eq!(fixture.address(key as u64), Some(std::ptr::from_ref(link.cell()).cast()));
+            assert_eq!(fixture.address(key as u64), Some(std::ptr::from_ref(link.cell())));
         }
     }
 
@@ -239,6 +244,6 @@ mod tests {
     #[test]
     fn no_key_has_no_cell() {
         let fixture = Fixture::new();
-        assert!(fixture.table.cell(&fixture.cells, Key(NO_KEY)).is_none());
+        assert!(fixture.table.cell(&fixture.cells, Key::new(NO_KEY)).is_none());
     }
 }

@@ -39,8 +39,8 @@ use crate::sys::errno::this_thread;
 /// With this much garbage, a collection asks long pins to end.
 const ASK_TO_LEAVE_ITEMS: usize = 256;
 
-/// The capacity for garbage that is never given back.
-const KEPT_PLACES: usize = 256;
+/// The capacity for garbage that is never freed.
+const MIN_CAPACITY: usize = 256;
 
 /// A participant's word: 0 while not pinned, else twice its epoch plus 1.
 #[derive(Debug)]
@@ -158,14 +158,14 @@ impl<G> Epoch<G> {
         garbage.push_back((epoch, item));
     }
 
-    /// Items that wait.
-    pub(crate) fn waiting(&self) -> usize {
+    /// The number of items that are not free yet.
+    pub(crate) fn garbage_items(&self) -> usize {
         lock(&self.garbage).len()
     }
 
     /// Advances if it can, and hands out the items that no thread can reach any more.
     pub(crate) fn collect(&self) -> Vec<G> {
-        if self.waiting() == 0 {
+        if self.garbage_items() == 0 {
             return Vec::new();
         }
         let _ = self.try_advance() && self.try_advance();
@@ -174,16 +174,16 @@ impl<G> Epoch<G> {
         let free = garbage.iter().take_while(|(of, _)| of + 2 <= epoch).count();
         let items = garbage.drain(..free).map(|(_, item)| item).collect();
         // One long pin must not leave a large buffer behind for ever.
-        if garbage.capacity() > 4 * garbage.len().max(KEPT_PLACES) {
-            let places = 2 * garbage.len().max(KEPT_PLACES);
+        if garbage.capacity() > 4 * garbage.len().max(MIN_CAPACITY) {
+            let places = 2 * garbage.len().max(MIN_CAPACITY);
             garbage.shrink_to(places);
         }
         items
     }
 
-    /// Whether so many items wait, after a collection, that long pins have to end.
+    /// Whether so many items are left after a collection that long pins have to end.
     pub(crate) fn is_held_back(&self) -> bool {
-        self.waiting() >= ASK_TO_LEAVE_ITEMS
+        self.garbage_items() >= ASK_TO_LEAVE_ITEMS
     }
 
     /// Hands out all garbage: no visitor is left to reach it.
@@ -262,9 +262,9 @@ impl<G> Epoch<G> {
 
     /// Waits until no thread is inside the domain's locks. No thread gets in until the guard
     /// is dropped.
-    pub(crate) fn before_fork(&self) -> ForkGuard<'_, G> {
+    pub(crate) fn before_fork(&self) -> EpochForkGuard<'_, G> {
         let _asking = lock(&self.asking);
-        ForkGuard {
+        EpochForkGuard {
             walkers: &self.walkers,
             _asking,
             participants: lock(&self.participants),
@@ -275,7 +275,7 @@ impl<G> Epoch<G> {
 }
 
 /// A domain that stands still over a `fork`.
-pub(crate) struct ForkGuard<'a, G> {
+pub(crate) struct EpochForkGuard<'a, G> {
     walkers: &'a [AtomicUsize; 3],
     _asking: MutexGuard<'a, ()>,
     participants: MutexGuard<'a, Vec<Arc<Participant>>>,
@@ -284,7 +284,7 @@ pub(crate) struct ForkGuard<'a, G> {
     left: Vec<Arc<Participant>>,
 }
 
-impl<G> Drop for ForkGuard<'_, G> {
+impl<G> Drop for EpochForkGuard<'_, G> {
     fn drop(&mut self) {
         let has_left =
             |participant: &mut Arc<Participant>| participant.has_left.load(core::sync::atomic::Ordering::Relaxed);
@@ -292,7 +292,7 @@ impl<G> Drop for ForkGuard<'_, G> {
     }
 }
 
-impl<G> ForkGuard<'_, G> {
+impl<G> EpochForkGuard<'_, G> {
     /// In the child only the calling thread lives. No walker exists, and no other thread is
     /// pinned; the calling thread's own pins stay.
     pub(crate) fn after_fork_child(self) {
@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_long_pin_leaves_no_places_behind() {
-        const ITEMS: usize = if cfg!(miri) { 6 * KEPT_PLACES } else { 100_000 };
+        const ITEMS: usize = if cfg!(miri) { 6 * MIN_CAPACITY } else { 100_000 };
         let epoch = domain();
         let vcpu = epoch.join(Box::new(|| {}));
         let places = || lock(&epoch.garbage).capacity();
@@ -352,7 +352,7 @@ mod tests {
         assert!(places() >= ITEMS);
         epoch.unpin(&vcpu);
         assert_eq!(epoch.collect().len(), ITEMS);
-        assert!(places() <= 4 * KEPT_PLACES, "{}", places());
+        assert!(places() <= 4 * MIN_CAPACITY, "{}", places());
     }
 
     #[test]
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_that_panics_leaves_nobody_unasked() {
+    fn a_hook_that_panics_does_not_end_the_asking() {
         use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
         use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -429,7 +429,7 @@ mod tests {
 
     /// The parent's other threads, which do not exist in the child, were inside.
     #[test]
-    fn a_forks_child_waits_for_nobody() {
+    fn a_forks_child_does_not_wait() {
         let epoch = domain();
         let vcpu = epoch.join(Box::new(|| {}));
         std::thread::scope(|scope| scope.spawn(|| epoch.pin(&vcpu)).join().unwrap());
@@ -441,7 +441,7 @@ mod tests {
 
     /// The forking thread exists in the child, with everything that it can reach.
     #[test]
-    fn what_the_forking_thread_pinned_outlives_the_fork() {
+    fn a_pin_of_the_forking_thread_outlives_the_fork() {
         let epoch = domain();
         let [own, others] = [(); 2].map(|()| epoch.join(Box::new(|| {})));
         epoch.pin(&own);
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_pinned_does_not_wait_for_itself() {
+    fn a_pinned_thread_does_not_wait_for_itself() {
         let epoch = std::sync::Arc::new(domain());
         let [own, other] = [(); 2].map(|()| epoch.join(Box::new(|| {})));
         // A thread of its own, so that the test ends if it waits for ever.
@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gone_do_not_hold_anything_back() {
+    fn a_participant_that_left_holds_nothing_back() {
         let epoch = domain();
         let vcpu = epoch.join(Box::new(|| {}));
         epoch.pin(&vcpu);

@@ -1,20 +1,20 @@
 //! The last writes that hit translated pages: the thread and the address of each.
 //!
-//! Fault handlers fill a ring of fixed size: no lock, no allocation, the oldest entry overwritten.
+//! Fault handlers fill a ring of fixed size: no lock, no allocation, the oldest write overwritten.
 //! It is information for people; no correctness depends on it. It stands outside the protocol: its
 //! atomics are the processor's under model checkers too.
 //!
-//! # An entry's sequence
+//! # A slot's sequence
 //!
 //! | value       | meaning                                |
 //! |-------------|----------------------------------------|
 //! | 0           | never written                          |
-//! | `2 * n + 1` | the `n`-th write is being entered      |
+//! | `2 * n + 1` | the `n`-th write is being recorded      |
 //! | `2 * n + 2` | the `n`-th write is here               |
 //!
 //! A writer that finds an odd sequence, or the sequence of a later write, drops its own write. This
-//! needs a writer that stopped for a whole round of the ring: too rare to handle. A reader takes an
-//! entry if the sequence is even and the same before and after.
+//! needs a writer that stopped for a whole round of the ring: too rare to handle. A reader takes a
+//! write if the sequence is even and the same before and after.
 
 use core::sync::atomic::{AtomicU64, Ordering, fence as memory_fence};
 
@@ -22,7 +22,7 @@ use crate::addr::{GuestAddr, HostAddr};
 use crate::tracker::{Cause, PageWrite};
 
 /// Writes that are retained.
-const ENTRIES: usize = if cfg!(miri) { 32 } else { 256 };
+const RING_SLOTS: usize = if cfg!(miri) { 32 } else { 256 };
 
 /// A write that hit a page with translated code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +39,9 @@ pub struct RecentWrite {
     pub killed: u64,
 }
 
+/// A place for one write.
 #[derive(Debug, Default)]
-struct Entry {
+struct RingSlot {
     sequence: AtomicU64,
     page: AtomicU64,
     /// [`pack`]s of kind, thread id and number of blocks.
@@ -54,12 +55,12 @@ struct Entry {
 #[derive(Debug)]
 pub(crate) struct Journal {
     next: AtomicU64,
-    entries: Box<[Entry]>,
+    slots: Box<[RingSlot]>,
 }
 
 impl Journal {
     pub(crate) fn new() -> Self {
-        Self { next: AtomicU64::new(0), entries: (0..ENTRIES).map(|_| Entry::default()).collect() }
+        Self { next: AtomicU64::new(0), slots: (0..RING_SLOTS).map(|_| RingSlot::default()).collect() }
     }
 
     /// The number of writes so far.
@@ -70,10 +71,10 @@ impl Journal {
     /// Async-signal-safe.
     pub(crate) fn record(&self, write: &PageWrite, killed: u64) {
         let number = self.next.fetch_add(1, Ordering::AcqRel);
-        let Some(entry) = self.entries.get(number as usize % ENTRIES) else { return };
-        let (old, new) = (entry.sequence.load(Ordering::Relaxed), 2 * number + 1);
+        let Some(slot) = self.slots.get(number as usize % RING_SLOTS) else { return };
+        let (old, new) = (slot.sequence.load(Ordering::Relaxed), 2 * number + 1);
         let taken = old & 1 != 0 || old > new;
-        if taken || entry.sequence.compare_exchange(old, new, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        if taken || slot.sequence.compare_exchange(old, new, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return;
         }
         // A reader that sees one of the values below sees the odd sequence.
@@ -86,30 +87,30 @@ impl Journal {
             Cause::Cooled => (Kind::Cooled, 0, 0, 0),
             Cause::Lost => (Kind::Lost, 0, 0, 0),
         };
-        entry.page.store(write.page.0, Ordering::Relaxed);
-        entry.byte.store(byte, Ordering::Relaxed);
-        entry.pc.store(pc, Ordering::Relaxed);
-        entry.detail.store(pack(kind, tid, killed), Ordering::Relaxed);
-        entry.sequence.store(new + 1, Ordering::Release);
+        slot.page.store(write.page.0, Ordering::Relaxed);
+        slot.byte.store(byte, Ordering::Relaxed);
+        slot.pc.store(pc, Ordering::Relaxed);
+        slot.detail.store(pack(kind, tid, killed), Ordering::Relaxed);
+        slot.sequence.store(new + 1, Ordering::Release);
     }
 
     /// The retained writes from the `since`-th on, in order.
     pub(crate) fn since(&self, since: u64) -> Vec<RecentWrite> {
         let end = self.count();
-        let start = since.max(end.saturating_sub(ENTRIES as u64));
+        let start = since.max(end.saturating_sub(RING_SLOTS as u64));
         (start..end).filter_map(|number| self.read(number)).collect()
     }
 
     fn read(&self, number: u64) -> Option<RecentWrite> {
-        let entry = self.entries.get(number as usize % ENTRIES)?;
+        let slot = self.slots.get(number as usize % RING_SLOTS)?;
         let expected = 2 * number + 2;
-        if entry.sequence.load(Ordering::Acquire) != expected {
+        if slot.sequence.load(Ordering::Acquire) != expected {
             return None;
         }
-        let (page, byte) = (entry.page.load(Ordering::Relaxed), entry.byte.load(Ordering::Relaxed));
-        let (pc, detail) = (entry.pc.load(Ordering::Relaxed), entry.detail.load(Ordering::Relaxed));
+        let (page, byte) = (slot.page.load(Ordering::Relaxed), slot.byte.load(Ordering::Relaxed));
+        let (pc, detail) = (slot.pc.load(Ordering::Relaxed), slot.detail.load(Ordering::Relaxed));
         memory_fence(Ordering::Acquire);
-        if entry.sequence.load(Ordering::Relaxed) != expected {
+        if slot.sequence.load(Ordering::Relaxed) != expected {
             return None;
         }
         let cause = match Kind::of(detail) {
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_entered_is_read_in_order() {
+    fn recorded_writes_are_read_in_order() {
         let journal = Journal::new();
         assert_eq!(journal.since(0), []);
         let others = [Cause::Harvest, Cause::Announced, Cause::Lost, Cause::Ahead, Cause::Cooled];
@@ -193,17 +194,17 @@ mod tests {
     #[test]
     fn the_oldest_are_overwritten() {
         let journal = Journal::new();
-        let count = ENTRIES as u64 + 10;
+        let count = RING_SLOTS as u64 + 10;
         for byte in 0..count {
             journal.record(&store(byte), 1);
         }
         let read = journal.since(0);
-        assert_eq!(read.len(), ENTRIES);
+        assert_eq!(read.len(), RING_SLOTS);
         assert!(read.iter().map(|write| write.sequence).eq(10..count));
     }
 
     #[test]
-    fn entries_of_racing_writers_are_whole() {
+    fn writes_of_racing_threads_are_whole() {
         const WRITES: u64 = if cfg!(miri) { 300 } else { 20_000 };
         let journal = Journal::new();
         std::thread::scope(|scope| {

@@ -15,7 +15,7 @@ use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
 use codewarden::tracker::BeginError;
-use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, MemoryLimit, StaleFlag, Ticket, Weight};
+use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, MemoryLimit, MemoryUse, StaleFlag, Ticket};
 use support::{Fixture, GUEST, PAGES, in_modes, page_bytes, region, tracking_modes};
 
 /// Runs `test` in every mode but `none`, over anonymous and memfd memory.
@@ -33,7 +33,7 @@ fn ticket(guest: &Fixture, key: u64, start: u64, len: usize) -> Ticket<u32> {
     }
     let mut bytes = vec![0; len];
     guest.memory.read((start - GUEST) as usize, &mut bytes).unwrap();
-    ticket.made_from(GuestAddr(start), &bytes).unwrap();
+    ticket.add_source(GuestAddr(start), &bytes).unwrap();
     ticket
 }
 
@@ -72,7 +72,7 @@ fn a_block_whose_bytes_come_back_is_used_again() {
             assert!(!revive(guest, key, start, len - 1), "another block");
             assert!(!revive(guest, key + 1, start, len), "another key");
             let mut other = self::ticket(guest, key, start, len);
-            other.made_with(1);
+            other.set_options(1);
             assert!(other.revive().unwrap().is_some(), "other options");
             assert!(revive(guest, key, start, len));
             assert_eq!((guest.lookup(key), flag(stale)), (Some(0x1000), StaleFlag::VALID));
@@ -90,7 +90,7 @@ fn two_versions_that_take_turns_are_translated_once_each() {
     in_every_mode(|guest| {
         let (key, at) = (7, GUEST + 0x3010);
         for round in 0..20 {
-            // Beside it, so that no byte faults often.
+            // A data write, so that no byte faults often.
             guest.store(at + 64 + round, 1);
             guest.store(at, round as u8 % 2);
             guest.announce();
@@ -116,7 +116,7 @@ fn a_write_before_a_revival_refuses_it() {
         guest.announce();
         assert_eq!(ticket.revive().err(), Some(CommitError::Written));
         assert_eq!(guest.lookup(key), None);
-        assert!(revive(guest, key, at, 4), "it was kept all the same");
+        assert!(revive(guest, key, at, 4), "it was retained all the same");
         assert_eq!(guest.lookup(key), Some(0x1000));
         assert!(revive(guest, key, at, 4), "it is reachable");
         assert_eq!(guest.cache.stats().revived, 1);
@@ -151,7 +151,7 @@ fn the_last_block_of_a_key_ends_the_one_before() {
         ticket(guest, key, at, 8).commit(0x1001, 0).unwrap();
         assert_eq!((guest.lookup(key), flag(stale)), (Some(0x1001), StaleFlag::DEAD));
         let footprint = guest.cache.footprint();
-        assert_eq!((footprint.live.blocks, footprint.former.blocks), (1, 1), "only one of a key lives");
+        assert_eq!((footprint.live.blocks, footprint.retained.blocks), (1, 1), "only one of a key lives");
         // Even if the first one was removed by hand.
         guest.cache.remove(Key::new(key));
         assert_eq!(guest.lookup(key), None);
@@ -173,27 +173,27 @@ fn what_is_kept_of_dead_blocks_has_a_bound() {
     // SAFETY: the memory outlives the cache.
     unsafe { cache.tracker().add_region(region(0, &memory, Mode::Mprotect)) }.unwrap();
     let payload = Arc::new(());
-    let kept = || Arc::strong_count(&payload) - 1;
+    let retained = || Arc::strong_count(&payload) - 1;
     let remove_another = |key| {
         let mut ticket = cache.begin(Key::new(key));
         ticket.claim(GuestAddr(0)).unwrap();
-        ticket.made_from(GuestAddr(key), &[0]).unwrap();
+        ticket.add_source(GuestAddr(key), &[0]).unwrap();
         ticket.commit(0x1000, payload.clone()).unwrap();
         cache.remove(Key::new(key));
     };
     remove_another(0);
-    let former_bytes = 10 * cache.footprint().former.bytes();
-    cache.set_limit(MemoryLimit { former_bytes, ..MemoryLimit::default() });
+    let retained_bytes = 10 * cache.footprint().retained.bytes();
+    cache.set_limit(MemoryLimit { retained_bytes, ..MemoryLimit::default() });
     (1..30).for_each(remove_another);
     cache.collect();
-    assert_eq!(kept(), 10);
+    assert_eq!(retained(), 10);
     let footprint = cache.footprint();
-    assert_eq!((footprint.former.bytes(), footprint.former.blocks), (former_bytes, 10));
-    cache.set_limit(MemoryLimit { former_bytes: 0, ..MemoryLimit::default() });
-    assert_eq!(kept(), 0);
+    assert_eq!((footprint.retained.bytes(), footprint.retained.blocks), (retained_bytes, 10));
+    cache.set_limit(MemoryLimit { retained_bytes: 0, ..MemoryLimit::default() });
+    assert_eq!(retained(), 0);
     let footprint = cache.footprint();
-    assert_eq!([footprint.live, footprint.former, footprint.waiting], [Weight::default(); 3]);
-    assert_eq!(cache.stats().given_up, 30);
+    assert_eq!([footprint.live, footprint.retained, footprint.garbage], [MemoryUse::default(); 3]);
+    assert_eq!(cache.stats().discarded, 30);
     drop(cache);
 }
 
@@ -201,11 +201,11 @@ fn what_is_kept_of_dead_blocks_has_a_bound() {
 fn what_a_block_is_made_from_was_claimed() {
     let guest = Fixture::new(Mode::Mprotect, GuestMemory::anonymous(PAGES * page_bytes()).unwrap());
     let mut ticket = guest.cache.begin(Key::new(1));
-    assert!(ticket.made_from(GuestAddr(GUEST), &[0]).is_err());
+    assert!(ticket.add_source(GuestAddr(GUEST), &[0]).is_err());
     ticket.claim(GuestAddr(GUEST)).unwrap();
-    ticket.made_from(GuestAddr(GUEST + 0xffc), &[0; 4]).unwrap();
-    assert!(ticket.made_from(GuestAddr(GUEST + 0xffd), &[0; 4]).is_err());
-    assert!(ticket.made_from(GuestAddr(u64::MAX), &[0; 4]).is_err());
+    ticket.add_source(GuestAddr(GUEST + 0xffc), &[0; 4]).unwrap();
+    assert!(ticket.add_source(GuestAddr(GUEST + 0xffd), &[0; 4]).is_err());
+    assert!(ticket.add_source(GuestAddr(u64::MAX), &[0; 4]).is_err());
     assert!(!ticket.needs_check());
     assert_eq!(ticket.commit(Entry::with_check(5, 5), 0), Err(CommitError::NotClaimed));
     let mut ticket = guest.cache.begin(Key::new(1));

@@ -1,0 +1,273 @@
+//! How a block dies, or comes to compare its bytes.
+//!
+//! A commit stores `pending` in the entry cell ([`super::entry`]), enters the block in the list of
+//! every page that it lies on, fences, asks for the generations, and exchanges `pending` for the
+//! entry. A thread that learned of a write has moved the generation. It then fences and walks the
+//! page's list. It kills each block with a cell that holds one of its entries or `pending`. One of
+//! the two threads sees the other. A kill takes `pending` away, so a commit that lost cannot
+//! publish.
+//!
+//! # A write to data on the block's page
+//!
+//! A write that hit none of a block's bytes leaves the block and makes its page writable. From then
+//! on the block compares its bytes each time it is entered. The walk exchanges the plain entry for
+//! the checked one (a **downgrade**). Nothing exchanges it back; a later block may have a plain
+//! entry again. A commit that is under way is killed, since it may still publish the plain entry.
+//! Both steps exchange the content that was found in the cell, so a downgrade never brings back an
+//! entry that a kill took away.
+//!
+//! # The order of cell, flag and mark
+//!
+//! Every caller changes the cell first and then the stale flag, even if it finds either changed: it
+//! may have overtaken the thread that made the change, and its own store is about to retire. The
+//! mark that the *record* is dead comes last. So a caller that finds the mark knows that cell and
+//! flag are done, and the record goes to the dead stack once, however often it is found.
+//!
+//! # Safety
+//!
+//! Dead blocks reach the translators through a stack that only grows until it is taken whole. A
+//! block on it is not freed before it was taken.
+#![allow(unsafe_code)]
+
+use std::ptr::{self, NonNull};
+
+use super::entry::{Entry, EntryCell, EntryStubs};
+use super::stale_flag::StaleFlag;
+use crate::sync::{AtomicBool, AtomicPtr, Ordering, Rule, left_out};
+
+/// The part of a block that the stack needs.
+pub(crate) trait Record: Sized {
+    fn life(&self) -> &Life<Self>;
+}
+
+/// The ways to a block, for threads that enter it and threads that are inside.
+#[derive(Clone, Copy)]
+pub(crate) struct Reach<'a> {
+    pub(crate) cell: &'a EntryCell,
+    /// The flag, if emitted code polls one.
+    pub(crate) flag: Option<&'a StaleFlag>,
+    pub(crate) entry: Entry,
+    pub(crate) stubs: EntryStubs,
+}
+
+impl Reach<'_> {
+    fn kill_flag(&self) {
+        if let Some(flag) = self.flag {
+            flag.kill();
+        }
+    }
+
+    /// Returns whether it was valid until now.
+    fn downgrade_flag(&self, to: u8) -> bool {
+        self.flag.is_some_and(|flag| flag.downgrade(to))
+    }
+
+    /// Loads the words that a kill will change, to bring them near. The result has no
+    /// meaning.
+    pub(crate) fn prefetch(&self) -> usize {
+        let flag = self.flag.map_or(0, StaleFlag::prefetch);
+        self.cell.prefetch() ^ usize::from(flag)
+    }
+}
+
+/// The result of a downgrade.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Downgrade {
+    /// From now on it is entered by its comparison.
+    Checked,
+    /// It was checked before, or is dead.
+    Nothing,
+    /// It had to die, and this call killed it.
+    Killed,
+}
+
+/// The part of a block's record that a handler may change.
+pub(crate) struct Life<B> {
+    /// Cell and flag are done, and the block was handed over.
+    dead: AtomicBool,
+    next_dead: AtomicPtr<B>,
+}
+
+impl<B> Life<B> {
+    pub(crate) fn new() -> Self {
+        Self { dead: AtomicBool::new(false), next_dead: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// Makes the block unreachable. Returns whether this call killed it: then hand the block
+    /// over. Async-signal-safe.
+    pub(crate) fn kill(&self, reach: Reach<'_>) -> bool {
+        if left_out(Rule::KillCellFirst) && self.dead.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        reach.cell.kill(reach.stubs, reach.entry);
+        reach.kill_flag();
+        left_out(Rule::KillCellFirst) || !self.dead.swap(true, Ordering::AcqRel)
+    }
+
+    /// Makes sure that the block is entered by its comparison or not at all. Tells threads
+    /// that are inside by `flag`. Async-signal-safe.
+    pub(crate) fn downgrade(&self, reach: Reach<'_>, flag: u8) -> Downgrade {
+        let killed = || if self.kill(reach) { Downgrade::Killed } else { Downgrade::Nothing };
+        let Entry { plain, checked: Some(checked) } = reach.entry else { return killed() };
+        if left_out(Rule::DowngradeCellFirst) && !reach.downgrade_flag(flag) {
+            return Downgrade::Nothing;
+        }
+        let found = reach.cell.downgrade(plain, checked);
+        if found == reach.stubs.pending && !left_out(Rule::DowngradeKillsPending) {
+            return killed();
+        }
+        // Even if the cell was right already: the thread that changed it may not have
+        // reached the flag yet.
+        reach.downgrade_flag(flag);
+        if found == plain { Downgrade::Checked } else { Downgrade::Nothing }
+    }
+}
+
+/// Dead blocks that no translator has handled yet.
+pub(crate) struct DeadStack<B> {
+    top: AtomicPtr<B>,
+}
+
+// SAFETY: it owns nothing; its pointers are handed over whole.
+unsafe impl<B: Send + Sync> Send for DeadStack<B> {}
+// SAFETY: as above.
+unsafe impl<B: Send + Sync> Sync for DeadStack<B> {}
+
+impl<B> DeadStack<B> {
+    pub(crate) fn new() -> Self {
+        Self { top: AtomicPtr::new(ptr::null_mut()) }
+    }
+}
+
+impl<B: Record> DeadStack<B> {
+    /// Hands a dead block over. Call it once for each block. Async-signal-safe.
+    pub(crate) fn push(&self, block: &B) {
+        let this = ptr::from_ref(block).cast_mut();
+        let mut top = self.top.load(Ordering::Relaxed);
+        loop {
+            block.life().next_dead.store(top, Ordering::Relaxed);
+            match self.top.compare_exchange_weak(top, this, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => top = now,
+            }
+        }
+    }
+
+    /// Takes all.
+    ///
+    /// # Safety
+    ///
+    /// Under the commit lock; every block that was pushed still lives.
+    pub(crate) unsafe fn take_all(&self) -> Vec<NonNull<B>> {
+        let mut blocks = Vec::new();
+        if self.top.load(Ordering::Relaxed).is_null() {
+            return blocks;
+        }
+        let mut next = self.top.swap(ptr::null_mut(), Ordering::Acquire);
+        while let Some(block) = NonNull::new(next) {
+            // SAFETY: by this function's contract.
+            let life = unsafe { block.as_ref() }.life();
+            next = life.next_dead.load(Ordering::Relaxed);
+            blocks.push(block);
+        }
+        blocks
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const STUBS: EntryStubs = EntryStubs::NOT_CODE;
+
+    struct Fake {
+        life: Life<Fake>,
+        cell: EntryCell,
+        flag: StaleFlag,
+        entry: Entry,
+    }
+
+    impl Fake {
+        /// A block whose commit is under way.
+        fn pending(entry: Entry) -> Self {
+            let cell = EntryCell::new(STUBS);
+            cell.begin(STUBS);
+            Self { life: Life::new(), cell, flag: StaleFlag::new(), entry }
+        }
+
+        fn valid(entry: Entry) -> Self {
+            let block = Self::pending(entry);
+            block.flag.publish(StaleFlag::VALID);
+            assert!(block.cell.publish(STUBS, 10));
+            block
+        }
+
+        fn reach(&self) -> Reach<'_> {
+            Reach { cell: &self.cell, flag: Some(&self.flag), entry: self.entry, stubs: STUBS }
+        }
+
+        fn kill(&self) -> bool {
+            self.life.kill(self.reach())
+        }
+
+        fn downgrade(&self) -> Downgrade {
+            self.life.downgrade(self.reach(), StaleFlag::CHECKED)
+        }
+
+        /// The content of the cell, and the flag.
+        fn state(&self) -> (usize, u8) {
+            (self.cell.load(), self.flag.load())
+        }
+    }
+
+    impl Record for Fake {
+        fn life(&self) -> &Life<Self> {
+            &self.life
+        }
+    }
+
+    #[test]
+    fn a_write_beside_a_block_leaves_it_its_checked_entry() {
+        let block = Fake::valid(Entry::with_check(10, 11));
+        assert_eq!(block.downgrade(), Downgrade::Checked);
+        assert_eq!(block.state(), (11, StaleFlag::CHECKED));
+        assert_eq!(block.downgrade(), Downgrade::Nothing);
+        assert_eq!(block.state(), (11, StaleFlag::CHECKED));
+        assert!(block.kill());
+        assert_eq!(block.state(), (STUBS.dead, StaleFlag::DEAD));
+    }
+
+    #[test]
+    fn a_block_without_a_checked_entry_dies_of_it() {
+        let block = Fake::valid(Entry::plain(10));
+        assert_eq!(block.downgrade(), Downgrade::Killed);
+        assert_eq!(block.state(), (STUBS.dead, StaleFlag::DEAD));
+        assert_eq!(block.downgrade(), Downgrade::Nothing);
+    }
+
+    #[test]
+    fn a_commit_that_is_under_way_dies_of_it() {
+        let block = Fake::pending(Entry::with_check(10, 11));
+        assert_eq!(block.downgrade(), Downgrade::Killed);
+        assert!(!block.cell.publish(STUBS, 10));
+        assert_eq!(block.state(), (STUBS.dead, StaleFlag::DEAD));
+    }
+
+    #[test]
+    fn the_dead_stay_dead_and_are_handed_over_once() {
+        let block = Fake::valid(Entry::with_check(10, 11));
+        assert!(block.kill());
+        assert!(!block.kill());
+        assert_eq!(block.downgrade(), Downgrade::Nothing);
+        assert_eq!(block.state(), (STUBS.dead, StaleFlag::DEAD));
+    }
+
+    #[test]
+    fn a_downgrade_leaves_the_block_of_another_record_alone() {
+        let block = Fake::valid(Entry::with_check(20, 21));
+        assert_eq!(block.downgrade(), Downgrade::Nothing);
+        assert_eq!(block.cell.load(), 10);
+        block.kill();
+        assert_eq!(block.cell.load(), 10);
+    }
+}

@@ -1,0 +1,75 @@
+//! Links, which keep entry cells.
+//!
+//! # Safety
+//!
+//! A link keeps its cell's slab.
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::ptr;
+
+use super::slab::{CellPtr, ColdWords, Slab};
+use crate::code_cache::entry::EntryCell;
+use crate::sync::{Arc, Ordering};
+
+/// Leads to the present and future blocks of one key. Emitted code that jumps to the address in
+/// [`Link::cell`] enters the valid block, or the stub if there is none.
+///
+/// The cell stays as long as there is a link to it, even after the cache is gone. A holder of the
+/// cell's address must hold a link. A block whose code jumps through a cell keeps the link in its
+/// payload, which is dropped when no vCPU can be in that code any more.
+pub struct Link {
+    cell: CellPtr,
+    slab: Arc<Slab>,
+}
+
+impl Link {
+    /// One more link to `cell`.
+    ///
+    /// # Safety
+    ///
+    /// `cell` is one of `slab`. For the first link to it, under the commit lock.
+    pub(super) unsafe fn new(cell: CellPtr, slab: &Arc<Slab>) -> Self {
+        let link = Self { cell, slab: slab.clone() };
+        link.cold().links.fetch_add(1, Ordering::Relaxed);
+        link
+    }
+
+    /// The cell to jump through. While there is a link to the key, every link to it has the same
+    /// cell.
+    pub fn cell(&self) -> &EntryCell {
+        // SAFETY: of the slab that the link keeps.
+        &unsafe { self.cell.as_ref() }.entry
+    }
+
+    fn cold(&self) -> &ColdWords {
+        // SAFETY: as above.
+        unsafe { self.cell.cold() }
+    }
+
+    /// `block` is reaped: it is no longer the last one. Under the commit lock.
+    pub(crate) fn leave(&self, block: *const ()) {
+        if ptr::eq(self.cold().block.load(Ordering::Relaxed), block) {
+            self.cold().block.store(ptr::null_mut(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Clone for Link {
+    fn clone(&self) -> Self {
+        // SAFETY: as this one.
+        unsafe { Self::new(self.cell, &self.slab) }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.cold().links.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("cell", self.cell()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,218 @@
+//! Entry cells in slabs.
+//!
+//! Every lookup may read two words of a cell: the entry and its key. The commit lock guards a few
+//! more words. They lie in two arrays, so that four cells share a cache line, and a lookup that
+//! found its cell touches that line only.
+//!
+//! # Addresses
+//!
+//! The table keeps 48 bits of a cell's address, and its provenance is exposed. Linux gives a
+//! process no memory above them unless a call names a higher address (x86-64 with five levels of
+//! page tables, aarch64 with 52 bits), and the allocator gives the slabs. An allocator that puts a
+//! tag into the top byte of its pointers (HWASan, memory tagging) cannot be used: the first slab
+//! panics.
+//!
+//! # Safety
+//!
+//! A slab is aligned to its size: the address of a cell gives its slab's head. A slab is freed when
+//! it has no cell in use and no link, or with the cache and the last link into it.
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::mem::offset_of;
+use std::ptr::{self, NonNull};
+
+use crate::code_cache::entry::{EntryCell, EntryStubs};
+use crate::code_cache::key::NO_KEY;
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+
+/// Cells of a slab: as many as fit into 32 KiB, without the cold words.
+#[cfg(not(any(loom, miri)))]
+pub(super) const SLAB_CELLS: usize = (32_768 - 32) / size_of::<Cell>();
+#[cfg(loom)]
+pub(super) const SLAB_CELLS: usize = 4;
+#[cfg(miri)]
+pub(super) const SLAB_CELLS: usize = 30;
+
+/// Bits of an address that the table can keep.
+pub(super) const ADDRESS_BITS: u32 = 48;
+
+/// Whether the table can keep `address`.
+fn fits(address: usize) -> bool {
+    address as u64 >> ADDRESS_BITS == 0
+}
+
+/// The words that a lookup reads, in one cache line.
+#[repr(C, align(16))]
+pub(crate) struct Cell {
+    /// First: the address of the cell is that of the entry cell.
+    pub(crate) entry: EntryCell,
+    /// [`NO_KEY`] while it is not in the table.
+    pub(super) key: AtomicU64,
+}
+
+impl Cell {
+    pub(super) fn new(stubs: EntryStubs) -> Self {
+        Self { entry: EntryCell::new(stubs), key: AtomicU64::new(NO_KEY) }
+    }
+
+    /// The key that it is for. Call it only for a cell found under a pin or the commit lock: until
+    /// that ends, the cell is not used for another key.
+    #[inline]
+    pub(super) fn key(&self) -> u64 {
+        self.key.load(Ordering::Relaxed)
+    }
+}
+
+/// The words of a cell that a lookup does not read. The commit lock guards them, except for the
+/// count.
+pub(super) struct ColdWords {
+    /// The block that was committed last, until it was reaped.
+    pub(super) block: AtomicPtr<()>,
+    /// Links to the cell. Clones and drops change it under no lock; the first one
+    /// is made under the commit lock.
+    pub(super) links: AtomicUsize,
+    /// Whether a block was ever committed.
+    pub(super) used: AtomicBool,
+    /// The plain entries of blocks that a walker may be about to downgrade, a bit for each: see
+    /// [`CellRef::is_clear_of`](super::cells::CellRef::is_clear_of).
+    pub(super) downgradable: AtomicU64,
+}
+
+impl ColdWords {
+    fn new() -> Self {
+        Self {
+            block: AtomicPtr::new(ptr::null_mut()),
+            links: AtomicUsize::new(0),
+            used: AtomicBool::new(false),
+            downgradable: AtomicU64::new(0),
+        }
+    }
+}
+
+#[repr(C)]
+pub(super) struct Body {
+    /// Its number among the slabs of its cache.
+    pub(super) place: usize,
+    cells: [Cell; SLAB_CELLS],
+    cold: Box<[ColdWords]>,
+}
+
+/// Memory for [`SLAB_CELLS`] cells.
+pub(crate) struct Slab(NonNull<Body>);
+
+// SAFETY: it contains atomics and a number that does not change.
+unsafe impl Send for Slab {}
+// SAFETY: as above.
+unsafe impl Sync for Slab {}
+
+impl Slab {
+    pub(super) const LAYOUT: Layout = {
+        let bytes = size_of::<Body>().next_power_of_two();
+        match Layout::from_size_align(bytes, bytes) {
+            Ok(layout) => layout,
+            Err(_) => panic!("a power of two"),
+        }
+    };
+
+    pub(super) fn new(place: usize, stubs: EntryStubs) -> Self {
+        // SAFETY: the layout is not empty.
+        let memory = unsafe { alloc(Self::LAYOUT) }.cast::<Body>();
+        let Some(body) = NonNull::new(memory) else { handle_alloc_error(Self::LAYOUT) };
+        assert!(
+            fits(body.addr().get()),
+            "the allocator gave {body:p}: entry cells need addresses of {ADDRESS_BITS} bits, without a tag"
+        );
+        // SAFETY: just allocated, big enough and aligned; each field is written
+        // once.
+        unsafe {
+            (&raw mut (*memory).place).write(place);
+            (&raw mut (*memory).cold).write((0..SLAB_CELLS).map(|_| ColdWords::new()).collect());
+            for at in 0..SLAB_CELLS {
+                (&raw mut (*memory).cells[at]).write(Cell::new(stubs));
+            }
+        }
+        Self(body)
+    }
+
+    /// Its cells. Each address also gives access to the cell's [`ColdWords`].
+    pub(super) fn cells(&self) -> impl Iterator<Item = CellPtr> {
+        // SAFETY: inside the slab.
+        (0..SLAB_CELLS).map(|at| CellPtr(unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).cells[at]) }))
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        // SAFETY: from `new`; no thread uses it any more.
+        unsafe {
+            ptr::drop_in_place(self.0.as_ptr());
+            dealloc(self.0.as_ptr().cast(), Self::LAYOUT);
+        }
+    }
+}
+
+/// A cell by its address, which may be dangling.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct CellPtr(NonNull<Cell>);
+
+// SAFETY: an address.
+unsafe impl Send for CellPtr {}
+// SAFETY: as above.
+unsafe impl Sync for CellPtr {}
+
+impl CellPtr {
+    /// For a word of the table. [`CellPtr::from_bits`] is the inverse.
+    pub(super) fn to_bits(self) -> u64 {
+        self.0.as_ptr().expose_provenance() as u64
+    }
+
+    /// # Safety
+    ///
+    /// `bits` are from [`CellPtr::to_bits`].
+    #[inline]
+    pub(super) unsafe fn from_bits(bits: u64) -> Self {
+        // SAFETY: not null, as it came from one that was not.
+        Self(unsafe { NonNull::new_unchecked(ptr::with_exposed_provenance_mut(bits as usize)) })
+    }
+
+    /// # Safety
+    ///
+    /// The cell's slab lives for `'a`.
+    #[inline]
+    pub(crate) unsafe fn as_ref<'a>(self) -> &'a Cell {
+        // SAFETY: by this function's contract.
+        unsafe { self.0.as_ref() }
+    }
+
+    pub(super) fn head(self) -> NonNull<Body> {
+        let offset = self.0.addr().get() & (Slab::LAYOUT.align() - 1);
+        // SAFETY: slabs are aligned to their size, which has the cell in it.
+        unsafe { self.0.byte_sub(offset) }.cast()
+    }
+
+    /// # Safety
+    ///
+    /// The cell is one of a slab that lives for `'a`.
+    pub(super) unsafe fn cold<'a>(self) -> &'a ColdWords {
+        let head = self.head();
+        let at = (self.0.addr().get() - head.addr().get() - offset_of!(Body, cells)) / size_of::<Cell>();
+        // SAFETY: by this function's contract; the field does not change.
+        unsafe { &(&(*head.as_ptr()).cold)[at] }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_and_high_addresses_do_not_fit() {
+        for good in [0x1000, 0x7fff_ffff_8000, 0xffff_ffff_8000] {
+            assert!(fits(good), "{good:x}");
+        }
+        for refused in [0x0b00_7fff_ffff_8000, 1 << ADDRESS_BITS, 1 << 56, 1 << 62] {
+            assert!(!fits(refused), "{refused:x}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! A translation: code, and the guest bytes that it was made from.
+
+use std::ops::Range;
+
+use smallvec::SmallVec;
+
+use super::entry::Entry;
+use super::key::Payload;
+use super::limit::MemoryUse;
+use super::stale_flag::StaleFlag;
+use crate::addr::GuestAddr;
+use crate::sync::Arc;
+
+/// The guest bytes that a block was made from.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub(super) struct Source {
+    /// In the order of translation; neighbours are joined.
+    pieces: SmallVec<[Range<u64>; 1]>,
+    /// The bytes of all pieces.
+    bytes: Vec<u8>,
+}
+
+impl Source {
+    /// Adds `bytes` at `start`. A piece up to the last byte of the guest's space ends at 0.
+    pub(super) fn add(&mut self, start: GuestAddr, bytes: &[u8]) {
+        let end = start.0.wrapping_add(bytes.len() as u64);
+        match self.pieces.last_mut() {
+            Some(last) if last.end == start.0 => last.end = end,
+            _ => self.pieces.push(start.0..end),
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Its size on the heap, in bytes.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let spilled = if self.pieces.spilled() { self.pieces.capacity() } else { 0 };
+        spilled * size_of::<Range<u64>>() + self.bytes.capacity()
+    }
+}
+
+/// Code that was made from guest bytes. Records and the list of retained translations share it. The
+/// last of these owners goes through the epoch, so that no vCPU is inside the code when it is dropped.
+pub(super) struct Translation<P: Payload> {
+    pub(super) entry: Entry,
+    /// Present if emitted code has its address.
+    pub(super) flag: Option<Arc<StaleFlag>>,
+    /// The guest bytes that it was made from, if the translator declared them.
+    pub(super) source: Option<Source>,
+    /// The number from `Ticket::set_options`.
+    pub(super) options: u64,
+    /// The declared size of the payload.
+    pub(super) payload_bytes: usize,
+    /// Only to be dropped.
+    pub(super) _payload: P,
+}
+
+impl<P: Payload> Translation<P> {
+    /// The memory that it takes, without any record.
+    pub(super) fn memory_use(&self) -> MemoryUse {
+        // Each allocation has the two counts of an `Arc`.
+        let arc_bytes = |bytes: usize| bytes.next_multiple_of(align_of::<usize>()) + 2 * size_of::<usize>();
+        let flag_bytes = self.flag.as_ref().map_or(0, |_| arc_bytes(size_of::<StaleFlag>()));
+        let shared_bytes = arc_bytes(size_of::<Self>()) + flag_bytes;
+        let source_bytes = self.source.as_ref().map_or(0, Source::heap_bytes);
+        MemoryUse { blocks: 1, payload_bytes: self.payload_bytes, record_bytes: shared_bytes + source_bytes }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_that_are_neighbours_are_one() {
+        let [mut whole, mut parts, mut apart] = [Source::default(), Source::default(), Source::default()];
+        whole.add(GuestAddr(8), &[1, 2, 3]);
+        parts.add(GuestAddr(8), &[1]);
+        parts.add(GuestAddr(9), &[2, 3]);
+        apart.add(GuestAddr(8), &[1]);
+        apart.add(GuestAddr(10), &[2, 3]);
+        assert_eq!(whole, parts);
+        assert_ne!(whole, apart);
+    }
+}
