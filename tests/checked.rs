@@ -144,7 +144,7 @@ fn a_store_to_a_block_kills_all_on_its_page() {
 }
 
 #[test]
-fn every_byte_is_the_block_s_where_it_does_not_say() {
+fn without_a_source_every_byte_of_the_page_counts() {
     for mode in synchronous_modes() {
         let guest = Guest::new(mode);
         guest.block(KEY + 1, 0, BOTH);
@@ -210,7 +210,7 @@ fn a_block_is_used_again_by_its_checked_entry() {
 /// A store to the block's bytes through another view is not reported on a checked page. The
 /// block's checked entry and the rule for stores cover it.
 #[test]
-fn bytes_that_are_seen_elsewhere_make_every_store_one_to_look_at() {
+fn a_block_with_shared_bytes_leaves_after_any_store() {
     for mode in synchronous_modes() {
         let guest = Guest::new(mode);
         let other = guest.memory.another_view().unwrap();

@@ -167,7 +167,7 @@ fn the_last_block_of_a_key_ends_the_one_before() {
 }
 
 #[test]
-fn what_is_kept_of_dead_blocks_has_a_bound() {
+fn retained_blocks_have_a_bound() {
     let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
     let cache = CodeCache::<Arc<()>>::new(EntryStubs::NOT_CODE).unwrap();
     // SAFETY: the memory outlives the cache.
@@ -198,7 +198,7 @@ fn what_is_kept_of_dead_blocks_has_a_bound() {
 }
 
 #[test]
-fn what_a_block_is_made_from_was_claimed() {
+fn the_source_of_a_block_was_claimed() {
     let guest = Fixture::new(Mode::Mprotect, GuestMemory::anonymous(PAGES * page_bytes()).unwrap());
     let mut ticket = guest.cache.begin(Key::new(1));
     assert!(ticket.add_source(GuestAddr(GUEST), &[0]).is_err());
@@ -214,7 +214,7 @@ fn what_a_block_is_made_from_was_claimed() {
 }
 
 #[test]
-fn nobody_knows_when_to_use_a_block_again_that_says_nothing_of_its_bytes() {
+fn a_block_without_source_is_not_revived() {
     in_every_mode(|guest| {
         guest.translate(GUEST, &[GUEST]).unwrap();
         guest.cache.remove(Key::new(GUEST));

@@ -87,7 +87,7 @@ fn a_ticket_reads_and_its_block_dies_of_a_store_to_any_byte() {
 
 /// A retained block is found by the bytes that a ticket read.
 #[test]
-fn what_was_read_is_what_the_block_is_made_from() {
+fn the_bytes_that_were_read_are_the_source() {
     for mode in modes::tracking_modes() {
         let guest = Guest::new(mode);
         let pc = GUEST + 16;

@@ -1,7 +1,7 @@
 //! Random programs through the engine: the interpreter, tier 0 and compiled blocks
 //! must leave the same registers, flags, reservation and memory behind.
 //!
-//! Each program overwrites the one before it, so that old translations must be given up too, and
+//! Each program overwrites the one before it, so that old translations must be discarded too, and
 //! starts at another place in its page. One in eight runs often enough for the engine to compile it
 //! by itself.
 //!

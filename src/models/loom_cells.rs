@@ -121,7 +121,7 @@ fn no_swept_cell_stays_in_a_front() {
 }
 
 #[test]
-fn no_cell_is_swept_that_somebody_needs() {
+fn no_cell_with_a_link_is_swept() {
     holds(3, a_link_a_commit_and_a_sweep);
 }
 

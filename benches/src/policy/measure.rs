@@ -214,7 +214,7 @@ fn slower(one: Took, other: Took) -> Took {
 }
 
 /// Checks that the baseline is one: one fault for each operation, and all operations
-/// translated but a few. The few had their commit refused, because a block came at a former
+/// translated but a few. The few had their commit refused, because a block came at an earlier
 /// one's address while another thread's handler, inside, had lost its processor. With tracking
 /// off there is none.
 fn check(row: Row, side: Side, sample: &Sample) {
