@@ -82,8 +82,8 @@
 //!                           └─▶ revive ─▶ valid ◀──── the same bytes ────────┘
 //! ```
 //!
-//! A write to its bytes kills a block, and so does eviction. A write to data beside them
-//! leaves it reachable, checked. A write between claim and commit makes the library refuse the commit. A dead
+//! A write to its bytes kills a block, and so does eviction. A write to data beside them leaves it
+//! reachable, checked. A write between claim and commit makes the library refuse the commit. A dead
 //! block is freed when no vCPU can be inside it.
 //!
 //! 1. Claim every page of the block: [`Ticket::claim`].

@@ -16,8 +16,8 @@
  *   1. cw_cache_begin() a ticket, cw_ticket_claim() every page of the block. CW_BUSY:
  *      interpret, and come back.
  *   2. Read the guest's bytes, each once, and only after the claim. Name the bytes that
- *      the block is made from, cw_ticket_add_source(), and ask whether a retained block of the
- *      same bytes can be used again, cw_ticket_revive(). If not, translate.
+ *      the block is made from, cw_ticket_add_source(), and ask whether a retained block
+ *      of the same bytes can be used again, cw_ticket_revive(). If not, translate.
  *   3. cw_ticket_commit(): the block is reachable, or CW_WRITTEN: a write came.
  *   4. cw_lookup() and run it under a vCPU's pin.
  *   5. Report the writes that the kernel cannot report: cw_cache_sync() and the functions

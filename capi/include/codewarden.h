@@ -16,8 +16,8 @@
  *   1. cw_cache_begin() a ticket, cw_ticket_claim() every page of the block. CW_BUSY:
  *      interpret, and come back.
  *   2. Read the guest's bytes, each once, and only after the claim. Name the bytes that
- *      the block is made from, cw_ticket_add_source(), and ask whether a retained block of the
- *      same bytes can be used again, cw_ticket_revive(). If not, translate.
+ *      the block is made from, cw_ticket_add_source(), and ask whether a retained block
+ *      of the same bytes can be used again, cw_ticket_revive(). If not, translate.
  *   3. cw_ticket_commit(): the block is reachable, or CW_WRITTEN: a write came.
  *   4. cw_lookup() and run it under a vCPU's pin.
  *   5. Report the writes that the kernel cannot report: cw_cache_sync() and the functions
@@ -290,14 +290,16 @@ cw_status cw_cache_wait_for_vcpus(const cw_cache *cache);
 /// retained for cw_ticket_revive() (4 MiB). Each commit evicts the oldest blocks beyond
 /// the limit; the block that was committed last stays.
 ///
-/// Three things count: the bytes declared by cw_ticket_set_payload_bytes(), the allocations that
-/// blocks keep (cw_ticket_keep_allocation()), and the cache's own records.
+/// Three things count: the bytes declared by cw_ticket_set_payload_bytes(), the
+/// allocations that blocks keep (cw_ticket_keep_allocation()), and the cache's own
+/// records.
 cw_status cw_cache_set_limit(const cw_cache *cache,
                              size_t live_bytes,
                              size_t retained_bytes);
 
 /// Discards blocks with payload_bytes of payloads, the oldest first, and all blocks if
-/// there are not as many bytes: for a code buffer that answers CW_FULL. SIZE_MAX discards all.
+/// there are not as many bytes: for a code buffer that answers CW_FULL. SIZE_MAX
+/// discards all.
 ///
 /// Call it while your own vCPU is not pinned, and try the allocation again. If another
 /// vCPU may be inside a block, it is asked to leave, and the block is freed when it has
@@ -501,7 +503,7 @@ void cw_link_free(cw_link *link);
  *     cw_cache_begin(cache, pc, &ticket);
  *     cw_ticket_claim(ticket, pc, NULL);                    // protects the page
  *     ... read the guest's bytes, each once, translate ...
- *     cw_ticket_add_source(ticket, pc, bytes, len);          // the bytes that it is made from
+ *     cw_ticket_add_source(ticket, pc, bytes, len);         // the bytes that it is made from
  *     cw_ticket_commit(ticket, entry, 0, payload, destroy); // reachable, or CW_WRITTEN
  *     cw_ticket_free(ticket);                               // in any case
  *
@@ -559,9 +561,10 @@ cw_status cw_ticket_claim(cw_ticket *ticket, uint64_t guest, const void **host_p
 /// order each time that the same code is translated. The bytes are copied: pass the
 /// bytes that you read, not the guest's memory, which may have changed.
 ///
-/// With it, a write to other bytes of the pages is a data write, which may leave the block, and the
-/// block can be revived. Without it, every byte of the pages belongs to the block. Code
-/// that depends on anything but the key and these bytes must not call it.
+/// With it, a write to other bytes of the pages is a data write, which may leave the
+/// block, and the block can be revived. Without it, every byte of the pages belongs to
+/// the block. Code that depends on anything but the key and these bytes must not call
+/// it.
 ///
 /// CW_BAD_RANGE if a page of the range was not claimed or the range wraps,
 /// CW_BAD_ARGUMENT if bytes is NULL or there are none. After any failure the ticket

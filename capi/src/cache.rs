@@ -178,8 +178,9 @@ pub unsafe extern "C" fn cw_cache_wait_for_vcpus(cache: *const cw_cache) -> cw_s
 /// retained for cw_ticket_revive() (4 MiB). Each commit evicts the oldest blocks beyond
 /// the limit; the block that was committed last stays.
 ///
-/// Three things count: the bytes declared by cw_ticket_set_payload_bytes(), the allocations that
-/// blocks keep (cw_ticket_keep_allocation()), and the cache's own records.
+/// Three things count: the bytes declared by cw_ticket_set_payload_bytes(), the
+/// allocations that blocks keep (cw_ticket_keep_allocation()), and the cache's own
+/// records.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_set_limit(
     cache: *const cw_cache,
@@ -194,7 +195,8 @@ pub unsafe extern "C" fn cw_cache_set_limit(
 }
 
 /// Discards blocks with payload_bytes of payloads, the oldest first, and all blocks if
-/// there are not as many bytes: for a code buffer that answers CW_FULL. SIZE_MAX discards all.
+/// there are not as many bytes: for a code buffer that answers CW_FULL. SIZE_MAX
+/// discards all.
 ///
 /// Call it while your own vCPU is not pinned, and try the allocation again. If another
 /// vCPU may be inside a block, it is asked to leave, and the block is freed when it has

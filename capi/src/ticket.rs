@@ -4,7 +4,7 @@
 //! cw_cache_begin(cache, pc, &ticket);
 //! cw_ticket_claim(ticket, pc, NULL);                    // protects the page
 //! ... read the guest's bytes, each once, translate ...
-//! cw_ticket_add_source(ticket, pc, bytes, len);          // the bytes that it is made from
+//! cw_ticket_add_source(ticket, pc, bytes, len);         // the bytes that it is made from
 //! cw_ticket_commit(ticket, entry, 0, payload, destroy); // reachable, or CW_WRITTEN
 //! cw_ticket_free(ticket);                               // in any case
 //! ```
@@ -151,9 +151,10 @@ pub unsafe extern "C" fn cw_ticket_claim(
 /// order each time that the same code is translated. The bytes are copied: pass the
 /// bytes that you read, not the guest's memory, which may have changed.
 ///
-/// With it, a write to other bytes of the pages is a data write, which may leave the block, and the
-/// block can be revived. Without it, every byte of the pages belongs to the block. Code
-/// that depends on anything but the key and these bytes must not call it.
+/// With it, a write to other bytes of the pages is a data write, which may leave the
+/// block, and the block can be revived. Without it, every byte of the pages belongs to
+/// the block. Code that depends on anything but the key and these bytes must not call
+/// it.
 ///
 /// CW_BAD_RANGE if a page of the range was not claimed or the range wraps,
 /// CW_BAD_ARGUMENT if bytes is NULL or there are none. After any failure the ticket

@@ -145,8 +145,8 @@ impl<P: Payload> CodeCache<P> {
 
     /// The block that was committed last behind `cell`, if it was not reaped.
     pub(super) fn newest<'a>(cell: CellRef<'a>) -> Option<&'a Block<P>> {
-        // SAFETY: a caller with a `CellRef` holds the commit lock, and drops the `CellRef` before it
-        // reaps.
+        // SAFETY: a caller with a `CellRef` holds the commit lock, and drops the `CellRef` before
+        // it reaps.
         unsafe { Block::newest(cell) }
     }
 

@@ -13,9 +13,9 @@
 //! If live blocks take more than their share, the oldest are **evicted**. An eviction kills by the
 //! same store as any kill. Like other dead blocks, an evicted one is retained with the bytes that
 //! it was made from. If it is wanted again, it is revived for the price of a comparison, and is the
-//! newest then. If it is not wanted until as much was evicted after it, it is **discarded**. A block
-//! whose bytes were not recorded cannot be revived, and is discarded at once. There is never a flush
-//! of everything.
+//! newest then. If it is not wanted until as much was evicted after it, it is **discarded**. A
+//! block whose bytes were not recorded cannot be revived, and is discarded at once. There is never
+//! a flush of everything.
 //!
 //! The block that was committed last stays within any limit, whatever its size: the thread that
 //! made it is about to run it. Blocks that vCPUs may be inside stay, beyond the limit, until the

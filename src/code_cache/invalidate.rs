@@ -1,5 +1,5 @@
-//! A page was written: the code cache's observer kills the blocks on it, or makes them compare their
-//! bytes.
+//! A page was written: the code cache's observer kills the blocks on it, or makes them compare
+//! their bytes.
 //!
 //! Fault handlers call it, so nothing here takes a lock or allocates.
 //!

@@ -3,8 +3,8 @@
 use std::ops::{AddAssign, SubAssign};
 
 /// The most memory that the translations of a [`CodeCache`](crate::CodeCache) may take, in bytes:
-/// the declared bytes of their payloads ([`Ticket::set_payload_bytes`](crate::Ticket::set_payload_bytes)) and the cache's
-/// own records.
+/// the declared bytes of their payloads
+/// ([`Ticket::set_payload_bytes`](crate::Ticket::set_payload_bytes)) and the cache's own records.
 ///
 /// Beyond it the oldest blocks are evicted: see
 /// [`CodeCache::set_limit`](crate::CodeCache::set_limit).

@@ -30,7 +30,8 @@ enum Found<P: Payload> {
 }
 
 impl<P: Payload> CodeCache<P> {
-    /// Makes a retained translation of the same bytes reachable. Returns the pages if there is none.
+    /// Makes a retained translation of the same bytes reachable. Returns the pages if there is
+    /// none.
     pub(super) fn revive(
         &self,
         key: Key,

@@ -116,8 +116,8 @@ impl<P: Payload> Ticket<P> {
     /// time that the same code is translated.
     ///
     /// With it, a write to other bytes of the pages is a data write, which may leave the block, and
-    /// the block can be revived. Without any call, every byte of its pages belongs to the block. Code that
-    /// depends on anything but the key and these bytes must not call it.
+    /// the block can be revived. Without any call, every byte of its pages belongs to the block.
+    /// Code that depends on anything but the key and these bytes must not call it.
     ///
     /// # Errors
     ///
@@ -155,9 +155,9 @@ impl<P: Payload> Ticket<P> {
     }
 
     /// Declares how many bytes of memory are free again when the payload is dropped. They count
-    /// against the cache's limit ([`CodeCache::set_limit`]). Without a declaration only a payload's
-    /// records count, except an [`Allocation`], which counts by itself. A payload
-    /// of more than 16 TiB (on 64-bit hosts) counts as 16 TiB.
+    /// against the cache's limit ([`CodeCache::set_limit`]). Without a declaration a payload counts
+    /// for nothing, except an [`Allocation`], which counts by itself. A payload of more than 16 TiB
+    /// (on 64-bit hosts) counts as 16 TiB.
     pub fn set_payload_bytes(&mut self, payload_bytes: usize) {
         self.payload_bytes = payload_bytes.min(MOST_PAYLOAD_BYTES);
     }
@@ -183,9 +183,9 @@ impl<P: Payload> Ticket<P> {
         self.pages.iter().all(|page| page.claim.is_current())
     }
 
-    /// Looks for a retained block of the same key, made from the same bytes ([`Ticket::add_source`],
-    /// called for all of them before) with the same options. Makes it reachable again, unless such
-    /// a block is reachable already.
+    /// Looks for a retained block of the same key, made from the same bytes
+    /// ([`Ticket::add_source`], called for all of them before) with the same options. Makes it
+    /// reachable again, unless such a block is reachable already.
     ///
     /// Returns `None` if such a block is reachable now: look the key up. Returns the ticket if
     /// there is none: translate, and commit.
@@ -216,7 +216,8 @@ impl<P: Payload> Ticket<P> {
     /// # Errors
     ///
     /// [`CommitError::Written`]: a write came since a page was claimed. The block cannot be
-    /// reached; `payload` was dropped or is retained. Begin again, or interpret an instruction first.
+    /// reached; `payload` was dropped or is retained. Begin again, or interpret an instruction
+    /// first.
     /// [`CommitError::NotClaimed`]: [`Ticket::add_source`] failed.
     /// [`CommitError::UnderForkGuard`]: this thread holds the guard of a fork.
     /// [`CommitError::NeedsCheck`]: [`Ticket::needs_check`] is true, and `entry` has no checked

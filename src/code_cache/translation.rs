@@ -39,7 +39,8 @@ impl Source {
 }
 
 /// Code that was made from guest bytes. Records and the list of retained translations share it. The
-/// last of these owners goes through the epoch, so that no vCPU is inside the code when it is dropped.
+/// last of these owners goes through the epoch, so that no vCPU is inside the code when it is
+/// dropped.
 pub(super) struct Translation<P: Payload> {
     pub(super) entry: Entry,
     /// Present if emitted code has its address.
