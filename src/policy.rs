@@ -53,6 +53,7 @@ impl PageHistory {
 
 /// How a page's translations are kept true.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Decision {
     /// Protect the page.
     Protect,
@@ -64,6 +65,7 @@ pub enum Decision {
 
 /// Numbers for fault handlers and for batches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Limits {
     /// The most pages that one fault opens, if faults move from each page to the next. 1: never
     /// ahead.
@@ -73,6 +75,36 @@ pub struct Limits {
     /// Whether a data write makes its page checked. Otherwise every block
     /// on the page dies.
     pub checks_on_data_write: bool,
+}
+
+impl Limits {
+    /// The same with at most `pages` opened by one fault.
+    #[must_use]
+    pub const fn with_open_ahead(mut self, pages: usize) -> Self {
+        self.open_ahead_pages = pages;
+        self
+    }
+
+    /// The same with at most `pages` protected by one system call.
+    #[must_use]
+    pub const fn with_protect_batch(mut self, pages: usize) -> Self {
+        self.protect_batch_pages = pages;
+        self
+    }
+
+    /// The same, with pages that become checked or without them.
+    #[must_use]
+    pub const fn with_checks_on_data_write(mut self, checks_on_data_write: bool) -> Self {
+        self.checks_on_data_write = checks_on_data_write;
+        self
+    }
+}
+
+impl Default for Limits {
+    /// One page at a time, never checked.
+    fn default() -> Self {
+        Self { open_ahead_pages: 1, protect_batch_pages: 1, checks_on_data_write: false }
+    }
 }
 
 /// Chooses how each page's translations are kept true.
@@ -177,7 +209,7 @@ impl Policy for Plain {
     }
 
     fn limits(&self) -> Limits {
-        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_on_data_write: false }
+        Limits::default()
     }
 }
 

@@ -9,8 +9,8 @@ use codewarden::policy::{Adaptive, Plain};
 use codewarden::protection::Probe;
 use codewarden::tracker::{BeginError, Held, MappingChange, PageClaim, PageDataRef, PageGeneration, Tracker};
 use codewarden::{
-    CodeCache, CommitError, Entry, EntryCell, Footprint, Histograms, Key, Link, RecentWrite, StaleFlag, Stats, Ticket,
-    TranslateError, VCpu,
+    Busy, CodeCache, CommitError, Entry, EntryCell, Footprint, Histograms, Key, Link, RecentWrite, StaleFlag, Stats,
+    Ticket, TranslateError, VCpu,
 };
 
 fn goes<T: Send>() {}
@@ -43,6 +43,7 @@ fn what_threads_share() {
 fn what_is_an_error() {
     is_error::<Error>();
     is_error::<BeginError>();
+    is_error::<Busy>();
     is_error::<CommitError>();
     is_error::<TranslateError>();
 }

@@ -254,7 +254,7 @@ impl Policy for ChecksLate {
     }
 
     fn limits(&self) -> Limits {
-        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_on_data_write: true }
+        Limits::default().with_checks_on_data_write(true)
     }
 }
 

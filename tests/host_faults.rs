@@ -132,7 +132,7 @@ impl Tracked {
     fn over(memory: GuestMemory, mode: Mode, embedder_owns_signals: bool) -> Self {
         let counter = Arc::new(Counter::default());
         let tracker = Tracker::new(counter.clone());
-        let options = RegionOptions { embedder_owns_signals, ..RegionOptions::new(GUEST, memory.range(), mode) };
+        let options = RegionOptions::new(GUEST, memory.range(), mode).with_embedder_signals(embedder_owns_signals);
         // SAFETY: the memory outlives the tracker.
         unsafe { tracker.add_region(options) }.unwrap();
         Self { tracker, counter, memory }

@@ -44,7 +44,7 @@ fn cost(mode: Mode, len_bytes: usize) -> Cost {
     let memory = unsafe { GuestMemory::from_raw(HostAddr::of(start), len_bytes, None) }.unwrap();
     let before = Heap::now().bytes;
     let cache = CodeCache::<()>::new(EntryStubs::NOT_CODE).unwrap();
-    let options = RegionOptions { access: Access::None, ..RegionOptions::new(GuestAddr(0), memory.range(), mode) };
+    let options = RegionOptions::new(GuestAddr(0), memory.range(), mode).with_access(Access::None);
     // SAFETY: it outlives the cache.
     unsafe { cache.tracker().add_region(options) }.unwrap();
     for at in [0, len_bytes - page] {

@@ -120,7 +120,7 @@ impl Policy for Turns {
 
     fn limits(&self) -> Limits {
         self.0.call(Of::Limits);
-        Limits { open_ahead_pages: 2, protect_batch_pages: 2, checks_on_data_write: true }
+        Limits::default().with_open_ahead(2).with_protect_batch(2).with_checks_on_data_write(true)
     }
 }
 

@@ -187,7 +187,7 @@ impl Policy for CheckOnceThenProtect {
     }
 
     fn limits(&self) -> Limits {
-        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_on_data_write: false }
+        Limits::default()
     }
 }
 

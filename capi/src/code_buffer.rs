@@ -21,7 +21,7 @@
 use std::ffi::c_void;
 use std::ptr;
 
-use engine::code_buffer::{Allocation, CodeBuffer, CodeBufferStats};
+use engine::code_buffer::{Allocation, CodeBuffer};
 use libc::size_t;
 
 use crate::handle::{borrow, fill_in, out_handle, take_back};
@@ -102,22 +102,15 @@ pub unsafe extern "C" fn cw_code_buffer_get_stats(
     guarded(|| {
         // SAFETY: the header's rules.
         let buffer = unsafe { borrow(buffer) }?;
-        let CodeBufferStats {
-            limit_bytes,
-            used_bytes,
-            resident_bytes,
-            largest_free_bytes,
-            allocations,
-            given_back_bytes,
-        } = buffer.0.stats();
+        let now = buffer.0.stats();
         let found = cw_code_buffer_stats {
             size_bytes: 0,
-            limit_bytes,
-            used_bytes,
-            resident_bytes,
-            largest_free_bytes,
-            allocations,
-            given_back_bytes,
+            limit_bytes: now.limit_bytes,
+            used_bytes: now.used_bytes,
+            resident_bytes: now.resident_bytes,
+            largest_free_bytes: now.largest_free_bytes,
+            allocations: now.allocations,
+            given_back_bytes: now.given_back_bytes,
         };
         // SAFETY: the header's rules; words without padding.
         unsafe { fill_in(stats, &found) }

@@ -84,15 +84,11 @@ pub unsafe extern "C" fn cw_cache_add_region(cache: *const cw_cache, options: *c
         let (cache, options) = unsafe { (borrow(cache)?, filled_in(options)?) };
         let tracker = cache.cache.tracker();
         let host = HostRange::new(HostAddr::of(options.host), options.len_bytes, tracker.page_size())?;
-        let options = RegionOptions {
-            guest: GuestAddr(options.guest),
-            host,
-            mode: cw_mode::read(options.mode)?,
-            access: cw_access::read(options.access)?,
-            embedder_owns_signals: read_bool(options.embedder_owns_signals)?,
-        };
+        let region = RegionOptions::new(GuestAddr(options.guest), host, cw_mode::read(options.mode)?)
+            .with_access(cw_access::read(options.access)?)
+            .with_embedder_signals(read_bool(options.embedder_owns_signals)?);
         // SAFETY: this function asks the same of its caller.
-        Ok(unsafe { tracker.add_region(options) }?)
+        Ok(unsafe { tracker.add_region(region) }?)
     })
 }
 

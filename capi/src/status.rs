@@ -14,9 +14,9 @@ use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use engine::CommitError;
 use engine::error::Error;
 use engine::tracker::BeginError;
-use engine::{Busy, CommitError};
 
 /// The result of a call. New codes may be added: treat an unknown code as an error.
 #[repr(C)]
@@ -102,19 +102,10 @@ impl From<Error> for Failure {
 
 impl From<BeginError> for Failure {
     fn from(error: BeginError) -> Self {
-        let busy = match error {
-            BeginError::Failed(error) => return error.into(),
-            BeginError::Busy(busy) => busy,
-        };
-        Self::new(
-            cw_status::CW_BUSY,
-            match busy {
-                Busy::Unprotecting => c"a write to the page is going on or announced: interpret, and begin again later",
-                Busy::Protecting => c"another translator is about to protect the page: begin again",
-                Busy::Written => c"a write came while the page was being protected: begin again",
-                Busy::Hot => c"the same store keeps hitting the page: interpret for a while, and begin again later",
-            },
-        )
+        match error {
+            BeginError::Failed(error) => error.into(),
+            BeginError::Busy(busy) => Self::told(cw_status::CW_BUSY, &busy.to_string()),
+        }
     }
 }
 

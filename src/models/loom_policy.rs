@@ -22,13 +22,13 @@ struct ByTurns {
 
 impl ByTurns {
     fn new(decisions: [Decision; 2]) -> Self {
-        let limits = Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_on_data_write: true };
+        let limits = Limits::default().with_checks_on_data_write(true);
         Self { asked: AtomicU32::new(0), decisions, limits }
     }
 
     /// Everything is protected, in bulk.
     fn in_bulk() -> Self {
-        let limits = Limits { open_ahead_pages: 2, protect_batch_pages: 2, checks_on_data_write: false };
+        let limits = Limits::default().with_open_ahead(2).with_protect_batch(2);
         Self { limits, ..Self::new([Decision::Protect; 2]) }
     }
 }

@@ -37,7 +37,7 @@ impl Policy for Plain {
     }
 
     fn limits(&self) -> Limits {
-        Limits { open_ahead_pages: 1, protect_batch_pages: 1, checks_on_data_write: false }
+        Limits::default()
     }
 }
 

@@ -121,8 +121,9 @@ impl fmt::Debug for Word {
     }
 }
 
-/// Why a page cannot be translated from now: interpret, and come back later.
+/// The reason why a page cannot be translated from now: interpret, and come back later.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Busy {
     /// An un-protect is in flight, or a write is announced and not over.
     Unprotecting,
@@ -134,6 +135,19 @@ pub enum Busy {
     /// that the store makes progress.
     Hot,
 }
+
+impl fmt::Display for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unprotecting => "a write to the page is going on or announced: interpret, and begin again later",
+            Self::Protecting => "another translator is about to protect the page: begin again",
+            Self::Written => "a write came while the page was being protected: begin again",
+            Self::Hot => "the same store keeps hitting the page: interpret for a while, and begin again later",
+        })
+    }
+}
+
+impl core::error::Error for Busy {}
 
 /// The reason why a translator that begins has nothing to protect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

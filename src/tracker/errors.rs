@@ -17,7 +17,7 @@ pub enum BeginError {
 impl fmt::Display for BeginError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Busy(busy) => write!(f, "the page is busy: {busy:?}"),
+            Self::Busy(busy) => busy.fmt(f),
             Self::Failed(error) => error.fmt(f),
         }
     }
@@ -28,5 +28,11 @@ impl std::error::Error for BeginError {}
 impl From<Error> for BeginError {
     fn from(error: Error) -> Self {
         Self::Failed(error)
+    }
+}
+
+impl From<Busy> for BeginError {
+    fn from(busy: Busy) -> Self {
+        Self::Busy(busy)
     }
 }

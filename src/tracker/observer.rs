@@ -31,6 +31,7 @@ pub enum Cause {
 
 /// One write, as [`PageObserver::written`] gets it.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct PageWrite {
     /// First byte of the page.
     pub page: GuestAddr,

@@ -19,6 +19,7 @@ use crate::sync::{Arc, AtomicBool, Mutex, lock};
 
 /// The description of a region to track.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct RegionOptions {
     /// The guest address of its start. A multiple of the page size.
     pub guest: GuestAddr,
@@ -38,6 +39,20 @@ impl RegionOptions {
     /// Memory that the guest may read and write, with the library's signal handlers.
     pub const fn new(guest: GuestAddr, host: HostRange, mode: Mode) -> Self {
         Self { guest, host, mode, access: Access::ReadWrite, embedder_owns_signals: false }
+    }
+
+    /// The same with another `access` of the guest.
+    #[must_use]
+    pub const fn with_access(mut self, access: Access) -> Self {
+        self.access = access;
+        self
+    }
+
+    /// The same, for an embedder with signal handlers of its own or without them.
+    #[must_use]
+    pub const fn with_embedder_signals(mut self, embedder_owns_signals: bool) -> Self {
+        self.embedder_owns_signals = embedder_owns_signals;
+        self
     }
 }
 

@@ -12,7 +12,6 @@ use core::ptr;
 
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Handled, Mode, handle_fault, handler_is_ours, is_blocked_here};
-use codewarden::tracker::RegionOptions;
 use codewarden::{CodeCache, EntryStubs};
 
 use crate::scenario::{End, byte_of, fixture, scenario};
@@ -74,7 +73,7 @@ fn blocked_when_a_region_is_added() {
         let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE).unwrap();
         block(&[signal_of(mode)]);
         for embedder_owns_signals in [false, true] {
-            let options = RegionOptions { embedder_owns_signals, ..region(GUEST, &memory, mode) };
+            let options = region(GUEST, &memory, mode).with_embedder_signals(embedder_owns_signals);
             // SAFETY: the memory outlives the cache.
             let error = unsafe { cache.tracker().add_region(options) }.unwrap_err().to_string();
             let name = if mode == Mode::Sigbus { "SIGBUS" } else { "SIGSEGV" };

@@ -100,7 +100,7 @@ impl Policy for Fickle {
     }
 
     fn limits(&self) -> Limits {
-        Limits { open_ahead_pages: 4, protect_batch_pages: 4, checks_on_data_write: true }
+        Limits::default().with_open_ahead(4).with_protect_batch(4).with_checks_on_data_write(true)
     }
 }
 

@@ -9,7 +9,6 @@
 use codewarden::addr::HostAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Access, Mode};
-use codewarden::tracker::RegionOptions;
 use codewarden::{CodeCache, EntryStubs};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
@@ -130,7 +129,7 @@ fn mapped_as(mode: Mode, on_memfd: bool, access: Access, flags: ProtFlags) -> Fi
     let memory = unsafe { GuestMemory::from_raw(HostAddr(start.unwrap() as usize), len, view) }.unwrap();
     let cache = CodeCache::new(EntryStubs::NOT_CODE).unwrap();
     // SAFETY: the mapping stays.
-    unsafe { cache.tracker().add_region(RegionOptions { access, ..region(GUEST, &memory, mode) }) }.unwrap();
+    unsafe { cache.tracker().add_region(region(GUEST, &memory, mode).with_access(access)) }.unwrap();
     Fixture { cache, memory, mode }
 }
 

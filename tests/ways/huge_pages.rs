@@ -65,7 +65,7 @@ impl Policy for WholeHugePages {
     }
 
     fn limits(&self) -> Limits {
-        Limits { open_ahead_pages: 1, protect_batch_pages: HUGE_BYTES / page_bytes(), checks_on_data_write: false }
+        Limits::default().with_protect_batch(HUGE_BYTES / page_bytes())
     }
 }
 

@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd as _;
 use codewarden::addr::{GuestAddr, HostAddr};
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Access, Mode};
-use codewarden::tracker::{RegionOptions, SharedMemory};
+use codewarden::tracker::SharedMemory;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, tracking_modes};
@@ -44,7 +44,7 @@ impl Views {
         let executable = map_executable(&guest.memory);
         let second = guest.memory.another_view().unwrap();
         let tracker = guest.cache.tracker();
-        let read_only = RegionOptions { access: Access::Read, ..region(EXECUTABLE, &executable, mode) };
+        let read_only = region(EXECUTABLE, &executable, mode).with_access(Access::Read);
         // SAFETY: the views outlive the cache.
         unsafe {
             tracker.add_region(read_only).unwrap();

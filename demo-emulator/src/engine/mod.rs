@@ -94,7 +94,7 @@ impl Engine {
         let base = HostAddr(window.base() as usize);
         let host = HostRange::new(base, WINDOW_LEN_BYTES as usize, PageSize::host())?;
         let add = |mode| {
-            let options = RegionOptions { access: Access::None, ..RegionOptions::new(GuestAddr(0), host, mode) };
+            let options = RegionOptions::new(GuestAddr(0), host, mode).with_access(Access::None);
             add_region(&cache, options)
         };
         let (mode, mut why) = match tracking {

@@ -107,7 +107,7 @@ impl Guest {
     pub fn add_region(&mut self, area: usize) {
         let host = self.memory[area].range();
         let (mode, access) = (self.mode, Access::ReadWrite);
-        let options = RegionOptions { guest: guest(area, 0), host, mode, access, embedder_owns_signals: false };
+        let options = RegionOptions::new(guest(area, 0), host, mode).with_access(access);
         // SAFETY: the memory is dropped after the cache.
         let added = unsafe { self.cache.tracker().add_region(options) };
         assert_eq!(added.is_ok(), self.tracked[area].is_none(), "{added:?}");

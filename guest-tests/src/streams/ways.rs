@@ -55,7 +55,7 @@ impl Way {
         self.memory.fill(pc, code, data);
         let tracker = self.engine.cache().tracker();
         let (guest, host) = (GuestAddr(ALL.start), self.memory.range(ALL));
-        let options = RegionOptions { access: Access::None, ..RegionOptions::new(guest, host, self.mode) };
+        let options = RegionOptions::new(guest, host, self.mode).with_access(Access::None);
         // SAFETY: see the module's head.
         unsafe { tracker.add_region(options) }.expect("a region");
         self.memory.allow(&*self.observer);

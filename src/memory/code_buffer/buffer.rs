@@ -71,6 +71,7 @@ pub(super) struct State {
 
 /// The use of a [`CodeBuffer`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct CodeBufferStats {
     /// The bytes that it can hold.
     pub limit_bytes: usize,
