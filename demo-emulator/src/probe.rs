@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hidden_facility_is_said_with_what_it_costs_and_how_to_get_it_back() {
+    fn a_hidden_facility_is_named_with_its_cost_and_its_remedy() {
         let probe = Probe::with_hidden("sigbus,kernel_faults");
         let text = text(&probe);
         assert!(text.contains("sigbus                hidden by CODEWARDEN_HIDE"), "{text}");
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_no_compiled_code_can_be_had_without_it() {
+    fn without_compiled_code_the_other_ways_are_available() {
         let line = |hidden| {
             let text = text(&Probe::with_hidden(hidden));
             let at = text.find("ways to run guest code").unwrap();

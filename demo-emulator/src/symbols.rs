@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_elf_file_has_no_symbols() {
+    fn other_files_have_no_symbols() {
         assert!(Symbols::of_elf(b"#!/bin/sh").name(0).is_none());
     }
 }

@@ -89,7 +89,7 @@ fn new_space() -> (Window, Arc<Recorder>, AddressSpace) {
 const AT: u64 = 0x10_0000;
 
 #[test]
-fn what_is_unmapped_is_gone_and_comes_back_as_zero() {
+fn unmapped_memory_is_gone_and_comes_back_as_zero() {
     let (window, recorder, mut space) = new_space();
     assert_eq!(space.map(Place::Fixed(AT), 3 * PAGE, RW, Source::Anonymous), Ok(AT));
     window.store_u64(AT + PAGE, 7).unwrap();
@@ -196,7 +196,7 @@ fn only_another_view_of_code_waits_for_the_harts() {
 }
 
 #[test]
-fn a_forks_child_gets_no_hole_and_what_the_guest_asked_for() {
+fn a_forks_child_has_no_hole_and_its_marked_mappings_are_left_out() {
     let (window, _, mut space) = new_space();
     space.map(Place::Fixed(AT), 6 * PAGE, RW, Source::Anonymous).unwrap();
     let shared = space.map(Place::Hint(0), 2 * PAGE, RW, Source::AnonymousShared).unwrap();

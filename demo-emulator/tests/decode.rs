@@ -107,7 +107,7 @@ fn operands(disassembler: &Capstone, bits: u32) -> (HashSet<String>, Option<i64>
 }
 
 #[test]
-fn compressed_instructions_have_the_operands_of_what_they_expand_to() {
+fn compressed_instructions_have_the_operands_of_their_expansion() {
     let disassembler = disassembler();
     let mut compared = 0;
     for bits in (0..=0xffff_u32).filter(|bits| bits & 3 != 3) {

@@ -106,8 +106,8 @@ extern "C" fn earlier_handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mu
 }
 
 #[test]
-fn the_handler_before_gets_what_is_not_ours() {
-    let output = in_child("the_handler_before_gets_what_is_not_ours", || {
+fn the_earlier_handler_gets_other_faults() {
+    let output = in_child("the_earlier_handler_gets_other_faults", || {
         // SAFETY: a handler that opens the page that faulted.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();

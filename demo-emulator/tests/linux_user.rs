@@ -116,7 +116,7 @@ fn arguments_and_environment_arrive() {
 }
 
 #[test]
-fn what_cannot_be_run_has_a_shells_status_and_a_reason() {
+fn a_program_that_cannot_run_has_a_shells_status_and_a_reason() {
     let folder = Folder::new();
     let status = |command: &mut Command| {
         let output = command.output().unwrap();

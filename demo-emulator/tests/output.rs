@@ -227,7 +227,7 @@ fn guest_and_host_code_are_logged_as_it_is_translated() {
 }
 
 #[test]
-fn the_probe_says_what_there_is_and_what_is_hidden() {
+fn the_probe_names_present_and_hidden_facilities() {
     let run = output(emulator().arg("--probe"));
     assert_eq!(run.status.code(), Some(0));
     let all = text(&run.stdout);
@@ -262,7 +262,7 @@ fn failure(command: &mut Command) -> (i32, String) {
 }
 
 #[test]
-fn errors_say_what_to_do_and_end_with_a_shells_statuses() {
+fn errors_give_advice_and_end_with_a_shells_statuses() {
     let folder = folder("errors");
     let broken = folder.join("broken");
     fs::write(&broken, b"\x7fELF\x02\x01\x01\0 and no more").unwrap();

@@ -142,7 +142,7 @@ fn a_replacement_is_one_step_for_loads_stores_and_the_kernel() {
 }
 
 #[test]
-fn what_comes_and_goes_is_there_whole_or_not_at_all() {
+fn a_mapping_that_comes_and_goes_is_whole_or_absent() {
     let (window, mut space) = new_space();
     let (file, over) = (file(7), AtomicBool::new(false));
     let source = Source::File { fd: file.as_raw_fd(), offset: 0 };
@@ -165,7 +165,7 @@ fn what_comes_and_goes_is_there_whole_or_not_at_all() {
 }
 
 #[test]
-fn a_replacement_that_cannot_be_made_leaves_what_was_there() {
+fn a_failed_replacement_leaves_the_old_mapping() {
     let (window, mut space) = new_space();
     replace(&window, &mut space, Way::PrivateFile, 5);
     let folder = File::open("/").unwrap();
@@ -185,7 +185,7 @@ fn a_replacement_that_cannot_be_made_leaves_what_was_there() {
 }
 
 #[test]
-fn the_mappings_say_what_is_permitted() {
+fn the_mappings_decide_about_an_access() {
     let (_, mut space) = new_space();
     let permits = |space: &AddressSpace, at| {
         [AccessKind::Load, AccessKind::Store, AccessKind::Fetch].map(|t| space.permits(at, t))

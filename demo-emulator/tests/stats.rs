@@ -139,7 +139,7 @@ fn code_on_a_held_page_is_compiled_once() {
 }
 
 #[test]
-fn a_guest_that_patches_is_told_with_who_patched() {
+fn a_guest_that_patches_is_listed_with_the_writer() {
     for mode in modes(Mode::is_synchronous) {
         for tier in ["0", "translated", "auto"] {
             let run = Run::new("story", mode, tier);

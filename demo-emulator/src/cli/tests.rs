@@ -39,7 +39,7 @@ fn values_are_understood() {
 }
 
 #[test]
-fn an_execve_repeats_what_concerns_the_emulator() {
+fn an_execve_repeats_the_emulators_options() {
     let cli = run("--tier 0 -E A=1 -U B -0 zero --tracking=none -strace p");
     let repeated: Vec<&[u8]> = vec![b"-tier", b"0", b"-tracking", b"none", b"-strace"];
     assert_eq!(cli.inherited, repeated);

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_not_admitted() {
+    fn a_block_with_unreadable_bytes_is_not_admitted() {
         let window = window();
         let source = Source { insts: vec![decode(NOP)], bytes: NOP.to_le_bytes().to_vec() };
         let behind = DecodedBlock::new(0x1_0000 + 2 * PAGE_LEN_BYTES - 2, source, OwnStores::Ignore);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_into_the_block_is_told_by_its_address() {
+    fn a_store_into_the_block_is_recognised_by_its_address() {
         let window = window();
         let block = block(&window, 3, OwnStores::Compare);
         let end = START + 12;

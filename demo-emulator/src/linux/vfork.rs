@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_child_forked_is_not_waited_for() {
+    fn a_grandchild_is_not_waited_for() {
         let (reader, writer) = pipe().unwrap();
         let pid = child_that(|| {
             // SAFETY: the child's own child ends by itself, if late.

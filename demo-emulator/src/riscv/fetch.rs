@@ -39,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn one_load_but_for_what_lies_in_two_chunks() {
+    fn one_load_unless_an_instruction_lies_in_two_chunks() {
         for pc in (0..24).step_by(2) {
             let mut asked = Vec::new();
             let inst = fetch(pc, |at| {

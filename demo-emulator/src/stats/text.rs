@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_label_is_told_by_its_name() {
+    fn a_counter_without_a_label_is_shown_by_its_name() {
         let mut text = String::new();
         let tracked = Tracked {
             mode: "sigbus",

@@ -38,8 +38,15 @@
 //! may trap, exits. A load's result is stored at once. That also stops Cranelift from folding the
 //! load into a later instruction, which would make it fault with the wrong pc.
 //!
-//! `lower` has the effects of single instructions, `exits` the ends of a block; `translator` puts a
-//! block together from both.
+//! | file | contents |
+//! |---|---|
+//! | `error`, `fault_index`, `options` | why a block cannot be compiled; from host pc to guest pc; how a block is compiled |
+//! | `entry` | from Rust into compiled code and back |
+//! | `check` | the checked entry |
+//! | `code_space` | the instruction set, code buffer and window that all translators share |
+//! | `compiled`, `lower` | a block's host code; the effect of each instruction |
+//! | `disasm`, `exits` | listings; the ends of a block |
+//! | `translator` | puts a block together |
 
 mod check;
 mod code_space;

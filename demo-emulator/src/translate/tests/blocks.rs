@@ -175,7 +175,7 @@ fn indirect_jumps_go_by_the_front() {
 }
 
 #[test]
-fn what_the_dispatcher_must_do_ends_a_block() {
+fn an_instruction_for_the_dispatcher_ends_a_block() {
     let mut bench = Bench::new(1 << 20);
     for (op, reason, pc) in [
         (Op::Fence_i, ExitReason::FenceI, CODE + 8),

@@ -97,7 +97,7 @@ fn a_fault_of_the_check_is_one_of_the_first_instruction() {
 }
 
 #[test]
-fn a_faulting_instruction_behind_the_check_is_told_by_its_own_address() {
+fn a_fault_behind_the_check_has_its_own_address() {
     let mut bench = Bench::new(1 << 20);
     let insts = [addi(10, 0, 7), load(Op::Ld, 11, 0, 8), NOP];
     let source = source(12);
