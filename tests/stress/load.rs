@@ -45,8 +45,8 @@ const VCPUS: usize = 2;
 /// Stores of a deferred region between two announcements.
 const STORES_PER_SYNC: usize = 8;
 
-/// Bytes from a word to data beside the code: another code line.
-const BESIDE_BYTES: usize = 2048;
+/// Bytes from a word to data: another code line.
+const TO_DATA_BYTES: usize = 2048;
 /// Room for some two thirds of the blocks.
 const LIMIT: MemoryLimit = MemoryLimit::of_bytes(32 << 10);
 const TURN: Duration = Duration::from_millis(2);
@@ -258,9 +258,9 @@ impl Load {
             let bytes = versions[word].to_le_bytes();
             let held = (random.below(16) == 0)
                 .then(|| self.cache.tracker().prepare_kernel_write(GuestAddr(self.offset_of(word) as u64), 4).unwrap());
-            let beside = if random.below(4) == 0 { BESIDE_BYTES } else { 0 };
-            self.memory.write(self.offset_of(word) + beside, &bytes).unwrap();
-            if beside != 0 {
+            let to_data = if random.below(4) == 0 { TO_DATA_BYTES } else { 0 };
+            self.memory.write(self.offset_of(word) + to_data, &bytes).unwrap();
+            if to_data != 0 {
                 self.memory.write(self.offset_of(word), &bytes).unwrap();
             }
             drop(held);

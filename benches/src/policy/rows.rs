@@ -72,7 +72,7 @@ pub fn all(is_check: bool) -> Vec<Row> {
             let rounds = match workload {
                 _ if is_check => 1,
                 Workload::Write | Workload::Bulk => 50,
-                Workload::Beside | Workload::Patch => 7,
+                Workload::DataWrite | Workload::Patch => 7,
             };
             rows.push(Row { workload, threads, size: workload.size(threads.working(), is_check), rounds });
         }

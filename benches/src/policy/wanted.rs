@@ -17,9 +17,9 @@ const CHEAPER: [(Workload, Mode, f64); 9] = [
     (Workload::Bulk, Mode::Sigbus, 10.0),
     (Workload::Bulk, Mode::Thread, 10.0),
     (Workload::Bulk, Mode::Deferred, 10.0),
-    (Workload::Beside, Mode::Sigbus, 50.0),
-    (Workload::Beside, Mode::Thread, 50.0),
-    (Workload::Beside, Mode::Deferred, 50.0),
+    (Workload::DataWrite, Mode::Sigbus, 50.0),
+    (Workload::DataWrite, Mode::Thread, 50.0),
+    (Workload::DataWrite, Mode::Deferred, 50.0),
     (Workload::Patch, Mode::Sigbus, 5.0),
     (Workload::Patch, Mode::Thread, 5.0),
 ];

@@ -11,7 +11,7 @@ const TEND: Duration = Duration::from_millis(100);
 /// The timer's clock is read once in so many operations.
 const OPERATIONS_BETWEEN_CLOCKS: usize = 1024;
 
-/// The offset of the data of [`Workload::Beside`] on its code's page.
+/// The offset of the data of [`Workload::DataWrite`] on its code's page.
 const DATA: usize = 2048;
 /// Bytes of that data.
 const DATA_BYTES: usize = 1024;
@@ -29,7 +29,7 @@ pub enum Workload {
     /// the code of each is run again.
     Bulk,
     /// A store to data, then a run of the code on the same page, again and again.
-    Beside,
+    DataWrite,
     /// An instruction gets a new value and is run, again and again.
     Patch,
 }
@@ -54,14 +54,14 @@ pub struct Took {
 
 impl Workload {
     /// All.
-    pub const ALL: [Workload; 4] = [Workload::Write, Workload::Bulk, Workload::Beside, Workload::Patch];
+    pub const ALL: [Workload; 4] = [Workload::Write, Workload::Bulk, Workload::DataWrite, Workload::Patch];
 
     /// For tables.
     pub fn name(self) -> &'static str {
         match self {
             Workload::Write => "a store to a page of code",
             Workload::Bulk => "a page of code overwritten in a bulk, and run again",
-            Workload::Beside => "a store to data beside hot code, and the code run",
+            Workload::DataWrite => "a store to data beside hot code, and the code run",
             Workload::Patch => "an instruction patched with a new value, and run",
         }
     }
@@ -74,7 +74,7 @@ impl Workload {
                 let pages = if self == Workload::Write { 2 * operations } else { operations };
                 Size { pages, operations }
             }
-            Workload::Beside | Workload::Patch => {
+            Workload::DataWrite | Workload::Patch => {
                 let all = if is_check { 400 } else { 100_000 };
                 Size { pages: 1, operations: all / threads }
             }
@@ -152,7 +152,7 @@ impl<'m> Worker<'m> {
         match self.workload {
             Workload::Write => self.write(),
             Workload::Bulk => self.bulk(),
-            Workload::Beside => self.repeat(Self::beside),
+            Workload::DataWrite => self.repeat(Self::data_write),
             Workload::Patch => self.repeat(Self::patch),
         }
     }
@@ -216,7 +216,7 @@ impl<'m> Worker<'m> {
     }
 
     /// Announces nothing, because no code is written.
-    fn beside(&mut self, round: usize, source: &mut Source) {
+    fn data_write(&mut self, round: usize, source: &mut Source) {
         let at = self.offset(0) + DATA + round * 8 % DATA_BYTES;
         self.cpu.machine().store(at, &round.to_le_bytes());
         self.run(0, source);
