@@ -129,7 +129,7 @@
 //! memory.read(0x1000, &mut bytes)?;
 //! ticket.add_source(pc, &bytes)?;
 //! ticket.commit(Entry::with_check(plain, checked), ())?;
-//! let mut vcpu = cache.attach_vcpu(|| {});
+//! let mut vcpu = cache.attach_vcpu();
 //! assert_eq!(vcpu.pin().lookup(Key::from(pc)), Some(plain));
 //!
 //! // A write to data beside the code: the block stays, and compares itself from now on.

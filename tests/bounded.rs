@@ -27,7 +27,7 @@ fn resident_bytes() -> usize {
 /// Commits a block for each of `keys`, linked to its neighbours, and looks each up. Ends all of
 /// them every [`ALIVE`] blocks.
 fn run(cache: &CodeCache<Links>, keys: std::ops::Range<u64>) {
-    let mut vcpu = cache.attach_vcpu(|| {});
+    let mut vcpu = cache.attach_vcpu();
     for key in keys {
         let links = [key + 1, key ^ 1].map(|target| cache.link(Key::new(target)).unwrap());
         let mut ticket = cache.begin(Key::new(key));

@@ -58,7 +58,7 @@ impl<P: Payload> Fixture<P> {
     }
 
     fn is_there(&self, key: u64) -> bool {
-        self.cache.attach_vcpu(|| {}).pin().lookup(Key::new(key)).is_some()
+        self.cache.attach_vcpu().pin().lookup(Key::new(key)).is_some()
     }
 }
 
@@ -249,7 +249,7 @@ fn room_that_is_asked_for_again_and_again_is_made_once() {
     (0..100).for_each(|key| guest.commit(key, 1000, ()));
     let asked = Arc::new(AtomicUsize::new(0));
     let hook = asked.clone();
-    let mut slow = guest.cache.attach_vcpu(move || {
+    let mut slow = guest.cache.attach_vcpu_with(move || {
         hook.fetch_add(1, Ordering::Relaxed);
     });
     let pin = slow.pin();
@@ -274,10 +274,10 @@ fn vcpus_that_hold_memory_beyond_the_limit_are_asked_to_leave() {
     let guest = Fixture::new(LIMIT);
     let asked = Arc::new(AtomicUsize::new(0));
     let hook = asked.clone();
-    let mut vcpu = guest.cache.attach_vcpu(move || {
+    let mut vcpu = guest.cache.attach_vcpu_with(move || {
         hook.fetch_add(1, Ordering::Relaxed);
     });
-    let mut blocked = guest.cache.attach_vcpu(|| panic!("it is not pinned"));
+    let mut blocked = guest.cache.attach_vcpu_with(|| panic!("it is not pinned"));
     drop(blocked.pin());
     let pin = vcpu.pin();
     // Few blocks, so their number is not the cause.

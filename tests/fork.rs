@@ -49,7 +49,7 @@ fn announce(cache: &CodeCache<()>, mode: Mode) {
 
 /// Checks the child; returns the number of the first fault, or 0.
 fn wrong_in_the_child(cache: &CodeCache<()>, memory: &GuestMemory, mode: Mode) -> u8 {
-    let mut vcpu = cache.attach_vcpu(|| {});
+    let mut vcpu = cache.attach_vcpu();
     for page in 0..PAGES {
         if vcpu.pin().lookup(Key::new(page << 12)).is_some() {
             return 1;
@@ -101,7 +101,7 @@ fn both_sides(mode: Mode, drops_in_child: bool) {
     assert_eq!(status, Ended::Returned(0), "{mode}: the child's status");
 
     assert!(begin(&cache, 0).revive().unwrap().is_none(), "{mode}: the parent lost a retained block");
-    let mut vcpu = cache.attach_vcpu(|| {});
+    let mut vcpu = cache.attach_vcpu();
     for page in 0..PAGES {
         assert_eq!(vcpu.pin().lookup(Key::new(page << 12)), Some(0x1000), "{mode}: the parent lost a block");
     }

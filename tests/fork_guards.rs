@@ -98,7 +98,7 @@ fn a_guard_makes_no_child_of_its_own_process() {
     for mode in modes() {
         let cache = cache_on::<()>(&memory, mode);
         translate(&cache, ());
-        let mut vcpu = cache.attach_vcpu(|| {});
+        let mut vcpu = cache.attach_vcpu();
         let mut pin = vcpu.pin();
         assert_eq!(cache.before_fork().after_fork_child(), Err(Error::NotInForkChild));
         assert_eq!(pin.lookup(Key::new(0)), Some(0x1000), "{mode}");
@@ -140,12 +140,12 @@ fn the_forking_threads_pin_holds_in_the_child() {
         let ended = Arc::new(AtomicUsize::new(0));
         let cache = cache_on::<Counted>(&memory, mode);
         translate(&cache, Counted(ended.clone()));
-        let mut vcpu = cache.attach_vcpu(|| {});
+        let mut vcpu = cache.attach_vcpu();
         let pin = vcpu.pin();
         let (is_pinned, stop) = (AtomicBool::new(false), AtomicBool::new(false));
         let status = std::thread::scope(|scope| {
             scope.spawn(|| {
-                let mut others = cache.attach_vcpu(|| {});
+                let mut others = cache.attach_vcpu();
                 let _pin = others.pin();
                 is_pinned.store(true, SeqCst);
                 while !stop.load(SeqCst) {
@@ -448,7 +448,7 @@ fn a_thread_that_holds_a_guard_is_told() {
     let link = cache.link(Key::new(9)).unwrap();
     let asked = Arc::new(());
     let hook = asked.clone();
-    let (vcpu, mut staying) = (cache.attach_vcpu(move || drop(hook.clone())), cache.attach_vcpu(|| {}));
+    let (vcpu, mut staying) = (cache.attach_vcpu_with(move || drop(hook.clone())), cache.attach_vcpu());
     let (footprint, pages) = (cache.footprint(), tracker.pages_by_state());
     let (descriptors, hot) = (tracker.descriptors(), tracker.hottest_pages(9).len());
     let guard = cache.before_fork();
@@ -471,7 +471,7 @@ fn a_thread_that_holds_a_guard_is_told() {
         &|| cache.collect(),
         &|| cache.evict(1),
         &|| cache.set_limit(MemoryLimit::default()),
-        &|| drop(cache.attach_vcpu(|| {})),
+        &|| drop(cache.attach_vcpu()),
         &|| tracker.maintain(),
         &|| drop(tracker.aliases(start)),
         &|| drop(tracker.before_fork()),
@@ -571,7 +571,7 @@ fn a_cache_under_its_trackers_guard() {
         translate(&cache, ());
         let asked = Arc::new(());
         let hook = asked.clone();
-        let vcpu = cache.attach_vcpu(move || drop(hook.clone()));
+        let vcpu = cache.attach_vcpu_with(move || drop(hook.clone()));
         let footprint = cache.footprint();
         let guard = cache.tracker().before_fork();
         assert!(cache.tracker().stands_still_here() && !cache.stands_still_here());

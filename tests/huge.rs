@@ -55,7 +55,7 @@ fn cost(mode: Mode, len_bytes: usize) -> Cost {
         ticket.commit(0x10, ()).unwrap();
         memory.write(at, &[1]).unwrap();
         cache.tracker().sync().unwrap();
-        let is_there = cache.attach_vcpu(|| {}).pin().lookup(Key::from(pc)).is_some();
+        let is_there = cache.attach_vcpu().pin().lookup(Key::from(pc)).is_some();
         assert_eq!(is_there, mode == Mode::None, "{mode}");
     }
     let live_bytes = Heap::now().bytes - before;

@@ -267,7 +267,7 @@ impl Script {
         if self.mode == Mode::None {
             return;
         }
-        let mut vcpu = self.cache.attach_vcpu(|| {});
+        let mut vcpu = self.cache.attach_vcpu();
         for page in 0..2 * PAGES {
             let entry = vcpu.pin().lookup_shared(Key::new(page as u64));
             let is_stale = entry.is_some_and(|entry| entry & CHECKED == 0 && entry as u8 != self.byte(page));
@@ -277,7 +277,7 @@ impl Script {
 
     fn attach(&self) -> VCpu<Payload> {
         let hook = Hook(self.plant.clone());
-        self.cache.attach_vcpu(move || hook.0.call(Of::Hook))
+        self.cache.attach_vcpu_with(move || hook.0.call(Of::Hook))
     }
 
     fn translate_all(&mut self) {

@@ -115,7 +115,7 @@ impl Guest {
     }
 
     fn lookup(&self, offset: usize) -> Option<usize> {
-        self.cache.attach_vcpu(|| {}).pin().lookup(Self::key(offset))
+        self.cache.attach_vcpu().pin().lookup(Self::key(offset))
     }
 
     fn sync(&self) {
@@ -245,7 +245,7 @@ fn a_store_is_seen_by_whoever_is_told() {
 fn a_block_that_stores_to_itself_is_told() {
     synchronous(|guest| {
         let (_, flag) = guest.translate(64).unwrap();
-        let mut vcpu = guest.cache.attach_vcpu(|| {});
+        let mut vcpu = guest.cache.attach_vcpu();
         let _inside = vcpu.pin();
         // SAFETY: the pin keeps the payload, which keeps the flag.
         assert_eq!(unsafe { flag.read_volatile() }, StaleFlag::VALID);
@@ -505,7 +505,7 @@ impl Policy for Checks {
 fn becomes_checked(guest: &Guest, write: impl Fn(), expected_flag: u8) {
     guest.store(64, 7);
     let (_, mut flag) = guest.translate(64).unwrap();
-    let mut vcpu = guest.cache.attach_vcpu(|| {});
+    let mut vcpu = guest.cache.attach_vcpu();
     let mut inside = vcpu.pin();
     assert_eq!(inside.lookup(Guest::key(64)), Some(plain(7)));
     write();
@@ -606,7 +606,7 @@ fn a_kill_reaches_links_fronts_and_predictions() {
         guest.translate(64).unwrap();
         let key = Guest::key(64);
         let link = guest.cache.link(key).unwrap();
-        let mut vcpu = guest.cache.attach_vcpu(|| {});
+        let mut vcpu = guest.cache.attach_vcpu();
         let mut pin = vcpu.pin();
         let entry = pin.lookup(key).expect("a block");
         // SAFETY: an index of the front, which is ours while no emitted code runs.
@@ -627,7 +627,7 @@ fn what_runs_is_not_freed() {
     every_mode(Adaptive::new(), |guest| {
         guest.cache.set_limit(MemoryLimit { retained_bytes: 0, ..MemoryLimit::default() });
         guest.translate(64).unwrap();
-        let mut vcpu = guest.cache.attach_vcpu(|| {});
+        let mut vcpu = guest.cache.attach_vcpu();
         let inside = vcpu.pin();
         guest.store(64, 1);
         guest.sync();
@@ -648,7 +648,7 @@ fn a_vcpu_inside_a_block_is_not_stopped() {
         let (_, flag) = guest.translate(64).unwrap();
         let asked = Arc::new(AtomicBool::new(false));
         let ask = asked.clone();
-        let mut vcpu = guest.cache.attach_vcpu(move || ask.store(true, Ordering::SeqCst));
+        let mut vcpu = guest.cache.attach_vcpu_with(move || ask.store(true, Ordering::SeqCst));
         let mut inside = vcpu.pin();
         assert_eq!(inside.lookup(Guest::key(64)), Some(plain(0)), "{}", guest.mode);
         scope(|threads| {

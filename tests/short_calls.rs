@@ -48,7 +48,7 @@ impl Guest {
     }
 
     fn lookup(&self, pc: u64) -> Option<usize> {
-        self.cache.attach_vcpu(|| {}).pin().lookup(Key::new(pc))
+        self.cache.attach_vcpu().pin().lookup(Key::new(pc))
     }
 }
 

@@ -59,7 +59,7 @@ impl Library {
         let ground = Ground::new(setting);
         let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Plain)).expect("the stubs differ");
         add_region(&cache, GuestAddr(GUEST), ground.memory(), mode);
-        Self { mode, vcpu: cache.attach_vcpu(|| {}), cache, ground }
+        Self { mode, vcpu: cache.attach_vcpu(), cache, ground }
     }
 
     fn guest(&self, index: usize) -> GuestAddr {

@@ -132,7 +132,7 @@ impl Lookups {
             ticket.commit(entry_of(key), ()).expect("nobody writes");
         }
         let map = committed.iter().map(|&key| (key, entry_of(key))).collect();
-        let [vcpu, other_vcpu] = [(); 2].map(|()| cache.attach_vcpu(|| {}));
+        let [vcpu, other_vcpu] = [(); 2].map(|()| cache.attach_vcpu());
         Self { vcpu, other_vcpu, _memory: memory, array, map, front_keys, shared_keys }
     }
 

@@ -138,7 +138,7 @@ pub unsafe extern "C" fn cw_cache_attach_vcpu(
         // SAFETY: the header's rules.
         let (new, cache) = unsafe { (out_handle(vcpu)?, borrow(cache)?) };
         let asking = Asking { ask: ask_to_leave, context };
-        let vcpu = Box::new(cache.moving()?.attach_vcpu(move || asking.ask()));
+        let vcpu = Box::new(cache.moving()?.attach_vcpu_with(move || asking.ask()));
         let stubs = cache.stubs;
         new.give(cw_vcpu {
             pin: None,

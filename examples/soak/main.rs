@@ -265,7 +265,7 @@ impl Soak {
     /// Runs the loop of blocks until `stop` is set.
     fn spin(&self) -> Result<(), Error> {
         let leave = self.leave.clone();
-        let mut vcpu = self.cache.attach_vcpu(move || leave.store(true, Ordering::Relaxed));
+        let mut vcpu = self.cache.attach_vcpu_with(move || leave.store(true, Ordering::Relaxed));
         let mut key = HOT;
         while !self.stop.load(Ordering::Relaxed) {
             self.leave.store(false, Ordering::Relaxed);
@@ -295,7 +295,7 @@ impl Soak {
 
     /// Takes the counts at some points of so many cycles.
     fn cycles(&self, cycles: u64) -> Result<Vec<(u64, Taken)>, Error> {
-        let mut vcpu = self.cache.attach_vcpu(|| {});
+        let mut vcpu = self.cache.attach_vcpu();
         let third = (cycles - WARM_CYCLES) / 3;
         let mut taken: Vec<(u64, Taken)> = Vec::with_capacity(4);
         for point in [WARM_CYCLES, WARM_CYCLES + third, WARM_CYCLES + 2 * third, cycles] {
@@ -336,7 +336,7 @@ fn run(mode: Mode, cycles: u64) -> Result<Outcome, Error> {
         let soak = &soak;
         let spinner = scope.spawn(|| soak.spin());
         scope.spawn(move || {
-            let mut vcpu = soak.cache.attach_vcpu(|| {});
+            let mut vcpu = soak.cache.attach_vcpu();
             drop(vcpu.pin());
             // Until the other end is dropped.
             let _ = sleeper.recv();

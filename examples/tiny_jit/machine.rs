@@ -104,7 +104,7 @@ impl Machine {
         let leave = Arc::new(AtomicU8::new(0));
         let mut state = State { regs, pc, leave: Arc::as_ptr(&leave) };
         let asked = Arc::clone(&leave);
-        let mut vcpu = self.cache.attach_vcpu(move || asked.store(1, Ordering::Relaxed));
+        let mut vcpu = self.cache.attach_vcpu_with(move || asked.store(1, Ordering::Relaxed));
         loop {
             leave.store(0, Ordering::Relaxed);
             let interpret = match self.enter(&mut vcpu, &mut state) {

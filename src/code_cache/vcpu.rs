@@ -40,11 +40,23 @@ impl<P: Payload> CodeCache<P> {
         self.epoch().wait_for_pins()
     }
 
-    /// A new vCPU. If the vCPU holds memory back for long, any thread may call `ask_to_leave`, more
-    /// than once. It should make emitted code return to its dispatcher soon, so that the pin is
-    /// renewed. It is enough to set a byte that emitted code polls whenever it goes on to another
-    /// block. It is called under a lock, so it must not call into the cache, nor wait. After the
-    /// vCPU was dropped it is not called again.
+    /// A new vCPU, for an embedder with one thread that runs translated code, or with code that
+    /// returns to its dispatcher soon. [`CodeCache::attach_vcpu_with`] takes a hook by which
+    /// other threads ask it to return.
+    ///
+    /// # Panics
+    ///
+    /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
+    #[track_caller]
+    pub fn attach_vcpu(&self) -> VCpu<P> {
+        self.attach_vcpu_with(|| {})
+    }
+
+    /// A new vCPU with a hook. If the vCPU holds memory back for long, any thread may call
+    /// `ask_to_leave`, more than once. It should make emitted code return to its dispatcher soon,
+    /// so that the pin is renewed. It is enough to set a byte that emitted code polls whenever it
+    /// goes on to another block. It is called under a lock, so it must not call into the cache, nor
+    /// wait. After the vCPU was dropped it is not called again.
     ///
     /// If it panics, the other vCPUs are asked all the same. Then the call that asked passes the
     /// panic on.
@@ -53,7 +65,7 @@ impl<P: Payload> CodeCache<P> {
     ///
     /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
     #[track_caller]
-    pub fn attach_vcpu(&self, ask_to_leave: impl Fn() + Send + Sync + 'static) -> VCpu<P> {
+    pub fn attach_vcpu_with(&self, ask_to_leave: impl Fn() + Send + Sync + 'static) -> VCpu<P> {
         self.0.keeper.assert();
         VCpu::new(self.clone(), self.0.invalidator.stubs, self.epoch().join(Box::new(ask_to_leave)))
     }

@@ -150,7 +150,7 @@ fn a_lookup_at_each_step_of_a_translation() {
             0,
             |run| drop(run.guest.translate(KEY, &[0])),
             |run, step| {
-                let (vcpu, wrong) = (Rc::new(RefCell::new(run.guest.cache.attach_vcpu(|| {}))), run.stale.clone());
+                let (vcpu, wrong) = (Rc::new(RefCell::new(run.guest.cache.attach_vcpu())), run.stale.clone());
                 // The vCPU ends out here: the translator may hold a lock that the end takes.
                 attached.replace(Some(vcpu.clone()));
                 interrupt_at(step, move || {

@@ -148,7 +148,7 @@ fn an_announcement_and_a_vcpu() {
     cache.set_limit(MemoryLimit { retained_bytes: 0, ..MemoryLimit::default() });
     let [told, freed] = [0, 1].map(|_| Arc::new(AtomicBool::new(false)));
     commit_owner(&cache, KEY, 2, &freed);
-    let mut vcpu = cache.attach_vcpu(|| {});
+    let mut vcpu = cache.attach_vcpu();
     let runner = {
         let (told, freed) = (told.clone(), freed.clone());
         thread::spawn(move || {

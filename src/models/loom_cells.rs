@@ -55,7 +55,7 @@ fn jump(pin: &Pin<'_, u8>, key: Key) -> Option<usize> {
 /// A vCPU's front has a cell that is swept and becomes another key's.
 fn a_front_and_a_sweep() {
     let (cache, _kept) = about_to_sweep();
-    let mut vcpu = cache.attach_vcpu(|| {});
+    let mut vcpu = cache.attach_vcpu();
     vcpu.pin().lookup(OLD);
     let runner = thread::spawn(move || {
         for _ in 0..2 {
@@ -76,7 +76,7 @@ fn a_front_and_a_sweep() {
 /// A vCPU that puts cells into its front while they are swept.
 fn a_lookup_and_a_sweep() {
     let (cache, _kept) = about_to_sweep();
-    let mut vcpu = cache.attach_vcpu(|| {});
+    let mut vcpu = cache.attach_vcpu();
     let runner = thread::spawn(move || {
         for _ in 0..2 {
             let mut pin = vcpu.pin();
@@ -104,7 +104,7 @@ fn a_link_a_commit_and_a_sweep() {
     commit(&cache, NEW);
     let again = cache.link(NEW).unwrap();
     let _third = sweeper.join().unwrap();
-    let found = cache.attach_vcpu(|| {}).pin().lookup(NEW);
+    let found = cache.attach_vcpu().pin().lookup(NEW);
     if again.cell().load() != entry_of(NEW) || found != Some(entry_of(NEW)) {
         violation("a block lost its cell");
     }

@@ -107,7 +107,7 @@ fn an_eviction_and_a_vcpu() {
         move |block: usize| commit_owner(&cache, 2 * block as u64, 2 + block, &freed[block])
     };
     commit(0);
-    let (mut vcpu, first) = (cache.attach_vcpu(|| {}), freed[0].clone());
+    let (mut vcpu, first) = (cache.attach_vcpu(), freed[0].clone());
     let runner = thread::spawn(move || {
         let mut pin = vcpu.pin();
         let is_found = pin.lookup_shared(Key::new(0)).is_some();

@@ -159,7 +159,7 @@ fn a_vcpu_and_a_collector() {
         move |block: usize| commit_owner(&cache, 0, 2 + block, &freed[block])
     };
     commit(0);
-    let mut vcpu = cache.attach_vcpu(|| {});
+    let mut vcpu = cache.attach_vcpu();
     let runner = thread::spawn(move || {
         for _ in 0..2 {
             let mut pin = vcpu.pin();
@@ -181,7 +181,7 @@ fn a_reader_and_a_growth() {
     let guest = Guest::new(Mode::Sigbus, 1);
     guest.translate(0, &[0]).unwrap();
     guest.link(2);
-    let mut vcpu = guest.cache.attach_vcpu(|| {});
+    let mut vcpu = guest.cache.attach_vcpu();
     let reader = thread::spawn(move || {
         for _ in 0..2 {
             if vcpu.pin().lookup_shared(Key::new(0)).is_none() {
@@ -199,7 +199,7 @@ fn a_reader_and_a_growth() {
 /// A lookup of a key without a cell, while another key of the same slot gets one.
 fn a_reader_and_another_key() {
     let guest = Guest::new(Mode::Sigbus, 1);
-    let mut vcpu = guest.cache.attach_vcpu(|| {});
+    let mut vcpu = guest.cache.attach_vcpu();
     let reader = thread::spawn(move || {
         if vcpu.pin().lookup_shared(Key::new(1)).is_some() {
             violation("a key led to the block of another key");

@@ -171,7 +171,7 @@ impl World {
     /// region: was announced), no block of the old byte runs.
     fn write(&self, page: usize) {
         let (tracker, mut numbers) = (self.cache.tracker(), Numbers(page as u64));
-        let mut vcpu = self.cache.attach_vcpu(|| {});
+        let mut vcpu = self.cache.attach_vcpu();
         let links: Vec<Link> =
             (0..KEYS_PER_PAGE).map(|number| self.cache.link(key_of(page, number)).unwrap()).collect();
         for round in 0..ROUNDS {
@@ -207,7 +207,7 @@ impl World {
 
     /// A vCPU without knowledge of the writers.
     fn execute(&self, seed: u64) {
-        let mut vcpu = self.cache.attach_vcpu(|| {});
+        let mut vcpu = self.cache.attach_vcpu();
         self.until_done(seed, |numbers| {
             let key = any_key(numbers);
             self.enter(&mut vcpu, key, &self.cache.link(key).unwrap()).for_each(drop);

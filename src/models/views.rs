@@ -128,7 +128,7 @@ impl Asked {
 impl World {
     fn new(seed: u64) -> Self {
         let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Plain)).unwrap();
-        let vcpu = cache.attach_vcpu(|| {});
+        let vcpu = cache.attach_vcpu();
         let regions = [(); 4].map(|()| (0, None));
         let (shown, read_only, blocks) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
         let written = BTreeSet::new();

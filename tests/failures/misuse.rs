@@ -276,7 +276,7 @@ fn the_last_page_of_the_guest() {
         let refused = add(last).unwrap_err();
         assert!(refused.to_string().contains("64-bit"), "{refused}");
         add(start).unwrap();
-        let mut vcpu = cache.attach_vcpu(|| {});
+        let mut vcpu = cache.attach_vcpu();
         let block = || {
             let mut ticket = cache.begin(Key::new(last));
             while ticket.claim(GuestAddr(u64::MAX)).is_err() {}
@@ -367,7 +367,7 @@ fn a_call_under_ones_own_fork_guard() {
             &|| cache.collect(),
             &|| cache.evict(1),
             &|| cache.set_limit(MemoryLimit::of_bytes(0)),
-            &|| drop(cache.attach_vcpu(|| {})),
+            &|| drop(cache.attach_vcpu()),
             &|| tracker.maintain(),
             &|| drop(tracker.aliases(start)),
             &|| drop(tracker.before_fork()),

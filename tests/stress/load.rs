@@ -318,7 +318,7 @@ impl Load {
     }
 
     fn execute(&self, mut random: Random) {
-        let mut vcpu = self.cache.attach_vcpu(|| {});
+        let mut vcpu = self.cache.attach_vcpu();
         while !self.stopped() {
             let mut pin = vcpu.pin();
             for _ in 0..32 {
@@ -359,7 +359,7 @@ impl Load {
     }
 
     fn look_in_child(&self) -> u8 {
-        let lookup = |key| self.cache.attach_vcpu(|| {}).pin().lookup(Key::new(key));
+        let lookup = |key| self.cache.attach_vcpu().pin().lookup(Key::new(key));
         if (0..KEYS).any(|key| lookup(key as u64).is_some()) {
             return 1;
         }
@@ -373,7 +373,7 @@ impl Load {
         for (word, published) in self.published.iter().enumerate() {
             published.store(self.version_of(word), Ordering::Relaxed);
         }
-        let mut vcpu = self.cache.attach_vcpu(|| {});
+        let mut vcpu = self.cache.attach_vcpu();
         let mut pin = vcpu.pin();
         (0..KEYS).for_each(|key| self.look_at(&mut pin, key, &mut Random(300)));
     }

@@ -58,7 +58,7 @@ impl Fixture {
     }
 
     pub(crate) fn lookup(&self, key: u64) -> Option<usize> {
-        self.cache.attach_vcpu(|| {}).pin().lookup(Key::new(key))
+        self.cache.attach_vcpu().pin().lookup(Key::new(key))
     }
 
     /// The guest's announcement of its writes, if the mode needs one.

@@ -82,7 +82,7 @@ impl Machine {
 
     /// A thread of the guest.
     pub fn cpu(&self) -> Cpu<'_> {
-        Cpu { machine: self, vcpu: self.cache.attach_vcpu(|| {}), interpreted: 0 }
+        Cpu { machine: self, vcpu: self.cache.attach_vcpu(), interpreted: 0 }
     }
 
     /// The side that tracks its writes.

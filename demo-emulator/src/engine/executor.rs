@@ -112,7 +112,7 @@ impl EngineExecutor {
         let running = Arc::new(Running(Mutex::new(ptr::null())));
         let asked = running.clone();
         Self {
-            vcpu: shared.cache.attach_vcpu(move || asked.ask_to_leave()),
+            vcpu: shared.cache.attach_vcpu_with(move || asked.ask_to_leave()),
             cache: shared.cache.clone(),
             window: shared.window,
             compiler: shared.space.clone().map(|space| (space.clone(), Translator::new(space))),

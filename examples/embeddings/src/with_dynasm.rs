@@ -35,7 +35,7 @@ pub fn run(mode: Mode) -> Result<u64, Box<dyn Error>> {
     let cache = CodeCache::new(EntryStubs::NOT_CODE)?;
     cache.add_memory(GuestAddr(0), memory.clone(), mode)?;
     let buffer = CodeBuffer::new(1 << 20)?;
-    let mut vcpu = cache.attach_vcpu(|| {});
+    let mut vcpu = cache.attach_vcpu();
     let (mut cpu, mut pc) = (Cpu::new(&memory), 0);
     while pc != HALTED {
         // Deferred mode alone needs it: this guest announces no code changes, so all are looked for.

@@ -79,7 +79,7 @@ impl Guest {
             tickets: Vec::new(),
             holds: Vec::new(),
             links: Vec::new(),
-            vcpu: cache.attach_vcpu(|| {}),
+            vcpu: cache.attach_vcpu(),
             cache,
             payload: Arc::new(()),
             mode,
