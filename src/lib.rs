@@ -62,15 +62,15 @@
 //!     │ │       a write: the claim     │   a write to their bytes:│   │ a write to data:
 //!     │ └──────── is not current ──────┴────── they are dead ─────┘   │ they compare themselves
 //!     │                                                               ▼
-//!     └──────────────── it has cooled: its blocks are dead ─────── checked
+//!     └──────────────── it has cooled: its blocks are dead ──── self-checking
 //! ```
 //!
 //! A page is **open** (writable, no block on it), **protected** (the library learns of the next
-//! write) or **checked** (writable; its blocks compare their bytes at each entry). If a page is
-//! written all the time, the [`policy`] makes it checked as soon as a translator comes to it. In a
-//! synchronous mode, a page that is hit is open or checked when the store retires. In the deferred
-//! mode it stays protected. The next [`tracker::Tracker::sync`] finds the write, and its blocks are
-//! dead or checked when that call returns.
+//! write) or **self-checking** (writable; its blocks compare their bytes at each entry). If a page
+//! is written all the time, the [`policy`] makes it self-checking as soon as a translator comes to
+//! it. In a synchronous mode, a page that is hit is open or self-checking when the store retires.
+//! In the deferred mode it stays protected. The next [`tracker::Tracker::sync`] finds the write,
+//! and its blocks are dead or self-checking when that call returns.
 //!
 //! # The life of a block
 //!
@@ -78,13 +78,14 @@
 //!   begin ─▶ claim ─▶ read ─┬─▶ translate ─▶ commit ─┬─▶ valid ─▶ dead ─▶ retained ─▶ discarded ─▶ freed
 //!                           │                        │     │        ▲        │
 //!                           │                        ▼     ▼        │        │
-//!                           │                   refused  checked ───┘        │
+//!                           │                   refused  self-    ──┘        │
+//!                           │                            checking           │
 //!                           └─▶ revive ─▶ valid ◀──── the same bytes ────────┘
 //! ```
 //!
 //! A write to its bytes kills a block, and so does eviction. A write to data beside them leaves it
-//! reachable, checked. A write between claim and commit makes the library refuse the commit. A dead
-//! block is freed when no vCPU can be inside it.
+//! reachable, self-checking. A write between claim and commit makes the library refuse the commit.
+//! A dead block is freed when no vCPU can be inside it.
 //!
 //! 1. Claim every page of the block: [`Ticket::claim`].
 //! 2. Read the guest's bytes, each once, and only after the claim. Name the bytes that the block is

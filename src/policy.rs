@@ -9,8 +9,8 @@
 //! | interpret it for a while | nothing | the whole cost of interpreting |
 //!
 //! Translators ask the policy, and so do harvests and
-//! [`Tracker::maintain`](crate::tracker::Tracker::maintain). A fault handler never asks it: the handler
-//! uses the policy's [`Limits`], numbers that it gave once, and records the event. The next
+//! [`Tracker::maintain`](crate::tracker::Tracker::maintain). A fault handler never asks it: the
+//! handler uses the policy's [`Limits`], numbers that it gave once, and records the event. The next
 //! translator that comes to the page asks the policy with that record.
 //!
 //! No call runs between a system call and the update of the words that record it. No call runs
@@ -33,9 +33,9 @@ pub struct PageHistory {
     /// The start of the window that `hits` counts in. A window starts at the first hit that comes
     /// [`WINDOW_MS`] or later after the start of the previous window.
     pub window_ms: u64,
-    /// When the page last became checked, or stopped being so.
-    pub checked_ms: u64,
-    /// How often it became checked again soon after it had cooled.
+    /// When the page last became self-checking, or stopped being so.
+    pub self_checking_ms: u64,
+    /// How often it became self-checking again soon after it had cooled.
     pub relapses: u32,
     /// Whether a write by the kernel is announced and has not ended.
     pub held: bool,
@@ -58,7 +58,7 @@ pub enum Decision {
     /// Protect the page.
     Protect,
     /// Leave it writable; its blocks compare their bytes at every entry.
-    Check,
+    SelfCheck,
     /// Leave it writable and translate nothing from it now.
     Interpret,
 }
@@ -72,7 +72,7 @@ pub struct Limits {
     pub open_ahead_pages: usize,
     /// The most pages that one system call protects.
     pub protect_batch_pages: usize,
-    /// Whether a data write makes its page checked. Otherwise every block
+    /// Whether a data write makes its page self-checking. Otherwise every block
     /// on the page dies.
     pub checks_on_data_write: bool,
 }
@@ -92,7 +92,7 @@ impl Limits {
         self
     }
 
-    /// The same, with pages that become checked or without them.
+    /// The same, with pages that become self-checking or without them.
     #[must_use]
     pub const fn with_checks_on_data_write(mut self, checks_on_data_write: bool) -> Self {
         self.checks_on_data_write = checks_on_data_write;
@@ -101,7 +101,7 @@ impl Limits {
 }
 
 impl Default for Limits {
-    /// One page at a time, never checked.
+    /// One page at a time, never self-checking.
     fn default() -> Self {
         Self { open_ahead_pages: 1, protect_batch_pages: 1, checks_on_data_write: false }
     }
@@ -113,11 +113,11 @@ pub trait Policy: Send + Sync + fmt::Debug + 'static {
     fn on_begin(&self, page: &PageHistory) -> Decision;
 
     /// A harvest found the page written, and made its translations unreachable. Returns whether the
-    /// page becomes checked.
+    /// page becomes self-checking.
     fn on_harvest(&self, page: &PageHistory) -> bool;
 
-    /// Whether a checked page may be protected again when the next translator comes. That kills its
-    /// blocks.
+    /// Whether a self-checking page may be protected again when the next translator comes. That
+    /// kills its blocks.
     fn has_cooled(&self, page: &PageHistory) -> bool;
 
     /// Asked once, when a region is added.
@@ -132,7 +132,7 @@ const HITS_TO_CHECK: u32 = 3;
 /// translator that took 1,790 faults.
 const HITS_TO_INTERPRET: u32 = 8;
 
-/// How long a page stays checked the first time. Each relapse doubles it.
+/// How long a page stays self-checking the first time. Each relapse doubles it.
 const CHECKED_MS: u64 = 256;
 
 /// The most doublings: 16 seconds.
@@ -147,8 +147,8 @@ pub struct Adaptive {
 }
 
 impl Adaptive {
-    /// For embedders whose blocks have no entry that compares: no page becomes checked. A page that
-    /// the same store keeps hitting is interpreted for a while.
+    /// For embedders whose blocks have no entry that compares: no page becomes self-checking. A
+    /// page that the same store keeps hitting is interpreted for a while.
     pub const fn new() -> Self {
         Self { checks: false }
     }
@@ -169,7 +169,7 @@ impl Policy for Adaptive {
     fn on_begin(&self, page: &PageHistory) -> Decision {
         if self.checks {
             let check = page.held || page.recent(page.hits) >= HITS_TO_CHECK;
-            return if check { Decision::Check } else { Decision::Protect };
+            return if check { Decision::SelfCheck } else { Decision::Protect };
         }
         let interpret = page.held || page.recent(page.same_byte_hits) >= HITS_TO_INTERPRET;
         if interpret { Decision::Interpret } else { Decision::Protect }
@@ -181,7 +181,7 @@ impl Policy for Adaptive {
 
     fn has_cooled(&self, page: &PageHistory) -> bool {
         let stay_ms = CHECKED_MS << page.relapses.min(MOST_DOUBLINGS);
-        !page.held && page.now_ms.saturating_sub(page.checked_ms) >= stay_ms
+        !page.held && page.now_ms.saturating_sub(page.self_checking_ms) >= stay_ms
     }
 
     fn limits(&self) -> Limits {
@@ -225,12 +225,12 @@ mod tests {
     fn a_page_that_is_written_again_and_again_is_checked() {
         let policy = Adaptive::with_checks();
         assert_eq!(policy.on_begin(&hit(HITS_TO_CHECK - 1, 0)), Decision::Protect);
-        assert_eq!(policy.on_begin(&hit(HITS_TO_CHECK, 0)), Decision::Check);
+        assert_eq!(policy.on_begin(&hit(HITS_TO_CHECK, 0)), Decision::SelfCheck);
         assert!(policy.on_harvest(&hit(HITS_TO_CHECK, 0)));
         let later = PageHistory { now_ms: 1_000 + WINDOW_MS, ..hit(100, 100) };
         assert_eq!(policy.on_begin(&later), Decision::Protect);
         assert!(!policy.on_harvest(&later));
-        assert_eq!(policy.on_begin(&PageHistory { held: true, ..hit(0, 0) }), Decision::Check);
+        assert_eq!(policy.on_begin(&PageHistory { held: true, ..hit(0, 0) }), Decision::SelfCheck);
     }
 
     #[test]

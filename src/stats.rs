@@ -111,9 +111,9 @@ counters! {
     faults_by_thread,
     /// Pages that a fault opened ahead of a stream of writes, in addition to its own.
     opened_ahead,
-    /// Pages that became checked.
-    checked,
-    /// Checked pages that cooled.
+    /// Pages that became self-checking.
+    self_checking,
+    /// Self-checking pages that cooled.
     cooled,
     /// Pages that harvests asked the kernel about.
     pages_scanned,
@@ -141,7 +141,7 @@ counters! {
     refused,
     /// Blocks that a write or an announcement made unreachable.
     invalidated,
-    /// Blocks that became checked because data on their page was written.
+    /// Blocks that became self-checking because data on their page was written.
     downgraded,
     /// Blocks that the embedder removed, usually because their comparison failed.
     removed,

@@ -105,7 +105,7 @@ impl Turns {
 impl Policy for Turns {
     fn on_begin(&self, page: &PageHistory) -> Decision {
         self.0.call(Of::Begin);
-        if page.held || self.turn() % 4 == 3 { Decision::Check } else { Decision::Protect }
+        if page.held || self.turn() % 4 == 3 { Decision::SelfCheck } else { Decision::Protect }
     }
 
     fn on_harvest(&self, _: &PageHistory) -> bool {
@@ -332,7 +332,11 @@ impl Script {
         for _ in 0..3 {
             self.call(|script| script.cache.tracker().maintain());
         }
-        assert_eq!(self.cache.tracker().pages_by_state().checked, 0, "{self:?}: a checked page was forgotten");
+        assert_eq!(
+            self.cache.tracker().pages_by_state().self_checking,
+            0,
+            "{self:?}: a self-checking page was forgotten"
+        );
         self.until_done(|script| script.cache.tracker().remove_region(script.guest(PAGES, 0)).unwrap());
         self.add_region(PAGES);
         self.translate_all();

@@ -108,7 +108,7 @@ fn a_data_write_makes_its_page_checked_and_then_costs_nothing() {
     for mode in modes_that(Mode::is_synchronous) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let claim = guest.translate(3);
-        assert!(!claim.is_checked());
+        assert!(!claim.is_self_checking());
         guest.store(3, 2048);
         assert_eq!(claim.data().take(), (0, 1), "{mode}: nothing dies, all compare themselves");
         assert!(!claim.is_current(), "{mode}: what was begun before would not compare itself");
@@ -116,17 +116,17 @@ fn a_data_write_makes_its_page_checked_and_then_costs_nothing() {
             guest.store(3, byte);
         }
         let stats = guest.stats();
-        assert_eq!((stats.faults, stats.faults_data, stats.checked), (1, 1, 1), "{mode}");
+        assert_eq!((stats.faults, stats.faults_data, stats.self_checking), (1, 1, 1), "{mode}");
         let again = guest.translate(3);
-        assert!(again.is_checked());
+        assert!(again.is_self_checking());
         guest.store(3, 0);
-        assert!(again.is_current(), "{mode}: a checked page changes without notice");
+        assert!(again.is_current(), "{mode}: a self-checking page changes without notice");
         assert_eq!(again.data().take(), (0, 0), "{mode}");
         let hot = guest.tracker.hottest_pages(5);
         assert_eq!(hot.len(), 1, "{mode}");
-        assert_eq!((hot[0].page, hot[0].is_checked, hot[0].data_hits), (guest.addr(3, 0), true, 1), "{mode}");
+        assert_eq!((hot[0].page, hot[0].is_self_checking, hot[0].data_hits), (guest.addr(3, 0), true, 1), "{mode}");
         assert_eq!(hot[0].last_byte, Some(guest.addr(3, 2048)), "{mode}");
-        assert_eq!(guest.tracker.pages_by_state().checked, 1, "{mode}");
+        assert_eq!(guest.tracker.pages_by_state().self_checking, 1, "{mode}");
     }
 }
 
@@ -137,13 +137,13 @@ fn a_store_to_code_kills() {
         let claim = guest.translate(3);
         guest.store(3, 63);
         assert_eq!(claim.data().take(), (1, 0), "{mode}");
-        assert!(!guest.translate(3).is_checked(), "{mode}: once is no habit");
-        // Without checked pages a store beside code kills as well.
+        assert!(!guest.translate(3).is_self_checking(), "{mode}: once is no habit");
+        // Without self-checking pages a store beside code kills as well.
         let guest = Guest::new(mode, Adaptive::new());
         let claim = guest.translate(3);
         guest.store(3, 2048);
         assert_eq!(claim.data().take(), (1, 0), "{mode}");
-        assert!(!guest.translate(3).is_checked(), "{mode}");
+        assert!(!guest.translate(3).is_self_checking(), "{mode}");
     }
 }
 
@@ -152,7 +152,7 @@ fn code_that_is_written_again_and_again_is_checked() {
     for mode in modes_that(|_| true) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let mut stores = 0;
-        while !guest.translate(5).is_checked() {
+        while !guest.translate(5).is_self_checking() {
             guest.store(5, 0);
             stores += 1;
             // A window may end between two stores on a slow machine.
@@ -160,7 +160,7 @@ fn code_that_is_written_again_and_again_is_checked() {
         }
         let before = guest.stats();
         for _ in 0..100 {
-            assert!(guest.translate(5).is_checked());
+            assert!(guest.translate(5).is_self_checking());
             guest.store(5, 0);
         }
         let after = guest.stats();
@@ -169,13 +169,13 @@ fn code_that_is_written_again_and_again_is_checked() {
     }
 }
 
-/// Makes everything checked, and cools it at once.
+/// Makes everything self-checking, and cools it at once.
 #[derive(Debug)]
 struct CheckOnceThenProtect(AtomicU32);
 
 impl Policy for CheckOnceThenProtect {
     fn on_begin(&self, _: &PageHistory) -> Decision {
-        if self.0.fetch_add(1, Ordering::Relaxed) == 0 { Decision::Check } else { Decision::Protect }
+        if self.0.fetch_add(1, Ordering::Relaxed) == 0 { Decision::SelfCheck } else { Decision::Protect }
     }
 
     fn on_harvest(&self, _: &PageHistory) -> bool {
@@ -196,7 +196,7 @@ fn a_page_that_has_cooled_is_protected_again() {
     for mode in modes_that(|_| true) {
         let guest = Guest::new(mode, CheckOnceThenProtect(AtomicU32::new(0)));
         let claim = guest.translate(7);
-        assert!(claim.is_checked());
+        assert!(claim.is_self_checking());
         guest.store(7, 0);
         assert_eq!(claim.data().take(), (0, 0), "{mode}");
         let held = guest.tracker.prepare_kernel_write(guest.addr(7, 0), 1).unwrap();
@@ -209,7 +209,7 @@ fn a_page_that_has_cooled_is_protected_again() {
         assert_eq!(claim.data().take(), (1, 0), "{mode}: its blocks die");
         assert!(!claim.is_current(), "{mode}");
         let claim = guest.translate(7);
-        assert!(!claim.is_checked(), "{mode}");
+        assert!(!claim.is_self_checking(), "{mode}");
         guest.store(7, 0);
         assert_eq!(claim.data().take(), (1, 0), "{mode}: the store is learned of");
         assert_eq!(guest.stats().cooled, 1, "{mode}");
@@ -278,7 +278,7 @@ fn a_batch_goes_round_a_page_that_somebody_holds() {
         drop(guest.tracker.prepare_kernel_write(GuestAddr(0), 16 * guest.page as u64).unwrap());
         let held = guest.tracker.prepare_kernel_write(guest.addr(4, 0), 1).unwrap();
         let claims: Vec<_> = (0..16).filter(|&page| page != 4).map(|page| guest.translate(page)).collect();
-        let busy = guest.tracker.begin(guest.addr(4, 0)).map(|claim| claim.is_checked());
+        let busy = guest.tracker.begin(guest.addr(4, 0)).map(|claim| claim.is_self_checking());
         assert_eq!(busy, Err(BeginError::Busy(Busy::Unprotecting)), "{mode}");
         guest.store(4, 0);
         assert_eq!(guest.stats().faults, 0, "{mode}: the held page is writable");
@@ -309,12 +309,12 @@ fn the_kernel_writes_beside_code_and_kills_nothing() {
         assert_eq!(read, 8, "{mode}");
         assert_eq!(claim.data().take(), (0, 1), "{mode}");
         // A long hold: blocks that compare themselves may still be made from the page.
-        assert!(guest.translate(2).is_checked(), "{mode}");
+        assert!(guest.translate(2).is_self_checking(), "{mode}");
         drop(held);
-        assert!(guest.translate(2).is_checked(), "{mode}");
+        assert!(guest.translate(2).is_self_checking(), "{mode}");
         let calls = guest.stats().protection_calls;
         drop(guest.tracker.prepare_kernel_write(guest.addr(2, 0), 8).unwrap());
-        assert_eq!(guest.stats().protection_calls, calls, "{mode}: a checked page is writable already");
+        assert_eq!(guest.stats().protection_calls, calls, "{mode}: a self-checking page is writable already");
 
         // A write over the code of a protected page.
         let claim = guest.translate(3);
@@ -328,14 +328,14 @@ fn a_held_page_is_checked_where_the_policy_has_checked_pages() {
     for mode in modes_that(|mode| mode == Mode::Sigbus || mode == Mode::Mprotect) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let held = guest.tracker.prepare_kernel_write(guest.addr(0, 0), 1).unwrap();
-        assert!(guest.translate(0).is_checked(), "{mode}");
+        assert!(guest.translate(0).is_self_checking(), "{mode}");
         drop(held);
         let held = guest.tracker.prepare_kernel_write(guest.addr(0, 0), 1).unwrap();
         let change = guest.tracker.change_mapping(guest.addr(0, 0), 1).unwrap();
-        assert_eq!(guest.tracker.pages_by_state().checked, 0, "{mode}: a change of the mapping ends it");
+        assert_eq!(guest.tracker.pages_by_state().self_checking, 0, "{mode}: a change of the mapping ends it");
         // One of the two pages is new to the translator.
         for page in [0, 1] {
-            let busy = guest.tracker.begin(guest.addr(page, 0)).map(|claim| claim.is_checked());
+            let busy = guest.tracker.begin(guest.addr(page, 0)).map(|claim| claim.is_self_checking());
             let expected = if page == 0 { Err(BeginError::Busy(Busy::Unprotecting)) } else { Ok(false) };
             assert_eq!(busy, expected, "{mode}: nothing is made of a page whose mapping changes");
         }
@@ -402,7 +402,7 @@ fn a_page_that_an_announcement_made_checked_is_none_of_the_harvest() {
         let held = guest.tracker.prepare_unseen_write(guest.addr(3, 2048), 8).unwrap();
         assert_eq!(claim.data().take(), (0, 1), "{mode}");
         let checked = guest.translate(3);
-        assert!(checked.is_checked(), "{mode}");
+        assert!(checked.is_self_checking(), "{mode}");
         guest.store(3, 2048);
         assert_eq!(claim.data().written.load(Ordering::Relaxed), 0, "{mode}: nothing dies");
         guest.store(3, 2048);

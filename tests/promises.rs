@@ -56,7 +56,7 @@ fn plain(value: u32) -> usize {
     0x10 | (value as usize) << 8
 }
 
-/// The checked one.
+/// The self-checking one.
 fn checked(value: u32) -> usize {
     plain(value) | 1
 }
@@ -473,14 +473,14 @@ impl Drop for OverAtDrop<'_> {
     }
 }
 
-/// Makes a page checked after a write to it, or from the start, and cools it when asked.
+/// Makes a page self-checking after a write to it, or from the start, and cools it when asked.
 #[derive(Clone, Copy, Debug)]
 struct Checks {
     on_begin: Decision,
 }
 
 const CHECKED_ONCE_WRITTEN: Checks = Checks { on_begin: Decision::Protect };
-const ALWAYS_CHECKED: Checks = Checks { on_begin: Decision::Check };
+const ALWAYS_CHECKED: Checks = Checks { on_begin: Decision::SelfCheck };
 
 impl Policy for Checks {
     fn on_begin(&self, _: &PageHistory) -> Decision {
@@ -551,7 +551,7 @@ fn a_checked_block_sees_what_nobody_announced() {
         guest.translate(64).unwrap();
         guest.store(64, 8);
         assert_eq!(guest.lookup(64), Some(checked(7)), "{}: nobody is told", guest.mode);
-        // The comparison of the checked entry.
+        // The comparison of the self-checking entry.
         assert_ne!(guest.word(64).load(Ordering::Acquire), 7);
         guest.cache.remove(Guest::key(64));
         assert_eq!(guest.lookup(64), None, "{}", guest.mode);

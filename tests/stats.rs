@@ -102,7 +102,7 @@ fn faults_are_counted_by_kind_and_timed() {
         assert!(histograms.fault_ns.max() > 0 && histograms.fault_ns.sum() >= histograms.fault_ns.max(), "{mode}");
         assert_eq!((stats.harvests, histograms.sync_ns.count()), (0, 0), "{mode}: there is nothing to harvest");
         let states = guest.tracker.pages_by_state();
-        assert_eq!((states.open, states.protected, states.checked), (8, PAGES as u64 - 8, 0), "{mode}");
+        assert_eq!((states.open, states.protected, states.self_checking), (8, PAGES as u64 - 8, 0), "{mode}");
         let hot = guest.tracker.hottest_pages(PAGES);
         let by_kind = |kind: fn(&codewarden::tracker::HotPage) -> u32| hot.iter().map(kind).sum::<u32>();
         assert_eq!((by_kind(|page| page.code_hits), by_kind(|page| page.data_hits)), (5, 3), "{mode}");

@@ -32,7 +32,7 @@ static inline uint8_t cw_stale(const uint8_t *stale_flag)
 
 /*
  * Options for blocks that are looked up and never jumped to through entry cells, and that
- * have no checked entry. If emitted code jumps through cells, set the stubs.
+ * have no self-checking entry. If emitted code jumps through cells, set the stubs.
  */
 static inline cw_cache_options cw_cache_options_default(void)
 {

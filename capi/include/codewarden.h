@@ -114,7 +114,7 @@ typedef enum cw_status {
     CW_BUSY = 1,
     /// A write came to the bytes while they were translated. Begin again.
     CW_WRITTEN = 2,
-    /// A page of the block stays writable: commit with a checked entry, or interpret.
+    /// A page of the block stays writable: commit with a self-checking entry, or interpret.
     CW_NEEDS_CHECK = 3,
     /// The object has parts that are still alive, or is in use. Nothing was done.
     CW_IN_USE = 4,
@@ -224,13 +224,13 @@ cw_status cw_mode_from_name(const char *name, cw_mode *mode);
 /// How each page's translations are kept true.
 typedef enum cw_policy {
     /// Protect; open pages ahead of a stream of writes and protect them again in
-    /// batches. Blocks need no checked entry. A page that the same store keeps hitting
+    /// batches. Blocks need no self-checking entry. A page that the same store keeps hitting
     /// is CW_BUSY for a while: interpret.
     CW_POLICY_ADAPTIVE = 0,
     /// The same, and pages that are written beside their code, or again and again,
     /// become
-    /// checked: they stay writable, and their blocks compare their bytes at each entry.
-    /// Blocks should have a checked entry (cw_ticket_commit()).
+    /// self-checking: they stay writable, and their blocks compare their bytes at each entry.
+    /// Blocks should have a self-checking entry (cw_ticket_commit()).
     CW_POLICY_ADAPTIVE_WITH_CHECKS = 1,
     /// One page for each fault, as mprotect trackers do it: a baseline for
     /// measurements. A store over two pages may fault many times before it makes
@@ -269,7 +269,7 @@ cw_status cw_cache_new(const cw_cache_options *options, cw_cache **cache);
 /// cache. Code of the cache must not be running.
 cw_status cw_cache_free(cw_cache *cache);
 
-/// Makes the block of the key unreachable: its checked entry found that its bytes have
+/// Makes the block of the key unreachable: its self-checking entry found that its bytes have
 /// changed, or you no longer want it. Does nothing if there is no block.
 cw_status cw_cache_remove(const cw_cache *cache, uint64_t key);
 
@@ -592,7 +592,7 @@ cw_status cw_ticket_keep_allocation(cw_ticket *ticket, cw_allocation *allocation
 /// is gone.
 cw_status cw_ticket_keep_link(cw_ticket *ticket, cw_link *link);
 
-/// Whether the block needs a checked entry: a claimed page is written to all the time
+/// Whether the block needs a self-checking entry: a claimed page is written to all the time
 /// and stays writable. If not, a page may still come to that later. False for a spent
 /// ticket.
 bool cw_ticket_needs_check(const cw_ticket *ticket);
@@ -623,7 +623,7 @@ cw_status cw_ticket_revive(cw_ticket *ticket, bool *revived);
 /// spent after any answer.
 ///
 /// plain: the address of the block's code.
-/// checked: the address of code that first compares the guest's bytes with the bytes
+/// self-checking: the address of code that first compares the guest's bytes with the bytes
 /// that the block was made from. If they are the same, it goes on like the plain entry.
 /// If not, it goes back to the dispatcher, which calls cw_cache_remove(). 0 if there is
 /// none. The two differ from each other, from both stubs and from 0.
@@ -636,7 +636,7 @@ cw_status cw_ticket_revive(cw_ticket *ticket, bool *revived);
 /// allocations, nor unwind or longjmp.
 ///
 /// CW_WRITTEN: a write came since a page was claimed: begin again, or interpret.
-/// CW_NEEDS_CHECK: cw_ticket_needs_check() is true, and there is no checked entry.
+/// CW_NEEDS_CHECK: cw_ticket_needs_check() is true, and there is no self-checking entry.
 /// CW_BAD_ARGUMENT: no page was claimed, cw_ticket_add_source() failed, an address or the
 /// key cannot be used, or an allocation that the block keeps was never published
 /// (cw_allocation_publish()).
@@ -770,7 +770,7 @@ cw_status cw_cache_invalidate(const cw_cache *cache, uint64_t guest, uint64_t le
 
 /// The kernel is about to write len_bytes from guest for the guest (read, recvmsg, an
 /// out parameter of any system call). Until cw_hold_free() the pages are writable, and
-/// no block is made from them except one with a checked entry, if the policy has
+/// no block is made from them except one with a self-checking entry, if the policy has
 /// checks. Costs next to nothing if the kernel's writes are tracked like the guest's.
 /// Without it such a system call may fail with EFAULT in modes sigbus and mprotect.
 cw_status cw_cache_prepare_kernel_write(const cw_cache *cache,
@@ -817,7 +817,7 @@ cw_status cw_mapping_change_replaced(cw_mapping_change *change,
 /// Ends a change of mappings. Does nothing for NULL. Any thread may call it.
 void cw_mapping_change_free(cw_mapping_change *change);
 
-/// Lets checked pages that have cooled be protected again, and checks whether regions
+/// Lets self-checking pages that have cooled be protected again, and checks whether regions
 /// are still tracked. Call it some times a second, from a timer. It costs next to
 /// nothing if there is nothing to do.
 cw_status cw_maintain(const cw_cache *cache);
@@ -942,9 +942,9 @@ typedef struct cw_stats {
     uint64_t faults_by_thread;
     /// Pages that a fault opened ahead of a stream of writes, in addition to its own.
     uint64_t opened_ahead;
-    /// Pages that became checked.
-    uint64_t checked;
-    /// Checked pages that cooled.
+    /// Pages that became self-checking.
+    uint64_t self_checking;
+    /// Self-checking pages that cooled.
     uint64_t cooled;
     /// Pages that harvests asked the kernel about.
     uint64_t pages_scanned;
@@ -972,7 +972,7 @@ typedef struct cw_stats {
     uint64_t refused;
     /// Blocks that a write or an announcement made unreachable.
     uint64_t invalidated;
-    /// Blocks that became checked because data on their page was written.
+    /// Blocks that became self-checking because data on their page was written.
     uint64_t downgraded;
     /// Blocks that you removed, usually because their comparison failed.
     uint64_t removed;
@@ -1025,7 +1025,7 @@ typedef struct cw_pages_by_state {
     /// Write-protected, or about to be.
     uint64_t protected_pages;
     /// Writable; their blocks compare their bytes at each entry.
-    uint64_t checked_pages;
+    uint64_t self_checking_pages;
 } cw_pages_by_state;
 
 /// Fills in the counters. Set stats->size_bytes before. Any time, any thread; some
@@ -1073,7 +1073,7 @@ static inline uint8_t cw_stale(const uint8_t *stale_flag)
 
 /*
  * Options for blocks that are looked up and never jumped to through entry cells, and that
- * have no checked entry. If emitted code jumps through cells, set the stubs.
+ * have no self-checking entry. If emitted code jumps through cells, set the stubs.
  */
 static inline cw_cache_options cw_cache_options_default(void)
 {

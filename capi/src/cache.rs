@@ -28,13 +28,13 @@ use crate::status::{Failure, cw_status, guarded};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum cw_policy {
     /// Protect; open pages ahead of a stream of writes and protect them again in
-    /// batches. Blocks need no checked entry. A page that the same store keeps hitting
+    /// batches. Blocks need no self-checking entry. A page that the same store keeps hitting
     /// is CW_BUSY for a while: interpret.
     CW_POLICY_ADAPTIVE = 0,
     /// The same, and pages that are written beside their code, or again and again,
     /// become
-    /// checked: they stay writable, and their blocks compare their bytes at each entry.
-    /// Blocks should have a checked entry (cw_ticket_commit()).
+    /// self-checking: they stay writable, and their blocks compare their bytes at each entry.
+    /// Blocks should have a self-checking entry (cw_ticket_commit()).
     CW_POLICY_ADAPTIVE_WITH_CHECKS = 1,
     /// One page for each fault, as mprotect trackers do it: a baseline for
     /// measurements. A store over two pages may fault many times before it makes
@@ -137,7 +137,7 @@ pub unsafe extern "C" fn cw_cache_free(cache: *mut cw_cache) -> cw_status {
     })
 }
 
-/// Makes the block of the key unreachable: its checked entry found that its bytes have
+/// Makes the block of the key unreachable: its self-checking entry found that its bytes have
 /// changed, or you no longer want it. Does nothing if there is no block.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_remove(cache: *const cw_cache, key: u64) -> cw_status {

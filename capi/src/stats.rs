@@ -33,9 +33,9 @@ pub struct cw_stats {
     pub faults_by_thread: u64,
     /// Pages that a fault opened ahead of a stream of writes, in addition to its own.
     pub opened_ahead: u64,
-    /// Pages that became checked.
-    pub checked: u64,
-    /// Checked pages that cooled.
+    /// Pages that became self-checking.
+    pub self_checking: u64,
+    /// Self-checking pages that cooled.
     pub cooled: u64,
     /// Pages that harvests asked the kernel about.
     pub pages_scanned: u64,
@@ -63,7 +63,7 @@ pub struct cw_stats {
     pub refused: u64,
     /// Blocks that a write or an announcement made unreachable.
     pub invalidated: u64,
-    /// Blocks that became checked because data on their page was written.
+    /// Blocks that became self-checking because data on their page was written.
     pub downgraded: u64,
     /// Blocks that you removed, usually because their comparison failed.
     pub removed: u64,
@@ -122,7 +122,7 @@ pub struct cw_pages_by_state {
     /// Write-protected, or about to be.
     pub protected_pages: u64,
     /// Writable; their blocks compare their bytes at each entry.
-    pub checked_pages: u64,
+    pub self_checking_pages: u64,
 }
 
 impl From<MemoryUse> for cw_memory_use {
@@ -146,7 +146,7 @@ pub unsafe extern "C" fn cw_cache_get_stats(cache: *const cw_cache, stats: *mut 
             faults_data: of.faults_data,
             faults_by_thread: of.faults_by_thread,
             opened_ahead: of.opened_ahead,
-            checked: of.checked,
+            self_checking: of.self_checking,
             cooled: of.cooled,
             pages_scanned: of.pages_scanned,
             pages_harvested: of.pages_harvested,
@@ -200,7 +200,7 @@ pub unsafe extern "C" fn cw_cache_get_pages_by_state(
             size_bytes: 0,
             open_pages: of.open,
             protected_pages: of.protected,
-            checked_pages: of.checked,
+            self_checking_pages: of.self_checking,
         };
         // SAFETY: the header's rules; words without padding.
         unsafe { fill_in(pages, &found) }

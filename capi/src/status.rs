@@ -28,7 +28,7 @@ pub enum cw_status {
     CW_BUSY = 1,
     /// A write came to the bytes while they were translated. Begin again.
     CW_WRITTEN = 2,
-    /// A page of the block stays writable: commit with a checked entry, or interpret.
+    /// A page of the block stays writable: commit with a self-checking entry, or interpret.
     CW_NEEDS_CHECK = 3,
     /// The object has parts that are still alive, or is in use. Nothing was done.
     CW_IN_USE = 4,
@@ -118,7 +118,7 @@ impl From<CommitError> for Failure {
             ),
             CommitError::NeedsCheck => Self::new(
                 cw_status::CW_NEEDS_CHECK,
-                c"a page of the block stays writable: commit with a checked entry, or interpret",
+                c"a page of the block stays writable: commit with a self-checking entry, or interpret",
             ),
             error => Self::told(cw_status::CW_BAD_ARGUMENT, &error.to_string()),
         }

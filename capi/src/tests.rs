@@ -357,7 +357,7 @@ fn a_block_beside_data_needs_a_checked_entry() {
         assert_eq!(*flag, CW_STALE_CHECKED);
         let (needs, status, _) = made(4, 0);
         assert!(needs);
-        refused(status, CW_NEEDS_CHECK, "checked entry");
+        refused(status, CW_NEEDS_CHECK, "self-checking entry");
     }
 }
 

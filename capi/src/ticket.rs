@@ -246,7 +246,7 @@ pub unsafe extern "C" fn cw_ticket_keep_link(ticket: *mut cw_ticket, link: *mut 
     })
 }
 
-/// Whether the block needs a checked entry: a claimed page is written to all the time
+/// Whether the block needs a self-checking entry: a claimed page is written to all the time
 /// and stays writable. If not, a page may still come to that later. False for a spent
 /// ticket.
 #[unsafe(no_mangle)]
@@ -299,7 +299,7 @@ pub unsafe extern "C" fn cw_ticket_revive(ticket: *mut cw_ticket, revived: *mut 
 /// spent after any answer.
 ///
 /// plain: the address of the block's code.
-/// checked: the address of code that first compares the guest's bytes with the bytes
+/// self-checking: the address of code that first compares the guest's bytes with the bytes
 /// that the block was made from. If they are the same, it goes on like the plain entry.
 /// If not, it goes back to the dispatcher, which calls cw_cache_remove(). 0 if there is
 /// none. The two differ from each other, from both stubs and from 0.
@@ -312,7 +312,7 @@ pub unsafe extern "C" fn cw_ticket_revive(ticket: *mut cw_ticket, revived: *mut 
 /// allocations, nor unwind or longjmp.
 ///
 /// CW_WRITTEN: a write came since a page was claimed: begin again, or interpret.
-/// CW_NEEDS_CHECK: cw_ticket_needs_check() is true, and there is no checked entry.
+/// CW_NEEDS_CHECK: cw_ticket_needs_check() is true, and there is no self-checking entry.
 /// CW_BAD_ARGUMENT: no page was claimed, cw_ticket_add_source() failed, an address or the
 /// key cannot be used, or an allocation that the block keeps was never published
 /// (cw_allocation_publish()).

@@ -76,7 +76,7 @@ pub unsafe extern "C" fn cw_cache_invalidate(cache: *const cw_cache, guest: u64,
 
 /// The kernel is about to write len_bytes from guest for the guest (read, recvmsg, an
 /// out parameter of any system call). Until cw_hold_free() the pages are writable, and
-/// no block is made from them except one with a checked entry, if the policy has
+/// no block is made from them except one with a self-checking entry, if the policy has
 /// checks. Costs next to nothing if the kernel's writes are tracked like the guest's.
 /// Without it such a system call may fail with EFAULT in modes sigbus and mprotect.
 #[unsafe(no_mangle)]
@@ -175,7 +175,7 @@ pub unsafe extern "C" fn cw_mapping_change_free(change: *mut cw_mapping_change) 
     drop(unsafe { take_back(change) });
 }
 
-/// Lets checked pages that have cooled be protected again, and checks whether regions
+/// Lets self-checking pages that have cooled be protected again, and checks whether regions
 /// are still tracked. Call it some times a second, from a timer. It costs next to
 /// nothing if there is nothing to do.
 #[unsafe(no_mangle)]

@@ -82,19 +82,19 @@ impl Guest {
         hart.x[usize::from(A0)]
     }
 
-    fn is_checked(&self, at: u64) -> bool {
+    fn is_self_checking(&self, at: u64) -> bool {
         let mut ticket = self.engine.cache().begin(Key::new(u64::MAX - 1));
         ticket.claim(GuestAddr(at)).is_ok() && ticket.needs_check()
     }
 
-    /// Stores to `data` while the code at `pc` runs, until that page is checked.
+    /// Stores to `data` while the code at `pc` runs, until that page is self-checking.
     fn make_checked(&mut self, pc: u64, data: u64) {
-        let is_checked = (0..100).any(|value| {
+        let is_self_checking = (0..100).any(|value| {
             self.run(pc, 1, data);
             self.store_data(data, value);
-            self.is_checked(data)
+            self.is_self_checking(data)
         });
-        assert!(is_checked, "{}", self.name);
+        assert!(is_self_checking, "{}", self.name);
         for _ in 0..WARM {
             self.run(pc, 1, data);
         }
@@ -138,8 +138,8 @@ fn data_beside_code_ends_no_block() {
             guest.store_data(DATA + 8 * (value % 32), value);
             assert_eq!(guest.run(CODE, 0, 0), 7);
         }
-        // A page that cooled meanwhile becomes checked again.
-        if guest.is_checked(CODE) {
+        // A page that cooled meanwhile becomes self-checking again.
+        if guest.is_self_checking(CODE) {
             let after = (guest.engine.stats(), guest.engine.cache().stats().invalidated);
             let made = |stats: demo_emulator::engine::EngineStats| stats.blocks_decoded + stats.blocks_compiled;
             let new = (made(after.0) - made(before.0), after.1 - before.1);
@@ -210,7 +210,7 @@ fn a_block_over_a_checked_and_a_protected_page() {
             guest.put(start, &[li(0), addi(A0, A0, 1), addi(A0, A0, 2), ecall()]);
             guest.make_checked(start, data);
             let other = if is_behind { CODE } else { CODE + PAGE_LEN_BYTES };
-            assert!(!guest.is_checked(other), "{}", guest.name);
+            assert!(!guest.is_self_checking(other), "{}", guest.name);
             for value in 1..ROUNDS {
                 let mut insts = [li(1), addi(A0, A0, 1), addi(A0, A0, 1)];
                 insts[(value % 3) as usize].imm = value as i32;
@@ -227,7 +227,7 @@ fn a_checked_page_cools() {
         guest.put(CODE, &[li(3), ecall()]);
         guest.make_checked(CODE, DATA);
         let patience = Instant::now() + Duration::from_secs(20);
-        while guest.is_checked(CODE) {
+        while guest.is_self_checking(CODE) {
             assert!(Instant::now() < patience, "{}", guest.name);
             sleep(Duration::from_millis(20));
             assert_eq!(guest.run(CODE, 0, 0), 3, "{}", guest.name);

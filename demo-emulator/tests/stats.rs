@@ -144,7 +144,7 @@ fn a_guest_that_patches_is_listed_with_the_writer() {
         for tier in ["0", "translated", "auto"] {
             let run = Run::new("story", mode, tier);
             run.check();
-            // Later steps may find the page checked: it is written to again and again.
+            // Later steps may find the page self-checking: it is written to again and again.
             assert!(run.count("faults_code") >= 2, "{}", run.0);
             // A handler thread gets no pc, and compiled code reports no store.
             if mode == Mode::Thread && tier != "0" {

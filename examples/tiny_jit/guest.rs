@@ -154,9 +154,9 @@ impl Asm {
         self.put(&[0xff, 0x20]); //                                        jmp [rax]
     }
 
-    /// A block of `words` at `pc`: its checked entry, then its plain one, at the offsets that it
-    /// returns. `stale` is its stale flag, if stores must poll it. `links` has a link for each pc
-    /// that the last instruction leads to.
+    /// A block of `words` at `pc`: its self-checking entry, then its plain one, at the offsets that
+    /// it returns. `stale` is its stale flag, if stores must poll it. `links` has a link for each
+    /// pc that the last instruction leads to.
     pub(crate) fn block(&mut self, pc: u64, words: &[[u8; 4]], stale: Option<*const u8>, links: &[Link]) -> [usize; 2] {
         self.set_pc(pc).back(CHECK_FAILED);
         let checked = self.code.len();

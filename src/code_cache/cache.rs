@@ -87,8 +87,8 @@ impl<P: Payload> fmt::Debug for CodeCache<P> {
 }
 
 impl<P: Payload> CodeCache<P> {
-    /// An empty cache without regions, under [`Adaptive::new`]: no page is checked, so blocks need
-    /// no checked entry.
+    /// An empty cache without regions, under [`Adaptive::new`]: no page is self-checking, so blocks
+    /// need no self-checking entry.
     ///
     /// # Errors
     ///
@@ -97,8 +97,8 @@ impl<P: Payload> CodeCache<P> {
         Self::with_policy(stubs, Arc::new(Adaptive::new()))
     }
 
-    /// An empty cache without regions, under `policy`. If the policy has checked pages, as
-    /// [`Adaptive::with_checks`] does, blocks should have a checked entry
+    /// An empty cache without regions, under `policy`. If the policy has self-checking pages, as
+    /// [`Adaptive::with_checks`] does, blocks should have a self-checking entry
     /// ([`Entry::with_check`](crate::Entry::with_check)).
     ///
     /// # Errors

@@ -4,12 +4,12 @@
 //!
 //! An embedder may use one address for two successive blocks of a key: its memory was freed and
 //! reused, or one piece of code runs all blocks. A late walker with a record of the old block
-//! exchanges the old plain entry for the old checked one. It would find the new block's entry in
-//! the cell. So a cell knows the plain entries of its earlier blocks, as a set of bits. A commit or
-//! a revival of an address that may be in this set needs every earlier record out of its lists and
-//! no walker inside. It waits for that only a moment, because a walker's thread may have lost its
-//! processor. After that the commit is refused as for a write. (A late *kill* takes the new block's
-//! entry away, and leaves the block to the next commit of its key, or to an eviction.)
+//! exchanges the old plain entry for the old self-checking one. It would find the new block's entry
+//! in the cell. So a cell knows the plain entries of its earlier blocks, as a set of bits. A commit
+//! or a revival of an address that may be in this set needs every earlier record out of its lists
+//! and no walker inside. It waits for that only a moment, because a walker's thread may have lost
+//! its processor. After that the commit is refused as for a write. (A late *kill* takes the new
+//! block's entry away, and leaves the block to the next commit of its key, or to an eviction.)
 //!
 //! # Safety
 //!
@@ -132,9 +132,9 @@ impl<P: Payload> CodeCache<P> {
         let shared = unsafe { block.as_ref() };
         Block::become_newest(block, cell);
         cell.entry().begin(invalidator.stubs);
-        let is_checked = shared.needs_check();
+        let is_self_checking = shared.needs_check();
         let Translation { entry, flag, .. } = &*shared.translation;
-        let valid = if is_checked { shared.checked_flag() } else { StaleFlag::VALID };
+        let valid = if is_self_checking { shared.checked_flag() } else { StaleFlag::VALID };
         let publish_flag = || flag.iter().for_each(|flag| flag.publish(valid));
         flag.iter().for_each(|flag| flag.begin());
         if left_out(Rule::FlagAfterGenerations) {
@@ -150,7 +150,7 @@ impl<P: Payload> CodeCache<P> {
         // `is_current` fences: from here a handler sees the nodes, or we see its
         // generation.
         if shared.is_current()
-            && let Some(address) = entry.address(is_checked)
+            && let Some(address) = entry.address(is_self_checking)
         {
             // First: as soon as the cell leads to the block, it may be downgraded.
             publish_flag();

@@ -7,7 +7,7 @@
 //! | content of the cell | meaning |
 //! |---|---|
 //! | the block's plain entry | the block is valid |
-//! | the block's checked entry | the block is valid if its comparison finds its bytes unchanged |
+//! | the block's self-checking entry | the block is valid if its comparison finds its bytes unchanged |
 //! | [`EntryStubs::pending`] | a commit is under way; nothing to run |
 //! | [`EntryStubs::dead`] | nothing to run |
 
@@ -56,8 +56,8 @@ impl Entry {
     }
 
     /// The address to enter at, with the comparison or without one.
-    pub(crate) fn address(self, is_checked: bool) -> Option<usize> {
-        if is_checked { self.checked } else { Some(self.plain) }
+    pub(crate) fn address(self, is_self_checking: bool) -> Option<usize> {
+        if is_self_checking { self.checked } else { Some(self.plain) }
     }
 
     /// Whether `address`, in a cell, leads into the block.

@@ -24,7 +24,7 @@ pub enum CommitError {
     /// An address of the entry equals the other one or one of the two stubs, or the key is
     /// `u64::MAX`.
     BadEntry,
-    /// A claimed page is written to all the time, and the block has no checked entry: see
+    /// A claimed page is written to all the time, and the block has no self-checking entry: see
     /// [`Ticket::needs_check`](crate::Ticket::needs_check).
     NeedsCheck,
 }
@@ -37,7 +37,7 @@ impl CommitError {
             Self::UnderForkGuard => UNDER_GUARD,
             Self::NoPages => "the block claimed no page: claim each page before reading it",
             Self::BadEntry => "the entry's addresses must differ from both stubs and the key from u64::MAX",
-            Self::NeedsCheck => "a page of the block stays writable: give a checked entry, or interpret",
+            Self::NeedsCheck => "a page of the block stays writable: give a self-checking entry, or interpret",
         }
     }
 }

@@ -11,10 +11,10 @@
 //!
 //! A write that hit none of a block's bytes leaves the block and makes its page writable. From then
 //! on the block compares its bytes each time it is entered. The walk exchanges the plain entry for
-//! the checked one (a **downgrade**). Nothing exchanges it back; a later block may have a plain
-//! entry again. A commit that is under way is killed, since it may still publish the plain entry.
-//! Both steps exchange the content that was found in the cell, so a downgrade never brings back an
-//! entry that a kill took away.
+//! the self-checking one (a **downgrade**). Nothing exchanges it back; a later block may have a
+//! plain entry again. A commit that is under way is killed, since it may still publish the plain
+//! entry. Both steps exchange the content that was found in the cell, so a downgrade never brings
+//! back an entry that a kill took away.
 //!
 //! # The order of cell, flag and mark
 //!
@@ -75,7 +75,7 @@ impl Reach<'_> {
 pub(crate) enum Downgrade {
     /// From now on it is entered by its comparison.
     Checked,
-    /// It was checked before, or is dead.
+    /// It was self-checking before, or is dead.
     Nothing,
     /// It had to die, and this call killed it.
     Killed,

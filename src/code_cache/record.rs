@@ -144,7 +144,7 @@ impl<P: Payload> Block<P> {
 
     /// Whether it must compare its bytes at each entry.
     pub(super) fn needs_check(&self) -> bool {
-        self.pages.iter().any(|page| page.claim.is_checked())
+        self.pages.iter().any(|page| page.claim.is_self_checking())
     }
 
     /// The stale flag's value while the block is entered by its comparison.

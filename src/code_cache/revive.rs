@@ -39,7 +39,7 @@ impl<P: Payload> CodeCache<P> {
         source: &Source,
         options: u64,
     ) -> Result<Option<BlockPages<P>>, CommitError> {
-        let needs_check = pages.iter().any(|page| page.claim.is_checked());
+        let needs_check = pages.iter().any(|page| page.claim.is_self_checking());
         let result = {
             let mut commits = self.commits();
             self.reap(&mut commits);

@@ -165,7 +165,7 @@ impl<P: Payload> Ticket<P> {
     /// Whether the block needs an entry that compares its bytes: a claimed page is written to all
     /// the time and stays writable. If not, a page may still come to that later.
     pub fn needs_check(&self) -> bool {
-        self.pages.iter().any(|page| page.claim.is_checked())
+        self.pages.iter().any(|page| page.claim.is_self_checking())
     }
 
     /// A byte that is 0 while the block is valid and entered by its plain entry, and otherwise one
@@ -220,7 +220,7 @@ impl<P: Payload> Ticket<P> {
     /// first.
     /// [`CommitError::NotClaimed`]: [`Ticket::add_source`] failed.
     /// [`CommitError::UnderForkGuard`]: this thread holds the guard of a fork.
-    /// [`CommitError::NeedsCheck`]: [`Ticket::needs_check`] is true, and `entry` has no checked
+    /// [`CommitError::NeedsCheck`]: [`Ticket::needs_check`] is true, and `entry` has no self-checking
     /// address. [`CommitError::NoPages`]: nothing was claimed. [`CommitError::BadEntry`]: an
     /// address equals a stub's, or both addresses are the same.
     pub fn commit(self, entry: impl Into<Entry>, payload: P) -> Result<(), CommitError> {

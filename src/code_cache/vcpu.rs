@@ -166,8 +166,8 @@ pub struct Pin<'a, P: Payload> {
 }
 
 impl<P: Payload> Pin<'_, P> {
-    /// The current entry of the valid block of `key`, plain or checked; its code lives until the
-    /// pin is dropped. `None`: translate it ([`CodeCache::begin`]), or interpret.
+    /// The current entry of the valid block of `key`, plain or self-checking; its code lives until
+    /// the pin is dropped. `None`: translate it ([`CodeCache::begin`]), or interpret.
     #[inline]
     pub fn lookup(&mut self, key: Key) -> Option<usize> {
         // SAFETY: the front belongs to this vCPU, which we have alone; its emitted code does not

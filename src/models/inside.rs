@@ -67,7 +67,7 @@ impl Inside {
     /// The same check for another block.
     pub(super) fn old_is_gone_behind(&self, link: Link, when: &str) {
         let entry = self.guest.entry(link);
-        // A checked entry compares with the guest's current byte.
+        // A self-checking entry compares with the guest's current byte.
         let same = entry & CHECKED == 0 || self.guest.kernel.load(0) == entry as u8;
         if entry > 1 && same && entry as u8 == 0 {
             violation(format!("{when}: the old block runs"));

@@ -1,5 +1,5 @@
-//! Events that a policy starts: pages that become checked and cool, that are opened ahead of a
-//! stream, that are protected in batches.
+//! Events that a policy starts: pages that become self-checking and cool, that are opened ahead of
+//! a stream, that are protected in batches.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -100,7 +100,7 @@ impl Model {
 
     fn old_is_gone(&self, page: usize) {
         let entry = self.guest.entry(self.links[page]);
-        // A checked entry compares with the guest's current byte.
+        // A self-checking entry compares with the guest's current byte.
         let compares = entry & CHECKED != 0 && self.guest.kernel.load(page) != 0;
         if entry & !CHECKED == 0x100 && !compares {
             violation(format!("page {page}: the old block runs"));
@@ -110,15 +110,15 @@ impl Model {
 
 /// Two translators of one page: one is told to protect it and the other to check it.
 fn two_minds(mode: Mode) {
-    let model = Model::new(mode, 1, ByTurns::new([Decision::Check, Decision::Protect]));
+    let model = Model::new(mode, 1, ByTurns::new([Decision::SelfCheck, Decision::Protect]));
     let other = spawn(&model, |model| model.translate(0));
     model.translate(0);
     model.announced_store_against(other);
 }
 
-/// A checked page cools and is protected while it is written to.
+/// A self-checking page cools and is protected while it is written to.
 fn a_page_cools(mode: Mode) {
-    let model = Model::new(mode, 1, ByTurns::new([Decision::Check, Decision::Protect]));
+    let model = Model::new(mode, 1, ByTurns::new([Decision::SelfCheck, Decision::Protect]));
     model.translate(0);
     let other = spawn(&model, |model| {
         model.guest.cache.tracker().maintain();

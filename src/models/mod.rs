@@ -7,8 +7,8 @@
 //! | `loom_writes` | loom | a store against translators, two stores, several blocks |
 //! | `loom_announced` | loom | deferred regions, announced writes, tracking that ends |
 //! | `loom_first` | loom | each announcement against a first translation of its page |
-//! | `loom_checked` | loom | data writes, translations that are used again |
-//! | `loom_policy` | loom | pages that become checked and cool, that are opened and protected in bulk |
+//! | `loom_self_checking` | loom | data writes, translations that are used again |
+//! | `loom_policy` | loom | pages that become self-checking and cool, that are opened and protected in bulk |
 //! | `loom_memory` | loom | nothing is freed under a walker, a pin or a reader |
 //! | `loom_cells` | loom | entry cells that are swept and used again |
 //! | `loom_evict` | loom | blocks that are evicted while others run, write, commit and revive |
@@ -44,7 +44,7 @@
 //! | a pin does not fence | `no_block_is_freed_under_a_vcpu` |
 //! | a walker does not look at the epoch again, or an advance does not fence | `no_block_is_freed_under_a_walker` |
 //! | dead blocks are freed and not taken out of their lists | a crash in `loom_memory` |
-//! | a begin that makes a page checked takes it out of the harvest set before it looks | `two_minds_about_a_page_of_a_deferred_region` |
+//! | a begin that makes a page self-checking takes it out of the harvest set before it looks | `two_minds_about_a_page_of_a_deferred_region` |
 //! | a table that grew is published without release | `no_key_is_lost_while_the_table_grows` |
 //!
 //! Not noticed, because nothing goes wrong:
@@ -69,8 +69,6 @@ mod loom_announced;
 #[cfg(loom)]
 mod loom_cells;
 #[cfg(loom)]
-mod loom_checked;
-#[cfg(loom)]
 mod loom_evict;
 #[cfg(loom)]
 mod loom_first;
@@ -78,6 +76,8 @@ mod loom_first;
 mod loom_memory;
 #[cfg(loom)]
 mod loom_policy;
+#[cfg(loom)]
+mod loom_self_checking;
 #[cfg(loom)]
 mod loom_writes;
 #[cfg(not(loom))]

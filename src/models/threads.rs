@@ -35,7 +35,8 @@ const ROUNDS: usize = if cfg!(miri) { 10 } else { 3_000 };
 /// Keys that come and go in a round.
 const NEW_KEYS: u64 = if cfg!(miri) { 6 } else { 100 };
 
-/// The contents of a block's memory. An address with the lowest bit set is the checked entry's.
+/// The contents of a block's memory. An address with the lowest bit set is the self-checking
+/// entry's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C, align(8))]
 struct Made {

@@ -18,7 +18,7 @@ use crate::protection::model::Model;
 use crate::protection::{Access, Handled, Mode, Options};
 use crate::tracker::{BeginError, Held, MappingChange, SharedMemory};
 
-/// Nothing happens by itself: no page is checked, and only the requested page is opened or
+/// Nothing happens by itself: no page is self-checking, and only the requested page is opened or
 /// protected.
 #[derive(Debug)]
 struct Plain;

@@ -40,7 +40,7 @@ pub(crate) struct History {
     /// Bits 0..16: the byte that was hit last, plus 1; 16..24: hits of it in a
     /// row; 24..32: hits; 32..64: when the window began, in ms.
     window: AtomicU64,
-    /// Bits 0..8: relapses; 8..64: the time at which it became checked or stopped being
+    /// Bits 0..8: relapses; 8..64: the time at which it became self-checking or stopped being
     /// so.
     checked: AtomicU64,
     hits: [AtomicU32; 4],
@@ -48,7 +48,7 @@ pub(crate) struct History {
     opened_in_bulk: AtomicBool,
 }
 
-/// A page that becomes checked within this time after it stopped being so has
+/// A page that becomes self-checking within this time after it stopped being so has
 /// relapsed.
 const RELAPSE_MS: u64 = 4_000;
 
@@ -71,8 +71,8 @@ impl History {
         self.last_pc.store(pc, Relaxed);
     }
 
-    /// The page became checked.
-    pub(crate) fn enter_checked(&self, now_ms: u64) {
+    /// The page became self-checking.
+    pub(crate) fn enter_self_checking(&self, now_ms: u64) {
         let seen = self.checked.load(Relaxed);
         let (relapses, since_ms) = (seen & 0xff, seen >> 8);
         let relapsed = seen != 0 && now_ms.saturating_sub(since_ms) < RELAPSE_MS;
@@ -80,8 +80,8 @@ impl History {
         self.checked.store(relapses | now_ms << 8, Relaxed);
     }
 
-    /// It stopped being checked.
-    pub(crate) fn leave_checked(&self, now_ms: u64) {
+    /// It stopped being self-checking.
+    pub(crate) fn leave_self_checking(&self, now_ms: u64) {
         let relapses = self.checked.load(Relaxed) & 0xff;
         self.checked.store(relapses | now_ms << 8, Relaxed);
     }
@@ -108,7 +108,7 @@ impl History {
             hits: hits as u32,
             same_byte_hits: same_byte_hits as u32,
             window_ms: now_ms.saturating_sub(age_ms),
-            checked_ms: checked >> 8,
+            self_checking_ms: checked >> 8,
             relapses: (checked & 0xff) as u32,
             held,
         }
@@ -155,14 +155,14 @@ mod tests {
     fn a_page_relapses_when_it_is_checked_again_soon() {
         let history = History::default();
         let relapses = |now_ms| history.read(now_ms, false).relapses;
-        history.enter_checked(10_000);
+        history.enter_self_checking(10_000);
         assert_eq!(relapses(10_000), 0);
-        history.leave_checked(11_000);
-        history.enter_checked(11_000 + RELAPSE_MS - 1);
+        history.leave_self_checking(11_000);
+        history.enter_self_checking(11_000 + RELAPSE_MS - 1);
         assert_eq!(relapses(20_000), 1);
-        history.leave_checked(20_000);
-        history.enter_checked(20_000 + RELAPSE_MS);
+        history.leave_self_checking(20_000);
+        history.enter_self_checking(20_000 + RELAPSE_MS);
         assert_eq!(relapses(30_000), 0);
-        assert_eq!(history.read(30_000, false).checked_ms, 20_000 + RELAPSE_MS);
+        assert_eq!(history.read(30_000, false).self_checking_ms, 20_000 + RELAPSE_MS);
     }
 }

@@ -65,7 +65,7 @@ impl<D> PageTable<D> {
 
     /// [`PageWord::begin_check`](super::word::PageWord::begin_check) of a page that is held
     /// only for writing. A change that begins meanwhile waits, and finds the page
-    /// checked.
+    /// self-checking.
     pub(crate) fn begin_check_held(&self, desc: &PageDesc<D>) -> Result<Generation, NotOpen> {
         let _book = lock(&self.book);
         if desc.holds.is_for_writing() {

@@ -13,10 +13,10 @@
 //! | Protecting | Cancelled | an un-protect | +1 |
 //! | Cancelled | Open | the translator that was cancelled, once it has un-protected | +1 |
 //! | Protected | Open | an un-protect to write code | +1 |
-//! | Protected | Checked | an un-protect for a data write; a harvest, by policy | +1 |
+//! | Protected | SelfChecking | an un-protect for a data write; a harvest, by policy | +1 |
 //! | Protected | Protected | a harvest that found the page written | +1 |
-//! | Open | Checked | a translator that begins, by policy, while nothing but writes is in flight | +1 |
-//! | Checked | Open | policy, once the page has cooled; a change of the mapping | +1 |
+//! | Open | SelfChecking | a translator that begins, by policy, while nothing but writes is in flight | +1 |
+//! | SelfChecking | Open | policy, once the page has cooled; a change of the mapping | +1 |
 //!
 //! A thread that un-protects (a fault handler, an announced write) leaves the protected state
 //! and raises the count of un-protects in flight. It does both in one step, *before* its system
@@ -58,7 +58,7 @@ pub(crate) enum PageState {
     /// Write-protected; valid blocks may lie on it.
     Protected = 3,
     /// Writable; its blocks compare their bytes at every entry.
-    Checked = 4,
+    SelfChecking = 4,
 }
 
 /// Names one span of protection of one page.
@@ -76,7 +76,7 @@ impl Word {
             1 => PageState::Protecting,
             2 => PageState::Cancelled,
             3 => PageState::Protected,
-            _ => PageState::Checked,
+            _ => PageState::SelfChecking,
         }
     }
 
@@ -101,11 +101,11 @@ impl Word {
     /// The word after an un-protect, apart from the count.
     fn unprotected(self, why: Unprotect) -> Self {
         match self.state() {
-            PageState::Protected if why == Unprotect::DataWrite => self.to_state(PageState::Checked),
+            PageState::Protected if why == Unprotect::DataWrite => self.to_state(PageState::SelfChecking),
             PageState::Protected => self.to_state(PageState::Open),
             PageState::Protecting => self.to_state(PageState::Cancelled),
-            PageState::Checked if why == Unprotect::Change => self.to_state(PageState::Open),
-            PageState::Open | PageState::Cancelled | PageState::Checked => self,
+            PageState::SelfChecking if why == Unprotect::Change => self.to_state(PageState::Open),
+            PageState::Open | PageState::Cancelled | PageState::SelfChecking => self,
         }
     }
 
@@ -154,8 +154,8 @@ impl core::error::Error for Busy {}
 pub(crate) enum NotOpen {
     /// The page is protected already, and this is its generation.
     Protected(Generation),
-    /// The page is checked already, and this is its generation.
-    Checked(Generation),
+    /// The page is self-checking already, and this is its generation.
+    SelfChecking(Generation),
     /// Interpret.
     Busy(Busy),
 }
@@ -165,7 +165,7 @@ impl NotOpen {
     fn found(word: Word) -> Self {
         match word.state() {
             PageState::Protected => Self::Protected(word.generation()),
-            PageState::Checked => Self::Checked(word.generation()),
+            PageState::SelfChecking => Self::SelfChecking(word.generation()),
             PageState::Protecting | PageState::Cancelled => Self::Busy(Busy::Protecting),
             PageState::Open => Self::Busy(Busy::Unprotecting),
         }
@@ -239,22 +239,22 @@ impl PageWord {
     pub(crate) fn begin_check(&self, in_flight: InFlight) -> Result<Generation, NotOpen> {
         let claimed = self.update(|word| {
             let quiet = word.unprotects_in_flight() == 0 || in_flight == InFlight::Ignored;
-            (word.state() == PageState::Open && quiet).then(|| word.to_state(PageState::Checked))
+            (word.state() == PageState::Open && quiet).then(|| word.to_state(PageState::SelfChecking))
         });
-        claimed.map(|before| before.to_state(PageState::Checked).generation()).map_err(NotOpen::found)
+        claimed.map(|before| before.to_state(PageState::SelfChecking).generation()).map_err(NotOpen::found)
     }
 
-    /// A harvest found the page written, and it becomes checked. Returns whether it was
+    /// A harvest found the page written, and it becomes self-checking. Returns whether it was
     /// protected until now.
     pub(crate) fn check_harvested(&self) -> bool {
-        let next = |word: Word| (word.state() == PageState::Protected).then(|| word.to_state(PageState::Checked));
+        let next = |word: Word| (word.state() == PageState::Protected).then(|| word.to_state(PageState::SelfChecking));
         self.update(next).is_ok()
     }
 
-    /// A checked page has cooled and is open: the caller kills its blocks. Returns whether it
-    /// was checked until now.
+    /// A self-checking page has cooled and is open: the caller kills its blocks. Returns whether it
+    /// was self-checking until now.
     pub(crate) fn cool(&self) -> bool {
-        self.update(|word| (word.state() == PageState::Checked).then(|| word.to_state(PageState::Open))).is_ok()
+        self.update(|word| (word.state() == PageState::SelfChecking).then(|| word.to_state(PageState::Open))).is_ok()
     }
 
     /// The system call protected the page. Returns its generation, or `None` if a write came
@@ -278,7 +278,7 @@ impl PageWord {
     /// and no translator begins until [`PageWord::leave_unprotect`]. Returns the word before.
     ///
     /// From Open only the count changes: no thread holds a generation, and a fault that is not
-    /// ours must find the word unchanged. From Checked too only the count changes, unless the
+    /// ours must find the word unchanged. From SelfChecking too only the count changes, unless the
     /// mapping changes: blocks compare themselves.
     pub(super) fn enter_unprotect(&self, why: Unprotect) -> Word {
         loop {
@@ -382,10 +382,10 @@ mod tests {
         let (word, generation) = protected();
         word.enter_unprotect(Unprotect::DataWrite);
         assert!(!word.holds(generation));
-        let Err(NotOpen::Checked(checked)) = word.begin_protect() else { panic!("{word:?}") };
-        assert_eq!(word.begin_check(InFlight::Heeded), Err(NotOpen::Checked(checked)));
+        let Err(NotOpen::SelfChecking(checked)) = word.begin_protect() else { panic!("{word:?}") };
+        assert_eq!(word.begin_check(InFlight::Heeded), Err(NotOpen::SelfChecking(checked)));
         word.leave_unprotect();
-        // Writes leave a checked generation valid; a change of the mapping does not.
+        // Writes leave a self-checking generation valid; a change of the mapping does not.
         word.enter_unprotect(Unprotect::Write);
         assert!(word.holds(checked));
         word.enter_unprotect(Unprotect::Change);
@@ -406,7 +406,7 @@ mod tests {
         assert_eq!(word.begin_protect(), Ok(()));
         word.finish_protect().unwrap();
         assert!(word.check_harvested());
-        assert_eq!(word.load().state(), PageState::Checked);
+        assert_eq!(word.load().state(), PageState::SelfChecking);
     }
 
     #[test]

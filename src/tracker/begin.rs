@@ -18,7 +18,7 @@ use crate::sys::clock::coarse_ms;
 pub(crate) struct ReadyPage {
     pub(super) generation: Generation,
     /// Translations of the page must compare themselves.
-    pub(super) checked: bool,
+    pub(super) self_checking: bool,
 }
 
 impl<D: PageData> Region<D> {
@@ -42,14 +42,14 @@ impl<D: PageData> Region<D> {
         };
         let word = desc.word.load();
         match word.state() {
-            PageState::Protected => return Ok(ReadyPage { generation: word.generation(), checked: false }),
-            PageState::Checked => return Ok(ReadyPage { generation: word.generation(), checked: true }),
+            PageState::Protected => return Ok(ReadyPage { generation: word.generation(), self_checking: false }),
+            PageState::SelfChecking => return Ok(ReadyPage { generation: word.generation(), self_checking: true }),
             _ => {}
         }
         let held = word.unprotects_in_flight() > 0 && self.pages.is_held_for_writing(desc);
         let begun = match self.policy.on_begin(&desc.history.read(coarse_ms(), held)) {
             Decision::Interpret => Err(BeginError::Busy(if held { Busy::Unprotecting } else { Busy::Hot })),
-            Decision::Check => self.begin_checked(desc, page, held),
+            Decision::SelfCheck => self.begin_self_checking(desc, page, held),
             Decision::Protect if self.mode == Mode::Deferred => self.begin_deferred(desc, page),
             Decision::Protect => self.begin_protected(desc, page),
         };
@@ -59,7 +59,7 @@ impl<D: PageData> Region<D> {
         begun
     }
 
-    fn begin_checked(&self, desc: &PageDesc<D>, page: PageIndex, held: bool) -> Result<ReadyPage, BeginError> {
+    fn begin_self_checking(&self, desc: &PageDesc<D>, page: PageIndex, held: bool) -> Result<ReadyPage, BeginError> {
         let begin = || {
             if held { self.pages.begin_check_held(desc) } else { desc.word.begin_check(InFlight::Heeded) }
         };
@@ -80,9 +80,9 @@ impl<D: PageData> Region<D> {
             Ok(generation) => generation,
             Err(other) => return already(other),
         };
-        self.became_checked(desc);
+        self.became_self_checking(desc);
         self.not_lost()?;
-        Ok(ReadyPage { generation, checked: true })
+        Ok(ReadyPage { generation, self_checking: true })
     }
 
     /// Called after the page's word was claimed.
@@ -142,8 +142,8 @@ impl<D: PageData> Region<D> {
 /// The page is ready already, or busy.
 fn already(begin: NotOpen) -> Result<ReadyPage, BeginError> {
     match begin {
-        NotOpen::Protected(generation) => Ok(ReadyPage { generation, checked: false }),
-        NotOpen::Checked(generation) => Ok(ReadyPage { generation, checked: true }),
+        NotOpen::Protected(generation) => Ok(ReadyPage { generation, self_checking: false }),
+        NotOpen::SelfChecking(generation) => Ok(ReadyPage { generation, self_checking: true }),
         NotOpen::Busy(busy) => Err(BeginError::Busy(busy)),
     }
 }
@@ -195,7 +195,7 @@ impl<'a, D: PageData> ProtectAttempt<'a, D> {
                 Ok(generation) => {
                     region.counters.protects.add(1);
                     if at == page {
-                        begun = Ok(ReadyPage { generation, checked: false });
+                        begun = Ok(ReadyPage { generation, self_checking: false });
                     }
                 }
                 Err(pages) => drop(Self { region, pages }),

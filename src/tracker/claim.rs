@@ -62,17 +62,17 @@ impl<D: PageData> PageClaim<D> {
         self.region.mode()
     }
 
-    /// Whether the page is checked: it stays writable, and each translation of it must
+    /// Whether the page is self-checking: it stays writable, and each translation of it must
     /// compare its bytes with those that it was made from before each use.
-    pub fn is_checked(&self) -> bool {
-        self.begun.checked
+    pub fn is_self_checking(&self) -> bool {
+        self.begun.self_checking
     }
 
     /// Declares that a translation is made from `bytes` of the page, by offset. Call it
     /// before the observer can find the translation. A page has 64 lines, of 64 bytes each
     /// if it has 4 KiB. A write to a line with code makes the page's translations
-    /// unreachable. A write to another line makes the page checked, if the policy has
-    /// checked pages. Batches include only pages with code.
+    /// unreachable. A write to another line makes the page self-checking, if the policy has
+    /// self-checking pages. Batches include only pages with code.
     pub fn add_code(&self, bytes: Range<usize>) {
         self.desc().add_code(bytes, self.region.page_size().bytes());
     }
@@ -124,7 +124,8 @@ impl<D: PageData> Tracker<D> {
     ///
     /// [`BeginError::Busy`]: a write is going on; interpret and come back.
     /// [`BeginError::Failed`]: no region, a mapping there that could not be tracked
-    /// ([`MappingChange::finish_replaced`](super::MappingChange::finish_replaced)), or the kernel refused.
+    /// ([`MappingChange::finish_replaced`](super::MappingChange::finish_replaced)), or the kernel
+    /// refused.
     pub fn begin(&self, guest: GuestAddr) -> Result<PageClaim<D>, BeginError> {
         self.gate.check_moves()?;
         let space = self.gate.read();

@@ -47,7 +47,7 @@ impl<D: PageData> Region<D> {
         let page = PageIndex((fault.addr.0 - self.host.start().0) >> self.page.shift());
         let used = self.pages.get(page).map(|desc| (desc, desc.word.load())).filter(|(_, seen)| !seen.is_pristine());
         let Some((desc, seen)) = used else { return Err(self.retry_once(fault)) };
-        let is_writable = matches!(seen.state(), PageState::Open | PageState::Checked);
+        let is_writable = matches!(seen.state(), PageState::Open | PageState::SelfChecking);
         let changes = self.protection.access_changes(fault.addr);
         if is_writable && self.is_repeat(fault, seen.without_count(), changes) {
             return Err(Handled::NotOurs);

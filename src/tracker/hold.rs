@@ -82,7 +82,7 @@ impl<D: PageData> Tracker<D> {
     /// time only blocks that compare themselves are made from their bytes, through any
     /// view of them, if the policy has such blocks. Costs nothing if the kernel's writes
     /// are tracked like the guest's, and next to nothing on pages that are open or
-    /// checked already.
+    /// self-checking already.
     ///
     /// Do not call it in a signal handler.
     ///
@@ -131,7 +131,7 @@ impl<D: PageData> Tracker<D> {
 }
 
 impl<D: PageData> Region<D> {
-    /// Makes `pages` writable and their blocks unreachable or checked. Keeps translators from
+    /// Makes `pages` writable and their blocks unreachable or self-checking. Keeps translators from
     /// protecting one of them until `PageTable::release`. Of their bytes, those at guest
     /// addresses `asked` are held, by `thread`. After an error the pages are held too.
     pub(super) fn hold(
@@ -160,7 +160,7 @@ impl<D: PageData> Region<D> {
             let settled = !in_flight || left_out(Rule::HoldBehindHandler);
             let open = match before.state() {
                 PageState::Open => true,
-                PageState::Checked => why != Unprotect::Change,
+                PageState::SelfChecking => why != Unprotect::Change,
                 _ => false,
             };
             if open && settled {

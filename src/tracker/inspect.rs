@@ -21,7 +21,7 @@ pub struct PagesByState {
     /// Write-protected, or about to be.
     pub protected: u64,
     /// Writable; translations of them compare themselves.
-    pub checked: u64,
+    pub self_checking: u64,
 }
 
 /// The number of writes to a page while it had translations, and the last writer.
@@ -31,8 +31,8 @@ pub struct PagesByState {
 pub struct HotPage {
     /// First byte of the page.
     pub page: GuestAddr,
-    /// Whether it is checked now.
-    pub is_checked: bool,
+    /// Whether it is self-checking now.
+    pub is_self_checking: bool,
     /// Faults at lines that hold code.
     pub code_hits: u32,
     /// Faults at other lines.
@@ -41,7 +41,7 @@ pub struct HotPage {
     pub harvested: u32,
     /// Announced writes of the kernel.
     pub kernel_hits: u32,
-    /// How often it became checked again soon after it had cooled.
+    /// How often it became self-checking again soon after it had cooled.
     pub relapses: u32,
     /// The byte that was hit last, if a fault reported it.
     pub last_byte: Option<GuestAddr>,
@@ -64,7 +64,7 @@ impl<D: PageData> Region<D> {
             let word = desc.word.load();
             match word.state() {
                 PageState::Protected | PageState::Protecting => pages.protected += 1,
-                PageState::Checked => pages.checked += 1,
+                PageState::SelfChecking => pages.self_checking += 1,
                 _ if word.is_pristine() => {}
                 _ => pages.open += 1,
             }
@@ -78,7 +78,7 @@ impl<D: PageData> Region<D> {
             let first = self.guest_of(page);
             let found = HotPage {
                 page: first,
-                is_checked: desc.word.load().state() == PageState::Checked,
+                is_self_checking: desc.word.load().state() == PageState::SelfChecking,
                 code_hits: totals.code_hits,
                 data_hits: totals.data_hits,
                 harvested: totals.harvested,

@@ -9,10 +9,10 @@ use crate::sync::Ordering;
 use crate::sys::clock::coarse_ms;
 
 impl<D: PageData> Tracker<D> {
-    /// Protects cooled checked pages again, as the policy says, and notices a lost mechanism
+    /// Protects cooled self-checking pages again, as the policy says, and notices a lost mechanism
     /// (all its descriptors closed, its thread killed). Call it from a timer, a few times a
     /// second. It takes one or two cheap system calls a region, and looks at the pages only if
-    /// some are checked.
+    /// some are self-checking.
     ///
     /// If the policy panics, every region is still looked at, and then the panic goes on.
     ///
@@ -28,25 +28,25 @@ impl<D: PageData> Tracker<D> {
 }
 
 impl<D: PageData> Region<D> {
-    /// Checks that the mechanism still works, and lets cooled checked pages be protected
-    /// again. If the policy panics for a page, the page stays checked.
+    /// Checks that the mechanism still works, and lets cooled self-checking pages be protected
+    /// again. If the policy panics for a page, the page stays self-checking.
     pub(super) fn maintain(&self, panics: &mut FirstPanic) {
         if !self.pages.is_lost() && self.protection.check().is_err() {
             let _ = self.abandon();
         }
-        if !self.has_checked.load(Ordering::Relaxed) || !self.has_checked.swap(false, Ordering::AcqRel) {
+        if !self.has_self_checking.load(Ordering::Relaxed) || !self.has_self_checking.swap(false, Ordering::AcqRel) {
             return;
         }
         let now_ms = coarse_ms();
         let mut left = false;
         self.pages.existing(0..self.pages.pages()).for_each(|(page, desc)| {
-            if desc.word.load().state() != PageState::Checked {
+            if desc.word.load().state() != PageState::SelfChecking {
                 return;
             }
             let history = desc.history.read(now_ms, self.pages.is_held_for_writing(desc));
             let has_cooled = panics.catch(|| self.policy.has_cooled(&history)).unwrap_or(false);
             if has_cooled && desc.word.cool() {
-                desc.history.leave_checked(now_ms);
+                desc.history.leave_self_checking(now_ms);
                 self.counters.cooled.add(1);
                 self.invalidated(page, desc, Cause::Cooled);
             } else {
@@ -54,7 +54,7 @@ impl<D: PageData> Region<D> {
             }
         });
         if left {
-            self.has_checked.store(true, Ordering::Release);
+            self.has_self_checking.store(true, Ordering::Release);
         }
     }
 }

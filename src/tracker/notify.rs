@@ -15,7 +15,7 @@ impl<D: PageData> Region<D> {
         self.observer.written(&desc.data, &PageWrite { page: self.guest_of(page), cause });
     }
 
-    /// As [`Region::invalidated`], for a page whose word says checked.
+    /// As [`Region::invalidated`], for a page whose word says self-checking.
     pub(super) fn compared(&self, page: PageIndex, desc: &PageDesc<D>, cause: Cause) {
         self.fence_before_walk();
         self.observer.data_written(&desc.data, &PageWrite { page: self.guest_of(page), cause });
@@ -32,18 +32,18 @@ impl<D: PageData> Region<D> {
         match before.state() {
             PageState::Protected if why == Unprotect::DataWrite => {
                 self.compared(page, desc, cause);
-                self.became_checked(desc);
+                self.became_self_checking(desc);
             }
-            // The thread that made it checked may not have told the observer yet.
-            PageState::Checked if why != Unprotect::Change => self.compared(page, desc, cause),
+            // The thread that made it self-checking may not have told the observer yet.
+            PageState::SelfChecking if why != Unprotect::Change => self.compared(page, desc, cause),
             _ => self.invalidated(page, desc, cause),
         }
     }
 
     /// The page's blocks compare themselves from now on.
-    pub(super) fn became_checked(&self, desc: &PageDesc<D>) {
-        desc.history.enter_checked(coarse_ms());
-        self.counters.checked.add(1);
-        self.has_checked.store(true, Ordering::Release);
+    pub(super) fn became_self_checking(&self, desc: &PageDesc<D>) {
+        desc.history.enter_self_checking(coarse_ms());
+        self.counters.self_checking.add(1);
+        self.has_self_checking.store(true, Ordering::Release);
     }
 }

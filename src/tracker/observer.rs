@@ -22,7 +22,7 @@ pub enum Cause {
     Announced,
     /// A stream of stores is about to reach the page: it was opened ahead.
     Ahead,
-    /// No write: the page was checked and has cooled. Translations made from it from now on
+    /// No write: the page was self-checking and has cooled. Translations made from it from now on
     /// need not compare themselves.
     Cooled,
     /// The page is tracked no more.
@@ -61,9 +61,9 @@ pub unsafe trait PageObserver: Send + Sync + 'static {
         writes.iter().for_each(|(data, write)| self.written(data, write));
     }
 
-    /// The page is checked from now on: it stays writable, and its bytes change without further
-    /// notice. When this returns, each translation of it compares the bytes before each use, or
-    /// cannot be reached.
+    /// The page is self-checking from now on: it stays writable, and its bytes change without
+    /// further notice. When this returns, each translation of it compares the bytes before each
+    /// use, or cannot be reached.
     fn data_written(&self, data: &Self::Data, write: &PageWrite) {
         self.written(data, write);
     }

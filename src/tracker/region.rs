@@ -88,8 +88,8 @@ pub(crate) struct Region<D: PageData> {
     pub(super) policy: Arc<dyn Policy>,
     pub(super) limits: Limits,
     pub(super) streams: Streams,
-    /// Whether a page may be checked.
-    pub(super) has_checked: AtomicBool,
+    /// Whether a page may be self-checking.
+    pub(super) has_self_checking: AtomicBool,
     /// Pages that the guest may not write. One system call protects them all, as none of
     /// them will be opened soon.
     pub(super) read_only: Mutex<Ranges>,
@@ -134,7 +134,7 @@ impl<D: PageData> Region<D> {
             policy,
             limits,
             streams: Streams::new(),
-            has_checked: AtomicBool::new(false),
+            has_self_checking: AtomicBool::new(false),
             read_only: Mutex::default(),
             memory: None,
         })

@@ -31,7 +31,7 @@ impl<D: PageData> fmt::Debug for Tracker<D> {
 }
 
 impl<D: PageData> Tracker<D> {
-    /// A tracker without regions that tells `observer`; no page becomes checked.
+    /// A tracker without regions that tells `observer`; no page becomes self-checking.
     pub fn new(observer: Arc<impl PageObserver<Data = D>>) -> Self {
         Self::with_policy(observer, Arc::new(Adaptive::new()))
     }

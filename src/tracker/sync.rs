@@ -63,7 +63,7 @@ type Found<'a, D> = Vec<(PageIndex, &'a PageDesc<D>)>;
 
 impl<D: PageData> Region<D> {
     /// Finds the pages of `pages` that were written since the last harvest, protects them again
-    /// and invalidates them. Then it asks the policy which of them become checked.
+    /// and invalidates them. Then it asks the policy which of them become self-checking.
     pub(super) fn sync(&self, pages: Range<usize>) -> Result<(), Error> {
         let entered_ns = precise_ns();
         let (found, done) = self.harvest(pages);
@@ -119,8 +119,8 @@ impl<D: PageData> Region<D> {
         let mut written = Vec::with_capacity(found.len());
         for &(page, desc) in found {
             desc.history.record(Hit::Harvested, None, 0, now_ms);
-            if desc.word.load().state() == PageState::Checked {
-                // An announcement made it checked, and may not have told the observer yet.
+            if desc.word.load().state() == PageState::SelfChecking {
+                // An announcement made it self-checking, and may not have told the observer yet.
                 self.compared(page, desc, Cause::Harvest);
                 set.remove(page.0..page.0 + 1);
             } else {
@@ -134,7 +134,7 @@ impl<D: PageData> Region<D> {
         self.observer.written_all(&written);
     }
 
-    /// Asks the policy about pages that were found written, and makes those checked that it
+    /// Asks the policy about pages that were found written, and makes those self-checking that it
     /// chooses.
     fn ask_of_harvested(&self, found: &[(PageIndex, &PageDesc<D>)]) {
         let now_ms = coarse_ms();
@@ -148,8 +148,8 @@ impl<D: PageData> Region<D> {
             if desc.word.check_harvested() {
                 // For blocks that were committed since.
                 self.compared(page, desc, Cause::Harvest);
-                self.became_checked(desc);
-                // A checked page may be written at any time: a harvest need not look at it.
+                self.became_self_checking(desc);
+                // A self-checking page may be written at any time: a harvest need not look at it.
                 set.remove(page.0..page.0 + 1);
             }
         }

@@ -6,7 +6,7 @@
 //! once the announcement after it has returned). A thread that saw a published version and then
 //! finds a block of an older one has found stale code.
 //!
-//! A senseless policy makes pages checked and cools them all the time, opens pages ahead and
+//! A senseless policy makes pages self-checking and cools them all the time, opens pages ahead and
 //! protects them in batches. So every change of a page's state races every other. Not all blocks
 //! have room, so some are evicted all the time. Now and then the process forks: the child must
 //! find no block, the parent every one.
@@ -88,7 +88,7 @@ impl Fickle {
 
 impl Policy for Fickle {
     fn on_begin(&self, _: &PageHistory) -> Decision {
-        if self.one_in(4) { Decision::Check } else { Decision::Protect }
+        if self.one_in(4) { Decision::SelfCheck } else { Decision::Protect }
     }
 
     fn on_harvest(&self, _: &PageHistory) -> bool {
@@ -130,11 +130,11 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { mode, memory, stores, lookups, hits, stale, forks, stats, .. } = self;
-        let Stats { faults, committed, refused, invalidated, checked, evicted, revived, freed, .. } = stats;
+        let Stats { faults, committed, refused, invalidated, self_checking, evicted, revived, freed, .. } = stats;
         write!(f, "{:<9} {memory:<9} {stores:>10}{faults:>10}{committed:>10}{refused:>10}", mode.name())?;
         write!(
             f,
-            "{invalidated:>10}{checked:>10}{evicted:>10}{revived:>10}{freed:>10}{forks:>7}{lookups:>10}{hits:>10}{stale:>7}"
+            "{invalidated:>10}{self_checking:>10}{evicted:>10}{revived:>10}{freed:>10}{forks:>7}{lookups:>10}{hits:>10}{stale:>7}"
         )
     }
 }

@@ -246,7 +246,7 @@ fn truncation_and_extension() {
             rustix::fs::ftruncate(file, (PAGES * page_bytes()) as u64).unwrap();
         };
         guest.expect_missed_but_protected(12, 0, throw);
-        // Everything behind the new end lost its contents; only this page is checked.
+        // Everything behind the new end lost its contents; only this page is self-checking.
         guest.expect_thrown_away(10, throw);
     });
 }

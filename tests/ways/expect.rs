@@ -18,7 +18,7 @@ use codewarden::{CodeCache, Entry, EntryStubs, Key};
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, tracking_modes};
 
 /// Runs `way` in every mode, `none` included, over anonymous and memfd memory, under
-/// the policy without checked pages and under the one with.
+/// the policy without self-checking pages and under the one with.
 pub(crate) fn in_every_mode(way: impl Fn(&Fixture)) {
     for mode in tracking_modes().into_iter().chain([Mode::None]) {
         for policy in [Adaptive::new(), Adaptive::with_checks()] {
@@ -88,10 +88,10 @@ impl Fixture {
         true
     }
 
-    /// Whether pages were checked and `holds` is true. On a checked page a block that compares its
-    /// byte may be left, and a block may have been killed that otherwise lives.
+    /// Whether pages were self-checking and `holds` is true. On a self-checking page a block that
+    /// compares its byte may be left, and a block may have been killed that otherwise lives.
     fn is_checked_and(&self, holds: bool) -> bool {
-        self.cache.stats().checked > 0 && holds
+        self.cache.stats().self_checking > 0 && holds
     }
 
     /// The guest's bytes, read by the host.
@@ -134,8 +134,8 @@ impl Fixture {
         }
     }
 
-    /// It cannot be reached, in any mode: an announcement killed it. If pages were checked, it can
-    /// be reached while its byte is unchanged.
+    /// It cannot be reached, in any mode: an announcement killed it. If pages were self-checking,
+    /// it can be reached while its byte is unchanged.
     pub(crate) fn expect_dead(&self, block: Block) {
         self.announce();
         let is_right = !self.is_reachable(block) || self.is_checked_and(self.read(block.at) == block.byte);
@@ -143,7 +143,7 @@ impl Fixture {
     }
 
     /// It can be reached: nothing happened to it, or the write was not reported. If pages were
-    /// checked, the block may have found by itself that its byte differs.
+    /// self-checking, the block may have found by itself that its byte differs.
     pub(crate) fn expect_reachable(&self, block: Block) {
         self.announce();
         let is_there = self.is_reachable(block) || self.is_checked_and(self.read(block.at) != block.byte);

@@ -7,7 +7,7 @@ use codewarden::protection::Mode;
 pub enum Side {
     /// mprotect, one page and one fault at a time: the baseline.
     Plain,
-    /// A mode under the adaptive policy, with checked entries.
+    /// A mode under the adaptive policy, with self-checking entries.
     Adaptive(Mode),
     /// Nothing is tracked; the program removes blocks by hand.
     Off,

@@ -3,7 +3,7 @@
 //!
 //! A block is made from [`BLOCK_BYTES`] guest bytes and computes their [`meaning`]. The
 //! translator works it out once, and the block's code returns it. So a stale block gives
-//! itself away. The checked entry of a block is its address with the lowest bit set. The
+//! itself away. The self-checking entry of a block is its address with the lowest bit set. The
 //! dispatcher compares the bytes before it enters a block by that entry.
 //!
 //! # Safety
@@ -160,7 +160,7 @@ impl Machine {
         ticket.commit(Entry::with_check(plain, plain | 1), code).is_ok()
     }
 
-    /// Runs the block behind `entry`, unless it is the checked entry and the bytes differ.
+    /// Runs the block behind `entry`, unless it is the self-checking entry and the bytes differ.
     ///
     /// # Safety
     ///

@@ -163,7 +163,7 @@ static void changes_die(void)
     CHECK(footprint.live.blocks == 1 && footprint.cells == 1);
     cw_pages_by_state pages = {.size_bytes = sizeof(pages)};
     MUST(cw_cache_get_pages_by_state(f.cache, &pages));
-    CHECK(pages.protected_pages == 1 && pages.checked_pages == 0);
+    CHECK(pages.protected_pages == 1 && pages.self_checking_pages == 0);
     MUST(cw_cache_set_access(f.cache, GUEST, LEN, CW_ACCESS_READ));
     MUST(cw_cache_set_access(f.cache, GUEST, LEN, CW_ACCESS_READ_WRITE));
     MUST(cw_maintain(f.cache));

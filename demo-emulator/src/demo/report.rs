@@ -111,15 +111,15 @@ impl DemoReport {
         pc: u64,
         bytes: &[u8],
         host: Option<&CompiledBlock>,
-        is_checked: bool,
+        is_self_checking: bool,
     ) -> String {
         let hart = state.hart();
         let is_new = state.blocks.insert((pc, host.is_some()));
         let before = state.bytes.insert(pc, bytes.to_vec());
         let changed = before.as_ref().is_some_and(|before| before != bytes);
         let page = pc & !(PAGE_BYTES - 1);
-        let checks = is_checked && state.checked.insert(page);
-        let protects = !is_checked && state.protected.insert(page) && self.mode != Mode::None;
+        let checks = is_self_checking && state.checked.insert(page);
+        let protects = !is_self_checking && state.protected.insert(page) && self.mode != Mode::None;
         if (state.repeats > 0 && !changed || !is_new) && !checks {
             return String::new();
         }
@@ -223,8 +223,8 @@ impl Listener for DemoReport {
         // The guest does not fork. After a panic the report goes on.
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let text = match event {
-            Event::Translated { pc, bytes, host, is_checked } if self.code.contains(pc) => {
-                self.translated(&mut state, *pc, bytes, *host, *is_checked)
+            Event::Translated { pc, bytes, host, is_self_checking } if self.code.contains(pc) => {
+                self.translated(&mut state, *pc, bytes, *host, *is_self_checking)
             }
             Event::Revived { pc, is_compiled } if self.code.contains(pc) => {
                 state.blocks.insert((*pc, *is_compiled));

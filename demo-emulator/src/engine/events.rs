@@ -1,5 +1,5 @@
-//! Events of the engine for its listeners: the logs of `-d`, the demo's report, and the writers that
-//! `--stats` counts. An ordinary run has no listener.
+//! Events of the engine for its listeners: the logs of `-d`, the demo's report, and the writers
+//! that `--stats` counts. An ordinary run has no listener.
 
 use codewarden::RecentWrite;
 
@@ -17,7 +17,7 @@ pub enum Event<'a> {
         /// Its host code; `None` for a decoded block.
         host: Option<&'a CompiledBlock>,
         /// A page of it stays writable: the block compares its bytes at each entry.
-        is_checked: bool,
+        is_self_checking: bool,
     },
     /// The bytes of a killed block are the same again, and the block is valid again.
     Revived {
@@ -54,8 +54,8 @@ pub trait Listener: Send + Sync {
     /// Receives an event.
     fn on_event(&self, event: &Event<'_>);
 
-    /// Whether it needs an event for every block, so that all code is made into blocks. Otherwise code
-    /// runs as if there were no listener.
+    /// Whether it needs an event for every block, so that all code is made into blocks. Otherwise
+    /// code runs as if there were no listener.
     fn wants_blocks(&self) -> bool {
         true
     }

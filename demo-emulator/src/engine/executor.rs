@@ -33,8 +33,8 @@ use crate::translate::{BlockOptions, CodeSpace, ExitReason, LinkSlot, OwnStores,
 /// tier 0.
 const HOT_RUNS: u32 = 50;
 
-/// Instructions that the interpreter runs while a page is busy, before the dispatcher asks the cache
-/// again.
+/// Instructions that the interpreter runs while a page is busy, before the dispatcher asks the
+/// cache again.
 const INTERPRETER_STEPS: u32 = 32;
 
 /// A full code memory evicts one part in this many.
@@ -201,7 +201,7 @@ impl EngineExecutor {
         own_stores: OwnStores,
         needs_check: bool,
     ) -> Option<(Entry, Payload)> {
-        // Without tracking a page becomes checked only while a write to it is announced.
+        // Without tracking a page becomes self-checking only while a write to it is announced.
         let bytes = (self.mode != Mode::None || needs_check).then_some(&*source.bytes);
         let options = BlockOptions { own_stores, source: bytes };
         let placed = source.placed(pc);
@@ -214,7 +214,8 @@ impl EngineExecutor {
         }
         let block = block.ok()?;
         let plain = block.entry();
-        let entry = block.checked_entry().map_or(Entry::plain(plain), |checked| Entry::with_check(plain, checked));
+        let entry =
+            block.self_checking_entry().map_or(Entry::plain(plain), |checked| Entry::with_check(plain, checked));
         let recorder = self.recorder.clone().map(|recorder| recorder as _);
         Some((entry, Payload::Compiled(Box::new(Compiled { block, recorder }))))
     }

@@ -1,7 +1,7 @@
 //! A thread for the tracker's regular tasks.
 //!
-//! - **Cooling.** A page that was written to all the time became checked. Once the writes are over,
-//!   `maintain` protects it again.
+//! - **Cooling.** A page that was written to all the time became self-checking. Once the writes are
+//!   over, `maintain` protects it again.
 //! - **Deferred mode: unannounced writes.** Application processors promise that a store reaches
 //!   instruction fetch in the end even if no hart executes a FENCE.I (Ziccid). A guest may wait for
 //!   that in a loop that never leaves compiled code. So the thread harvests 50 times a second.
@@ -20,7 +20,7 @@ use crate::linux::host_signals::set_mask;
 /// How long a store may stay unseen. A harvest that finds nothing costs a few microseconds.
 const HARVEST_PERIOD: Duration = Duration::from_millis(20);
 
-/// How often checked pages are looked at.
+/// How often self-checking pages are looked at.
 const MAINTENANCE_PERIOD: Duration = Duration::from_millis(100);
 
 /// Starts the thread of this process, if `mode` needs one.
@@ -33,8 +33,8 @@ pub(super) fn start(cache: &'static CodeCache<Payload>, mode: Mode) {
     let before = set_mask(!0);
     let thread = Builder::new().name("maintenance".to_owned()).spawn(move || work(cache));
     set_mask(before);
-    // Without the thread pages stay checked, and the guest must announce its writes, as the base
-    // ISA demands.
+    // Without the thread pages stay self-checking, and the guest must announce its writes, as the
+    // base ISA demands.
     drop(thread);
 }
 

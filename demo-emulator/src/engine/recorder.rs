@@ -114,8 +114,8 @@ impl Recorder {
     }
 
     /// The block that was made is about to become reachable.
-    pub(super) fn translated(&self, pc: u64, bytes: &[u8], host: Option<&CompiledBlock>, is_checked: bool) {
-        self.publish(&Event::Translated { pc, bytes, host, is_checked });
+    pub(super) fn translated(&self, pc: u64, bytes: &[u8], host: Option<&CompiledBlock>, is_self_checking: bool) {
+        self.publish(&Event::Translated { pc, bytes, host, is_self_checking });
     }
 
     pub(super) fn revived(&self, pc: u64, is_compiled: bool) {

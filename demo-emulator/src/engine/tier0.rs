@@ -1,10 +1,10 @@
-//! Tier 0: decoded blocks. codewarden retains them like any other translation, and the interpreter's own
-//! definition of each instruction runs them. Code that runs once or twice never pays for the
-//! compiler.
+//! Tier 0: decoded blocks. codewarden retains them like any other translation, and the
+//! interpreter's own definition of each instruction runs them. Code that runs once or twice never
+//! pays for the compiler.
 //!
 //! # Entries
 //!
-//! A block's entry is its address. If its page is checked, the lowest bit is set too, and the
+//! A block's entry is its address. If its page is self-checking, the lowest bit is set too, and the
 //! dispatcher asks [`DecodedBlock::admits`] first. If a block is overwritten about as often as it
 //! runs, decoding it afresh each time is useless. Then the failed check leaves the block as it is
 //! several times, and the interpreter runs the guest's bytes.

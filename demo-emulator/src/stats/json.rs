@@ -32,7 +32,7 @@ impl Tracked {
         let pages = json!({
             "open": self.pages.open,
             "protected": self.pages.protected,
-            "checked": self.pages.checked,
+            "self_checking": self.pages.self_checking,
         });
         object.insert("pages_by_state".into(), pages);
         let hottest: Vec<_> = self.hottest.iter().map(|row| hot_page(row, &self.symbols)).collect();
@@ -68,7 +68,7 @@ fn hot_page(HotRow { page, writers }: &HotRow, symbols: &Symbols) -> Value {
     json!({
         "page": page.page.0,
         "symbol": name(page.page.0),
-        "is_checked": page.is_checked,
+        "is_self_checking": page.is_self_checking,
         "code_hits": page.code_hits,
         "data_hits": page.data_hits,
         "harvested": page.harvested,

@@ -12,8 +12,8 @@
 //! | `pages_by_state` | pages that a translator ever looked at: `open`, `protected`, `checked` |
 //! | `hottest_pages` | the pages that were written to most while something was made from them, the hottest first |
 //!
-//! A page has `page` (its first address), `symbol`, `is_checked`, the counts of writes by kind
-//! `code_hits`, `data_hits`, `harvested` and `kernel_hits`, `relapses`, `last_byte`,
+//! A page has `page` (its first address), `symbol`, `is_self_checking`, the counts of writes by
+//! kind `code_hits`, `data_hits`, `harvested` and `kernel_hits`, `relapses`, `last_byte`,
 //! `last_byte_symbol` and `writers`. The writers are guest stores, the most frequent first, each
 //! with `pc`, `pc_symbol`, `writes`, `last_byte` and `last_byte_symbol`. `other_writes` came from
 //! unknown stores, or from stores that are not in the list. Addresses are the guest's, as numbers;

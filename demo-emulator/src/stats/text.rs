@@ -29,8 +29,8 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
             ("protects", "pages protected"),
             ("opened_ahead", "pages opened ahead of a stream of writes"),
             ("protection_calls", "system calls that protected and un-protected"),
-            ("checked", "pages that became checked"),
-            ("cooled", "checked pages that cooled"),
+            ("self_checking", "pages that became self-checking"),
+            ("cooled", "self-checking pages that cooled"),
             ("begins_busy", "translations put off because a page was busy"),
         ],
     ),
@@ -118,8 +118,8 @@ impl Tracked {
         let pages = &self.pages;
         let _ = writeln!(
             text,
-            "Pages that were translated from, now: {} open, {} protected, {} checked",
-            pages.open, pages.protected, pages.checked
+            "Pages that were translated from, now: {} open, {} protected, {} self-checking",
+            pages.open, pages.protected, pages.self_checking
         );
         if !self.hottest.is_empty() {
             let _ = writeln!(
@@ -160,7 +160,7 @@ fn duration(ns: u64) -> String {
 }
 
 fn write_hot_page(text: &mut String, HotRow { page, writers }: &HotRow, symbols: &Symbols) {
-    let checked = if page.is_checked { ", checked" } else { "" };
+    let checked = if page.is_self_checking { ", self-checking" } else { "" };
     let title = format!("  {}{checked}", place(page.page.0, symbols));
     let hits = [page.code_hits, page.data_hits];
     let _ = writeln!(text, "{title:<45}{:>9}{:>9}{:>10}{:>9}", hits[0], hits[1], page.harvested, page.kernel_hits);

@@ -1,5 +1,5 @@
-//! The checked entry of a block: host code that compares the guest's bytes with the block's source.
-//! Then it continues at the plain entry, or leaves with [`ExitReason::CheckFailed`].
+//! The self-checking entry of a block: host code that compares the guest's bytes with the block's
+//! source. Then it continues at the plain entry, or leaves with [`ExitReason::CheckFailed`].
 //!
 //! It is assembled by hand, after the block in the same allocation. A compiled function would cost
 //! a third of a small block's compilation. These few instructions cost almost no time, and the two
@@ -32,14 +32,14 @@ use super::entry::ExitReason;
 use crate::memory::code::chunks;
 
 #[cfg(not(target_arch = "x86_64"))]
-compile_error!("the checked entry is written for x86-64 hosts only: add it for this one here");
+compile_error!("the self-checking entry is written for x86-64 hosts only: add it for this one here");
 
 /// Alignment of a check in bytes: its constants are vectors.
 pub(super) const CHECK_ALIGN_BYTES: usize = VECTOR_BYTES;
 const VECTOR_BYTES: usize = 16;
 const WORD_BYTES: usize = 8;
 
-/// The host code of one checked entry.
+/// The host code of one self-checking entry.
 #[derive(Debug)]
 pub(super) struct Check {
     code: Vec<u8>,

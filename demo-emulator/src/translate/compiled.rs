@@ -24,7 +24,7 @@ pub struct CompiledBlock {
     pub(super) entry: usize,
     /// The length of the compiler's part.
     pub(super) function_bytes: usize,
-    /// The instructions of the checked entry.
+    /// The instructions of the self-checking entry.
     pub(super) check: Option<Range<usize>>,
     /// Boxed: the index holds its address.
     pub(super) faults: Box<FaultTable>,
@@ -39,12 +39,12 @@ impl CompiledBlock {
         self.entry
     }
 
-    /// The value while a page of the block is checked.
-    pub fn checked_entry(&self) -> Option<usize> {
+    /// The value while a page of the block is self-checking.
+    pub fn self_checking_entry(&self) -> Option<usize> {
         self.check.as_ref().map(|check| self.entry() + check.start)
     }
 
-    /// Length of the code, with the checked entry.
+    /// Length of the code, with the self-checking entry.
     pub fn len_bytes(&self) -> usize {
         self.code.len()
     }
@@ -63,7 +63,7 @@ impl CompiledBlock {
         &self.links
     }
 
-    /// The instructions at the plain entry and at the checked one; each with its address.
+    /// The instructions at the plain entry and at the self-checking one; each with its address.
     pub fn code(&self) -> impl Iterator<Item = (usize, Vec<u8>)> {
         let bytes = self.bytes();
         [Some(0..self.function_bytes), self.check.clone()]

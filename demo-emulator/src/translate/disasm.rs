@@ -28,7 +28,7 @@ pub fn guest_instructions(pc: u64, bytes: &[u8]) -> Vec<Line> {
     lines(riscv(), pc, bytes).unwrap_or_default()
 }
 
-/// The host code of a block, its checked entry last.
+/// The host code of a block, its self-checking entry last.
 pub fn host_listing(block: &CompiledBlock) -> String {
     let part = |(start, code): (usize, Vec<u8>)| {
         let disassembler = Capstone::new().x86().mode(arch::x86::ArchMode::Mode64).build();

@@ -25,7 +25,7 @@
 //! # Entries and the block's own stores
 //!
 //! A block has two entries. The **plain** one is for pages that are protected.
-//! The **checked** one compares the guest's bytes with the snapshot that the block
+//! The **self-checking** one compares the guest's bytes with the snapshot that the block
 //! was made from, on a page that the guest may write at any time (`check`).
 //!
 //! After a store that hits its own bytes a block leaves, in every state of its page: see
@@ -42,7 +42,7 @@
 //! |---|---|
 //! | `error`, `fault_index`, `options` | why a block cannot be compiled; from host pc to guest pc; how a block is compiled |
 //! | `entry` | from Rust into compiled code and back |
-//! | `check` | the checked entry |
+//! | `check` | the self-checking entry |
 //! | `code_space` | the instruction set, code buffer and window that all translators share |
 //! | `compiled`, `lower` | a block's host code; the effect of each instruction |
 //! | `disasm`, `exits` | listings; the ends of a block |

@@ -34,6 +34,6 @@ pub struct BlockOptions<'a> {
     /// The reaction to its own stores.
     pub own_stores: OwnStores,
     /// The guest bytes that the instructions were decoded from, at the first one's address. With
-    /// them the block gets a checked entry.
+    /// them the block gets a self-checking entry.
     pub source: Option<&'a [u8]>,
 }

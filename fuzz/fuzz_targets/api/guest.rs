@@ -48,7 +48,7 @@ pub struct Guest {
     pub cache: CodeCache<Payload>,
     payload: Payload,
     mode: Mode,
-    /// Whether the policy has checked pages.
+    /// Whether the policy has self-checking pages.
     has_checks: bool,
     /// The number of each area's present tracking: each new one counts up.
     tracked: [Option<u64>; 3],
@@ -404,7 +404,7 @@ impl Guest {
         self.oracle.gave_up();
     }
 
-    /// Lets checked pages cool, which ends their blocks.
+    /// Lets self-checking pages cool, which ends their blocks.
     pub fn maintain(&mut self) {
         self.cache.tracker().maintain();
         self.oracle.may_kill(0..2 * AREA_BYTES);

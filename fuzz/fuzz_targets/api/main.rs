@@ -151,7 +151,7 @@ fn run(guest: &mut Guest, call: Call) {
 #[derive(Debug)]
 struct Sequence {
     mode: Mode,
-    /// Whether the policy has checked pages.
+    /// Whether the policy has self-checking pages.
     has_checks: bool,
     calls: Vec<Call>,
 }

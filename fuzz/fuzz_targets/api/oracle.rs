@@ -30,7 +30,7 @@ pub struct Source {
 }
 
 /// A block's code, which may be used again: its plain entry, and the number behind it if it
-/// has a checked entry.
+/// has a self-checking entry.
 struct Code {
     key: usize,
     entry: usize,

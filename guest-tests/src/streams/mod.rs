@@ -10,7 +10,7 @@
 //! - one instruction lowered wrongly;
 //! - a kill that leaves the entry cell;
 //! - a write beside code that leaves blocks as they are;
-//! - checked entries of either tier that compare nothing;
+//! - self-checking entries of either tier that compare nothing;
 //! - stores through another address that the tracking ignores;
 //! - kernel writes that are not announced;
 //! - FENCE.I that does nothing in deferred mode (the guest then often runs for ever: fuzz with

@@ -61,10 +61,11 @@ impl<'a> CellRef<'a> {
 
     /// Whether no earlier block of the cell can be downgraded by an address of `entry`. A downgrade
     /// exchanges an address that it finds in the cell. If two blocks of a key share the address, a
-    /// late walker of the first block would put the first one's checked entry into the second one's
-    /// cell.
+    /// late walker of the first block would put the first one's self-checking entry into the second
+    /// one's cell.
     pub(crate) fn is_clear_of(self, entry: Entry) -> bool {
-        let bits = [false, true].into_iter().filter_map(|is_checked| entry.address(is_checked)).map(entry_bit);
+        let bits =
+            [false, true].into_iter().filter_map(|is_self_checking| entry.address(is_self_checking)).map(entry_bit);
         self.cold().downgradable.load(Ordering::Relaxed) & bits.fold(0, |all, bit| all | bit) == 0
     }
 

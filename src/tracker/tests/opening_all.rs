@@ -136,14 +136,14 @@ fn an_announced_write_does_not_rely_on_who_opens_all_pages() {
     assert!(mechanism.for_kernel_write.load(SeqCst) > 0);
 }
 
-/// Says that a page is to be checked, after the mechanism has lost the region.
+/// Says that a page is to be self-checking, after the mechanism has lost the region.
 #[derive(Debug)]
 struct ChecksALostOne(Arc<OpensAllOrNone>);
 
 impl Policy for ChecksALostOne {
     fn on_begin(&self, _: &PageHistory) -> Decision {
         let _leave = self.0.sink.get().and_then(Weak::upgrade).unwrap().on_lost();
-        Decision::Check
+        Decision::SelfCheck
     }
 
     fn on_harvest(&self, _: &PageHistory) -> bool {

@@ -8,9 +8,9 @@
 #![allow(unsafe_code)]
 
 mod blocks;
-mod checked;
 mod own_stores;
 mod random;
+mod self_checking;
 
 use std::ptr;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Data writes beside blocks that have a checked entry, in every mode on the real
-//! kernel, under the policy that makes pages checked.
+//! Data writes beside blocks that have a self-checking entry, in every mode on the real
+//! kernel, under the policy that makes pages self-checking.
 //!
 //! # Safety
 //!
@@ -203,12 +203,12 @@ fn a_block_is_used_again_by_its_checked_entry() {
         guest.block(KEY + 3, far, BOTH);
         guest.store(far + 1024, 1);
         let ticket = guest.ticket(KEY + 2, far, true).revive().unwrap();
-        assert!(ticket.is_some_and(|ticket| ticket.needs_check()), "{mode}: it has no checked entry");
+        assert!(ticket.is_some_and(|ticket| ticket.needs_check()), "{mode}: it has no self-checking entry");
     }
 }
 
-/// A store to the block's bytes through another view is not reported on a checked page. The
-/// block's checked entry and the rule for stores cover it.
+/// A store to the block's bytes through another view is not reported on a self-checking page. The
+/// block's self-checking entry and the rule for stores cover it.
 #[test]
 fn a_block_with_shared_bytes_leaves_after_any_store() {
     for mode in synchronous_modes() {
@@ -233,7 +233,7 @@ fn a_block_with_shared_bytes_leaves_after_any_store() {
     }
 }
 
-/// Makes a page checked that a harvest found written, after another thread has passed between
+/// Makes a page self-checking that a harvest found written, after another thread has passed between
 /// its two waits.
 #[derive(Debug)]
 struct ChecksLate(Barrier);

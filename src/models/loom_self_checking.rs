@@ -75,7 +75,7 @@ fn a_revival_and_a_write() {
     model.old_is_gone("all have ended");
 }
 
-/// A block is revived on a page that a data write makes checked.
+/// A block is revived on a page that a data write makes self-checking.
 fn a_revival_and_a_downgrade() {
     let model = a_block(1);
     remove(&model);
@@ -115,7 +115,7 @@ fn a_late_downgrade_and_a_block_of_the_same_entry() {
     commit(&[1], 2);
     walker.join().unwrap();
     if guest.entry(link) == 1 | CHECKED {
-        violation("a dead block's checked entry is back");
+        violation("a dead block's self-checking entry is back");
     }
 }
 

@@ -1,5 +1,5 @@
-//! The checked entry: equal bytes run, any other byte leaves, and no byte outside the block's pages
-//! is read.
+//! The self-checking entry: equal bytes run, any other byte leaves, and no byte outside the block's
+//! pages is read.
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn compile(bench: &mut Bench, start: u64, source: &[u8]) -> CompiledBlock {
 fn enter(bench: &mut Bench, start: u64, block: &CompiledBlock) -> (ExitReason, u64, u64) {
     let mut hart = bench.hart();
     hart.pc = start;
-    let reason = bench.enter(&mut hart, block.checked_entry().unwrap());
+    let reason = bench.enter(&mut hart, block.self_checking_entry().unwrap());
     (reason, hart.pc, hart.x[10])
 }
 
