@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_is_written_again_and_again_is_checked() {
+    fn a_page_that_is_written_again_and_again_is_self_checking() {
         let policy = Adaptive::with_checks();
         assert_eq!(policy.on_begin(&hit(HITS_TO_CHECK - 1, 0)), Decision::Protect);
         assert_eq!(policy.on_begin(&hit(HITS_TO_CHECK, 0)), Decision::SelfCheck);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn relapses_keep_a_page_checked_longer() {
+    fn relapses_keep_a_page_self_checking_longer() {
         let policy = Adaptive::with_checks();
         let page = |relapses, age_ms| PageHistory { now_ms: age_ms, relapses, ..PageHistory::default() };
         for relapses in [0, 1, 5, MOST_DOUBLINGS, 100] {

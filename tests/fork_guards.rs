@@ -37,7 +37,7 @@ const LIMIT_S: u32 = 60;
 
 /// Each test of this file, and of others, relies on it.
 #[test]
-fn a_child_tells_how_it_ended() {
+fn a_child_reports_its_end() {
     let _alone = alone();
     assert_eq!(in_child(|| 7), Ended::Returned(7));
     assert_eq!(in_child(|| panic!("on purpose")), Ended::Panicked);
@@ -265,7 +265,7 @@ fn a_page_that_a_thread_was_opening_is_open_in_the_child() {
 
 /// Runs `other` over and over while one cache forks, so that a thread is inside a lock at many
 /// of the forks. The child goes on, and runs `more`.
-fn forks_beside(other: impl Fn() + Sync, more: impl Fn() -> bool) {
+fn forks_while(other: impl Fn() + Sync, more: impl Fn() -> bool) {
     const FORKS: usize = 120;
     let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
     for mode in modes().into_iter().filter(|&mode| mode != Mode::None) {
@@ -296,33 +296,33 @@ fn forks_beside(other: impl Fn() + Sync, more: impl Fn() -> bool) {
 }
 
 #[test]
-fn forks_beside_regions_that_come_and_go() {
+fn forks_while_regions_come_and_go() {
     let _alone = alone();
     let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
-    forks_beside(|| drop(cache_on::<()>(&memory, Mode::Mprotect)), || CodeBuffer::new(4096).is_ok());
+    forks_while(|| drop(cache_on::<()>(&memory, Mode::Mprotect)), || CodeBuffer::new(4096).is_ok());
 }
 
 #[test]
-fn forks_beside_code_buffers_that_come_and_go() {
+fn forks_while_code_buffers_come_and_go() {
     let _alone = alone();
-    forks_beside(|| drop(CodeBuffer::new(4096).unwrap()), || CodeBuffer::new(4096).is_ok());
+    forks_while(|| drop(CodeBuffer::new(4096).unwrap()), || CodeBuffer::new(4096).is_ok());
 }
 
 /// The standard library has a lock for each; the child must not need them.
 #[test]
-fn forks_beside_threads_that_start_and_end() {
+fn forks_while_threads_start_and_end() {
     let _alone = alone();
-    forks_beside(|| std::thread::spawn(|| ()).join().unwrap(), || true);
+    forks_while(|| std::thread::spawn(|| ()).join().unwrap(), || true);
 }
 
 #[test]
-fn forks_beside_a_changing_environment() {
+fn forks_while_the_environment_changes() {
     let _alone = alone();
     let change = || {
         // SAFETY: only the standard library reads the environment in this process.
         unsafe { std::env::set_var("CODEWARDEN_TEST_OF_FORKS", "1".repeat(1000)) };
     };
-    forks_beside(change, || true);
+    forks_while(change, || true);
 }
 
 /// The kind of each static of the library. `All::lock` takes each lock; the text that takes it
@@ -426,7 +426,7 @@ fn panics_under_the_guard(calls: &[&dyn Fn()]) {
 
 /// The call would wait for itself.
 #[test]
-fn a_thread_that_holds_a_guard_is_told() {
+fn a_thread_that_holds_a_guard_gets_an_error() {
     let _alone = alone();
     // SAFETY: sets a timer: a thread that waits for itself ends the process.
     unsafe { libc::alarm(LIMIT_S) };
@@ -499,7 +499,7 @@ fn a_thread_that_holds_a_guard_is_told() {
 
 /// Objects that it drops are free when the guard is gone, on both sides.
 #[test]
-fn a_thread_that_holds_a_code_buffers_guard_is_told() {
+fn a_thread_that_holds_a_code_buffers_guard_gets_an_error() {
     let _alone = alone();
     // SAFETY: sets a timer: a thread that waits for itself ends the process.
     unsafe { libc::alarm(LIMIT_S) };
@@ -531,7 +531,7 @@ fn a_thread_that_holds_a_code_buffers_guard_is_told() {
 /// A tracker without a cache. The thread may drop the objects that it holds, and nothing of
 /// that is lost.
 #[test]
-fn a_thread_that_holds_a_trackers_guard_is_told() {
+fn a_thread_that_holds_a_trackers_guard_gets_an_error() {
     let _alone = alone();
     // SAFETY: sets a timer: a thread that waits for itself ends the process.
     unsafe { libc::alarm(LIMIT_S) };

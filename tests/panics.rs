@@ -346,7 +346,7 @@ impl Script {
         let footprint = self.cache.footprint();
         let used = [footprint.live, footprint.retained, footprint.garbage];
         assert_eq!(used, [MemoryUse::default(); 3], "{self:?}: memory was lost");
-        self.nobody_waits();
+        self.no_thread_waits();
     }
 
     fn translate_held(&mut self, page: usize) {
@@ -361,7 +361,7 @@ impl Script {
     }
 
     /// Every payload that was made was dropped.
-    fn nobody_waits(&self) {
+    fn no_thread_waits(&self) {
         let (made, dropped) = (self.plant.made.load(Relaxed), self.plant.dropped.load(Relaxed));
         assert_eq!(made, dropped, "{self:?}: payloads were lost");
     }

@@ -104,7 +104,7 @@ fn modes_that(wanted: impl Fn(Mode) -> bool) -> Vec<Mode> {
 }
 
 #[test]
-fn a_data_write_makes_its_page_checked_and_then_costs_nothing() {
+fn a_data_write_makes_its_page_self_checking_and_then_costs_nothing() {
     for mode in modes_that(Mode::is_synchronous) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let claim = guest.translate(3);
@@ -148,7 +148,7 @@ fn a_store_to_code_kills() {
 }
 
 #[test]
-fn code_that_is_written_again_and_again_is_checked() {
+fn code_that_is_written_again_and_again_is_self_checking() {
     for mode in modes_that(|_| true) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let mut stores = 0;
@@ -271,7 +271,7 @@ fn a_read_only_segment_is_protected_once() {
 }
 
 #[test]
-fn a_batch_goes_round_a_page_that_somebody_holds() {
+fn a_batch_goes_round_a_held_page() {
     for mode in modes_that(|mode| mode == Mode::Sigbus || mode == Mode::Mprotect) {
         let guest = Guest::new(mode, Adaptive::new());
         (0..16).for_each(|page| drop(guest.translate(page)));
@@ -291,7 +291,7 @@ fn a_batch_goes_round_a_page_that_somebody_holds() {
 }
 
 #[test]
-fn the_kernel_writes_beside_code_and_kills_nothing() {
+fn a_kernel_write_to_data_kills_nothing() {
     for mode in modes_that(Mode::is_synchronous) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let claim = guest.translate(2);
@@ -324,7 +324,7 @@ fn the_kernel_writes_beside_code_and_kills_nothing() {
 }
 
 #[test]
-fn a_held_page_is_checked_where_the_policy_has_checked_pages() {
+fn a_held_page_is_self_checking_where_the_policy_has_self_checking_pages() {
     for mode in modes_that(|mode| mode == Mode::Sigbus || mode == Mode::Mprotect) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let held = guest.tracker.prepare_kernel_write(guest.addr(0, 0), 1).unwrap();
@@ -395,7 +395,7 @@ fn a_range_of_no_bytes_holds_nothing() {
 }
 
 #[test]
-fn a_page_that_an_announcement_made_checked_is_none_of_the_harvest() {
+fn a_page_that_an_announcement_made_self_checking_is_none_of_the_harvest() {
     for mode in modes_that(|mode| mode == Mode::Deferred) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let claim = guest.translate(3);

@@ -236,13 +236,13 @@ fn a_store_is_found_by_another_thread(guest: &Guest, told: impl Fn() + Sync) {
 
 /// S2.
 #[test]
-fn a_store_is_seen_by_whoever_is_told() {
+fn a_store_is_visible_after_its_report() {
     synchronous(|guest| a_store_is_found_by_another_thread(guest, || {}));
 }
 
 /// S3.
 #[test]
-fn a_block_that_stores_to_itself_is_told() {
+fn a_block_that_stores_to_itself_is_reported() {
     synchronous(|guest| {
         let (_, flag) = guest.translate(64).unwrap();
         let mut vcpu = guest.cache.attach_vcpu();
@@ -545,7 +545,7 @@ fn a_block_compares_itself_after_a_data_write_to_shared_memory() {
 
 /// C2.
 #[test]
-fn a_checked_block_sees_what_nobody_announced() {
+fn a_self_checking_block_sees_unannounced_writes() {
     every_mode(ALWAYS_CHECKED, |guest| {
         guest.store(64, 7);
         guest.translate(64).unwrap();

@@ -107,7 +107,7 @@ fn synchronous_modes() -> impl Iterator<Item = Mode> {
 }
 
 #[test]
-fn a_data_write_leaves_a_block_its_checked_entry() {
+fn a_data_write_leaves_a_block_its_self_checking_entry() {
     for mode in synchronous_modes() {
         let guest = Guest::new(mode);
         let page = 3 * guest.page;
@@ -155,7 +155,7 @@ fn without_a_source_every_byte_of_the_page_counts() {
 }
 
 #[test]
-fn a_block_on_a_checked_page_needs_a_checked_entry() {
+fn a_block_on_a_self_checking_page_needs_a_self_checking_entry() {
     for mode in synchronous_modes() {
         let guest = Guest::new(mode);
         guest.block(KEY, 0, BOTH);
@@ -170,7 +170,7 @@ fn a_block_on_a_checked_page_needs_a_checked_entry() {
 }
 
 #[test]
-fn a_block_over_two_pages_is_checked_of_either_and_dies_of_either() {
+fn a_block_over_two_pages_is_self_checking_of_either_and_dies_of_either() {
     for mode in synchronous_modes() {
         for written in [0, 1] {
             let guest = Guest::new(mode);
@@ -187,7 +187,7 @@ fn a_block_over_two_pages_is_checked_of_either_and_dies_of_either() {
 }
 
 #[test]
-fn a_block_is_used_again_by_its_checked_entry() {
+fn a_block_is_used_again_by_its_self_checking_entry() {
     for mode in synchronous_modes() {
         let guest = Guest::new(mode);
         let stale = guest.block(KEY, 0, BOTH);

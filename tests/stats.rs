@@ -110,7 +110,7 @@ fn faults_are_counted_by_kind_and_timed() {
 }
 
 #[test]
-fn announced_writes_of_the_kernel_are_told_from_changed_mappings() {
+fn announced_kernel_writes_and_changed_mappings_are_distinguished() {
     for mode in [Mode::Sigbus, Mode::Mprotect].into_iter().filter(|&mode| can_be_had(mode)) {
         let guest = Guest::new(mode);
         (0..10).for_each(|page| guest.translate(page));

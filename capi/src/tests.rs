@@ -120,7 +120,7 @@ unsafe extern "C" fn count(payload: *mut c_void) {
 }
 
 #[test]
-fn null_is_told_and_never_followed() {
+fn null_is_reported_and_never_followed() {
     let mut cache: *mut cw_cache = ptr::dangling_mut();
     // SAFETY: NULL is the value under test.
     unsafe {
@@ -155,7 +155,7 @@ fn null_is_told_and_never_followed() {
 }
 
 #[test]
-fn a_number_that_is_no_name_of_an_enum_is_told() {
+fn a_number_outside_an_enum_is_reported() {
     let fixture = Fixture::new(cw_policy::CW_POLICY_PLAIN);
     // SAFETY: C may pass any number, as this test does.
     unsafe {
@@ -195,7 +195,7 @@ fn modes_have_names() {
 }
 
 #[test]
-fn ranges_that_cannot_be_are_told() {
+fn impossible_ranges_are_reported() {
     let fixture = Fixture::new(cw_policy::CW_POLICY_PLAIN);
     let region = fixture.region();
     // SAFETY: refused before anything is tracked.
@@ -337,7 +337,7 @@ fn a_vcpu_is_pinned_once_and_looks_up_under_its_pin() {
 }
 
 #[test]
-fn a_block_beside_data_needs_a_checked_entry() {
+fn a_block_near_data_needs_a_self_checking_entry() {
     let fixture = Fixture::new(cw_policy::CW_POLICY_ADAPTIVE_WITH_CHECKS);
     let byte = [0_u8];
     // SAFETY: see the module's head.
@@ -448,7 +448,7 @@ fn a_panic_is_a_status() {
 }
 
 #[test]
-fn a_refusal_of_the_systems_tells_its_errno() {
+fn a_refusal_of_the_system_has_its_errno() {
     let error = engine::error::Error::System { call: "mmap", start: 0, len: 0, errno: libc::ENOMEM };
     refused(guarded(|| Err(error.into())), CW_SYSTEM, "mmap");
     assert_eq!(cw_last_errno(), libc::ENOMEM);

@@ -129,7 +129,7 @@ fn ecall() -> Inst {
 }
 
 #[test]
-fn data_beside_code_ends_no_block() {
+fn a_data_write_ends_no_block() {
     for_each_way(|guest| {
         guest.put(CODE, &[li(7), ecall()]);
         guest.make_checked(CODE, DATA);
@@ -203,7 +203,7 @@ fn a_store_into_the_running_block_is_seen_by_its_next_instruction() {
 }
 
 #[test]
-fn a_block_over_a_checked_and_a_protected_page() {
+fn a_block_over_a_self_checking_and_a_protected_page() {
     for (data, is_behind) in [(DATA, false), (DATA_BEHIND, true)] {
         for_each_way(|guest| {
             let start = CODE + PAGE_LEN_BYTES - 8;
@@ -222,7 +222,7 @@ fn a_block_over_a_checked_and_a_protected_page() {
 }
 
 #[test]
-fn a_checked_page_cools() {
+fn a_self_checking_page_cools() {
     for_each_way(|guest| {
         guest.put(CODE, &[li(3), ecall()]);
         guest.make_checked(CODE, DATA);

@@ -209,7 +209,7 @@ fn a_handler_runs_and_returns_to_the_same_registers() {
 }
 
 #[test]
-fn a_fault_tells_its_address_and_can_be_skipped() {
+fn a_fault_has_its_address_and_can_be_skipped() {
     let mut program = Program::default();
     // The handler keeps si_addr and moves the frame's pc over the store.
     program.put(Op::Jal, 0, 0, 0, 32);

@@ -159,7 +159,7 @@ fn a_guest_that_patches_is_listed_with_the_writer() {
 }
 
 #[test]
-fn a_guest_that_writes_beside_its_code_is_counted() {
+fn a_guest_that_writes_data_near_its_code_is_counted() {
     for mode in modes(|_| true) {
         let run = Run::new("data-beside-code", mode, "auto");
         run.check();

@@ -148,7 +148,7 @@ mod tests {
     const STUBS: EntryStubs = EntryStubs::NOT_CODE;
 
     #[test]
-    fn entries_that_can_be_told_apart() {
+    fn distinct_entries() {
         assert!(Entry::from(10).is_usable(STUBS) && Entry::with_check(10, 11).is_usable(STUBS));
         for bad in [Entry::plain(STUBS.dead), Entry::with_check(10, 10), Entry::with_check(10, STUBS.pending)] {
             assert!(!bad.is_usable(STUBS));

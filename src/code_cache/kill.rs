@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_beside_a_block_leaves_it_its_checked_entry() {
+    fn a_data_write_leaves_a_block_its_self_checking_entry() {
         let block = Fake::valid(Entry::with_check(10, 11));
         assert_eq!(block.downgrade(), Downgrade::Checked);
         assert_eq!(block.state(), (11, StaleFlag::CHECKED));
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_without_a_checked_entry_dies_of_it() {
+    fn a_block_without_a_self_checking_entry_dies_of_it() {
         let block = Fake::valid(Entry::plain(10));
         assert_eq!(block.downgrade(), Downgrade::Killed);
         assert_eq!(block.state(), (STUBS.dead, StaleFlag::DEAD));

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_that_are_neighbours_are_one() {
+    fn neighbouring_ranges_are_one() {
         let [mut whole, mut parts, mut apart] = [Source::default(), Source::default(), Source::default()];
         whole.add(GuestAddr(8), &[1, 2, 3]);
         parts.add(GuestAddr(8), &[1]);

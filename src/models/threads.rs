@@ -276,7 +276,7 @@ fn all_at_once_in_a_synchronous_region() {
 }
 
 #[test]
-fn all_at_once_with_checked_pages() {
+fn all_at_once_with_self_checking_pages() {
     all_at_once(Mode::Sigbus, Adaptive::with_checks());
 }
 

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_relapses_when_it_is_checked_again_soon() {
+    fn a_page_relapses_when_it_is_self_checking_again_soon() {
         let history = History::default();
         let relapses = |now_ms| history.read(now_ms, false).relapses;
         history.enter_self_checking(10_000);

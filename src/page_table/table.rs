@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptors_are_made_where_somebody_looks() {
+    fn descriptors_are_made_at_the_first_look() {
         let table = PageTable::<()>::new(3 * CHUNK_PAGES + 1).unwrap();
         let page = CHUNK_PAGES + CHUNK_PAGES / 2;
         assert!(table.get(PageIndex(page)).is_none());

@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_begins_while_an_unprotect_is_in_flight() {
+    fn no_translator_begins_while_an_unprotect_is_in_flight() {
         let (word, generation) = protected();
         word.enter_unprotect(Unprotect::Write);
         assert_eq!(word.begin_protect(), Err(NotOpen::Busy(Busy::Unprotecting)));
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_data_write_makes_a_page_checked() {
+    fn a_data_write_makes_a_page_self_checking() {
         let (word, generation) = protected();
         word.enter_unprotect(Unprotect::DataWrite);
         assert!(!word.holds(generation));
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checked_page_goes_through_open() {
+    fn a_self_checking_page_goes_through_open() {
         let word = PageWord::new(true);
         assert_eq!(word.begin_check(InFlight::Heeded), Err(NotOpen::Busy(Busy::Unprotecting)));
         let checked = word.begin_check(InFlight::Ignored).unwrap();

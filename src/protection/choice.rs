@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_signal_is_told_when_a_region_is_added() {
+    fn a_blocked_signal_is_reported_when_a_region_is_added() {
         for (mode, signo, name) in [(Mode::Sigbus, libc::SIGBUS, "SIGBUS"), (Mode::Mprotect, libc::SIGSEGV, "SIGSEGV")]
         {
             for embedder_owns_signals in [false, true] {

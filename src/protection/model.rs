@@ -217,7 +217,7 @@ mod tests {
     /// The page is protected again between the sink and the store's next try: the store
     /// is reported once more, and goes through in the end.
     #[test]
-    fn a_page_that_is_protected_again_under_a_store_is_told_twice() {
+    fn a_page_that_is_protected_again_under_a_store_is_reported_twice() {
         let page = PageSize::from_shift(12);
         let range = HostRange::new(HostAddr(0x10_000), 0x4000, page).unwrap();
         let sink = Arc::new(Opens::default());

@@ -221,7 +221,7 @@ mod tests {
 
     /// Foreign code installs a stack over ours and later puts back the previous one.
     #[test]
-    fn any_order_beside_stacks_of_somebody_else() {
+    fn any_order_with_foreign_stacks() {
         let mut seed = 17u64;
         let mut next = |below: usize| {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

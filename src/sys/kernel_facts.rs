@@ -189,7 +189,7 @@ fn mremap_loses_protection_and_registration() {
 }
 
 #[test]
-fn unregistering_wakes_nobody_and_a_wake_after_it_does() {
+fn unregistering_wakes_no_thread_and_a_wake_after_it_does() {
     let fixture = Fixture::new(SYNC, false);
     fixture.uffd.protect(fixture.pages(3, 1)).unwrap();
     fixture.with_sleeper(3, || {

@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_nobody_joins_keeps_its_body() {
+    fn a_thread_without_a_join_keeps_its_body() {
         let count = Arc::new(Count::default());
         drop(Thread::start(&count).unwrap());
         while count.runs.load(SeqCst) == 0 {

@@ -213,7 +213,7 @@ impl Uffd {
     pub(crate) fn unregister(&self, range: HostRange) -> Result<(), Error> {
         self.check_own()?;
         // EINVAL and ENOMEM: a piece is unmapped, or its new mapping cannot be registered.
-        self.by_pieces(
+        self.in_parts(
             "UFFDIO_UNREGISTER",
             range,
             &[Errno::INVAL, Errno::NOMEM],
@@ -226,7 +226,7 @@ impl Uffd {
     /// registered is an error, ENOENT.
     pub(crate) fn protect(&self, range: HostRange) -> Result<(), Error> {
         self.check_own()?;
-        self.by_pieces(
+        self.in_parts(
             "UFFDIO_WRITEPROTECT",
             range,
             &[Errno::NOENT],
@@ -242,14 +242,14 @@ impl Uffd {
         // One call is enough in nearly every fault, and takes less of a signal stack.
         match uffd_calls::unprotect(self.copy.as_fd(), range.start().0, range.len()) {
             Ok(()) => Ok(()),
-            Err(_) => self.unprotect_by_pieces(range),
+            Err(_) => self.unprotect_in_parts(range),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn unprotect_by_pieces(&self, range: HostRange) -> Result<(), Error> {
-        self.by_pieces(
+    fn unprotect_in_parts(&self, range: HostRange) -> Result<(), Error> {
+        self.in_parts(
             "UFFDIO_WRITEPROTECT",
             range,
             &[Errno::NOENT],
@@ -297,7 +297,7 @@ impl Uffd {
         Ok(())
     }
 
-    fn by_pieces(
+    fn in_parts(
         &self,
         call: &'static str,
         range: HostRange,

@@ -78,7 +78,13 @@ impl<D: PageData> Region<D> {
     fn notify<'a>(&'a self, fault: &WriteFault, hit: &HitPage<'a, D>, class: &Class) -> Counted<'a, D> {
         let (before, mut counted) = self.pages.enter_unprotect(hit.page, hit.desc, class.why);
         let byte = GuestAddr(self.guest.0 + (fault.addr.0 - self.host.start().0) as u64);
-        self.tell(hit.page, hit.desc, before, class.why, Cause::Store { byte, pc: fault.pc, tid: fault.tid });
+        self.notify_observer(
+            hit.page,
+            hit.desc,
+            before,
+            class.why,
+            Cause::Store { byte, pc: fault.pc, tid: fault.tid },
+        );
         if class.place.run > 1 && class.why == Unprotect::Write {
             set_opened_in_bulk(hit.desc);
             self.enter_ahead(&mut counted, class.place.run);
@@ -143,7 +149,7 @@ impl<D: PageData> Region<D> {
                 break;
             }
             let (before, next) = self.pages.enter_unprotect(page, desc, Unprotect::Write);
-            self.tell(page, desc, before, Unprotect::Write, Cause::Ahead);
+            self.notify_observer(page, desc, before, Unprotect::Write, Cause::Ahead);
             set_opened_in_bulk(desc);
             counted.join(next);
         }

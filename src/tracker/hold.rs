@@ -171,7 +171,7 @@ impl<D: PageData> Region<D> {
                 self.counters.pages_kernel_written.add(1);
                 desc.history.record(Hit::Kernel, None, 0, now_ms);
             }
-            self.tell(page, desc, before, why, Cause::Announced);
+            self.notify_observer(page, desc, before, why, Cause::Announced);
             if before.state() == PageState::Protected && why == Unprotect::Write {
                 set_opened_in_bulk(desc);
             }

@@ -28,7 +28,14 @@ impl<D: PageData> Region<D> {
     }
 
     /// Called after an un-protect of the page was entered, which found `before`.
-    pub(super) fn tell(&self, page: PageIndex, desc: &PageDesc<D>, before: Word, why: Unprotect, cause: Cause) {
+    pub(super) fn notify_observer(
+        &self,
+        page: PageIndex,
+        desc: &PageDesc<D>,
+        before: Word,
+        why: Unprotect,
+        cause: Cause,
+    ) {
         match before.state() {
             PageState::Protected if why == Unprotect::DataWrite => {
                 self.compared(page, desc, cause);

@@ -97,7 +97,7 @@ mod tests {
     /// The kernel protects a page that its word calls open, and the message of its store
     /// looks like the last one. The page is opened, and no translator begins meanwhile.
     #[test]
-    fn a_handler_thread_opens_whatever_it_is_told_of_under_the_count() {
+    fn a_handler_thread_opens_each_reported_page_under_the_count() {
         let tracker = Arc::new(Tracker::new(Arc::new(NoObserver)));
         let armed = Arc::new((OnceLock::new(), AtomicBool::new(false)));
         let begun = Arc::new(std::sync::Mutex::new(None));

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_go_on_beside_each_other() {
+    fn streams_continue_side_by_side() {
         let streams = Streams::new();
         for (step, run) in [(0, 1), (1, 2), (3, 4)] {
             for base in (0..STREAMS).map(|n| n * 512) {

@@ -146,8 +146,8 @@ fn a_hole_in_a_range() {
 /// A page's mapping was replaced without an announcement: no new block is made from it, and
 /// its neighbours work as before.
 #[test]
-fn a_replaced_page_that_nobody_announced() {
-    scenario("address_space::a_replaced_page_that_nobody_announced", &Mode::ALL, End::Well, |mode| {
+fn a_replaced_page_without_an_announcement() {
+    scenario("address_space::a_replaced_page_without_an_announcement", &Mode::ALL, End::Well, |mode| {
         let guest = fixture(mode);
         guest.block(2);
         replace(&guest.memory, 3);

@@ -104,7 +104,7 @@ fn a_read_only_segment_stays_whole() {
 }
 
 #[test]
-fn pages_of_a_huge_page_are_told_apart() {
+fn pages_of_a_huge_page_are_distinguished() {
     for mode in tracking_modes().into_iter().chain([Mode::None]) {
         // Another test's fork at the wrong moment splits it.
         let Some((memory, first)) = (0..50).find_map(|_| with_huge_page()) else {

@@ -76,7 +76,7 @@ fn mmap_over_code() {
 /// Not announced: the synchronous modes learn nothing. Deferred mode does at the next harvest.
 /// The harvest returns that the region was lost there, and trusts none of it.
 #[test]
-fn mmap_over_code_that_nobody_announced() {
+fn mmap_over_code_without_an_announcement() {
     in_every_mode(|guest| {
         let block = guest.block(4, 5);
         guest.map_over(4, 1);

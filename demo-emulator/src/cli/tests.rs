@@ -111,7 +111,7 @@ fn a_value_may_be_any_bytes() {
 }
 
 #[test]
-fn the_help_tells_each_option_and_each_range() {
+fn the_help_has_each_option_and_each_range() {
     for option in ["-D", "-E", "-L", "-U", "-0", "-s", "-d", "-strace", "--tier", "--tracking", "--interpret"] {
         assert!(HELP.contains(&format!("\n  {option} ")), "{option}");
     }

@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn an_access_over_two_pages_works_and_tells_the_refusing_byte() {
+    fn an_access_over_two_pages_works_and_reports_the_refusing_byte() {
         let window = window();
         assert_eq!(window.load_u64(2 * PAGE - 3), Ok(0));
         assert_eq!(window.store_u64(2 * PAGE - 3, 1), Err(segv(2 * PAGE)));

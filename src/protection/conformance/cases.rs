@@ -248,7 +248,7 @@ pub(super) fn kernel_writes_do_what_the_mechanism_says(rig: &Rig) {
     }
 }
 
-pub(super) fn a_store_is_told_before_it_retires(rig: &Rig) {
+pub(super) fn a_store_is_reported_before_it_retires(rig: &Rig) {
     for value in 1..50 {
         rig.store(2, 9, value - 1);
         rig.arm(0, PAGES);
@@ -258,7 +258,7 @@ pub(super) fn a_store_is_told_before_it_retires(rig: &Rig) {
     }
 }
 
-pub(super) fn the_sink_is_told_who_stored_and_where(rig: &Rig) {
+pub(super) fn the_sink_gets_the_thread_and_the_address(rig: &Rig) {
     let is_model = matches!(rig.backend, super::rig::Backend::Model(_));
     let in_faulting_thread = !is_model && matches!(rig.mode(), Mode::Sigbus | Mode::Mprotect);
     rig.store(2, 77, 1);
@@ -278,7 +278,7 @@ pub(super) fn the_sink_is_told_who_stored_and_where(rig: &Rig) {
 
 /// The handler thread opens no page by itself. A page that its sink does not open stays
 /// protected until the sink has heard that all is lost.
-pub(super) fn a_sink_that_opens_nothing_hears_of_the_loss_first(rig: &Rig) {
+pub(super) fn a_sink_that_opens_nothing_gets_the_loss_first(rig: &Rig) {
     rig.arm(0, PAGES);
     rig.sink.refuses.store(true, SeqCst);
     rig.store(1, 0, 1);

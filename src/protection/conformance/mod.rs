@@ -72,8 +72,8 @@ macro_rules! on_the_kernel {
 macro_rules! synchronous {
     ($backend:expr) => {
         tests! { $backend;
-            a_store_is_told_before_it_retires
-            the_sink_is_told_who_stored_and_where
+            a_store_is_reported_before_it_retires
+            the_sink_gets_the_thread_and_the_address
         }
     };
 }
@@ -90,7 +90,7 @@ mod thread {
     all_tracking! { Backend::Kernel(Mode::Thread) }
     on_the_kernel! { Backend::Kernel(Mode::Thread) }
     synchronous! { Backend::Kernel(Mode::Thread) }
-    tests! { Backend::Kernel(Mode::Thread); a_sink_that_opens_nothing_hears_of_the_loss_first }
+    tests! { Backend::Kernel(Mode::Thread); a_sink_that_opens_nothing_gets_the_loss_first }
 }
 
 mod mprotect {
@@ -148,7 +148,7 @@ fn the_control_fails_what_is_about_coherence() {
         ("never touched", pages_that_were_never_touched_are_tracked),
         ("two pages", a_store_over_two_pages_is_learned_of_on_both),
         ("barrier", protecting_is_a_hard_barrier),
-        ("before it retires", a_store_is_told_before_it_retires),
+        ("before it retires", a_store_is_reported_before_it_retires),
     ];
     for (name, case) in cases {
         let outcome = std::panic::catch_unwind(|| run(Backend::Kernel(Mode::None), case));

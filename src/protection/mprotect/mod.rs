@@ -171,13 +171,13 @@ impl<K: Kernel> Mprotect<K> {
         // One call is enough in nearly every fault, and takes less of a signal stack.
         match self.kernel.set_access(start, len_bytes, access) {
             Ok(()) => Ok(()),
-            Err(_) => self.apply_by_pieces(pages, access),
+            Err(_) => self.apply_in_parts(pages, access),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn apply_by_pieces(&self, pages: Range<usize>, access: Access) -> Result<(), Errno> {
+    fn apply_in_parts(&self, pages: Range<usize>, access: Access) -> Result<(), Errno> {
         let start = HostAddr(pages.start << self.page.shift());
         let mut done = Ok(());
         split_on_error(

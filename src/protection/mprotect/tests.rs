@@ -112,7 +112,7 @@ fn a_change_waits_for_who_opens_by_the_word_before() {
 /// A store that the kernel refuses during a change may be one that the change will allow.
 /// So the number of changes must not look unchanged.
 #[test]
-fn a_change_is_told_from_its_first_step_to_its_last() {
+fn a_change_is_reported_from_its_first_step_to_its_last() {
     const START: HostAddr = HostAddr(5 << 44);
     static MECHANISM: OnceLock<Arc<Mprotect<FakeKernel>>> = OnceLock::new();
     let kernel = FakeKernel::with_pause(START, PAGE, |_| {

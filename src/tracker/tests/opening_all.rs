@@ -160,7 +160,7 @@ impl Policy for ChecksALostOne {
 }
 
 #[test]
-fn a_page_of_a_region_that_is_lost_meanwhile_does_not_become_checked() {
+fn a_page_of_a_region_that_is_lost_meanwhile_does_not_become_self_checking() {
     let mechanism = Arc::new(OpensAllOrNone::default());
     let tracker = Tracker::with_policy(Arc::new(NoObserver), Arc::new(ChecksALostOne(mechanism.clone())));
     let host = HostRange::of_pages(HostAddr(HOST), 4, PAGE);

@@ -131,7 +131,7 @@ fn takes_in(patch: &str, code: &str, at: usize) -> bool {
 
 /// A test misses each fence, or the README tells why it stays.
 #[test]
-fn every_fence_is_taken_out_or_told_of() {
+fn every_fence_is_taken_out_or_explained() {
     let told = fs::read_to_string(root().join("mutations/README.md")).expect("the README");
     let patches = patches();
     let (mut seen, mut wrong) = (0, Vec::new());
