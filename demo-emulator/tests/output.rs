@@ -23,7 +23,7 @@ fn folder(name: &str) -> PathBuf {
 }
 
 fn guest() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-tests/guests/story.elf")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-tests/guests/demo.elf")
 }
 
 fn output(command: &mut Command) -> Output {
@@ -157,7 +157,7 @@ fn the_counters_of_a_run_make_sense() {
         assert_eq!(stats["tier"], tier);
         assert!(!stats["why"].as_str().unwrap().is_empty(), "{stats}");
         // At least one in each of four steps.
-        assert!(count("faults") >= 4 && count("checked") >= 1 && count("cooled") >= 1, "{stats}");
+        assert!(count("faults") >= 4 && count("self_checking") >= 1 && count("cooled") >= 1, "{stats}");
         assert!(count("protects") > count("faults") / 2, "{stats}");
         // One call protects neighbours.
         let protecting = stats["histograms"]["protect_pages"]["count"].as_u64().unwrap();
@@ -397,7 +397,7 @@ fn limited(limit: &str, options: &str, name: &str) -> Output {
 fn small_limits_leave_every_mode_as_it_is() {
     for limit in ["-n 16", "-n 10", "-n 8", "-f 32768", "-f 0", "-l 0"] {
         for mode in modes() {
-            let run = limited(limit, &format!("--tracking {mode} --tier translated"), "story.elf");
+            let run = limited(limit, &format!("--tracking {mode} --tier translated"), "demo.elf");
             assert_eq!(run.status.code(), Some(0), "{limit}, {mode}: {}", text(&run.stderr));
         }
     }

@@ -142,7 +142,7 @@ fn code_on_a_held_page_is_compiled_once() {
 fn a_guest_that_patches_is_listed_with_the_writer() {
     for mode in modes(Mode::is_synchronous) {
         for tier in ["0", "translated", "auto"] {
-            let run = Run::new("story", mode, tier);
+            let run = Run::new("demo", mode, tier);
             run.check();
             // Later steps may find the page self-checking: it is written to again and again.
             assert!(run.count("faults_code") >= 2, "{}", run.0);

@@ -159,7 +159,7 @@ pub const GUESTS: &[Guest] = &[
     announced("replace-mapping", &[], 0x5cbb_9d08_1042_abac).passes_untracked(),
     announced("patch-storm", &[], 0xf7c2_36ff_fe03_cb7b),
     announced("workload-jit", &[], 0x94fa_7ee5_3b10_1b34),
-    announced("story", &[], 0xa131_2ca9_3887_6709),
+    announced("demo", &[], 0xa131_2ca9_3887_6709),
     // Changed and waited for.
     awaited("patch-eventually", 0xc9d7_0f4f_3df0_0da7),
     // Changed and not announced.

@@ -23,13 +23,13 @@ fn a_changed_source_is_noticed() {
     let source = copy.join("recursion.c");
     let text = fs::read_to_string(&source).unwrap();
     fs::write(&source, text.replace("fib(18)", "fib(19)")).unwrap();
-    fs::remove_file(copy.join("story.elf")).unwrap();
+    fs::remove_file(copy.join("demo.elf")).unwrap();
     fs::write(copy.join("stray.c"), "").unwrap();
 
     let mismatches = manifest_mismatches(&copy).unwrap();
     fs::remove_dir_all(&copy).unwrap();
     let named = |name: &str| mismatches.iter().any(|line| line.starts_with(name));
-    assert!(mismatches.len() == 3 && named("recursion.c") && named("story.elf") && named("stray.c"), "{mismatches:?}");
+    assert!(mismatches.len() == 3 && named("recursion.c") && named("demo.elf") && named("stray.c"), "{mismatches:?}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use crate::linux::own_descriptor::raise_descriptor;
 use crate::symbols::Symbols;
 
-const ELF: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../guest-tests/guests/story.elf"));
+const ELF: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../guest-tests/guests/demo.elf"));
 
 /// The guest in a memfd; it is there as long as this lives.
 #[derive(Debug)]

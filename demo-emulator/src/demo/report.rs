@@ -18,7 +18,7 @@ use crate::symbols::Symbols;
 use crate::translate::CompiledBlock;
 
 /// The guest's page of changing code lies between these two symbols.
-const CODE_SYMBOLS: [&str; 2] = ["story_code", "story_code_end"];
+const CODE_SYMBOLS: [&str; 2] = ["demo_code", "demo_code_end"];
 const PAGE_BYTES: u64 = 4096;
 
 /// Reports on the guest's code.

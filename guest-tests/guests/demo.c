@@ -12,14 +12,14 @@ void tally(u64 *counter, u64 times);
 extern u64 tally_counter;
 u64 formula(u64 x);
 u64 version(u64);
-extern char answer_constant[], version_constant[], story_code[], story_code_end[];
+extern char answer_constant[], version_constant[], demo_code[], demo_code_end[];
 
 #define FUNCTION(name) ".balign 64\n.globl " name "\n.type " name ", @function\n" name ":\n"
 #define END(name) ".size " name ", . - " name "\n"
 
 // A page of its own: what happens to it is about these functions alone.
 __asm__(".text\n.balign 4096\n.option push\n.option norvc\n"
-        ".globl story_code\nstory_code:\n"
+        ".globl demo_code\ndemo_code:\n"
         FUNCTION("answer")
         "answer_constant: li a0, 41\n  ret\n" END("answer")
         FUNCTION("tally")
@@ -30,7 +30,7 @@ __asm__(".text\n.balign 4096\n.option push\n.option norvc\n"
         "  slli a0, a0, 1\n  ret\n" ".space 56\n" END("formula")
         FUNCTION("version")
         "version_constant: li a0, 0\n  ret\n" END("version")
-        ".balign 4096\nstory_code_end:\n.option pop\n");
+        ".balign 4096\ndemo_code_end:\n.option pop\n");
 
 static int stale;
 
@@ -122,11 +122,11 @@ static void patch_under_another_hart(void) {
 }
 
 int main(int argc, char **argv) {
-    open_text(story_code, story_code_end);
+    open_text(demo_code, demo_code_end);
     patch_a_constant();
     count_beside_code();
     rewrite_a_function();
     patch_under_another_hart();
-    finish("story");
+    finish("demo");
     return stale ? EXIT_STALE : 0;
 }
