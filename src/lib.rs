@@ -12,7 +12,7 @@
 //!   CodeCache              which translation may run: keys, links, vCPUs, memory
 //!   tracker::Tracker       which page may be translated from: claims, faults, sync
 //!   policy::Policy         protect, check or interpret a page
-//!   protection             how a write is learned of: one of five modes
+//!   protection             how the library learns of a write: one of five modes
 //!   ─────────────────────────────────────────────────────────────────────────────
 //!   the kernel             userfaultfd, mprotect, signals
 //! ```
@@ -89,16 +89,16 @@
 //!
 //! 1. Claim every page of the block: [`Ticket::claim`].
 //! 2. Read the guest's bytes, each once, and only after the claim. Name the bytes that the block is
-//!    made from ([`Ticket::add_source`]), and ask whether a retained block of the same bytes can
-//!    be used again ([`Ticket::revive`]). If not, translate.
-//! 3. [`Ticket::commit`]: the block is reachable, or refused because a write came. An [`Entry`]
-//!    with a check lets the block stay on a page with data that is written.
+//!    made from ([`Ticket::add_source`]). Ask for a retained block of the same bytes
+//!    ([`Ticket::revive`]). If there is none, translate.
+//! 3. [`Ticket::commit`]: the block is reachable, or refused because a write came. A block with a
+//!    self-checking entry ([`Entry::with_check`]) can stay valid when data on its page is written.
 //! 4. Look up and run under a [`Pin`]; release it around any call that may block. Blocks jump to
 //!    each other through entry cells.
-//! 5. A write kills the block, or an eviction that frees memory. From then on its cell leads to a
-//!    stub, for lookups, links and fronts alike. A vCPU inside runs the block to its end, and polls
-//!    [`Ticket::stale_flag`] after its own stores. The payload is dropped when no vCPU can be
-//!    inside, unless it is retained for [`Ticket::revive`].
+//! 5. A write to its bytes kills the block, or an eviction, which frees memory. From then on its
+//!    cell leads to a stub, for lookups, links and fronts alike. A vCPU inside runs the block to
+//!    its end, and polls [`Ticket::stale_flag`] after its own stores. The payload is dropped when
+//!    no vCPU can be inside, unless it is retained for [`Ticket::revive`].
 //! 6. Meanwhile, tell the tracker of the writes that the kernel cannot report:
 //!    [`tracker::Tracker::prepare_kernel_write`], [`tracker::Tracker::prepare_unseen_write`],
 //!    [`tracker::Tracker::change_mapping`], [`tracker::Tracker::invalidate`].
@@ -149,8 +149,8 @@
 //! | [`Mode::Deferred`] | when [`tracker::Tracker::sync`] has returned |
 //! | [`Mode::None`] | never |
 //!
-//! They hold for stores by any thread of this process, through every mapping that was declared.
-//! [`guide::promises`] has each sentence, its test, and the limits of the promises.
+//! The promises hold for stores by any thread of this process, through every mapping that was
+//! declared. [`guide::promises`] has each sentence, its test, and the limits of the promises.
 //!
 //! | mode | least Linux | the library learns of writes by | writes by the kernel (`read`) into a protected page |
 //! |---|---|---|---|
@@ -162,7 +162,7 @@
 //!
 //! # Invariants
 //!
-//! - A page is writable only while no block lies on it that trusts its bytes.
+//! - While a page is writable, no block on it trusts its bytes.
 //! - Protect, then read, then translate, then commit. The commit is refused if a write came
 //!   between.
 //! - A block is reached only through its entry cell. One store there kills it for links, fronts and
@@ -171,8 +171,8 @@
 //!   the embedder except a [`tracker::PageObserver`].
 //! - If the library can no longer learn of writes to a block, the block is stale.
 //!
-//! [`guide::protocol`] has all of them: the mechanism that keeps each, and the failure that was
-//! seen without it.
+//! [`guide::protocol`] has all invariants. For each it names the mechanism that keeps it, and the
+//! failure that was seen without that mechanism.
 //!
 //! [`Mode::Sigbus`]: protection::Mode::Sigbus
 //! [`Mode::Thread`]: protection::Mode::Thread

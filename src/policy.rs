@@ -13,10 +13,10 @@
 //! handler uses the policy's [`Limits`], numbers that it gave once, and records the event. The next
 //! translator that comes to the page asks the policy with that record.
 //!
-//! No call runs between a system call and the update of the words that record it. No call runs
-//! under a lock except the tracker's own, which is held for reading: a policy must not add or
-//! remove regions, and must not declare views. If a call panics, the page stays as it is, no
-//! translation of written bytes can be reached, and the panic goes on in the caller.
+//! The library never calls a policy between a system call and the update of the words that record
+//! it. During a call it holds no lock but the tracker's own, for reading, so a policy must not add
+//! or remove regions, or declare views. If a call panics, the page stays as it is, no translation
+//! of written bytes can be reached, and the panic goes on in the caller.
 
 use core::fmt;
 

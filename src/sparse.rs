@@ -91,7 +91,8 @@ impl<T> Sparse<T> {
             if below.is_null() {
                 return Err(level);
             }
-            // SAFETY: not null and above the lowest level: a node, which lives as long as the table.
+            // SAFETY: not null and above the lowest level: a node, which lives as long as the
+            // table.
             slots = unsafe { slice::from_raw_parts(below.cast::<Slot>(), FANOUT) };
             level -= 1;
         }

@@ -1,5 +1,4 @@
-//! `-d in_asm,out_asm`: guest and host code as it is translated, in the manner
-//! of QEMU's logs.
+//! `-d in_asm,out_asm`: guest and host code of each translation, in the style of QEMU's logs.
 
 use std::fmt::Write;
 

@@ -1,5 +1,5 @@
-//! The command line's entry: from arguments to a running guest, or to an error
-//! with the exit status that a shell expects.
+//! The entry of the program. It runs the guest that the arguments name, or prints an error and
+//! exits with the status that a shell expects.
 
 use std::ffi::OsString;
 use std::fmt::Display;

@@ -207,7 +207,8 @@ fn the_mappings_decide_about_an_access() {
     assert_ne!(space.changes(), before);
 }
 
-/// The interpreter, but its first stores, to the stack, are refused although the mappings permit them.
+/// The interpreter, but its first stores, to the stack, are refused although the mappings permit
+/// them.
 struct Refusing {
     interpreter: Interpreter,
     refusals: u64,

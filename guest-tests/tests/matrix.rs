@@ -1,5 +1,5 @@
-//! Every guest in every tracking mode and tier, compared with the table. The interpreter keeps
-//! nothing, so its output is right if its semantics are; the other ways must print the same.
+//! Every guest in every tracking mode and tier, compared with the table. The interpreter keeps no
+//! translation, so its output is right if its semantics are; the other ways must print the same.
 
 use guest_tests::{BENCHES, EXIT_STALE, EXIT_WRONG, Emulator, Exit, Expected, GUESTS, Guest, Outcome, Tier, Way, skip};
 

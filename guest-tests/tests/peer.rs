@@ -1,5 +1,5 @@
-//! The guests and their checksums are right for another emulator too, so our own emulator did
-//! not invent the table.
+//! Another emulator gives the same checksums for the guests, so the table does not repeat errors of
+//! our own.
 
 use guest_tests::{BENCHES, EXIT_STALE, Emulator, Exit, GUESTS, Outcome, Tier, Way, find_program, skip};
 

@@ -2,9 +2,9 @@
 //!
 //! # Safety
 //!
-//! Handlers walk lists and never change them: translators enter nodes and take them out, under the
-//! cache's commit lock. The epoch frees a block that was taken out, and it counts the walkers too.
-//! So every node that a walker can reach lives.
+//! Handlers walk lists and never change them. Translators enter nodes and take them out, under the
+//! cache's commit lock. The epoch frees the blocks that were taken out, and waits for walkers. So
+//! every node that a walker can reach is still allocated.
 #![allow(unsafe_code)]
 
 use std::fmt;

@@ -5,8 +5,8 @@
 //!
 //! # Safety
 //!
-//! The lists of live and of dead blocks own the blocks, then the epoch does. The blocks that are
-//! alive when the cache is dropped are freed here; no vCPU, ticket or handler is left then.
+//! The lists of live and of dead blocks own the blocks, and later the epoch does. The drop of the
+//! cache frees the blocks that are still alive; no vCPU, ticket or handler is left then.
 #![allow(unsafe_code)]
 
 use std::fmt;

@@ -1,4 +1,4 @@
-//! Dead blocks leave their lists, and garbage is freed.
+//! Takes dead blocks out of their lists, and frees garbage.
 //!
 //! # Safety
 //!

@@ -3,18 +3,19 @@
 //! # One address of two blocks
 //!
 //! An embedder may use one address for two successive blocks of a key: its memory was freed and
-//! reused, or one piece of code runs all blocks. A late walker with a record of the old block
-//! exchanges the old plain entry for the old self-checking one. It would find the new block's entry
-//! in the cell. So a cell knows the plain entries of its earlier blocks, as a set of bits. A commit
-//! or a revival of an address that may be in this set needs every earlier record out of its lists
-//! and no walker inside. It waits for that only a moment, because a walker's thread may have lost
-//! its processor. After that the commit is refused as for a write. (A late *kill* takes the new
-//! block's entry away, and leaves the block to the next commit of its key, or to an eviction.)
+//! reused, or one piece of code runs all blocks. Then a late walker with the record of the old
+//! block is a danger. It exchanges the old plain entry for the old self-checking one, and would
+//! take the new block's entry for the old. So a cell remembers the plain entries of its earlier
+//! blocks, as a set of bits. A commit or a revival of an address that may be in this set first
+//! takes every earlier record out of its lists, and needs a moment without walkers. It waits for
+//! that only briefly, because a walker's thread may have lost its processor. Then it refuses the
+//! commit as if a write had come. (A late *kill* takes the new block's entry away. The block stays
+//! unreachable until the next commit of its key, or an eviction.)
 //!
 //! # Safety
 //!
-//! The cache owns blocks from their commit on: the lists of live and of dead blocks own them, then
-//! the epoch does. Lists change only under the commit lock, and the epoch frees blocks.
+//! The cache owns blocks from their commit on: first the lists of live and of dead blocks, then the
+//! epoch. Lists change only under the commit lock, and the epoch frees blocks.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;

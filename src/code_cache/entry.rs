@@ -1,4 +1,4 @@
-//! A block's entry cell, through which alone the block is reached.
+//! A block's entry cell, the only way to the block.
 //!
 //! The cell is one word that holds the address of the block's code. Each key has one cell, which
 //! outlives the key's blocks. Lookup tables and links hold the cell's address, so one store to the

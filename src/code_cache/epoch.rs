@@ -1,4 +1,4 @@
-//! Decides when the memory of a block may be freed: once no thread can be inside it.
+//! Decides when the memory of a block may be freed: once no thread can be inside the block.
 //!
 //! As in crossbeam-epoch, with two kinds of visitors:
 //!
@@ -15,15 +15,15 @@
 //!
 //! # Invariants
 //!
-//! - `E` moves to `E + 1` only when no visitor of an epoch before `E` is left. So all
-//!   visitors are of `E` or `E - 1`. Three counters, indexed by the epoch modulo 3, tell the
-//!   walkers of either from those about to enter.
+//! - `E` moves to `E + 1` only when no visitor of an epoch before `E` is left. So all visitors are
+//!   of `E` or `E - 1`. Three counters, indexed by the epoch modulo 3, tell the walkers of these
+//!   two epochs from those about to enter.
 //! - Garbage was unreachable before it was retired: a visitor of a later epoch than its
 //!   garbage cannot find it. It is freed once `E` is 2 further.
 //!
-//! A walker raises the counter of the epoch that it read, then reads the epoch again and goes
-//! back if it moved. Both sides have sequentially consistent fences: either the walker sees
-//! the new epoch, or the advance sees its counter.
+//! A walker raises the counter of the epoch that it read, then reads the epoch again and goes back
+//! if it moved. Both sides have sequentially consistent fences, so either the walker sees the new
+//! epoch, or the thread that advances sees the counter.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! Why nothing was translated.
+//! The reasons why nothing was translated.
 
 use std::fmt;
 

@@ -1,8 +1,8 @@
-//! Blocks die by a call of the embedder, or because translations stay within their limit.
+//! Kills blocks because the embedder asks for it, or to keep translations within their limit.
 //!
 //! A lookup writes nothing that other threads read, so the cache does not know which block ran
-//! last. It knows which blocks a translator asked for again after they were gone. So it has two
-//! queues, as operating systems have for pages without a "used" bit:
+//! last. It knows only which blocks a translator asked for again after they were gone. So it has
+//! two queues, like an operating system for pages without a "used" bit:
 //!
 //! ```text
 //!   commit ──▶ live, newest ... oldest ──▶ retained, newest ... oldest ──▶ discarded,
@@ -12,14 +12,14 @@
 //!
 //! If live blocks take more than their share, the oldest are **evicted**. An eviction kills by the
 //! same store as any kill. Like other dead blocks, an evicted one is retained with the bytes that
-//! it was made from. If it is wanted again, it is revived for the price of a comparison, and is the
-//! newest then. If it is not wanted until as much was evicted after it, it is **discarded**. A
-//! block whose bytes were not recorded cannot be revived, and is discarded at once. There is never
-//! a flush of everything.
+//! it was made from. If a translator asks for it again, it is revived for the price of a
+//! comparison, and is then the newest. If none asks before newer ones fill the queue of retained
+//! blocks, it is **discarded**. A block whose bytes were not recorded cannot be revived, and is
+//! discarded at once. The cache never flushes everything.
 //!
-//! The block that was committed last stays within any limit, whatever its size: the thread that
-//! made it is about to run it. Blocks that vCPUs may be inside stay, beyond the limit, until the
-//! vCPUs leave. If those are many bytes, the vCPUs are asked to leave.
+//! The block that was committed last stays, whatever its size and the limit: the thread that made
+//! it is about to run it. The memory of blocks that vCPUs may be inside stays, beyond the limit,
+//! until the vCPUs leave. If these are many bytes, the cache asks the vCPUs to leave.
 
 use super::cache::{CodeCache, Commits};
 use super::key::{Key, Payload};

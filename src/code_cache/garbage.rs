@@ -1,6 +1,7 @@
 //! Garbage: unreachable objects that a thread may still be inside, and the memory that they take.
 //!
-//! An object is **retired** to the epoch ([`super::epoch`]), which hands it out to be freed.
+//! The cache **retires** an object to the epoch ([`super::epoch`]). The epoch returns it when it
+//! may be freed.
 #![allow(unsafe_code)]
 
 use std::mem::ManuallyDrop;

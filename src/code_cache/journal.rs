@@ -1,8 +1,8 @@
 //! The last writes that hit translated pages: the thread and the address of each.
 //!
 //! Fault handlers fill a ring of fixed size: no lock, no allocation, the oldest write overwritten.
-//! It is information for people; no correctness depends on it. It stands outside the protocol: its
-//! atomics are the processor's under model checkers too.
+//! It is information for people; correctness does not depend on it. It is no part of the protocol,
+//! so its atomics are the processor's even under model checkers.
 //!
 //! # A slot's sequence
 //!
@@ -13,8 +13,8 @@
 //! | `2 * n + 2` | the `n`-th write is here               |
 //!
 //! A writer that finds an odd sequence, or the sequence of a later write, drops its own write. This
-//! needs a writer that stopped for a whole round of the ring: too rare to handle. A reader takes a
-//! write if the sequence is even and the same before and after.
+//! happens only if another writer stopped for a whole round of the ring, which is rare. A reader
+//! takes a write if the sequence is even and the same before and after.
 
 use core::sync::atomic::{AtomicU64, Ordering, fence as memory_fence};
 

@@ -1,4 +1,4 @@
-//! How a block is named, and the embedder's data that it carries.
+//! The key that names a block, and the payload, the embedder's data in a block.
 
 use crate::addr::GuestAddr;
 

@@ -1,7 +1,7 @@
-//! How a block dies, or comes to compare its bytes.
+//! How a block dies or becomes self-checking.
 //!
 //! A commit stores `pending` in the entry cell ([`super::entry`]), enters the block in the list of
-//! every page that it lies on, fences, asks for the generations, and exchanges `pending` for the
+//! every page that it lies on, fences, checks the generations, and exchanges `pending` for the
 //! entry. A thread that learned of a write has moved the generation. It then fences and walks the
 //! page's list. It kills each block with a cell that holds one of its entries or `pending`. One of
 //! the two threads sees the other. A kill takes `pending` away, so a commit that lost cannot
@@ -9,24 +9,25 @@
 //!
 //! # A write to data on the block's page
 //!
-//! A write that hit none of a block's bytes leaves the block and makes its page writable. From then
-//! on the block compares its bytes each time it is entered. The walk exchanges the plain entry for
-//! the self-checking one (a **downgrade**). Nothing exchanges it back; a later block may have a
-//! plain entry again. A commit that is under way is killed, since it may still publish the plain
-//! entry. Both steps exchange the content that was found in the cell, so a downgrade never brings
-//! back an entry that a kill took away.
+//! A write that hit none of a block's bytes leaves the block valid and makes its page writable.
+//! From then on the block compares its bytes each time it is entered. The walk exchanges the plain
+//! entry for the self-checking one (a **downgrade**). The plain entry never comes back for this
+//! block; a later block of the key may have one. A commit that is under way is killed, since it may
+//! still publish the plain entry. Both steps compare and exchange the cell's content, so a
+//! downgrade never brings back an entry that a kill took away.
 //!
 //! # The order of cell, flag and mark
 //!
-//! Every caller changes the cell first and then the stale flag, even if it finds either changed: it
-//! may have overtaken the thread that made the change, and its own store is about to retire. The
-//! mark that the *record* is dead comes last. So a caller that finds the mark knows that cell and
-//! flag are done, and the record goes to the dead stack once, however often it is found.
+//! Every caller changes the cell first and then the stale flag, even if it finds one of them
+//! changed. The thread that made that change may not have finished, and the caller's own store is
+//! about to retire. The mark that the *record* is dead comes last. So a caller that finds the mark
+//! knows that cell and flag are changed. The record goes to the dead stack once, even if several
+//! walkers find it.
 //!
 //! # Safety
 //!
-//! Dead blocks reach the translators through a stack that only grows until it is taken whole. A
-//! block on it is not freed before it was taken.
+//! Dead blocks reach the translators through a stack that only grows, until a translator takes it
+//! as a whole. A block on it is not freed before that.
 #![allow(unsafe_code)]
 
 use std::ptr::{self, NonNull};

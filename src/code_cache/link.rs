@@ -1,4 +1,4 @@
-//! Links between blocks: [`Link`] has their meaning.
+//! Makes links between blocks; [`Link`] explains them.
 
 use super::cache::CodeCache;
 use super::garbage::Garbage;

@@ -31,18 +31,18 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `key`, `errors`, `limit` | keys and payloads; the reasons for which nothing was translated; sizes in memory |
-//! | `entry`, `stale_flag`, `block_list`, `epoch`, `journal` | entry cells; the byte that a block polls; the blocks on a page; the time at which memory may be freed; the last writes |
-//! | `kill`, `table`, `translation` | the order of a block's death; from a key to its cell, and links; code with the bytes that it was made from |
+//! | `key`, `errors`, `limit` | keys and payloads; the reasons why nothing was translated; memory use, and its limit |
+//! | `entry`, `stale_flag`, `block_list`, `epoch`, `journal` | entry cells; the byte that a block polls; the list of blocks on a page; frees memory when no thread can be inside; the last writes, for reports |
+//! | `kill`, `table`, `translation` | the steps in which a block dies; the table from keys to cells, with links; code with the bytes that it was made from |
 //! | `record` | one life of a translation: a block |
-//! | `live`, `retained`, `garbage` | the queue of reachable blocks; translations that may be used again; objects that the epoch frees |
-//! | `invalidate` | a page was written: kills its blocks, or makes them compare their bytes |
+//! | `live`, `retained`, `garbage` | the queue of reachable blocks; translations of dead blocks that may be used again; unreachable objects that wait to be freed |
+//! | `invalidate` | kills the blocks of a written page, or makes them self-checking |
 //! | `cache` | the shared state and the commit lock |
-//! | `collect` | dead blocks leave their lists, and garbage is freed |
-//! | `evict` | limits, evictions and removals |
+//! | `collect` | takes dead blocks out of their lists, and frees garbage |
+//! | `evict` | evicts blocks beyond the limit, and removes single blocks |
 //! | `commit` | makes a new block reachable |
 //! | `revive` | makes a retained translation reachable |
-//! | `ticket`, `link`, `vcpu`, `inspect` | a translation from begin to commit; links; pins, lookups and fronts; numbers |
+//! | `ticket`, `link`, `vcpu`, `inspect` | a translation in progress; calls that make links; pins, lookups and fronts; counters and sizes, for people |
 //! | `fork` | both sides of a fork |
 
 pub(crate) mod block_list;

@@ -4,9 +4,9 @@
 //! translation (the embedder's code with its entry, its stale flag and its source) may have several
 //! lives.
 //!
-//! A kill reads only the record and its cell. If many pages were written, each further place in
-//! memory costs one more cache miss. So most records contain their one page, and a copy of the
-//! translation's entry and flag pointer.
+//! A kill reads only the record and its cell, because each further place in memory costs one more
+//! cache miss when many pages were written. So most records contain their one page, and a copy of
+//! the translation's entry and flag pointer.
 //!
 //! A record keeps a link to its cell until it is freed. Until then walkers may find the record, and
 //! through it the cell.

@@ -1,9 +1,10 @@
 //! Translations of dead blocks, retained in case their bytes come back.
 //!
-//! A program may patch an instruction to and fro, store to data beside its code, or store the bytes
-//! that were there already. Then blocks end whose bytes are soon the same again. The translation of
-//! a dead block is retained for its key, with the guest bytes that it was made from. A ticket of
-//! the same key over the same bytes publishes it again, for the price of a comparison.
+//! A program may patch an instruction to and fro, store to data on a page with code, or store the
+//! bytes that were there already. Each kills blocks, although their bytes are soon the same again.
+//! So the cache retains the translation of a dead block for its key, with the guest bytes that it
+//! was made from. A ticket of the same key over the same bytes publishes it again, for the price of
+//! a comparison.
 //!
 //! # Bounds
 //!

@@ -2,16 +2,17 @@
 //!
 //! A retained translation is published by the same steps as a new one, with the claims of a ticket
 //! that has just read the same bytes under them. A vCPU may have been inside its code since before
-//! the block died. It runs code of bytes that are the guest's again, just as if it had entered now.
-//! It checks the stale flag after each of its own stores, and leaves if the flag is not valid. If
-//! it finds the flag valid again, its store came before the ticket's reading, which found the bytes
-//! unchanged. A later store moves the generation before it retires. Then either the commit sees
-//! that and the flag never becomes valid, or the walk finds the block and sets the flag.
+//! the block died. The guest has the same bytes again, so the vCPU may run the code as if it had
+//! entered now. It checks the stale flag after each of its own stores, and leaves if the flag is
+//! not valid. If it finds the flag valid again, its store came before the ticket's reading, which
+//! found the bytes unchanged. A later store moves the generation before it retires. Then either the
+//! commit sees that and the flag never becomes valid, or the walk finds the block and sets the
+//! flag.
 //!
-//! A walker may have found the *old* record just before that was taken out of its lists. It would
-//! kill in the name of the old record: it would set the flag of a valid block, or take its entry
-//! away and hand no record over. So nothing is revived while there is any walker. A handler is
-//! inside a list for a moment only.
+//! A walker may have found the *old* record just before a translator took it out of its lists. It
+//! would then kill by the old record: it would set the flag of a valid block, or take its entry
+//! away and hand no record over. So nothing is revived while there is any walker. A walker is
+//! inside a list only for a moment.
 
 use super::cache::{CodeCache, Commits};
 use super::errors::CommitError;

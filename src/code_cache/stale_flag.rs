@@ -5,8 +5,8 @@
 //!
 //! The flag belongs to the translation. It outlives the record if the same translation is used
 //! again. At that time a thread may still be inside from before, store to the block's own bytes and
-//! then look at the flag. So the flag must not say that the block is valid before the generations
-//! are known to hold, and it must not overwrite a kill after that. For this a commit makes it
+//! then look at the flag. So a commit must not set the flag to valid before it has checked the
+//! generations, and must not overwrite a kill after that. It sets the flag to
 //! [`StaleFlag::PENDING`] before the block is in any list, and later exchanges this for the
 //! published value.
 

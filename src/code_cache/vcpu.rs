@@ -1,14 +1,14 @@
 //! A vCPU's way into the cache: its pin and its direct-mapped front.
 //!
-//! The front holds cells over many pins. A cell that is not needed is freed behind the epoch. So
-//! each pin first checks whether cells were swept since the last one, and clears the front if so
+//! The front holds cells over many pins, but the epoch frees cells that are not needed. So each pin
+//! first checks whether cells were swept since the last one, and clears the front if so
 //! ([`super::table`] has the order of the steps).
 //!
 //! # Safety
 //!
 //! The front is plain memory. Only its vCPU's thread reads and writes it, in Rust and in the
-//! embedder's emitted code, under its pin. A cell in it lives until the pin ends, and until the pin
-//! that finds that cells were swept meanwhile.
+//! embedder's emitted code, under its pin. A cell in it lives until the pin ends, and at least
+//! until the first pin that finds that cells were swept.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;

@@ -16,8 +16,8 @@
 //! - [`protocol`]: why it is right: invariants, orderings, the model that checks each.
 //! - [`checks`]: the command of each check, and the checks that were not run.
 //!
-//! `tests/repository/tests/guide.rs` reads the tables: each row has a cell for each mode, and each named
-//! test, model, mutation and script exists.
+//! `tests/repository/tests/guide.rs` reads the tables: each row has a cell for each mode, and each
+//! named test, model, mutation and script exists.
 
 #[doc = include_str!("words.md")]
 pub mod words {}

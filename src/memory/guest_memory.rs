@@ -1,8 +1,8 @@
-//! Guest memory: its owner, its place, and the host's own access to it.
+//! Guest memory: the object that owns it, its addresses, and the host's own access to it.
 //!
 //! No reference to guest bytes is ever formed: guest threads store to them at any time, so a
 //! `&[u8]` would be a lie. Copies that may race (the module `copy`) move bytes in and out. An
-//! aligned word is copied whole. Of more bytes, a reader may see a part old and a part new.
+//! aligned word is copied whole. If a reader copies more bytes, some may be old and some new.
 //!
 //! # Views
 //!
@@ -225,7 +225,8 @@ impl GuestMemory {
     /// [`Error::BadRange`] if the bytes are not all in this memory.
     pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), Error> {
         let from = self.at(self.host_view.unwrap_or(self.range.start()), offset, into.len())?;
-        // SAFETY: checked to be inside the memory; `into` is no guest memory, as references to that do not exist.
+        // SAFETY: checked to be inside the memory; `into` is no guest memory, as references to that
+        // do not exist.
         unsafe { copy::copy_out(from.cast_const(), into) };
         Ok(())
     }

@@ -27,7 +27,8 @@ pub(super) type Cache = CodeCache<u8>;
 pub(super) struct Guest {
     pub(super) cache: Cache,
     pub(super) kernel: Arc<Kernel>,
-    /// Keeps each link, because the guest copies its address. Not a loom lock: no part of the model.
+    /// Keeps each link, because the guest copies its address. Not a loom lock: no part of the
+    /// model.
     links: Arc<std::sync::Mutex<Vec<code_cache::Link>>>,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! # Safety
 //!
-//! Blocks are entered, taken out and freed by the contracts of `block_list` and `kill`. "Freed" is a flag
-//! here, and the memory stays until the model's end.
+//! Blocks are entered, taken out and freed by the contracts of `block_list` and `kill`. "Freed" is
+//! a flag here, and the memory stays until the model's end.
 #![allow(unsafe_code)]
 
 use core::ptr::NonNull;

@@ -1,5 +1,5 @@
-//! Pages whose words a thread has changed and will change back: a handler that opens pages, a
-//! translator that protects them.
+//! Pages with words that one thread has changed and will change again: a handler opens them, or a
+//! translator protects them.
 
 use core::ops::Range;
 

@@ -1,4 +1,4 @@
-//! The recent events on a page. Fault handlers write them down for the policy.
+//! The recent events on a page, which fault handlers record for the policy.
 //!
 //! These are plain atomics of the standard library, each a record of its own. If two
 //! threads write an entry at once, the policy may guess wrong. That costs time only:

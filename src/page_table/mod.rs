@@ -1,14 +1,14 @@
-//! The state of each page of a region, and the permits to open pages. No system call: model
-//! checkers run this.
+//! The state of each page of a region, and the permits to open pages. It makes no system call, so
+//! model checkers can run it.
 //!
 //! | file | contents |
 //! |---|---|
 //! | `word` | the state of a page in one atomic word |
-//! | `history`, `permit` | the recent events on a page; leave to open pages |
+//! | `history`, `permit` | the recent events on a page; the permission to open pages |
 //! | `hold_book` | the record of all holds |
 //! | `table` | the descriptors of a region's pages |
 //! | `claimed` | pages that a handler opens or a translator protects |
-//! | `hold`, `stop` | pages that are held open; all pages at once |
+//! | `hold`, `stop` | pages that are held open; all pages of a region at once |
 
 mod claimed;
 mod history;

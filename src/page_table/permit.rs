@@ -1,9 +1,8 @@
-//! Leave to open pages.
+//! Permission to open pages.
 //!
-//! Before the kernel opens a page, the opener keeps translators away from it. Otherwise the
-//! page could open under a block that was committed in between, and no later store would be
-//! noticed. Each way to keep them away gives a [`Permit`], and no mechanism opens a page
-//! without one.
+//! Before the kernel opens a page, the opener keeps translators away from it. Otherwise the page
+//! could open under a block that was committed in between, and no later store would be noticed.
+//! Each way to keep them away gives a [`Permit`], without which no mechanism opens a page.
 //!
 //! | opener | translators are kept away by | until |
 //! |---|---|---|

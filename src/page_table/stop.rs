@@ -1,5 +1,5 @@
-//! All pages of a region at once: they are being opened, or their writes are no longer
-//! noticed.
+//! All pages of a region at once: a thread is opening them, or the library no longer learns of
+//! their writes.
 
 use core::ops::Range;
 

@@ -1,4 +1,4 @@
-//! The ranges of one mechanism, each with its place in the fault registry.
+//! The ranges of one mechanism, each with its place in the table of tracked ranges.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

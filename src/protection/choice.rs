@@ -1,4 +1,4 @@
-//! The modes that are available here, and the opening of one of them.
+//! Which modes this process can use, and the opening of one of them.
 
 use core::ffi::c_int;
 use std::sync::Arc;

@@ -3,9 +3,9 @@
 //! A process may have the right to open one only at its start, and give it up before it runs a
 //! guest. It opens one for each region by [`open_uffd`], or by the crate's own builder with
 //! [`uffd_features`], and gives it to
-//! [`Tracker::add_region_on_uffd`](crate::tracker::Tracker::add_region_on_uffd). (A descriptor tracks
-//! the memory of the process that opened it. One that another process opened and sent is of no
-//! use here.)
+//! [`Tracker::add_region_on_uffd`](crate::tracker::Tracker::add_region_on_uffd). (A descriptor
+//! tracks the memory of the process that opened it. One that another process opened and sent is of
+//! no use here.)
 //!
 //! # Safety
 //!

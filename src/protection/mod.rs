@@ -2,13 +2,13 @@
 //!
 //! For an embedder:
 //!
-//! - [`Mode`] and [`Access`]: arguments of a region. [`best_synchronous`] and [`Probe`] say
-//!   which modes are available in this process, and what to change for a better one.
-//!   [`MAX_REGIONS`] is the limit of regions in a process.
+//! - [`Mode`] and [`Access`]: arguments of a region. [`best_synchronous`] and [`Probe`] say which
+//!   modes are available in this process, and which changes allow a better one. [`MAX_REGIONS`] is
+//!   the limit of regions in a process.
 //! - [`handle_fault`]: for embedders with their own handlers of SIGBUS and SIGSEGV.
 //!   [`handler_is_ours`] and [`is_blocked_here`] say whether faults reach the library at all.
-//!   [`AltStack`] is a signal stack for a thread whose stack pointer is the guest's.
-//!   [`HANDLER_STACK_BYTES`] is the part of one that a fault uses.
+//!   [`AltStack`] is a signal stack for a thread that runs with the guest's stack pointer. A fault
+//!   uses [`HANDLER_STACK_BYTES`] of it.
 //! - With the feature `userfaultfd`: `open_uffd` and `uffd_features`, for an embedder that
 //!   opens a region's descriptor itself.
 //!
@@ -20,13 +20,13 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `contract` | one mechanism: protect, un-protect, harvest |
-//! | `attachments`, `model`, `none` | the ranges of a mechanism, each with its place in the table of tracked ranges; a software model for tests; nothing |
-//! | `mprotect`, `uffd_ranges` | `mprotect` and SIGSEGV; the descriptor and the ranges of a userfaultfd |
-//! | `uffd`, `uffd_thread` | userfaultfd in modes sigbus and deferred; with a handler thread |
-//! | `choice` | the modes that are available, and the opening of one |
+//! | `contract` | the operations of a mechanism (protect, un-protect, harvest), and its duties |
+//! | `attachments`, `model`, `none` | the ranges of a mechanism, each with its place in the table of tracked ranges; a software mechanism for tests; the mechanism that tracks nothing |
+//! | `mprotect`, `uffd_ranges` | the mechanism of `mprotect` and SIGSEGV; a userfaultfd's descriptor and its ranges |
+//! | `uffd`, `uffd_thread` | userfaultfd in the modes sigbus and deferred; userfaultfd with a handler thread |
+//! | `choice` | which modes are available, and the opening of one |
 //! | `handed_uffd` | a userfaultfd that the embedder opened |
-//! | `conformance` | the contract as tests, for every mechanism |
+//! | `conformance` | tests of the contract, for every mechanism |
 
 pub use crate::mode::Mode;
 pub use crate::sys::alt_stack::AltStack;

@@ -1,4 +1,4 @@
-//! uffd-wp in the modes sigbus and deferred: no thread of the library's own takes part.
+//! uffd-wp in the modes sigbus and deferred, which need no thread of the library's own.
 //!
 //! **Sigbus.** With `UFFD_FEATURE_SIGBUS` the kernel queues no message. A user-mode store to a
 //! protected page gives SIGBUS with `BUS_ADRERR` and the address of the byte, in the thread that

@@ -1,5 +1,5 @@
-//! The part that the three userfaultfd mechanisms share: the descriptor and its ranges. The
-//! descriptor is hidden from them, so that they open nothing without leave.
+//! The common part of the three userfaultfd mechanisms: the descriptor and its ranges. They cannot
+//! reach the descriptor itself, so they open nothing without a permit.
 
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;

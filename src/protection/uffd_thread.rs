@@ -14,7 +14,7 @@
 //! At the end of the mechanism the thread is stopped first; the release of the ranges wakes
 //! writers whose messages were not read.
 //!
-//! If even that is refused (a seccomp filter on `close`) the process is ended.
+//! If the kernel refuses even that (a seccomp filter on `close`), the library ends the process.
 //!
 //! A thread that is killed (a seccomp filter can kill a single thread) runs none of this.
 //! [`Protection::check`] asks the kernel whether the thread exists.

@@ -1,5 +1,5 @@
-//! Atomics of the standard library that can be stopped at: before each operation
-//! a test may run something on the same thread, as a signal does.
+//! The standard library's atomics for tests: before each operation a test may run code on the same
+//! thread, like a signal handler.
 
 use core::cell::{Cell, RefCell};
 use core::ops::Deref;

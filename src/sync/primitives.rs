@@ -1,7 +1,7 @@
-//! Atomics, locks and fences: the standard library's, or loom's under
-//! `--cfg loom`, so that the model checker runs the code that ships. In a test
-//! build each operation of the standard library's can be interrupted, and under
-//! `--cfg tsan` its locks and fences report their orderings to ThreadSanitizer.
+//! Atomics, locks and fences: the standard library's, or loom's under `--cfg loom`, so that the
+//! model checker runs the code that ships. In a test build a test can interrupt each operation of
+//! the standard library's. Under `--cfg tsan` the locks and fences report their orderings to
+//! ThreadSanitizer.
 
 pub(crate) use std::sync::Arc;
 use std::sync::TryLockError;

@@ -1,10 +1,10 @@
 //! Locks and fences that ThreadSanitizer understands, under `--cfg tsan`.
 //!
-//! It sees what instrumented code does. The slow paths of the standard library's
-//! locks are not instrumented where the library comes built, and it has no model of
-//! fences. So each lock here has an atomic beside it that tells what the lock orders,
-//! and a fence is a read-modify-write of one atomic of all. That orders more than a
-//! fence does: of fences that are missing, the loom models tell.
+//! ThreadSanitizer sees instrumented code only. A standard library that comes built is not
+//! instrumented, so it misses the slow paths of the locks. It also has no model of fences. So each
+//! lock here has an atomic that repeats its ordering, and a fence is a read-modify-write of one
+//! global atomic. That orders more than a fence does: the loom models find the fences that are
+//! missing.
 
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU64, Ordering};

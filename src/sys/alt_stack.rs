@@ -7,11 +7,11 @@
 //!
 //! # Restoring the previous stack
 //!
-//! Stacks may be dropped in any order. Each remembers the previous one; if that one is
-//! dropped first, its own predecessor takes its place. A stack is unmapped only if no code
-//! can put it back: the kernel had it and gave it up, or a later stack of ours remembered
-//! it. Otherwise a foreign stack is installed over it, and foreign code may have remembered
-//! it too: then its memory stays until the thread's end.
+//! Stacks may be dropped in any order. Each remembers the previous one; if that one is dropped
+//! first, its own predecessor takes its place. A stack is unmapped only if no code can put it back:
+//! the kernel had it and gave it up, or a later stack of ours remembered it. Otherwise foreign code
+//! has installed a stack over it and may put it back later, so its memory stays until the thread's
+//! end.
 //!
 //! # Safety
 //!

@@ -63,7 +63,8 @@ impl Views {
         // SAFETY: replaces the writable view of this object by a copy of the other one.
         let copied = unsafe { rustix::mm::mremap_fixed(rx, 0, self.len, MremapFlags::MAYMOVE, rw) };
         if let Err(errno) = copied {
-            // The kernel may have unmapped the view before it failed. The addresses stay this object's.
+            // The kernel may have unmapped the view before it failed. The addresses stay this
+            // object's.
             let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
             // SAFETY: FIXED_NOREPLACE replaces nothing.
             let _ = unsafe { rustix::mm::mmap_anonymous(rw, self.len, ProtFlags::empty(), flags) };

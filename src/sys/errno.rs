@@ -1,4 +1,4 @@
-//! The address of errno: a thread's number, and the value that a handler keeps.
+//! errno: its address serves as a thread's number, and a handler preserves its value.
 //!
 //! # Safety
 //!

@@ -1,4 +1,4 @@
-//! An event that wakes a thread, and the wait for it and for two copies of a descriptor.
+//! An event that wakes a thread, and the call that waits for it and for two copies of a descriptor.
 
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
@@ -20,8 +20,8 @@ impl Event {
             .map_err(|errno| Error::system("eventfd", 0, 0, errno))
     }
 
-    /// Ends the [`wait`] of every thread. Whether the event is signalled now: not if another
-    /// file has its number. Async-signal-safe but for errno.
+    /// Ends the [`wait`] of every thread. Returns whether the event is now signalled, which it is
+    /// not if another file has its number. Async-signal-safe but for errno.
     pub(crate) fn signal(&self) -> bool {
         // EAGAIN: the count is at its limit, so it is signalled already.
         self.0.is_ours() && matches!(rustix::io::write(self.0.as_fd(), &1_u64.to_ne_bytes()), Ok(_) | Err(Errno::AGAIN))
@@ -38,7 +38,7 @@ impl Event {
     }
 }
 
-/// What a [`wait`] found.
+/// The result of a [`wait`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ready {
     /// The first copy with something to read.

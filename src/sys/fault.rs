@@ -1,9 +1,9 @@
 //! The code that a signal handler runs.
 //!
-//! [`handle_fault`] is all that the library does in signal context. It asks three questions:
-//! does write protection give this signal, did the instruction write, is the address in a
-//! tracked range? Then the range's [`FaultSink`] decides. Nothing here takes a lock, allocates
-//! or touches guest memory, and errno is kept.
+//! [`handle_fault`] is all that the library does in signal context. It asks three questions: is it
+//! a signal that write protection raises, did the instruction write, is the address in a tracked
+//! range? Then the range's [`FaultSink`] decides. Nothing here takes a lock, allocates or touches
+//! guest memory, and errno is preserved.
 //!
 //! # Safety
 //!

@@ -1,4 +1,4 @@
-//! A guard over a fork: its thread, its process, and the static locks.
+//! A guard over a fork. It knows its thread and its process, and holds the static locks.
 
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};

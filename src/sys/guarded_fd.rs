@@ -49,7 +49,8 @@ impl GuardedFd {
     /// descriptors that the child opens. The parent's copy stays.
     pub(crate) fn close_inherited(&self) {
         if (self.replaced.load(Ordering::SeqCst) || self.is_ours()) && !self.closed.swap(true, Ordering::SeqCst) {
-            // SAFETY: the number is this object's own, and `closed` says from here on that it is not.
+            // SAFETY: the number is this object's own, and `closed` says from here on that it is
+            // not.
             unsafe { libc::close(self.fd.as_raw_fd()) };
         }
     }

@@ -1,11 +1,10 @@
-//! Barriers on every running thread of the process, made by one of them.
+//! Barriers that one thread makes on every running thread of the process.
 //!
 //! # Memory
 //!
-//! [`fence_threads`] (4.14): stores before the call are seen by every load, of any
-//! thread, that has not retired when the call returns. Every store that has retired by
-//! then used the former page tables. This is for a core that runs a load ahead of an
-//! older store of its own.
+//! [`fence_threads`] (4.14): stores before the call are seen by every load, of any thread, that has
+//! not retired when the call returns. Every store that has retired by then used the page tables of
+//! that time. The barrier is for a core that runs a load ahead of an older store of its own.
 //!
 //! # Instructions
 //!

@@ -92,8 +92,8 @@ pub(crate) fn set_access(range: HostRange, read: bool, write: bool) -> Result<()
     let mut flags = MprotectFlags::empty();
     flags.set(MprotectFlags::READ, read);
     flags.set(MprotectFlags::WRITE, write);
-    // SAFETY: changes the access to memory that its owner gave to the tracker; no reference to guest
-    // bytes exists that could be broken by it.
+    // SAFETY: changes the access to memory that its owner gave to the tracker; no reference to
+    // guest bytes exists that could be broken by it.
     unsafe { rustix::mm::mprotect(range.start().0 as *mut c_void, range.len(), flags) }
         .map_err(|errno| Error::system("mprotect", range.start().0, range.len(), errno))
 }

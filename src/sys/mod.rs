@@ -2,11 +2,11 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `clock`, `errno`, `membarrier`, `range_table`, `split`, `uffd_calls` | a clock that a signal handler can read; a thread's number, from the address of errno; barriers on every thread of the process: memory, and the instruction stream; a table that handlers read without a lock; one operation over a range with holes and several VMAs; the ioctls and messages of userfaultfd |
+//! | `clock`, `errno`, `membarrier`, `range_table`, `split`, `uffd_calls` | a clock for signal handlers; errno, and a thread's number; barriers on every thread of the process; a table that handlers read without a lock; one operation over a range with holes and several VMAs; the ioctls and messages of userfaultfd |
 //! | `ranges` | the tracked ranges, and the sink of each range's faults |
 //! | `fault`, `statics` | the code that a signal handler runs; the static locks, and their owner during a fork |
-//! | `process`, `signal` | whether this process is a fork's child; the SIGBUS and SIGSEGV handler of the process, and the previous ones |
-//! | `fork`, `registration`, `thread` | a guard over a fork; a range's place in the table; a thread of the library's own |
+//! | `process`, `signal` | tells whether this process is a fork's child; the SIGBUS and SIGSEGV handler, and the handlers before it |
+//! | `fork`, `registration`, `thread` | a guard over a fork; a range's place in the table of tracked ranges; a thread of the library's own |
 //! | `descriptor` | high numbers for descriptors, out of the guest's way |
 //! | `mmap` | mappings and memfds that unmap themselves |
 //! | `alt_stack`, `code_views`, `guarded_fd` | an alternate signal stack for one thread; the two mappings of a code buffer; a descriptor that other code may close |

@@ -1,10 +1,10 @@
 //! `PAGEMAP_SCAN`: finds the written pages and protects them again in one step.
 //!
 //! With `PM_SCAN_WP_MATCHING` the kernel reports the written pages of a span and write-protects
-//! them again, atomically per page table and with one TLB flush for the span. A page replaced
-//! by `MAP_FIXED` has no asynchronous protection. Without `PM_SCAN_CHECK_WPASYNC` the kernel
-//! skips it in silence. With it the call fails with EPERM; its finds are lost by then, although
-//! their pages are protected again. So EPERM means that the whole span counts as written.
+//! them again, atomically per page table and with one TLB flush for the span. A page replaced by
+//! `MAP_FIXED` has no asynchronous protection. Without `PM_SCAN_CHECK_WPASYNC` the kernel skips it
+//! in silence. With it the call fails with EPERM. The pages that it had found by then are not
+//! reported, but are protected again. So on EPERM the whole span counts as written.
 //!
 //! A descriptor of `/proc/self/pagemap` stays with the address space that
 //! opened it: in a fork's child it would scan the parent.
@@ -201,7 +201,8 @@ impl What {
 
 struct ScanIoctl<'a>(&'a mut raw::pm_scan_arg);
 
-// SAFETY: `_IOWR('f', 16, struct pm_scan_arg)` reads and writes that structure and the buffer it names.
+// SAFETY: `_IOWR('f', 16, struct pm_scan_arg)` reads and writes that structure and the buffer it
+// names.
 unsafe impl Ioctl for ScanIoctl<'_> {
     type Output = usize;
     const IS_MUTATING: bool = true;

@@ -1,10 +1,9 @@
-//! The facilities of this kernel and these permissions.
+//! The facilities that this kernel offers and these permissions allow.
 //!
-//! The environment variable `CODEWARDEN_HIDE` (names of [`Facility::NAMES`], separated
-//! by commas) hides facilities of the kernel, so that every fallback runs on a new
-//! kernel too. The library opens everything as the probe says, so the variable holds
-//! for all of it. A name that no facility has is an error of every mode: with a mask
-//! that hides nothing, a test would seem to have passed.
+//! The environment variable `CODEWARDEN_HIDE` (names of [`Facility::NAMES`], separated by commas)
+//! hides facilities of the kernel, so that every fallback runs on a new kernel too. The library
+//! opens everything as the probe says, so the variable holds for all of it. An unknown name makes
+//! every mode fail: otherwise a test with a misspelt name would hide nothing and seem to pass.
 
 use std::fmt;
 use std::os::fd::AsFd;

@@ -1,4 +1,4 @@
-//! The process, in a line of forks: is it the child of the process that made an object?
+//! Tells the process that made an object from its children by `fork`.
 //!
 //! A child inherits the parent's userfaultfd, and an ioctl on it acts on the
 //! *parent's* memory: an unregister or a drop in the child would end the

@@ -11,10 +11,10 @@
 //!
 //! # Retired ranges
 //!
-//! A store may fault before a range is removed and reach its handler after. A new try of that
-//! store does not fault, and the late fault must not kill the process. So a removed slot
-//! remembers its range until it is used again, and answers [`Lookup::Retired`] a limited number
-//! of times. After that many answers a true crash on the same addresses is handed on.
+//! A store may fault before a range is removed and reach its handler after. If that store is tried
+//! again it does not fault, so the late fault must not kill the process. So a removed slot
+//! remembers its range until it is used again, and answers [`Lookup::Retired`] a limited number of
+//! times. After that many answers a true crash on the same addresses is handed on.
 //!
 //! # Safety
 //!
@@ -192,7 +192,8 @@ impl<T, const N: usize> RangeTable<T, N> {
             std::thread::yield_now();
         }
         let value = slot.value.swap(ptr::null_mut(), SeqCst);
-        // SAFETY: made by `insert`, taken out by this swap alone; no reader is inside and none gets in.
+        // SAFETY: made by `insert`, taken out by this swap alone; no reader is inside and none gets
+        // in.
         drop(unsafe { Box::from_raw(value) });
         FreeSlot(id.0)
     }

@@ -1,8 +1,8 @@
 //! The process's SIGBUS and SIGSEGV handler, and the handlers before it.
 //!
-//! Installed once for the process and never taken away: another handler may have stored ours as
-//! its own previous one. A fault that is not ours goes to the previous action, as if ours did
-//! not exist:
+//! It is installed once for the process and never removed, because another handler may have stored
+//! ours as its own previous one. A fault that is not ours goes to the previous action, as if ours
+//! did not exist:
 //!
 //! - A previous handler is called with its own mask, in the style that it was installed with;
 //!   it returns to the interrupted code.
@@ -194,8 +194,8 @@ unsafe fn hand_on(signo: c_int, info: *mut libc::siginfo_t, context: *mut c_void
     match handler {
         libc::SIG_IGN if was_sent => {}
         libc::SIG_DFL | libc::SIG_IGN => {
-            // The kernel forces a fault through even if it is ignored.
-            // SAFETY: all zeroes is the default action; the instruction runs again after our return.
+            // The kernel forces a fault through even if it is ignored. SAFETY: all zeroes is the
+            // default action; the instruction runs again after our return.
             let default: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
             let reset = set_action(signo, &default);
             if was_sent || reset.is_err() {

@@ -14,10 +14,9 @@
 //!
 //! # Order
 //!
-//! A thread inside an instance may wait for a static lock, for example when it adds a
-//! region. A thread that holds the static locks therefore never waits for an instance:
-//! [`hold_behind`] lets go of them, waits for the locks of the instance, and takes them
-//! again.
+//! A thread inside an instance (a cache or a code buffer) may wait for a static lock, for example
+//! when it adds a region. So a thread that holds the static locks never waits for an instance:
+//! [`hold_behind`] lets go of them, waits for the locks of the instance, and takes them again.
 
 use std::cell::RefCell;
 use std::sync::{Mutex, MutexGuard, PoisonError};

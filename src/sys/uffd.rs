@@ -8,12 +8,12 @@
 //!
 //! # Two copies
 //!
-//! Any code of the process may close our number, or put another file there. The kernel would
-//! then open every page in silence, and stale code would run. So there are two copies of the
-//! descriptor under two numbers. While one is there the pages stay protected. A fault handler
-//! or a translator that finds the other one gone makes everything unreachable first and then
-//! calls [`Uffd::abandon`], which lets go of both. If both are closed at once (`close_range`),
-//! only the next call notices: [`Uffd::check`].
+//! Any code of the process may close our number, or put another file there. The kernel would then
+//! open every page in silence, and stale code would run. So there are two copies of the descriptor
+//! under two numbers. While one is there the pages stay protected. A fault handler or a translator
+//! may find the other one gone. It first makes everything unreachable, and then calls
+//! [`Uffd::abandon`], which gives up both. If both are closed at once (`close_range`), only the
+//! next call notices: [`Uffd::check`].
 //!
 //! # Safety
 //!

@@ -1,4 +1,4 @@
-//! A page that a translator has claimed, or the reason why it could not.
+//! A page that a translator has claimed, or the reason why it could not claim it.
 //!
 //! # Safety
 //!

@@ -1,4 +1,4 @@
-//! Numbers for people: the states of the pages, the pages with most writes, the mode of a page,
+//! Numbers for people: the states of the pages, the pages with the most writes, the mode of a page,
 //! the descriptors in use.
 
 use std::os::fd::RawFd;

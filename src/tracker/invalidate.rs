@@ -1,4 +1,4 @@
-//! Bytes that changed behind the tracker's back.
+//! Bytes that have changed unseen: makes their translations unreachable.
 
 use std::ops::Range;
 

@@ -1,5 +1,5 @@
-//! A mechanism that fails, and the end of a region: all translations become unreachable, then
-//! all pages are opened.
+//! The loss of a mechanism, and the end of a region: all translations become unreachable, then all
+//! pages are opened.
 
 use std::ops::Range;
 

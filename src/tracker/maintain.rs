@@ -1,4 +1,5 @@
-//! Regular maintenance: cooled pages, and mechanisms that were lost in silence.
+//! Regular maintenance: lets cooled pages be protected again, and detects mechanisms that were lost
+//! in silence.
 
 use super::observer::{Cause, PageData};
 use super::region::Region;
@@ -9,10 +10,10 @@ use crate::sync::Ordering;
 use crate::sys::clock::coarse_ms;
 
 impl<D: PageData> Tracker<D> {
-    /// Protects cooled self-checking pages again, as the policy says, and notices a lost mechanism
-    /// (all its descriptors closed, its thread killed). Call it from a timer, a few times a
-    /// second. It takes one or two cheap system calls a region, and looks at the pages only if
-    /// some are self-checking.
+    /// Lets cooled self-checking pages be protected again, as the policy says, and notices a lost
+    /// mechanism (all its descriptors closed, its thread killed). Call it from a timer, a few times
+    /// a second. It takes one or two cheap system calls a region, and looks at the pages only if at
+    /// least one is self-checking.
     ///
     /// If the policy panics, every region is still looked at, and then the panic goes on.
     ///

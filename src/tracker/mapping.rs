@@ -1,4 +1,4 @@
-//! Mappings that the embedder declares, changes, or gives another access.
+//! Mappings that the embedder declares or changes, or that get other access rights.
 
 use std::fmt;
 
@@ -19,8 +19,8 @@ use crate::protection::Access;
 /// nothing is mapped any more. If another mapping is there now, call
 /// [`MappingChange::finish_replaced`], even if nothing was mapped before.
 ///
-/// It ends with its regions, as [`Held`](super::Held) does, and does not cover a region that is added later:
-/// begin another change for that one.
+/// It ends with its regions, as [`Held`](super::Held) does, and does not cover a region that is
+/// added later: begin another change for that one.
 #[must_use = "nothing is translated from the range until this is finished or dropped"]
 pub struct MappingChange {
     held: Box<dyn ChangedPages>,

@@ -7,7 +7,7 @@
 //! 2. Read the guest's bytes and translate. Not before: bytes that are read before the
 //!    protection may change unseen.
 //! 3. Enter the translation where [`PageObserver::written`] will find it, then ask
-//!    [`PageClaim::is_current`]. Only if it says yes may the translation be reached. A later
+//!    [`PageClaim::is_current`]. Make the translation reachable only if the answer is yes. A later
 //!    write finds it; an earlier one moved the generation.
 //!
 //! When a write arrives, [`PageObserver::written`] runs before the store retires
@@ -18,19 +18,19 @@
 //! - [`Tracker::prepare_kernel_write`]: writes that the kernel makes for the guest;
 //! - [`Tracker::prepare_unseen_write`]: writes that no mode learns of;
 //! - [`Tracker::change_mapping`]: mmap, munmap and the like;
-//! - [`Tracker::invalidate`]: bytes that changed behind the tracker's back.
+//! - [`Tracker::invalidate`]: bytes that have changed unseen.
 
 //!
 //! # Files
 //!
 //! | file | contents |
 //! |---|---|
-//! | `observer`, `errors`, `ranges`, `streams`, `repeats`, `harvest_set`, `views` | the layer above; the reason why no translation begins; sets of pages; streams of writes; faults that come back; the pages that a harvest looks at; mappings that show the same bytes |
-//! | `region` | one region: its pages, its addresses, the calls to its mechanism |
-//! | `notify`, `space`, `generations` | the observer is told of a write; all regions, and the lock around them; an observer that numbers the states of a page |
-//! | `loss`, `regions` | a mechanism that fails; the tracker, and the regions that it is given |
-//! | `begin`, `fault`, `sync`, `invalidate`, `hold`, `maintain`, `fork`, `inspect` | a translator begins; a store faults; code may have changed; bytes have changed; the kernel writes; pages cool; the process forks; a person asks |
-//! | `claim`, `mapping` | a page that a translator has claimed; a mapping changes |
+//! | `observer`, `errors`, `ranges`, `streams`, `repeats`, `harvest_set`, `views` | the interface to the layer above; the reasons why no translation begins; sets of page numbers; streams of writes; faults that come back; the pages that a harvest looks at; mappings that show the same bytes |
+//! | `region` | one region: its pages, its addresses, the calls of its mechanism |
+//! | `notify`, `space`, `generations` | tells the observer of a write; all regions and views, and the lock around them; an observer that keeps a number for each page |
+//! | `loss`, `regions` | the loss of a mechanism, and the end of a region; the tracker, and how it gets its regions |
+//! | `begin`, `fault`, `sync`, `invalidate`, `hold`, `maintain`, `fork`, `inspect` | a translator begins on a page; a store faults; the guest announces changed code; bytes have changed unseen; pages are held open for the kernel; regular maintenance; the process forks; numbers for people |
+//! | `claim`, `mapping` | a page that a translator has claimed; mappings that are declared or changed |
 
 mod begin;
 mod claim;

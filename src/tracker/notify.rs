@@ -1,5 +1,5 @@
-//! Tells the observer of a write: its translations of the page become unreachable, or compare
-//! themselves from now on.
+//! Tells the observer of a write. The observer makes its translations of the page unreachable or
+//! self-checking.
 
 use super::observer::{Cause, PageData, PageWrite};
 use super::region::Region;
@@ -27,7 +27,7 @@ impl<D: PageData> Region<D> {
         fence(Rule::FenceBeforeWalk);
     }
 
-    /// Called after an un-protect of the page was entered, which found `before`.
+    /// Called after an un-protect of the page was entered in its word, which was `before`.
     pub(super) fn notify_observer(
         &self,
         page: PageIndex,
@@ -47,7 +47,7 @@ impl<D: PageData> Region<D> {
         }
     }
 
-    /// The page's blocks compare themselves from now on.
+    /// Notes that the page's blocks are self-checking from now on.
     pub(super) fn became_self_checking(&self, desc: &PageDesc<D>) {
         desc.history.enter_self_checking(coarse_ms());
         self.counters.self_checking.add(1);

@@ -1,4 +1,4 @@
-//! A tracker: its policy, its observer, and the regions that it is given.
+//! The tracker: its policy, its observer and its regions.
 
 use std::fmt;
 

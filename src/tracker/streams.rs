@@ -1,5 +1,5 @@
-//! Streams of writes. A copy over code pages, from the first to the last, faults at
-//! each of them. So pages are opened ahead of it, as a kernel reads ahead in a file.
+//! Streams of writes. A copy over many code pages faults at each of them. So the tracker opens
+//! pages ahead of it, as a kernel reads ahead in a file.
 //!
 //! A fault at the page behind the last opened run opens twice as many pages as that run
 //! had. A wrong guess costs translations and never correctness: a page that is opened

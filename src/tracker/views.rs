@@ -5,19 +5,19 @@
 //! same bytes. Then a store through any of them finds the block, and a page of memory
 //! counts as protected only if all its mappings are.
 //!
-//! A view that appears later is written down before the guest sees it. Then
-//! translations of the other views become unreachable and their claims end. A
-//! translation that begins after that finds the new view and claims it too.
+//! A view that appears later is recorded before the guest sees it. Then translations of the other
+//! views become unreachable and their claims end. A translation that begins after that finds the
+//! new view and claims it too.
 
 //!
 //! # The effect of a call for a range on the other views
 //!
-//! A block lies on every view's page. So killing or holding one of its pages reaches
-//! it, through any view: for an announcement of a write or of a change the pages of the
-//! range alone are enough. A harvest differs: it asks which bytes were written, and a
-//! store may have come through any view. So [`sync_range`](super::Tracker::sync_range)
-//! asks about the other views of the range too. A range may cut a view. Then a part of
-//! another view belongs to the range exactly if it shows bytes of the range.
+//! A block lies on every view's page. So a kill or a hold of any one of these pages reaches the
+//! block. An announcement of a write or of a change therefore needs only the pages of the range. A
+//! harvest differs: it asks which bytes were written, and a store may have come through any view.
+//! So [`sync_range`](super::Tracker::sync_range) asks about the other views of the range too. A
+//! range may cut a view. Then a part of another view belongs to the range if, and only if, it shows
+//! bytes of the range.
 
 use std::collections::BTreeMap;
 

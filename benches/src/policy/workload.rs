@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::translator::{BLOCK_BYTES, Cpu, Source, meaning};
 
-/// The period of an embedder's timer, which tends the policy.
+/// The period of an embedder's timer, which calls `maintain`.
 const TEND: Duration = Duration::from_millis(100);
 /// The timer's clock is read once in so many operations.
 const OPERATIONS_BETWEEN_CLOCKS: usize = 1024;

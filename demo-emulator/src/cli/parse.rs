@@ -1,5 +1,5 @@
-//! From arguments to options. The parser refuses an option that another one makes meaningless, and
-//! arguments that are left over.
+//! Turns arguments into options. The parser refuses an option that another one makes meaningless,
+//! and arguments that are left over.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;

@@ -1,4 +1,4 @@
-//! The engine's own counters, beside the library's.
+//! The engine's own counters, in addition to the library's.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,4 +1,4 @@
-//! Why the engine cannot start.
+//! The reasons why the engine cannot start.
 
 use std::fmt;
 

@@ -1,9 +1,8 @@
-//! Detects code that runs for the first time. The interpreter runs such code, and no block is made of
-//! it.
+//! Detects code that runs for the first time. The interpreter runs such code, without a block.
 //!
 //! Much code runs once: a program's start, and code that a guest writes and soon overwrites. A
-//! block costs a ticket, memory and often a page's protection, and the same again when it is
-//! killed. That is far more than running a few instructions from the guest's bytes.
+//! block costs a ticket, memory and often the protection of a page, and about the same when it is
+//! killed. To interpret a few instructions costs far less.
 
 /// How many places are remembered.
 const ROWS: usize = 4096;

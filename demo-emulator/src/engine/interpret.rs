@@ -1,5 +1,5 @@
 //! Runs guest code without host code, one instruction after another. The recorder learns of each
-//! store before it is made.
+//! store before the store runs.
 
 use codewarden::VCpu;
 

@@ -1,12 +1,13 @@
-//! A thread for the tracker's regular tasks.
+//! The thread that maintains the tracker.
 //!
 //! - **Cooling.** A page that was written to all the time became self-checking. Once the writes are
 //!   over, `maintain` protects it again.
-//! - **Deferred mode: unannounced writes.** Application processors promise that a store reaches
-//!   instruction fetch in the end even if no hart executes a FENCE.I (Ziccid). A guest may wait for
-//!   that in a loop that never leaves compiled code. So the thread harvests 50 times a second.
+//! - **Deferred mode: unannounced writes.** RISC-V application processors promise that a store
+//!   reaches instruction fetch at some time, even if no hart executes a FENCE.I (Ziccid). A guest
+//!   may wait for that in a loop that never leaves compiled code. So the thread harvests 50 times a
+//!   second.
 //!
-//! The thread is the host's. It takes no signal of the guest's, and a fork's child needs its own.
+//! This host thread takes no signal of the guest's. A fork's child needs a thread of its own.
 
 use std::thread::Builder;
 use std::time::Duration;

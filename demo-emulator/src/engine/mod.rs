@@ -15,15 +15,15 @@
 //! page all the time, for instance to data beside code, its blocks stay valid and compare their
 //! bytes at each entry.
 //!
-//! If there can be no compiled code, tier 0 runs the code that would be compiled.
+//! If the emulator cannot compile code, tier 0 runs it instead.
 //!
 //! | file | contents |
 //! |---|---|
-//! | `counters`, `error`, `events`, `first_runs`, `source` | the engine's counts; why it cannot start; events for listeners; code that runs for the first time; a block's instructions and bytes |
+//! | `counters`, `error`, `events`, `first_runs`, `source` | the engine's counters; the reasons why it cannot start; events for listeners; code that runs for the first time; a block's instructions and bytes |
 //! | `tier0` | decoded blocks |
 //! | `payload` | the blocks of the cache, and their keys |
-//! | `maintenance`, `recorder` | the thread that maintains the tracker; reports to the listeners |
-//! | `interpret`, `observer` | runs instructions without host code; reports Linux's changes to the tracker |
+//! | `maintenance`, `recorder` | the thread that maintains the tracker; reports translations and writes to the listeners |
+//! | `interpret`, `observer` | runs instructions without host code; reports Linux's changes of memory to the tracker |
 //! | `executor` | the dispatcher of one hart |
 
 mod counters;

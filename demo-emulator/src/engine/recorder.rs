@@ -1,10 +1,10 @@
 //! Reports translations and writes to the listeners.
 //!
 //! The library names a writer by its host pc ([`codewarden::RecentWrite`]). For compiled code the
-//! fault index finds the guest's pc, as long as the block exists. So before a block goes, the new
-//! entries of the journal are taken; only afterwards can another block take its memory.
-//! Interpreters note each store before they run it; a write that hit the noted bytes is that
-//! store's.
+//! fault index finds the guest's pc, as long as the block exists. So the recorder reads the new
+//! entries of the journal before a block is dropped, and only then can another block take its
+//! memory. Interpreters note each store before they run it; a write that hit the noted bytes came
+//! from that store.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

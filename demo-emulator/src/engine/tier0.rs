@@ -1,13 +1,13 @@
-//! Tier 0: decoded blocks. codewarden retains them like any other translation, and the
-//! interpreter's own definition of each instruction runs them. Code that runs once or twice never
-//! pays for the compiler.
+//! Tier 0: decoded blocks. codewarden's cache holds them like any other translation, and the
+//! interpreter's own definition of each instruction runs them. So code that runs a few times need
+//! not be compiled.
 //!
 //! # Entries
 //!
-//! A block's entry is its address. If its page is self-checking, the lowest bit is set too, and the
-//! dispatcher asks [`DecodedBlock::admits`] first. If a block is overwritten about as often as it
-//! runs, decoding it afresh each time is useless. Then the failed check leaves the block as it is
-//! several times, and the interpreter runs the guest's bytes.
+//! A block's entry is its address. If its page is self-checking, the lowest bit of the entry is
+//! set, and the dispatcher calls [`DecodedBlock::admits`] first. If a block is overwritten about as
+//! often as it runs, decoding it afresh each time is useless. Then the failed check leaves the
+//! block as it is several times, and the interpreter runs the guest's bytes.
 //!
 //! # Safety
 //!

@@ -3,7 +3,7 @@
 //!
 //! The window begins as one reserved private anonymous host mapping. Invariant: if the guest has no
 //! mapping at an address, the host has a part of such a mapping there, without access and without
-//! pages. New private memory is made by lifting the protection, so the reserved mapping stays
+//! pages. To make new private memory, only the protection is lifted. So the reserved mapping stays
 //! whole, and so does a userfaultfd registration on it. A private mapping of a file is a copy of
 //! its contents in private memory. Later writes to the file are not seen, as POSIX allows. Reading
 //! beyond its end gives zeros; Linux would raise SIGBUS.
@@ -14,8 +14,8 @@
 //! mapping or the new one. Here:
 //!
 //! - A mapping that has contents or replaces another is made outside the window and moved in at
-//!   once ([`staged`](super::staged)). A mapping that goes is replaced by a reserved one at once.
-//!   One mprotect changes a protection.
+//!   once ([`staged`](super::staged)). A reserved mapping replaces a removed one at once. A single
+//!   mprotect changes a protection.
 //! - A fault is the guest's only if the mappings forbid the access while no change is going on;
 //!   [`AddressSpace::permits`] tells that under the lock. Otherwise the instruction runs again.
 //!

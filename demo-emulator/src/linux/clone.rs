@@ -1,4 +1,4 @@
-//! The request of a clone, for a thread or a process.
+//! The arguments of a clone, for a thread or a process.
 
 use crate::hart::Hart;
 

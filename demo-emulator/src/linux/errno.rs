@@ -1,4 +1,4 @@
-//! Error numbers, and the other reasons why a system call has no result.
+//! Error numbers, and the other reasons why a system call returns no value.
 //!
 //! RISC-V and x86-64 share the asm-generic numbers, so the guest gets host errnos unchanged.
 

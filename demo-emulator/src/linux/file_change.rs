@@ -1,5 +1,5 @@
-//! Bytes that change through a file that the guest has mapped: `pwrite`,
-//! `ftruncate`, `fallocate` and their kin.
+//! Bytes that change through a file that the guest has mapped, by `pwrite`, `ftruncate`,
+//! `fallocate` and similar calls.
 //!
 //! No page protection detects such a write, so the observer is told of every guest range that shows
 //! the bytes. Before the call it is told of the executable ranges: a hart that sees the new bytes

@@ -1,7 +1,7 @@
 //! clone of a process, and the part of clone that a new thread shares with it.
 //!
-//! A fork happens with the address space and the signal actions locked, so the child finds both
-//! complete. Every signal is blocked too, so the child has its own entry in the table of mailboxes
+//! During a fork the address space and the signal actions are locked, so the child finds both
+//! complete. Every signal is blocked, so the child has its own entry in the table of mailboxes
 //! before a signal can reach it.
 //!
 //! # Safety

@@ -1,16 +1,15 @@
 //! Host signals on their way to the guest.
 //!
-//! The host mirrors the guest's dispositions and masks, so the kernel itself ignores, stops, kills,
-//! blocks, queues and picks the thread. A host handler exists only for a signal that the guest
-//! handles. The handler notes the one signal in its thread's [`Mailbox`]. The thread then continues
-//! with every signal blocked until the guest's frame is built and the guest's mask is set again. So
-//! a mailbox of one place never overflows, and later signals wait in the kernel with their order
-//! and their `siginfo`.
+//! The host mirrors the guest's dispositions and masks. So the host's kernel itself ignores, blocks
+//! and queues signals, stops and kills the process, and picks the thread. A host handler exists
+//! only for a signal that the guest handles. The handler notes the one signal in its thread's
+//! [`Mailbox`]. The thread then continues with every signal blocked until the guest's frame is
+//! built and the guest's mask is set again. So a mailbox of one place never overflows, and later
+//! signals wait in the kernel with their order and their `siginfo`.
 //!
 //! SIGSEGV and SIGBUS stay the emulator's: its own fault handlers need them, so they are neither
 //! mirrored nor ever blocked. If a process sends one, the signal reaches the end of the chain of
-//! fault handlers, which is here. A bit of its own beside the mailbox's signal notes it, without
-//! its `siginfo`.
+//! fault handlers, which is here. A separate bit in the mailbox notes it, without its `siginfo`.
 //!
 //! The handler finds its mailbox in a table by thread id, without thread-locals. If a signal
 //! reaches a thread that is no hart, it is sent to the process again, and the thread blocks it.

@@ -37,7 +37,7 @@ pub trait Machine: Send + Sync {
     fn observer(&self) -> Arc<dyn MemoryObserver>;
 }
 
-/// `--interpret`: fetches and decodes every instruction, and retains nothing.
+/// `--interpret`: fetches and decodes every instruction, and stores no translation.
 #[derive(Debug)]
 pub struct Interpreter {
     window: Window,

@@ -1,5 +1,5 @@
-//! Linux user mode for riscv64: programs, processes, threads, signals, system
-//! calls, over a [`Machine`] that runs the instructions.
+//! Linux user mode for riscv64: programs, processes, threads, signals, system calls. A [`Machine`]
+//! runs the instructions.
 //!
 //! Guest threads are host threads, guest processes are host processes. Guest file descriptors, ids,
 //! masks and dispositions are the host's own. Only the differences are translated: addresses, a few
@@ -8,23 +8,23 @@
 //! | file | contents |
 //! |---|---|
 //! | `clone` | the arguments of clone |
-//! | `errno` | error numbers, and the other results of a system call |
-//! | `safe_syscall`, `host_exit` | host system calls that a signal cannot slip past; the end of a host thread or of the process |
-//! | `host_fs`, `host_memory`, `own_descriptor` | the emulator's own calls about files and memory; its descriptors |
-//! | `user_memory`, `vma` | guest memory for system calls; the bookkeeping of mappings |
-//! | `log`, `own_memory`, `vfork` | the file of `-D`; `/proc/self/mem`; how a vfork's parent waits |
+//! | `errno` | error numbers, and the other reasons why a system call returns no value |
+//! | `safe_syscall`, `host_exit` | blocking system calls that no signal can slip past; the end of a host thread or of the process |
+//! | `host_fs`, `host_memory`, `own_descriptor` | the emulator's own questions about files; the host mappings under the guest's window; the emulator's own descriptors |
+//! | `user_memory`, `vma` | guest memory for system calls; the record of the guest's mappings |
+//! | `log`, `own_memory`, `vfork` | the file of `-D`; `/proc/self/mem`; the wait of a vfork's parent |
 //! | `observer` | the interface to the observer of memory events |
-//! | `machine`, `file_change`, `staged` | the interface to the machine, and the interpreter behind it; bytes that change through a file; mappings that replace others at once |
+//! | `machine`, `file_change`, `staged` | the interface to the machine that runs instructions, and the interpreter as a machine; bytes that change through a mapped file; mappings that replace others at once |
 //! | `address_space` | mmap, munmap, mprotect, brk |
-//! | `madvise`, `mremap`, `elf` | more calls on mappings; ELF files |
+//! | `madvise`, `mremap`, `elf` | madvise and mincore; mremap; ELF files |
 //! | `program` | finds a program and loads it |
 //! | `host_signals` | host signals on their way to the guest |
 //! | `signal_actions`, `signal_frame` | the guest's action for each signal; its frame on the guest's stack |
 //! | `stack` | the first thread's stack with arguments and environment |
 //! | `process` | the state that threads share |
 //! | `thread` | the state of one thread |
-//! | `fork`, `signal_delivery`, `thread_end` | a thread forks; handles a signal; ends |
-//! | `syscalls` | the kernel interface |
+//! | `fork`, `signal_delivery`, `thread_end` | a thread forks; a thread handles a signal; a thread ends |
+//! | `syscalls` | the guest's system calls |
 //! | `run` | a thread's loop: instructions, system calls, faults; new threads |
 
 pub mod address_space;

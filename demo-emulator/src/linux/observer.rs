@@ -1,8 +1,8 @@
 //! The observer of Linux's changes to guest memory.
 //!
 //! Bytes change without any guest store: the guest maps and unmaps, the kernel writes a `read`
-//! buffer, a fork copies everything. An observer that retains translations of those bytes receives
-//! each such event here, in order, on the thread that makes it. Ranges are host ranges inside the
+//! buffer, a fork copies everything. An observer that has translations of those bytes receives each
+//! such event here, in order, on the thread that causes it. Ranges are host ranges inside the
 //! guest's window.
 //!
 //! Calls never nest: a mapping change ends before the next one begins. Only

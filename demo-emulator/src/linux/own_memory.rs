@@ -4,8 +4,9 @@
 //! by device and inode, since the guest may get a descriptor in many ways. In reads and writes of
 //! such a file, the addresses are moved into the window; see `syscalls::own_memory`.
 //!
-//! A fork's child has its parent's descriptors, which still access the parent's memory. Reads work
-//! as before. Writes are refused: a child cannot tell its parent which code they change.
+//! A fork's child has its parent's descriptors, which still access the parent's memory. The
+//! emulator lets it read, but refuses its writes: a child cannot tell its parent which code they
+//! change.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,5 +1,5 @@
-//! From a path to a program that is ready to run: finding the file, scripts,
-//! segments, the dynamic loader.
+//! Turns a path into a program that is ready to run: the search for the file, scripts, segments,
+//! the dynamic loader.
 
 use std::ffi::{CString, OsStr};
 use std::fmt;

@@ -2,8 +2,8 @@
 //!
 //! A guest's `read` must return EINTR when a signal comes, but the host's signal handler only notes
 //! the signal. If a signal comes after the last check of the note and before the kernel entry, the
-//! guest would notice it after the `read` returns, perhaps never. The gap is closed as in QEMU: the
-//! check and the `syscall` instruction lie between two labels. If the handler finds the program
+//! guest would notice it only when the `read` returns, perhaps never. The gap is closed as in QEMU:
+//! the check and the `syscall` instruction lie between two labels. If the handler finds the program
 //! counter between them, it moves the counter to the way out, which answers "restart".
 //!
 //! To restart a call (SA_RESTART), the kernel moves the program counter back to the `syscall`

@@ -1,4 +1,4 @@
-//! Which ranges of the guest's address space are mapped, and how.
+//! The record of the guest's mappings: their ranges and their properties.
 //!
 //! A pure data structure: it makes no system call. Ranges are page-aligned and
 //! disjoint; neighbours that continue each other are one entry.

@@ -1,5 +1,5 @@
-//! The host memory that a run needs, requested before its guest starts. Later a failed allocation
-//! ends the process, and so does a stack that cannot grow.
+//! The host memory that a run needs, requested before its guest starts. Later, a failed allocation
+//! would end the process, and so would a stack that cannot grow.
 //!
 //! # Safety
 //!

@@ -1,6 +1,5 @@
-//! The guest's memory for the emulator's own code: the address window, accesses that report a fault
-//! instead of dying, the host signal handler that makes this so, and the host memory that a run
-//! needs.
+//! The guest's memory for the emulator's own code: the address window, accesses that report a
+//! fault, the host signal handler that makes this possible, and the host memory that a run needs.
 
 pub mod access;
 pub mod code;

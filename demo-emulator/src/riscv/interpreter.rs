@@ -1,5 +1,5 @@
-//! The interpreter fetches, decodes and executes one instruction and retains nothing. Every other way to
-//! run guest code must agree with it.
+//! The interpreter fetches, decodes and executes one instruction, and stores no translation. Every
+//! other way to run guest code must agree with it.
 
 use super::exec::exec;
 use super::inst::Inst;

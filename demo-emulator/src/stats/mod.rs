@@ -4,13 +4,13 @@
 //! | name | meaning |
 //! |---|---|
 //! | `pid` | the process: a fork's child writes its own line; its counts continue the parent's, and its pages begin anew |
-//! | `tier`, `mode`, `why` | how guest code ran, the mode that writes were learned of by, and the reason for it; `mode` is null for the interpreter |
+//! | `tier`, `mode`, `why` | how guest code ran, the tracking mode, and the reason for that mode; `mode` is null for the interpreter |
 //! | `vmas` | mappings of the process, as the kernel counts them |
 //! | `run_time_us` | microseconds from the guest's first instruction to its end |
 //! | the names of [`codewarden::Stats`] and [`EngineStats`](crate::engine::EngineStats) | counts |
 //! | `histograms` | the names of [`codewarden::Histograms`], which end in their units; each has `count`, `sum`, `mean`, `max`, the estimates `p50`, `p90` and `p99`, and `buckets`: objects with `from`, `to` (inclusive) and `count` |
-//! | `pages_by_state` | pages that a translator ever looked at: `open`, `protected`, `checked` |
-//! | `hottest_pages` | the pages that were written to most while something was made from them, the hottest first |
+//! | `pages_by_state` | pages that a translator ever looked at: `open`, `protected`, `self_checking` |
+//! | `hottest_pages` | the pages that were written to most while translations of them existed, the hottest first |
 //!
 //! A page has `page` (its first address), `symbol`, `is_self_checking`, the counts of writes by
 //! kind `code_hits`, `data_hits`, `harvested` and `kernel_hits`, `relapses`, `last_byte`,

@@ -1,8 +1,8 @@
 //! The guest stores that wrote to translated pages, counted by page and by store.
 //!
 //! The engine reports each write in the library's journal, with the guest's store if it is known.
-//! The journal is a ring: if the guest writes faster than the engine reads, the library alone
-//! counts the lost writes.
+//! The journal is a ring: if the guest writes faster than the engine reads, writes are lost here,
+//! and only the library counts them.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, TryLockError};

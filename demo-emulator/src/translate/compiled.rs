@@ -2,7 +2,7 @@
 //!
 //! # Safety
 //!
-//! The unsafe block reads the block's own allocation, which is no longer written to.
+//! The unsafe block reads the compiled block's own allocation, which nothing writes to any more.
 #![allow(unsafe_code)]
 
 use std::ops::Range;

@@ -3,9 +3,9 @@
 //!
 //! Compiled blocks follow Cranelift's `tail` convention. On x86-64 it passes (hart, slot) in rdi
 //! and rsi, returns in rax and preserves nothing, so the trampoline saves the registers that Rust
-//! wants preserved. When blocks jump to each other, the stack is as they found it, so any of them
-//! may return to the trampoline. A fault returns there from the middle of a block: `hart.host_sp`
-//! holds the trampoline's stack pointer.
+//! wants preserved. Blocks leave the stack as they found it when they jump to each other, so any of
+//! them may return to the trampoline. A fault returns there from the middle of a block:
+//! `hart.host_sp` holds the trampoline's stack pointer.
 //!
 //! # Safety
 //!

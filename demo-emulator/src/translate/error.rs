@@ -1,4 +1,4 @@
-//! Why a block could not be compiled.
+//! The reasons why a block could not be compiled.
 
 use std::fmt;
 use std::io;

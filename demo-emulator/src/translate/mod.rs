@@ -1,8 +1,8 @@
-//! Guest blocks into host code, by Cranelift.
+//! Compiles guest blocks into host code, by Cranelift.
 //!
 //! A [`Translator`] turns decoded instructions into a [`CompiledBlock`]. The block's memory comes
 //! from a codewarden code buffer and goes back there when the block is dropped. The engine decides
-//! which code to translate; the code cache retains the blocks.
+//! which code to translate; the code cache holds the blocks.
 //!
 //! # How compiled code runs
 //!
@@ -28,7 +28,7 @@
 //! The **self-checking** one compares the guest's bytes with the snapshot that the block
 //! was made from, on a page that the guest may write at any time (`check`).
 //!
-//! After a store that hits its own bytes a block leaves, in every state of its page: see
+//! A block ends after a store that hits its own bytes, in every state of its page: see
 //! [`OwnStores`].
 //!
 //! # Registers
@@ -40,13 +40,13 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `error`, `fault_index`, `options` | why a block cannot be compiled; from host pc to guest pc; how a block is compiled |
-//! | `entry` | from Rust into compiled code and back |
+//! | `error`, `fault_index`, `options` | the reasons why a block cannot be compiled; the guest's pc of a host pc that faulted; how a block is compiled |
+//! | `entry` | calls compiled code from Rust, and returns |
 //! | `check` | the self-checking entry |
 //! | `code_space` | the instruction set, code buffer and window that all translators share |
-//! | `compiled`, `lower` | a block's host code; the effect of each instruction |
-//! | `disasm`, `exits` | listings; the ends of a block |
-//! | `translator` | puts a block together |
+//! | `compiled`, `lower` | a block's host code; the effect of each instruction in Cranelift's terms |
+//! | `disasm`, `exits` | listings of guest and host code; the exits of a block |
+//! | `translator` | compiles one block |
 
 mod check;
 mod code_space;

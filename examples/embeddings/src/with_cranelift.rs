@@ -49,7 +49,8 @@ pub fn run(mode: Mode) -> Result<u64, Box<dyn Error>> {
     let mut vcpu = cache.attach_vcpu();
     let (mut cpu, mut pc) = (Cpu::new(&memory), 0);
     while pc != HALTED {
-        // Deferred mode alone needs it: this guest announces no code changes, so all are looked for.
+        // Deferred mode alone needs it: this guest announces no code changes, so all are looked
+        // for.
         cache.tracker().sync()?;
         let mut pin = vcpu.pin();
         if let Some(entry) = pin.lookup(Key::new(pc)) {

@@ -9,17 +9,16 @@
 //!
 //! - one instruction lowered wrongly;
 //! - a kill that leaves the entry cell;
-//! - a write beside code that leaves blocks as they are;
+//! - a data write that leaves blocks as they are;
 //! - self-checking entries of either tier that compare nothing;
 //! - stores through another address that the tracking ignores;
 //! - kernel writes that are not announced;
 //! - FENCE.I that does nothing in deferred mode (the guest then often runs for ever: fuzz with
 //!   a timeout).
 //!
-//! They do not find an end of the block's own bytes that is a few bytes off, which has a test
-//! of its own (`translate/tests/own_stores.rs`). They find no wrong order between threads,
-//! since one hart runs: a page that is claimed after it was read is for the loom models and
-//! the stress load.
+//! They do not find an end of the block's own bytes that is a few bytes off, which has a test of
+//! its own (`translate/tests/own_stores.rs`). They find no wrong order between threads, since one
+//! hart runs: the loom models and the stress load find a page that is claimed after it was read.
 
 mod memory;
 mod promise;

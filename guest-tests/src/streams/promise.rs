@@ -1,4 +1,5 @@
-//! The interpreter, and a record of the bytes that it runs: it tells which modes owe the same.
+//! The interpreter, and a record of the bytes that it runs. The record tells which modes must give
+//! the same result.
 
 use codewarden::protection::Mode;
 use demo_emulator::hart::Hart;

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A cell is needed while there is a [`Link`] to it. The record of each block has one too, until
-//! the record is freed. When the table is built anew ([`super`]), the other cells are left out.
-//! They are used again once no thread that found them before can be left.
+//! the record is freed. When the table is built anew ([`super`]), it leaves out the cells that are
+//! not needed. They are used again once no thread that found them before can be using them.
 //!
 //! # Safety
 //!

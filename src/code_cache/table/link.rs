@@ -1,4 +1,4 @@
-//! Links, which keep entry cells.
+//! Links, which keep entry cells allocated.
 //!
 //! # Safety
 //!

@@ -5,14 +5,14 @@
 //!
 //! Slots are filled one by one and never emptied. When an array is five eighths full, a new one is
 //! made of the cells that are needed (a link leads to them, or a block is behind them). The new one
-//! takes at least twice as many, and at least a quarter of the cells in the slabs. So the cost for
-//! each new cell is bounded, and so is the number of cells that are not needed: guests that run at
-//! ever new addresses leave nothing behind.
+//! has room for at least twice as many, and for at least a quarter of the cells in the slabs. So
+//! the cost for each new cell is bounded, and so is the number of cells that are not needed, even
+//! if a guest runs at ever new addresses.
 //!
 //! The old array and the cells that are not in the new one are garbage of the epoch: a lookup may
-//! still be using them. But a vCPU's front holds cells over many pins. So sweeps have a number. At
-//! each pin a vCPU compares it with the last number that it saw. If it changed, the vCPU clears its
-//! front.
+//! still be using them. But a vCPU's front holds cells over many pins. So each sweep raises a
+//! number. At each pin a vCPU compares the number with the last one that it saw. If it changed, the
+//! vCPU clears its front.
 //!
 //! | a sweep | a vCPU |
 //! |---|---|

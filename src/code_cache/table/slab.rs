@@ -1,15 +1,15 @@
 //! Entry cells in slabs.
 //!
-//! Every lookup may read two words of a cell: the entry and its key. The commit lock guards a few
-//! more words. They lie in two arrays, so that four cells share a cache line, and a lookup that
-//! found its cell touches that line only.
+//! A lookup reads two words of a cell: the entry and its key. The commit lock guards a few more
+//! words. The two kinds lie in two arrays. So four cells share a cache line, and a lookup that
+//! found its cell touches only that line.
 //!
 //! # Addresses
 //!
-//! The table keeps 48 bits of a cell's address, and its provenance is exposed. Linux gives a
-//! process no memory above them unless a call names a higher address (x86-64 with five levels of
-//! page tables, aarch64 with 52 bits), and the allocator gives the slabs. An allocator that puts a
-//! tag into the top byte of its pointers (HWASan, memory tagging) cannot be used: the first slab
+//! The table keeps 48 bits of a cell's address, and its provenance is exposed. The slabs come from
+//! the allocator. Linux gives a process no memory at longer addresses unless a call names one
+//! (x86-64 with five levels of page tables, aarch64 with 52 bits). An allocator that puts a tag
+//! into the top byte of its pointers (HWASan, memory tagging) cannot be used: the first slab
 //! panics.
 //!
 //! # Safety

@@ -1,12 +1,13 @@
 //! An array of slots, from a key to its entry cell: read without a lock.
 //!
 //! A slot is one word: the address of a cell, and 16 bits of the key's hash. A lookup probes slots
-//! until those bits are the same. Then it compares the key in the cell, beside the cell's entry. So
-//! it touches two cache lines, one of each array. Slots are filled one by one and never emptied.
+//! until those bits are the same. Then it compares the key in the cell, which lies next to the
+//! cell's entry. So it touches two cache lines: one of the slots, one of the cells. Slots are
+//! filled one by one and never emptied.
 //!
-//! A lookup costs those two misses. A processor overlaps the misses of successive lookups, as far
-//! as its queues reach. So a lookup has as few other instructions and loads as possible: one word
-//! holds the array's address and size, and the search beyond the first probe is a separate
+//! A lookup costs those two misses. A processor overlaps the misses of successive lookups, within
+//! the length of its queues. So a lookup has as few other instructions and loads as possible: one
+//! word holds the array's address and size, and the search beyond the first probe is a separate
 //! function.
 //!
 //! # Safety

@@ -131,8 +131,9 @@ impl CodeBuffer {
     ///
     /// [`Error::BadArgument`] for an impossible alignment or length, [`Error::Full`] if no free
     /// range is large enough: drop allocations (evict blocks) and try again. [`Error::InForkChild`]
-    /// in a child that has not called [`BufferForkGuard::after_fork_child`](super::BufferForkGuard::after_fork_child). [`Error::BadArgument`] if
-    /// this thread holds the guard of a fork.
+    /// in a child that has not called
+    /// [`BufferForkGuard::after_fork_child`](super::BufferForkGuard::after_fork_child).
+    /// [`Error::BadArgument`] if this thread holds the guard of a fork.
     pub fn alloc(&self, len_bytes: usize, align_bytes: usize) -> Result<Allocation, Error> {
         if !align_bytes.is_power_of_two() || align_bytes > self.shared.page.bytes() {
             return Err(Error::BadArgument("code is aligned to a power of two, the page size at most"));

@@ -26,8 +26,8 @@ impl Drop for BufferForkGuard<'_> {
 
 impl CodeBuffer {
     /// Call it before `fork`. In the parent, drop the guard; in the child, call
-    /// [`BufferForkGuard::after_fork_child`]. Until then no other thread allocates or frees, makes a code
-    /// buffer, or adds or removes a region.
+    /// [`BufferForkGuard::after_fork_child`]. Until then no other thread allocates or frees, makes
+    /// a code buffer, or adds or removes a region.
     ///
     /// Until then [`CodeBuffer::alloc`] by this thread returns [`Error::BadArgument`], and another
     /// `before_fork` panics. Allocations that this thread drops are free when the guard is gone.
@@ -56,8 +56,8 @@ impl BufferForkGuard<'_> {
     /// this: there is nothing to return to.
     ///
     /// An allocation that the child drops before this call is not free afterwards: its memory was
-    /// the parent's. So call this before [`after_fork_child`](crate::CacheForkGuard::after_fork_child)
-    /// of a cache.
+    /// the parent's. So call this before
+    /// [`after_fork_child`](crate::CacheForkGuard::after_fork_child) of a cache.
     ///
     /// # Errors
     ///

@@ -1,8 +1,9 @@
 //! The free bytes of a code buffer. Ranges are ordered by address, so that neighbours coalesce, and
 //! by length, so that the best fit is found without a search. Both orders hold the same ranges.
 //!
-//! Everything is a multiple of a cache line. Blocks are a few hundred bytes, so that little is
-//! lost. In return, two blocks never share a line, and no remnant is too small for every block.
+//! Every range is a multiple of a cache line. Blocks have a few hundred bytes, so this wastes
+//! little. In return, two blocks never share a line, and every remnant is large enough for some
+//! block.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;

@@ -7,7 +7,7 @@
 //!
 //! The views have the size of the limit from the start. Memory is behind them only at addresses
 //! that were written. Freed ranges go to an address-ordered free list that coalesces (`free_list`).
-//! Whole free pages are given back to the system in sweeps that are bounded and far apart.
+//! Rare sweeps of bounded length give whole free pages back to the system.
 //!
 //! # Coherence of instructions
 //!
@@ -17,8 +17,8 @@
 //!
 //! - **x86-64** keeps its instruction caches coherent with stores through any view. But a processor
 //!   may have fetched the old bytes ahead: the memory was another block's a moment ago, and the
-//!   branch predictor still knows the address. It may finish executing them. The architecture
-//!   promises the new bytes only after a serializing instruction *on that processor*.
+//!   branch predictor still knows the address. It may still execute them. The architecture promises
+//!   the new bytes only after a serializing instruction *on that processor*.
 //!   `membarrier(PRIVATE_EXPEDITED_SYNC_CORE)` makes every processor that runs a thread of this
 //!   process execute one. Threads that are not running pass one when they are scheduled.
 //! - **aarch64** keeps nothing coherent by itself. The writer cleans its data cache to the point of
@@ -29,9 +29,9 @@
 //! # Fork
 //!
 //! Both views are shared mappings. Without further steps, a child's blocks would land in its
-//! parent's code. Hold a [`BufferForkGuard`] during the fork and call [`BufferForkGuard::after_fork_child`] in
-//! the child. A child that does not call it cannot use the buffer: its allocations are refused, and
-//! its drops change nothing.
+//! parent's code. Hold a [`BufferForkGuard`] during the fork, and call
+//! [`BufferForkGuard::after_fork_child`] in the child. A child that does not call it cannot use the
+//! buffer: its allocations are refused, and its drops change nothing.
 
 mod buffer;
 mod fork;

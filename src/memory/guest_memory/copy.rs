@@ -1,11 +1,11 @@
-//! Copies of guest bytes that are no data races, even while guest threads store and other copies
-//! run.
+//! Copies guest bytes without a data race, even while guest threads store and other copies run.
 //!
-//! Rust has no copy of many bytes that may race: a plain one must not, atomic accesses of different
-//! sizes must not meet, and one byte after the other is slow. So each piece is a load and a store
-//! in assembly. To Rust's rules they are relaxed atomic accesses of each byte, which always have
-//! one size. The processor does more: aligned pieces of 8, 4 and 2 bytes go at once, so an aligned
-//! instruction is copied whole. (`rep movsb` is no faster here, and promises nothing about pieces.)
+//! Rust has no copy of many bytes that may race. A plain copy must not race, atomic accesses of
+//! different sizes must not race with each other, and a copy byte by byte is slow. So each piece is
+//! a load and a store in assembly. In Rust's memory model these are relaxed atomic accesses of
+//! single bytes, so all have one size. The processor does more: it copies aligned pieces of 8, 4
+//! and 2 bytes at once, so an aligned instruction is copied whole. (`rep movsb` is no faster here,
+//! and promises nothing about pieces.)
 //!
 //! # Safety
 //!
@@ -145,7 +145,8 @@ pub(super) unsafe fn copy_in(from: &[u8], guest: *mut u8) {
 pub(super) unsafe fn copy_within(from: *const u8, into: *mut u8, len: usize) {
     let is_over_itself = into.addr().wrapping_sub(from.addr()) < len;
     #[cfg(not(miri))]
-    // SAFETY: the caller's obligation. A piece is loaded before it is stored, so it may overlap itself.
+    // SAFETY: the caller's obligation. A piece is loaded before it is stored, so it may overlap
+    // itself.
     unsafe {
         if is_over_itself { backwards(from, into, len) } else { forwards(from, into, len, into.addr()) }
     }

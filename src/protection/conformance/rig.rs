@@ -56,7 +56,8 @@ pub(super) struct Recorder {
     pub(super) lost: AtomicBool,
 }
 
-// SAFETY: atomics, a load of a byte (reads never fault), and `unprotect`, which is async-signal-safe.
+// SAFETY: atomics, a load of a byte (reads never fault), and `unprotect`, which is
+// async-signal-safe.
 unsafe impl FaultSink for Recorder {
     fn on_write(&self, fault: &WriteFault) -> Handled {
         self.inside.fetch_add(1, SeqCst);

@@ -1,5 +1,5 @@
-//! The attached pages and the guest's access to each, as runs of equal pages: a region
-//! of any size is one run.
+//! The attached pages and the guest's access to each, as runs of equal pages. So a region of any
+//! size is at first one run.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -6,9 +6,10 @@
 //! is un-protected. Each state of pages is a VMA of its own: the kernel's limit
 //! (`vm.max_map_count`) is reached at about 32,750 scattered pages.
 //!
-//! At that limit not only protecting fails: opening one page in the middle of protected
-//! ones takes two more mappings. Opening all of them takes none. So [`Protection::abandon`]
-//! un-protects the whole range, and a call that fails at one page goes on behind it.
+//! At that limit protecting fails, and opening may fail too: to open one page in the middle of
+//! protected ones takes two more mappings. Opening all of them takes none. So
+//! [`Protection::abandon`] un-protects the whole range, and a call that fails at one page goes on
+//! behind it.
 //!
 //! A page has a [`Word`] once its neighbourhood was protected. A page without a word was
 //! never protected, so the kernel still allows the guest's access: code that opens pages
@@ -19,13 +20,12 @@
 //! A handler opens a page while another thread carries out the guest's mprotect,
 //! and the handler cannot wait for a lock.
 //!
-//! - **Changes** (protect, the guest's mprotect, attach, detach) take turns, under a lock.
-//!   A change first writes the words, then waits until no thread is opening one of the
-//!   pages, since that thread may use the former word. Then it calls the kernel with the
-//!   access that the words give, reads them again, and starts over if a page was opened
-//!   meanwhile.
-//! - **Opening** takes no lock. It enters in the word, asks the kernel to let stores
-//!   through if the guest may store, and leaves. It never takes access away.
+//! - **Changes** (protect, the guest's mprotect, attach, detach) take turns, under a lock. A change
+//!   first writes the words, then waits until no thread is opening one of the pages, since that
+//!   thread may use the word of before. Then it calls the kernel with the access that the words
+//!   give, reads them again, and starts over if a page was opened meanwhile.
+//! - **Opening** takes no lock. The thread enters itself in the word, asks the kernel to let stores
+//!   through if the guest may store, and takes itself out of the word. It never takes access away.
 //!
 //! So the last call to the kernel was made with the last value of the word. Until a change
 //! is over the kernel may refuse a store that the word allows. The change notes itself in

@@ -1,4 +1,4 @@
-//! From `ecall` to `a0`: finds the call in the table, makes it, and gives the hart its result.
+//! Handles an `ecall`: finds the call in the table, makes it, and puts the result into `a0`.
 
 use std::ffi::CString;
 

@@ -1,5 +1,5 @@
-//! Calls other than write and its kin that change the bytes of a file. The file may be mapped: see
-//! [`file_change`](super::super::file_change).
+//! Calls that change the bytes of a file, except write and its variants. The file may be mapped:
+//! see [`file_change`](super::super::file_change).
 
 use std::ffi::CStr;
 use std::ops::Range;

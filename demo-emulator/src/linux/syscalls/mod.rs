@@ -1,14 +1,14 @@
-//! The kernel interface: from `ecall` to `a0`.
+//! The guest's system calls, from the `ecall` to the result in `a0`.
 //!
-//! Most calls are the host's own with the pointers translated; the others have code in a file for
-//! their subject.
+//! Most calls are the host's own with the pointers translated. Each other call has code in the file
+//! of its subject.
 //!
 //! | file | contents |
 //! |---|---|
-//! | `host_call`, `path`, `spec` | a thread's host calls and pointers; paths; the kinds of arguments |
+//! | `host_call`, `path`, `spec` | host calls for a thread, and its pointers; paths; the kinds of arguments |
 //! | `file_change`, `own_memory`, `wait` | calls that change a file's bytes; `/proc/self/mem`; waiting under another signal mask |
 //! | `descriptors`, `epoll`, `file`, `ids`, `memory`, `process`, `signals`, `status`, `system_info`, `threads`, `time`, `transfer` | the calls of one subject each |
-//! | `net` | sockets, whose messages are vectors as in `transfer` |
+//! | `net` | messages over sockets, which are vectors as in `transfer` |
 //! | `table`, `trace` | every call with its number; `-strace` |
 //! | `dispatch` | makes a call and gives the hart its result |
 

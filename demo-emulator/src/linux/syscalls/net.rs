@@ -1,4 +1,4 @@
-//! Messages: `struct msghdr` is the same on both machines but for its pointers.
+//! Messages over sockets. `struct msghdr` is the same on both machines except for its pointers.
 
 use super::super::errno::SysResult;
 use super::super::thread::Thread;

@@ -1,4 +1,4 @@
-//! `-strace`: calls and results, in the manner of qemu-user.
+//! `-strace`: calls and results, in the style of qemu-user.
 
 use std::fmt::Write;
 

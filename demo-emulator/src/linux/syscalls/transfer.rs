@@ -1,5 +1,5 @@
-//! read, write and their kin move bytes between a descriptor and guest memory. Memory is one piece
-//! or a vector; the offset is the file's position or the call's.
+//! read, write and their variants move bytes between a descriptor and guest memory. Memory is one
+//! piece or a vector; the offset is the file's position or the call's.
 //!
 //! A read changes guest memory. A write may change a mapped file. `/proc/self/mem` is guest memory
 //! itself.

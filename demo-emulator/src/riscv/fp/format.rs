@@ -1,5 +1,5 @@
-//! The two formats, their numbers taken apart, and the rounding modes and
-//! exception flags of RISC-V.
+//! The two formats, the parts of their numbers, and the rounding modes and exception flags of
+//! RISC-V.
 
 /// Invalid operation.
 pub const NV: u8 = 16;

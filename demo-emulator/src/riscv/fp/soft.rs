@@ -3,9 +3,9 @@
 //!
 //! Every operation makes a value in 128 bits and rounds it once. The value is exact, or its lowest
 //! bit stands for everything below it (sticky). Only this arithmetic can round ties away from zero,
-//! a mode that the host lacks, and the tests compare the host's arithmetic with it. `rustc_apfloat`
-//! was not taken. It decides on underflow after it rounded to the subnormal's own precision, but
-//! RISC-V demands the full one; and it has no square root.
+//! a mode that the host lacks, and the tests compare the host's arithmetic with it. The crate
+//! `rustc_apfloat` does not fit: it detects underflow after rounding to the precision of the
+//! subnormal, but RISC-V demands the full precision. It also has no square root.
 
 use super::format::{Class, DZ, Format, NV, NX, Number, OF, Rounded, Rounding, UF};
 

@@ -4,8 +4,8 @@
 //! back and into the middle of an instruction, and stores to the code. A FENCE.I follows some of
 //! the stores. A stream may trap or run for ever, since a store can make anything of the code.
 //!
-//! Each fragment comes from [`FRAGMENT_BYTES`] of choices of its own. So choices keep their meaning when
-//! a fuzzer cuts them and joins them elsewhere.
+//! Each fragment comes from [`FRAGMENT_BYTES`] of choices of its own. So choices keep their meaning
+//! when a fuzzer cuts them and joins them elsewhere.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! A function that is being built: its guest registers, its constants, the ways out of it.
+//! A function that is being built: its guest registers, its constants, its exits.
 
 use std::ops::Range;
 use std::ptr;

@@ -142,8 +142,8 @@ impl Emitter<'_> {
         self.builder.ins().select(by_zero, if_by_zero, outcome)
     }
 
-    /// A CSR instruction, as the interpreter executes it. It writes `rd` and the floating-point state;
-    /// afterwards only the hart holds them.
+    /// A CSR instruction, as the interpreter executes it. It writes `rd` and the floating-point
+    /// state; afterwards only the hart holds them.
     pub(super) fn csr(&mut self, index: u32, inst: &Inst) {
         let window = self.environment.window as u64;
         self.may_fault(index, |this| {

@@ -1,4 +1,4 @@
-//! After a store: a check whether it hit its own block.
+//! The check after a store: did it hit its own block?
 //!
 //! A store that overlaps the block's own bytes ends the block, because the next instructions were
 //! decoded from bytes that are gone. Comparing addresses shows the overlap in every state of the

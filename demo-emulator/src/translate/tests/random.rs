@@ -1,5 +1,5 @@
-//! Random blocks, compiled and by the interpreter's `exec`: every register, flag and byte of memory must
-//! agree, and so must the place and the reason of the block's end.
+//! Random blocks, compiled and by the interpreter's `exec`: every register, flag and byte of memory
+//! must agree, and so must the place and the reason of the block's end.
 
 use std::collections::HashMap;
 
