@@ -138,22 +138,22 @@ const CHECKED_MS: u64 = 256;
 /// The most doublings: 16 seconds.
 const MOST_DOUBLINGS: u32 = 6;
 
-/// The default. It protects a page; if the page is written again and again, or its data is, it
-/// checks the page until it cools. It opens pages ahead of a stream of writes and protects them
-/// again in batches.
+/// The default. It protects a page. If the page, or data on it, is written again and again, the
+/// page is self-checking until it cools. It opens pages ahead of a stream of writes and protects
+/// them again in batches.
 #[derive(Clone, Copy, Debug)]
 pub struct Adaptive {
     checks: bool,
 }
 
 impl Adaptive {
-    /// For embedders whose blocks have no entry that compares: no page becomes self-checking. A
-    /// page that the same store keeps hitting is interpreted for a while.
+    /// For blocks without a self-checking entry: no page becomes self-checking. A page that the
+    /// same store keeps hitting is interpreted for a while.
     pub const fn new() -> Self {
         Self { checks: false }
     }
 
-    /// For embedders whose blocks have an entry that compares.
+    /// For blocks with a self-checking entry.
     pub const fn with_checks() -> Self {
         Self { checks: true }
     }

@@ -227,10 +227,10 @@ typedef enum cw_policy {
     /// batches. Blocks need no self-checking entry. A page that the same store keeps hitting
     /// is CW_BUSY for a while: interpret.
     CW_POLICY_ADAPTIVE = 0,
-    /// The same, and pages that are written beside their code, or again and again,
-    /// become
-    /// self-checking: they stay writable, and their blocks compare their bytes at each entry.
-    /// Blocks should have a self-checking entry (cw_ticket_commit()).
+    /// The same, and pages with data that is written, or that are written again and
+    /// again, become self-checking: they stay writable, and their blocks compare their
+    /// bytes at each entry. Blocks should have a self-checking entry
+    /// (cw_ticket_commit()).
     CW_POLICY_ADAPTIVE_WITH_CHECKS = 1,
     /// One page for each fault, as mprotect trackers do it: a baseline for
     /// measurements. A store over two pages may fault many times before it makes
@@ -463,7 +463,7 @@ size_t cw_allocation_len_bytes(const cw_allocation *allocation);
 
 /// Makes every thread fetch the bytes written there as code. Call it after the last
 /// write and before any other code gets the address: processors may have fetched the
-/// former bytes. If it fails, the code must not be run.
+/// old bytes. If it fails, the code must not be run.
 cw_status cw_allocation_publish(const cw_allocation *allocation);
 
 /// Frees it. No thread may be running in it, or come to it. Does nothing for NULL.
@@ -592,9 +592,9 @@ cw_status cw_ticket_keep_allocation(cw_ticket *ticket, cw_allocation *allocation
 /// is gone.
 cw_status cw_ticket_keep_link(cw_ticket *ticket, cw_link *link);
 
-/// Whether the block needs a self-checking entry: a claimed page is written to all the time
-/// and stays writable. If not, a page may still come to that later. False for a spent
-/// ticket.
+/// Whether the block needs a self-checking entry, because a claimed page is written to
+/// all the time and stays writable. If it needs none, a page may still become
+/// self-checking later. False for a spent ticket.
 bool cw_ticket_needs_check(const cw_ticket *ticket);
 
 /// Whether no write came since the pages were claimed. Otherwise a commit would be
@@ -623,10 +623,11 @@ cw_status cw_ticket_revive(cw_ticket *ticket, bool *revived);
 /// spent after any answer.
 ///
 /// plain: the address of the block's code.
-/// self-checking: the address of code that first compares the guest's bytes with the bytes
-/// that the block was made from. If they are the same, it goes on like the plain entry.
-/// If not, it goes back to the dispatcher, which calls cw_cache_remove(). 0 if there is
-/// none. The two differ from each other, from both stubs and from 0.
+/// checked: the address of the self-checking entry: code that first compares the guest's
+/// bytes with the bytes that the block was made from. If they are the same, it goes on
+/// like the plain entry. If not, it goes back to the dispatcher, which calls
+/// cw_cache_remove(). 0 if there is none. The two differ from each other, from both stubs
+/// and from 0.
 ///
 /// payload, destroy: the data that the block owns; both may be NULL. destroy(payload)
 /// is called once after any answer: when no vCPU can be inside the block any more and
@@ -746,7 +747,7 @@ cw_status cw_vcpu_front(const cw_vcpu *vcpu, cw_front *front);
  * no byte of it lies in a region. A range of no bytes is CW_OK, and nothing is done.
  */
 
-/// Pages that are kept writable for writes that nothing reports.
+/// Pages that are held writable for writes that no mode reports.
 typedef struct cw_hold cw_hold;
 
 /// A change of mappings in progress.
@@ -853,11 +854,11 @@ bool cw_handler_is_ours(int signo);
 bool cw_is_blocked_here(int signo);
 
 /// Gives this thread an alternate signal stack with a guard page below it, for guests
-/// that own the stack pointer or whose stack is tracked memory.
+/// that own the stack pointer or have their stack in tracked memory.
 cw_status cw_alt_stack_new(cw_alt_stack **stack);
 
-/// Frees this stack. The thread has its former one again, or keeps a later one: stacks
-/// may be freed in any order. Does nothing for NULL.
+/// Frees this stack. The thread gets its previous one back, or keeps a later one:
+/// stacks may be freed in any order. Does nothing for NULL.
 ///
 /// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it. The
 /// kernel keeps the address of the stack for that thread, so that thread must free it

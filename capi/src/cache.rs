@@ -31,10 +31,10 @@ pub enum cw_policy {
     /// batches. Blocks need no self-checking entry. A page that the same store keeps hitting
     /// is CW_BUSY for a while: interpret.
     CW_POLICY_ADAPTIVE = 0,
-    /// The same, and pages that are written beside their code, or again and again,
-    /// become
-    /// self-checking: they stay writable, and their blocks compare their bytes at each entry.
-    /// Blocks should have a self-checking entry (cw_ticket_commit()).
+    /// The same, and pages with data that is written, or that are written again and
+    /// again, become self-checking: they stay writable, and their blocks compare their
+    /// bytes at each entry. Blocks should have a self-checking entry
+    /// (cw_ticket_commit()).
     CW_POLICY_ADAPTIVE_WITH_CHECKS = 1,
     /// One page for each fault, as mprotect trackers do it: a baseline for
     /// measurements. A store over two pages may fault many times before it makes

@@ -140,7 +140,7 @@ pub unsafe extern "C" fn cw_allocation_len_bytes(allocation: *const cw_allocatio
 
 /// Makes every thread fetch the bytes written there as code. Call it after the last
 /// write and before any other code gets the address: processors may have fetched the
-/// former bytes. If it fails, the code must not be run.
+/// old bytes. If it fails, the code must not be run.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_allocation_publish(allocation: *const cw_allocation) -> cw_status {
     guarded(|| {

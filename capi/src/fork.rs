@@ -22,7 +22,7 @@
 //!
 //! # Safety
 //!
-//! A guard borrows the cache and the buffers, which lie in a box beside it. The guard
+//! A guard borrows the cache and the buffers, which lie in a box next to it. The guard
 //! is dropped first.
 #![allow(unsafe_code)]
 

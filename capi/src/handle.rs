@@ -38,7 +38,7 @@ pub(crate) unsafe fn borrow_mut<'a, T>(pointer: *mut T) -> Result<&'a mut T, Fai
 ///
 /// NULL, or as this module's head says, for as long as `'a`.
 pub(crate) unsafe fn out<'a, T>(pointer: *mut T) -> Result<&'a mut MaybeUninit<T>, Failure> {
-    // SAFETY: this function's contract; the former contents need not be valid.
+    // SAFETY: this function's contract; the old contents need not be valid.
     unsafe { pointer.cast::<MaybeUninit<T>>().as_mut() }
         .ok_or(Failure::bad_argument(c"an out parameter that must not be NULL is NULL"))
 }

@@ -56,7 +56,7 @@ pub struct cw_alt_stack {
 }
 
 /// Gives this thread an alternate signal stack with a guard page below it, for guests
-/// that own the stack pointer or whose stack is tracked memory.
+/// that own the stack pointer or have their stack in tracked memory.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_alt_stack_new(stack: *mut *mut cw_alt_stack) -> cw_status {
     guarded(|| {
@@ -67,8 +67,8 @@ pub unsafe extern "C" fn cw_alt_stack_new(stack: *mut *mut cw_alt_stack) -> cw_s
     })
 }
 
-/// Frees this stack. The thread has its former one again, or keeps a later one: stacks
-/// may be freed in any order. Does nothing for NULL.
+/// Frees this stack. The thread gets its previous one back, or keeps a later one:
+/// stacks may be freed in any order. Does nothing for NULL.
 ///
 /// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it. The
 /// kernel keeps the address of the stack for that thread, so that thread must free it

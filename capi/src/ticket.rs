@@ -246,9 +246,9 @@ pub unsafe extern "C" fn cw_ticket_keep_link(ticket: *mut cw_ticket, link: *mut 
     })
 }
 
-/// Whether the block needs a self-checking entry: a claimed page is written to all the time
-/// and stays writable. If not, a page may still come to that later. False for a spent
-/// ticket.
+/// Whether the block needs a self-checking entry, because a claimed page is written to
+/// all the time and stays writable. If it needs none, a page may still become
+/// self-checking later. False for a spent ticket.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_ticket_needs_check(ticket: *const cw_ticket) -> bool {
     // SAFETY: the header's rules.
@@ -299,10 +299,11 @@ pub unsafe extern "C" fn cw_ticket_revive(ticket: *mut cw_ticket, revived: *mut 
 /// spent after any answer.
 ///
 /// plain: the address of the block's code.
-/// self-checking: the address of code that first compares the guest's bytes with the bytes
-/// that the block was made from. If they are the same, it goes on like the plain entry.
-/// If not, it goes back to the dispatcher, which calls cw_cache_remove(). 0 if there is
-/// none. The two differ from each other, from both stubs and from 0.
+/// checked: the address of the self-checking entry: code that first compares the guest's
+/// bytes with the bytes that the block was made from. If they are the same, it goes on
+/// like the plain entry. If not, it goes back to the dispatcher, which calls
+/// cw_cache_remove(). 0 if there is none. The two differ from each other, from both stubs
+/// and from 0.
 ///
 /// payload, destroy: the data that the block owns; both may be NULL. destroy(payload)
 /// is called once after any answer: when no vCPU can be inside the block any more and

@@ -24,7 +24,7 @@ use crate::mode::cw_access;
 use crate::region::cw_shared_memory;
 use crate::status::{Failure, cw_status, guarded};
 
-/// Pages that are kept writable for writes that nothing reports.
+/// Pages that are held writable for writes that no mode reports.
 pub struct cw_hold {
     _held: Held,
     _child: Child,

@@ -84,8 +84,8 @@ fn the_first_embedding_runs() {
     }
 }
 
-/// Its interpreter is the oracle: it exits with 1 if stale code ran. Without tracking
-/// stale code does run, so that the program can fail.
+/// Its interpreter gives the right result: it exits with 1 if stale code ran. Without
+/// tracking stale code does run, so that the program can fail.
 #[cfg(target_arch = "x86_64")] // the code that it emits
 #[test]
 fn a_jit_runs_no_stale_code_in_any_mode() {

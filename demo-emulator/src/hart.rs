@@ -28,7 +28,7 @@ pub struct Hart {
     pub reservation_addr: u64,
     /// The value that LR loaded: SC compares and exchanges with it.
     pub reservation_value: u64,
-    /// Instructions retired, for `instret`; counted by the interpreters only.
+    /// Instructions retired, for `instret`; only the interpreter and tier 0 count them.
     pub instret: u64,
     /// The link slot of the last exit, for the dispatcher.
     pub exit_slot: u64,

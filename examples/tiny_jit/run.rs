@@ -34,7 +34,7 @@ pub(crate) struct Results {
     pub(crate) patched: u64,
     /// Whether the other vCPU was in its loop when the loop was overwritten.
     pub(crate) ended: bool,
-    /// The result of the function that was mapped over the former one.
+    /// The result of the function that was mapped over the old one.
     pub(crate) mapped: u64,
     /// The long part's additions, twice.
     pub(crate) long: [u64; 2],

@@ -16,8 +16,8 @@ use crate::sync::{AtomicPtr, Ordering};
 /// One block on one page.
 pub(crate) struct Node<B> {
     next: AtomicPtr<Node<B>>,
-    /// The pointer to this node: in the list's head or the node before. Used under the
-    /// commit lock alone. It makes taking a node out a constant cost, however long the list.
+    /// The pointer to this node: in the list's head or the node before. Used under the commit lock
+    /// alone. With it, taking a node out costs the same however long the list is.
     at: AtomicPtr<AtomicPtr<Node<B>>>,
     block: NonNull<B>,
 }

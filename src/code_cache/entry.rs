@@ -45,12 +45,12 @@ impl Entry {
         Self { plain: address, checked: None }
     }
 
-    /// A block with a second entry. The code at `checked` compares the guest bytes with those that
-    /// the block was made from, each time. If they are the same it goes on as the plain entry does.
-    /// Otherwise it goes back to the dispatcher, which calls
+    /// A block with a second entry. Each time, the code at `checked` first compares the guest bytes
+    /// with those that the block was made from. If they are the same it goes on like the plain
+    /// entry. If not, it goes back to the dispatcher, which calls
     /// [`CodeCache::remove`](crate::CodeCache::remove).
     ///
-    /// A block that has one can stay on a page that is written to.
+    /// A block with a self-checking entry can stay valid on a page that is written to.
     pub const fn with_check(plain: usize, checked: usize) -> Self {
         Self { plain, checked: Some(checked) }
     }
@@ -94,7 +94,7 @@ impl EntryCell {
         self.0.load(Ordering::Acquire)
     }
 
-    /// The content, for a caller that needs it near and not now.
+    /// Loads the content to bring it near, for a kill that follows soon.
     pub(super) fn prefetch(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }

@@ -25,8 +25,8 @@ use super::cache::{CodeCache, Commits};
 use super::key::{Key, Payload};
 use super::limit::{MemoryLimit, MemoryUse};
 
-/// Evicted beyond the limit's need, so that the next commits need not evict: this much, or an
-/// eighth of the limit if that is less.
+/// An eviction takes this much more than the excess, or an eighth of the limit if that is less. So
+/// the next commits need not evict.
 const AHEAD_BYTES: usize = 64 << 10;
 
 impl<P: Payload> CodeCache<P> {

@@ -78,7 +78,7 @@ impl<P: Payload> Invalidator<P> {
         if downgraded > 0 {
             self.counters.downgraded.add(downgraded);
         }
-        // Pages are opened and mapped in bulk: a write that hit no block is no news.
+        // Pages are opened and mapped in bulk, so such a write is recorded only if it hit a block.
         if killed + downgraded > 0 || matches!(write.cause, Cause::Store { .. }) {
             self.journal.record(write, killed);
         }

@@ -74,7 +74,7 @@ impl Reach<'_> {
 /// The result of a downgrade.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Downgrade {
-    /// From now on it is entered by its comparison.
+    /// It is entered by its self-checking entry from now on.
     Checked,
     /// It was self-checking before, or is dead.
     Nothing,
@@ -105,7 +105,7 @@ impl<B> Life<B> {
         left_out(Rule::KillCellFirst) || !self.dead.swap(true, Ordering::AcqRel)
     }
 
-    /// Makes sure that the block is entered by its comparison or not at all. Tells threads
+    /// Makes sure that the block is entered by its self-checking entry or not at all. Tells threads
     /// that are inside by `flag`. Async-signal-safe.
     pub(crate) fn downgrade(&self, reach: Reach<'_>, flag: u8) -> Downgrade {
         let killed = || if self.kill(reach) { Downgrade::Killed } else { Downgrade::Nothing };

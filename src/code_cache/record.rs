@@ -147,7 +147,7 @@ impl<P: Payload> Block<P> {
         self.pages.iter().any(|page| page.claim.is_self_checking())
     }
 
-    /// The stale flag's value while the block is entered by its comparison.
+    /// The stale flag's value while the block is entered by its self-checking entry.
     pub(super) fn checked_flag(&self) -> u8 {
         let is_shared = self.pages.iter().any(|page| page.claim.guest_page() != page.shows);
         if is_shared { StaleFlag::CHECKED_SHARED } else { StaleFlag::CHECKED }

@@ -59,7 +59,7 @@ impl StaleFlag {
         self.0.compare_exchange(Self::VALID, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// The value, for a caller that needs it near and not now.
+    /// Loads the value to bring it near, for a kill that follows soon.
     pub(super) fn prefetch(&self) -> u8 {
         self.0.load(Ordering::Relaxed)
     }

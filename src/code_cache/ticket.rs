@@ -162,8 +162,8 @@ impl<P: Payload> Ticket<P> {
         self.payload_bytes = payload_bytes.min(MOST_PAYLOAD_BYTES);
     }
 
-    /// Whether the block needs an entry that compares its bytes: a claimed page is written to all
-    /// the time and stays writable. If not, a page may still come to that later.
+    /// Whether the block needs a self-checking entry, because a claimed page is written to all the
+    /// time and stays writable. If it needs none, a page may still become self-checking later.
     pub fn needs_check(&self) -> bool {
         self.pages.iter().any(|page| page.claim.is_self_checking())
     }
@@ -172,7 +172,7 @@ impl<P: Payload> Ticket<P> {
     /// of [`StaleFlag`]'s other values. Emitted code may poll it, for instance after its own
     /// stores. It lives as long as the block's payload. In a synchronous region, a block that can
     /// store to its own bytes must poll it, or know by the address of each store that the store did
-    /// not hit them. A block has a flag only if its ticket was asked for it.
+    /// not hit them. A block has a flag only if this was called for its ticket.
     pub fn stale_flag(&mut self) -> *const u8 {
         Arc::as_ptr(self.flag.get_or_insert_with(|| Arc::new(StaleFlag::new()))).cast()
     }

@@ -25,9 +25,9 @@ use crate::sync::{Arc, Rule, left_out};
 
 impl<P: Payload> CodeCache<P> {
     /// Asks every vCPU that is inside translated code now to leave, and returns when each has been
-    /// outside since. A block made unreachable before this call runs on no vCPU after it. For
-    /// changes that take from running blocks the things that they rely on, such as the rights to
-    /// their own page.
+    /// outside since. A block made unreachable before this call runs on no vCPU after it. Call it
+    /// for a change that takes away something that running blocks rely on, such as the access
+    /// rights of their own page.
     ///
     /// Not to be called in a signal handler.
     ///

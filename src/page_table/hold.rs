@@ -11,9 +11,9 @@ use crate::addr::PageIndex;
 use crate::sync::lock;
 
 impl<D> PageTable<D> {
-    /// Keeps translators away from every page of `pages`, with or without a descriptor.
-    /// For each page with a descriptor, `how` chooses the un-protect. Then `then` gets
-    /// the word before, and leave to open the pages passed to it so far.
+    /// Keeps translators away from every page of `pages`, with or without a descriptor. For each
+    /// page with a descriptor, `how` chooses the un-protect. Then `then` gets the word before, and
+    /// a permit for the pages passed to it so far.
     pub(crate) fn hold(
         &self,
         pages: Range<usize>,

@@ -14,7 +14,7 @@
 
 use core::marker::PhantomData;
 
-/// Leave to open pages, as long as translators are kept away. Only the page table can make one.
+/// Permission to open pages while translators are kept away. Only the page table can make one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Permit<'a>(PhantomData<&'a ()>);
 

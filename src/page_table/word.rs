@@ -231,8 +231,8 @@ impl PageWord {
         claimed.map(drop).map_err(NotOpen::found)
     }
 
-    /// A translator begins whose blocks compare themselves: the page stays writable. If the
-    /// page is not open, or an un-protect is in flight, the error says what it is.
+    /// A translator begins whose blocks compare themselves: the page stays writable. If the page is
+    /// not open, or an un-protect is in flight, the error gives the reason.
     ///
     /// The page's bytes would allow it during an un-protect, but the un-protect may be a change
     /// of the mapping.

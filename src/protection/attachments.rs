@@ -65,8 +65,8 @@ impl Attachments {
         list.clear();
     }
 
-    /// Tells every sink that its ranges are stale, then calls `open` for each range with
-    /// leave to open it. Takes no lock.
+    /// Tells every sink that its ranges are stale, then calls `open` for each range with a permit
+    /// to open it. Takes no lock.
     pub(super) fn lose(&self, mut open: impl FnMut(HostRange, Permit<'_>)) {
         // Every sink is told before the first `open`, and again for its own range: one
         // descriptor may open all ranges at once.

@@ -150,7 +150,7 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     }
 }
 
-/// Leave to open pages, behind a barrier on every thread.
+/// A permit to open pages, after a barrier on every thread.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opening<'a> {
     _leave: Permit<'a>,
@@ -186,7 +186,7 @@ impl<'a> Opening<'a> {
 }
 
 impl dyn Protection {
-    /// Leave to open pages by this mechanism, whose blocks are dead. Async-signal-safe.
+    /// A permit to open pages of this mechanism, after their blocks have died. Async-signal-safe.
     pub(crate) fn opening<'a>(&self, leave: Permit<'a>) -> Result<Opening<'a>, Error> {
         Opening::behind_a_barrier(leave, self.mode(), || self.fence_threads())
     }

@@ -32,11 +32,11 @@ use crate::addr::{HostAddr, PageSize};
 use crate::error::Error;
 use crate::sys::mmap::Mapping;
 
-/// Room for the handlers' own frames, beside the register frame.
+/// Room for the handlers' own frames, in addition to the register frame.
 const ROOM_BYTES: usize = 64 * 1024;
 
-/// An alternate signal stack of the thread that made it, until it is dropped. Then the
-/// thread gets its former stack again. If a later stack is installed, that one stays.
+/// An alternate signal stack of the thread that made it, until it is dropped. Then the thread gets
+/// its previous stack back. If a later stack is installed, that one stays.
 #[derive(Debug)]
 pub struct AltStack {
     /// Its key among the thread's stacks.

@@ -20,9 +20,9 @@ use crate::sys::ranges::{Delivery, Handled, WriteFault, dispatch};
 /// in the handler. On [`Handled::Retry`] return from the handler; on [`Handled::NotOurs`] go on
 /// as without this library.
 ///
-/// Async-signal-safe; errno is kept. The handler must be installed with `SA_SIGINFO`, and with
-/// `SA_ONSTACK` if the guest may own the stack pointer. No thread that stores to tracked memory
-/// may have the signal blocked: the kernel kills the process at such a store.
+/// Async-signal-safe; errno is preserved. The handler must be installed with `SA_SIGINFO`, and with
+/// `SA_ONSTACK` if the guest may own the stack pointer. No thread that stores to tracked memory may
+/// have the signal blocked: the kernel kills the process at such a store.
 ///
 /// # Safety
 ///

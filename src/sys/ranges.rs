@@ -35,8 +35,8 @@ pub enum Handled {
 ///
 /// # Safety
 ///
-/// The implementation is async-signal-safe: no lock, no allocation, no
-/// thread-local, no panic, no access to tracked memory, errno kept.
+/// The implementation is async-signal-safe: no lock, no allocation, no thread-local, no panic, no
+/// access to tracked memory, errno preserved.
 #[allow(unsafe_code)]
 pub(crate) unsafe trait FaultSink: Send + Sync {
     /// Resolves one write fault: un-protects the page or says that it is not ours. In a handler
@@ -45,9 +45,9 @@ pub(crate) unsafe trait FaultSink: Send + Sync {
     /// there "not ours" says that the page cannot be opened.
     fn on_write(&self, fault: &WriteFault) -> Handled;
 
-    /// The mechanism can no longer learn of writes (its thread died, its descriptor was lost):
-    /// all translations of the sink's ranges are stale from here on. Called before any page is
-    /// opened because of it; the result is leave to do so.
+    /// The mechanism can no longer learn of writes (its thread died, its descriptor was lost): all
+    /// translations of the sink's ranges are stale from here on. Called before any page is opened
+    /// because of it; the result is the permit to do so.
     fn on_lost(&self) -> Permit<'_>;
 }
 

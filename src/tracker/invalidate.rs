@@ -10,9 +10,9 @@ use crate::error::Error;
 use crate::sync::{Rule, fence};
 
 impl<D: PageData> Tracker<D> {
-    /// The bytes changed behind the tracker's back (by the host through another view, by
-    /// a debugger, by a device). When this returns, no block derived from the pages in
-    /// the range can be reached, whichever view of their bytes it was made through.
+    /// Call this after bytes have changed unseen (by the host through another view, by a debugger,
+    /// by a device). When this returns, no block derived from the pages in the range can be
+    /// reached, whichever view of their bytes it was made through.
     ///
     /// # Errors
     ///

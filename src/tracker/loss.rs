@@ -39,8 +39,8 @@ impl<D: PageData> Region<D> {
     /// opens every page; translators may begin again. If that fails, abandons the region.
     /// Async-signal-safe.
     ///
-    /// The caller keeps its own leave until this is over: a hold that comes between the two
-    /// would take the page for open.
+    /// The caller keeps its own permit until this is over: a hold that comes between the two would
+    /// take the page for open.
     pub(super) fn open_all(&self) -> Result<(), Error> {
         let all = self.pages.open_all(|page, desc, _| self.invalidated(page, desc, Cause::Lost));
         let opening = self.protection.opening(all.permit());

@@ -122,7 +122,7 @@ impl<D: PageData> ChangedPages for HeldPages<D> {
 
 impl<D: PageData> HeldPages<D> {
     /// The mapping of `changing` was replaced. Regions that were added there meanwhile are not
-    /// held, and their pages may show the former mapping.
+    /// held, and their pages may show the old mapping.
     fn stop_unheld(&self, space: &mut Space<D>, changing: Span) -> Result<(), Error> {
         let is_held = |tracked: &Tracked<D>| self.holds.iter().any(|(id, _)| *id == tracked.id);
         let unheld = space.within(changing).filter(|(tracked, _)| !is_held(tracked));

@@ -43,9 +43,9 @@ pub struct PageWrite {
 ///
 /// # Safety
 ///
-/// `written` and `data_written` run in signal handlers, by any number of threads at once:
-/// they are async-signal-safe (no lock, no allocation, no thread-local, no panic, no
-/// access to tracked memory, errno kept).
+/// `written` and `data_written` run in signal handlers, by any number of threads at once: they are
+/// async-signal-safe (no lock, no allocation, no thread-local, no panic, no access to tracked
+/// memory, errno preserved).
 #[allow(unsafe_code)]
 pub unsafe trait PageObserver: Send + Sync + 'static {
     /// The observer's data for each page.

@@ -158,7 +158,7 @@ impl<D: PageData> Gate<D> {
         self.read().views.aliases(page)
     }
 
-    /// Writes a view down, then ends claims that were made without it.
+    /// Records a view, then ends claims that were made without it.
     pub(super) fn declare(&self, space: &mut Space<D>, at: Span, memory: SharedMemory) {
         self.has_views.store(true, Ordering::Release);
         space.declare(at, memory);

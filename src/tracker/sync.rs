@@ -21,9 +21,9 @@ impl<D: PageData> Tracker<D> {
     ///
     /// # Errors
     ///
-    /// The kernel could not report the written pages; then everything in the requested
-    /// range counts as written. A later call asks again only about pages that something
-    /// was made from since.
+    /// The kernel could not report the written pages; then everything in the requested range counts
+    /// as written. A later call asks again only about pages from which a translation was made
+    /// since.
     pub fn sync(&self) -> Result<(), Error> {
         self.gate.check_moves()?;
         self.gate.read().sync(Span::ALL)
@@ -51,7 +51,7 @@ impl<D: PageData> Tracker<D> {
 }
 
 impl<D: PageData> Space<D> {
-    /// Harvests the deferred regions in `span`; if one fails, still the rest.
+    /// Harvests the deferred regions in `span`, even after one of them failed.
     fn sync(&self, span: Span) -> Result<(), Error> {
         let deferred = self.within(span).filter(|(tracked, _)| tracked.region.mode() == Mode::Deferred);
         for_all(deferred, |tracked, pages| tracked.region.sync(pages))

@@ -128,7 +128,7 @@ impl Engine {
         }
     }
 
-    /// The mode that writes are learned of by, and the reason for it.
+    /// The tracking mode, and the reason for it.
     pub fn mode(&self) -> (Mode, &str) {
         (self.shared.mode, &self.why)
     }

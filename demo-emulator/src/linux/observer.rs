@@ -105,7 +105,7 @@ pub trait MemoryObserver: Send + Sync {
     }
 }
 
-/// Retains nothing, so it ignores every event: the interpreter's observer.
+/// The interpreter's observer. The interpreter has no translations, so this ignores every event.
 #[derive(Debug, Default)]
 pub struct NoTracking;
 

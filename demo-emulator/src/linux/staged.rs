@@ -83,7 +83,7 @@ impl Staged {
     }
 
     /// Replaces the mapping at `to`, a range of its length, in one step. After an error the new
-    /// mapping, none, or the former one is there.
+    /// mapping, none, or the old one is there.
     pub fn move_onto(self, to: HostRange) -> Result<(), Errno> {
         debug_assert_eq!(to.len(), self.len_bytes);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;

@@ -54,7 +54,7 @@ pub struct Report {
 /// The further facts of a run with an engine.
 #[derive(Clone, Debug)]
 struct Tracked {
-    /// The mode that writes were learned of by, and the reason for it.
+    /// The tracking mode, and the reason for it.
     mode: &'static str,
     why: String,
     /// Counters with their names, the library's first.

@@ -241,8 +241,8 @@ impl Allocation {
     /// # Errors
     ///
     /// [`Error::BadArgument`] if the allocation was never published, or if this is a fork's child
-    /// and its code was left to the parent: another processor may run the former bytes there. The
-    /// same for an offset beyond the end. [`Error::InForkChild`] in a child that has not called
+    /// and its code was left to the parent: another processor may run the old bytes there. The same
+    /// for an offset beyond the end. [`Error::InForkChild`] in a child that has not called
     /// [`BufferForkGuard::after_fork_child`](super::BufferForkGuard::after_fork_child).
     pub fn entry(&self, offset_bytes: usize) -> Result<usize, Error> {
         self.shared.check_owner()?;

@@ -83,7 +83,7 @@ pub(super) fn residency(thread: &mut Thread, [address, len, vector, ..]: [u64; 6
     Ok(0)
 }
 
-/// mlock and its kin: guest memory is not pinned, and no guest can notice.
+/// mlock and similar calls: guest memory is not pinned, and no guest can notice.
 pub(super) fn lock(_thread: &mut Thread, _arguments: [u64; 6]) -> SysResult {
     Ok(0)
 }
