@@ -1,4 +1,4 @@
-//! The stress load in every mode that can be had here, over anonymous memory and
+//! The stress load in every mode that is available here, over anonymous memory and
 //! memfd, and the control without tracking:
 //!
 //! ```text

@@ -48,7 +48,7 @@ fn a_child_reports_its_end() {
     assert_eq!(raised, [Ended::Killed(libc::SIGKILL), Ended::Hung]);
 }
 
-/// The modes that can be had here. A missing mode is named.
+/// The modes that are available here. A missing mode is named.
 fn modes() -> Vec<Mode> {
     let probe = Probe::of_this_process();
     let can_be_had = |mode: &Mode| match probe.check(*mode) {

@@ -18,7 +18,7 @@ use userfaultfd::{FeatureFlags, Uffd, UffdBuilder};
 
 use support::{Fixture, GUEST, PAGES, in_modes, page_bytes, region, tracking_modes};
 
-/// The modes with a userfaultfd that can be had here.
+/// The modes with a userfaultfd that are available here.
 fn modes() -> Vec<Mode> {
     tracking_modes().into_iter().filter(|&mode| mode != Mode::Mprotect).collect()
 }

@@ -1,5 +1,5 @@
 //! Blocks that come and go at the limit leave nothing on the heap: the soak (`examples/soak`) in
-//! a second, in one thread. Each byte is counted; only the size of maps may differ, by
+//! one second and one thread. Each byte is counted; only the size of maps may differ, by
 //! `ROUGH_BYTES`.
 //!
 //! # Safety
@@ -37,7 +37,7 @@ struct Owned {
 /// The heap may grow by this after [`CYCLES`]: maps are a little larger or smaller each time.
 const ROUGH_BYTES: i64 = 16 << 10;
 
-/// The heap beside the cache's own footprint.
+/// The heap outside the cache's own footprint.
 fn untold_bytes(footprint: &Footprint) -> i64 {
     let Footprint { live, retained, garbage, cell_bytes, table_bytes, page_bytes, .. } = footprint;
     let records = live.record_bytes + retained.record_bytes + garbage.record_bytes;

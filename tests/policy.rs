@@ -98,7 +98,7 @@ impl Guest {
     }
 }
 
-/// The modes that can be had and of which `wanted` is true.
+/// The modes that are available and of which `wanted` is true.
 fn modes_that(wanted: impl Fn(Mode) -> bool) -> Vec<Mode> {
     modes::tracking_modes().into_iter().filter(|&mode| wanted(mode)).collect()
 }
@@ -138,7 +138,7 @@ fn a_store_to_code_kills() {
         guest.store(3, 63);
         assert_eq!(claim.data().take(), (1, 0), "{mode}");
         assert!(!guest.translate(3).is_self_checking(), "{mode}: once is no habit");
-        // Without self-checking pages a store beside code kills as well.
+        // Without self-checking pages a data write kills as well.
         let guest = Guest::new(mode, Adaptive::new());
         let claim = guest.translate(3);
         guest.store(3, 2048);

@@ -1,4 +1,4 @@
-//! Data writes beside blocks that have a self-checking entry, in every mode on the real
+//! Data writes to pages with blocks that have a self-checking entry, in every mode on the real
 //! kernel, under the policy that makes pages self-checking.
 //!
 //! # Safety
@@ -91,7 +91,7 @@ fn flag(flag: *const AtomicU8) -> u8 {
     unsafe { &*flag }.load(Ordering::Relaxed)
 }
 
-/// Every synchronous mode that can be had here: in a deferred region stores are not learned of
+/// Every synchronous mode that is available here: in a deferred region stores are not learned of
 /// one by one.
 fn synchronous_modes() -> impl Iterator<Item = Mode> {
     let probe = Probe::of_this_process();

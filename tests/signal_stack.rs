@@ -1,5 +1,5 @@
-//! How much of an alternate signal stack a fault takes, beside the kernel's own frame: within
-//! [`HANDLER_STACK_BYTES`], in each mode with signals for faults.
+//! A fault takes at most [`HANDLER_STACK_BYTES`] of an alternate signal stack, in addition to the
+//! kernel's own frame, in each mode with signals for faults.
 //!
 //! # Safety
 //!

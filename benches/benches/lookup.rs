@@ -1,5 +1,5 @@
-//! Finding a block: in a vCPU's front and in the shared table, beside a bare
-//! array and a hash map.
+//! Finding a block: in a vCPU's front and in the shared table, compared with a bare array and a
+//! hash map.
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
-//! Lookups beside their floors, and one block's costs among many beside among few,
-//! by turns: `cargo bench -p codewarden-bench --bench many`, a minute. The report
-//! has the same rows.
+//! Lookups and their floors, and the costs of one block among many and among few, taken in turn:
+//! `cargo bench -p codewarden-bench --bench many`, a minute. The report has the same rows.
 
 use codewarden_bench::lookup::Sizes;
 use codewarden_bench::{blocks, lookup, pair};

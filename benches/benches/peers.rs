@@ -1,7 +1,6 @@
-//! The demo emulator beside `qemu-riscv64`, as markdown on stdout:
-//! `cargo bench -p codewarden-bench --bench peers`, optionally with `-- --rounds N`. With
-//! `--test` everything runs once, with few operations. This bench does not use criterion,
-//! because the guests take the time.
+//! The demo emulator and `qemu-riscv64`, as markdown on stdout: `cargo bench -p codewarden-bench
+//! --bench peers`, optionally with `-- --rounds N`. With `--test` everything runs once, with few
+//! operations. This bench does not use criterion, because the guests take the time.
 
 use std::process::ExitCode;
 

@@ -1,7 +1,7 @@
-//! Programs that write code, under a policy and under the plain baseline; and `sync`
-//! beside the bare ioctl. This bench does not use criterion: a run is a whole program,
-//! and the result is the difference of two runs. `-- TEXT` selects the rows with TEXT in
-//! their name. With `--test` all is small and runs once.
+//! Programs that write code, under a policy and under the plain baseline; and `sync` compared with
+//! the bare ioctl. This bench does not use criterion: a run is a whole program, and the result is
+//! the difference of two runs. `-- TEXT` selects the rows with TEXT in their name. With `--test`
+//! every run is small and takes place once.
 
 use codewarden_bench::{open, policy};
 

@@ -1,6 +1,6 @@
-//! All rows with all sides by turns, as markdown on stdout, and with pictures in a
-//! directory: `cargo bench -p codewarden-bench --bench report`, optionally with
-//! `-- --rounds N --out DIR`. With `--test` everything runs once.
+//! All rows, with all sides in turn, as markdown on stdout, with pictures in a directory: `cargo
+//! bench -p codewarden-bench --bench report`, optionally with `-- --rounds N --out DIR`. With
+//! `--test` everything runs once.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! All sides of a row by turns: A B C, C B A, A B C.
+//! Measures all sides of a row in turn: A B C, C B A, A B C.
 
 use codewarden::protection::Mode;
 

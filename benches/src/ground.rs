@@ -27,7 +27,7 @@ pub enum Layout {
     Neighbouring,
 }
 
-/// The threads beside the one that is measured.
+/// The threads that run in addition to the measured one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Company {
     /// The process has one running thread.

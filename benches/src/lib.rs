@@ -5,14 +5,13 @@
 //! handler that does nothing but kill one block by one store. The difference is the
 //! library's own cost.
 //!
-//! Both are a [`Side`]. A [`Side`] measures a [`Case`] over one batch of pages. It checks
-//! that the pages were protected and that the blocks died, and gives the time of the measured
-//! part alone. The criterion benches sum batches. `report` takes the sides by turns,
-//! A B A B, so that a slow phase of the machine affects all of them, and shows medians with
-//! their spread.
+//! Both are a [`Side`]. A [`Side`] measures a [`Case`] over one batch of pages. It checks that the
+//! pages were protected and that the blocks died, and gives the time of the measured part alone.
+//! The criterion benches sum batches. `report` takes the sides in turn, A B A B, so that a slow
+//! phase of the machine affects all of them, and shows medians with their spread.
 //!
-//! A policy's gain is a matter of a program, not of one page: [`policy`] runs whole programs,
-//! with and without tracking.
+//! A policy's gain shows in a program, not on one page, so [`policy`] runs whole programs, with and
+//! without tracking.
 
 pub mod alternate;
 pub mod blocks;

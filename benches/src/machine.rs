@@ -1,4 +1,5 @@
-//! A record's description of the machine: enough to compare by, nothing that names it.
+//! A record's description of the machine: enough for comparisons, but nothing that identifies the
+//! machine.
 
 use std::fs;
 use std::process::Command;

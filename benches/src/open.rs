@@ -1,4 +1,4 @@
-//! Opens a side in one of the modes that can be had here.
+//! Opens a side in one of the modes that are available here.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ impl<S: Side> Side for InCompany<S> {
     }
 }
 
-/// The modes that can be had here, in the order of the tables: the baseline and the control
+/// The modes that are available here, in the order of the tables: the baseline and the control
 /// last. A missing mode is named on stderr.
 ///
 /// # Panics

@@ -1,4 +1,4 @@
-//! Two things that were measured by turns, and the wanted relation of the two.
+//! Two measurements taken in turn, and the wanted relation of the two.
 
 use std::fmt::Write;
 

@@ -1,10 +1,10 @@
-//! The demo emulator beside `qemu-riscv64`, on guests that change code and on
-//! guests that do not.
+//! The demo emulator compared with `qemu-riscv64`, on guests that change code and on guests that do
+//! not.
 //!
-//! The guest's own clock measures each operation, over many of them. It also measures the
-//! guest's loop without the change of code: there the guest does the same to data. The
-//! difference of the two is the cost of the change, on each side. All of it is taken by turns,
-//! A B C D, D C B A, and the medians of the rounds are compared.
+//! The guest's own clock measures each operation, over many of them. It also measures the guest's
+//! loop without the change of code: there the guest does the same to data. The difference of the
+//! two is the cost of the change, on each side. All four are taken in turn, A B C D, D C B A, and
+//! the medians of the rounds are compared.
 //!
 //! The demo emulator interprets code for its first few runs; the peer translates it at once.
 //! In a bulk rewrite each function is called once. So its cost is mostly interpreting here,

@@ -1,10 +1,9 @@
 //! How many scattered pages can be protected, and how many VMAs that makes.
 //!
-//! Every second page of a large region is protected. With userfaultfd the region stays one
-//! VMA. With mprotect each page becomes a VMA, and so does the page beside it, until
-//! `vm.max_map_count` ends the run. At that limit the whole process is crippled: no thread
-//! starts, and large allocations fail. So each run has a process of its own, which is this
-//! program again with other arguments.
+//! Every second page of a large region is protected. With userfaultfd the region stays one VMA.
+//! With mprotect each page becomes a VMA, and so does the page after it, until `vm.max_map_count`
+//! ends the run. At that limit no thread of the process can start, and large allocations fail. So
+//! each run has a process of its own, which is this program again with other arguments.
 
 use std::fmt;
 use std::fs::File;

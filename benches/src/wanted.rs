@@ -1,4 +1,4 @@
-//! The project's aims beside the measurements.
+//! The project's aims, and the measurements next to them.
 
 use std::fmt::Write;
 

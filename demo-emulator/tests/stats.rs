@@ -1,5 +1,5 @@
-//! `--stats=json` of guests that patch, that write beside their code, and that let the kernel
-//! write. Each count agrees with the others, and the heat map names the writers. No time is
+//! `--stats=json` of guests that patch, that write data on their pages of code, and that let the
+//! kernel write. Each count agrees with the others, and the heat map names the writers. No time is
 //! asserted.
 
 use std::path::Path;

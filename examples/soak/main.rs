@@ -1,4 +1,4 @@
-//! Write, invalidate, translate again, for ever: memory stays what it was.
+//! Writes, invalidates and translates again, for ever: the memory in use must not grow.
 //!
 //! ```text
 //! cargo run --release --example soak -- --cycles 10000000
@@ -10,10 +10,10 @@
 //! swept. A second vCPU runs a loop of blocks that are linked through their entry cells, and
 //! translates an evicted one again. A third vCPU is attached and sleeps.
 //!
-//! Everything is in use long before the first 100,000 cycles are over: each page of the
-//! guest, each page of the code buffer in both views, the limit. From then on nothing may
-//! grow. About 90 MB are resident, so the allocator's variation is little beside 2 %. A leak
-//! of 8 bytes a cycle doubles that in 10,000,000 cycles.
+//! Everything is in use long before the first 100,000 cycles are over: each page of the guest, each
+//! page of the code buffer in both views, the limit. From then on nothing may grow. About 90 MB are
+//! resident, so the allocator's variation is small compared with 2 %. A leak of 8 bytes for each
+//! cycle doubles the memory in 10,000,000 cycles.
 //!
 //! # The table
 //!
@@ -26,8 +26,8 @@
 //!   threads;
 //! - the heap beside the footprint grew by more than 256 KiB, or the heap less the blocks that
 //!   wait for vCPUs to leave grew by more than 1 MiB;
-//! - fewer than nine tenths of the blocks fit, cells that nobody needs are not swept, or
-//!   memory is left when the cache, the buffer and the guest's memory were dropped.
+//! - fewer than nine tenths of the blocks fit, cells that are not needed are not swept, or memory
+//!   is left when the cache, the buffer and the guest's memory were dropped.
 //!
 //! It also ends with 1 if stale or freed code was found, or if a part of the load did not take
 //! place.

@@ -1,5 +1,5 @@
 //! A whole embedder: a JIT for a guest of seven instructions, with x86-64 code that it
-//! emits itself, in every mode that can be had here.
+//! emits itself, in every mode that is available here.
 //!
 //! ```text
 //! cargo run --example tiny_jit

@@ -108,7 +108,8 @@ impl Model {
     }
 }
 
-/// Two translators of one page: one is told to protect it and the other to check it.
+/// Two translators of one page: the policy tells one to protect it, and the other to make it
+/// self-checking.
 fn two_minds(mode: Mode) {
     let model = Model::new(mode, 1, ByTurns::new([Decision::SelfCheck, Decision::Protect]));
     let other = spawn(&model, |model| model.translate(0));

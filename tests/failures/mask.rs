@@ -1,7 +1,7 @@
 //! Kernels that lack a facility, on one that has them all: `CODEWARDEN_HIDE`.
 //!
 //! A process of its own runs with each facility hidden. It checks the choice of `auto`, the
-//! error of each mode that cannot be had, and that every other mode works.
+//! error of each mode that is not available, and that every other mode works.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -18,7 +18,7 @@ use crate::alone::task;
 use crate::scenario::{End, TRACKING, UFFD, byte_of, expect_end};
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, skip};
 
-/// The hidden facilities, the modes that cannot be had then, and the choice of `auto`.
+/// The hidden facilities, the modes that are not available then, and the choice of `auto`.
 /// Without a barrier on all threads every synchronous mode is refused, mprotect too.
 const MASKS: [(&str, &[Mode], Option<Mode>); 19] = [
     ("", &[], Some(Mode::Sigbus)),

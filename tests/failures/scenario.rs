@@ -39,7 +39,7 @@ pub(crate) enum End {
     Signal(c_int),
 }
 
-/// Runs `scenario` in a process of its own for each of `modes` that can be had
+/// Runs `scenario` in a process of its own for each mode of `modes` that is available
 /// here. `name` is the path of the test that calls this.
 pub(crate) fn scenario(name: &str, modes: &[Mode], end: End, scenario: impl Fn(Mode)) {
     if let Some(mode) = task() {

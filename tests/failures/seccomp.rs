@@ -83,7 +83,7 @@ pub(crate) fn refuse(calls: &[Call], answer: u32) {
     }
 }
 
-/// Checks the choice of `auto` and the errors of the modes that cannot be had.
+/// Checks the choice of `auto` and the errors of the modes that are not available.
 fn expect_fallback(missing: &[Mode], says: &str) {
     let probe = Probe::of_this_process();
     for mode in missing {

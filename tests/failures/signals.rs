@@ -1,5 +1,5 @@
 //! The embedder blocks the library's signal, or takes it. The kernel offers no way to prevent
-//! either. These tests show the checks that an embedder can make before, and the end.
+//! either. These tests show the checks that an embedder can make first, and how the process ends.
 //!
 //! # Safety
 //!

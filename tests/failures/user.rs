@@ -2,8 +2,8 @@
 //!
 //! # Safety
 //!
-//! Gives the process's rights up, in processes of their own; lets the kernel write
-//! to the fixture's memory.
+//! Gives up the process's rights, in processes of their own; lets the kernel write to the fixture's
+//! memory.
 #![allow(unsafe_code)]
 
 use std::os::fd::AsRawFd;
@@ -60,7 +60,7 @@ fn read_into(guest: &Fixture, page: usize) -> std::io::Result<usize> {
     usize::try_from(count).map_err(|_| std::io::Error::last_os_error())
 }
 
-/// Every mode can be had, and keeps its promise.
+/// Every mode is available, and keeps its promise.
 #[test]
 fn every_mode_works() {
     as_nobody("user::every_mode_works", &Mode::ALL, |mode| {

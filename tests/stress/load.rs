@@ -1,4 +1,4 @@
-//! A load of writers, translators and vCPUs on one code cache, with an oracle.
+//! A load of writers, translators and vCPUs on one code cache that detects stale code.
 //!
 //! Guest memory holds words with version numbers; each word has one writer, so its versions only
 //! grow. A block is made from one word, or from two on neighbouring pages, and its code contains

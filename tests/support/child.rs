@@ -1,7 +1,7 @@
 //! A fork's child, for every test that needs one.
 //!
-//! In a child that returns from its test, the test harness goes on, and a panic there may end
-//! it as a success. So a child ends here, in `_exit`, whether or not its body panics.
+//! If a child returned from its test, the test harness would go on in it, and a panic might end the
+//! child as a success. So a child ends here, in `_exit`, whether or not its body panics.
 //!
 //! # Safety
 //!

@@ -1,5 +1,5 @@
 //! The small embedder that the tests of blocks share: one region, blocks made of
-//! single bytes, each mode that can be had here.
+//! single bytes, each mode that is available here.
 //!
 //! # Safety
 //!

@@ -1,4 +1,4 @@
-//! The modes that can be had here.
+//! The modes that are available here.
 
 use codewarden::protection::{Mode, Probe};
 
@@ -8,7 +8,7 @@ pub(crate) fn skip(why: &dyn std::fmt::Display) {
     println!("skipped: {why}");
 }
 
-/// Every mode but `none` that can be had here.
+/// Every mode but `none` that is available here.
 pub(crate) fn tracking_modes() -> Vec<Mode> {
     let probe = Probe::of_this_process();
     let has = |&mode: &Mode| probe.check(mode).inspect_err(|error| skip(error)).is_ok();

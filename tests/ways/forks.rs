@@ -1,6 +1,5 @@
-//! Memory that a fork's child shares. `tests/fork.rs` has the effects of both sides on each
-//! other. `tests/host_faults.rs` has a child that drops its objects without a word to the
-//! library.
+//! Memory that a fork's child shares. `tests/fork.rs` has the effects of both sides on each other.
+//! `tests/host_faults.rs` has a child that drops its objects without any call to the library first.
 //!
 //! # Safety
 //!

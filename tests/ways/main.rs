@@ -1,5 +1,5 @@
-//! Every way that bytes change, in every mode. The library handles the change, the embedder
-//! announces it by a call made for it, or it is refused with an error.
+//! Every way that bytes change, in every mode. The library handles the change, or the embedder
+//! announces it by a call made for it, or the library refuses it with an error.
 //!
 //! The table in `src/guide/ways.md` names these tests. A test translates from a page and lets
 //! the bytes change in its way. It asserts the mode's promise: in synchronous modes the block

@@ -1,7 +1,7 @@
-//! Instructions that tell of the kernel's tables (`sgdt`, `sidt`, `smsw`). A processor with UMIP
+//! Instructions that reveal the kernel's tables (`sgdt`, `sidt`, `smsw`). A processor with UMIP
 //! keeps them from user mode. Then the kernel emulates them and stores an invented value, as a
-//! system call would. If that store is refused, it kills the process with SIGSEGV. So an
-//! embedder with such instructions in its code holds the page, or interprets them.
+//! system call would. If that store is refused, it kills the process with SIGSEGV. So an embedder
+//! with such instructions in its code holds the page, or interprets them.
 //!
 //! Each case runs in a process of its own.
 //!

@@ -1,6 +1,6 @@
-//! One memfd mapped several times. A JIT does so whose pages are never both writable and
-//! executable: RW here and RX there. Each view lies in a region and is declared. Then a store
-//! through any view reaches the blocks made from all views.
+//! One memfd mapped several times. A JIT does this if no page of it may be writable and executable:
+//! it writes through one mapping (RW) and runs another one (RX). Each view lies in a region and is
+//! declared. Then a store through any view reaches the blocks made from all views.
 //!
 //! # Safety
 //!

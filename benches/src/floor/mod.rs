@@ -1,9 +1,9 @@
 //! The floor: the bare system calls of each mode and the smallest handler that can work, on
 //! the same pages as the library.
 //!
-//! It knows one block a page. The blocks are an array of words beside the pages, and one
-//! store to a block's word kills it. The floor has no states, no generations and no lists. It
-//! counts nothing and could not serve two translators.
+//! It knows one block for each page. The blocks are a separate array of words, and one store to a
+//! block's word kills it. The floor has no states, no generations and no lists. It counts nothing
+//! and could not serve two translators.
 
 mod calls;
 mod handler;

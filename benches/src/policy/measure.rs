@@ -1,4 +1,4 @@
-//! Runs of every side by turns, and their results.
+//! Runs every side in turn, and has the results.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 

@@ -1,9 +1,9 @@
 //! The cost of tracking under a policy, against two baselines.
 //!
-//! **Plain** does as QEMU's user mode does: it uses mprotect and opens one page a fault. A
+//! **Plain** does as QEMU's user mode does: it uses mprotect and opens one page for each fault. A
 //! fault kills every block of the page, and the next translation protects the page again.
-//! **mprotect, adaptive** has the policy of the other sides and mprotect's mechanism. It
-//! separates the policy's gain from the mechanism's.
+//! **mprotect, adaptive** has the policy of the other sides and mprotect's mechanism. It separates
+//! the policy's gain from the mechanism's.
 //!
 //! Every side runs one program ([`workload`]) over one stub translator ([`translator`]).
 //! Its dispatcher finds or translates a block, runs it, and asserts the result. The
@@ -37,7 +37,7 @@ pub struct Report {
     pub syncs: Vec<sync::Measured>,
 }
 
-/// Measures the rows with `text` in their name, in the modes that can be had. As a check
+/// Measures the rows with `text` in their name, in the modes that are available. As a check
 /// all is small and runs once.
 pub fn measure(modes: &[Mode], text: &str, is_check: bool) -> Report {
     let sides = side::sides(modes);
@@ -48,7 +48,7 @@ pub fn measure(modes: &[Mode], text: &str, is_check: bool) -> Report {
 }
 
 impl Report {
-    /// The aims beside the measurements.
+    /// The aims, and the measurements next to them.
     pub fn against_wanted(&self) -> String {
         wanted::lines(&self.programs, &self.syncs)
     }

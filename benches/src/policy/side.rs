@@ -33,7 +33,7 @@ impl Side {
     }
 }
 
-/// The sides in the order of the tables, of the modes that can be had: the
+/// The sides in the order of the tables, of the modes that are available: the
 /// baselines, the others, and off.
 pub fn sides(modes: &[Mode]) -> Vec<Side> {
     let adaptive = [Mode::Mprotect, Mode::Sigbus, Mode::Thread, Mode::Deferred];

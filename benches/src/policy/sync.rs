@@ -1,8 +1,8 @@
-//! `sync` over many code pages, beside the bare ioctl that it needs.
+//! `sync` over many code pages, compared with the bare ioctl that it needs.
 //!
-//! Both look at equally many contiguous pages of their own, all protected, in one run and by
-//! turns. The bare side counts the pages that the ioctl reports. The library also kills the
-//! block of each of these pages. For the cost of a written page, take a call with written
+//! Each side has the same number of contiguous pages of its own, all protected. Both are measured
+//! in turn in one run. The bare side counts the pages that the ioctl reports. The library also
+//! kills the block of each of these pages. For the cost of a written page, take a call with written
 //! pages less the call without in the same round. Divide by the number of written pages.
 
 use std::sync::atomic::{AtomicBool, Ordering};

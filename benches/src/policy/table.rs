@@ -77,7 +77,7 @@ fn line(table: &mut String, row: &Measured, side: Side, name: &str, figure: Figu
     table.push('\n');
 }
 
-/// `sync` beside the bare ioctl.
+/// `sync` and the bare ioctl.
 pub fn syncs(rows: &[sync::Measured]) -> String {
     let mut table = String::from(
         "| pages written | threads | sync, ns | bare ioctl, ns | sync ÷ bare | sync, ns a written page | bare, ns a \

@@ -1,10 +1,10 @@
 //! The stub translator, and a dispatcher over it: the smallest possible emulator, the same
 //! for every side.
 //!
-//! A block is made from [`BLOCK_BYTES`] guest bytes and computes their [`meaning`]. The
-//! translator works it out once, and the block's code returns it. So a stale block gives
-//! itself away. The self-checking entry of a block is its address with the lowest bit set. The
-//! dispatcher compares the bytes before it enters a block by that entry.
+//! A block is made from [`BLOCK_BYTES`] guest bytes and computes their [`meaning`]. The translator
+//! computes it once, and the block's code returns it. So a stale block is noticed by its result.
+//! The self-checking entry of a block is its address with the lowest bit set. The dispatcher
+//! compares the bytes before it enters a block by that entry.
 //!
 //! # Safety
 //!

@@ -1,4 +1,4 @@
-//! The aims of a policy beside the measurements.
+//! The aims of a policy, and the measurements next to them.
 
 use std::fmt::Write;
 

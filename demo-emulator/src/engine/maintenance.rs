@@ -1,7 +1,7 @@
 //! The thread that maintains the tracker.
 //!
 //! - **Cooling.** A page that was written to all the time became self-checking. Once the writes are
-//!   over, `maintain` protects it again.
+//!   over, `maintain` lets it be protected again.
 //! - **Deferred mode: unannounced writes.** RISC-V application processors promise that a store
 //!   reaches instruction fetch at some time, even if no hart executes a FENCE.I (Ziccid). A guest
 //!   may wait for that in a loop that never leaves compiled code. So the thread harvests 50 times a

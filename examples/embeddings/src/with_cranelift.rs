@@ -40,7 +40,7 @@ impl Drop for Compiled {
 ///
 /// # Errors
 ///
-/// A mode that cannot be had here, or no memory.
+/// A mode that is not available here, or no memory.
 pub fn run(mode: Mode) -> Result<u64, Box<dyn Error>> {
     let memory = Arc::new(GuestMemory::anonymous(4096)?);
     memory.write(0, &guest::program())?;

@@ -28,7 +28,7 @@ type Block = unsafe extern "C" fn(*mut Cpu) -> u64;
 ///
 /// # Errors
 ///
-/// A mode that cannot be had here, or no memory.
+/// A mode that is not available here, or no memory.
 pub fn run(mode: Mode) -> Result<u64, Box<dyn Error>> {
     let memory = Arc::new(GuestMemory::anonymous(MEMORY_BYTES)?);
     memory.write(0, &guest::program())?;

@@ -1,5 +1,5 @@
-//! Three areas of guest memory, two of which show the same bytes, a cache over
-//! them, and the oracle beside it.
+//! Three areas of guest memory, two of which show the same bytes, a cache over them, and the
+//! oracle.
 //!
 //! # Safety
 //!
