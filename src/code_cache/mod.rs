@@ -32,7 +32,7 @@
 //! | file | contents |
 //! |---|---|
 //! | `key`, `errors`, `limit` | keys and payloads; the reasons why nothing was translated; memory use, and its limit |
-//! | `entry`, `stale_flag`, `block_list`, `epoch`, `journal` | entry cells; the byte that a block polls; the list of blocks on a page; frees memory when no thread can be inside; the last writes, for reports |
+//! | `entry`, `stale_flag`, `block_list`, `epoch`, `journal` | entry cells; the byte that a block polls; the list of blocks on a page; the epochs that decide when memory may be freed; the last writes, for reports |
 //! | `kill`, `table`, `translation` | the steps in which a block dies; the table from keys to cells, with links; code with the bytes that it was made from |
 //! | `record` | one life of a translation: a block |
 //! | `live`, `retained`, `garbage` | the queue of reachable blocks; translations of dead blocks that may be used again; unreachable objects that wait to be freed |

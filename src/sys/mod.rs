@@ -5,13 +5,13 @@
 //! | `clock`, `errno`, `membarrier`, `range_table`, `split`, `uffd_calls` | a clock for signal handlers; errno, and a thread's number; barriers on every thread of the process; a table that handlers read without a lock; one operation over a range with holes and several VMAs; the ioctls and messages of userfaultfd |
 //! | `ranges` | the tracked ranges, and the sink of each range's faults |
 //! | `fault`, `statics` | the code that a signal handler runs; the static locks, and their owner during a fork |
-//! | `process`, `signal` | tells whether this process is a fork's child; the SIGBUS and SIGSEGV handler, and the handlers before it |
+//! | `process`, `signal` | the check for a fork's child; the SIGBUS and SIGSEGV handler, and the handlers before it |
 //! | `fork`, `registration`, `thread` | a guard over a fork; a range's place in the table of tracked ranges; a thread of the library's own |
 //! | `descriptor` | high numbers for descriptors, out of the guest's way |
 //! | `mmap` | mappings and memfds that unmap themselves |
 //! | `alt_stack`, `code_views`, `guarded_fd` | an alternate signal stack for one thread; the two mappings of a code buffer; a descriptor that other code may close |
-//! | `event`, `pagemap`, `uffd` | a wait for several descriptors; `PAGEMAP_SCAN` on `/proc/self/pagemap`; userfaultfd: open, negotiate, register, write-protect, wake, read |
-//! | `probe` | the facilities of this kernel and these permissions |
+//! | `event`, `pagemap`, `uffd` | an event, and the wait for it and a descriptor; `PAGEMAP_SCAN` on `/proc/self/pagemap`; userfaultfd: open, negotiate, register, write-protect, wake, read |
+//! | `probe` | the facilities that this kernel offers and these permissions allow |
 //!
 //! Nothing here knows page states or blocks.
 

@@ -26,10 +26,10 @@
 //! | file | contents |
 //! |---|---|
 //! | `observer`, `errors`, `ranges`, `streams`, `repeats`, `harvest_set`, `views` | the interface to the layer above; the reasons why no translation begins; sets of page numbers; streams of writes; faults that come back; the pages that a harvest looks at; mappings that show the same bytes |
-//! | `region` | one region: its pages, its addresses, the calls of its mechanism |
-//! | `notify`, `space`, `generations` | tells the observer of a write; all regions and views, and the lock around them; an observer that keeps a number for each page |
+//! | `region` | one region: its pages, its addresses, the calls to its mechanism |
+//! | `notify`, `space`, `generations` | the report of a write to the observer; all regions and views, and the lock around them; an observer that keeps a number for each page |
 //! | `loss`, `regions` | the loss of a mechanism, and the end of a region; the tracker, and how it gets its regions |
-//! | `begin`, `fault`, `sync`, `invalidate`, `hold`, `maintain`, `fork`, `inspect` | a translator begins on a page; a store faults; the guest announces changed code; bytes have changed unseen; pages are held open for the kernel; regular maintenance; the process forks; numbers for people |
+//! | `begin`, `fault`, `sync`, `invalidate`, `hold`, `maintain`, `fork`, `inspect` | the start of a translator on a page; the fault of a store; the guest's announcement of changed code; bytes that have changed unseen; pages that are held open; regular maintenance; forks; numbers for people |
 //! | `claim`, `mapping` | a page that a translator has claimed; mappings that are declared or changed |
 
 mod begin;

@@ -22,7 +22,7 @@
 //! | `counters`, `error`, `events`, `first_runs`, `source` | the engine's counters; the reasons why it cannot start; events for listeners; code that runs for the first time; a block's instructions and bytes |
 //! | `tier0` | decoded blocks |
 //! | `payload` | the blocks of the cache, and their keys |
-//! | `maintenance`, `recorder` | the thread that maintains the tracker; reports translations and writes to the listeners |
+//! | `maintenance`, `recorder` | the thread that maintains the tracker; the reports of translations and writes to the listeners |
 //! | `interpret`, `observer` | runs instructions without host code; reports Linux's changes of memory to the tracker |
 //! | `executor` | the dispatcher of one hart |
 

@@ -40,7 +40,7 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `error`, `fault_index`, `options` | the reasons why a block cannot be compiled; the guest's pc of a host pc that faulted; how a block is compiled |
+//! | `error`, `fault_index`, `options` | the reasons why a block cannot be compiled; the index from a faulting host pc to the guest's pc; the options of a block |
 //! | `entry` | calls compiled code from Rust, and returns |
 //! | `check` | the self-checking entry |
 //! | `code_space` | the instruction set, code buffer and window that all translators share |

@@ -9,7 +9,7 @@
 //! | `file_change`, `own_memory`, `wait` | calls that change a file's bytes; `/proc/self/mem`; waiting under another signal mask |
 //! | `descriptors`, `epoll`, `file`, `ids`, `memory`, `process`, `signals`, `status`, `system_info`, `threads`, `time`, `transfer` | the calls of one subject each |
 //! | `net` | messages over sockets, which are vectors as in `transfer` |
-//! | `table`, `trace` | every call with its number; `-strace` |
+//! | `table`, `trace` | the table of all calls, by number; `-strace` |
 //! | `dispatch` | makes a call and gives the hart its result |
 
 mod descriptors;
