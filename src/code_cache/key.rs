@@ -41,8 +41,8 @@ impl From<GuestAddr> for Key {
     }
 }
 
-/// A block's own data. It is dropped when no vCPU can be inside the block any more, under no lock,
-/// by the call that finds that out (a commit, a revival, an eviction,
+/// A block's own data. It is dropped when no vCPU can be inside the block any more. The call that
+/// detects this drops it, under no lock (a commit, a revival, an eviction,
 /// [`CodeCache::collect`](crate::CodeCache::collect)).
 ///
 /// A drop that panics harms no other block: the call frees and counts everything else that it can,

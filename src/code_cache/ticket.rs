@@ -171,8 +171,8 @@ impl<P: Payload> Ticket<P> {
     /// A byte that is 0 while the block is valid and entered by its plain entry, and otherwise one
     /// of [`StaleFlag`]'s other values. Emitted code may poll it, for instance after its own
     /// stores. It lives as long as the block's payload. In a synchronous region, a block that can
-    /// store to its own bytes must poll it, or know by the address of each store that the store did
-    /// not hit them. A block has a flag only if this was called for its ticket.
+    /// store to its own bytes must poll it, unless the address of the store shows that it did not
+    /// hit them. A block has a flag only if this was called for its ticket.
     pub fn stale_flag(&mut self) -> *const u8 {
         Arc::as_ptr(self.flag.get_or_insert_with(|| Arc::new(StaleFlag::new()))).cast()
     }
