@@ -46,8 +46,11 @@
 //! | 7 | [`executable_memory`](guide::executable_memory): code buffers, and the rules of instruction streams on x86-64 and aarch64 |
 //! | 8 | [`limits`](guide::limits): memory, eviction, a full code buffer |
 //! | 9 | [`forks`](guide::forks): both sides of a fork |
-//! | 10 | [`protocol`](guide::protocol): invariants, orderings, and the model that checks each |
-//! | 11 | [`checks`](guide::checks): models, mutations, sanitizers, fuzzing, soak: the command of each, and the checks that were not run |
+//! | 10 | [`mixed_pages`](guide::mixed_pages): pages that hold code and data, and their cost |
+//! | 11 | [`requirements`](guide::requirements): kernels, permissions, containers |
+//! | 12 | [`statistics`](guide::statistics): the counters, and how to read them |
+//! | 13 | [`protocol`](guide::protocol): invariants, orderings, and the model that checks each |
+//! | 14 | [`checks`](guide::checks): models, mutations, sanitizers, fuzzing, soak: the command of each, and the checks that were not run |
 //!
 //! In the repository, `examples/tiny_jit` is a whole embedder that emits its own code. The README
 //! has a first embedding in 30 lines, with kernels, permissions and costs. `ARCHITECTURE.md` is a
@@ -87,10 +90,10 @@
 //! reachable, self-checking. A write between claim and commit makes the library refuse the commit.
 //! A dead block is freed when no vCPU can be inside it.
 //!
-//! 1. Claim every page of the block: [`Ticket::claim`].
-//! 2. Read the guest's bytes, each once, and only after the claim. Name the bytes that the block is
-//!    made from ([`Ticket::add_source`]). Ask for a retained block of the same bytes
-//!    ([`Ticket::revive`]). If there is none, translate.
+//! 1. Read the guest's bytes with [`Ticket::read`]. It claims each page, then reads, and notes the
+//!    bytes as the source of the block. (An embedder that reads by itself calls [`Ticket::claim`]
+//!    first, reads each byte once, and calls [`Ticket::add_source`].)
+//! 2. Ask for a retained block of the same bytes ([`Ticket::revive`]). If there is none, translate.
 //! 3. [`Ticket::commit`]: the block is reachable, or refused because a write came. A block with a
 //!    self-checking entry ([`Entry::with_check`]) can stay valid when data on its page is written.
 //! 4. Look up and run under a [`Pin`]; release it around any call that may block. Blocks jump to
@@ -110,25 +113,20 @@
 //! use codewarden::guest_memory::GuestMemory;
 //! use codewarden::policy::Adaptive;
 //! use codewarden::protection::best_synchronous;
-//! use codewarden::tracker::RegionOptions;
 //! use codewarden::{CodeCache, Entry, EntryStubs, Key};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let memory = GuestMemory::anonymous(1 << 20)?;
+//! let memory = Arc::new(GuestMemory::anonymous(1 << 20)?);
 //! let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Adaptive::with_checks()))?;
 //! let (mode, _why) = best_synchronous()?;
-//! let region = RegionOptions::new(GuestAddr(0), memory.range(), mode);
-//! // SAFETY: `memory` outlives `cache`, which is dropped first.
-//! unsafe { cache.tracker().add_region(region)? };
+//! cache.add_memory(GuestAddr(0), memory.clone(), mode)?;
 //!
 //! // A block of the four bytes at 0x1000. Its two entries stand for code.
 //! let (plain, checked) = (0x100, 0x101);
 //! let pc = GuestAddr(0x1000);
 //! let mut ticket = cache.begin(Key::from(pc));
-//! ticket.claim(pc)?;
 //! let mut bytes = [0; 4];
-//! memory.read(0x1000, &mut bytes)?;
-//! ticket.add_source(pc, &bytes)?;
+//! ticket.read(pc, &mut bytes)?; // claims the page, then reads
 //! ticket.commit(Entry::with_check(plain, checked), ())?;
 //! let mut vcpu = cache.attach_vcpu();
 //! assert_eq!(vcpu.pin().lookup(Key::from(pc)), Some(plain));

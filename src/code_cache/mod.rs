@@ -31,18 +31,31 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `key`, `errors`, `limit` | keys and payloads; the reasons why nothing was translated; memory use, and its limit |
-//! | `entry`, `stale_flag`, `block_list`, `epoch`, `journal` | entry cells; the byte that a block polls; the list of blocks on a page; the epochs that decide when memory may be freed; the last writes, for reports |
-//! | `kill`, `table`, `translation` | the steps in which a block dies; the table from keys to cells, with links; code with the bytes that it was made from |
+//! | `key` | keys and payloads |
+//! | `errors` | the reasons why nothing was translated |
+//! | `limit` | memory use, and its limit |
+//! | `entry` | entry cells |
+//! | `stale_flag` | the byte that a block polls |
+//! | `block_list` | the list of blocks on a page |
+//! | `epoch` | the epochs that decide when memory may be freed |
+//! | `journal` | the last writes, for reports |
+//! | `kill` | the steps in which a block dies |
+//! | `table` | the table from keys to cells, with links |
+//! | `translation` | code with the bytes that it was made from |
 //! | `record` | one life of a translation: a block |
-//! | `live`, `retained`, `garbage` | the queue of reachable blocks; translations of dead blocks that may be used again; unreachable objects that wait to be freed |
+//! | `live` | the queue of reachable blocks |
+//! | `retained` | translations of dead blocks that may be used again |
+//! | `garbage` | unreachable objects that wait to be freed |
 //! | `invalidate` | kills the blocks of a written page, or makes them self-checking |
 //! | `cache` | the shared state and the commit lock |
 //! | `collect` | takes dead blocks out of their lists, and frees garbage |
 //! | `evict` | evicts blocks beyond the limit, and removes single blocks |
 //! | `commit` | makes a new block reachable |
 //! | `revive` | makes a retained translation reachable |
-//! | `ticket`, `link`, `vcpu`, `inspect` | a translation in progress; calls that make links; pins, lookups and fronts; counters and sizes, for people |
+//! | `ticket` | a translation in progress |
+//! | `link` | calls that make links |
+//! | `vcpu` | pins, lookups and fronts |
+//! | `inspect` | counters and sizes, for people |
 //! | `fork` | both sides of a fork |
 
 pub(crate) mod block_list;

@@ -4,11 +4,13 @@
 //! | file | contents |
 //! |---|---|
 //! | `word` | the state of a page in one atomic word |
-//! | `history`, `permit` | the recent events on a page; the permission to open pages |
+//! | `history` | the recent events on a page |
+//! | `permit` | the permission to open pages |
 //! | `hold_book` | the record of all holds |
 //! | `table` | the descriptors of a region's pages |
 //! | `claimed` | pages that a handler opens or a translator protects |
-//! | `hold`, `stop` | pages that are held open; all pages of a region at once |
+//! | `hold` | pages that are held open |
+//! | `stop` | all pages of a region at once |
 
 mod claimed;
 mod history;

@@ -21,9 +21,13 @@
 //! | file | contents |
 //! |---|---|
 //! | `contract` | the operations of a mechanism (protect, un-protect, harvest), and its duties |
-//! | `attachments`, `model`, `none` | the ranges of a mechanism, each with its place in the table of tracked ranges; a software mechanism for tests; the mechanism that tracks nothing |
-//! | `mprotect`, `uffd_ranges` | the mechanism of `mprotect` and SIGSEGV; a userfaultfd's descriptor and its ranges |
-//! | `uffd`, `uffd_thread` | userfaultfd in the modes sigbus and deferred; userfaultfd with a handler thread |
+//! | `attachments` | the ranges of a mechanism, each with its place in the table of tracked ranges |
+//! | `model` | a software mechanism for tests |
+//! | `none` | the mechanism that tracks nothing |
+//! | `mprotect` | the mechanism of `mprotect` and SIGSEGV |
+//! | `uffd_ranges` | a userfaultfd's descriptor and its ranges |
+//! | `uffd` | userfaultfd in the modes sigbus and deferred |
+//! | `uffd_thread` | userfaultfd with a handler thread |
 //! | `choice` | which modes are available, and the opening of one |
 //! | `handed_uffd` | a userfaultfd that the embedder opened |
 //! | `conformance` | tests of the contract, for every mechanism |

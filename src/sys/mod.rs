@@ -2,15 +2,28 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `clock`, `errno`, `membarrier`, `range_table`, `split`, `uffd_calls` | a clock for signal handlers; errno, and a thread's number; barriers on every thread of the process; a table that handlers read without a lock; one operation over a range with holes and several VMAs; the ioctls and messages of userfaultfd |
+//! | `clock` | a clock for signal handlers |
+//! | `errno` | errno, and a thread's number |
+//! | `membarrier` | barriers on every thread of the process |
+//! | `range_table` | a table that handlers read without a lock |
+//! | `split` | one operation over a range with holes and several VMAs |
+//! | `uffd_calls` | the ioctls and messages of userfaultfd |
 //! | `ranges` | the tracked ranges, and the sink of each range's faults |
-//! | `fault`, `statics` | the code that a signal handler runs; the static locks, and their owner during a fork |
-//! | `process`, `signal` | the check for a fork's child; the SIGBUS and SIGSEGV handler, and the handlers before it |
-//! | `fork`, `registration`, `thread` | a guard over a fork; a range's place in the table of tracked ranges; a thread of the library's own |
+//! | `fault` | the code that a signal handler runs |
+//! | `statics` | the static locks, and their owner during a fork |
+//! | `process` | the check for a fork's child |
+//! | `signal` | the SIGBUS and SIGSEGV handler, and the handlers before it |
+//! | `fork` | a guard over a fork |
+//! | `registration` | a range's place in the table of tracked ranges |
+//! | `thread` | a thread of the library's own |
 //! | `descriptor` | high numbers for descriptors, out of the guest's way |
 //! | `mmap` | mappings and memfds that unmap themselves |
-//! | `alt_stack`, `code_views`, `guarded_fd` | an alternate signal stack for one thread; the two mappings of a code buffer; a descriptor that other code may close |
-//! | `event`, `pagemap`, `uffd` | an event, and the wait for it and a descriptor; `PAGEMAP_SCAN` on `/proc/self/pagemap`; userfaultfd: open, negotiate, register, write-protect, wake, read |
+//! | `alt_stack` | an alternate signal stack for one thread |
+//! | `code_views` | the two mappings of a code buffer |
+//! | `guarded_fd` | a descriptor that other code may close |
+//! | `event` | an event, and the wait for it and a descriptor |
+//! | `pagemap` | `PAGEMAP_SCAN` on `/proc/self/pagemap` |
+//! | `uffd` | userfaultfd: open, negotiate, register, write-protect, wake, read |
 //! | `probe` | the facilities that this kernel offers and these permissions allow |
 //!
 //! Nothing here knows page states or blocks.

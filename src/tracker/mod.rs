@@ -19,18 +19,34 @@
 //! - [`Tracker::prepare_unseen_write`]: writes that no mode learns of;
 //! - [`Tracker::change_mapping`]: mmap, munmap and the like;
 //! - [`Tracker::invalidate`]: bytes that have changed unseen.
-
 //!
 //! # Files
 //!
 //! | file | contents |
 //! |---|---|
-//! | `observer`, `errors`, `ranges`, `streams`, `repeats`, `harvest_set`, `views` | the interface to the layer above; the reasons why no translation begins; sets of page numbers; streams of writes; faults that come back; the pages that a harvest looks at; mappings that show the same bytes |
+//! | `observer` | the interface to the layer above |
+//! | `errors` | the reasons why no translation begins |
+//! | `ranges` | sets of page numbers |
+//! | `streams` | streams of writes |
+//! | `repeats` | faults that come back |
+//! | `harvest_set` | the pages that a harvest looks at |
+//! | `views` | mappings that show the same bytes |
 //! | `region` | one region: its pages, its addresses, the calls to its mechanism |
-//! | `notify`, `space`, `generations` | the report of a write to the observer; all regions and views, and the lock around them; an observer that keeps a number for each page |
-//! | `loss`, `regions` | the loss of a mechanism, and the end of a region; the tracker, and how it gets its regions |
-//! | `begin`, `fault`, `sync`, `invalidate`, `hold`, `maintain`, `fork`, `inspect` | the start of a translator on a page; the fault of a store; the guest's announcement of changed code; bytes that have changed unseen; pages that are held open; regular maintenance; forks; numbers for people |
-//! | `claim`, `mapping` | a page that a translator has claimed; mappings that are declared or changed |
+//! | `notify` | the report of a write to the observer |
+//! | `space` | all regions and views, and the lock around them |
+//! | `generations` | an observer that keeps a number for each page |
+//! | `loss` | the loss of a mechanism, and the end of a region |
+//! | `regions` | the tracker, and how it gets its regions |
+//! | `begin` | the start of a translator on a page |
+//! | `fault` | the fault of a store |
+//! | `sync` | the guest's announcement of changed code |
+//! | `invalidate` | bytes that have changed unseen |
+//! | `hold` | pages that are held open |
+//! | `maintain` | regular maintenance |
+//! | `fork` | forks |
+//! | `inspect` | numbers for people |
+//! | `claim` | a page that a translator has claimed |
+//! | `mapping` | mappings that are declared or changed |
 
 mod begin;
 mod claim;

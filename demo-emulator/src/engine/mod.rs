@@ -19,11 +19,17 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `counters`, `error`, `events`, `first_runs`, `source` | the engine's counters; the reasons why it cannot start; events for listeners; code that runs for the first time; a block's instructions and bytes |
+//! | `counters` | the engine's counters |
+//! | `error` | the reasons why it cannot start |
+//! | `events` | events for listeners |
+//! | `first_runs` | code that runs for the first time |
+//! | `source` | a block's instructions and bytes |
 //! | `tier0` | decoded blocks |
 //! | `payload` | the blocks of the cache, and their keys |
-//! | `maintenance`, `recorder` | the thread that maintains the tracker; the reports of translations and writes to the listeners |
-//! | `interpret`, `observer` | runs instructions without host code; reports Linux's changes of memory to the tracker |
+//! | `maintenance` | the thread that maintains the tracker |
+//! | `recorder` | the reports of translations and writes to the listeners |
+//! | `interpret` | runs instructions without host code |
+//! | `observer` | reports Linux's changes of memory to the tracker |
 //! | `executor` | the dispatcher of one hart |
 
 mod counters;

@@ -9,21 +9,34 @@
 //! |---|---|
 //! | `clone` | the arguments of clone |
 //! | `errno` | error numbers, and the other reasons why a system call returns no value |
-//! | `safe_syscall`, `host_exit` | blocking system calls that no signal can slip past; the end of a host thread or of the process |
-//! | `host_fs`, `host_memory`, `own_descriptor` | the emulator's own questions about files; the host mappings under the guest's window; the emulator's own descriptors |
-//! | `user_memory`, `vma` | guest memory for system calls; the record of the guest's mappings |
-//! | `log`, `own_memory`, `vfork` | the file of `-D`; `/proc/self/mem`; the wait of a vfork's parent |
+//! | `safe_syscall` | blocking system calls that no signal can slip past |
+//! | `host_exit` | the end of a host thread or of the process |
+//! | `host_fs` | the emulator's own questions about files |
+//! | `host_memory` | the host mappings under the guest's window |
+//! | `own_descriptor` | the emulator's own descriptors |
+//! | `user_memory` | guest memory for system calls |
+//! | `vma` | the record of the guest's mappings |
+//! | `log` | the file of `-D` |
+//! | `own_memory` | `/proc/self/mem` |
+//! | `vfork` | the wait of a vfork's parent |
 //! | `observer` | the interface to the observer of memory events |
-//! | `machine`, `file_change`, `staged` | the interface to the machine that runs instructions, and the interpreter as a machine; bytes that change through a mapped file; mappings that replace others at once |
+//! | `machine` | the interface to the machine that runs instructions, and the interpreter as a machine |
+//! | `file_change` | bytes that change through a mapped file |
+//! | `staged` | mappings that replace others at once |
 //! | `address_space` | mmap, munmap, mprotect, brk |
-//! | `madvise`, `mremap`, `elf` | madvise and mincore; mremap; ELF files |
+//! | `madvise` | madvise and mincore |
+//! | `mremap` | mremap |
+//! | `elf` | ELF files |
 //! | `program` | finds a program and loads it |
 //! | `host_signals` | host signals on their way to the guest |
-//! | `signal_actions`, `signal_frame` | the guest's action for each signal; its frame on the guest's stack |
+//! | `signal_actions` | the guest's action for each signal |
+//! | `signal_frame` | its frame on the guest's stack |
 //! | `stack` | the first thread's stack with arguments and environment |
 //! | `process` | the state that threads share |
 //! | `thread` | the state of one thread |
-//! | `fork`, `signal_delivery`, `thread_end` | a thread forks; a thread handles a signal; a thread ends |
+//! | `fork` | a thread forks |
+//! | `signal_delivery` | a thread handles a signal |
+//! | `thread_end` | a thread ends |
 //! | `syscalls` | the guest's system calls |
 //! | `run` | a thread's loop: instructions, system calls, faults; new threads |
 

@@ -40,12 +40,16 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `error`, `fault_index`, `options` | the reasons why a block cannot be compiled; the index from a faulting host pc to the guest's pc; the options of a block |
+//! | `error` | the reasons why a block cannot be compiled |
+//! | `fault_index` | the index from a faulting host pc to the guest's pc |
+//! | `options` | the options of a block |
 //! | `entry` | calls compiled code from Rust, and returns |
 //! | `check` | the self-checking entry |
 //! | `code_space` | the instruction set, code buffer and window that all translators share |
-//! | `compiled`, `lower` | a block's host code; the effect of each instruction in Cranelift's terms |
-//! | `disasm`, `exits` | listings of guest and host code; the exits of a block |
+//! | `compiled` | a block's host code |
+//! | `lower` | the effect of each instruction in Cranelift's terms |
+//! | `disasm` | listings of guest and host code |
+//! | `exits` | the exits of a block |
 //! | `translator` | compiles one block |
 
 mod check;

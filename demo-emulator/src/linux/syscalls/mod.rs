@@ -5,11 +5,16 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `host_call`, `path`, `spec` | host calls for a thread, and its pointers; paths; the kinds of arguments |
-//! | `file_change`, `own_memory`, `wait` | calls that change a file's bytes; `/proc/self/mem`; waiting under another signal mask |
+//! | `host_call` | host calls for a thread, and its pointers |
+//! | `path` | paths |
+//! | `spec` | the kinds of arguments |
+//! | `file_change` | calls that change a file's bytes |
+//! | `own_memory` | `/proc/self/mem` |
+//! | `wait` | waiting under another signal mask |
 //! | `descriptors`, `epoll`, `file`, `ids`, `memory`, `process`, `signals`, `status`, `system_info`, `threads`, `time`, `transfer` | the calls of one subject each |
 //! | `net` | messages over sockets, which are vectors as in `transfer` |
-//! | `table`, `trace` | the table of all calls, by number; `-strace` |
+//! | `table` | the table of all calls, by number |
+//! | `trace` | `-strace` |
 //! | `dispatch` | makes a call and gives the hart its result |
 
 mod descriptors;
