@@ -23,6 +23,12 @@ impl GuestAddr {
     }
 }
 
+impl From<u64> for GuestAddr {
+    fn from(raw: u64) -> Self {
+        Self(raw)
+    }
+}
+
 impl HostAddr {
     /// The address that `pointer` holds.
     pub fn of<T: ?Sized>(pointer: *const T) -> Self {

@@ -109,11 +109,9 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use codewarden::addr::GuestAddr;
-//! use codewarden::guest_memory::GuestMemory;
 //! use codewarden::policy::Adaptive;
 //! use codewarden::protection::best_synchronous;
-//! use codewarden::{CodeCache, Entry, EntryStubs, Key};
+//! use codewarden::{CodeCache, Entry, EntryStubs, GuestAddr, GuestMemory, Key};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let memory = Arc::new(GuestMemory::anonymous(1 << 20)?);
@@ -196,11 +194,16 @@ mod sync;
 mod sys;
 pub mod tracker;
 
+pub use addr::GuestAddr;
 pub use code_cache::{
     CacheForkGuard, CodeCache, CommitError, Entry, EntryCell, EntryStubs, FRONT_SLOTS, Footprint, FrontSlot, Key, Link,
     MemoryLimit, MemoryUse, Payload, Pin, RecentWrite, StaleFlag, Ticket, TranslateError, VCpu,
 };
+pub use error::Error;
+pub use memory::code_buffer::{Allocation, CodeBuffer};
+pub use memory::guest_memory::GuestMemory;
 pub use memory::{code_buffer, guest_memory};
+pub use mode::Mode;
 pub use page_table::Busy;
 pub use stats::{Histogram, Histograms, Stats};
 

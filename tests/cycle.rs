@@ -103,6 +103,29 @@ fn cells_lead_to_the_block_of_now() {
     });
 }
 
+/// A block's links last as long as the block: its cells are not swept.
+#[test]
+fn a_block_keeps_the_cells_that_it_is_linked_to() {
+    in_every_mode(|guest| {
+        let [page, target] = [GUEST + 0x5000, GUEST + 0x6000].map(Key::new);
+        let mut ticket = guest.cache.begin(page);
+        ticket.claim(GuestAddr(page.raw())).unwrap();
+        let cell = ticket.link(target).unwrap();
+        assert!(ticket.link(Key::new(u64::MAX)).is_err());
+        ticket.commit(0x700, 0).unwrap();
+        let shown = || std::ptr::from_ref(guest.cache.link(target).unwrap().cell());
+        // Cells without links are swept.
+        (0..20_000).for_each(|key| drop(guest.cache.link(Key::new(key)).unwrap()));
+        assert_eq!(shown(), cell, "{}", guest.mode);
+        guest.store(page.raw(), 1);
+        guest.announce();
+        guest.cache.evict(usize::MAX);
+        guest.cache.collect();
+        (0..20_000).for_each(|key| drop(guest.cache.link(Key::new(key)).unwrap()));
+        assert_ne!(shown(), cell, "{}: the block is freed, and its link with it", guest.mode);
+    });
+}
+
 #[test]
 fn announced_changes_keep_translators_away() {
     in_every_mode(|guest| {

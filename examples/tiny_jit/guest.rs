@@ -6,7 +6,7 @@
 use std::mem::offset_of;
 use std::sync::atomic::AtomicU8;
 
-use codewarden::{FRONT_SLOTS, Link};
+use codewarden::{EntryCell, FRONT_SLOTS};
 
 /// Size of the guest's memory. Addresses are masked to it.
 pub(crate) const MEMORY: usize = 1 << 16;
@@ -148,16 +148,22 @@ impl Asm {
     }
 
     /// Jumps to the present entry of the block of `to`, or to a stub.
-    fn chain(&mut self, to: u64, link: &Link) {
+    fn chain(&mut self, to: u64, cell: *const EntryCell) {
         self.set_pc(to).poll_leave();
-        self.put(&[0x48, 0xb8]).imm64(link.cell() as *const _ as usize); // mov rax, cell
+        self.put(&[0x48, 0xb8]).imm64(cell as usize); //               mov rax, cell
         self.put(&[0xff, 0x20]); //                                        jmp [rax]
     }
 
     /// A block of `words` at `pc`: its self-checking entry, then its plain one, at the offsets that
-    /// it returns. `stale` is its stale flag, if stores must poll it. `links` has a link for each
+    /// it returns. `stale` is its stale flag, if stores must poll it. `cells` has a cell for each
     /// pc that the last instruction leads to.
-    pub(crate) fn block(&mut self, pc: u64, words: &[[u8; 4]], stale: Option<*const u8>, links: &[Link]) -> [usize; 2] {
+    pub(crate) fn block(
+        &mut self,
+        pc: u64,
+        words: &[[u8; 4]],
+        stale: Option<*const u8>,
+        cells: &[*const EntryCell],
+    ) -> [usize; 2] {
         self.set_pc(pc).back(CHECK_FAILED);
         let checked = self.code.len();
         for (at, word) in (pc as u32..).step_by(4).zip(words) {
@@ -171,12 +177,12 @@ impl Asm {
             last = (Op::decode(*word), pc);
             self.instruction(last.0, pc, stale);
         }
-        match (last.0.leads_to(last.1).as_slice(), links) {
-            ([next], [link]) => self.chain(*next, link),
-            ([taken, next], [taken_link, next_link]) => {
+        match (last.0.leads_to(last.1).as_slice(), cells) {
+            ([next], [cell]) => self.chain(*next, *cell),
+            ([taken, next], [taken_cell, next_cell]) => {
                 let Op::Branch(r, _) = last.0 else { return [checked, plain] };
-                self.unless_equal(&[0x48, 0x83, 0x7b, 8 * r, 0], |asm| asm.chain(*taken, taken_link)); // cmp r, 0
-                self.chain(*next, next_link);
+                self.unless_equal(&[0x48, 0x83, 0x7b, 8 * r, 0], |asm| asm.chain(*taken, *taken_cell)); // cmp r, 0
+                self.chain(*next, *next_cell);
             }
             _ => {}
         }

@@ -3,7 +3,7 @@
 //! # Safety
 //!
 //! Emitted code is entered at the address that a lookup gave under the vCPU's pin. It jumps
-//! through cells whose links its block owns. It stores to the guest's memory alone, because
+//! through cells that its block is linked to. It stores to the guest's memory alone, because
 //! every address is masked to that memory's size. A block's code is written before it is
 //! published, and not after. Guest memory and the stubs outlive the cache: the fields are
 //! dropped in their order, when no vCPU is left.
@@ -21,7 +21,7 @@ use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::Adaptive;
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{BeginError, RegionOptions};
-use codewarden::{CodeCache, CommitError, Entry, EntryStubs, FrontSlot, Key, Link, MemoryLimit, Stats, VCpu};
+use codewarden::{CodeCache, CommitError, Entry, EntryStubs, FrontSlot, Key, MemoryLimit, Stats, VCpu};
 
 use super::guest::{Asm, CHECK_FAILED, INTERPRET, LOOK_UP, MEMORY, Op, State, aligned, target};
 
@@ -33,16 +33,10 @@ const CODE_BYTES: usize = 32 << 10;
 /// The most guest instructions of a block.
 const MOST: usize = 16;
 
-/// The payload of a block: its code, and the links that the code jumps by.
-struct Code {
-    _memory: Allocation,
-    _links: Vec<Link>,
-}
-
 type Enter = unsafe extern "sysv64" fn(*mut State, *mut u8, *const FrontSlot, usize) -> u32;
 
 pub(crate) struct Machine {
-    cache: CodeCache<Code>,
+    cache: CodeCache<Allocation>,
     pub(crate) memory: GuestMemory,
     code: CodeBuffer,
     /// Owns the code of `enter` and `exit`.
@@ -67,7 +61,7 @@ impl Machine {
         asm.put(&[0xb8]).imm32(LOOK_UP); //                         mov eax, LOOK_UP
         let exit = asm.code.len();
         asm.put(&[0x41, 0x5d, 0x41, 0x5c, 0x5b, 0xc3]); //          pop r13; pop r12; pop rbx; ret
-        let stubs = place(&code, &asm.code)?;
+        let stubs = code.emit(&asm.code)?;
         let start = stubs.entry(0)?;
 
         let memory = GuestMemory::anonymous(MEMORY)?;
@@ -124,7 +118,7 @@ impl Machine {
 
     /// Runs emitted code from the pc on, if there is a block, and returns its reason to come
     /// back. The pin ends here: system calls and translations are made without it.
-    fn enter(&self, vcpu: &mut VCpu<Code>, state: &mut State) -> Option<u32> {
+    fn enter(&self, vcpu: &mut VCpu<Allocation>, state: &mut State) -> Option<u32> {
         let mut pin = vcpu.pin();
         let entry = pin.lookup(Key::new(state.pc))?;
         // SAFETY: `entry` is code of this machine's, and lives as long as `pin`.
@@ -156,12 +150,12 @@ impl Machine {
 
         let last = pc + 4 * (words.len() as u64 - 1);
         let ends = Op::decode(words[words.len() - 1]).leads_to(last);
-        let links = ends.iter().map(|&to| self.cache.link(Key::new(to))).collect::<std::result::Result<Vec<_>, _>>()?;
+        let cells = ends.iter().map(|&to| ticket.link(Key::new(to))).collect::<std::result::Result<Vec<_>, _>>()?;
         // In deferred mode the guest's announcement ends the block.
         let stale = self.mode.is_synchronous().then(|| ticket.stale_flag());
         let mut asm = Asm { code: Vec::new(), exit: self.exit };
-        let [checked, plain] = asm.block(pc, words, stale, &links);
-        let memory = match place(&self.code, &asm.code) {
+        let [checked, plain] = asm.block(pc, words, stale, &cells);
+        let memory = match self.code.emit(&asm.code) {
             Ok(memory) => memory,
             Err(WardenError::Full { .. }) => {
                 self.cache.evict(asm.code.len());
@@ -169,10 +163,9 @@ impl Machine {
             }
             Err(error) => return Err(error.into()),
         };
-        ticket.set_payload_bytes(memory.len());
         let start = memory.entry(0)?;
         let entry = Entry::with_check(start + plain, start + checked);
-        match ticket.commit(entry, Code { _memory: memory, _links: links }) {
+        match ticket.commit(entry, memory) {
             Ok(()) => Ok(true),
             Err(CommitError::Written) => Ok(false),
             Err(error) => Err(error.into()),
@@ -216,13 +209,4 @@ impl Machine {
     fn host(&self, guest: u64) -> *mut u8 {
         self.memory.range().start().as_ptr().wrapping_add(guest as usize)
     }
-}
-
-/// Puts `code` into executable memory. None of it can be reached before it is published.
-fn place(buffer: &CodeBuffer, code: &[u8]) -> std::result::Result<Allocation, WardenError> {
-    let memory = buffer.alloc(code.len(), 16)?;
-    // SAFETY: as many bytes were allocated, and no code runs or reads them yet.
-    unsafe { memory.rw().copy_from_nonoverlapping(code.as_ptr(), code.len()) };
-    memory.publish()?;
-    Ok(memory)
 }

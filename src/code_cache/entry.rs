@@ -15,10 +15,10 @@ use crate::sync::{AtomicUsize, Ordering, Rule, left_out};
 
 /// The two addresses that an entry cell holds while there is nothing to run.
 ///
-/// Emitted code jumps to any address that a cell holds, so both must be code of the embedder
-/// that goes back to its dispatcher. They must differ from each other and from every block's
-/// entry. An embedder that never jumps through cells, and asks for each entry instead, can
-/// use [`EntryStubs::NOT_CODE`].
+/// Emitted code jumps to any address that a cell holds, so both must be code of the embedder that
+/// goes back to its dispatcher. They must differ from each other and from every block's entry, and
+/// live as long as the cache and every [`Link`](crate::Link). An embedder that never jumps through
+/// cells, and asks for each entry instead, can use [`EntryStubs::NOT_CODE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryStubs {
     /// The address in a dead block's cell.
@@ -77,8 +77,8 @@ impl From<usize> for Entry {
     }
 }
 
-/// The word that blocks are reached through. Its address stays the same as long as the cache
-/// lives.
+/// The word that blocks are reached through. It stays as long as there is a [`Link`](crate::Link)
+/// to it, even after the cache is gone. A cell without a link may be given to another key.
 #[repr(transparent)]
 #[derive(Debug)]
 pub struct EntryCell(AtomicUsize);

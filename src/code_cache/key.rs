@@ -35,6 +35,12 @@ impl Key {
     }
 }
 
+impl From<u64> for Key {
+    fn from(raw: u64) -> Self {
+        Self(raw)
+    }
+}
+
 impl From<GuestAddr> for Key {
     fn from(pc: GuestAddr) -> Self {
         Self(pc.0)

@@ -142,7 +142,15 @@ mod tests {
         let mut source = Source::default();
         source.add(GuestAddr(0x1000), bytes);
         let entry = Entry::plain(entry);
-        Arc::new(Translation { entry, flag: None, source: Some(source), options: 0, payload_bytes: 100, _payload: () })
+        Arc::new(Translation {
+            entry,
+            flag: None,
+            source: Some(source),
+            options: 0,
+            payload_bytes: 100,
+            links: Box::default(),
+            _payload: (),
+        })
     }
 
     fn entries(discarded: Vec<Made>) -> Vec<usize> {
@@ -201,8 +209,15 @@ mod tests {
     fn a_translation_without_source_is_not_retained() {
         let mut retained = Retained::new();
         let entry = Entry::plain(10);
-        let unknown =
-            Arc::new(Translation { entry, flag: None, source: None, options: 0, payload_bytes: 0, _payload: () });
+        let unknown = Arc::new(Translation {
+            entry,
+            flag: None,
+            source: None,
+            options: 0,
+            payload_bytes: 0,
+            links: Box::default(),
+            _payload: (),
+        });
         assert_eq!(entries(retained.retain(Key::new(1), &unknown)), [10]);
         assert!(retained.take(Key::new(1), |_| true).is_none());
     }

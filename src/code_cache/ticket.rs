@@ -2,13 +2,15 @@
 
 use std::any::Any;
 use std::fmt;
+use std::ptr;
 
 use super::cache::CodeCache;
-use super::entry::Entry;
+use super::entry::{Entry, EntryCell};
 use super::errors::{CommitError, TranslateError};
 use super::key::{Key, Payload};
 use super::record::{BlockPage, BlockPages};
 use super::stale_flag::StaleFlag;
+use super::table::Link;
 use super::translation::{Source, Translation};
 use crate::addr::{GuestAddr, HostRange, Span};
 use crate::error::Error;
@@ -36,6 +38,7 @@ pub struct Ticket<P: Payload> {
     source: Option<Source>,
     options: u64,
     payload_bytes: usize,
+    links: Vec<Link>,
     /// Bytes were read of a page that was not claimed.
     is_misread: bool,
 }
@@ -49,7 +52,7 @@ impl<P: Payload> fmt::Debug for Ticket<P> {
 impl<P: Payload> Ticket<P> {
     pub(super) fn new(cache: CodeCache<P>, key: Key) -> Self {
         let (pages, flag, source) = (BlockPages::new(), None, None);
-        Self { cache, key, pages, flag, source, options: 0, payload_bytes: 0, is_misread: false }
+        Self { cache, key, pages, flag, source, options: 0, payload_bytes: 0, links: Vec::new(), is_misread: false }
     }
 
     /// The key of the block.
@@ -177,6 +180,19 @@ impl<P: Payload> Ticket<P> {
         Arc::as_ptr(self.flag.get_or_insert_with(|| Arc::new(StaleFlag::new()))).cast()
     }
 
+    /// Links the block to the present and future blocks of `key`. Returns the cell to jump through
+    /// ([`EntryCell`]). The cell lives as long as the block's payload.
+    ///
+    /// # Errors
+    ///
+    /// As [`CodeCache::link`].
+    pub fn link(&mut self, key: Key) -> Result<*const EntryCell, Error> {
+        let link = self.cache.link(key)?;
+        let cell = ptr::from_ref(link.cell());
+        self.links.push(link);
+        Ok(cell)
+    }
+
     /// Whether no write came since the pages were claimed. Otherwise a commit would be refused, as
     /// it would in a fork's child that was not announced.
     pub fn is_current(&self) -> bool {
@@ -225,7 +241,7 @@ impl<P: Payload> Ticket<P> {
     /// address equals a stub's, or both addresses are the same.
     pub fn commit(self, entry: impl Into<Entry>, payload: P) -> Result<(), CommitError> {
         let needs_check = self.needs_check();
-        let Self { cache, key, pages, flag, source, options, payload_bytes, is_misread } = self;
+        let Self { cache, key, pages, flag, source, options, payload_bytes, links, is_misread } = self;
         let entry = entry.into();
         let payload_bytes = match payload_bytes {
             0 => (&payload as &dyn Any).downcast_ref::<Allocation>().map_or(0, Allocation::len),
@@ -251,6 +267,7 @@ impl<P: Payload> Ticket<P> {
             let page_bytes = cache.tracker().page_size().bytes();
             pages.iter().for_each(|page| page.claim.add_code(0..page_bytes));
         }
-        cache.commit(key, pages, Translation { entry, flag, source, options, payload_bytes, _payload: payload })
+        let links = links.into_boxed_slice();
+        cache.commit(key, pages, Translation { entry, flag, source, options, payload_bytes, links, _payload: payload })
     }
 }

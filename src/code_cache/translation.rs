@@ -8,6 +8,7 @@ use super::entry::Entry;
 use super::key::Payload;
 use super::limit::MemoryUse;
 use super::stale_flag::StaleFlag;
+use super::table::Link;
 use crate::addr::GuestAddr;
 use crate::sync::Arc;
 
@@ -49,6 +50,8 @@ pub(super) struct Translation<P: Payload> {
     pub(super) source: Option<Source>,
     /// The number from `Ticket::set_options`.
     pub(super) options: u64,
+    /// The links that its code jumps through.
+    pub(super) links: Box<[Link]>,
     /// The declared size of the payload.
     pub(super) payload_bytes: usize,
     /// Only to be dropped.
@@ -62,8 +65,13 @@ impl<P: Payload> Translation<P> {
         let arc_bytes = |bytes: usize| bytes.next_multiple_of(align_of::<usize>()) + 2 * size_of::<usize>();
         let flag_bytes = self.flag.as_ref().map_or(0, |_| arc_bytes(size_of::<StaleFlag>()));
         let shared_bytes = arc_bytes(size_of::<Self>()) + flag_bytes;
+        let link_bytes = size_of_val(&*self.links);
         let source_bytes = self.source.as_ref().map_or(0, Source::heap_bytes);
-        MemoryUse { blocks: 1, payload_bytes: self.payload_bytes, record_bytes: shared_bytes + source_bytes }
+        MemoryUse {
+            blocks: 1,
+            payload_bytes: self.payload_bytes,
+            record_bytes: shared_bytes + source_bytes + link_bytes,
+        }
     }
 }
 

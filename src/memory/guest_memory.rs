@@ -167,9 +167,9 @@ impl GuestMemory {
     ///
     /// While this object or a tracker of it lives:
     ///
-    /// - `range` belongs to the guest alone. The library may change its protection, and no Rust
-    ///   reference to any byte of it exists. Its bytes may be unmapped or replaced only after the
-    ///   tracker was told.
+    /// - The `len` bytes at `start` belong to the guest alone. The library may change its
+    ///   protection, and no Rust reference to any byte of it exists. Its bytes may be unmapped or
+    ///   replaced only after the tracker was told.
     /// - Every byte that is read or written through this object is mapped at that time, with the
     ///   access that the call needs.
     /// - `host_view`, if given, is a mapping of the same bytes, of the same length. It is readable,

@@ -15,7 +15,8 @@ use crate::stats::{Counters, Histograms, Stats};
 use crate::sync::Arc;
 use crate::sys::mmap::first_hole;
 
-/// Protects pages and tells `O` of writes to them.
+/// Protects pages and tells its observer of writes to them. `D` is the observer's data for a
+/// page.
 pub struct Tracker<D: PageData> {
     pub(super) wiring: Wiring<D>,
     pub(super) page: PageSize,

@@ -9,11 +9,7 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use codewarden::addr::GuestAddr;
-use codewarden::code_buffer::{Allocation, CodeBuffer};
-use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::Mode;
-use codewarden::{CodeCache, EntryStubs, Key, TranslateError};
+use codewarden::{Allocation, CodeBuffer, CodeCache, EntryStubs, GuestAddr, GuestMemory, Key, Mode, TranslateError};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 

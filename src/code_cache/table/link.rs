@@ -16,8 +16,8 @@ use crate::sync::{Arc, Ordering};
 /// [`Link::cell`] enters the valid block, or the stub if there is none.
 ///
 /// The cell stays as long as there is a link to it, even after the cache is gone. A holder of the
-/// cell's address must hold a link. A block whose code jumps through a cell keeps the link in its
-/// payload, which is dropped when no vCPU can be in that code any more.
+/// cell's address must hold a link. A block whose code jumps through a cell gets it from
+/// [`Ticket::link`](crate::Ticket::link), which keeps the link with the block.
 pub struct Link {
     cell: CellPtr,
     slab: Arc<Slab>,
