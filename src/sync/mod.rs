@@ -8,6 +8,6 @@ mod rule;
 mod tsan;
 
 pub(crate) use primitives::*;
-#[cfg(any(test, loom))]
+#[cfg(test)]
 pub(crate) use rule::LEFT_OUT;
 pub(crate) use rule::{Rule, fence, left_out};
