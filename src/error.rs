@@ -218,7 +218,7 @@ mod tests {
     fn a_limit_that_was_reached_is_said_with_what_to_raise() {
         let text = |call, errno| Error::System { call, start: 0x1000, len: 0x1000, errno }.to_string();
         assert!(text("open(/proc/self/pagemap)", libc::EACCES).contains("PR_SET_DUMPABLE"));
-        assert!(text("eventfd", libc::EMFILE).contains("ulimit -n"));
+        assert!(text("socket", libc::EMFILE).contains("ulimit -n"));
         assert!(
             text("mmap", libc::EAGAIN).contains("ulimit -l")
                 && text("mremap of code", libc::EAGAIN).contains("ulimit -l")

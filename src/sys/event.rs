@@ -1,30 +1,31 @@
 //! An event that wakes a thread, and the call that waits for it and for two copies of a descriptor.
 
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::net::{Shutdown, shutdown};
 
 use crate::error::Error;
 use crate::sys::descriptor;
-use crate::sys::guarded_fd::GuardedFd;
+use crate::sys::guarded_fd::{GuardedFd, silent_socket};
 
-/// An eventfd.
+/// A socket to which nothing is sent. The event is signalled when the socket takes no messages any
+/// more. An eventfd has no inode of its own: a foreign one in its place would be taken for it.
 #[derive(Debug)]
 pub(crate) struct Event(GuardedFd);
 
 impl Event {
     pub(crate) fn new() -> Result<Self, Error> {
-        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        silent_socket()
             .map(|fd| Self(GuardedFd::new(descriptor::raise(fd))))
-            .map_err(|errno| Error::system("eventfd", 0, 0, errno))
+            .map_err(|errno| Error::system("socket", 0, 0, errno))
     }
 
     /// Ends the [`wait`] of every thread. Returns whether the event is now signalled, which it is
     /// not if another file has its number. Async-signal-safe but for errno.
     pub(crate) fn signal(&self) -> bool {
-        // EAGAIN: the count is at its limit, so it is signalled already.
-        self.0.is_ours() && matches!(rustix::io::write(self.0.as_fd(), &1_u64.to_ne_bytes()), Ok(_) | Err(Errno::AGAIN))
+        self.0.is_ours() && shutdown(&self.0, Shutdown::Read).is_ok()
     }
 
     /// See [`GuardedFd::number`].

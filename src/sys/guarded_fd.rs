@@ -2,9 +2,10 @@
 //!
 //! A process knows an open file only by its number. Any code in it may call `close`, `dup2` or
 //! `close_range` on a number that it does not own. So a [`GuardedFd`] remembers the file that it
-//! named: device and inode. (Userfaultfds have an inode each since Linux 5.12; the other
-//! anonymous files share one.) It checks before each step that would harm a foreign file: it
-//! closes the number only while that is still the file it opened.
+//! named: device and inode. (Userfaultfds have an inode each since Linux 5.12, and so do sockets;
+//! the other anonymous files share one. So the library opens no eventfd.) It checks before each
+//! step that would harm a foreign file: it closes the number only while that is still the file it
+//! opened.
 //!
 //! # Safety
 //!
@@ -14,11 +15,11 @@
 #![allow(unsafe_code)]
 
 use core::mem::ManuallyDrop;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 /// See the module head.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(crate) struct GuardedFd {
     file: Option<(u64, u64)>,
     /// The library itself put another file in its place.
     replaced: AtomicBool,
+    /// Device and inode of that file.
+    inert: [AtomicU64; 2],
     /// The number is free: it was closed in a fork's child.
     closed: AtomicBool,
 }
@@ -36,7 +39,13 @@ pub(crate) struct GuardedFd {
 impl GuardedFd {
     pub(crate) fn new(fd: OwnedFd) -> Self {
         let file = file_of(fd.as_fd());
-        Self { fd: ManuallyDrop::new(fd), file, replaced: AtomicBool::new(false), closed: AtomicBool::new(false) }
+        Self {
+            fd: ManuallyDrop::new(fd),
+            file,
+            replaced: AtomicBool::new(false),
+            inert: [0; 2].map(AtomicU64::new),
+            closed: AtomicBool::new(false),
+        }
     }
 
     /// Whether the number still names the file that was opened. One system call;
@@ -48,7 +57,7 @@ impl GuardedFd {
     /// In a fork's child, when it is not used any more: closes the number, which frees it for
     /// descriptors that the child opens. The parent's copy stays.
     pub(crate) fn close_inherited(&self) {
-        if (self.replaced.load(Ordering::SeqCst) || self.is_ours()) && !self.closed.swap(true, Ordering::SeqCst) {
+        if self.is_the_librarys() && !self.closed.swap(true, Ordering::SeqCst) {
             // SAFETY: the number is this object's own, and `closed` says from here on that it is
             // not.
             unsafe { libc::close(self.fd.as_raw_fd()) };
@@ -64,7 +73,11 @@ impl GuardedFd {
             return Ok(());
         }
         let number = self.fd.as_raw_fd();
-        if let Ok(inert) = eventfd(0, EventfdFlags::CLOEXEC) {
+        if let Ok(inert) = silent_socket() {
+            if let Some((device, inode)) = file_of(inert.as_fd()) {
+                self.inert[0].store(device, Ordering::SeqCst);
+                self.inert[1].store(inode, Ordering::SeqCst);
+            }
             // SAFETY: takes two numbers and touches no memory; the second is this object's own.
             let replaced = unsafe { libc::dup3(inert.as_raw_fd(), number, libc::O_CLOEXEC) } == number;
             self.replaced.store(replaced, Ordering::SeqCst);
@@ -81,10 +94,19 @@ impl GuardedFd {
 }
 
 impl GuardedFd {
+    /// Whether the number names the opened file or the inert one, and no foreign one.
+    fn is_the_librarys(&self) -> bool {
+        if !self.replaced.load(Ordering::SeqCst) {
+            return self.is_ours();
+        }
+        let inert = (self.inert[0].load(Ordering::SeqCst), self.inert[1].load(Ordering::SeqCst));
+        file_of(self.fd.as_fd()) == Some(inert)
+    }
+
     /// Its number, as long as it names a file of the library: the opened one or the inert
     /// one.
     pub(crate) fn number(&self) -> Option<RawFd> {
-        (self.replaced.load(Ordering::SeqCst) || self.is_ours()).then(|| self.fd.as_raw_fd())
+        self.is_the_librarys().then(|| self.fd.as_raw_fd())
     }
 }
 
@@ -99,11 +121,18 @@ impl Drop for GuardedFd {
         if self.closed.load(Ordering::SeqCst) {
             return;
         }
-        if self.replaced.load(Ordering::SeqCst) || self.is_ours() {
+        if self.is_the_librarys() {
             // SAFETY: dropped once, here.
             unsafe { ManuallyDrop::drop(&mut self.fd) };
         }
     }
+}
+
+/// A file that is never readable by itself, with an inode of its own. Async-signal-safe but for
+/// errno.
+pub(crate) fn silent_socket() -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)
 }
 
 fn file_of(fd: BorrowedFd<'_>) -> Option<(u64, u64)> {
