@@ -194,7 +194,9 @@ fn advice(call: &str, errno: i32) -> Option<&'static str> {
         }
         ("UFFDIO_REGISTER", libc::EPERM) => "the mapping may never be written, or a seccomp filter refuses the call",
         ("UFFDIO_WRITEPROTECT", libc::EAGAIN) => "the memory map kept changing meanwhile: try again",
-        ("pthread_create", _) => "the handler thread needs addresses and a thread: raise ulimit -v and ulimit -u",
+        ("pthread_create", libc::EAGAIN | libc::ENOMEM) => {
+            "the handler thread needs addresses and a thread: raise ulimit -v and ulimit -u"
+        }
         (_, libc::EAGAIN) if call.starts_with("mmap") || call.starts_with("mremap") => {
             "what is mapped is locked in memory (mlockall): raise ulimit -l"
         }
@@ -219,6 +221,8 @@ mod tests {
         let text = |call, errno| Error::System { call, start: 0x1000, len: 0x1000, errno }.to_string();
         assert!(text("open(/proc/self/pagemap)", libc::EACCES).contains("PR_SET_DUMPABLE"));
         assert!(text("socket", libc::EMFILE).contains("ulimit -n"));
+        assert!(text("pthread_create", libc::EAGAIN).contains("ulimit -u"));
+        assert!(text("pthread_create", libc::EPERM).contains("seccomp"));
         assert!(
             text("mmap", libc::EAGAIN).contains("ulimit -l")
                 && text("mremap of code", libc::EAGAIN).contains("ulimit -l")

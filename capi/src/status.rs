@@ -14,9 +14,9 @@ use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use engine::CommitError;
 use engine::error::Error;
 use engine::tracker::BeginError;
+use engine::{Busy, CommitError};
 
 /// The result of a call. New codes may be added: treat an unknown code as an error.
 #[repr(C)]
@@ -104,8 +104,20 @@ impl From<BeginError> for Failure {
     fn from(error: BeginError) -> Self {
         match error {
             BeginError::Failed(error) => error.into(),
-            BeginError::Busy(busy) => Self::told(cw_status::CW_BUSY, &busy.to_string()),
+            BeginError::Busy(busy) => Self::new(cw_status::CW_BUSY, sentence(busy)),
         }
+    }
+}
+
+/// The engine's sentence for C. It is an answer of every day, so it allocates nothing.
+const fn sentence(busy: Busy) -> &'static CStr {
+    match busy {
+        Busy::Unprotecting => c"a write to the page is going on or announced: interpret, and begin again later",
+        Busy::Protecting => c"another translator is about to protect the page: begin again",
+        Busy::Written => c"a write came while the page was being protected: begin again",
+        Busy::Hot => c"the same store keeps hitting the page: interpret for a while, and begin again later",
+        // A reason that this interface does not know yet has the same remedy.
+        _ => c"the page cannot be protected now: interpret, and begin again later",
     }
 }
 
@@ -181,4 +193,16 @@ pub extern "C" fn cw_version() -> *const c_char {
         Err(_) => panic!("a version has no NUL"),
     };
     VERSION.as_ptr()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c_and_rust_are_told_the_same() {
+        for busy in [Busy::Unprotecting, Busy::Protecting, Busy::Written, Busy::Hot] {
+            assert_eq!(sentence(busy).to_str(), Ok(busy.to_string().as_str()));
+        }
+    }
 }

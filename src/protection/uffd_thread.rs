@@ -231,11 +231,9 @@ impl Drop for UffdThread {
             return;
         }
         self.shared.is_stopping.store(true, Ordering::SeqCst);
-        // If another file has the number, the thread cannot be told: it sleeps on, and does no
-        // harm.
-        if self.shared.stop.signal() {
-            thread.join();
-        }
+        // If another file has the number, the thread cannot be told: it looks within a second.
+        self.shared.stop.signal();
+        thread.join();
     }
 }
 

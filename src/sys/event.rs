@@ -2,7 +2,7 @@
 
 use std::os::fd::{BorrowedFd, RawFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 
@@ -50,11 +50,12 @@ pub(crate) struct Ready {
 }
 
 /// Sleeps until a copy of the descriptor has something to read or the event is signalled. A
-/// signal's handler may end it without either.
+/// signal's handler may end it without either, and a second ends it: if another file has the
+/// event's number, nothing else would.
 pub(crate) fn wait(copies: [BorrowedFd<'_>; 2], event: &Event) -> Result<Ready, Errno> {
     let [first, second] = copies.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     let mut fds = [first, second, PollFd::new(&event.0, PollFlags::IN)];
-    match poll(&mut fds, None) {
+    match poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 })) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(errno) => return Err(errno),
     }

@@ -167,12 +167,15 @@ fn what_each_mode_opens() {
     });
 }
 
-/// The library's drop does not close a descriptor that is no longer its own, nor wait for a thread
-/// that it told by one. The stranger's file may be of the same kind as the library's own, and it may
-/// come after the region was lost, when the numbers name inert files of the library.
+/// The library's drop does not close a descriptor that is no longer its own, nor wait for ever for
+/// a thread that it told by one, nor leave that thread behind. The stranger's file may be of the
+/// same kind as the library's own, and it may come after the region was lost, when the numbers name
+/// inert files of the library.
 #[test]
 fn a_strangers_file_survives_the_drop() {
     scenario("descriptors::a_strangers_file_survives_the_drop", &Mode::ALL, End::Well, |mode| {
+        let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+        let before = threads();
         for is_lost_first in [false, true] {
             for mine in strangers() {
                 let guest = fixture(mode);
@@ -187,6 +190,7 @@ fn a_strangers_file_survives_the_drop() {
                 taken.iter().for_each(|number| put_over(mine, *number));
                 assert_eq!(guest.cache.tracker().descriptors(), [], "{mode}: the numbers are a stranger's");
                 drop(guest);
+                assert_eq!(threads(), before);
                 for number in taken {
                     // SAFETY: asks about a number.
                     assert_ne!(unsafe { libc::fcntl(number, libc::F_GETFD) }, -1, "descriptor {number} was closed");
