@@ -11,6 +11,9 @@
 
 #[path = "support/alarm.rs"]
 mod alarm;
+#[cfg(target_arch = "x86_64")]
+#[path = "promises/look_ahead.rs"]
+mod look_ahead;
 #[path = "support/modes.rs"]
 mod modes;
 #[path = "support/region.rs"]
@@ -25,8 +28,8 @@ use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::{Adaptive, Decision, Limits, PageHistory, Plain, Policy};
 use codewarden::protection::{Facility, Mode, Probe};
-use codewarden::tracker::{BeginError, SharedMemory};
-use codewarden::{CodeCache, CommitError, Entry, EntryCell, EntryStubs, FrontSlot, Key, Link, MemoryLimit, StaleFlag};
+use codewarden::tracker::{BeginError, RegionOptions, SharedMemory};
+use codewarden::{CodeCache, CommitError, Entry, EntryStubs, FrontSlot, Key, MemoryLimit, StaleFlag};
 
 use alarm::Alarm;
 use modes::tracking_modes;
@@ -67,10 +70,14 @@ impl Guest {
     }
 
     fn on(memory: GuestMemory, mode: Mode, policy: impl Policy) -> Self {
+        Self::in_region(region(GUEST, &memory, mode), memory, policy)
+    }
+
+    fn in_region(options: RegionOptions, memory: GuestMemory, policy: impl Policy) -> Self {
         let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(policy)).unwrap();
         // SAFETY: fields are dropped in order: the cache before the memory.
-        unsafe { cache.tracker().add_region(region(GUEST, &memory, mode)) }.unwrap();
-        Self { cache, memory, mode, dropped: Arc::default() }
+        unsafe { cache.tracker().add_region(options) }.unwrap();
+        Self { cache, memory, mode: options.mode, dropped: Arc::default() }
     }
 
     fn word(&self, offset: usize) -> &AtomicU32 {
@@ -292,76 +299,6 @@ fn two_stores_at_once_are_both_seen() {
             });
         }
     });
-}
-
-/// A store whose address comes late, then a load through a link: the core runs the load first.
-#[cfg(target_arch = "x86_64")]
-fn store_and_look_ahead(guest: &Guest, offset: usize, link: &Link) -> usize {
-    let cell: *const EntryCell = link.cell();
-    let found: usize;
-    // SAFETY: the store goes to a byte of the fixture's memory, the load to a cell that
-    // the link keeps.
-    unsafe {
-        std::arch::asm!(
-            "cvtsi2sd {late}, {to}",
-            ".rept 300",
-            "sqrtsd {late}, {late}",
-            ".endr",
-            "movq {at}, {late}",
-            "and {at}, 0",
-            "add {at}, {to}",
-            "mov byte ptr [{at}], 7",
-            "mov {found}, qword ptr [{cell}]",
-            to = in(reg) guest.memory.range().start().as_ptr().add(offset),
-            cell = in(reg) cell,
-            late = out(xmm_reg) _,
-            at = out(reg) _,
-            found = out(reg) found,
-        );
-    }
-    found
-}
-
-/// S7, on the present machine. Without the barrier before a page is opened about one round in
-/// 100,000 fails, so a run as short as this one hardly detects it. The models that the promise
-/// names always fail then. LOOK_AHEAD_ROUNDS makes the run longer.
-#[cfg(target_arch = "x86_64")]
-#[test]
-fn a_core_that_looks_ahead_of_its_store_finds_nothing() {
-    // Longer runs are started by hand.
-    let _alarm = std::env::var_os("LOOK_AHEAD_ROUNDS").is_none().then(alarm);
-    let rounds: u32 = std::env::var("LOOK_AHEAD_ROUNDS").map_or(3000, |rounds| rounds.parse().expect("a number"));
-    for mode in tracking_modes().into_iter().filter(|mode| mode.is_synchronous()) {
-        let guest = &Guest::new(mode, Plain);
-        let link = &guest.cache.link(Guest::key(64)).unwrap();
-        let (begun, ended) = (&AtomicU32::new(0), &AtomicU32::new(0));
-        let wait_for = |counter: &AtomicU32, round| {
-            for spins in 0.. {
-                if counter.load(Ordering::Acquire) >= round {
-                    break;
-                }
-                if spins > 2000 { yield_now() } else { spin_loop() }
-            }
-        };
-        scope(|threads| {
-            threads.spawn(move || {
-                for round in 1..=rounds {
-                    wait_for(begun, round);
-                    let found = store_and_look_ahead(guest, 64, link);
-                    assert_eq!(found, EntryStubs::NOT_CODE.dead, "{mode}, round {round}");
-                    ended.store(round, Ordering::Release);
-                }
-            });
-            for round in 1..=rounds {
-                while guest.translate(64).is_err() {}
-                begun.store(round, Ordering::Release);
-                // From at once to longer than the other thread takes.
-                (0..round.wrapping_mul(2_654_435_761) >> 23).for_each(|_| spin_loop());
-                guest.store(64, round);
-                wait_for(ended, round);
-            }
-        });
-    }
 }
 
 /// S6, D4.

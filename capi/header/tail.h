@@ -56,6 +56,7 @@ cw_region_options_default(uint64_t guest, void *host, size_t len_bytes, cw_mode 
     options.mode = mode;
     options.access = CW_ACCESS_READ_WRITE;
     options.embedder_owns_signals = false;
+    options.explicit_fetch = false;
     return options;
 }
 

@@ -334,6 +334,11 @@ typedef struct cw_region_options {
     /// Whether your own handlers of SIGBUS and SIGSEGV call cw_handle_fault(): the
     /// library installs no handler then.
     bool embedder_owns_signals;
+    /// The guest's processor may run old bytes until it executes an instruction for that
+    /// (FENCE.I on RISC-V, ISB on Arm, isync on POWER), at which you call cw_cache_sync()
+    /// on the thread of that vCPU, in every mode. Then a write fault needs no barrier on
+    /// all threads while other vCPUs run. Off by default.
+    bool explicit_fetch;
 } cw_region_options;
 
 /// Memory that is mapped at several places: a file or memfd, named by two numbers from
@@ -1098,6 +1103,7 @@ cw_region_options_default(uint64_t guest, void *host, size_t len_bytes, cw_mode 
     options.mode = mode;
     options.access = CW_ACCESS_READ_WRITE;
     options.embedder_owns_signals = false;
+    options.explicit_fetch = false;
     return options;
 }
 

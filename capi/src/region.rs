@@ -44,6 +44,11 @@ pub struct cw_region_options {
     /// Whether your own handlers of SIGBUS and SIGSEGV call cw_handle_fault(): the
     /// library installs no handler then.
     pub embedder_owns_signals: MaybeUninit<bool>,
+    /// The guest's processor may run old bytes until it executes an instruction for that
+    /// (FENCE.I on RISC-V, ISB on Arm, isync on POWER), at which you call cw_cache_sync()
+    /// on the thread of that vCPU, in every mode. Then a write fault needs no barrier on
+    /// all threads while other vCPUs run. Off by default.
+    pub explicit_fetch: MaybeUninit<bool>,
 }
 
 /// Memory that is mapped at several places: a file or memfd, named by two numbers from
@@ -86,7 +91,8 @@ pub unsafe extern "C" fn cw_cache_add_region(cache: *const cw_cache, options: *c
         let host = HostRange::new(HostAddr::of(options.host), options.len_bytes, tracker.page_size())?;
         let region = RegionOptions::new(GuestAddr(options.guest), host, cw_mode::read(options.mode)?)
             .with_access(cw_access::read(options.access)?)
-            .with_embedder_signals(read_bool(options.embedder_owns_signals)?);
+            .with_embedder_signals(read_bool(options.embedder_owns_signals)?)
+            .with_explicit_fetch(read_bool(options.explicit_fetch)?);
         // SAFETY: this function asks the same of its caller.
         Ok(unsafe { tracker.add_region(region) }?)
     })

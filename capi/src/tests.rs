@@ -87,6 +87,7 @@ impl Fixture {
             mode: MaybeUninit::new(cw_mode::CW_MODE_MPROTECT),
             access: MaybeUninit::new(cw_access::CW_ACCESS_READ_WRITE),
             embedder_owns_signals: MaybeUninit::new(false),
+            explicit_fetch: MaybeUninit::new(false),
         }
     }
 

@@ -28,13 +28,13 @@
 use std::collections::VecDeque;
 use std::fmt;
 
+use super::pins::{PinRef, Pins};
 use crate::error::Error;
 use crate::panics::FirstPanic;
 use crate::sync::{
     Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Rule, fence, left_out, lock, memory_fence, try_lock,
     yield_now,
 };
-use crate::sys::errno::this_thread;
 
 /// With this much garbage, a collection asks long pins to end.
 const ASK_TO_LEAVE_ITEMS: usize = 256;
@@ -42,19 +42,12 @@ const ASK_TO_LEAVE_ITEMS: usize = 256;
 /// The capacity for garbage that is never freed.
 const MIN_CAPACITY: usize = 256;
 
-/// A participant's word: 0 while not pinned, else twice its epoch plus 1.
-#[derive(Debug)]
-struct PinWord(AtomicU64);
-
 /// Any thread calls it to ask a participant to unpin soon. It is code of the embedder's, and
 /// may panic.
 pub(crate) type AskToLeave = Box<dyn Fn() + Send + Sync>;
 
 pub(crate) struct Participant {
-    pin: PinWord,
-    /// The thread that pinned it last. Not a model's atomic: only a fork's child, which is
-    /// one thread, reads it.
-    holder: core::sync::atomic::AtomicU64,
+    pin: PinRef,
     ask_to_leave: AskToLeave,
     /// It left while the domain stood still. The thread that has the locks writes it.
     has_left: core::sync::atomic::AtomicBool,
@@ -66,12 +59,16 @@ impl fmt::Debug for Participant {
     }
 }
 
+/// All participants, each at the index of its pin.
+type Participants = Vec<Option<Arc<Participant>>>;
+
 /// An epoch domain with its garbage of type `G`.
 #[derive(Debug)]
 pub(crate) struct Epoch<G> {
     global: AtomicU64,
     walkers: [AtomicUsize; 3],
-    participants: Mutex<Vec<Arc<Participant>>>,
+    pins: Pins,
+    participants: Mutex<Participants>,
     /// Only the thread that asks participants to leave holds this lock, and a hook runs under
     /// no other. Taken before the other locks.
     asking: Mutex<()>,
@@ -83,6 +80,7 @@ impl<G> Epoch<G> {
         Self {
             global: AtomicU64::new(2),
             walkers: [AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0)],
+            pins: Pins::new(),
             participants: Mutex::new(Vec::new()),
             asking: Mutex::new(()),
             garbage: Mutex::new(VecDeque::new()),
@@ -91,9 +89,13 @@ impl<G> Epoch<G> {
 
     /// A new participant, not pinned.
     pub(crate) fn join(&self, ask_to_leave: AskToLeave) -> Arc<Participant> {
-        let (pin, holder) = (PinWord(AtomicU64::new(0)), core::sync::atomic::AtomicU64::new(0));
-        let participant = Arc::new(Participant { pin, holder, ask_to_leave, has_left: false.into() });
-        lock(&self.participants).push(participant.clone());
+        let mut participants = lock(&self.participants);
+        let index = participants.iter().position(Option::is_none).unwrap_or(participants.len());
+        let participant = Arc::new(Participant { pin: self.pins.at(index), ask_to_leave, has_left: false.into() });
+        if index == participants.len() {
+            participants.push(None);
+        }
+        participants[index] = Some(participant.clone());
         participant
     }
 
@@ -101,7 +103,13 @@ impl<G> Epoch<G> {
     pub(crate) fn leave(&self, participant: &Arc<Participant>) {
         // Waits for a thread that is calling hooks.
         let _asking = lock(&self.asking);
-        lock(&self.participants).retain(|other| !Arc::ptr_eq(other, participant));
+        let mut participants = lock(&self.participants);
+        if let Some(left) =
+            participants.iter_mut().find(|other| other.as_ref().is_some_and(|other| Arc::ptr_eq(other, participant)))
+        {
+            participant.pin.clear();
+            *left = None;
+        }
     }
 
     /// As [`Epoch::leave`], for the thread that holds the guard of a fork. That thread has
@@ -113,17 +121,16 @@ impl<G> Epoch<G> {
     /// An item that is reachable after this call is not freed before [`Epoch::unpin`]. Pins
     /// do not nest, and stay on their thread.
     pub(crate) fn pin(&self, participant: &Participant) {
-        participant.holder.store(this_thread(), core::sync::atomic::Ordering::Relaxed);
-        let epoch = self.global.load(Ordering::Relaxed);
-        // Release: a thread that reads this pin also sees the effects of the last pin.
-        participant.pin.0.store(epoch << 1 | 1, Ordering::Release);
-        // Pairs with the fence in `try_advance`: either the advance sees this pin, or reads
-        // under the pin see the state that the advance left.
-        fence(Rule::FenceBehindPin);
+        participant.pin.set(self.global.load(Ordering::Relaxed));
     }
 
     pub(crate) fn unpin(&self, participant: &Participant) {
-        participant.pin.0.store(0, Ordering::Release);
+        participant.pin.clear();
+    }
+
+    /// See [`Pins::has_others`].
+    pub(crate) fn has_other_pins(&self) -> bool {
+        self.pins.has_others()
     }
 
     /// Enters as a walker. Async-signal-safe.
@@ -199,12 +206,9 @@ impl<G> Epoch<G> {
     /// [`Error::BadArgument`] if the calling thread has pinned one itself: it would wait for
     /// ever.
     pub(crate) fn wait_for_pins(&self) -> Result<(), Error> {
-        let own = this_thread();
-        let is_own = |participant: &Arc<Participant>| {
-            let holder = participant.holder.load(core::sync::atomic::Ordering::Relaxed);
-            holder == own && participant.pin.0.load(Ordering::Relaxed) != 0
-        };
-        if lock(&self.participants).iter().any(is_own) {
+        let is_own =
+            |participant: &Arc<Participant>| participant.pin.epoch().is_some() && participant.pin.is_of_this_thread();
+        if lock(&self.participants).iter().flatten().any(is_own) {
             return Err(Error::BadArgument("this thread has a vCPU pinned and would wait for itself: unpin it first"));
         }
         let start = self.global.load(Ordering::Acquire);
@@ -225,11 +229,8 @@ impl<G> Epoch<G> {
     pub(crate) fn ask_all_to_leave(&self) {
         let Some(asking) = try_lock(&self.asking) else { return };
         let global = self.global.load(Ordering::Acquire);
-        let is_behind = |participant: &&Arc<Participant>| {
-            let pin = participant.pin.0.load(Ordering::Relaxed);
-            pin != 0 && pin >> 1 != global
-        };
-        let behind: Vec<_> = lock(&self.participants).iter().filter(is_behind).cloned().collect();
+        let is_behind = |participant: &&Arc<Participant>| participant.pin.epoch().is_some_and(|epoch| epoch != global);
+        let behind: Vec<_> = lock(&self.participants).iter().flatten().filter(is_behind).cloned().collect();
         let mut panics = FirstPanic::default();
         for participant in behind {
             panics.catch(|| (participant.ask_to_leave)());
@@ -246,10 +247,8 @@ impl<G> Epoch<G> {
         if walkers != 0 && !left_out(Rule::WaitForWalkers) {
             return false;
         }
-        let behind = participants.iter().any(|participant| {
-            let pin = participant.pin.0.load(Ordering::Relaxed);
-            pin != 0 && pin >> 1 != epoch
-        });
+        let mut pinned = participants.iter().flatten().filter_map(|participant| participant.pin.epoch());
+        let behind = pinned.any(|pinned| pinned != epoch);
         if behind && !left_out(Rule::WaitForPins) {
             return false;
         }
@@ -278,7 +277,7 @@ impl<G> Epoch<G> {
 pub(crate) struct EpochForkGuard<'a, G> {
     walkers: &'a [AtomicUsize; 3],
     _asking: MutexGuard<'a, ()>,
-    participants: MutexGuard<'a, Vec<Arc<Participant>>>,
+    participants: MutexGuard<'a, Participants>,
     _garbage: MutexGuard<'a, VecDeque<(u64, G)>>,
     /// Dropped last, under no lock of the domain: hooks are the embedder's code.
     left: Vec<Arc<Participant>>,
@@ -288,7 +287,10 @@ impl<G> Drop for EpochForkGuard<'_, G> {
     fn drop(&mut self) {
         let has_left =
             |participant: &mut Arc<Participant>| participant.has_left.load(core::sync::atomic::Ordering::Relaxed);
-        self.left.extend(self.participants.extract_if(.., has_left));
+        for left in self.participants.iter_mut().filter_map(|participant| participant.take_if(has_left)) {
+            left.pin.clear();
+            self.left.push(left);
+        }
     }
 }
 
@@ -299,11 +301,8 @@ impl<G> EpochForkGuard<'_, G> {
         for counter in self.walkers {
             counter.store(0, Ordering::SeqCst);
         }
-        let own = this_thread();
-        for participant in self.participants.iter() {
-            if participant.holder.load(core::sync::atomic::Ordering::Relaxed) != own {
-                participant.pin.0.store(0, Ordering::SeqCst);
-            }
+        for participant in self.participants.iter().flatten().filter(|other| !other.pin.is_of_this_thread()) {
+            participant.pin.clear();
         }
     }
 }

@@ -86,6 +86,7 @@ impl<P: Payload> Invalidator<P> {
 }
 
 // SAFETY: `written` and `data_written` walk a list under a walk of the epoch and change atomics.
+// Only pinned vCPUs look at cells and flags, and a pin fences.
 unsafe impl<P: Payload> PageObserver for Invalidator<P> {
     type Data = PageBlocks<Block<P>>;
 
@@ -127,5 +128,9 @@ unsafe impl<P: Payload> PageObserver for Invalidator<P> {
             Downgrade::Nothing => {}
         });
         self.record(write, killed, downgraded);
+    }
+
+    fn others_may_look(&self) -> bool {
+        self.epoch.has_other_pins()
     }
 }

@@ -37,6 +37,7 @@
 //! | `entry` | entry cells |
 //! | `stale_flag` | the byte that a block polls |
 //! | `block_list` | the list of blocks on a page |
+//! | `pins` | the pins of vCPUs, where a fault handler reads them |
 //! | `epoch` | the epochs that decide when memory may be freed |
 //! | `journal` | the last writes, for reports |
 //! | `kill` | the steps in which a block dies |
@@ -76,6 +77,7 @@ pub(crate) mod kill;
 mod limit;
 mod link;
 mod live;
+mod pins;
 mod record;
 mod retained;
 mod revive;

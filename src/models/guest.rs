@@ -16,7 +16,6 @@ use crate::policy::Adaptive;
 use crate::policy::Policy;
 #[cfg(loom)]
 use crate::protection::Mode;
-use crate::protection::{Access, Options};
 use crate::sync::Arc;
 use crate::tracker::BeginError;
 
@@ -35,10 +34,7 @@ pub(super) struct Guest {
 /// A cache with one region, the kernel's memory, at guest address 0.
 pub(super) fn cache_over<P: Payload>(kernel: &Arc<Kernel>, policy: impl Policy) -> CodeCache<P> {
     let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(policy)).unwrap();
-    cache
-        .tracker()
-        .add_region_on(GuestAddr(0), kernel.range(), Access::ReadWrite, Options::default(), None, || Ok(kernel.clone()))
-        .unwrap();
+    cache.tracker().add_region_on(kernel.region(), None, || Ok(kernel.clone())).unwrap();
     cache
 }
 

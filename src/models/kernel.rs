@@ -8,11 +8,12 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::addr::{HostAddr, HostRange, PageSize};
+use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::page_table::Permit;
 use crate::protection::{Access, FaultSink, Handled, KernelWrites, Mode, Opening, Protection, WriteFault};
 use crate::sync::{Arc, AtomicU64, Ordering, memory_fence};
+use crate::tracker::RegionOptions;
 
 const PROTECTED: u64 = 1;
 const BYTE_SHIFT: u32 = 8;
@@ -29,6 +30,7 @@ pub(super) struct Kernel {
     /// Not a part of the model.
     fails: std::sync::atomic::AtomicBool,
     refuses: Refuses,
+    explicit_fetch: bool,
 }
 
 /// Openings that the kernel refuses.
@@ -76,7 +78,15 @@ impl Kernel {
             fences: AtomicU64::new(0),
             fails: false.into(),
             refuses: Refuses::Nothing,
+            explicit_fetch: false,
         }
+    }
+
+    /// The guest fetches its code explicitly.
+    #[cfg(loom)]
+    pub(super) fn with_explicit_fetch(mut self) -> Self {
+        self.explicit_fetch = true;
+        self
     }
 
     pub(super) fn that_refuses(mut self, refuses: Refuses) -> Self {
@@ -90,8 +100,9 @@ impl Kernel {
         })
     }
 
-    pub(super) fn range(&self) -> HostRange {
-        self.range
+    /// The memory as a region at guest address 0.
+    pub(super) fn region(&self) -> RegionOptions {
+        RegionOptions::new(GuestAddr(0), self.range, self.mode).with_explicit_fetch(self.explicit_fetch)
     }
 
     /// The byte of `page`.
@@ -120,16 +131,24 @@ impl Kernel {
         }
     }
 
-    /// A store and a `look` after it in the program, by a core that runs the look before the store
+    /// A store, `between` and a `look` in the program, by a core that runs the look before the store
     /// has an address. Returns the look's result.
     #[cfg(loom)]
-    pub(super) fn store_behind<T>(&self, page: usize, byte: u8, tid: u32, look: impl Fn() -> T) -> T {
+    pub(super) fn store_behind<T>(
+        &self,
+        page: usize,
+        byte: u8,
+        tid: u32,
+        between: impl Fn(),
+        look: impl Fn() -> T,
+    ) -> T {
         // Read-modify-writes have one order with the barriers.
         let fences = || self.fences.fetch_or(0, Ordering::AcqRel);
         let before = fences();
         let ahead = look();
         let faulted = self.store(page, byte, tid);
-        if faulted || fences() != before { look() } else { ahead }
+        let fenced = crate::sync::count_fences(between) > 0;
+        if faulted || fenced || fences() != before { look() } else { ahead }
     }
 
     /// A store by thread `tid` to a byte of `page` that belongs to no block.
@@ -165,8 +184,7 @@ impl Kernel {
     #[cfg(loom)]
     pub(super) fn lose(&self) {
         let sink = self.sink.get().unwrap_or_else(|| unreachable!("a region is attached"));
-        let opening = <dyn Protection>::opening(self, sink.on_lost());
-        opening
+        Opening::behind_a_barrier(sink.on_lost(), || self.fence_threads())
             .and_then(|opening| self.abandon(self.range, opening))
             .unwrap_or_else(|_| unreachable!("it never fails"));
     }

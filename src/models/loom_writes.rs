@@ -125,16 +125,48 @@ fn a_bystander() {
     writer.join().unwrap();
 }
 
-/// The same with a core that goes through a link before its store has an address.
-fn a_look_ahead(other: fn(&Guest)) {
+/// A vCPU goes through a link before its store has an address, while another thread opens the page.
+/// It is pinned before the other thread begins, or meanwhile.
+fn a_look_ahead(is_pinned_before: bool, other: fn(&Guest)) {
     let guest = Guest::new(Mode::Sigbus, 1);
     let link = guest.link(KEY);
     guest.translate(KEY, &[0]).unwrap();
-    let opener = spawn(&guest, other);
-    if guest.kernel.store_behind(0, 2, 1, || guest.follow(link)) == Some(0) {
+    let mut vcpu = guest.cache.attach_vcpu();
+    if is_pinned_before {
+        let pin = vcpu.pin();
+        let opener = spawn(&guest, other);
+        store_behind(&guest, 0, || (), link);
+        drop(pin);
+        opener.join().unwrap();
+    } else {
+        let store = spawn(&guest, move |guest| {
+            let pin = vcpu.pin();
+            store_behind(guest, 0, || (), link);
+            drop(pin);
+        });
+        other(&guest);
+        store.join().unwrap();
+    }
+}
+
+/// The same in a region with explicit fetch: the vCPU fetches before it looks.
+fn an_explicit_fetch() {
+    let guest = Guest::over(Kernel::new(Mode::Sigbus, 1).with_explicit_fetch(), Adaptive::new());
+    let link = guest.link(KEY);
+    guest.translate(KEY, &[0]).unwrap();
+    let mut vcpu = guest.cache.attach_vcpu();
+    let pin = vcpu.pin();
+    let opener = spawn(&guest, another_store);
+    store_behind(&guest, 0, || guest.cache.tracker().sync().unwrap(), link);
+    drop(pin);
+    opener.join().unwrap();
+}
+
+/// A vCPU's store to `page`, and its look through `link` behind it, which the core runs ahead.
+fn store_behind(guest: &Guest, page: usize, between: impl Fn(), link: Link) {
+    if guest.kernel.store_behind(page, 2, 1, between, || guest.follow(link)) == Some(0) {
         violation("the store retired and what follows it went on into the old block");
     }
-    opener.join().unwrap();
 }
 
 /// The same if the page is opened by a thread that opens all pages: `other`'s own page is 0, and
@@ -144,10 +176,11 @@ fn a_look_ahead_of_all(refuses: Refuses, other: fn(&Guest)) {
     let link = guest.link(KEY);
     guest.translate(KEY, &[1]).unwrap();
     guest.translate(KEY + 2, &[0]).unwrap();
+    let mut vcpu = guest.cache.attach_vcpu();
+    let pin = vcpu.pin();
     let opener = spawn(&guest, other);
-    if guest.kernel.store_behind(1, 2, 1, || guest.follow(link)) == Some(0) {
-        violation("the store retired and what follows it went on into the old block");
-    }
+    store_behind(&guest, 1, || (), link);
+    drop(pin);
     opener.join().unwrap();
 }
 
@@ -226,12 +259,37 @@ fn who_sees_the_byte_finds_no_old_block() {
 
 #[test]
 fn a_look_ahead_of_a_store_against_another_store() {
-    holds(3, || a_look_ahead(another_store));
+    holds(3, || a_look_ahead(true, another_store));
 }
 
 #[test]
 fn a_look_ahead_of_a_store_against_an_announced_write() {
-    holds(3, || a_look_ahead(an_announced_write));
+    holds(3, || a_look_ahead(true, an_announced_write));
+}
+
+#[test]
+fn a_look_ahead_of_a_vcpu_that_pins_itself_meanwhile() {
+    holds(3, || a_look_ahead(false, another_store));
+}
+
+#[test]
+fn a_look_ahead_of_an_explicit_fetch() {
+    holds(3, an_explicit_fetch);
+}
+
+#[test]
+fn it_fails_without_the_fence_behind_a_pin() {
+    fails_without(Rule::FenceBehindPin, || a_look_ahead(false, another_store));
+}
+
+#[test]
+fn it_fails_without_the_fence_before_the_look_at_other_pins() {
+    fails_without(Rule::FenceBeforeOthers, || a_look_ahead(false, another_store));
+}
+
+#[test]
+fn it_fails_without_the_fence_at_a_sync() {
+    fails_without(Rule::FenceAtSync, an_explicit_fetch);
 }
 
 #[test]
@@ -253,8 +311,8 @@ fn two_messages_that_look_alike() {
 fn it_fails_without_a_barrier_on_all_threads() {
     fails_without(Rule::FenceThreads, opens_all);
     fails_without(Rule::FenceThreads, a_loss_is_found);
-    fails_without(Rule::FenceThreads, || a_look_ahead(another_store));
-    fails_without(Rule::FenceThreads, || a_look_ahead(an_announced_write));
+    fails_without(Rule::FenceThreads, || a_look_ahead(true, another_store));
+    fails_without(Rule::FenceThreads, || a_look_ahead(true, an_announced_write));
 }
 
 #[test]

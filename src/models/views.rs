@@ -15,8 +15,8 @@ use crate::error::Error;
 use crate::memory::guest_memory::BackingId;
 use crate::policy::{Decision, Limits, PageHistory, Policy};
 use crate::protection::model::Model;
-use crate::protection::{Access, Handled, Mode, Options};
-use crate::tracker::{BeginError, Held, MappingChange, SharedMemory};
+use crate::protection::{Access, Handled, Mode};
+use crate::tracker::{BeginError, Held, MappingChange, RegionOptions, SharedMemory};
 
 /// Nothing happens by itself: no page is self-checking, and only the requested page is opened or
 /// protected.
@@ -271,7 +271,7 @@ impl World {
         let model = Arc::new(Model::new(mode, host, PAGE));
         let open = || Ok(model.clone() as Arc<dyn crate::protection::Protection>);
         let tracker = self.cache.tracker();
-        tracker.add_region_on(guest, host, Access::ReadWrite, Options::default(), None, open).unwrap();
+        tracker.add_region_on(RegionOptions::new(guest, host, mode), None, open).unwrap();
         self.regions[at] = (self.regions[at].0 + 1, Some((mode, model)));
         self.show_private(pages);
     }

@@ -157,19 +157,24 @@ pub(crate) struct Opening<'a> {
 }
 
 impl<'a> Opening<'a> {
-    /// The barrier on every thread of the process between a kill and the opening of the page,
-    /// in a synchronous `mode`. A core may run a load ahead of its own older store, if that
-    /// store waits for its address. The load found the block that is dead now, and the store
-    /// would find the page open, and retire. Behind the barrier such a load runs again.
+    /// The barrier on every thread of the process between a kill and the opening of the page.
+    /// A core may run a load ahead of its own older store, if that store waits for its address.
+    /// The load found the block that is dead now, and the store would find the page open, and
+    /// retire. Behind the barrier such a load runs again.
     pub(crate) fn behind_a_barrier(
         leave: Permit<'a>,
-        mode: Mode,
         barrier: impl FnOnce() -> Result<(), Error>,
     ) -> Result<Self, Error> {
-        if mode.is_synchronous() && !left_out(Rule::FenceThreads) {
+        if !left_out(Rule::FenceThreads) {
             barrier()?;
         }
         Ok(Self { _leave: leave })
+    }
+
+    /// If no load can be ahead of a store: in a deferred region, whose stores wait for nobody, and
+    /// beside threads that look at no translation.
+    pub(crate) fn without_barrier(leave: Permit<'a>) -> Self {
+        Self { _leave: leave }
     }
 
     /// For a region that ends, if the barrier is refused: its pages must not stay protected, as
@@ -182,13 +187,6 @@ impl<'a> Opening<'a> {
     #[cfg(all(test, not(loom)))]
     pub(crate) fn for_test() -> Opening<'static> {
         Opening { _leave: Permit::for_test() }
-    }
-}
-
-impl dyn Protection {
-    /// A permit to open pages of this mechanism, after their blocks have died. Async-signal-safe.
-    pub(crate) fn opening<'a>(&self, leave: Permit<'a>) -> Result<Opening<'a>, Error> {
-        Opening::behind_a_barrier(leave, self.mode(), || self.fence_threads())
     }
 }
 

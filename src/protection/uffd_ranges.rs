@@ -8,7 +8,6 @@ use super::attachments::Attachments;
 use super::contract::{Access, Opening};
 use crate::addr::HostRange;
 use crate::error::Error;
-use crate::mode::Mode;
 use crate::page_table::Permit;
 use crate::sys::ranges::Delivery;
 use crate::sys::ranges::{FaultSink, WriteFault};
@@ -89,7 +88,7 @@ impl UffdRanges {
     pub(super) fn lose(&self) -> Result<(), Error> {
         let mut done = Ok(());
         self.attachments.lose(|range, leave| {
-            let opening = Opening::behind_a_barrier(leave, Mode::Thread, membarrier::fence_threads);
+            let opening = Opening::behind_a_barrier(leave, membarrier::fence_threads);
             let opened = opening.and_then(|opening| {
                 let _ = self.unprotect(range, opening).and(self.uffd.wake(range));
                 // If those failed this still opens and wakes.

@@ -10,4 +10,6 @@ mod tsan;
 pub(crate) use primitives::*;
 #[cfg(test)]
 pub(crate) use rule::LEFT_OUT;
+#[cfg(loom)]
+pub(crate) use rule::count_fences;
 pub(crate) use rule::{Rule, fence, left_out};

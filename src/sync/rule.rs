@@ -20,6 +20,10 @@ pub(crate) enum Rule {
     FenceBehindStop,
     /// A vCPU fences between its pin and its reads.
     FenceBehindPin,
+    /// A handler fences between its kills and its look for the pins of other threads.
+    FenceBeforeOthers,
+    /// A `sync` fences, for regions that are fetched explicitly.
+    FenceAtSync,
     /// The epoch fences before it looks at pins and walkers.
     FenceBeforePins,
     /// A walker fences between its counter and its second look at the epoch.
@@ -53,7 +57,8 @@ pub(crate) enum Rule {
     ClearFronts,
     /// A sweep leaves the cells that have links.
     KeepLinked,
-    /// Every thread passes a barrier between a kill and the opening of its pages.
+    /// Every thread passes a barrier between a kill and the opening of its pages, if another thread
+    /// may look at translations.
     FenceThreads,
     /// A hold also handles pages that another thread is opening at the time.
     HoldBehindHandler,
@@ -77,10 +82,26 @@ thread_local! {
     pub(crate) static LEFT_OUT: core::cell::Cell<Option<Rule>> = const { core::cell::Cell::new(None) };
 }
 
+#[cfg(loom)]
+loom::thread_local! {
+    /// The fences that this thread of a model has passed.
+    static FENCES: core::cell::Cell<u64> = core::cell::Cell::new(0);
+}
+
+/// Runs `body`. Returns the number of fences that this thread passed in it.
+#[cfg(loom)]
+pub(crate) fn count_fences(body: impl FnOnce()) -> u64 {
+    let before = FENCES.with(core::cell::Cell::get);
+    body();
+    FENCES.with(core::cell::Cell::get) - before
+}
+
 /// The sequentially consistent fence of `rule`.
 #[inline(always)]
 pub(crate) fn fence(rule: Rule) {
     if !left_out(rule) {
+        #[cfg(loom)]
+        FENCES.with(|fences| fences.set(fences.get() + 1));
         memory_fence(Ordering::SeqCst);
     }
 }

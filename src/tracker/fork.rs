@@ -97,8 +97,7 @@ impl<D: PageData> Region<D> {
             let (observer, counters) = (self.observer.clone(), self.counters.clone());
             let wiring = Wiring { observer, counters, policy: self.policy.clone() };
             // The policy was asked when the region was added.
-            let (options, limits) = (self.options, self.limits);
-            let region = Region::new(self.guest, self.host, self.page, protection, options, limits, wiring)?;
+            let region = Region::new(self.options, self.page, protection, self.limits, wiring)?;
             let region = region.keeping(self.memory.clone());
             Ok(child.insert(Arc::new(region)).clone())
         })?;

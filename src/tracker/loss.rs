@@ -30,7 +30,7 @@ impl<D: PageData> Region<D> {
     /// ahead of its store. No later system call of ours orders that. A page that stays
     /// protected lets no such store retire.
     pub(super) fn abandon(&self) -> Result<(), Error> {
-        let opening = self.protection.opening(self.lose())?;
+        let opening = self.opening(self.lose())?;
         self.protection.abandon(self.host, opening)
     }
 
@@ -43,7 +43,7 @@ impl<D: PageData> Region<D> {
     /// take the page for open.
     pub(super) fn open_all(&self) -> Result<(), Error> {
         let all = self.pages.open_all(|page, desc, _| self.invalidated(page, desc, Cause::Lost));
-        let opening = self.protection.opening(all.permit());
+        let opening = self.opening(all.permit());
         let opened = opening.and_then(|opening| self.protection.unprotect(self.host, opening));
         drop(all);
         opened.or_else(|_| self.abandon())
@@ -57,7 +57,7 @@ impl<D: PageData> Region<D> {
         self.await_cancelled(0..self.pages.pages());
         // With a barrier or without one, no page may stay protected: no code answers a
         // fault here any more.
-        let (opening, fenced) = match self.protection.opening(leave) {
+        let (opening, fenced) = match self.opening(leave) {
             Ok(opening) => (opening, Ok(())),
             Err(error) => (Opening::at_the_end_of_a_region(leave), Err(error)),
         };

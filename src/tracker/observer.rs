@@ -67,6 +67,17 @@ pub unsafe trait PageObserver: Send + Sync + 'static {
     fn data_written(&self, data: &Self::Data, write: &PageWrite) {
         self.written(data, write);
     }
+
+    /// Whether a thread other than the calling one may be looking at translations now. Asked
+    /// between `written` or `data_written` and the opening of the page. A core may run a look ahead
+    /// of its own earlier store: the look finds the translation, and the store finds the page open.
+    /// If this returns `true`, all threads pass a barrier first, which is a system call.
+    ///
+    /// `false` is right only if each thread that looks at translations passes a sequentially
+    /// consistent fence between this call and its next look.
+    fn others_may_look(&self) -> bool {
+        true
+    }
 }
 
 /// The data of an observer for one page.

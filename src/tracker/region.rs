@@ -33,12 +33,18 @@ pub struct RegionOptions {
     /// The embedder's own handlers of SIGBUS and SIGSEGV call
     /// [`protection::handle_fault`](crate::protection::handle_fault): the library installs none.
     pub embedder_owns_signals: bool,
+    /// The guest's processor may run old bytes until it executes an instruction for that: FENCE.I
+    /// on RISC-V, ISB on Arm, isync on POWER. At each of these the embedder calls
+    /// [`Tracker::sync`](super::Tracker::sync), in every mode and on the thread of that vCPU. Then
+    /// a write fault needs no barrier on all threads, also while other vCPUs run. See the promise
+    /// S7 of [`promises`](crate::guide::promises).
+    pub explicit_fetch: bool,
 }
 
 impl RegionOptions {
     /// Memory that the guest may read and write, with the library's signal handlers.
     pub const fn new(guest: GuestAddr, host: HostRange, mode: Mode) -> Self {
-        Self { guest, host, mode, access: Access::ReadWrite, embedder_owns_signals: false }
+        Self { guest, host, mode, access: Access::ReadWrite, embedder_owns_signals: false, explicit_fetch: false }
     }
 
     /// The same with another `access` of the guest.
@@ -53,6 +59,21 @@ impl RegionOptions {
     pub const fn with_embedder_signals(mut self, embedder_owns_signals: bool) -> Self {
         self.embedder_owns_signals = embedder_owns_signals;
         self
+    }
+
+    /// The same, for a guest that fetches its code explicitly ([`RegionOptions::explicit_fetch`])
+    /// or that does not, as x86.
+    #[must_use]
+    pub const fn with_explicit_fetch(mut self, explicit_fetch: bool) -> Self {
+        self.explicit_fetch = explicit_fetch;
+        self
+    }
+}
+
+impl RegionOptions {
+    /// The part for its mechanism.
+    pub(super) const fn of_protection(self) -> Options {
+        Options { embedder_owns_signals: self.embedder_owns_signals }
     }
 }
 
@@ -76,7 +97,8 @@ pub(crate) struct Region<D: PageData> {
     pub(super) page: PageSize,
     pub(super) mode: Mode,
     pub(super) protection: Arc<dyn Protection>,
-    pub(super) options: Options,
+    /// As it was added.
+    pub(super) options: RegionOptions,
     pub(super) pages: PageTable<D>,
     pub(super) observer: Arc<dyn PageObserver<Data = D>>,
     pub(super) counters: Arc<Counters>,
@@ -109,15 +131,14 @@ impl<D: PageData> std::fmt::Debug for Region<D> {
 
 impl<D: PageData> Region<D> {
     pub(super) fn new(
-        guest: GuestAddr,
-        host: HostRange,
+        options: RegionOptions,
         page: PageSize,
         protection: Arc<dyn Protection>,
-        options: Options,
         limits: Limits,
         wiring: Wiring<D>,
     ) -> Result<Self, Error> {
         let Wiring { observer, counters, policy } = wiring;
+        let RegionOptions { guest, host, .. } = options;
         let (mode, pages) = (protection.mode(), host.len() >> page.shift());
         Ok(Self {
             guest,
@@ -230,9 +251,19 @@ impl<D: PageData> Region<D> {
         }
     }
 
+    /// A permit to open pages, after their blocks have died. Async-signal-safe.
+    pub(super) fn opening<'a>(&self, leave: Permit<'a>) -> Result<Opening<'a>, Error> {
+        let can_look_ahead = self.mode.is_synchronous() && !self.options.explicit_fetch;
+        if can_look_ahead && self.observer.others_may_look() {
+            Opening::behind_a_barrier(leave, || self.protection.fence_threads())
+        } else {
+            Ok(Opening::without_barrier(leave))
+        }
+    }
+
     /// Makes `pages`, with dead blocks, writable. Async-signal-safe.
     pub(super) fn unprotect_pages(&self, pages: Range<usize>, leave: Permit<'_>) -> Result<(), Error> {
-        let opening = self.protection.opening(leave)?;
+        let opening = self.opening(leave)?;
         let done = self.unprotect_run(pages.start, pages.len(), opening);
         if done.is_ok() || pages.len() == 1 { done } else { self.unprotect_each(pages, opening) }
     }

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::memory::guest_memory::GuestMemory;
 use crate::mode::Mode;
 use crate::policy::{Adaptive, Policy};
-use crate::protection::{self, Access, Protection};
+use crate::protection::{self, Protection};
 use crate::stats::{Counters, Histograms, Stats};
 use crate::sync::Arc;
 use crate::sys::mmap::first_hole;
@@ -107,11 +107,9 @@ impl<D: PageData> Tracker<D> {
     /// That of [`Tracker::add_region`], if the region does not keep its memory itself.
     #[allow(unsafe_code)]
     unsafe fn add_region_with(&self, options: RegionOptions, memory: Option<Arc<GuestMemory>>) -> Result<(), Error> {
-        let RegionOptions { guest, host, mode, access, embedder_owns_signals } = options;
-        let options = protection::Options { embedder_owns_signals };
-        self.add_region_on(guest, host, access, options, memory, || {
-            must_be_mapped(host, self.page)?;
-            protection::open(mode, self.page, options)
+        self.add_region_on(options, memory, || {
+            must_be_mapped(options.host, self.page)?;
+            protection::open(options.mode, self.page, options.of_protection())
         })
     }
 
@@ -131,24 +129,20 @@ impl<D: PageData> Tracker<D> {
     #[cfg(feature = "userfaultfd")]
     #[allow(unsafe_code)]
     pub unsafe fn add_region_on_uffd(&self, options: RegionOptions, uffd: userfaultfd::Uffd) -> Result<(), Error> {
-        let RegionOptions { guest, host, mode, access, embedder_owns_signals } = options;
-        let options = protection::Options { embedder_owns_signals };
-        self.add_region_on(guest, host, access, options, None, || {
-            must_be_mapped(host, self.page)?;
-            protection::open_on(uffd, mode, self.page, options)
+        self.add_region_on(options, None, || {
+            must_be_mapped(options.host, self.page)?;
+            protection::open_on(uffd, options.mode, self.page, options.of_protection())
         })
     }
 
     /// [`Tracker::add_region`] on a mechanism of the caller's choice.
     pub(crate) fn add_region_on(
         &self,
-        guest: GuestAddr,
-        host: HostRange,
-        access: Access,
-        options: protection::Options,
+        options: RegionOptions,
         memory: Option<Arc<GuestMemory>>,
         open: impl FnOnce() -> Result<Arc<dyn Protection>, Error>,
     ) -> Result<(), Error> {
+        let RegionOptions { guest, host, access, .. } = options;
         let bad = |why| Error::BadRange { start: guest.0, len: host.len() as u64, why };
         let Ok(Some(span)) = Span::new(guest.0, host.len() as u64) else {
             return Err(bad("a region ends with the 64-bit space of the guest at the latest"));
@@ -164,7 +158,7 @@ impl<D: PageData> Tracker<D> {
         if space.within(span).next().is_some() || space.regions.iter().any(overlaps) {
             return Err(bad("it overlaps a region that is tracked already"));
         }
-        let region = Region::new(guest, host, self.page, open()?, options, limits, self.wiring.clone())?;
+        let region = Region::new(options, self.page, open()?, limits, self.wiring.clone())?;
         let region = Arc::new(region.keeping(memory));
         region.attach_all(access)?;
         space.add(region);

@@ -74,12 +74,12 @@ mod tests {
     use std::sync::{Arc, OnceLock, Weak};
 
     use super::super::tests::NoObserver;
-    use super::super::{BeginError, Tracker};
+    use super::super::{BeginError, RegionOptions, Tracker};
     use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
     use crate::page_table::Busy;
     use crate::protection::model::{Model, Moment};
     use crate::protection::mprotect::{Mprotect, fake::FakeKernel};
-    use crate::protection::{Access, Handled, Mode, Options, Protection, WriteFault};
+    use crate::protection::{Access, Handled, Mode, Protection, WriteFault};
     use crate::sync::interruptible::{interrupt_at, was_interrupted};
     use crate::sys::ranges::{Delivery, dispatch};
 
@@ -91,7 +91,7 @@ mod tests {
     fn add_region(tracker: &Tracker<()>, model: &Arc<Model>) {
         let host = HostRange::of_pages(HOST, 4, PAGE);
         let open = || Ok(model.clone() as Arc<dyn Protection>);
-        tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), None, open).unwrap();
+        tracker.add_region_on(RegionOptions::new(GuestAddr(0), host, model.mode()), None, open).unwrap();
     }
 
     /// The kernel protects a page that its word calls open, and the message of its store
@@ -162,7 +162,7 @@ mod tests {
                 let tracker = Tracker::new(Arc::new(NoObserver));
                 let host = HostRange::of_pages(START, 1, PAGE);
                 let open = || Ok(mechanism);
-                tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), None, open).unwrap();
+                tracker.add_region_on(RegionOptions::new(GuestAddr(0), host, Mode::Mprotect), None, open).unwrap();
                 tracker.begin(GuestAddr(0)).unwrap();
                 // Tries once. Returns whether it went through.
                 let store = move || {

@@ -11,13 +11,14 @@ use crate::addr::{GuestAddr, PageIndex, Span};
 use crate::error::Error;
 use crate::mode::Mode;
 use crate::page_table::{Hit, PageDesc, PageState};
-use crate::sync::lock;
+use crate::sync::{Rule, RwLockReadGuard, fence, lock};
 use crate::sys::clock::{coarse_ms, precise_ns};
 
 impl<D: PageData> Tracker<D> {
     /// The guest announces that code may have changed. When this returns, in deferred
-    /// regions no block from bytes written before the call can be reached. Costs nothing
-    /// in the other regions.
+    /// regions no block from bytes written before the call can be reached. In the other regions it
+    /// costs a fence, which is what a guest with explicit fetch needs
+    /// ([`RegionOptions::explicit_fetch`](super::RegionOptions::explicit_fetch)).
     ///
     /// # Errors
     ///
@@ -26,7 +27,7 @@ impl<D: PageData> Tracker<D> {
     /// since.
     pub fn sync(&self) -> Result<(), Error> {
         self.gate.check_moves()?;
-        self.gate.read().sync(Span::ALL)
+        self.fenced().sync(Span::ALL)
     }
 
     /// [`Tracker::sync`] for `len_bytes` from `start`: for the bytes of the range,
@@ -39,7 +40,7 @@ impl<D: PageData> Tracker<D> {
     pub fn sync_range(&self, start: GuestAddr, len_bytes: u64) -> Result<(), Error> {
         self.gate.check_moves()?;
         let Some(span) = Span::new(start.0, len_bytes)? else { return Ok(()) };
-        let space = self.gate.read();
+        let space = self.fenced();
         drop(space.tracked(span)?);
         // Every part is tried, even after an error in one.
         let mut done = Ok(());
@@ -47,6 +48,12 @@ impl<D: PageData> Tracker<D> {
             done = done.and(space.sync(part));
         }
         done
+    }
+
+    /// The space. This thread looks at translations after it makes its earlier stores.
+    fn fenced(&self) -> RwLockReadGuard<'_, Space<D>> {
+        fence(Rule::FenceAtSync);
+        self.gate.read()
     }
 }
 

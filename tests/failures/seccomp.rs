@@ -7,11 +7,16 @@
 #![allow(unsafe_code)]
 
 use core::ffi::{c_int, c_long};
+use std::sync::mpsc::channel;
+use std::thread::scope;
 
 use codewarden::addr::GuestAddr;
 use codewarden::code_buffer::CodeBuffer;
 use codewarden::error::Error;
+use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Mode, Probe};
+use codewarden::tracker::RegionOptions;
+use codewarden::{CodeCache, Key};
 
 use crate::address_space::{replace, unmap};
 use crate::scenario::{End, SYNCHRONOUS, TRACKING, UFFD, byte_of, fixture, scenario};
@@ -196,8 +201,10 @@ fn membarrier_refused_at_the_end_of_a_region() {
         let before = descriptors();
         let guest = fixture(mode);
         (1..4).for_each(|page| guest.block(page));
-        refuse(&[MEMBARRIER], errno(libc::EPERM));
-        let error = guest.cache.tracker().remove_region(GuestAddr(GUEST)).expect_err("the barrier is refused");
+        let error = beside_a_pin(&guest.cache, || {
+            refuse(&[MEMBARRIER], errno(libc::EPERM));
+            guest.cache.tracker().remove_region(GuestAddr(GUEST)).expect_err("the barrier is refused")
+        });
         assert!(error.to_string().contains("membarrier"), "{error}");
         (1..4).for_each(|page| guest.expect_dead(page));
         (1..4).for_each(|page| guest.store(byte_of(page), 1));
@@ -265,13 +272,54 @@ fn replacing_refused_under_a_region() {
     });
 }
 
-/// No page is opened without a barrier between the end of its blocks and the opening. The
-/// process ends at the store instead of running on into a dead block.
+/// Runs `body` while a vCPU of another thread is pinned.
+fn beside_a_pin<R>(cache: &CodeCache<u32>, body: impl FnOnce() -> R) -> R {
+    let ((told, is_pinned), (end, is_over)) = (channel(), channel::<()>());
+    scope(|threads| {
+        threads.spawn(move || {
+            let mut vcpu = cache.attach_vcpu();
+            let _pin = vcpu.pin();
+            told.send(()).unwrap();
+            let _ = is_over.recv();
+        });
+        is_pinned.recv().unwrap();
+        let result = body();
+        drop(end);
+        result
+    })
+}
+
+/// While another vCPU runs, no page is opened without a barrier between the end of its blocks and
+/// the opening. The process ends at the store instead of running on into a dead block.
 fn barrier_refused(mode: Mode) {
     let guest = fixture(mode);
     guest.block(1);
-    refuse(&[MEMBARRIER], errno(libc::EPERM));
-    guest.store(byte_of(1), 1);
+    beside_a_pin(&guest.cache, || {
+        refuse(&[MEMBARRIER], errno(libc::EPERM));
+        guest.store(byte_of(1), 1);
+    });
+}
+
+/// If no other vCPU runs no barrier is needed, nor in a region with explicit fetch.
+#[test]
+fn barrier_refused_where_none_is_needed() {
+    scenario("seccomp::barrier_refused_where_none_is_needed", &SYNCHRONOUS, End::Well, |mode| {
+        let guest = fixture(mode);
+        let memory = GuestMemory::anonymous(1).unwrap();
+        let explicit = RegionOptions::new(GuestAddr(2 * GUEST), memory.range(), mode).with_explicit_fetch(true);
+        // SAFETY: the region is removed before the memory is dropped.
+        unsafe { guest.cache.tracker().add_region(explicit) }.unwrap();
+        let mut ticket = guest.cache.begin(Key::new(2 * GUEST));
+        ticket.claim(GuestAddr(2 * GUEST)).unwrap();
+        ticket.commit(0x1000, 0).unwrap();
+        guest.block(1);
+        refuse(&[MEMBARRIER], errno(libc::EPERM));
+        guest.store_to(1);
+        guest.expect_dead(1);
+        beside_a_pin(&guest.cache, || memory.write(0, &[1]).unwrap());
+        assert_eq!(guest.cache.attach_vcpu().pin().lookup(Key::new(2 * GUEST)), None);
+        guest.cache.tracker().remove_region(GuestAddr(2 * GUEST)).unwrap();
+    });
 }
 
 #[test]

@@ -264,10 +264,8 @@ impl EngineExecutor {
 
     /// The guest has announced that its code may have changed.
     fn flush(&self) {
-        if self.mode == Mode::Deferred {
-            // A page that could not be harvested counts as written, so going on loses nothing.
-            let _ = self.cache.tracker().sync();
-        }
+        // A page that could not be harvested counts as written, so going on loses nothing.
+        let _ = self.cache.tracker().sync();
     }
 
     /// Looks up and runs blocks until one needs another step.

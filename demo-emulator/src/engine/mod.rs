@@ -100,7 +100,9 @@ impl Engine {
         let base = HostAddr(window.base() as usize);
         let host = HostRange::new(base, WINDOW_LEN_BYTES as usize, PageSize::host())?;
         let add = |mode| {
-            let options = RegionOptions::new(GuestAddr(0), host, mode).with_access(Access::None);
+            // RISC-V: a hart may run old code until its FENCE.I.
+            let options =
+                RegionOptions::new(GuestAddr(0), host, mode).with_access(Access::None).with_explicit_fetch(true);
             add_region(&cache, options)
         };
         let (mode, mut why) = match tracking {

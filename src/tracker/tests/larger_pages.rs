@@ -14,7 +14,7 @@ use super::super::{PageObserver, PageWrite, RegionOptions, Tracker};
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::memory::guest_memory::GuestMemory;
 use crate::policy::Adaptive;
-use crate::protection::{Access, Mode, Probe};
+use crate::protection::{Mode, Probe};
 
 struct Counting;
 
@@ -55,7 +55,7 @@ fn a_tracker_of_larger_pages() {
         tracker.page = page;
         let guest = GuestAddr(bytes as u64 * 100);
         let host = HostRange::new(HostAddr(first), 4 * bytes, page).unwrap();
-        let options = RegionOptions { guest, host, mode, access: Access::ReadWrite, embedder_owns_signals: false };
+        let options = RegionOptions::new(guest, host, mode);
         // SAFETY: the tracker is dropped before the memory.
         unsafe { tracker.add_region(options) }.unwrap();
         let store = |at: usize| memory.write(first - base + at, &[1]).unwrap();

@@ -4,13 +4,13 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
-use super::super::{BeginError, Tracker};
+use super::super::{BeginError, RegionOptions, Tracker};
 use super::NoObserver;
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::page_table::{Busy, Permit};
 use crate::policy::{Adaptive, Decision, Limits, PageHistory, Policy};
-use crate::protection::{Access, FaultSink, Handled, KernelWrites, Mode, Opening, Options, Protection, WriteFault};
+use crate::protection::{Access, FaultSink, Handled, KernelWrites, Mode, Opening, Protection, WriteFault};
 
 /// The result of a translator that begins while all pages are being opened.
 type Meanwhile = Mutex<Option<Result<(), BeginError>>>;
@@ -112,7 +112,7 @@ fn store(opens_nothing: bool) -> (Arc<OpensAllOrNone>, Arc<Tracker<()>>) {
     assert!(mechanism.tracker.set(Arc::downgrade(&tracker)).is_ok());
     let host = HostRange::of_pages(HostAddr(HOST), 4, PAGE);
     let open = || Ok(mechanism.clone() as Arc<dyn Protection>);
-    tracker.add_region_on(guest(0), host, Access::ReadWrite, Options::default(), None, open).unwrap();
+    tracker.add_region_on(RegionOptions::new(guest(0), host, mechanism.mode()), None, open).unwrap();
     let claim = tracker.begin(guest(1)).unwrap();
     let fault = WriteFault { addr: HostAddr(HOST + PAGE.bytes()), pc: None, tid: 0 };
     assert_eq!(mechanism.sink.get().and_then(Weak::upgrade).unwrap().on_write(&fault), Handled::Retry);
@@ -165,7 +165,7 @@ fn a_page_of_a_region_that_is_lost_meanwhile_does_not_become_self_checking() {
     let tracker = Tracker::with_policy(Arc::new(NoObserver), Arc::new(ChecksALostOne(mechanism.clone())));
     let host = HostRange::of_pages(HostAddr(HOST), 4, PAGE);
     let open = || Ok(mechanism.clone() as Arc<dyn Protection>);
-    tracker.add_region_on(guest(0), host, Access::ReadWrite, Options::default(), None, open).unwrap();
+    tracker.add_region_on(RegionOptions::new(guest(0), host, mechanism.mode()), None, open).unwrap();
     assert_eq!(tracker.begin(guest(1)).map(drop), Err(BeginError::Failed(Error::TrackingLost)));
 }
 

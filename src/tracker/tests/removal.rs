@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use super::super::Tracker;
+use super::super::{RegionOptions, Tracker};
 use super::NoObserver;
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::page_table::Permit;
-use crate::protection::{Access, FaultSink, KernelWrites, Mode, Opening, Options, Protection};
+use crate::protection::{Access, FaultSink, KernelWrites, Mode, Opening, Protection};
 
 const PAGE: PageSize = PageSize::from_shift(12);
 
@@ -81,7 +81,7 @@ fn a_refused_step_skips_no_later_one() {
         let mechanism = Arc::new(Refuses::default());
         let host = HostRange::of_pages(HostAddr(7 << 44), 4, PAGE);
         let open = || Ok(mechanism.clone() as Arc<dyn Protection>);
-        tracker.add_region_on(GuestAddr(0), host, Access::ReadWrite, Options::default(), None, open).unwrap();
+        tracker.add_region_on(RegionOptions::new(GuestAddr(0), host, mechanism.mode()), None, open).unwrap();
         mechanism.steps.store(refused, SeqCst);
         let removed = tracker.remove_region(GuestAddr(0));
         let is_refused = |step: usize| refused & 1 << step != 0;
