@@ -1,5 +1,6 @@
 //! All rows, with all sides in turn, as markdown on stdout, with pictures in a directory: `cargo
 //! bench -p codewarden-bench --bench report`, optionally with `-- --rounds N --out DIR`. With
+//! `--only TEXT` it measures only the rows of single pages with that text in their names. With
 //! `--test` everything runs once.
 
 use std::path::{Path, PathBuf};
@@ -27,12 +28,22 @@ struct Options {
     /// Nothing is measured: every size without a field above is small.
     is_check: bool,
     out: PathBuf,
+    /// Only rows of single pages, and of these only those with this text in their names.
+    only: Option<String>,
 }
 
 impl Options {
     fn full() -> Self {
         let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("report");
-        Self { rounds: 300, guest_rounds: 5, guest_share: 1, scattered_pages: 1_000_000, is_check: false, out }
+        Self {
+            rounds: 300,
+            guest_rounds: 5,
+            guest_share: 1,
+            scattered_pages: 1_000_000,
+            is_check: false,
+            out,
+            only: None,
+        }
     }
 
     /// Reads the arguments; `None` if they ask for other benches.
@@ -50,6 +61,7 @@ impl Options {
                     let value = value()?;
                     options.rounds = value.parse().map_err(|error| format!("--rounds {value}: {error}"))?;
                 }
+                "--only" => options.only = Some(value()?),
                 "--out" => options.out = value()?.into(),
                 // A filter for the criterion benches, or an option of theirs.
                 _ => return Ok(None),
@@ -80,7 +92,9 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let modes = open::modes();
     let measure = |rows: Vec<Row>| -> Vec<Measured> {
+        let is_wanted = |row: &&Row| options.only.as_ref().is_none_or(|text| row.name().contains(text));
         rows.iter()
+            .filter(is_wanted)
             .map(|row| {
                 eprintln!("{}", row.name());
                 Measured { name: row.name(), outcomes: alternate::measure(row, &modes, options.rounds) }
@@ -89,6 +103,10 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     };
     let plain = measure(rows::plain());
     let others: Vec<_> = [rows::memfd(), rows::threads()].into_iter().flat_map(measure).collect();
+    if options.only.is_some() {
+        println!("{}{}", table::rows(&plain), table::rows(&others));
+        return Ok(());
+    }
     let programs = policy::measure(&modes, "", options.is_check);
     let runs = scatter(&modes, options.scattered_pages);
     eprintln!("lookups");
