@@ -5,7 +5,7 @@
 //!
 //! # Safety
 //!
-//! The lists of live and of dead blocks own the blocks, and later the epoch does. The drop of the
+//! The lists of live and of dead blocks own the blocks, and later the queue of garbage does. The drop of the
 //! cache frees the blocks that are still alive; no vCPU, ticket or handler is left then.
 #![allow(unsafe_code)]
 
@@ -14,7 +14,7 @@ use std::fmt;
 use super::block_list::PageBlocks;
 use super::entry::EntryStubs;
 use super::epoch::Epoch;
-use super::garbage::{Garbage, GarbageUse};
+use super::garbage::GarbageQueue;
 use super::invalidate::Invalidator;
 use super::key::Payload;
 use super::limit::{Footprint, MemoryLimit};
@@ -35,11 +35,13 @@ use crate::tracker::{PageData, Tracker};
 
 /// The state that the commit lock guards.
 pub(super) struct Commits<P: Payload> {
-    pub(super) cells: Cells,
     pub(super) live: Live<P>,
     /// The most memory that live blocks may take.
     pub(super) live_limit_bytes: usize,
     pub(super) retained: Retained<P>,
+    pub(super) garbage: GarbageQueue<P>,
+    /// Dropped last: retained translations have addresses of cells.
+    pub(super) cells: Cells,
 }
 
 // SAFETY: the pointers own their blocks, which are Send.
@@ -47,8 +49,14 @@ unsafe impl<P: Payload> Send for Commits<P> {}
 
 impl<P: Payload> Commits<P> {
     pub(super) fn new() -> Self {
-        let live_limit_bytes = MemoryLimit::default().live_bytes;
-        Self { cells: Cells::new(), live: Live::new(), live_limit_bytes, retained: Retained::new() }
+        let limit = MemoryLimit::default();
+        Self {
+            live: Live::new(),
+            live_limit_bytes: limit.live_bytes,
+            retained: Retained::new(),
+            garbage: GarbageQueue::new(limit),
+            cells: Cells::new(),
+        }
     }
 }
 
@@ -60,7 +68,6 @@ pub(super) struct Shared<P: Payload> {
     pub(super) invalidator: Arc<Invalidator<P>>,
     pub(super) table: Table,
     pub(super) commits: Mutex<Commits<P>>,
-    pub(super) garbage: GarbageUse,
     pub(super) counters: Arc<Counters>,
     /// The thread that keeps the cache still for a fork. The tracker has its own keeper, because it
     /// may stand still alone.
@@ -115,7 +122,6 @@ impl<P: Payload> CodeCache<P> {
             invalidator,
             table: Table::new(stubs),
             commits: Mutex::new(Commits::new()),
-            garbage: GarbageUse::new(MemoryLimit::default()),
             counters,
             keeper: Keeper::default(),
             footprint_at_fork: Mutex::new(Footprint::default()),
@@ -158,7 +164,7 @@ impl<P: Payload> CodeCache<P> {
         lock(&self.0.commits)
     }
 
-    pub(super) fn epoch(&self) -> &Epoch<Garbage<P>> {
+    pub(super) fn epoch(&self) -> &Epoch {
         &self.0.invalidator.epoch
     }
 
@@ -185,8 +191,7 @@ impl<P: Payload> Drop for Shared<P> {
         for translation in commits.retained.clear() {
             panics.catch(|| drop(translation));
         }
-        // The garbage keeps its regions, and these keep the invalidator with its epoch.
-        for garbage in self.invalidator.epoch.drain() {
+        for garbage in commits.garbage.drain() {
             panics.catch(|| drop(garbage));
         }
         panics.resume();

@@ -5,86 +5,122 @@
 //! Lists change only under the commit lock. The epoch frees blocks.
 #![allow(unsafe_code)]
 
+use std::ptr;
+
+use smallvec::SmallVec;
+
 use super::cache::{CodeCache, Commits};
+use super::epoch::Epoch;
 use super::garbage::{Garbage, RawBox};
 use super::key::Payload;
-use super::record::BlockPage;
-use super::translation::Translation;
+use super::record::{Block, BlockPage};
+use super::retained::Discarded;
+use super::table::CellRef;
 use crate::panics::FirstPanic;
-use crate::sync::Arc;
+use crate::sync::MutexGuard;
+
+impl<P: Payload> Commits<P> {
+    /// Retires discarded translations. Returns their number.
+    fn retire(&mut self, translations: Discarded<P>) -> u64 {
+        let count = translations.len() as u64;
+        translations.into_iter().for_each(|translation| self.garbage.retire(Garbage::Translation(translation)));
+        count
+    }
+
+    /// Takes out the garbage that no thread can reach any more. Cells are used again from here on.
+    fn take_free(&mut self, epoch: &Epoch) -> SmallVec<[Garbage<P>; 4]> {
+        let mut free = self.garbage.collect(epoch);
+        for garbage in &mut free {
+            match garbage {
+                // SAFETY: under the commit lock, and no walker can find the record.
+                Garbage::Block(block) => unsafe { block.get().cell() }.into_iter().for_each(CellRef::forget_record),
+                Garbage::Swept(swept) => self.cells.give_back(std::mem::take(&mut swept.cells)),
+                Garbage::Translation(_) => {}
+            }
+        }
+        free
+    }
+}
 
 impl<P: Payload> CodeCache<P> {
     /// Takes the dead blocks out of their lists. Their translations are retained or, like the
-    /// records, handed to the epoch.
+    /// records, retired.
     pub(super) fn reap(&self, commits: &mut Commits<P>) {
-        // SAFETY: under the commit lock; blocks are freed after they were taken.
-        let mut dead = unsafe { self.0.invalidator.dead.take_all() };
-        for block in &mut dead {
-            // SAFETY: not retired yet.
-            let shared = unsafe { block.as_ref() };
-            for BlockPage { claim, node, .. } in &shared.pages {
-                // SAFETY: under the commit lock; entered by `publish`, and handed over once.
-                unsafe { claim.data().take_out(node) };
+        // SAFETY: under the commit lock; blocks are freed after they were taken, and each was handed
+        // over by the kill that ended it.
+        unsafe { self.0.invalidator.dead.take_all().for_each(|block| self.reap_one(commits, block.as_ref())) };
+    }
+
+    /// Takes `block` out of its lists: see [`CodeCache::reap`].
+    ///
+    /// # Safety
+    ///
+    /// It was committed and then killed, and is not reaped by another call.
+    pub(super) unsafe fn reap_one(&self, commits: &mut Commits<P>, block: &Block<P>) {
+        for BlockPage { claim, node, .. } in &block.pages {
+            // SAFETY: under the commit lock; entered by `publish`, and taken out once.
+            unsafe { claim.data().take_out(node) };
+        }
+        // SAFETY: under the commit lock; the epoch has not handed it out.
+        let cell = unsafe { block.cell() }.unwrap_or_else(|| unreachable!("it was committed"));
+        cell.leave(ptr::from_ref(block).cast());
+        // SAFETY: in the queue since its commit.
+        let block = unsafe { commits.live.remove(block) };
+        // SAFETY: from `publish`'s box, and in no list any more. The queue of garbage keeps it as
+        // long as a thread may have found it before.
+        self.discard(commits, cell, unsafe { RawBox::new(block) });
+    }
+
+    /// Retires a record. Its translation is retained for the key of `cell`, or retired as well.
+    pub(super) fn discard(&self, commits: &mut Commits<P>, cell: CellRef<'_>, block: RawBox<Block<P>>) {
+        let is_wanted = block.get().translation().is_some_and(|translation| commits.retained.wants(translation));
+        // SAFETY: under the commit lock.
+        let wanted = if is_wanted { unsafe { block.get().take_translation() } } else { None };
+        commits.garbage.retire(Garbage::Block(block));
+        let discarded = match wanted {
+            Some(translation) => {
+                let discarded = commits.retained.retain(cell, translation);
+                commits.retire(discarded)
             }
-            shared.leave_cell();
-            // SAFETY: in the queue since its commit.
-            *block = unsafe { commits.live.remove(shared) };
-        }
-        for block in dead {
-            // SAFETY: as above.
-            let shared = unsafe { block.as_ref() };
-            let discarded = commits.retained.retain(shared.key, &shared.translation);
-            self.retire(discarded);
-            self.0.garbage.add(shared.record_memory_use());
-            // SAFETY: from `publish`'s box, taken out of every list and handed over by the stack
-            // once. The epoch keeps it as long as a thread is in a list.
-            self.epoch().retire(Garbage::Block(unsafe { RawBox::new(block) }));
-        }
+            None => 1,
+        };
+        self.count_discarded(discarded);
     }
 
     /// Hands discarded translations to the epoch.
-    pub(super) fn retire(&self, translations: Vec<Arc<Translation<P>>>) {
-        self.0.counters.discarded.add(translations.len() as u64);
-        for translation in translations {
-            self.0.garbage.add(translation.memory_use());
-            self.epoch().retire(Garbage::Translation(translation));
+    pub(super) fn retire(&self, commits: &mut Commits<P>, translations: Discarded<P>) {
+        self.count_discarded(commits.retire(translations));
+    }
+
+    fn count_discarded(&self, discarded: u64) {
+        if discarded > 0 {
+            self.0.counters.discarded.add(discarded);
         }
     }
 
     /// Frees the garbage that no thread can reach any more, and asks vCPUs to leave if they hold
-    /// much back. Drops the embedder's payloads, so call it under no lock. If a payload panics, the
-    /// rest is done first.
-    pub(super) fn collect_garbage(&self) {
+    /// much back. Drops the embedder's payloads, so it ends the lock first, and the caller must hold
+    /// no other. If a payload panics, the rest is done first. Returns whether a block is left.
+    pub(super) fn collect_garbage(&self, mut commits: MutexGuard<'_, Commits<P>>) -> bool {
+        let free = commits.take_free(self.epoch());
+        let (is_too_much, is_left) = (commits.garbage.is_too_much(), commits.garbage.memory_use().blocks > 0);
+        drop(commits);
+        if free.is_empty() && !is_too_much {
+            return is_left;
+        }
         let mut panics = FirstPanic::default();
-        let mut cells = Vec::new();
-        for garbage in self.epoch().collect() {
-            let translation = match garbage {
-                Garbage::Block(block) => {
-                    let block = block.into_box();
-                    self.0.garbage.sub(block.record_memory_use());
-                    block.translation
-                }
-                Garbage::Translation(translation) => translation,
-                Garbage::Swept(swept) => {
-                    cells.extend(swept.cells);
-                    continue;
-                }
-            };
-            // Another owner may remain: a record that is garbage too, or a block that lives again.
-            // The last owner frees it.
-            if let Some(last) = Arc::into_inner(translation) {
-                self.0.garbage.sub(last.memory_use());
-                self.0.counters.freed.add(1);
-                panics.catch(|| drop(last));
+        for garbage in free {
+            let freed = garbage.memory_use().blocks as u64;
+            if freed > 0 {
+                self.0.counters.freed.add(freed);
             }
+            panics.catch(|| drop(garbage));
         }
-        if !cells.is_empty() {
-            self.commits().cells.give_back(cells);
-        }
-        if self.0.garbage.is_too_much() || self.epoch().is_held_back() {
+        if is_too_much {
             panics.catch(|| self.epoch().ask_all_to_leave());
         }
         panics.resume();
+        is_left
     }
 
     /// Frees the payloads of dead blocks if no vCPU can be inside them and they are not retained.
@@ -95,18 +131,17 @@ impl<P: Payload> CodeCache<P> {
     /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
     #[track_caller]
     pub fn collect(&self) {
-        self.reap(&mut self.commits());
-        self.collect_garbage();
+        let mut commits = self.commits();
+        self.reap(&mut commits);
+        self.collect_garbage(commits);
     }
 
     /// Discards the retained translations of dead blocks.
     pub(super) fn discard_retained(&self) {
-        {
-            let mut commits = self.commits();
-            self.reap(&mut commits);
-            let discarded = commits.retained.clear();
-            self.retire(discarded);
-        }
-        self.collect_garbage();
+        let mut commits = self.commits();
+        self.reap(&mut commits);
+        let discarded = commits.retained.clear();
+        self.retire(&mut commits, discarded);
+        self.collect_garbage(commits);
     }
 }

@@ -23,13 +23,13 @@ use std::ptr::NonNull;
 use super::cache::{CodeCache, Commits};
 use super::entry::Entry;
 use super::errors::CommitError;
-use super::garbage::Garbage;
+use super::garbage::{Garbage, RawBox};
 use super::key::{Key, Payload};
 use super::record::{Block, BlockPage, BlockPages};
 use super::stale_flag::StaleFlag;
-use super::table::{CellRef, Cells};
+use super::table::CellRef;
 use super::translation::Translation;
-use crate::sync::{Arc, Rule, left_out, spin_loop};
+use crate::sync::{Rule, left_out, spin_loop};
 
 /// How often a commit checks whether the handlers inside lists have left. A handler is inside for
 /// about a microsecond, unless its thread is not running.
@@ -37,12 +37,19 @@ const WALKER_LOOKS: u32 = if cfg!(loom) { 1 } else { 200 };
 
 impl<P: Payload> CodeCache<P> {
     /// The cell of `key`, which is not `u64::MAX`.
-    fn cell<'a>(&self, cells: &'a mut Cells, key: Key) -> CellRef<'a> {
-        let (cell, swept) = self.0.table.cell_or_new(cells, key, self.0.invalidator.stubs);
+    ///
+    /// # Safety
+    ///
+    /// For `'a` the caller holds the commit lock, and makes no other cell unless this one has a
+    /// record.
+    unsafe fn cell<'a>(&self, commits: &mut Commits<P>, key: Key) -> CellRef<'a> {
+        let (cell, swept) = self.0.table.cell_or_new(&mut commits.cells, key, self.0.invalidator.stubs);
+        let cell = cell.ptr();
         if let Some(swept) = swept {
-            self.epoch().retire(Garbage::Swept(swept));
+            commits.garbage.retire(Garbage::Swept(swept));
         }
-        cell
+        // SAFETY: by this function's contract; it is in the table, and only a new cell makes a sweep.
+        unsafe { CellRef::new(cell) }
     }
 
     /// Makes a new block reachable.
@@ -50,22 +57,21 @@ impl<P: Payload> CodeCache<P> {
         &self,
         key: Key,
         pages: BlockPages<P>,
-        translation: Translation<P>,
+        translation: Box<Translation<P>>,
     ) -> Result<(), CommitError> {
-        let block = Box::new(Block::new(key, pages, Arc::new(translation)));
-        let result = {
-            let mut commits = self.commits();
-            self.reap(&mut commits);
-            let result = self.publish(&mut commits, key, block);
-            if result.is_ok() {
-                let before = self.cell(&mut commits.cells, key).mark_used();
-                self.0.counters.committed.add(1);
-                self.0.counters.retranslated.add(u64::from(before));
-                self.enforce_limit(&mut commits);
+        let block = Box::new(Block::new(pages, translation));
+        let mut commits = self.commits();
+        self.reap(&mut commits);
+        let result = self.publish(&mut commits, key, block).map(|cell| {
+            self.0.counters.committed.add(1);
+            if cell.mark_used() {
+                self.0.counters.retranslated.add(1);
             }
-            result
-        };
-        self.collect_garbage();
+        });
+        if result.is_ok() {
+            self.enforce_limit(&mut commits);
+        }
+        self.collect_garbage(commits);
         result
     }
 
@@ -80,20 +86,22 @@ impl<P: Payload> CodeCache<P> {
         }
     }
 
-    /// Kills the block of `key`, and makes sure that no walker can take `entry` for an entry of an
-    /// earlier block. Returns whether it could.
-    fn supersede(&self, commits: &mut Commits<P>, key: Key, entry: Entry) -> bool {
-        let cell = self.cell(&mut commits.cells, key);
-        if let Some(old) = Self::newest(cell) {
-            self.0.invalidator.kill(old);
+    /// Kills the block behind `cell`, and makes sure that no walker can take `entry` for an entry of
+    /// an earlier block. Returns whether it could.
+    fn supersede(&self, commits: &mut Commits<P>, cell: CellRef<'_>, entry: Entry) -> bool {
+        if let Some(old) = Self::newest(cell)
+            && old.life.kill(old.reach(self.0.invalidator.stubs))
+        {
+            // SAFETY: committed, not reaped, and killed by this call.
+            unsafe { self.reap_one(commits, old) };
         }
         if !cell.is_clear_of(entry) && !left_out(Rule::OneAddressOneWalker) {
             if !self.outlast_walkers(commits) {
                 return false;
             }
-            self.cell(&mut commits.cells, key).forget_downgradable();
+            cell.forget_downgradable();
         }
-        self.cell(&mut commits.cells, key).note_downgradable(entry);
+        cell.note_downgradable(entry);
         true
     }
 
@@ -113,28 +121,34 @@ impl<P: Payload> CodeCache<P> {
         })
     }
 
-    /// Makes `block` reachable in place of the key's current block.
-    pub(super) fn publish(&self, commits: &mut Commits<P>, key: Key, block: Box<Block<P>>) -> Result<(), CommitError> {
+    /// Makes `block` reachable in place of the key's current block. Returns the key's cell.
+    pub(super) fn publish<'a>(
+        &self,
+        commits: &'a mut Commits<P>,
+        key: Key,
+        block: Box<Block<P>>,
+    ) -> Result<CellRef<'a>, CommitError> {
         let invalidator = &*self.0.invalidator;
         self.make_room_on(commits, &block.pages);
-        if !self.supersede(commits, key, block.translation.entry) {
+        let entry = block.entry();
+        // SAFETY: under the commit lock, and nothing else makes a cell here.
+        let cell = unsafe { self.cell(commits, key) };
+        if !self.supersede(commits, cell, entry) {
             self.0.counters.refused.add(1);
             // Not dropped under the lock: the payload is the embedder's.
-            let discarded = commits.retained.retain(key, &block.translation);
-            self.retire(discarded);
+            // SAFETY: no other thread knows of it.
+            self.discard(commits, cell, unsafe { RawBox::new(NonNull::from(Box::leak(block))) });
             return Err(CommitError::Written);
         }
-        let cell = self.cell(&mut commits.cells, key);
         // From here on the block belongs to the cache.
         let mut block = NonNull::from(Box::leak(block));
         // SAFETY: just made; no other thread knows of it yet.
-        unsafe { block.as_mut() }.bind(block, cell.link());
+        unsafe { block.as_mut() }.bind(block, cell);
         // SAFETY: the block lives until it is reaped; it is shared from here on.
         let shared = unsafe { block.as_ref() };
-        Block::become_newest(block, cell);
         cell.entry().begin(invalidator.stubs);
         let is_self_checking = shared.needs_check();
-        let Translation { entry, flag, .. } = &*shared.translation;
+        let flag = shared.reach(invalidator.stubs).flag;
         let valid = if is_self_checking { shared.checked_flag() } else { StaleFlag::VALID };
         let publish_flag = || flag.iter().for_each(|flag| flag.publish(valid));
         flag.iter().for_each(|flag| flag.begin());
@@ -156,7 +170,7 @@ impl<P: Payload> CodeCache<P> {
             // First: as soon as the cell leads to the block, it may be downgraded.
             publish_flag();
             if cell.entry().publish(invalidator.stubs, address) {
-                return Ok(());
+                return Ok(cell);
             }
         }
         invalidator.kill(shared);

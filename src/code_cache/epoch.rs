@@ -28,6 +28,8 @@
 use std::collections::VecDeque;
 use std::fmt;
 
+use smallvec::SmallVec;
+
 use super::pins::{PinRef, Pins};
 use crate::error::Error;
 use crate::panics::FirstPanic;
@@ -62,9 +64,58 @@ impl fmt::Debug for Participant {
 /// All participants, each at the index of its pin.
 type Participants = Vec<Option<Arc<Participant>>>;
 
-/// An epoch domain with its garbage of type `G`.
+/// Garbage: items that are unreachable for new visitors. Its owner guards it by a lock, and files it
+/// by [`Epoch::collect`].
 #[derive(Debug)]
-pub(crate) struct Epoch<G> {
+pub(crate) struct Retired<G> {
+    /// The oldest is in front. An item that was added after the last collection is behind all
+    /// others, and of no epoch yet.
+    queue: VecDeque<(Option<u64>, G)>,
+}
+
+impl<G> Retired<G> {
+    pub(crate) fn new() -> Self {
+        Self { queue: VecDeque::new() }
+    }
+
+    /// Frees `item` once no thread can reach it. It must already be unreachable for new visitors.
+    pub(crate) fn add(&mut self, item: G) {
+        self.queue.push_back((None, item));
+    }
+
+    /// The new items are garbage of `epoch`.
+    fn file(&mut self, epoch: u64) {
+        self.queue.iter_mut().rev().take_while(|(of, _)| of.is_none()).for_each(|(of, _)| *of = Some(epoch));
+    }
+
+    /// Takes out the items that may be freed in `epoch`.
+    fn take_older(&mut self, epoch: u64) -> SmallVec<[G; 4]> {
+        let mut older = SmallVec::new();
+        while self.queue.front().is_some_and(|(of, _)| of.is_some_and(|of| of + 2 <= epoch)) {
+            older.extend(self.queue.pop_front().map(|(_, item)| item));
+        }
+        // One long pin must not leave a large buffer behind for ever.
+        if self.queue.capacity() > 4 * self.queue.len().max(MIN_CAPACITY) {
+            let places = 2 * self.queue.len().max(MIN_CAPACITY);
+            self.queue.shrink_to(places);
+        }
+        older
+    }
+
+    /// Whether so many items are left after a collection that long pins have to end.
+    pub(crate) fn is_held_back(&self) -> bool {
+        self.queue.len() >= ASK_TO_LEAVE_ITEMS
+    }
+
+    /// Hands out all: no visitor is left to reach them.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = G> {
+        self.queue.drain(..).map(|(_, item)| item)
+    }
+}
+
+/// An epoch domain.
+#[derive(Debug)]
+pub(crate) struct Epoch {
     global: AtomicU64,
     walkers: [AtomicUsize; 3],
     pins: Pins,
@@ -72,10 +123,9 @@ pub(crate) struct Epoch<G> {
     /// Only the thread that asks participants to leave holds this lock, and a hook runs under
     /// no other. Taken before the other locks.
     asking: Mutex<()>,
-    garbage: Mutex<VecDeque<(u64, G)>>,
 }
 
-impl<G> Epoch<G> {
+impl Epoch {
     pub(crate) fn new() -> Self {
         Self {
             global: AtomicU64::new(2),
@@ -83,7 +133,6 @@ impl<G> Epoch<G> {
             pins: Pins::new(),
             participants: Mutex::new(Vec::new()),
             asking: Mutex::new(()),
-            garbage: Mutex::new(VecDeque::new()),
         }
     }
 
@@ -156,46 +205,21 @@ impl<G> Epoch<G> {
         self.walkers.iter().any(|counter| counter.load(Ordering::Acquire) != 0)
     }
 
-    /// Frees `item` once no thread can reach it. It must already be unreachable for new
-    /// visitors.
-    pub(crate) fn retire(&self, item: G) {
-        fence(Rule::FenceBeforeRetire);
-        let mut garbage = lock(&self.garbage);
-        let epoch = self.global.load(Ordering::Acquire);
-        garbage.push_back((epoch, item));
-    }
-
-    /// The number of items that are not free yet.
-    pub(crate) fn garbage_items(&self) -> usize {
-        lock(&self.garbage).len()
-    }
-
-    /// Advances if it can, and hands out the items that no thread can reach any more.
-    pub(crate) fn collect(&self) -> Vec<G> {
-        if self.garbage_items() == 0 {
-            return Vec::new();
+    /// Advances if it can, and hands out the items of `retired` that no thread can reach any more.
+    pub(crate) fn collect<G>(&self, retired: &mut Retired<G>) -> SmallVec<[G; 4]> {
+        if retired.queue.is_empty() {
+            return SmallVec::new();
         }
-        let _ = self.try_advance() && self.try_advance();
-        let mut garbage = lock(&self.garbage);
-        let epoch = self.global.load(Ordering::Acquire);
-        let free = garbage.iter().take_while(|(of, _)| of + 2 <= epoch).count();
-        let items = garbage.drain(..free).map(|(_, item)| item).collect();
-        // One long pin must not leave a large buffer behind for ever.
-        if garbage.capacity() > 4 * garbage.len().max(MIN_CAPACITY) {
-            let places = 2 * garbage.len().max(MIN_CAPACITY);
-            garbage.shrink_to(places);
+        let participants = lock(&self.participants);
+        // Read behind a fence, as the items' epoch must be: a visitor that can find one of them has
+        // an epoch that is not later.
+        let (epoch, has_advanced) = self.try_advance(&participants);
+        retired.file(epoch);
+        if has_advanced {
+            self.try_advance(&participants);
         }
-        items
-    }
-
-    /// Whether so many items are left after a collection that long pins have to end.
-    pub(crate) fn is_held_back(&self) -> bool {
-        self.garbage_items() >= ASK_TO_LEAVE_ITEMS
-    }
-
-    /// Hands out all garbage: no visitor is left to reach it.
-    pub(crate) fn drain(&self) -> Vec<G> {
-        lock(&self.garbage).drain(..).map(|(_, item)| item).collect()
+        drop(participants);
+        retired.take_older(self.global.load(Ordering::Acquire))
     }
 
     /// Asks every pinned participant to unpin, and returns when each that is pinned now has
@@ -215,7 +239,7 @@ impl<G> Epoch<G> {
         loop {
             // A participant that is left two epochs on has pinned after the first epoch
             // began.
-            self.try_advance();
+            self.try_advance(&lock(&self.participants));
             if self.global.load(Ordering::Acquire) >= start + 2 {
                 return Ok(());
             }
@@ -239,51 +263,45 @@ impl<G> Epoch<G> {
         panics.resume();
     }
 
-    fn try_advance(&self) -> bool {
-        let participants = lock(&self.participants);
-        let epoch = self.global.load(Ordering::Acquire);
+    /// Ends the present epoch if no visitor is left of the one before. Returns the present one, read
+    /// behind a fence, and whether it ended. Under the lock of the participants: no other thread
+    /// advances.
+    fn try_advance(&self, participants: &Participants) -> (u64, bool) {
         fence(Rule::FenceBeforePins);
+        let epoch = self.global.load(Ordering::Acquire);
         let walkers = self.walkers[((epoch + 2) % 3) as usize].load(Ordering::Acquire);
         if walkers != 0 && !left_out(Rule::WaitForWalkers) {
-            return false;
+            return (epoch, false);
         }
         let mut pinned = participants.iter().flatten().filter_map(|participant| participant.pin.epoch());
         let behind = pinned.any(|pinned| pinned != epoch);
         if behind && !left_out(Rule::WaitForPins) {
-            return false;
+            return (epoch, false);
         }
         // Everything that visitors did happens before the freeing that follows.
         memory_fence(Ordering::Acquire);
-        // Under the lock of the participants: no other thread advances.
         self.global.store(epoch + 1, Ordering::Release);
-        true
+        (epoch, true)
     }
 
     /// Waits until no thread is inside the domain's locks. No thread gets in until the guard
     /// is dropped.
-    pub(crate) fn before_fork(&self) -> EpochForkGuard<'_, G> {
+    pub(crate) fn before_fork(&self) -> EpochForkGuard<'_> {
         let _asking = lock(&self.asking);
-        EpochForkGuard {
-            walkers: &self.walkers,
-            _asking,
-            participants: lock(&self.participants),
-            _garbage: lock(&self.garbage),
-            left: Vec::new(),
-        }
+        EpochForkGuard { walkers: &self.walkers, _asking, participants: lock(&self.participants), left: Vec::new() }
     }
 }
 
 /// A domain that stands still over a `fork`.
-pub(crate) struct EpochForkGuard<'a, G> {
+pub(crate) struct EpochForkGuard<'a> {
     walkers: &'a [AtomicUsize; 3],
     _asking: MutexGuard<'a, ()>,
     participants: MutexGuard<'a, Participants>,
-    _garbage: MutexGuard<'a, VecDeque<(u64, G)>>,
     /// Dropped last, under no lock of the domain: hooks are the embedder's code.
     left: Vec<Arc<Participant>>,
 }
 
-impl<G> Drop for EpochForkGuard<'_, G> {
+impl Drop for EpochForkGuard<'_> {
     fn drop(&mut self) {
         let has_left =
             |participant: &mut Arc<Participant>| participant.has_left.load(core::sync::atomic::Ordering::Relaxed);
@@ -294,7 +312,7 @@ impl<G> Drop for EpochForkGuard<'_, G> {
     }
 }
 
-impl<G> EpochForkGuard<'_, G> {
+impl EpochForkGuard<'_> {
     /// In the child only the calling thread lives. No walker exists, and no other thread is
     /// pinned; the calling thread's own pins stay.
     pub(crate) fn after_fork_child(self) {
@@ -323,60 +341,60 @@ impl Drop for Walk<'_> {
 mod tests {
     use super::*;
 
-    fn domain() -> Epoch<u32> {
-        Epoch::new()
+    fn domain() -> (Epoch, Retired<u32>) {
+        (Epoch::new(), Retired::new())
     }
 
     #[test]
     fn garbage_outlives_a_pin() {
-        let epoch = domain();
+        let (epoch, mut retired) = domain();
         let vcpu = epoch.join(Box::new(|| {}));
         epoch.pin(&vcpu);
-        epoch.retire(7);
+        retired.add(7);
         for _ in 0..5 {
-            assert!(epoch.collect().is_empty());
+            assert!(epoch.collect(&mut retired).is_empty());
         }
         epoch.unpin(&vcpu);
-        assert_eq!(epoch.collect(), [7]);
+        assert_eq!(epoch.collect(&mut retired)[..], [7]);
     }
 
     #[test]
     fn a_long_pin_leaves_no_places_behind() {
         const ITEMS: usize = if cfg!(miri) { 6 * MIN_CAPACITY } else { 100_000 };
-        let epoch = domain();
+        let (epoch, mut retired) = domain();
         let vcpu = epoch.join(Box::new(|| {}));
-        let places = || lock(&epoch.garbage).capacity();
         epoch.pin(&vcpu);
-        (0..ITEMS as u32).for_each(|i| epoch.retire(i));
-        assert!(places() >= ITEMS);
+        (0..ITEMS as u32).for_each(|i| retired.add(i));
+        assert!(retired.queue.capacity() >= ITEMS);
         epoch.unpin(&vcpu);
-        assert_eq!(epoch.collect().len(), ITEMS);
-        assert!(places() <= 4 * MIN_CAPACITY, "{}", places());
+        assert_eq!(epoch.collect(&mut retired).len(), ITEMS);
+        let places = retired.queue.capacity();
+        assert!(places <= 4 * MIN_CAPACITY, "{places}");
     }
 
     #[test]
     fn garbage_outlives_a_walk() {
-        let epoch = domain();
+        let (epoch, mut retired) = domain();
         let walk = epoch.walk();
-        epoch.retire(7);
+        retired.add(7);
         for _ in 0..5 {
-            assert!(epoch.collect().is_empty());
+            assert!(epoch.collect(&mut retired).is_empty());
         }
         drop(walk);
-        assert_eq!(epoch.collect(), [7]);
+        assert_eq!(epoch.collect(&mut retired)[..], [7]);
     }
 
     #[test]
     fn a_pin_that_is_renewed_lets_garbage_go() {
-        let epoch = domain();
+        let (epoch, mut retired) = domain();
         let vcpu = epoch.join(Box::new(|| {}));
         epoch.pin(&vcpu);
-        epoch.retire(7);
+        retired.add(7);
         let mut freed = Vec::new();
         for _ in 0..3 {
             epoch.unpin(&vcpu);
             epoch.pin(&vcpu);
-            freed.extend(epoch.collect());
+            freed.extend(epoch.collect(&mut retired));
         }
         assert_eq!(freed, [7]);
     }
@@ -384,16 +402,16 @@ mod tests {
     #[test]
     fn long_pins_are_asked_to_leave_when_garbage_piles_up() {
         let asked = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let epoch = domain();
+        let (epoch, mut retired) = domain();
         let hook = asked.clone();
         let vcpu = epoch.join(Box::new(move || {
             hook.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }));
         epoch.pin(&vcpu);
         for i in 0..ASK_TO_LEAVE_ITEMS as u32 {
-            epoch.retire(i);
-            epoch.collect();
-            if epoch.is_held_back() {
+            retired.add(i);
+            epoch.collect(&mut retired);
+            if retired.is_held_back() {
                 epoch.ask_all_to_leave();
             }
         }
@@ -405,15 +423,15 @@ mod tests {
         use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
         use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-        let epoch = domain();
+        let (epoch, mut retired) = domain();
         let asked = std::sync::Arc::new(AtomicUsize::new(0));
         let vcpus = [(); 3].map(|()| {
             let hook = asked.clone();
             epoch.join(Box::new(move || resume_unwind(Box::new(hook.fetch_add(1, Relaxed)))))
         });
         vcpus.iter().for_each(|vcpu| epoch.pin(vcpu));
-        epoch.retire(7);
-        epoch.collect();
+        retired.add(7);
+        epoch.collect(&mut retired);
         for round in 1..4 {
             let end = catch_unwind(AssertUnwindSafe(|| epoch.ask_all_to_leave()));
             assert_eq!(end.unwrap_err().downcast_ref(), Some(&(3 * (round - 1))), "the first one goes on");
@@ -422,43 +440,43 @@ mod tests {
         // The test holds nothing that a hook or a vCPU needs.
         vcpus.iter().for_each(|vcpu| epoch.unpin(vcpu));
         vcpus.iter().for_each(|vcpu| epoch.leave(vcpu));
-        assert_eq!(epoch.collect(), [7]);
+        assert_eq!(epoch.collect(&mut retired)[..], [7]);
         drop(epoch.before_fork());
     }
 
     /// The parent's other threads, which do not exist in the child, were inside.
     #[test]
     fn a_forks_child_does_not_wait() {
-        let epoch = domain();
+        let (epoch, mut retired) = domain();
         let vcpu = epoch.join(Box::new(|| {}));
         std::thread::scope(|scope| scope.spawn(|| epoch.pin(&vcpu)).join().unwrap());
         core::mem::forget(epoch.walk());
-        epoch.retire(7);
+        retired.add(7);
         epoch.before_fork().after_fork_child();
-        assert_eq!(epoch.collect(), [7]);
+        assert_eq!(epoch.collect(&mut retired)[..], [7]);
     }
 
     /// The forking thread exists in the child, with everything that it can reach.
     #[test]
     fn a_pin_of_the_forking_thread_outlives_the_fork() {
-        let epoch = domain();
+        let (epoch, mut retired) = domain();
         let [own, others] = [(); 2].map(|()| epoch.join(Box::new(|| {})));
         epoch.pin(&own);
         std::thread::scope(|scope| scope.spawn(|| epoch.pin(&others)).join().unwrap());
-        epoch.retire(7);
+        retired.add(7);
         epoch.before_fork().after_fork_child();
         for _ in 0..5 {
-            assert!(epoch.collect().is_empty());
+            assert!(epoch.collect(&mut retired).is_empty());
         }
         epoch.unpin(&own);
-        assert_eq!(epoch.collect(), [7]);
+        assert_eq!(epoch.collect(&mut retired)[..], [7]);
     }
 
     #[test]
     fn waiting_for_pins_asks_them_and_waits() {
         use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-        let epoch = domain();
+        let epoch = Epoch::new();
         let asked = std::sync::Arc::new(AtomicBool::new(false));
         let hook = asked.clone();
         let vcpu = epoch.join(Box::new(move || hook.store(true, SeqCst)));
@@ -490,7 +508,7 @@ mod tests {
 
     #[test]
     fn a_pinned_thread_does_not_wait_for_itself() {
-        let epoch = std::sync::Arc::new(domain());
+        let epoch = std::sync::Arc::new(Epoch::new());
         let [own, other] = [(); 2].map(|()| epoch.join(Box::new(|| {})));
         // A thread of its own, so that the test ends if it waits for ever.
         let (told, is_told) = std::sync::mpsc::channel();
@@ -514,11 +532,11 @@ mod tests {
 
     #[test]
     fn a_participant_that_left_holds_nothing_back() {
-        let epoch = domain();
+        let (epoch, mut retired) = domain();
         let vcpu = epoch.join(Box::new(|| {}));
         epoch.pin(&vcpu);
-        epoch.retire(7);
+        retired.add(7);
         epoch.leave(&vcpu);
-        assert_eq!(epoch.collect(), [7]);
+        assert_eq!(epoch.collect(&mut retired)[..], [7]);
     }
 }

@@ -62,16 +62,14 @@ impl<P: Payload> CodeCache<P> {
     /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
     #[track_caller]
     pub fn set_limit(&self, limit: MemoryLimit) {
-        {
-            let mut commits = self.commits();
-            self.reap(&mut commits);
-            commits.live_limit_bytes = limit.live_bytes;
-            let discarded = commits.retained.set_limit(limit.retained_bytes);
-            self.retire(discarded);
-            self.0.garbage.set_limit(limit);
-            self.enforce_limit(&mut commits);
-        }
-        self.collect_garbage();
+        let mut commits = self.commits();
+        self.reap(&mut commits);
+        commits.live_limit_bytes = limit.live_bytes;
+        let discarded = commits.retained.set_limit(limit.retained_bytes);
+        self.retire(&mut commits, discarded);
+        commits.garbage.set_limit(limit);
+        self.enforce_limit(&mut commits);
+        self.collect_garbage(commits);
     }
 
     /// Discards blocks whose payloads own `payload_bytes`, as declared by
@@ -90,24 +88,21 @@ impl<P: Payload> CodeCache<P> {
     /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
     #[track_caller]
     pub fn evict(&self, payload_bytes: usize) {
-        let payload_bytes = payload_bytes.saturating_sub(self.0.garbage.get().payload_bytes);
-        {
-            let mut commits = self.commits();
-            self.reap(&mut commits);
-            let retained = commits.retained.memory_use().payload_bytes;
-            let wanted = payload_bytes.saturating_sub(retained);
-            // If there is not as much, discard all of them: some may have declared nothing.
-            if wanted > 0 {
-                let enough = commits.live.memory_use().payload_bytes.checked_sub(wanted);
-                self.kill_oldest(&mut commits, |live| enough.is_some_and(|enough| live.payload_bytes <= enough));
-            }
-            let left = commits.retained.memory_use().payload_bytes.checked_sub(payload_bytes);
-            let is_left = |used: MemoryUse| left.is_some_and(|left| used.payload_bytes <= left);
-            let discarded = commits.retained.discard(is_left);
-            self.retire(discarded);
+        let mut commits = self.commits();
+        let payload_bytes = payload_bytes.saturating_sub(commits.garbage.memory_use().payload_bytes);
+        self.reap(&mut commits);
+        let retained = commits.retained.memory_use().payload_bytes;
+        let wanted = payload_bytes.saturating_sub(retained);
+        // If there is not as much, discard all of them: some may have declared nothing.
+        if wanted > 0 {
+            let enough = commits.live.memory_use().payload_bytes.checked_sub(wanted);
+            self.kill_oldest(&mut commits, |live| enough.is_some_and(|enough| live.payload_bytes <= enough));
         }
-        self.collect_garbage();
-        if self.0.garbage.get().blocks > 0 {
+        let left = commits.retained.memory_use().payload_bytes.checked_sub(payload_bytes);
+        let is_left = |used: MemoryUse| left.is_some_and(|left| used.payload_bytes <= left);
+        let discarded = commits.retained.discard(is_left);
+        self.retire(&mut commits, discarded);
+        if self.collect_garbage(commits) {
             self.epoch().ask_all_to_leave();
         }
     }

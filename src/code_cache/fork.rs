@@ -5,7 +5,6 @@ use std::fmt;
 use super::block_list::PageBlocks;
 use super::cache::{CodeCache, Commits};
 use super::epoch::EpochForkGuard;
-use super::garbage::Garbage;
 use super::key::Payload;
 use super::record::Block;
 use crate::error::Error;
@@ -20,7 +19,7 @@ pub struct CacheForkGuard<'a, P: Payload> {
     keeping: Keeping<'a>,
     tracker: Standing<'a, PageBlocks<Block<P>>>,
     commits: MutexGuard<'a, Commits<P>>,
-    epoch: EpochForkGuard<'a, Garbage<P>>,
+    epoch: EpochForkGuard<'a>,
     fork: Fork,
 }
 

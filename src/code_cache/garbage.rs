@@ -1,23 +1,23 @@
 //! Garbage: unreachable objects that a thread may still be inside, and the memory that they take.
 //!
-//! The cache **retires** an object to the epoch ([`super::epoch`]). The epoch returns it when it
-//! may be freed.
+//! The cache **retires** an object. The epoch ([`super::epoch`]) tells when it may be freed. The
+//! commit lock guards the queue, but nothing is dropped under it: payloads are the embedder's code.
 #![allow(unsafe_code)]
 
-use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use smallvec::SmallVec;
+
+use super::epoch::{Epoch, Retired};
 use super::key::Payload;
 use super::limit::{MemoryLimit, MemoryUse};
 use super::record::Block;
 use super::table::Swept;
 use super::translation::Translation;
-use crate::sync::Arc;
 
-/// A box held as a raw pointer while readers may still see it. It is a box again when it is dropped
-/// or taken back. Before the epoch has passed it cannot be one: a box would be the only way to its
-/// contents, and the compiler may rely on that.
+/// A box held as a raw pointer while readers may still see it. It is a box again when it is dropped.
+/// Before the epoch has passed it cannot be one: a box would be the only way to its contents, and
+/// the compiler may rely on that.
 pub(crate) struct RawBox<T>(NonNull<T>);
 
 // SAFETY: it owns a `T`.
@@ -27,15 +27,14 @@ impl<T> RawBox<T> {
     /// # Safety
     ///
     /// `this` comes from a box, and no other code turns it back into one. Every reader has finished
-    /// when the result is dropped or taken back.
+    /// when the result is dropped.
     pub(super) unsafe fn new(this: NonNull<T>) -> Self {
         Self(this)
     }
 
-    /// The box again.
-    pub(super) fn into_box(self) -> Box<T> {
-        // SAFETY: by the contract of `new`; `self` is forgotten.
-        unsafe { Box::from_raw(ManuallyDrop::new(self).0.as_ptr()) }
+    pub(super) fn get(&self) -> &T {
+        // SAFETY: it owns a `T`.
+        unsafe { self.0.as_ref() }
     }
 }
 
@@ -48,58 +47,68 @@ impl<T> Drop for RawBox<T> {
 
 /// Objects that the epoch frees once no thread can reach them.
 pub(crate) enum Garbage<P: Payload> {
+    /// With its translation, unless that has another owner.
     Block(RawBox<Block<P>>),
-    Translation(Arc<Translation<P>>),
+    Translation(Box<Translation<P>>),
     Swept(Swept),
 }
 
-/// The memory that garbage takes. Each thread that retires or frees counts it, under no lock.
-#[derive(Debug)]
-pub(super) struct GarbageUse {
-    blocks: AtomicUsize,
-    payload_bytes: AtomicUsize,
-    record_bytes: AtomicUsize,
-    /// Beyond this, vCPUs are asked to leave.
-    ask_beyond_bytes: AtomicUsize,
+impl<P: Payload> Garbage<P> {
+    /// The memory that it takes, with that of the translation that goes with it.
+    pub(super) fn memory_use(&self) -> MemoryUse {
+        match self {
+            Self::Block(block) => block.get().memory_use(),
+            Self::Translation(translation) => translation.memory_use(),
+            Self::Swept(_) => MemoryUse::default(),
+        }
+    }
 }
 
-impl GarbageUse {
+/// The garbage of a cache, under its commit lock.
+pub(super) struct GarbageQueue<P: Payload> {
+    retired: Retired<Garbage<P>>,
+    used: MemoryUse,
+    /// Beyond this, vCPUs are asked to leave.
+    ask_beyond_bytes: usize,
+}
+
+impl<P: Payload> GarbageQueue<P> {
     pub(super) fn new(limit: MemoryLimit) -> Self {
-        let [blocks, payload_bytes, record_bytes, ask_beyond_bytes] = [0; 4].map(AtomicUsize::new);
-        let used = Self { blocks, payload_bytes, record_bytes, ask_beyond_bytes };
-        used.set_limit(limit);
-        used
+        let mut queue = Self { retired: Retired::new(), used: MemoryUse::default(), ask_beyond_bytes: 0 };
+        queue.set_limit(limit);
+        queue
     }
 
-    /// Called before it is retired.
-    pub(super) fn add(&self, used: MemoryUse) {
-        self.blocks.fetch_add(used.blocks, Ordering::Relaxed);
-        self.payload_bytes.fetch_add(used.payload_bytes, Ordering::Relaxed);
-        self.record_bytes.fetch_add(used.record_bytes, Ordering::Relaxed);
+    /// Frees `garbage` once no thread can reach it. New visitors cannot reach it already.
+    pub(super) fn retire(&mut self, garbage: Garbage<P>) {
+        self.used += garbage.memory_use();
+        self.retired.add(garbage);
     }
 
-    /// Called when it is freed.
-    pub(super) fn sub(&self, used: MemoryUse) {
-        self.blocks.fetch_sub(used.blocks, Ordering::Relaxed);
-        self.payload_bytes.fetch_sub(used.payload_bytes, Ordering::Relaxed);
-        self.record_bytes.fetch_sub(used.record_bytes, Ordering::Relaxed);
+    /// Hands out the garbage that no thread can reach any more.
+    pub(super) fn collect(&mut self, epoch: &Epoch) -> SmallVec<[Garbage<P>; 4]> {
+        let free = epoch.collect(&mut self.retired);
+        free.iter().for_each(|garbage| self.used -= garbage.memory_use());
+        free
     }
 
-    pub(super) fn get(&self) -> MemoryUse {
-        MemoryUse {
-            blocks: self.blocks.load(Ordering::Relaxed),
-            payload_bytes: self.payload_bytes.load(Ordering::Relaxed),
-            record_bytes: self.record_bytes.load(Ordering::Relaxed),
-        }
+    /// Hands out all garbage, of a cache that no thread uses any more.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = Garbage<P>> {
+        self.retired.drain()
+    }
+
+    /// The memory that all of it takes.
+    pub(super) fn memory_use(&self) -> MemoryUse {
+        self.used
     }
 
     /// Makes it too much beyond an eighth of the whole limit.
-    pub(super) fn set_limit(&self, limit: MemoryLimit) {
-        let bytes = limit.live_bytes.saturating_add(limit.retained_bytes) / 8;
-        self.ask_beyond_bytes.store(bytes, Ordering::Relaxed);
+    pub(super) fn set_limit(&mut self, limit: MemoryLimit) {
+        self.ask_beyond_bytes = limit.live_bytes.saturating_add(limit.retained_bytes) / 8;
     }
 
+    /// Whether vCPUs hold so much back that they have to leave.
     pub(super) fn is_too_much(&self) -> bool {
-        self.get().bytes() > self.ask_beyond_bytes.load(Ordering::Relaxed)
+        self.used.bytes() > self.ask_beyond_bytes || self.retired.is_held_back()
     }
 }

@@ -44,7 +44,7 @@ impl<P: Payload> CodeCache<P> {
         Footprint {
             live: commits.live.memory_use(),
             retained: commits.retained.memory_use(),
-            garbage: self.0.garbage.get(),
+            garbage: commits.garbage.memory_use(),
             cells: commits.cells.in_table(),
             cell_bytes: commits.cells.bytes(),
             table_bytes: self.table().bytes(&commits.cells),

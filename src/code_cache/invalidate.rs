@@ -14,7 +14,6 @@ use std::hint::black_box;
 use super::block_list::PageBlocks;
 use super::entry::EntryStubs;
 use super::epoch::Epoch;
-use super::garbage::Garbage;
 use super::journal::Journal;
 use super::key::Payload;
 use super::kill::{DeadStack, Downgrade};
@@ -26,7 +25,7 @@ use crate::tracker::{Cause, PageObserver, PageWrite};
 /// The tracker's observer: makes blocks unreachable.
 pub(super) struct Invalidator<P: Payload> {
     pub(super) stubs: EntryStubs,
-    pub(super) epoch: Epoch<Garbage<P>>,
+    pub(super) epoch: Epoch,
     pub(super) dead: DeadStack<Block<P>>,
     counters: Arc<Counters>,
     pub(super) journal: Journal,

@@ -158,20 +158,19 @@ impl<B: Record> DeadStack<B> {
     ///
     /// # Safety
     ///
-    /// Under the commit lock; every block that was pushed still lives.
-    pub(crate) unsafe fn take_all(&self) -> Vec<NonNull<B>> {
-        let mut blocks = Vec::new();
-        if self.top.load(Ordering::Relaxed).is_null() {
-            return blocks;
-        }
-        let mut next = self.top.swap(ptr::null_mut(), Ordering::Acquire);
-        while let Some(block) = NonNull::new(next) {
+    /// Under the commit lock; every block that was pushed lives until the iterator returns it.
+    pub(crate) unsafe fn take_all(&self) -> impl Iterator<Item = NonNull<B>> + use<B> {
+        let mut next = match self.top.load(Ordering::Relaxed).is_null() {
+            true => ptr::null_mut(),
+            false => self.top.swap(ptr::null_mut(), Ordering::Acquire),
+        };
+        std::iter::from_fn(move || {
+            let block = NonNull::new(next)?;
             // SAFETY: by this function's contract.
             let life = unsafe { block.as_ref() }.life();
             next = life.next_dead.load(Ordering::Relaxed);
-            blocks.push(block);
-        }
-        blocks
+            Some(block)
+        })
     }
 }
 

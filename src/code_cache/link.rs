@@ -18,14 +18,11 @@ impl<P: Payload> CodeCache<P> {
             return Err(Error::BadArgument("u64::MAX is not a key"));
         }
         self.0.keeper.check()?;
-        let (link, swept) = {
-            let mut commits = self.commits();
-            let (cell, swept) = self.table().cell_or_new(&mut commits.cells, key, self.0.invalidator.stubs);
-            (cell.link(), swept)
-        };
+        let mut commits = self.commits();
+        let (link, swept) = self.table().link(&mut commits.cells, key, self.0.invalidator.stubs);
         if let Some(swept) = swept {
-            self.epoch().retire(Garbage::Swept(swept));
-            self.collect_garbage();
+            commits.garbage.retire(Garbage::Swept(swept));
+            self.collect_garbage(commits);
         }
         Ok(link)
     }

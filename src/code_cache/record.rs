@@ -8,30 +8,30 @@
 //! cache miss when many pages were written. So most records contain their one page, and a copy of
 //! the translation's entry and flag pointer.
 //!
-//! A record keeps a link to its cell until it is freed. Until then walkers may find the record, and
-//! through it the cell.
+//! Its cell counts a record until the epoch hands it out. Until then walkers may find the record,
+//! and through it the cell.
 //!
 //! # Safety
 //!
 //! A record's nodes point to the record itself, which does not move from its commit until the epoch
-//! frees it. Its flag belongs to the translation that it keeps.
+//! frees it. Its flag belongs to its translation. When the block is reaped, the translation goes to
+//! another owner, which the epoch frees no earlier than the record.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
 use smallvec::SmallVec;
 
 use super::block_list::{Node, PageBlocks};
 use super::entry::{Entry, EntryStubs};
-use super::key::{Key, Payload};
+use super::key::Payload;
 use super::kill::{Life, Reach, Record};
 use super::limit::MemoryUse;
 use super::stale_flag::StaleFlag;
-use super::table::{CellRef, Link};
+use super::table::{CellPtr, CellRef};
 use super::translation::Translation;
 use crate::addr::GuestAddr;
-use crate::sync::Arc;
 use crate::tracker::PageClaim;
 
 /// A page that a block lies on, and the block's node in its list.
@@ -74,42 +74,57 @@ impl<P: Payload> Neighbours<P> {
 pub(crate) struct Block<P: Payload> {
     pub(super) life: Life<Self>,
     /// Set by `bind`, during the commit.
-    link: Option<Link>,
+    cell: Option<CellPtr>,
     /// Copied from the translation.
     entry: Entry,
     /// Points into the translation.
     flag: Option<NonNull<StaleFlag>>,
     pub(super) pages: BlockPages<P>,
-    pub(super) key: Key,
     /// Its place in the queue of live blocks. Used only under the commit lock.
     pub(super) neighbours: Neighbours<P>,
-    pub(super) translation: Arc<Translation<P>>,
+    /// Until it is reaped; then only if the translation is not retained. Used only under the commit
+    /// lock.
+    translation: Cell<Option<Box<Translation<P>>>>,
 }
 
-// SAFETY: threads share nodes by design, and the neighbours are used only under the commit lock;
-// all else is Send and Sync.
+// SAFETY: threads share nodes by design. The cell's address is an address. The neighbours and the
+// translation are used only under the commit lock; all else is Send and Sync.
 unsafe impl<P: Payload> Send for Block<P> {}
 // SAFETY: as above.
 unsafe impl<P: Payload> Sync for Block<P> {}
 
 impl<P: Payload> Block<P> {
-    pub(super) fn new(key: Key, pages: BlockPages<P>, translation: Arc<Translation<P>>) -> Self {
+    pub(super) fn new(pages: BlockPages<P>, translation: Box<Translation<P>>) -> Self {
         let Translation { entry, flag, .. } = &*translation;
         let (entry, flag) = (*entry, flag.as_deref().map(NonNull::from));
-        Self { life: Life::new(), link: None, entry, flag, pages, key, neighbours: Neighbours::none(), translation }
+        let translation = Cell::new(Some(translation));
+        Self { life: Life::new(), cell: None, entry, flag, pages, neighbours: Neighbours::none(), translation }
     }
 
-    /// The memory that the record alone takes.
-    pub(super) fn record_memory_use(&self) -> MemoryUse {
-        let spilled = if self.pages.spilled() { self.pages.capacity() } else { 0 };
-        let record_bytes = size_of::<Self>() + spilled * size_of::<BlockPage<P>>();
-        MemoryUse { record_bytes, ..MemoryUse::default() }
+    /// The translation's entry.
+    pub(super) fn entry(&self) -> Entry {
+        self.entry
+    }
+
+    /// Its translation, until another owner has it. Under the commit lock, or while no other thread
+    /// knows of the record.
+    pub(super) fn translation(&self) -> Option<&Translation<P>> {
+        // SAFETY: only `take_translation` changes it, under the same condition.
+        unsafe { (*self.translation.as_ptr()).as_deref() }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Block::translation`]; none of its results is in use.
+    pub(super) unsafe fn take_translation(&self) -> Option<Box<Translation<P>>> {
+        self.translation.take()
     }
 
     /// The memory that the record and its translation take.
     pub(super) fn memory_use(&self) -> MemoryUse {
-        let mut used = self.translation.memory_use();
-        used += self.record_memory_use();
+        let spilled = if self.pages.spilled() { self.pages.capacity() } else { 0 };
+        let mut used = self.translation().map_or(MemoryUse::default(), Translation::memory_use);
+        used.record_bytes += size_of::<Self>() + spilled * size_of::<BlockPage<P>>();
         used
     }
 
@@ -124,17 +139,24 @@ impl<P: Payload> Block<P> {
         unsafe { cell.block().cast::<Self>().as_ref() }
     }
 
-    /// `block` is the one that was committed last behind `cell`, from now on until it is reaped.
-    pub(super) fn become_newest(block: NonNull<Self>, cell: CellRef<'_>) {
-        cell.set_block(block.as_ptr().cast());
-    }
-
-    /// Tells the block its address, `this`, and its cell.
-    pub(super) fn bind(&mut self, this: NonNull<Self>, link: Link) {
-        self.link = Some(link);
+    /// Tells the block its address, `this`, and its cell. From now on until it is reaped it is the
+    /// one that was committed last behind `cell`.
+    pub(super) fn bind(&mut self, this: NonNull<Self>, cell: CellRef<'_>) {
+        self.cell = Some(cell.ptr());
         for page in &mut self.pages {
             page.node.bind(this);
         }
+        cell.enter(this.as_ptr().cast());
+    }
+
+    /// Its cell, if it was committed.
+    ///
+    /// # Safety
+    ///
+    /// Under the commit lock; not after [`CellRef::forget_record`] for this block.
+    pub(super) unsafe fn cell(&self) -> Option<CellRef<'_>> {
+        // SAFETY: by this function's contract. A sweep leaves the cell of a counted record.
+        self.cell.map(|cell| unsafe { CellRef::new(cell) })
     }
 
     /// Whether no write came to any of its pages since the claims.
@@ -153,19 +175,14 @@ impl<P: Payload> Block<P> {
         if is_shared { StaleFlag::CHECKED_SHARED } else { StaleFlag::CHECKED }
     }
 
-    /// The cell no longer leads to this block. Under the commit lock.
-    pub(super) fn leave_cell(&self) {
-        if let Some(link) = &self.link {
-            link.leave(ptr::from_ref(self).cast());
-        }
-    }
-
     /// The cell, flag and entries of a block that was committed.
     pub(super) fn reach(&self, stubs: EntryStubs) -> Reach<'_> {
-        let link = self.link.as_ref().expect("a commit binds its block before any thread finds it");
-        // SAFETY: it lives as long as the translation that we keep.
+        let cell = self.cell.expect("a commit binds its block before any thread finds it");
+        // SAFETY: no sweep takes the cell of a record that a thread may find.
+        let cell = &unsafe { cell.as_ref() }.entry;
+        // SAFETY: its translation is freed no earlier than the record.
         let flag = self.flag.map(|flag| unsafe { flag.as_ref() });
-        Reach { cell: link.cell(), flag, entry: self.entry, stubs }
+        Reach { cell, flag, entry: self.entry, stubs }
     }
 }
 

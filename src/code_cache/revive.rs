@@ -19,14 +19,14 @@ use super::errors::CommitError;
 use super::key::{Key, Payload};
 use super::record::{Block, BlockPages};
 use super::translation::{Source, Translation};
-use crate::sync::{Arc, Rule, left_out};
+use crate::sync::{Rule, left_out};
 
 /// The result of a search for a block of the ticket's bytes.
 enum Found<P: Payload> {
     /// A block that is reachable.
     Block,
     /// A translation that was retained. Only the caller has it now.
-    Retained(Arc<Translation<P>>),
+    Retained(Box<Translation<P>>),
     Nothing,
 }
 
@@ -41,26 +41,20 @@ impl<P: Payload> CodeCache<P> {
         options: u64,
     ) -> Result<Option<BlockPages<P>>, CommitError> {
         let needs_check = pages.iter().any(|page| page.claim.is_self_checking());
-        let result = {
-            let mut commits = self.commits();
-            self.reap(&mut commits);
-            match self.find(
-                &mut commits,
-                key,
-                |other| other.options == options && other.source.as_ref() == Some(source),
-                needs_check,
-            ) {
-                Found::Block => Ok(None),
-                Found::Nothing => Ok(Some(pages)),
-                Found::Retained(translation) => {
-                    let result = self.publish(&mut commits, key, Box::new(Block::new(key, pages, translation)));
-                    self.0.counters.revived.add(u64::from(result.is_ok()));
-                    self.enforce_limit(&mut commits);
-                    result.map(|()| None)
-                }
+        let same = |other: &Translation<P>| other.options == options && other.source.as_ref() == Some(source);
+        let mut commits = self.commits();
+        self.reap(&mut commits);
+        let result = match self.find(&mut commits, key, same, needs_check) {
+            Found::Block => Ok(None),
+            Found::Nothing => Ok(Some(pages)),
+            Found::Retained(translation) => {
+                let block = Box::new(Block::new(pages, translation));
+                let result = self.publish(&mut commits, key, block).map(|_| self.0.counters.revived.add(1));
+                self.enforce_limit(&mut commits);
+                result.map(|()| None)
             }
         };
-        self.collect_garbage();
+        self.collect_garbage(commits);
         result
     }
 
@@ -73,7 +67,7 @@ impl<P: Payload> CodeCache<P> {
     ) -> Found<P> {
         let stubs = self.0.invalidator.stubs;
         let newest = self.0.table.cell(&commits.cells, key).and_then(Self::newest);
-        if let Some(block) = newest.filter(|block| same(&block.translation)) {
+        if let Some(block) = newest.filter(|block| block.translation().is_some_and(&same)) {
             let reach = block.reach(stubs);
             // If its cell does not lead to it, it is dying.
             return if reach.entry.has(reach.cell.load()) { Found::Block } else { Found::Nothing };
@@ -82,6 +76,8 @@ impl<P: Payload> CodeCache<P> {
             return Found::Nothing;
         }
         let usable = |other: &Translation<P>| same(other) && other.entry.address(needs_check).is_some();
-        commits.retained.take(key, usable).map_or(Found::Nothing, Found::Retained)
+        let Commits { cells, retained, .. } = commits;
+        let found = self.0.table.cell(cells, key).and_then(|cell| retained.take(cell, usable));
+        found.map_or(Found::Nothing, Found::Retained)
     }
 }

@@ -11,7 +11,7 @@ use super::key::{Key, Payload};
 use super::record::{BlockPage, BlockPages};
 use super::stale_flag::StaleFlag;
 use super::table::Link;
-use super::translation::{Source, Translation};
+use super::translation::{Place, Source, Translation};
 use crate::addr::{GuestAddr, HostRange, Span};
 use crate::error::Error;
 use crate::memory::code_buffer::Allocation;
@@ -78,11 +78,11 @@ impl<P: Payload> Ticket<P> {
         let (host, shows) = (claim.host_page(), claim.guest_page());
         // All of the page's views or none, also if a policy panics in between: a page that is found
         // here is not claimed again.
-        let mut views = BlockPages::new();
-        views.push(BlockPage::new(claim, shows));
-        for alias in self.cache.tracker().aliases(guest) {
-            views.push(BlockPage::new(self.cache.0.tracker.begin(alias)?, shows));
-        }
+        let aliases = self.cache.tracker().aliases(guest);
+        let views = aliases.into_iter().map(|alias| self.cache.0.tracker.begin(alias));
+        let views: Vec<_> = views.collect::<Result<_, _>>()?;
+        let views = views.into_iter().map(|claim| BlockPage::new(claim, shows));
+        self.pages.push(BlockPage::new(claim, shows));
         self.pages.extend(views);
         Ok(host)
     }
@@ -267,7 +267,8 @@ impl<P: Payload> Ticket<P> {
             let page_bytes = cache.tracker().page_size().bytes();
             pages.iter().for_each(|page| page.claim.add_code(0..page_bytes));
         }
-        let links = links.into_boxed_slice();
-        cache.commit(key, pages, Translation { entry, flag, source, options, payload_bytes, links, _payload: payload })
+        let (links, place) = (links.into_boxed_slice(), Place::none());
+        let translation = Translation { entry, flag, source, options, links, payload_bytes, place, _payload: payload };
+        cache.commit(key, pages, Box::new(translation))
     }
 }

@@ -1,6 +1,8 @@
 //! A translation: code, and the guest bytes that it was made from.
 
+use std::cell::Cell;
 use std::ops::Range;
+use std::ptr::NonNull;
 
 use smallvec::SmallVec;
 
@@ -8,9 +10,13 @@ use super::entry::Entry;
 use super::key::Payload;
 use super::limit::MemoryUse;
 use super::stale_flag::StaleFlag;
-use super::table::Link;
+use super::table::{CellPtr, Link};
 use crate::addr::GuestAddr;
 use crate::sync::Arc;
+
+/// Sources up to this size need no memory of their own. As much as eight instructions of four bytes:
+/// most blocks are not longer.
+const INLINE_BYTES: usize = 32;
 
 /// The guest bytes that a block was made from.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -18,7 +24,7 @@ pub(super) struct Source {
     /// In the order of translation; neighbours are joined.
     pieces: SmallVec<[Range<u64>; 1]>,
     /// The bytes of all pieces.
-    bytes: Vec<u8>,
+    bytes: SmallVec<[u8; INLINE_BYTES]>,
 }
 
 impl Source {
@@ -34,13 +40,32 @@ impl Source {
 
     /// Its size on the heap, in bytes.
     pub(super) fn heap_bytes(&self) -> usize {
-        let spilled = if self.pieces.spilled() { self.pieces.capacity() } else { 0 };
-        spilled * size_of::<Range<u64>>() + self.bytes.capacity()
+        let pieces = if self.pieces.spilled() { self.pieces.capacity() } else { 0 };
+        let bytes = if self.bytes.spilled() { self.bytes.capacity() } else { 0 };
+        pieces * size_of::<Range<u64>>() + bytes
     }
 }
 
-/// Code that was made from guest bytes. Records and the list of retained translations share it. The
-/// last of these owners goes through the epoch, so that no vCPU is inside the code when it is
+/// A translation's place in the two lists of retained ones ([`super::retained`]). Used only under the
+/// commit lock.
+pub(super) struct Place<P: Payload> {
+    pub(super) older: Cell<Option<NonNull<Translation<P>>>>,
+    pub(super) newer: Cell<Option<NonNull<Translation<P>>>>,
+    /// The cell of its key.
+    pub(super) cell: Cell<Option<CellPtr>>,
+    /// The next older one of its key.
+    pub(super) older_of_key: Cell<Option<NonNull<Translation<P>>>>,
+}
+
+impl<P: Payload> Place<P> {
+    /// That of a translation in no list.
+    pub(super) fn none() -> Self {
+        Self { older: Cell::new(None), newer: Cell::new(None), cell: Cell::new(None), older_of_key: Cell::new(None) }
+    }
+}
+
+/// Code that was made from guest bytes. It belongs to the record of a live block, then to the list
+/// of retained translations, and at last to the epoch, so that no vCPU is inside the code when it is
 /// dropped.
 pub(super) struct Translation<P: Payload> {
     pub(super) entry: Entry,
@@ -54,6 +79,8 @@ pub(super) struct Translation<P: Payload> {
     pub(super) links: Box<[Link]>,
     /// The declared size of the payload.
     pub(super) payload_bytes: usize,
+    /// Its place among the retained ones.
+    pub(super) place: Place<P>,
     /// Only to be dropped.
     pub(super) _payload: P,
 }
@@ -61,16 +88,14 @@ pub(super) struct Translation<P: Payload> {
 impl<P: Payload> Translation<P> {
     /// The memory that it takes, without any record.
     pub(super) fn memory_use(&self) -> MemoryUse {
-        // Each allocation has the two counts of an `Arc`.
-        let arc_bytes = |bytes: usize| bytes.next_multiple_of(align_of::<usize>()) + 2 * size_of::<usize>();
-        let flag_bytes = self.flag.as_ref().map_or(0, |_| arc_bytes(size_of::<StaleFlag>()));
-        let shared_bytes = arc_bytes(size_of::<Self>()) + flag_bytes;
+        // A flag has the two counts of an `Arc`.
+        let flag_bytes = self.flag.as_ref().map_or(0, |_| 3 * size_of::<usize>());
         let link_bytes = size_of_val(&*self.links);
         let source_bytes = self.source.as_ref().map_or(0, Source::heap_bytes);
         MemoryUse {
             blocks: 1,
             payload_bytes: self.payload_bytes,
-            record_bytes: shared_bytes + source_bytes + link_bytes,
+            record_bytes: size_of::<Self>() + flag_bytes + source_bytes + link_bytes,
         }
     }
 }

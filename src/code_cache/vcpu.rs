@@ -18,7 +18,6 @@ use std::marker::PhantomData;
 use super::cache::CodeCache;
 use super::entry::{EntryCell, EntryStubs};
 use super::epoch::{Epoch, Participant};
-use super::garbage::Garbage;
 use super::key::{FRONT_SLOTS, Key, NO_KEY, Payload};
 use crate::error::Error;
 use crate::sync::{Arc, Rule, left_out};
@@ -145,7 +144,7 @@ impl<P: Payload> VCpu<P> {
 impl<P: Payload> Drop for VCpu<P> {
     fn drop(&mut self) {
         if self.cache.stands_still_here() {
-            Epoch::<Garbage<P>>::leave_under_guard(&self.participant);
+            Epoch::leave_under_guard(&self.participant);
         } else {
             self.cache.epoch().leave(&self.participant);
         }

@@ -15,12 +15,12 @@ use super::guest::{Guest, cache_over};
 use super::inside::commit_owner;
 use super::kernel::Kernel;
 use crate::code_cache::block_list::{BlockList, Node};
-use crate::code_cache::epoch::Epoch;
+use crate::code_cache::epoch::{Epoch, Retired};
 use crate::code_cache::kill::{DeadStack, Life, Reach, Record};
 use crate::code_cache::{Entry, EntryCell, EntryStubs, Key, StaleFlag};
 use crate::policy::Adaptive;
 use crate::protection::Mode;
-use crate::sync::{Arc, AtomicBool, Ordering::Relaxed, Rule};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering::Relaxed, Rule, lock};
 
 const STUBS: EntryStubs = EntryStubs::NOT_CODE;
 
@@ -64,7 +64,8 @@ impl Drop for Free {
 struct Page {
     list: BlockList<Fake>,
     dead: DeadStack<Fake>,
-    epoch: Epoch<Free>,
+    epoch: Epoch,
+    retired: Mutex<Retired<Free>>,
     // The last field: dropped after everything that points to the nodes.
     nodes: Vec<Node<Fake>>,
     blocks: Vec<Box<Fake>>,
@@ -79,8 +80,8 @@ impl Page {
     fn new(blocks: usize) -> Arc<Self> {
         let blocks: Vec<_> = (0..blocks).map(|_| Fake::new()).collect();
         let nodes = blocks.iter().map(|block| Node::new(NonNull::from(&**block))).collect();
-        let page =
-            Arc::new(Self { list: BlockList::default(), dead: DeadStack::new(), epoch: Epoch::new(), nodes, blocks });
+        let (list, dead, epoch) = (BlockList::default(), DeadStack::new(), Epoch::new());
+        let page = Arc::new(Self { list, dead, epoch, retired: Mutex::new(Retired::new()), nodes, blocks });
         // SAFETY: the only thread; they live as long as the page.
         page.nodes.iter().for_each(|node| unsafe { page.list.enter(node) });
         page
@@ -113,16 +114,17 @@ impl Page {
     /// As a translator does under the commit lock.
     fn reap(&self) {
         // SAFETY: only one thread reaps, and blocks stay until the model's end.
-        let dead = unsafe { self.dead.take_all() };
+        let dead: Vec<_> = unsafe { self.dead.take_all() }.collect();
         let places = self.blocks.iter().zip(&self.nodes);
         for (_, node) in places.filter(|(block, _)| dead.contains(&NonNull::from(&***block))) {
             // SAFETY: as above; entered by `new`, and handed over once.
             unsafe { node.take_out() };
         }
+        let mut retired = lock(&self.retired);
         for block in dead {
-            self.epoch.retire(Free(block));
+            retired.add(Free(block));
         }
-        drop(self.epoch.collect());
+        drop(self.epoch.collect(&mut retired));
     }
 }
 

@@ -24,14 +24,13 @@ pub(crate) enum Rule {
     FenceBeforeOthers,
     /// A `sync` fences, for regions that are fetched explicitly.
     FenceAtSync,
-    /// The epoch fences before it looks at pins and walkers.
+    /// The epoch fences between the end of its garbage's reach and its look at pins and walkers, and
+    /// before it reads the garbage's epoch.
     FenceBeforePins,
     /// A walker fences between its counter and its second look at the epoch.
     FenceBehindWalker,
     /// A commit fences between the lists and its look for walkers.
     FenceBeforeWalkers,
-    /// The epoch fences between the end of an item's reach and the item's epoch.
-    FenceBeforeRetire,
     /// A commit exchanges its own `pending`; it does not overwrite a kill.
     PublishByExchange,
     /// Every kill goes through the cell, even a late one.

@@ -6,14 +6,18 @@
 //!      wanted             at a sweep
 //! ```
 //!
-//! A cell is needed while there is a [`Link`] to it. The record of each block has one too, until
-//! the record is freed. When the table is built anew ([`super`]), it leaves out the cells that are
+//! A cell is needed while there is a [`Link`] to it, a retained translation of its key, or a record
+//! that a walker may find. When the table is built anew ([`super`]), it leaves out the cells that are
 //! not needed. They are used again once no thread that found them before can be using them.
 //!
 //! # Safety
 //!
 //! A cell that is in the table or was swept keeps its slab here.
 #![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::link::Link;
 use super::slab::{CellPtr, ColdWords, SLAB_CELLS, Slab};
@@ -30,17 +34,29 @@ fn entry_bit(address: usize) -> u64 {
 #[derive(Clone, Copy)]
 pub(crate) struct CellRef<'a> {
     cell: CellPtr,
-    slab: &'a Arc<Slab>,
+    cells: PhantomData<&'a Cells>,
 }
 
 impl<'a> CellRef<'a> {
+    /// # Safety
+    ///
+    /// For `'a` the caller holds the commit lock, and the cell is in the table: a sweep leaves it
+    /// there, or there is none.
+    pub(crate) unsafe fn new(cell: CellPtr) -> Self {
+        Self { cell, cells: PhantomData }
+    }
+
+    pub(crate) fn ptr(self) -> CellPtr {
+        self.cell
+    }
+
     pub(crate) fn entry(self) -> &'a EntryCell {
-        // SAFETY: of the slab that is borrowed.
+        // SAFETY: a cell in the table keeps its slab.
         &unsafe { self.cell.as_ref() }.entry
     }
 
     fn cold(self) -> &'a ColdWords {
-        // SAFETY: of the slab that is borrowed.
+        // SAFETY: as above.
         unsafe { self.cell.cold() }
     }
 
@@ -49,14 +65,45 @@ impl<'a> CellRef<'a> {
         self.cold().block.load(Ordering::Relaxed)
     }
 
-    /// `block` is a pointer to a record of the cells' cache.
-    pub(crate) fn set_block(self, block: *mut ()) {
+    /// A record of the cells' cache gets the cell, and is the one that was committed last.
+    pub(crate) fn enter(self, block: *mut ()) {
         self.cold().block.store(block, Ordering::Relaxed);
+        self.count_records(1);
+    }
+
+    /// `block` is reaped: it is no longer the last one.
+    pub(crate) fn leave(self, block: *const ()) {
+        if ptr::eq(self.block(), block) {
+            self.cold().block.store(ptr::null_mut(), Ordering::Relaxed);
+        }
+    }
+
+    /// No walker can find one of the records any more.
+    pub(crate) fn forget_record(self) {
+        self.count_records(-1);
+    }
+
+    fn count_records(self, change: i32) {
+        let records = &self.cold().records;
+        records.store(records.load(Relaxed).wrapping_add_signed(change), Relaxed);
+    }
+
+    /// The newest retained translation of the key.
+    pub(crate) fn retained(self) -> *mut () {
+        self.cold().retained.load(Relaxed)
+    }
+
+    /// `translation` is a pointer to one of the cells' cache.
+    pub(crate) fn set_retained(self, translation: *mut ()) {
+        self.cold().retained.store(translation, Relaxed);
     }
 
     /// Notes that a block was committed. Returns whether one was before.
     pub(crate) fn mark_used(self) -> bool {
-        self.cold().used.swap(true, Ordering::Relaxed)
+        let used = &self.cold().used;
+        let before = used.load(Relaxed);
+        used.store(true, Relaxed);
+        before
     }
 
     /// Whether no earlier block of the cell can be downgraded by an address of `entry`. A downgrade
@@ -81,14 +128,12 @@ impl<'a> CellRef<'a> {
         self.cold().downgradable.store(0, Ordering::Relaxed);
     }
 
-    pub(crate) fn link(self) -> Link {
-        // SAFETY: of the slab that is borrowed, under the commit lock.
-        unsafe { Link::new(self.cell, self.slab) }
-    }
-
     fn is_needed(self) -> bool {
+        let cold = self.cold();
         // Acquire: every use of a link came before its drop.
-        self.cold().links.load(Ordering::Acquire) != 0 && !left_out(Rule::KeepLinked)
+        let is_linked = cold.links.load(Ordering::Acquire) != 0;
+        let has_blocks = cold.records.load(Relaxed) != 0 || !cold.retained.load(Relaxed).is_null();
+        (is_linked || has_blocks) && !left_out(Rule::KeepLinked)
     }
 }
 
@@ -127,16 +172,15 @@ impl Cells {
             + self.free.capacity() * size_of::<CellPtr>()
     }
 
-    /// # Safety
-    ///
-    /// `cell` is in the table, or belongs to a block that was not reaped.
-    pub(super) unsafe fn at(&self, cell: CellPtr) -> CellRef<'_> {
-        // SAFETY: a cell that is out keeps its slab, which is fully initialized.
-        let place = unsafe { (*cell.head().as_ptr()).place };
+    /// A link to `cell`.
+    pub(super) fn link(&self, cell: CellRef<'_>) -> Link {
+        // SAFETY: a cell in the table keeps its slab, which is fully initialized.
+        let place = unsafe { (*cell.ptr().head().as_ptr()).place };
         let Some(Place { slab, .. }) = self.places.get(place).and_then(Option::as_ref) else {
             unreachable!("a slab with a cell in use is there")
         };
-        CellRef { cell, slab }
+        // SAFETY: of that slab, under the commit lock.
+        unsafe { Link::new(cell.ptr(), slab) }
     }
 
     /// A cell for `key` that is in no table yet.
@@ -148,7 +192,7 @@ impl Cells {
             place.out += 1;
         }
         // No thread has a block of the cell's last key: each had a link to it.
-        cold.used.store(false, Ordering::Relaxed);
+        cold.used.store(false, Relaxed);
         cold.downgradable.store(0, Ordering::Relaxed);
         // SAFETY: as above.
         unsafe { cell.as_ref() }.key.store(key.raw(), Ordering::Relaxed);
@@ -177,7 +221,8 @@ impl Cells {
         let mut swept = Vec::new();
         for slab in self.places.iter().flatten().map(|place| &place.slab) {
             for cell in slab.cells() {
-                let found = CellRef { cell, slab };
+                // SAFETY: of this slab, under the commit lock.
+                let found = unsafe { CellRef::new(cell) };
                 // SAFETY: of this slab.
                 let key = &unsafe { cell.as_ref() }.key;
                 if key.load(Ordering::Relaxed) != NO_KEY && !found.is_needed() {

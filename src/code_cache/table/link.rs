@@ -6,7 +6,6 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
-use std::ptr;
 
 use super::slab::{CellPtr, ColdWords, Slab};
 use crate::code_cache::entry::EntryCell;
@@ -45,13 +44,6 @@ impl Link {
     fn cold(&self) -> &ColdWords {
         // SAFETY: as above.
         unsafe { self.cell.cold() }
-    }
-
-    /// `block` is reaped: it is no longer the last one. Under the commit lock.
-    pub(crate) fn leave(&self, block: *const ()) {
-        if ptr::eq(self.cold().block.load(Ordering::Relaxed), block) {
-            self.cold().block.store(ptr::null_mut(), Ordering::Relaxed);
-        }
     }
 }
 

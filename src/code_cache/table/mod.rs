@@ -18,9 +18,9 @@
 //! |---|---|
 //! | 1. publishes the new array | 1. pins, and fences |
 //! | 2. raises the number | 2. compares the number, and clears its front if it changed |
-//! | 3. retires the cells, behind a fence | 3. looks up, and fills the front |
+//! | 3. retires the cells; a fence, by the next collection | 3. looks up, and fills the front |
 //!
-//! If a pinned vCPU does not see the new number, its fence came before the fence of the retirement.
+//! If a pinned vCPU does not see the new number, its fence came before the fence of the collection.
 //! So the epoch waits for that pin, and the vCPU's next pin sees the number. A vCPU that sees the
 //! number sees the new array, so it finds no swept cell to put into its front again.
 //!
@@ -37,7 +37,8 @@ mod slots;
 
 pub(super) use cells::{CellRef, Cells};
 pub use link::Link;
-use slab::{Cell, CellPtr};
+use slab::Cell;
+pub(super) use slab::CellPtr;
 use slots::{Array, Slots};
 
 use super::entry::{EntryCell, EntryStubs};
@@ -104,11 +105,11 @@ impl Table {
     }
 
     /// The cell of `key`, under the lock of `cells`.
-    pub(super) fn cell<'a>(&self, cells: &'a Cells, key: Key) -> Option<CellRef<'a>> {
+    pub(super) fn cell<'a>(&self, _: &'a Cells, key: Key) -> Option<CellRef<'a>> {
         // SAFETY: a caller with the cells holds their lock.
         let cell = unsafe { self.slots().find(key) }?;
-        // SAFETY: in the table.
-        Some(unsafe { cells.at(cell) })
+        // SAFETY: in the table, and a sweep changes the cells.
+        Some(unsafe { CellRef::new(cell) })
     }
 
     /// The cell of `key`, made if there is none, and the array that had to be replaced for it, if
@@ -122,14 +123,22 @@ impl Table {
         // SAFETY: a caller with the cells holds their lock.
         if let Some(cell) = unsafe { self.slots().find(key) } {
             // SAFETY: in the table.
-            return (unsafe { cells.at(cell) }, None);
+            return (unsafe { CellRef::new(cell) }, None);
         }
         let swept = self.slots().is_full(cells.in_table() + 1).then(|| self.sweep(cells));
         let cell = cells.take(key, stubs);
         // SAFETY: as above.
         unsafe { self.slots().enter(key, cell) };
         // SAFETY: in the table.
-        (unsafe { cells.at(cell) }, swept)
+        (unsafe { CellRef::new(cell) }, swept)
+    }
+
+    /// A link to the cell of `key`; otherwise as [`Table::cell_or_new`].
+    pub(super) fn link(&self, cells: &mut Cells, key: Key, stubs: EntryStubs) -> (Link, Option<Swept>) {
+        let (cell, swept) = self.cell_or_new(cells, key, stubs);
+        let cell = cell.ptr();
+        // SAFETY: in the table, and nothing sweeps in between.
+        (cells.link(unsafe { CellRef::new(cell) }), swept)
     }
 
     fn sweep(&self, cells: &mut Cells) -> Swept {
@@ -156,6 +165,8 @@ impl Drop for Table {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::ptr::{dangling_mut, null_mut};
+
     use super::*;
     use crate::code_cache::key::NO_KEY;
 
@@ -176,8 +187,7 @@ mod tests {
 
         /// A link to the cell of `key`; swept cells are given back at once.
         fn link(&mut self, key: u64) -> Link {
-            let (cell, swept) = self.table.cell_or_new(&mut self.cells, Key::new(key), STUBS);
-            let link = cell.link();
+            let (link, swept) = self.table.link(&mut self.cells, Key::new(key), STUBS);
             if let Some(swept) = swept {
                 self.cells.give_back(swept.cells);
             }
@@ -216,6 +226,24 @@ mod tests {
         assert!(fixture.table.sweeps() > 0);
         assert!(most_bytes < 256 << 10, "{most_bytes} bytes for one cell that is needed");
         assert_eq!(fixture.address(1), Some(std::ptr::from_ref(clone.cell())));
+    }
+
+    #[test]
+    fn cells_with_a_record_or_a_retained_translation_are_kept() {
+        let mut fixture = Fixture::new();
+        let enter: [fn(CellRef<'_>); 2] = [|cell| cell.enter(dangling_mut()), |cell| cell.set_retained(dangling_mut())];
+        let leave: [fn(CellRef<'_>); 2] = [|cell| cell.forget_record(), |cell| cell.set_retained(null_mut())];
+        for (change, is_kept) in enter.into_iter().zip(leave).flat_map(|(enter, leave)| [(enter, true), (leave, false)])
+        {
+            change(fixture.table.cell_or_new(&mut fixture.cells, Key::new(1), STUBS).0);
+            let sweeps = fixture.table.sweeps();
+            let address = fixture.address(1);
+            let mut other_keys = 2..;
+            while fixture.table.sweeps() < sweeps + 2 {
+                other_keys.next().into_iter().for_each(|key| drop(fixture.link(key)));
+            }
+            assert_eq!(fixture.address(1), address.filter(|_| is_kept));
+        }
     }
 
     #[test]

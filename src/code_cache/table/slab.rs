@@ -21,10 +21,11 @@
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::mem::offset_of;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicU32;
 
 use crate::code_cache::entry::{EntryCell, EntryStubs};
 use crate::code_cache::key::NO_KEY;
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// Cells of a slab: as many as fit into 32 KiB, without the cold words.
 #[cfg(not(any(loom, miri)))]
@@ -72,8 +73,12 @@ pub(super) struct ColdWords {
     /// Links to the cell. Clones and drops change it under no lock; the first one
     /// is made under the commit lock.
     pub(super) links: AtomicUsize,
+    /// Records of the cell that walkers may find: committed, and not handed out by the epoch.
+    pub(super) records: AtomicU32,
     /// Whether a block was ever committed.
-    pub(super) used: AtomicBool,
+    pub(super) used: std::sync::atomic::AtomicBool,
+    /// The newest retained translation of the key.
+    pub(super) retained: std::sync::atomic::AtomicPtr<()>,
     /// The plain entries of blocks that a walker may be about to downgrade, a bit for each: see
     /// [`CellRef::is_clear_of`](super::cells::CellRef::is_clear_of).
     pub(super) downgradable: AtomicU64,
@@ -84,7 +89,9 @@ impl ColdWords {
         Self {
             block: AtomicPtr::new(ptr::null_mut()),
             links: AtomicUsize::new(0),
-            used: AtomicBool::new(false),
+            records: AtomicU32::new(0),
+            used: std::sync::atomic::AtomicBool::new(false),
+            retained: std::sync::atomic::AtomicPtr::new(ptr::null_mut()),
             downgradable: AtomicU64::new(0),
         }
     }
