@@ -147,6 +147,7 @@ impl HostRange {
     }
 
     /// `count` pages from `start`, both known to be good.
+    #[inline]
     pub(crate) fn of_pages(start: HostAddr, count: usize, page: PageSize) -> Self {
         debug_assert!(start.0 & (page.bytes() - 1) == 0 && count > 0);
         Self { start: start.0, len: count << page.shift() }

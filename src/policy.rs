@@ -30,8 +30,8 @@ pub struct PageHistory {
     pub hits: u32,
     /// How many consecutive hits, up to the last one, hit the same byte as the last one.
     pub same_byte_hits: u32,
-    /// The start of the window that `hits` counts in. A window starts at the first hit that comes
-    /// [`WINDOW_MS`] or later after the start of the previous window.
+    /// The start of the window that `hits` counts in: the first question after a hit. The first
+    /// question [`WINDOW_MS`] or later after that ends it.
     pub window_ms: u64,
     /// When the page last became self-checking, or stopped being so.
     pub self_checking_ms: u64,

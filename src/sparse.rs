@@ -28,7 +28,8 @@ type Slot = AtomicPtr<()>;
 /// See the module. Values are numbered from 0.
 pub(crate) struct Sparse<T> {
     len: usize,
-    leaf_len: usize,
+    /// Values of a leaf, as a power of two.
+    leaf_bits: u32,
     /// Levels of nodes, the root's included.
     levels: u32,
     /// As many slots as `len` needs.
@@ -50,12 +51,13 @@ fn new_node(slots: usize) -> Result<Box<[Slot]>, Error> {
 }
 
 impl<T> Sparse<T> {
-    /// A table of `len` values, in leaves of `leaf_len`.
+    /// A table of `len` values, in leaves of `leaf_len`, a power of two.
     ///
     /// # Errors
     ///
     /// [`Error::NoMemory`] if there is none for the root.
     pub(crate) fn new(len: usize, leaf_len: usize) -> Result<Self, Error> {
+        debug_assert!(leaf_len.is_power_of_two());
         let mut levels = 1;
         let mut slots = len.div_ceil(leaf_len);
         while slots > FANOUT {
@@ -64,7 +66,16 @@ impl<T> Sparse<T> {
         }
         let root = new_node(slots)?;
         let bytes = AtomicUsize::new(size_of_val(&*root));
-        Ok(Self { len, leaf_len, levels, root, bytes, values: PhantomData })
+        Ok(Self { len, leaf_bits: leaf_len.trailing_zeros(), levels, root, bytes, values: PhantomData })
+    }
+
+    fn leaf_len(&self) -> usize {
+        1 << self.leaf_bits
+    }
+
+    /// The place of value `index` in its leaf.
+    fn in_leaf(&self, index: usize) -> usize {
+        index & (self.leaf_len() - 1)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -105,12 +116,12 @@ impl<T> Sparse<T> {
             return Err(0);
         }
         // SAFETY: not null and at the lowest level: a leaf, which lives as long as the table.
-        Ok(unsafe { slice::from_raw_parts(leaf.cast::<T>(), self.leaf_len) })
+        Ok(unsafe { slice::from_raw_parts(leaf.cast::<T>(), self.leaf_len()) })
     }
 
     /// Value `index`, if its leaf was made. Async-signal-safe.
     pub(crate) fn get(&self, index: usize) -> Option<&T> {
-        self.leaf(index / self.leaf_len).ok()?.get(index % self.leaf_len)
+        self.leaf(index >> self.leaf_bits).ok()?.get(self.in_leaf(index))
     }
 
     /// Each value of `indices` whose leaf was made, in order. The cost follows the number of
@@ -121,22 +132,22 @@ impl<T> Sparse<T> {
         let mut leaf: &[T] = &[];
         core::iter::from_fn(move || {
             while next < end {
-                if leaf.is_empty() || next.is_multiple_of(self.leaf_len) {
-                    match self.leaf(next / self.leaf_len) {
+                if leaf.is_empty() || self.in_leaf(next) == 0 {
+                    match self.leaf(next >> self.leaf_bits) {
                         Ok(found) => leaf = found,
                         Err(level) => {
                             leaf = &[];
                             // The first leaf behind the hole.
                             let shift = FANOUT_BITS * level;
-                            let number = (((next / self.leaf_len) >> shift) + 1) << shift;
-                            next = number.saturating_mul(self.leaf_len);
+                            let number = (((next >> self.leaf_bits) >> shift) + 1) << shift;
+                            next = number.saturating_mul(self.leaf_len());
                             continue;
                         }
                     }
                 }
                 let index = next;
                 next += 1;
-                return Some((index, &leaf[index % self.leaf_len]));
+                return Some((index, &leaf[self.in_leaf(index)]));
             }
             None
         })
@@ -153,7 +164,7 @@ impl<T> Sparse<T> {
         T: Send + Sync,
     {
         debug_assert!(index < self.len);
-        let number = index / self.leaf_len;
+        let number = index >> self.leaf_bits;
         let slot = loop {
             match self.slot(number) {
                 Ok(slot) => break slot,
@@ -163,9 +174,9 @@ impl<T> Sparse<T> {
         if !slot.load(Ordering::Acquire).is_null() {
             return Ok(());
         }
-        room_for::<T>(self.leaf_len, "the table of pages")?;
-        let first = number * self.leaf_len;
-        let leaf: Box<[T]> = (first..first + self.leaf_len).map(value).collect();
+        room_for::<T>(self.leaf_len(), "the table of pages")?;
+        let first = number << self.leaf_bits;
+        let leaf: Box<[T]> = (first..first + self.leaf_len()).map(value).collect();
         self.bytes.fetch_add(size_of_val(&*leaf), Ordering::Relaxed);
         slot.store(Box::into_raw(leaf).cast(), Ordering::Release);
         Ok(())
@@ -197,7 +208,7 @@ impl<T> Sparse<T> {
                 continue;
             }
             if level == 0 {
-                let leaf = ptr::slice_from_raw_parts_mut(below.cast::<T>(), self.leaf_len);
+                let leaf = ptr::slice_from_raw_parts_mut(below.cast::<T>(), self.leaf_len());
                 // SAFETY: a leaf, made by `make` from a box of that length. Only `drop` calls this,
                 // so no thread uses the table any more.
                 drop(unsafe { Box::from_raw(leaf) });

@@ -327,9 +327,10 @@ fn forks_while_the_environment_changes() {
 
 /// The kind of each static of the library. `All::lock` takes each lock; the text that takes it
 /// is here.
-const STATICS: [(&str, &str, Static); 7] = [
+const STATICS: [(&str, &str, Static); 8] = [
     ("memory/guest_memory.rs", "NEXT", Static::Atomic),
     ("sync/tsan.rs", "FENCE", Static::Atomic),
+    ("sys/errno.rs", "FROM_THREAD", Static::Atomic),
     ("sys/process.rs", "COOKIE", Static::Atomic),
     ("sys/process.rs", "NEXT", Static::Atomic),
     ("sys/ranges.rs", "RANGES", Static::Lock("ranges_writer()")),
@@ -358,7 +359,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 /// The statics of `code` that all threads share, by name.
 fn statics(code: &str) -> Vec<&str> {
     let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-    let of_threads = |line: &str| line.starts_with("thread_local!");
+    let of_threads = |line: &str| line.ends_with("thread_local! {");
     let mut in_thread_local = false;
     let mut names = Vec::new();
     for line in code.lines() {

@@ -50,10 +50,11 @@ impl Run {
         assert_eq!(faults, self.count("faults_code") + self.count("faults_data"), "{stats}");
         let by_thread = stats["mode"] == "thread";
         assert_eq!(self.count("faults_by_thread"), if by_thread { faults } else { 0 }, "{stats}");
-        // The handler thread may be inside the last fault when the guest ends.
-        let ended = self.histogram("fault_ns", "count");
-        assert!(ended == faults || by_thread && ended + 1 == faults, "{stats}");
-        if ended == faults {
+        // About one in 16 is timed, the first among them. The handler thread may be inside the last
+        // fault when the guest ends.
+        let timed = self.histogram("fault_ns", "count");
+        assert!(timed <= faults && (timed > 0 || faults <= u64::from(by_thread)), "{stats}");
+        if !by_thread {
             assert_eq!(faults, self.histogram("fault_opened_pages", "count"), "{stats}");
             assert_eq!(faults + self.count("opened_ahead"), self.histogram("fault_opened_pages", "sum"), "{stats}");
         }

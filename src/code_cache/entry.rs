@@ -61,6 +61,7 @@ impl Entry {
     }
 
     /// Whether `address`, in a cell, leads into the block.
+    #[inline]
     pub(crate) fn has(self, address: usize) -> bool {
         self.plain == address || self.checked == Some(address)
     }
@@ -114,6 +115,7 @@ impl EntryCell {
     }
 
     /// Makes the cell lead to no block if it leads to the block of `entry` or is about to.
+    #[inline]
     pub(super) fn kill(&self, stubs: EntryStubs, entry: Entry) {
         // One loop over all values: meanwhile a commit or a downgrade may turn one into
         // another.
@@ -127,6 +129,7 @@ impl EntryCell {
     }
 
     /// If the cell leads to `plain`, makes it lead to `checked`. Returns the value found.
+    #[inline]
     pub(super) fn downgrade(&self, plain: usize, checked: usize) -> usize {
         if left_out(Rule::DowngradeByExchange) {
             let seen = self.0.load(Ordering::Relaxed);

@@ -34,8 +34,8 @@ use super::pins::{PinRef, Pins};
 use crate::error::Error;
 use crate::panics::FirstPanic;
 use crate::sync::{
-    Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Rule, fence, left_out, lock, memory_fence, try_lock,
-    yield_now,
+    Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Rule, fence, fence_behind_rmw, left_out, lock,
+    memory_fence, try_lock, yield_now,
 };
 
 /// With this much garbage, a collection asks long pins to end.
@@ -188,7 +188,7 @@ impl Epoch {
             let epoch = self.global.load(Ordering::Acquire);
             let counter = &self.walkers[(epoch % 3) as usize];
             counter.fetch_add(1, Ordering::Relaxed);
-            fence(Rule::FenceBehindWalker);
+            fence_behind_rmw(Rule::FenceBehindWalker);
             if self.global.load(Ordering::Acquire) == epoch {
                 return Walk { counter };
             }

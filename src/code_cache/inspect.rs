@@ -15,7 +15,7 @@ impl<P: Payload> CodeCache<P> {
 
     /// The histograms so far.
     pub fn histograms(&self) -> Histograms {
-        self.0.counters.histograms.snapshot()
+        self.0.counters.histograms()
     }
 
     /// How many writes have hit pages with translated code so far.

@@ -69,6 +69,7 @@ impl Journal {
     }
 
     /// Async-signal-safe.
+    #[inline]
     pub(crate) fn record(&self, write: &PageWrite, killed: u64) {
         let number = self.next.fetch_add(1, Ordering::AcqRel);
         let Some(slot) = self.slots.get(number as usize % RING_SLOTS) else { return };

@@ -19,7 +19,7 @@
 use std::ops::Deref;
 use std::sync::OnceLock;
 
-use crate::sync::{Arc, AtomicU64, AtomicUsize, Ordering, Rule, fence};
+use crate::sync::{Arc, AtomicU64, AtomicUsize, Ordering, Rule, fence, fence_behind_rmw};
 use crate::sys::errno::this_thread;
 
 /// Pins of the first chunk. Each further chunk has twice as many as the one before.
@@ -74,6 +74,7 @@ impl PinWord {
     }
 
     /// Whether a thread other than `own` has it pinned.
+    #[inline]
     fn is_anothers(&self, own: u64) -> bool {
         self.word.load(Ordering::Acquire) != 0 && self.holder.load(core::sync::atomic::Ordering::Relaxed) != own
     }
@@ -122,8 +123,10 @@ impl Pins {
 
     /// Whether a participant that another thread pinned is pinned: it may look at a cell, front or
     /// stale flag ahead of its own store. Async-signal-safe.
+    #[inline]
     pub(super) fn has_others(&self) -> bool {
-        fence(Rule::FenceBeforeOthers);
+        // Each kill is a read-modify-write.
+        fence_behind_rmw(Rule::FenceBeforeOthers);
         let own = this_thread();
         let mut left = self.used.load(Ordering::Acquire);
         for pins in self.chunks.iter().map_while(OnceLock::get) {

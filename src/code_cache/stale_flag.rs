@@ -50,11 +50,13 @@ impl StaleFlag {
     }
 
     /// Async-signal-safe.
+    #[inline]
     pub(super) fn kill(&self) {
         self.0.swap(Self::DEAD, Ordering::AcqRel);
     }
 
     /// Returns whether it was valid until now: a dead block stays dead. Async-signal-safe.
+    #[inline]
     pub(super) fn downgrade(&self, to: u8) -> bool {
         self.0.compare_exchange(Self::VALID, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }

@@ -33,6 +33,7 @@ impl<D> Counted<'_, D> {
     }
 
     /// The pages are open. Returns the first one's word afterwards.
+    #[inline]
     pub(crate) fn leave(mut self) -> Option<Word> {
         let mut descs = self.table.existing(core::mem::replace(&mut self.pages, 0..0));
         let first = descs.next().map(|(_, desc)| desc.word.leave_unprotect());
@@ -111,6 +112,7 @@ impl<D> Drop for Protecting<'_, D> {
 impl<D> PageTable<D> {
     /// [`PageWord::enter_unprotect`](super::PageWord::enter_unprotect) of `page`, with its
     /// descriptor `desc`. Async-signal-safe.
+    #[inline]
     pub(crate) fn enter_unprotect(
         &self,
         page: PageIndex,

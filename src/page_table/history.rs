@@ -38,7 +38,7 @@ pub(crate) struct Totals {
 #[derive(Debug, Default)]
 pub(crate) struct History {
     /// Bits 0..16: the byte that was hit last, plus 1; 16..24: hits of it in a
-    /// row; 24..32: hits; 32..64: when the window began, in ms.
+    /// row; 24..32: hits; 32..64: when the window began, in ms, 0 if no look found it yet.
     window: AtomicU64,
     /// Bits 0..8: relapses; 8..64: the time at which it became self-checking or stopped being
     /// so.
@@ -52,22 +52,28 @@ pub(crate) struct History {
 /// relapsed.
 const RELAPSE_MS: u64 = 4_000;
 
+/// A time in the window's bits.
+fn in_window(ms: u64) -> u64 {
+    (ms & 0xffff_ffff).max(1)
+}
+
 fn unpack(window: u64) -> (u64, u64, u64, u64) {
     (window & 0xffff, window >> 16 & 0xff, window >> 24 & 0xff, window >> 32)
 }
 
 impl History {
     /// A write at `byte` of the page, if that is known, by the host instruction at
-    /// `pc`. Async-signal-safe.
-    pub(crate) fn record(&self, hit: Hit, byte: Option<usize>, pc: usize, now_ms: u64) {
+    /// `pc`. It reads no clock: in a fault handler that would touch four pages of memory just after
+    /// the kernel emptied the TLB. Async-signal-safe.
+    #[inline]
+    pub(crate) fn record(&self, hit: Hit, byte: Option<usize>, pc: usize) {
         let (last, same, hits, since_ms) = unpack(self.window.load(Relaxed));
         let this = byte.map_or(0, |byte| (byte as u64 + 1) & 0xffff);
-        let age_ms = now_ms.wrapping_sub(since_ms) & 0xffff_ffff;
-        let goes_on = hits > 0 && age_ms < WINDOW_MS;
-        let same = if goes_on && last == this { (same + 1).min(0xff) } else { 1 };
-        let (hits, since_ms) = if goes_on { ((hits + 1).min(0xff), since_ms) } else { (1, now_ms & 0xffff_ffff) };
-        self.window.store(this | same << 16 | hits << 24 | since_ms << 32, Relaxed);
-        self.hits[hit as usize].fetch_add(1, Relaxed);
+        let same = if hits > 0 && last == this { (same + 1).min(0xff) } else { 1 };
+        self.window.store(this | same << 16 | (hits + 1).min(0xff) << 24 | since_ms << 32, Relaxed);
+        // Two additions at once may count as one, as everything here.
+        let hits = &self.hits[hit as usize];
+        hits.store(hits.load(Relaxed).wrapping_add(1), Relaxed);
         self.last_pc.store(pc, Relaxed);
     }
 
@@ -97,12 +103,24 @@ impl History {
         self.opened_in_bulk.load(Relaxed) && self.opened_in_bulk.swap(false, Relaxed)
     }
 
-    /// The history that a policy is asked with.
+    /// The history that a policy is asked with. This look begins a window if there were hits since
+    /// the last one ended, and ends it if it is over.
     pub(crate) fn read(&self, now_ms: u64, held: bool) -> PageHistory {
-        let (_, same_byte_hits, hits, since_ms) = unpack(self.window.load(Relaxed));
+        let seen = self.window.load(Relaxed);
+        let (_, _, hits, since_ms) = unpack(seen);
+        // The window's beginning has 32 bits of the clock, and was rounded up if they were 0.
+        let age_ms = if since_ms == 0 { 0 } else { i64::from(now_ms.wrapping_sub(since_ms) as i32).max(0) as u64 };
+        let window = match (hits, since_ms) {
+            (1.., 0) => seen | in_window(now_ms) << 32,
+            (1.., _) if age_ms >= WINDOW_MS => 0,
+            _ => seen,
+        };
+        if window != seen {
+            // A hit that comes in between is lost.
+            self.window.store(window, Relaxed);
+        }
+        let (_, same_byte_hits, hits, _) = unpack(window);
         let checked = self.checked.load(Relaxed);
-        // The window's beginning has 32 bits of the clock.
-        let age_ms = now_ms.wrapping_sub(since_ms) & 0xffff_ffff;
         PageHistory {
             now_ms,
             hits: hits as u32,
@@ -138,14 +156,17 @@ mod tests {
         // The clock's upper half does not matter.
         let start_ms = (7 << 32) - 10;
         for n in 0..20 {
-            history.record(Hit::Code, Some(4095), 0x1000, start_ms + n);
+            history.record(Hit::Code, Some(4095), 0x1000);
+            let read = history.read(start_ms + n, false);
+            assert_eq!((read.hits, read.same_byte_hits, read.window_ms), (n as u32 + 1, n as u32 + 1, start_ms));
         }
-        history.record(Hit::Data, Some(8), 0x2000, start_ms + 20);
-        let read = history.read(start_ms + 21, false);
+        history.record(Hit::Data, Some(8), 0x2000);
+        let read = history.read(start_ms + WINDOW_MS - 1, false);
         assert_eq!((read.hits, read.same_byte_hits, read.window_ms), (21, 1, start_ms));
-        history.record(Hit::Kernel, None, 0, start_ms + WINDOW_MS);
+        assert_eq!(history.read(start_ms + WINDOW_MS, true).hits, 0);
+        history.record(Hit::Kernel, None, 0);
         let read = history.read(start_ms + WINDOW_MS + 5, true);
-        assert_eq!((read.hits, read.same_byte_hits, read.window_ms), (1, 1, start_ms + WINDOW_MS));
+        assert_eq!((read.hits, read.same_byte_hits, read.window_ms), (1, 1, start_ms + WINDOW_MS + 5));
         let totals = history.totals();
         assert_eq!((totals.code_hits, totals.data_hits, totals.kernel_hits), (20, 1, 1));
         assert_eq!((totals.last_byte, totals.last_pc), (None, 0));

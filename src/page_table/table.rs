@@ -54,17 +54,20 @@ impl<D> PageDesc<D> {
     }
 
     /// Whether the page may hold bytes of any translation.
+    #[inline]
     pub(crate) fn has_any_code(&self) -> bool {
         self.code_lines.load(Relaxed) != 0
     }
 
     /// Whether a line that holds one of `bytes` may hold code.
+    #[inline]
     pub(crate) fn has_code(&self, bytes: Range<usize>, page_bytes: usize) -> bool {
         self.code_lines.load(Relaxed) & lines_of(bytes, page_bytes) != 0
     }
 }
 
 /// The lines that hold `bytes` of a page, as bits.
+#[inline]
 fn lines_of(bytes: Range<usize>, page_bytes: usize) -> u64 {
     let line_bytes = page_bytes / CODE_LINES;
     let (first, last) = (bytes.start / line_bytes, (bytes.end.max(1) - 1) / line_bytes);

@@ -70,6 +70,7 @@ pub(crate) struct Generation(u64);
 pub(crate) struct Word(u64);
 
 impl Word {
+    #[inline]
     pub(crate) fn state(self) -> PageState {
         match self.0 & STATE_MASK {
             0 => PageState::Open,
@@ -99,6 +100,7 @@ impl Word {
     }
 
     /// The word after an un-protect, apart from the count.
+    #[inline]
     fn unprotected(self, why: Unprotect) -> Self {
         match self.state() {
             PageState::Protected if why == Unprotect::DataWrite => self.to_state(PageState::SelfChecking),
@@ -109,6 +111,7 @@ impl Word {
         }
     }
 
+    #[inline]
     fn to_state(self, state: PageState) -> Self {
         // The generation wraps after 2^48 changes of one page's state.
         Self((self.0 & !STATE_MASK | state as u64).wrapping_add(GENERATION_ONE))
@@ -203,10 +206,12 @@ impl PageWord {
         Self(AtomicU64::new(u64::from(is_held) * COUNT_ONE))
     }
 
+    #[inline]
     pub(crate) fn load(&self) -> Word {
         Word(self.0.load(Ordering::Acquire))
     }
 
+    #[inline]
     fn update(&self, next: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
         // Acquire even if the word does not change: a thread that finds a page protected must
         // also find the bytes that its generation vouches for.
@@ -280,6 +285,7 @@ impl PageWord {
     /// From Open only the count changes: no thread holds a generation, and a fault that is not
     /// ours must find the word unchanged. From SelfChecking too only the count changes, unless the
     /// mapping changes: blocks compare themselves.
+    #[inline]
     pub(super) fn enter_unprotect(&self, why: Unprotect) -> Word {
         loop {
             let entered = self.update(|word| {
@@ -303,6 +309,7 @@ impl PageWord {
     }
 
     /// The un-protecting system call is over. Returns the word after.
+    #[inline]
     pub(super) fn leave_unprotect(&self) -> Word {
         let before = self.0.fetch_sub(COUNT_ONE, Ordering::AcqRel);
         debug_assert!(Word(before).unprotects_in_flight() > 0, "left more often than entered");

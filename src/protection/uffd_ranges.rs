@@ -42,6 +42,7 @@ impl UffdRanges {
     }
 
     /// Async-signal-safe but for errno, as [`UffdRanges::abandon`] is.
+    #[inline]
     pub(super) fn unprotect(&self, range: HostRange, _: Opening<'_>) -> Result<(), Error> {
         self.uffd.unprotect(range)
     }

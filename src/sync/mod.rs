@@ -12,4 +12,4 @@ pub(crate) use primitives::*;
 pub(crate) use rule::LEFT_OUT;
 #[cfg(loom)]
 pub(crate) use rule::count_fences;
-pub(crate) use rule::{Rule, fence, left_out};
+pub(crate) use rule::{Rule, fence, fence_behind_rmw, left_out};

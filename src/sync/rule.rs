@@ -95,6 +95,18 @@ pub(crate) fn count_fences(body: impl FnOnce()) -> u64 {
     FENCES.with(core::cell::Cell::get) - before
 }
 
+/// The fence of `rule` for what this thread changed by read-modify-writes alone, or found changed by
+/// another thread's. On x86-64 such an instruction is a full barrier, so only the compiler is held
+/// back.
+#[inline(always)]
+pub(crate) fn fence_behind_rmw(rule: Rule) {
+    if cfg!(any(not(target_arch = "x86_64"), loom, tsan, miri, test)) {
+        fence(rule);
+    } else {
+        core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
+    }
+}
+
 /// The sequentially consistent fence of `rule`.
 #[inline(always)]
 pub(crate) fn fence(rule: Rule) {

@@ -27,6 +27,7 @@ use crate::sys::ranges::{Delivery, Handled, WriteFault, dispatch};
 /// # Safety
 ///
 /// The arguments are those that the kernel gave to the handler that runs now.
+#[inline]
 pub unsafe fn handle_fault(signo: c_int, info: *mut libc::siginfo_t, context: *mut c_void) -> Handled {
     // SAFETY: the caller's obligation: a valid siginfo.
     let code = unsafe { (*info).si_code };
@@ -51,6 +52,7 @@ const SEGV_ACCERR: c_int = 2;
 /// The instruction that faulted, if it wrote: write protection never stops a
 /// read. Bit 1 of the page fault's error code says so.
 #[cfg(target_arch = "x86_64")]
+#[inline]
 unsafe fn storing_pc(context: *const libc::ucontext_t) -> Option<HostAddr> {
     const WROTE: i64 = 1 << 1;
     // SAFETY: the caller's obligation.

@@ -60,6 +60,7 @@ impl<T> Slot<T> {
         }
     }
 
+    #[inline]
     fn holds(&self, address: usize) -> bool {
         self.start.load(SeqCst) <= address && address < self.end.load(SeqCst)
     }
@@ -113,17 +114,19 @@ impl<T, const N: usize> Writer<'_, T, N> {
 }
 
 /// See the module head.
+#[repr(C)]
 pub(crate) struct RangeTable<T, const N: usize> {
-    slots: [Slot<T>; N],
-    /// Slots from here on were never used.
+    /// Slots from here on were never used. In the page of the first slots: a fault handler often
+    /// runs just after the kernel has emptied the TLB.
     used: AtomicUsize,
+    slots: [Slot<T>; N],
     /// Removed slots, the oldest first. Writers hold its mutex.
     retired: Mutex<VecDeque<usize>>,
 }
 
 impl<T, const N: usize> RangeTable<T, N> {
     pub(crate) const fn new() -> Self {
-        Self { slots: [const { Slot::new() }; N], used: AtomicUsize::new(0), retired: Mutex::new(VecDeque::new()) }
+        Self { used: AtomicUsize::new(0), slots: [const { Slot::new() }; N], retired: Mutex::new(VecDeque::new()) }
     }
 
     /// Waits for every other writer.
@@ -200,6 +203,7 @@ impl<T, const N: usize> RangeTable<T, N> {
 
     /// Runs `found` on the value of the live range that holds `address`.
     /// Async-signal-safe if `found` is.
+    #[inline]
     pub(crate) fn with<R>(&self, address: HostAddr, found: impl FnOnce(&T) -> R) -> Lookup<R> {
         let used = self.used.load(SeqCst);
         let mut was_here = None;

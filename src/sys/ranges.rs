@@ -113,6 +113,7 @@ impl RangeOwner {
 
 /// Hands a fault to the sink of its range. `None` if no range holds its address, or the faults
 /// of that range arrive in another way. Async-signal-safe.
+#[inline]
 pub(crate) fn dispatch(delivery: Delivery, fault: &WriteFault) -> Option<Handled> {
     let on_entry = |entry: &TrackedRange| (entry.delivery == delivery).then(|| entry.sink.on_write(fault));
     match RANGES.with(fault.addr, on_entry) {

@@ -167,6 +167,7 @@ impl Uffd {
     }
 
     /// Whether this process, not a parent of it, made the descriptor.
+    #[inline]
     pub(crate) fn is_own(&self) -> bool {
         self.generation.is_current()
     }
@@ -194,6 +195,7 @@ impl Uffd {
         given_up.and(self.spare.give_up()).map_err(|errno| Error::system("close", 0, 0, errno))
     }
 
+    #[inline]
     fn check_own(&self) -> Result<(), Error> {
         if self.is_own() { Ok(()) } else { Err(Error::InForkChild) }
     }
@@ -237,6 +239,7 @@ impl Uffd {
 
     /// Lets stores to `range` through and wakes the threads that wait for it; a piece that is
     /// not registered has nothing to undo. Async-signal-safe but for errno.
+    #[inline]
     pub(crate) fn unprotect(&self, range: HostRange) -> Result<(), Error> {
         self.check_own()?;
         // One call is enough in nearly every fault, and takes less of a signal stack.

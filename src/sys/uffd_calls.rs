@@ -113,10 +113,12 @@ pub(crate) fn protect(fd: BorrowedFd<'_>, start: usize, len: usize) -> Result<()
 }
 
 /// `UFFDIO_WRITEPROTECT` that opens, and wakes the threads that wait.
+#[inline]
 pub(crate) fn unprotect(fd: BorrowedFd<'_>, start: usize, len: usize) -> Result<(), Errno> {
     write_protect(fd, start, len, 0)
 }
 
+#[inline]
 fn write_protect(fd: BorrowedFd<'_>, start: usize, len: usize, mode: u64) -> Result<(), Errno> {
     let mut change = raw::uffdio_writeprotect { range: range(start, len), mode };
     // SAFETY: the number and the structure belong together.

@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::mode::Mode;
 use crate::page_table::{Counted, Hit, PageDesc, PageState, Permit, Unprotect};
 use crate::protection::{FaultSink, Handled, WriteFault};
-use crate::sys::clock::{coarse_ms, precise_ns};
+use crate::sys::clock::precise_ns;
 
 /// A stream enters a page within this many of its first bytes: a cache line, as a store over
 /// two pages faults at the second one's first byte.
@@ -67,7 +67,7 @@ impl<D: PageData> Region<D> {
         let in_stream = place.run > 1 && offset < ENTERED_WITHIN_BYTES;
         let is_data = self.limits.checks_on_data_write && !hits_code && !in_stream && desc.has_any_code();
         let kind = if hits_code { Hit::Code } else { Hit::Data };
-        desc.history.record(kind, Some(offset), fault.pc.map_or(0, |pc| pc.0), coarse_ms());
+        desc.history.record(kind, Some(offset), fault.pc.map_or(0, |pc| pc.0));
         self.count_fault(fault, hits_code);
         Class { place, why: if is_data { Unprotect::DataWrite } else { Unprotect::Write } }
     }
@@ -106,11 +106,12 @@ impl<D: PageData> Region<D> {
         if let Some(after) = counted.leave() {
             self.repeats.record(fault, after.without_count(), self.protection.access_changes(fault.addr));
         }
-        self.counters.histograms.fault_opened_pages.record(pages.len() as u64);
+        if pages.len() > 1 {
+            self.counters.histograms.fault_opened_pages.record(pages.len() as u64);
+        }
     }
 
     fn count_fault(&self, fault: &WriteFault, hits_code: bool) {
-        self.counters.faults.add(1);
         let kind = if hits_code { &self.counters.faults_code } else { &self.counters.faults_data };
         kind.add(1);
         if fault.pc.is_none() {
@@ -163,7 +164,7 @@ impl<D: PageData> Region<D> {
 // `PageObserver::written` and `PageObserver::data_written`.
 unsafe impl<D: PageData> FaultSink for Region<D> {
     fn on_write(&self, fault: &WriteFault) -> Handled {
-        let entered_ns = precise_ns();
+        let entered_ns = self.counters.times_fault().then(precise_ns);
         let hit = match self.recognise(fault) {
             Ok(hit) => hit,
             Err(handled) => return handled,
@@ -172,7 +173,9 @@ unsafe impl<D: PageData> FaultSink for Region<D> {
         let counted = self.notify(fault, &hit, &class);
         let opened = self.open(&counted);
         self.remember(fault, class.place, counted);
-        self.counters.histograms.fault_ns.record(precise_ns().saturating_sub(entered_ns));
+        if let Some(entered_ns) = entered_ns {
+            self.counters.histograms.fault_ns.record(precise_ns().saturating_sub(entered_ns));
+        }
         match opened {
             // No signal will end this process. Instead the thread ends, which opens the page or
             // ends the process.

@@ -16,7 +16,6 @@ use crate::error::Error;
 use crate::page_table::{HeldFor, Hit, Hold, PageDesc, PageState, Permit, Unprotect};
 use crate::protection::KernelWrites;
 use crate::sync::{Rule, left_out, yield_now};
-use crate::sys::clock::coarse_ms;
 use crate::sys::errno::this_thread;
 
 /// Pages that are held writable: only blocks that compare themselves are made from them.
@@ -150,7 +149,6 @@ impl<D: PageData> Region<D> {
                 done = Err(error);
             }
         };
-        let now_ms = coarse_ms();
         let how = |page, desc: &PageDesc<D>| self.why_held(page, desc, held_for, asked);
         let hold = self.pages.hold(pages, held_for, thread, how, |page, desc, before, why, leave| {
             // If an un-protect is in flight, its thread may not have told the observer or made
@@ -169,7 +167,7 @@ impl<D: PageData> Region<D> {
             self.counters.pages_announced.add(1);
             if held_for == HeldFor::Writing {
                 self.counters.pages_kernel_written.add(1);
-                desc.history.record(Hit::Kernel, None, 0, now_ms);
+                desc.history.record(Hit::Kernel, None, 0);
             }
             self.notify_observer(page, desc, before, why, Cause::Announced);
             if before.state() == PageState::Protected && why == Unprotect::Write {

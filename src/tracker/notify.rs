@@ -5,19 +5,27 @@ use super::observer::{Cause, PageData, PageWrite};
 use super::region::Region;
 use crate::addr::PageIndex;
 use crate::page_table::{PageDesc, PageState, Unprotect, Word};
-use crate::sync::{Ordering, Rule, fence};
+use crate::sync::{Ordering, Rule, fence, fence_behind_rmw};
 use crate::sys::clock::coarse_ms;
 
 impl<D: PageData> Region<D> {
     /// Tells the observer, after the word moved on.
     pub(super) fn invalidated(&self, page: PageIndex, desc: &PageDesc<D>, cause: Cause) {
         self.fence_before_walk();
-        self.observer.written(&desc.data, &PageWrite { page: self.guest_of(page), cause });
+        self.tell_written(page, desc, cause);
     }
 
     /// As [`Region::invalidated`], for a page whose word says self-checking.
     pub(super) fn compared(&self, page: PageIndex, desc: &PageDesc<D>, cause: Cause) {
         self.fence_before_walk();
+        self.tell_data_written(page, desc, cause);
+    }
+
+    fn tell_written(&self, page: PageIndex, desc: &PageDesc<D>, cause: Cause) {
+        self.observer.written(&desc.data, &PageWrite { page: self.guest_of(page), cause });
+    }
+
+    fn tell_data_written(&self, page: PageIndex, desc: &PageDesc<D>, cause: Cause) {
         self.observer.data_written(&desc.data, &PageWrite { page: self.guest_of(page), cause });
     }
 
@@ -36,14 +44,16 @@ impl<D: PageData> Region<D> {
         why: Unprotect,
         cause: Cause,
     ) {
+        // As in `fence_before_walk`. The word was exchanged a moment ago.
+        fence_behind_rmw(Rule::FenceBeforeWalk);
         match before.state() {
             PageState::Protected if why == Unprotect::DataWrite => {
-                self.compared(page, desc, cause);
+                self.tell_data_written(page, desc, cause);
                 self.became_self_checking(desc);
             }
             // The thread that made it self-checking may not have told the observer yet.
-            PageState::SelfChecking if why != Unprotect::Change => self.compared(page, desc, cause),
-            _ => self.invalidated(page, desc, cause),
+            PageState::SelfChecking if why != Unprotect::Change => self.tell_data_written(page, desc, cause),
+            _ => self.tell_written(page, desc, cause),
         }
     }
 

@@ -252,6 +252,7 @@ impl<D: PageData> Region<D> {
     }
 
     /// A permit to open pages, after their blocks have died. Async-signal-safe.
+    #[inline]
     pub(super) fn opening<'a>(&self, leave: Permit<'a>) -> Result<Opening<'a>, Error> {
         let can_look_ahead = self.mode.is_synchronous() && !self.options.explicit_fetch;
         if can_look_ahead && self.observer.others_may_look() {
@@ -262,12 +263,14 @@ impl<D: PageData> Region<D> {
     }
 
     /// Makes `pages`, with dead blocks, writable. Async-signal-safe.
+    #[inline]
     pub(super) fn unprotect_pages(&self, pages: Range<usize>, leave: Permit<'_>) -> Result<(), Error> {
         let opening = self.opening(leave)?;
         let done = self.unprotect_run(pages.start, pages.len(), opening);
         if done.is_ok() || pages.len() == 1 { done } else { self.unprotect_each(pages, opening) }
     }
 
+    #[inline]
     fn unprotect_run(&self, first: usize, count: usize, opening: Opening<'_>) -> Result<(), Error> {
         self.count_call();
         let start = HostAddr(self.host.start().0 + (first << self.page.shift()));

@@ -57,7 +57,7 @@ impl<D: PageData> Tracker<D> {
 
     /// The histograms so far.
     pub fn histograms(&self) -> Histograms {
-        self.wiring.counters.histograms.snapshot()
+        self.wiring.counters.histograms()
     }
 
     /// The page size of this host.

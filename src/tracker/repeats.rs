@@ -35,6 +35,7 @@ impl Repeats {
 
     /// Called after the un-protect for `fault`, which left the page's state and
     /// generation as in `word`, and the number of `changes` of its access.
+    #[inline]
     pub(super) fn record(&self, fault: &WriteFault, word: u64, changes: Option<u64>) {
         let print = changes.map_or(NONE, |changes| fingerprint(fault, word, changes));
         self.slots[slot_of(fault)].store(print, Ordering::Relaxed);
@@ -42,6 +43,7 @@ impl Repeats {
 
     /// Whether `fault` repeats the last one of its thread, with the same word and the
     /// same number of changes.
+    #[inline]
     pub(super) fn is_repeat(&self, fault: &WriteFault, word: u64, changes: Option<u64>) -> bool {
         let last = self.slots[slot_of(fault)].load(Ordering::Relaxed);
         changes.is_some_and(|changes| last == fingerprint(fault, word, changes))
@@ -50,16 +52,19 @@ impl Repeats {
 
 /// The storing thread: by its id, or, if it is the calling thread, by the address of its
 /// errno.
+#[inline]
 fn thread_of(fault: &WriteFault) -> u64 {
     if fault.tid == 0 { this_thread() } else { u64::from(fault.tid) }
 }
 
+#[inline]
 fn slot_of(fault: &WriteFault) -> usize {
     // Addresses of threads differ in their middle bits.
     (thread_of(fault).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % SLOTS
 }
 
 /// Mixes all compared values into 64 bits.
+#[inline]
 fn fingerprint(fault: &WriteFault, word: u64, changes: u64) -> u64 {
     let pc = fault.pc.map_or(0, |pc| pc.0 as u64);
     let parts = [thread_of(fault), pc, fault.addr.0 as u64, word, changes];

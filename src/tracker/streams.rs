@@ -36,6 +36,7 @@ impl Streams {
     }
 
     /// A fault at `page`, which may open `most` pages.
+    #[inline]
     pub(super) fn arrive(&self, page: usize, most: usize) -> Place {
         for (slot, stream) in self.slots.iter().enumerate() {
             let seen = stream.load(Relaxed);
@@ -44,10 +45,13 @@ impl Streams {
                 return Place { slot, run: (run * 2).min(most).max(1) };
             }
         }
-        Place { slot: self.next.fetch_add(1, Relaxed) % STREAMS, run: 1 }
+        let slot = self.next.load(Relaxed);
+        self.next.store(slot.wrapping_add(1), Relaxed);
+        Place { slot: slot % STREAMS, run: 1 }
     }
 
     /// `opened` pages from `page` on were opened.
+    #[inline]
     pub(super) fn opened(&self, place: Place, page: usize, opened: usize) {
         let next = (page + opened) as u64;
         self.slots[place.slot].store(next << RUN_BITS | opened as u64 & ((1 << RUN_BITS) - 1), Relaxed);

@@ -122,10 +122,9 @@ impl<D: PageData> Region<D> {
         core::hint::black_box(
             found.iter().fold(0u64, |words, (_, desc)| words ^ u64::from(desc.word.load().is_pristine())),
         );
-        let now_ms = coarse_ms();
         let mut written = Vec::with_capacity(found.len());
         for &(page, desc) in found {
-            desc.history.record(Hit::Harvested, None, 0, now_ms);
+            desc.history.record(Hit::Harvested, None, 0);
             if desc.word.load().state() == PageState::SelfChecking {
                 // An announcement made it self-checking, and may not have told the observer yet.
                 self.compared(page, desc, Cause::Harvest);

@@ -109,6 +109,10 @@ fn every_mutation_names_a_test_and_applies() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+fn is_fence(line: &str) -> bool {
+    line.starts_with("fence(Rule::") || line.starts_with("fence_behind_rmw(Rule::")
+}
+
 /// The fences of the protocol in `code`: the function and the line of each.
 fn fences(code: &str) -> Vec<(&str, usize)> {
     let lines: Vec<&str> = code.lines().collect();
@@ -116,7 +120,7 @@ fn fences(code: &str) -> Vec<(&str, usize)> {
         let before = lines[..at].iter().rev().find_map(|line| line.split_once("fn "));
         before.and_then(|(_, name)| name.split(['(', '<']).next()).unwrap_or_default()
     };
-    (0..lines.len()).filter(|&at| lines[at].trim().starts_with("fence(Rule::")).map(|at| (of(at), at)).collect()
+    (0..lines.len()).filter(|&at| is_fence(lines[at].trim())).map(|at| (of(at), at)).collect()
 }
 
 /// Whether `patch` takes a fence out of `code`, and line `at` lies in its hunk.
@@ -124,7 +128,7 @@ fn takes_in(patch: &str, code: &str, at: usize) -> bool {
     hunks(patch).iter().any(|hunk| {
         let Some((before, _)) = code.split_once(hunk.as_str()) else { return false };
         let first = before.lines().count();
-        let removed = patch.lines().any(|line| line.starts_with('-') && line.contains("fence(Rule::"));
+        let removed = patch.lines().any(|line| line.strip_prefix('-').is_some_and(|line| is_fence(line.trim())));
         removed && (first..first + hunk.lines().count()).contains(&at)
     })
 }
