@@ -118,9 +118,9 @@ histograms! {
     fault_opened_pages,
     /// Pages that one system call protected.
     protect_pages,
-    /// Pages that one harvest asked the kernel about.
+    /// Pages that one harvest asked the kernel about, with data pages between pages with code.
     harvest_scanned_pages,
-    /// Pages that one harvest found written.
+    /// Pages with code that one harvest found written.
     harvest_found_pages,
     /// Nanoseconds that one `sync` of one deferred region took, including its invalidations and the
     /// wait for another `sync`.
@@ -145,11 +145,11 @@ counters! {
     self_checking,
     /// Self-checking pages that cooled.
     cooled,
-    /// Pages that harvests asked the kernel about.
+    /// Pages that harvests asked the kernel about, with data pages between pages with code.
     pages_scanned,
-    /// Pages that a harvest found written.
+    /// Pages with code that a harvest found written.
     pages_harvested,
-    /// Harvests: one for each run of pages that a `sync` asked about.
+    /// Harvests: one for each span of pages that a `sync` asked about in one call.
     harvests,
     /// Pages held for announced writes and changed mappings.
     pages_announced,

@@ -143,3 +143,33 @@ fn harvests_are_counted_with_what_they_asked_about_and_found() {
     let (stats, histograms) = guest.told(0);
     assert_eq!((stats.pages_scanned, stats.pages_harvested, histograms.sync_ns.count()), (60, 3, 2));
 }
+
+/// Calls follow the page tables with code and the written pages, and not the runs of pages with code.
+#[test]
+fn scattered_code_pages_make_few_calls() {
+    if !can_be_had(Mode::Deferred) {
+        return;
+    }
+    let guest = Guest::new(Mode::Deferred);
+    let harvests = |syncs: usize, store: &dyn Fn()| {
+        let before = guest.told().0;
+        for _ in 0..syncs {
+            store();
+            guest.tracker.sync().unwrap();
+        }
+        let after = guest.told().0;
+        (after.harvests - before.harvests, after.pages_harvested - before.pages_harvested)
+    };
+    (0..PAGES).for_each(|page| guest.store(page, 0));
+    (0..PAGES).step_by(4).for_each(|page| guest.translate(page));
+    assert_eq!(harvests(1, &|| ()), (16, 0), "each run alone, while the data pages may be written");
+    harvests(20, &|| ());
+    assert_eq!(harvests(100, &|| ()), (100, 0));
+    assert_eq!(harvests(1, &|| [3, 4, 8, 9].into_iter().for_each(|page| guest.store(page, 0))), (1, 2));
+    // Pages between that are written each time cost more than the calls for each run.
+    let (calls, found) = harvests(100, &|| (0..PAGES).for_each(|page| guest.store(page, 0)));
+    assert_eq!(found, 1_600);
+    assert!((1_300..1_600).contains(&calls), "{calls} calls");
+    harvests(1_000, &|| ());
+    assert_eq!(harvests(100, &|| ()), (100, 0));
+}

@@ -952,11 +952,11 @@ typedef struct cw_stats {
     uint64_t self_checking;
     /// Self-checking pages that cooled.
     uint64_t cooled;
-    /// Pages that harvests asked the kernel about.
+    /// Pages that harvests asked the kernel about, with data pages between pages with code.
     uint64_t pages_scanned;
-    /// Pages that a harvest found written.
+    /// Pages with code that a harvest found written.
     uint64_t pages_harvested;
-    /// Harvests: one for each run of pages that a cw_cache_sync() asked about.
+    /// Harvests: one for each span of pages that a cw_cache_sync() asked about in one call.
     uint64_t harvests;
     /// Pages held for announced writes and changed mappings.
     uint64_t pages_announced;

@@ -37,11 +37,11 @@ pub struct cw_stats {
     pub self_checking: u64,
     /// Self-checking pages that cooled.
     pub cooled: u64,
-    /// Pages that harvests asked the kernel about.
+    /// Pages that harvests asked the kernel about, with data pages between pages with code.
     pub pages_scanned: u64,
-    /// Pages that a harvest found written.
+    /// Pages with code that a harvest found written.
     pub pages_harvested: u64,
-    /// Harvests: one for each run of pages that a cw_cache_sync() asked about.
+    /// Harvests: one for each span of pages that a cw_cache_sync() asked about in one call.
     pub harvests: u64,
     /// Pages held for announced writes and changed mappings.
     pub pages_announced: u64,

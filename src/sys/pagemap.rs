@@ -15,6 +15,7 @@
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use linux_raw_sys::general as raw;
@@ -67,7 +68,7 @@ impl Pagemap {
     pub(crate) fn ask() -> Result<(), Errno> {
         let fd = open_file()?;
         let at = PageSize::host().bytes();
-        let mut regions = [raw::page_region { start: 0, end: 0, categories: 0 }; 1];
+        let mut regions = [MaybeUninit::uninit()];
         scan_once(fd.as_fd(), &What::WRITTEN_AND_PROTECT, at, at, &mut regions).map(|_| ())
     }
 
@@ -107,24 +108,14 @@ impl Pagemap {
         if !self.generation.is_current() {
             return Err(Errno::PERM);
         }
-        const EMPTY: raw::page_region = raw::page_region { start: 0, end: 0, categories: 0 };
-        // One page has one region. Most calls are for one page and need not clear the large
-        // array.
-        let (mut one, mut many);
-        let regions: &mut [raw::page_region] = if range.len() == self.page.bytes() {
-            one = [EMPTY];
-            &mut one
-        } else {
-            many = [EMPTY; REGIONS_PER_CALL];
-            &mut many
-        };
+        let mut regions = [const { MaybeUninit::uninit() }; REGIONS_PER_CALL];
         let (mut at, end) = (range.start().0, range.end().0);
         while at < end {
-            let (count, walked_to) = match scan_once(self.fd.as_fd(), what, at, end, regions) {
+            let (reported, walked_to) = match scan_once(self.fd.as_fd(), what, at, end, &mut regions) {
                 Err(Errno::INTR) => continue,
                 result => result?,
             };
-            for region in regions.iter().take(count) {
+            for region in reported {
                 let len = (region.end - region.start) as usize;
                 // The kernel reports whole pages within the span.
                 if let Ok(part) = HostRange::new(HostAddr(region.start as usize), len, self.page) {
@@ -144,14 +135,14 @@ fn open_file() -> Result<OwnedFd, Errno> {
     rustix::fs::open("/proc/self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty()).map(descriptor::raise)
 }
 
-/// One call. Returns the number of regions found, and the end of the searched part.
-fn scan_once(
+/// One call. Returns the regions found, and the end of the searched part.
+fn scan_once<'r>(
     fd: BorrowedFd<'_>,
     what: &What,
     start: usize,
     end: usize,
-    regions: &mut [raw::page_region],
-) -> Result<(usize, usize), Errno> {
+    regions: &'r mut [MaybeUninit<raw::page_region>],
+) -> Result<(&'r [raw::page_region], usize), Errno> {
     let mut arg = raw::pm_scan_arg {
         size: size_of::<raw::pm_scan_arg>() as u64,
         flags: what.flags.into(),
@@ -168,7 +159,10 @@ fn scan_once(
     };
     // SAFETY: `regions` is borrowed until the call is over and `vec_len` is its length.
     let count = unsafe { rustix::ioctl::ioctl(fd, ScanIoctl(&mut arg)) }?;
-    Ok((count, arg.walk_end as usize))
+    let reported = &regions[..count.min(regions.len())];
+    // SAFETY: the kernel wrote the first `count` regions.
+    let reported = unsafe { core::slice::from_raw_parts(reported.as_ptr().cast(), reported.len()) };
+    Ok((reported, arg.walk_end as usize))
 }
 
 /// The pages that a scan looks for, and its action on them.

@@ -29,7 +29,7 @@
 //! | `ranges` | sets of page numbers |
 //! | `streams` | streams of writes |
 //! | `repeats` | faults that come back |
-//! | `harvest_set` | the pages that a harvest looks at |
+//! | `harvest_set` | the pages that a harvest looks at, and the spans that it asks about |
 //! | `views` | mappings that show the same bytes |
 //! | `region` | one region: its pages, its addresses, the calls to its mechanism |
 //! | `notify` | the report of a write to the observer |

@@ -1,4 +1,14 @@
 //! The guest announces that code may have changed: a harvest of the deferred regions.
+//!
+//! A harvest asks the kernel about *spans* of pages (`harvest_set`). For each page the kernel does
+//! two things in one step: it reports the page as written, and protects it again. So a write that
+//! comes before the step is in this report, and a later one is in the next. Both hold for data pages
+//! of a span as well. Their reports are dropped, for no block is on them: under the lock of the set
+//! every page with a begun translation is in it.
+//!
+//! A call that fails may have protected pages that it did not report. So all pages with code of its
+//! span count as written. If the span had gaps, a mapping in a gap may be the cause. So each of its
+//! runs is asked about alone, and only runs that fail themselves are given up.
 
 use std::ops::Range;
 
@@ -85,23 +95,32 @@ impl<D: PageData> Region<D> {
         let mut set = lock(&self.harvest);
         let (mut failed, mut found) = (Vec::new(), Vec::new());
         let mut done = Ok(());
-        for run in set.within(pages) {
-            self.counters.harvests.add(1);
-            self.counters.pages_scanned.add(run.len() as u64);
-            self.count_call();
+        let mut rest = pages.clone();
+        // The end of a span that failed, and may have protected its pages again without a report.
+        let mut unreported = 0;
+        while let Some(span) = set.next_span(rest.clone()) {
             let found_before = found.len();
-            let harvested = self.host_of(&run).and_then(|host| {
-                self.protection.harvest(host, &mut |written| {
-                    found.extend(self.pages.existing(self.pages_of_host(written)));
-                })
-            });
-            self.counters.histograms.harvest_scanned_pages.record(run.len() as u64);
-            self.counters.histograms.harvest_found_pages.record((found.len() - found_before) as u64);
-            if let Err(error) = harvested {
-                failed.push(run);
-                done = done.and(Err(error));
+            let asked = self.ask(&mut set, &span.pages, &mut found);
+            rest.start = span.pages.end;
+            match asked {
+                Ok(()) if span.pages.start < unreported => {
+                    found.truncate(found_before);
+                    found.extend(self.pages.existing(span.pages));
+                }
+                Ok(()) => {}
+                Err(_) if span.has_gaps => {
+                    // A mapping in a gap was replaced, or one with code: ask about each run.
+                    found.truncate(found_before);
+                    set.keep_apart(span.pages.clone());
+                    (rest.start, unreported) = (span.pages.start, span.pages.end);
+                }
+                Err(error) => {
+                    failed.push(span.pages);
+                    done = done.and(Err(error));
+                }
             }
         }
+        set.settle(pages);
         self.harvested(&found, &mut set);
         // Pages that could not be asked about count as stale. Under the lock: the next
         // announcement no longer asks about these pages.
@@ -110,6 +129,24 @@ impl<D: PageData> Region<D> {
             self.stop_translating(run);
         }
         (found, done)
+    }
+
+    /// Asks the kernel about `span`. Those of its written pages that are in the set are found.
+    fn ask<'a>(&'a self, set: &mut HarvestSet, span: &Range<usize>, found: &mut Found<'a, D>) -> Result<(), Error> {
+        self.counters.harvests.add(1);
+        self.counters.pages_scanned.add(span.len() as u64);
+        self.count_call();
+        let found_before = found.len();
+        let harvested = self.host_of(span).and_then(|host| {
+            self.protection.harvest(host, &mut |written| {
+                set.found(self.pages_of_host(written), |page| {
+                    found.extend(self.pages.get(PageIndex(page)).map(|desc| (PageIndex(page), desc)));
+                });
+            })
+        });
+        self.counters.histograms.harvest_scanned_pages.record(span.len() as u64);
+        self.counters.histograms.harvest_found_pages.record((found.len() - found_before) as u64);
+        harvested
     }
 
     /// A harvest found these pages written.

@@ -90,6 +90,31 @@ fn mmap_over_code_without_an_announcement() {
     });
 }
 
+/// The same between pages with code, after a harvest has begun to ask about them in one call. The
+/// failed call has protected a written page again and does not say so. No page with code was lost,
+/// so later harvests go on.
+#[test]
+fn mmap_between_code_without_an_announcement() {
+    in_every_mode(|guest| {
+        if guest.mode != Mode::Deferred {
+            return;
+        }
+        let [first, second, _] = [2, 4, 7].map(|page| guest.block(page, 5));
+        (0..30).for_each(|_| guest.announce());
+        let harvests = guest.cache.stats().harvests;
+        guest.announce();
+        assert_eq!(guest.cache.stats().harvests, harvests + 1, "one call for all");
+        guest.expect_reachable(second);
+        guest.fill(2, 9);
+        guest.map_over(6, 1);
+        guest.announce();
+        guest.expect_dead(first);
+        for page in [2, 3, 4, 7] {
+            guest.expect_tracked(page, 5);
+        }
+    });
+}
+
 /// userfaultfd's synchronous modes cannot track it. The end of the change returns that, and
 /// nothing is translated from there until another mapping comes.
 #[test]
