@@ -17,6 +17,7 @@
 
 pub mod measure;
 pub mod rows;
+pub mod scattered_sync;
 pub mod side;
 pub mod sync;
 pub mod table;
@@ -35,6 +36,8 @@ pub struct Report {
     pub programs: Vec<measure::Measured>,
     /// `sync` and the bare ioctl.
     pub syncs: Vec<sync::Measured>,
+    /// `sync` over scattered pages and the bare ioctl.
+    pub scattered_syncs: Vec<scattered_sync::Measured>,
 }
 
 /// Measures the rows with `text` in their name, in the modes that are available. As a check
@@ -43,14 +46,17 @@ pub fn measure(modes: &[Mode], text: &str, is_check: bool) -> Report {
     let sides = side::sides(modes);
     let rows = rows::all(is_check).into_iter().filter(|row| row.name().contains(text));
     let programs = rows.map(|row| measure::measure(row, &sides)).collect();
-    let syncs = if "sync".contains(text) { sync::all(modes, sync::rounds(is_check)) } else { Vec::new() };
-    Report { programs, syncs }
+    let rounds = sync::rounds(is_check);
+    let syncs = if "sync".contains(text) { sync::all(modes, rounds) } else { Vec::new() };
+    let scattered_syncs =
+        if "scattered sync".contains(text) { scattered_sync::all(modes, rounds, is_check) } else { Vec::new() };
+    Report { programs, syncs, scattered_syncs }
 }
 
 impl Report {
     /// The aims, and the measurements next to them.
     pub fn against_wanted(&self) -> String {
-        wanted::lines(&self.programs, &self.syncs)
+        wanted::lines(&self.programs, &self.syncs, &self.scattered_syncs)
     }
 }
 
@@ -58,6 +64,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (programs, syncs) = (table::rows(&self.programs), table::syncs(&self.syncs));
         let (of_programs, of_syncs) = (table::OF_PROGRAMS, table::of_syncs());
-        write!(f, "{of_programs}\n{programs}\n{of_syncs}\n{syncs}")
+        let (of_scattered, scattered) = (table::of_scattered_syncs(), table::scattered_syncs(&self.scattered_syncs));
+        write!(f, "{of_programs}\n{programs}\n{of_syncs}\n{syncs}\n{of_scattered}\n{scattered}")
     }
 }

@@ -63,14 +63,16 @@ pub struct Measured {
 }
 
 /// The bare side's memory.
-struct Bare {
+#[derive(Debug)]
+pub(super) struct Bare {
     protection: BareProtection,
     memory: GuestMemory,
     page: PageSize,
 }
 
 impl Bare {
-    fn new(pages: usize) -> Self {
+    /// `pages` populated pages, all protected.
+    pub(super) fn new(pages: usize) -> Self {
         let page = PageSize::host();
         let memory = GuestMemory::anonymous(pages * page.bytes()).expect("address space");
         (0..pages).for_each(|index| memory.write(index * page.bytes(), &[1]).expect("inside the memory"));
@@ -83,10 +85,10 @@ impl Bare {
         self.memory.write(index * self.page.bytes(), &[byte]).expect("inside the memory");
     }
 
-    /// How many of the [`PAGES`] from `first` on were written.
-    fn harvest(&self, first: usize) -> usize {
+    /// How many of the `pages` from `first` on were written.
+    pub(super) fn harvest(&self, first: usize, pages: usize) -> usize {
         let start = HostAddr(self.memory.range().start().0 + first * self.page.bytes());
-        let range = HostRange::new(start, PAGES * self.page.bytes(), self.page).expect("whole pages");
+        let range = HostRange::new(start, pages * self.page.bytes(), self.page).expect("whole pages");
         let mut bytes = 0;
         self.protection.harvest(range, |from, to| bytes += to - from);
         bytes / self.page.bytes()
@@ -143,7 +145,7 @@ impl<'m> Caller<'m> {
             self.bare.write(self.first_page + page, 2);
         }
         let start = Instant::now();
-        let found = self.bare.harvest(self.first_page);
+        let found = self.bare.harvest(self.first_page, PAGES);
         let time = start.elapsed();
         assert_eq!(found, written.len(), "written pages that the ioctl found");
         time

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::measure::{Figure, Measured};
 use super::side::Side;
-use super::sync;
 use super::workload::Workload;
+use super::{scattered_sync, sync};
 use crate::spread::Spread;
 
 /// The explanation of the table of programs.
@@ -28,6 +28,15 @@ pub fn of_syncs() -> String {
          many pages, of one region.\n",
         sync::PAGES,
         sync::WRITTEN
+    )
+}
+
+/// The explanation of the table of syncs over scattered pages.
+pub fn of_scattered_syncs() -> String {
+    format!(
+        "`sync` of {} populated pages, of which so many at equal distances have a block each. None was written since \
+         the last. Beside it, one `PAGEMAP_SCAN` from the first to the last, with all pages protected.\n",
+        scattered_sync::PAGES
     )
 }
 
@@ -96,6 +105,18 @@ pub fn syncs(rows: &[sync::Measured]) -> String {
                 _ => writeln!(table, " {} | {} |", library.page(), bare.page()),
             };
         }
+    }
+    table
+}
+
+/// `sync` over scattered pages and the bare ioctl.
+pub fn scattered_syncs(rows: &[scattered_sync::Measured]) -> String {
+    let mut table = String::from(
+        "| pages with code | sync, ns | bare ioctl, ns | sync ÷ bare | system calls of a sync |\n|---:|---:|---:|---:|---:|\n",
+    );
+    for row in rows {
+        let (sync, ioctl) = (Spread::of(&row.library_ns), Spread::of(&row.bare_ns));
+        let _ = writeln!(table, "| {} | {sync} | {ioctl} | {:.2} | {} |", row.with_code, row.ratio(), row.calls);
     }
     table
 }
