@@ -152,12 +152,12 @@ fn scattered_code_pages_make_few_calls() {
     }
     let guest = Guest::new(Mode::Deferred);
     let harvests = |syncs: usize, store: &dyn Fn()| {
-        let before = guest.told().0;
+        let before = guest.told(0).0;
         for _ in 0..syncs {
             store();
             guest.tracker.sync().unwrap();
         }
-        let after = guest.told().0;
+        let after = guest.told(0).0;
         (after.harvests - before.harvests, after.pages_harvested - before.pages_harvested)
     };
     (0..PAGES).for_each(|page| guest.store(page, 0));

@@ -30,6 +30,11 @@ impl<D: PageData> Tracker<D> {
     /// costs a fence, which is what a guest with explicit fetch needs
     /// ([`RegionOptions::explicit_fetch`](super::RegionOptions::explicit_fetch)).
     ///
+    /// In a deferred region it costs a scan of the pages with translations by the kernel, and more for
+    /// each that was written. Near pages share one system call, and data pages between them are scanned
+    /// too. If the guest writes such data pages between most calls, the pages with translations around
+    /// them take a system call for each run of neighbours.
+    ///
     /// # Errors
     ///
     /// The kernel could not report the written pages; then everything in the requested range counts
