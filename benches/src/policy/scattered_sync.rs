@@ -22,7 +22,7 @@ pub const WITH_CODE: [usize; 3] = [100, 1_000, 10_000];
 const OF_A_CHECK: (usize, [usize; 1]) = (1 << 12, [100]);
 
 /// Calls before the first round.
-const WARM_UP: usize = 64;
+pub const WARM_UP: usize = 64;
 
 /// A row.
 #[derive(Clone, Debug)]
