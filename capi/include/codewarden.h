@@ -274,7 +274,7 @@ cw_status cw_cache_free(cw_cache *cache);
 cw_status cw_cache_remove(const cw_cache *cache, uint64_t key);
 
 /// Frees the payloads of dead blocks if no vCPU can be inside them and they are not
-/// retained for cw_ticket_revive(). Each commit does this too; call it if you stop
+/// retained for cw_ticket_revive(). Commits do this too, for some at a time; call it if you stop
 /// translating for long.
 cw_status cw_cache_collect(const cw_cache *cache);
 

@@ -149,7 +149,7 @@ pub unsafe extern "C" fn cw_cache_remove(cache: *const cw_cache, key: u64) -> cw
 }
 
 /// Frees the payloads of dead blocks if no vCPU can be inside them and they are not
-/// retained for cw_ticket_revive(). Each commit does this too; call it if you stop
+/// retained for cw_ticket_revive(). Commits do this too, for some at a time; call it if you stop
 /// translating for long.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cache_collect(cache: *const cw_cache) -> cw_status {

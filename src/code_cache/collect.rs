@@ -123,8 +123,16 @@ impl<P: Payload> CodeCache<P> {
         is_left
     }
 
+    /// At the end of a commit or a revival: as [`CodeCache::collect_garbage`], but leaves a little
+    /// garbage to the next one.
+    pub(super) fn collect_if_due(&self, commits: MutexGuard<'_, Commits<P>>) {
+        if commits.garbage.is_due() {
+            self.collect_garbage(commits);
+        }
+    }
+
     /// Frees the payloads of dead blocks if no vCPU can be inside them and they are not retained.
-    /// Each commit does this too; an embedder that stops translating may call it.
+    /// Commits do this too, for some at a time; an embedder that stops translating may call it.
     ///
     /// # Panics
     ///

@@ -46,7 +46,7 @@ impl<P: Payload> CodeCache<P> {
         let (cell, swept) = self.0.table.cell_or_new(&mut commits.cells, key, self.0.invalidator.stubs);
         let cell = cell.ptr();
         if let Some(swept) = swept {
-            commits.garbage.retire(Garbage::Swept(swept));
+            commits.garbage.retire(Garbage::Swept(Box::new(swept)));
         }
         // SAFETY: by this function's contract; it is in the table, and only a new cell makes a sweep.
         unsafe { CellRef::new(cell) }
@@ -71,7 +71,7 @@ impl<P: Payload> CodeCache<P> {
         if result.is_ok() {
             self.enforce_limit(&mut commits);
         }
-        self.collect_garbage(commits);
+        self.collect_if_due(commits);
         result
     }
 

@@ -102,6 +102,10 @@ impl<G> Retired<G> {
         older
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Whether so many items are left after a collection that long pins have to end.
     pub(crate) fn is_held_back(&self) -> bool {
         self.queue.len() >= ASK_TO_LEAVE_ITEMS

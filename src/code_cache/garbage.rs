@@ -45,12 +45,19 @@ impl<T> Drop for RawBox<T> {
     }
 }
 
+/// Commits leave this many objects to a later one. Not more: allocators have places at hand for a
+/// few objects of a size.
+const DUE_OBJECTS: usize = if cfg!(loom) { 1 } else { 8 };
+
+/// The same, in bytes: their records and payloads.
+const DUE_BYTES: usize = 8 << 10;
+
 /// Objects that the epoch frees once no thread can reach them.
 pub(crate) enum Garbage<P: Payload> {
     /// With its translation, unless that has another owner.
     Block(RawBox<Block<P>>),
     Translation(Box<Translation<P>>),
-    Swept(Swept),
+    Swept(Box<Swept>),
 }
 
 impl<P: Payload> Garbage<P> {
@@ -83,6 +90,11 @@ impl<P: Payload> GarbageQueue<P> {
     pub(super) fn retire(&mut self, garbage: Garbage<P>) {
         self.used += garbage.memory_use();
         self.retired.add(garbage);
+    }
+
+    /// Whether a commit should collect it. A collection costs as much for one object as for some.
+    pub(super) fn is_due(&self) -> bool {
+        self.retired.len() >= DUE_OBJECTS || self.used.bytes() >= DUE_BYTES
     }
 
     /// Hands out the garbage that no thread can reach any more.

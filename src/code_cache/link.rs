@@ -21,7 +21,7 @@ impl<P: Payload> CodeCache<P> {
         let mut commits = self.commits();
         let (link, swept) = self.table().link(&mut commits.cells, key, self.0.invalidator.stubs);
         if let Some(swept) = swept {
-            commits.garbage.retire(Garbage::Swept(swept));
+            commits.garbage.retire(Garbage::Swept(Box::new(swept)));
             self.collect_garbage(commits);
         }
         Ok(link)

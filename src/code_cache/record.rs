@@ -94,6 +94,7 @@ unsafe impl<P: Payload> Send for Block<P> {}
 unsafe impl<P: Payload> Sync for Block<P> {}
 
 impl<P: Payload> Block<P> {
+    #[inline]
     pub(super) fn new(pages: BlockPages<P>, translation: Box<Translation<P>>) -> Self {
         let Translation { entry, flag, .. } = &*translation;
         let (entry, flag) = (*entry, flag.as_deref().map(NonNull::from));

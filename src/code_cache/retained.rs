@@ -73,14 +73,14 @@ impl<P: Payload> Retained<P> {
 
     /// Retains `translation` for the key of `cell`. Returns the translations that are discarded.
     pub(super) fn retain(&mut self, cell: CellRef<'_>, translation: Box<Translation<P>>) -> Discarded<P> {
-        let mut discarded = Discarded::new();
         // A newer translation of the same bytes is the better one.
-        discarded.extend(self.take(cell, |other| other.source == translation.source));
-        if let Some(oldest) = of_key(cell).nth(PER_KEY - 1) {
-            discarded.push(self.remove(oldest));
-        }
+        let same = self.take(cell, |other| other.source == translation.source);
+        let replaced = same.or_else(|| of_key(cell).nth(PER_KEY - 1).map(|oldest| self.remove(oldest)));
         self.add(cell, translation);
-        discarded.extend(self.enforce_limit());
+        let mut discarded = self.enforce_limit();
+        if let Some(replaced) = replaced {
+            discarded.insert(0, replaced);
+        }
         discarded
     }
 
@@ -146,8 +146,13 @@ impl<P: Payload> Retained<P> {
 
     /// Discards the oldest until the rest is `small_enough`.
     pub(super) fn discard(&mut self, small_enough: impl Fn(MemoryUse) -> bool) -> Discarded<P> {
-        let next = || if small_enough(self.used) { None } else { Some(self.remove(self.oldest?)) };
-        std::iter::from_fn(next).collect()
+        let mut discarded = Discarded::new();
+        while let Some(oldest) = self.oldest
+            && !small_enough(self.used)
+        {
+            discarded.push(self.remove(oldest));
+        }
+        discarded
     }
 
     fn enforce_limit(&mut self) -> Discarded<P> {

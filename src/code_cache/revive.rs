@@ -54,7 +54,7 @@ impl<P: Payload> CodeCache<P> {
                 result.map(|()| None)
             }
         };
-        self.collect_garbage(commits);
+        self.collect_if_due(commits);
         result
     }
 

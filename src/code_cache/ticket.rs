@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::iter;
 use std::ptr;
 
 use super::cache::CodeCache;
@@ -78,12 +79,13 @@ impl<P: Payload> Ticket<P> {
         let (host, shows) = (claim.host_page(), claim.guest_page());
         // All of the page's views or none, also if a policy panics in between: a page that is found
         // here is not claimed again.
-        let aliases = self.cache.tracker().aliases(guest);
-        let views = aliases.into_iter().map(|alias| self.cache.0.tracker.begin(alias));
-        let views: Vec<_> = views.collect::<Result<_, _>>()?;
-        let views = views.into_iter().map(|claim| BlockPage::new(claim, shows));
-        self.pages.push(BlockPage::new(claim, shows));
-        self.pages.extend(views);
+        let mut others = Vec::new();
+        for alias in self.cache.tracker().aliases(guest) {
+            others.push(self.cache.0.tracker.begin(alias)?);
+        }
+        for claim in iter::once(claim).chain(others) {
+            self.pages.push(BlockPage::new(claim, shows));
+        }
         Ok(host)
     }
 
@@ -268,7 +270,8 @@ impl<P: Payload> Ticket<P> {
             pages.iter().for_each(|page| page.claim.add_code(0..page_bytes));
         }
         let (links, place) = (links.into_boxed_slice(), Place::none());
-        let translation = Translation { entry, flag, source, options, links, payload_bytes, place, _payload: payload };
-        cache.commit(key, pages, Box::new(translation))
+        let translation =
+            Box::new(Translation { entry, flag, source, options, links, payload_bytes, place, _payload: payload });
+        cache.commit(key, pages, translation)
     }
 }
