@@ -211,8 +211,13 @@ impl HarvestSet {
     /// The kernel reported `pages` of a span as written. Calls `found` for those of the set.
     pub(super) fn found(&mut self, pages: Range<usize>, mut found: impl FnMut(usize)) {
         for (&number, chunk) in self.0.range_mut(chunks_of(&pages)) {
-            for (index, word) in chunk.words.iter().enumerate() {
-                let first = number * CHUNK_PAGES + index * WORD_PAGES;
+            let first_of = |word: usize| number * CHUNK_PAGES + word * WORD_PAGES;
+            let skipped = pages.start.saturating_sub(first_of(0)) / WORD_PAGES;
+            for (index, word) in chunk.words.iter().enumerate().skip(skipped) {
+                let first = first_of(index);
+                if first >= pages.end {
+                    break;
+                }
                 let reported = bits_of(first, &pages);
                 let mut code = reported & word;
                 chunk.data_pages += (reported & !word).count_ones();

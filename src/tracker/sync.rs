@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use super::harvest_set::HarvestSet;
+use super::harvest_set::{self, HarvestSet};
 use super::observer::{Cause, PageData, PageWrite};
 use super::region::Region;
 use super::regions::Tracker;
@@ -105,7 +105,7 @@ impl<D: PageData> Region<D> {
         let mut unreported = 0;
         while let Some(span) = set.next_span(rest.clone()) {
             let found_before = found.len();
-            let asked = self.ask(&mut set, &span.pages, &mut found);
+            let asked = self.ask(&mut set, &span, &mut found);
             rest.start = span.pages.end;
             match asked {
                 Ok(()) if span.pages.start < unreported => {
@@ -137,19 +137,27 @@ impl<D: PageData> Region<D> {
     }
 
     /// Asks the kernel about `span`. Those of its written pages that are in the set are found.
-    fn ask<'a>(&'a self, set: &mut HarvestSet, span: &Range<usize>, found: &mut Found<'a, D>) -> Result<(), Error> {
+    fn ask<'a>(
+        &'a self,
+        set: &mut HarvestSet,
+        span: &harvest_set::Span,
+        found: &mut Found<'a, D>,
+    ) -> Result<(), Error> {
+        let scanned = span.pages.len() as u64;
         self.counters.harvests.add(1);
-        self.counters.pages_scanned.add(span.len() as u64);
+        self.counters.pages_scanned.add(scanned);
         self.count_call();
         let found_before = found.len();
-        let harvested = self.host_of(span).and_then(|host| {
+        let mut found_page = |page: usize| {
+            found.extend(self.pages.get(PageIndex(page)).map(|desc| (PageIndex(page), desc)));
+        };
+        let harvested = self.host_of(&span.pages).and_then(|host| {
             self.protection.harvest(host, &mut |written| {
-                set.found(self.pages_of_host(written), |page| {
-                    found.extend(self.pages.get(PageIndex(page)).map(|desc| (PageIndex(page), desc)));
-                });
+                let pages = self.pages_of_host(written);
+                if span.has_gaps { set.found(pages, &mut found_page) } else { pages.for_each(&mut found_page) }
             })
         });
-        self.counters.histograms.harvest_scanned_pages.record(span.len() as u64);
+        self.counters.histograms.harvest_scanned_pages.record(scanned);
         self.counters.histograms.harvest_found_pages.record((found.len() - found_before) as u64);
         harvested
     }
