@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use codewarden::VCpu;
 use codewarden::addr::PageSize;
 use codewarden::guest_memory::GuestMemory;
 
@@ -35,6 +36,12 @@ pub enum Company {
     /// A second thread spins on another CPU, so that each change of a mapping
     /// pays a TLB shootdown.
     Spinning,
+    /// The second thread has a vCPU pinned, as if it ran translated code. `explicit_fetch`: of a
+    /// guest that fetches its code explicitly.
+    Pinned {
+        /// [`RegionOptions::explicit_fetch`](codewarden::tracker::RegionOptions::explicit_fetch).
+        explicit_fetch: bool,
+    },
     /// Two threads store at once, each to its half of the pages.
     TwoStoring,
 }
@@ -145,14 +152,16 @@ impl Ground {
         slower * 2
     }
 
-    /// Runs `body` in that company.
-    pub fn in_company<R>(company: Company, body: impl FnOnce() -> R) -> R {
-        if company != Company::Spinning {
+    /// Runs `body` in that company. A second thread that is pinned pins `vcpu`.
+    pub fn in_company<R>(company: Company, vcpu: Option<VCpu<()>>, body: impl FnOnce() -> R) -> R {
+        if matches!(company, Company::Alone | Company::TwoStoring) {
             return body();
         }
+        let mut vcpu = vcpu.filter(|_| company != Company::Spinning);
         let (running, stop) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|scope| {
             scope.spawn(|| {
+                let _pin = vcpu.as_mut().map(VCpu::pin);
                 running.store(true, Ordering::SeqCst);
                 while !stop.load(Ordering::Relaxed) {
                     std::hint::spin_loop();

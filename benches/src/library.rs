@@ -16,7 +16,7 @@ use codewarden::protection::Mode;
 use codewarden::tracker::{BeginError, RegionOptions};
 use codewarden::{Busy, CodeCache, EntryStubs, Key, Payload, Ticket, VCpu};
 
-use crate::ground::{Ground, PAGES, Setting};
+use crate::ground::{Company, Ground, PAGES, Setting};
 use crate::side::{Case, Side};
 
 /// The guest's address of its memory.
@@ -58,7 +58,11 @@ impl Library {
     pub fn new(mode: Mode, setting: Setting) -> Self {
         let ground = Ground::new(setting);
         let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Plain)).expect("the stubs differ");
-        add_region(&cache, GuestAddr(GUEST), ground.memory(), mode);
+        let explicit_fetch = setting.company == Company::Pinned { explicit_fetch: true };
+        let options = RegionOptions::new(GuestAddr(GUEST), ground.memory().range(), mode);
+        // SAFETY: the memory is dropped after the cache, and has no other user.
+        unsafe { cache.tracker().add_region(options.with_explicit_fetch(explicit_fetch)) }
+            .expect("a mode of this host");
         Self { mode, vcpu: cache.attach_vcpu(), cache, ground }
     }
 
@@ -197,6 +201,10 @@ impl Library {
 }
 
 impl Side for Library {
+    fn vcpu(&self) -> Option<VCpu<()>> {
+        Some(self.cache.attach_vcpu())
+    }
+
     fn run(&mut self, case: Case) -> Duration {
         self.ground.next_round();
         match case {

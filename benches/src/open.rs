@@ -21,7 +21,7 @@ struct InCompany<S>(S, Company);
 
 impl<S: Side> Side for InCompany<S> {
     fn run(&mut self, case: Case) -> Duration {
-        Ground::in_company(self.1, || self.0.run(case))
+        Ground::in_company(self.1, self.0.vcpu(), || self.0.run(case))
     }
 }
 

@@ -30,6 +30,8 @@ impl Row {
         name += match company {
             Company::Alone => "",
             Company::Spinning => ", another thread spinning",
+            Company::Pinned { explicit_fetch: false } => ", another vCPU running",
+            Company::Pinned { explicit_fetch: true } => ", another vCPU running, explicit fetch",
             Company::TwoStoring => ", two threads at once",
         };
         name
@@ -66,6 +68,7 @@ pub fn threads() -> Vec<Row> {
     let spinning = Setting { company: Company::Spinning, ..Setting::PLAIN };
     let storing = Setting { company: Company::TwoStoring, ..Setting::PLAIN };
     let mut rows = [Case::Protect, Case::Fault, Case::Cycle].map(|case| Row { case, setting: spinning }).to_vec();
-    rows.push(Row { case: Case::Fault, setting: storing });
+    let pinned = |explicit_fetch| Setting { company: Company::Pinned { explicit_fetch }, ..Setting::PLAIN };
+    rows.extend([pinned(false), pinned(true), storing].map(|setting| Row { case: Case::Fault, setting }));
     rows
 }

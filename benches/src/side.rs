@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use codewarden::VCpu;
 use codewarden::protection::Mode;
 
 /// The measured case, per page.
@@ -63,6 +64,11 @@ impl Who {
 
 /// The library or its floor, in one mode, on one batch of pages.
 pub trait Side {
+    /// A new vCPU, if it has vCPUs.
+    fn vcpu(&self) -> Option<VCpu<()>> {
+        None
+    }
+
     /// Runs `case` once over the batch and gives the time of the measured part
     /// alone.
     ///
