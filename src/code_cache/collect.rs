@@ -153,3 +153,38 @@ impl<P: Payload> CodeCache<P> {
         self.collect_garbage(commits);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::addr::GuestAddr;
+    use crate::code_cache::{EntryStubs, Key};
+    use crate::memory::guest_memory::GuestMemory;
+    use crate::protection::Mode;
+
+    struct Panics;
+
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            resume_unwind(Box::new("planted"));
+        }
+    }
+
+    #[test]
+    fn payloads_that_all_panic_are_all_dropped_and_counted() {
+        let cache = CodeCache::<Panics>::new(EntryStubs::NOT_CODE).unwrap();
+        let memory = Arc::new(GuestMemory::anonymous(1 << 16).unwrap());
+        cache.add_memory(GuestAddr(0), memory, Mode::None).unwrap();
+        for key in 0..4 {
+            let mut ticket = cache.begin(Key::new(key));
+            ticket.claim(GuestAddr(0)).unwrap();
+            ticket.commit(0x1000, Panics).unwrap();
+        }
+        let end = catch_unwind(AssertUnwindSafe(|| cache.evict(usize::MAX)));
+        assert_eq!(end.unwrap_err().downcast_ref(), Some(&"planted"));
+        assert_eq!((cache.stats().freed, cache.footprint().garbage.blocks), (4, 0));
+    }
+}

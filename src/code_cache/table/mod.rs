@@ -246,6 +246,19 @@ mod tests {
         }
     }
 
+    /// A walker killed the first block, but hands it over only after the second one was committed.
+    #[test]
+    fn an_earlier_block_leaves_the_cell_to_the_next() {
+        let mut fixture = Fixture::new();
+        let (cell, _) = fixture.table.cell_or_new(&mut fixture.cells, Key::new(1), STUBS);
+        let [first, second] = [8, 16].map(std::ptr::without_provenance_mut);
+        [first, second].into_iter().for_each(|block| cell.enter(block));
+        cell.leave(first);
+        assert_eq!(cell.block(), second);
+        cell.leave(second);
+        assert!(cell.block().is_null());
+    }
+
     #[test]
     fn slabs_go_when_they_are_empty() {
         let mut fixture = Fixture::new();
