@@ -103,8 +103,13 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     };
     let plain = measure(rows::plain());
     let others: Vec<_> = [rows::memfd(), rows::threads()].into_iter().flat_map(measure).collect();
-    if options.only.is_some() {
-        println!("{}{}", table::rows(&plain), table::rows(&others));
+    if let Some(only) = &options.only {
+        println!(
+            "{}\n{}\n{}",
+            head(options, &format!("{COMMAND} -- --only '{only}'")),
+            table::rows(&plain),
+            table::rows(&others)
+        );
         return Ok(());
     }
     let programs = policy::measure(&modes, "", options.is_check);
@@ -134,13 +139,7 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         ("Beside a peer", peers.to_string()),
         ("Against what was wanted", against_wanted),
     ];
-    let mut text = format!(
-        "# What tracking costs\n\n{}\nMade by `{COMMAND}`: {} rounds, all sides by turns; median (p10–p90) of batches \
-         of {} pages.\n",
-        Machine::here().markdown(),
-        options.rounds,
-        ground::PAGES,
-    );
+    let mut text = head(options, COMMAND);
     for (title, body) in sections {
         text += &format!("\n## {title}\n\n{body}");
     }
@@ -152,6 +151,16 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     picture::scattered(&options.out.join("scattered.svg"), &runs)?;
     eprintln!("written to {}", options.out.display());
     Ok(())
+}
+
+fn head(options: &Options, command: &str) -> String {
+    format!(
+        "# What tracking costs\n\n{}\nMade by `{command}`: {} rounds, all sides by turns; median (p10–p90) of batches \
+         of {} pages.\n",
+        Machine::here().markdown(),
+        options.rounds,
+        ground::PAGES,
+    )
 }
 
 fn scatter(modes: &[Mode], pages: usize) -> Vec<(Mode, Who, scattered::Scattered)> {
