@@ -57,6 +57,15 @@ fn in_window(ms: u64) -> u64 {
     (ms & 0xffff_ffff).max(1)
 }
 
+/// The time since `since_ms`, of the window's bits. These are 32 bits of the clock, rounded up if
+/// they were 0, and another thread may have read the clock a moment later. So only an age of just
+/// less than 2^32 ms is none. With half of all ages a window would not end for weeks.
+fn age(now_ms: u64, since_ms: u64) -> u64 {
+    const MOST_AHEAD_MS: u32 = 1_000;
+    let age_ms = (now_ms as u32).wrapping_sub(since_ms as u32);
+    if age_ms > u32::MAX - MOST_AHEAD_MS { 0 } else { age_ms.into() }
+}
+
 fn unpack(window: u64) -> (u64, u64, u64, u64) {
     (window & 0xffff, window >> 16 & 0xff, window >> 24 & 0xff, window >> 32)
 }
@@ -108,8 +117,7 @@ impl History {
     pub(crate) fn read(&self, now_ms: u64, held: bool) -> PageHistory {
         let seen = self.window.load(Relaxed);
         let (_, _, hits, since_ms) = unpack(seen);
-        // The window's beginning has 32 bits of the clock, and was rounded up if they were 0.
-        let age_ms = if since_ms == 0 { 0 } else { i64::from(now_ms.wrapping_sub(since_ms) as i32).max(0) as u64 };
+        let age_ms = if since_ms == 0 { 0 } else { age(now_ms, since_ms) };
         let window = match (hits, since_ms) {
             (1.., 0) => seen | in_window(now_ms) << 32,
             (1.., _) if age_ms >= WINDOW_MS => 0,
@@ -170,6 +178,30 @@ mod tests {
         let totals = history.totals();
         assert_eq!((totals.code_hits, totals.data_hits, totals.kernel_hits), (20, 1, 1));
         assert_eq!((totals.last_byte, totals.last_pc), (None, 0));
+    }
+
+    /// A page may be left alone for weeks. Its window has 32 bits of the clock.
+    #[test]
+    fn a_window_ends_however_late_the_next_look_is() {
+        const DAY_MS: u64 = 86_400_000;
+        for start_ms in [0, 5, 1 << 31, (1 << 32) - 1, 1 << 32] {
+            let after = |wait_ms: u64| {
+                let history = History::default();
+                (0..9).for_each(|_| history.record(Hit::Code, Some(8), 0x1000));
+                assert_eq!(history.read(start_ms, false).hits, 9);
+                history.read(start_ms + wait_ms, false)
+            };
+            assert_eq!(after(WINDOW_MS - 2).hits, 9, "{start_ms}");
+            for wait_ms in (1..49).map(|days| days * DAY_MS).chain([WINDOW_MS + 1, 1 << 31, (1 << 31) + 1]) {
+                let late = after(wait_ms);
+                assert_eq!((late.hits, late.same_byte_hits), (0, 0), "{wait_ms} ms after {start_ms}");
+            }
+        }
+        // A thread that read the clock a moment earlier does not end the window.
+        let history = History::default();
+        history.record(Hit::Code, Some(8), 0x1000);
+        assert_eq!(history.read(DAY_MS, false).hits, 1);
+        assert_eq!(history.read(DAY_MS - 10, false).hits, 1);
     }
 
     #[test]
