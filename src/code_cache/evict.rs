@@ -53,6 +53,8 @@ impl<P: Payload> CodeCache<P> {
     /// [`Ticket::revive`](super::Ticket::revive) like the others, so an embedder that revives pays
     /// little for a block that is still in use.
     ///
+    /// A little garbage, up to 8 objects or 8 KiB, may wait beyond the limit for the next commit.
+    ///
     /// The limit does not include entry cells and descriptors of pages. Guest memory bounds the
     /// descriptors. The number of keys with a block or a [`Link`](super::Link) bounds the cells: a
     /// cell without a link stays until the table of keys is full, and is then used again.

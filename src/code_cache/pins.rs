@@ -62,7 +62,8 @@ impl PinWord {
 
     /// The epoch of the pin; `None` while it is not pinned.
     pub(super) fn epoch(&self) -> Option<u64> {
-        match self.word.load(Ordering::Relaxed) {
+        // Acquire: the holder that is read behind it is of this pin.
+        match self.word.load(Ordering::Acquire) {
             0 => None,
             word => Some(word >> 1),
         }
