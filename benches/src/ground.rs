@@ -152,12 +152,11 @@ impl Ground {
         slower * 2
     }
 
-    /// Runs `body` in that company. A second thread that is pinned pins `vcpu`.
-    pub fn in_company<R>(company: Company, vcpu: Option<VCpu<()>>, body: impl FnOnce() -> R) -> R {
+    /// Runs `body` in that company. The second thread pins `vcpu`, if there is one.
+    pub fn in_company<R>(company: Company, mut vcpu: Option<VCpu<()>>, body: impl FnOnce() -> R) -> R {
         if matches!(company, Company::Alone | Company::TwoStoring) {
             return body();
         }
-        let mut vcpu = vcpu.filter(|_| company != Company::Spinning);
         let (running, stop) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|scope| {
             scope.spawn(|| {

@@ -24,7 +24,10 @@ const GUEST: u64 = 0x4000_0000;
 
 /// Tracks `memory` at `guest`; the callers drop the cache before the memory.
 pub(crate) fn add_region<P: Payload>(cache: &CodeCache<P>, guest: GuestAddr, memory: &GuestMemory, mode: Mode) {
-    let options = RegionOptions::new(guest, memory.range(), mode);
+    add(cache, RegionOptions::new(guest, memory.range(), mode));
+}
+
+fn add<P: Payload>(cache: &CodeCache<P>, options: RegionOptions) {
     // SAFETY: the guest memory has no other user, and outlives the cache.
     unsafe { cache.tracker().add_region(options) }.expect("a mode that can be had here");
 }
@@ -60,9 +63,7 @@ impl Library {
         let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(Plain)).expect("the stubs differ");
         let explicit_fetch = setting.company == Company::Pinned { explicit_fetch: true };
         let options = RegionOptions::new(GuestAddr(GUEST), ground.memory().range(), mode);
-        // SAFETY: the memory is dropped after the cache, and has no other user.
-        unsafe { cache.tracker().add_region(options.with_explicit_fetch(explicit_fetch)) }
-            .expect("a mode of this host");
+        add(&cache, options.with_explicit_fetch(explicit_fetch));
         Self { mode, vcpu: cache.attach_vcpu(), cache, ground }
     }
 

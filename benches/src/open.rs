@@ -21,7 +21,9 @@ struct InCompany<S>(S, Company);
 
 impl<S: Side> Side for InCompany<S> {
     fn run(&mut self, case: Case) -> Duration {
-        Ground::in_company(self.1, self.0.vcpu(), || self.0.run(case))
+        let is_pinned = matches!(self.1, Company::Pinned { .. });
+        let vcpu = if is_pinned { self.0.vcpu() } else { None };
+        Ground::in_company(self.1, vcpu, || self.0.run(case))
     }
 }
 

@@ -5,8 +5,8 @@
 //!
 //! # Safety
 //!
-//! The lists of live and of dead blocks own the blocks, and later the queue of garbage does. The drop of the
-//! cache frees the blocks that are still alive; no vCPU, ticket or handler is left then.
+//! The lists of live and of dead blocks own the blocks, and later the queue of garbage does. The
+//! drop of the cache frees the blocks that are still alive; no vCPU, ticket or handler is left then.
 #![allow(unsafe_code)]
 
 use std::fmt;

@@ -172,21 +172,16 @@ impl<'a> Opening<'a> {
     }
 
     /// If no load can be ahead of a store: in a deferred region, whose stores wait for nobody, and
-    /// beside threads that look at no translation.
+    /// beside threads that look at no translation. Also at the end of a region, if the barrier is
+    /// refused: its pages must not stay protected, as no code answers their faults any more.
     pub(crate) fn without_barrier(leave: Permit<'a>) -> Self {
-        Self { _leave: leave }
-    }
-
-    /// For a region that ends, if the barrier is refused: its pages must not stay protected, as
-    /// no code answers their faults any more.
-    pub(crate) fn at_the_end_of_a_region(leave: Permit<'a>) -> Self {
         Self { _leave: leave }
     }
 
     /// For tests of a mechanism alone, without translations.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn for_test() -> Opening<'static> {
-        Opening { _leave: Permit::for_test() }
+        Opening::without_barrier(Permit::for_test())
     }
 }
 

@@ -7,8 +7,13 @@
 //! 3. **Notify**: the page's word moves on, so that no generation that a translator holds stays
 //!    valid. Then the observer makes the page's translations unreachable, or makes them compare
 //!    themselves.
-//! 4. **Open** the page, after every thread has passed a barrier.
+//! 4. **Open** the page, after every thread has passed a barrier, if another one may be looking at
+//!    translations.
 //! 5. **Remember** the fault, to know it if it comes back.
+//!
+//! The kernel has just flushed the TLB, so each further page of code or data costs a walk of the page
+//! tables. This is why small functions on this way are `inline` in all their files, and why nothing
+//! here calls the C library.
 //!
 //! Every opener takes the steps 3 and 4, even if another thread has moved the word already: that
 //! thread may not have finished.

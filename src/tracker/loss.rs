@@ -59,7 +59,7 @@ impl<D: PageData> Region<D> {
         // fault here any more.
         let (opening, fenced) = match self.opening(leave) {
             Ok(opening) => (opening, Ok(())),
-            Err(error) => (Opening::at_the_end_of_a_region(leave), Err(error)),
+            Err(error) => (Opening::without_barrier(leave), Err(error)),
         };
         // A claim may keep the mechanism for long.
         let detached = self.protection.detach(self.host, leave);
