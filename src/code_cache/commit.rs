@@ -179,3 +179,31 @@ impl<P: Payload> CodeCache<P> {
         Err(CommitError::Written)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::addr::GuestAddr;
+    use crate::code_cache::EntryStubs;
+    use crate::memory::guest_memory::GuestMemory;
+    use crate::protection::Mode;
+    use crate::sync::Arc;
+
+    /// A handler killed a block after the commit took the dead ones out.
+    #[test]
+    fn a_wait_for_walkers_leaves_no_dead_block_in_a_list() {
+        let (cache, key) = (CodeCache::<()>::new(EntryStubs::NOT_CODE).unwrap(), Key::new(0));
+        let memory = Arc::new(GuestMemory::anonymous(1).unwrap());
+        cache.add_memory(GuestAddr(0), memory, Mode::None).unwrap();
+        let mut ticket = cache.begin(key);
+        ticket.claim(GuestAddr(0)).unwrap();
+        ticket.commit(0x1000, ()).unwrap();
+        let mut commits = cache.commits();
+        let block = cache.table().cell(&commits.cells, key).and_then(CodeCache::newest).unwrap();
+        assert!(cache.0.invalidator.kill(block));
+        let page = cache.0.tracker.data(GuestAddr(0)).unwrap();
+        assert!(!page.list().is_empty());
+        assert!(cache.outlast_walkers(&mut commits));
+        assert!(page.list().is_empty());
+    }
+}

@@ -68,6 +68,15 @@ fn two_announcements() {
     other.join().unwrap();
 }
 
+/// A store amid another thread's announcement: that one finds it, or its own one.
+fn a_store_and_anothers_announcement() {
+    let model = Model::new(Mode::Deferred, true);
+    let other = spawn(&model, |model| drop(model.guest.cache.tracker().sync()));
+    model.guest.kernel.store(0, 1, 1);
+    model.sync();
+    other.join().unwrap();
+}
+
 /// The harvest of the first of two announcements fails.
 fn two_announcements_and_a_failure() {
     let model = Model::new(Mode::Deferred, true);
@@ -199,6 +208,11 @@ fn an_announced_store_against_a_first_translation() {
 #[test]
 fn an_announced_store_against_a_second_translation() {
     holds(5, || a_store_and_a_translation(true));
+}
+
+#[test]
+fn a_store_amid_anothers_announcement() {
+    holds(3, a_store_and_anothers_announcement);
 }
 
 #[test]

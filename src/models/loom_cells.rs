@@ -94,7 +94,7 @@ fn a_lookup_and_a_sweep() {
 /// The last link to a key goes, and a block of the key comes, while cells are swept.
 fn a_link_a_commit_and_a_sweep() {
     let Guest { cache, .. } = Guest::new(Mode::None, 1);
-    let _kept = cache.link(KEPT).unwrap();
+    let kept = cache.link(KEPT).unwrap();
     let last = cache.link(NEW).unwrap();
     let sweeper = {
         let cache = cache.clone();
@@ -107,6 +107,10 @@ fn a_link_a_commit_and_a_sweep() {
     let found = cache.attach_vcpu().pin().lookup(NEW);
     if again.cell().load() != entry_of(NEW) || found != Some(entry_of(NEW)) {
         violation("a block lost its cell");
+    }
+    commit(&cache, KEPT);
+    if kept.cell().load() != entry_of(KEPT) {
+        violation("a link lost its cell");
     }
 }
 
