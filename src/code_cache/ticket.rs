@@ -2,14 +2,14 @@
 
 use std::any::Any;
 use std::fmt;
-use std::iter;
 use std::ptr;
 
 use super::cache::CodeCache;
 use super::entry::{Entry, EntryCell};
 use super::errors::{CommitError, TranslateError};
 use super::key::{Key, Payload};
-use super::record::{BlockPage, BlockPages};
+use super::block_list::PageBlocks;
+use super::record::{Block, BlockPage, BlockPages};
 use super::stale_flag::StaleFlag;
 use super::table::Link;
 use super::translation::{Place, Source, Translation};
@@ -17,7 +17,7 @@ use crate::addr::{GuestAddr, HostRange, Span};
 use crate::error::Error;
 use crate::memory::code_buffer::Allocation;
 use crate::sync::Arc;
-use crate::tracker::BeginError;
+use crate::tracker::{BeginError, PageClaim};
 
 /// The most that one payload counts for, so that the sum of a million payloads does not overflow.
 const MOST_PAYLOAD_BYTES: usize = usize::MAX >> 20;
@@ -77,16 +77,18 @@ impl<P: Payload> Ticket<P> {
         }
         let claim = self.cache.0.tracker.begin(guest)?;
         let (host, shows) = (claim.host_page(), claim.guest_page());
-        // All of the page's views or none, also if a policy panics in between: a page that is found
-        // here is not claimed again.
-        let mut others = Vec::new();
-        for alias in self.cache.tracker().aliases(guest) {
-            others.push(self.cache.0.tracker.begin(alias)?);
-        }
-        for claim in iter::once(claim).chain(others) {
-            self.pages.push(BlockPage::new(claim, shows));
-        }
+        let aliases = self.cache.tracker().aliases(guest);
+        let others = if aliases.is_empty() { Vec::new() } else { self.claim_views(aliases)? };
+        self.pages.push(BlockPage::new(claim, shows));
+        self.pages.extend(others.into_iter().map(|claim| BlockPage::new(claim, shows)));
         Ok(host)
+    }
+
+    /// All of a page's other views or none, also if a policy panics in between: a page that is
+    /// found in `pages` is not claimed again.
+    #[cold]
+    fn claim_views(&self, views: Vec<GuestAddr>) -> Result<Vec<PageClaim<PageBlocks<Block<P>>>>, BeginError> {
+        views.into_iter().map(|view| self.cache.0.tracker.begin(view)).collect()
     }
 
     /// Reads the guest's bytes at `guest` for the block: claims their pages

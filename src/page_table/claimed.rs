@@ -86,17 +86,20 @@ impl<'a, D> Protecting<'a, D> {
 
     /// The system call protected the first of the pages; takes it off. Returns its generation.
     /// If a write came meanwhile, returns the page itself, which the caller opens.
+    #[inline]
     pub(crate) fn finish_first(&mut self) -> Option<(PageIndex, Result<Generation, Self>)> {
-        let (page, desc) = self.table.existing(self.pages.clone()).next()?;
-        let rest = self.split_off(page.0 + 1);
-        let mut first = core::mem::replace(self, rest);
+        let page = PageIndex(self.pages.clone().next()?);
+        let desc = self.table.get(page)?;
         desc.clear_code();
         match desc.word.finish_protect() {
             Some(generation) => {
-                first.pages = 0..0;
+                self.pages.start += 1;
                 Some((page, Ok(generation)))
             }
-            None => Some((page, Err(first))),
+            None => {
+                let rest = self.split_off(page.0 + 1);
+                Some((page, Err(core::mem::replace(self, rest))))
+            }
         }
     }
 }
@@ -123,6 +126,7 @@ impl<D> PageTable<D> {
     }
 
     /// A translator begins on `page`, with its descriptor `desc`.
+    #[inline]
     pub(crate) fn begin_protect(&self, page: PageIndex, desc: &PageDesc<D>) -> Result<Protecting<'_, D>, NotOpen> {
         desc.word.begin_protect()?;
         Ok(Protecting { table: self, pages: page.0..page.0 + 1 })

@@ -7,7 +7,7 @@ use super::permit::Permit;
 use super::table::{PageDesc, PageTable, Whole};
 use super::word::{Unprotect, Word};
 use crate::addr::PageIndex;
-use crate::sync::{Ordering, Rule, fence};
+use crate::sync::{Ordering, Rule, fence, fence_behind_rmw};
 
 /// The reason why no translator may begin on any page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,14 +45,15 @@ impl<D> PageTable<D> {
         self.whole.opening.load(Ordering::Acquire) != 0
     }
 
-    /// A translator asks this after it has claimed a page's word, before it protects the
+    /// A translator asks this right after it has claimed a page's word, before it protects the
     /// page and before it reads the page's bytes. The fence here pairs with the fences of
     /// [`PageTable::lose`] and [`PageTable::open_all`]: either this call sees the stop,
     /// or the other thread sees the claim. It also pairs with the fence of an
     /// announcement of changed bytes: either that sees the claim, or the translator reads
     /// the new bytes.
+    #[inline]
     pub(crate) fn check_not_stopped(&self) -> Result<(), Stopped> {
-        fence(Rule::FenceBeforeStopCheck);
+        fence_behind_rmw(Rule::FenceBeforeStopCheck);
         if self.whole.lost.load(Ordering::Acquire) {
             return Err(Stopped::Lost);
         }

@@ -44,13 +44,19 @@ pub(crate) struct PageDesc<D> {
 impl<D> PageDesc<D> {
     /// The translator that protects the page finds no code on it. Called before any
     /// thread can have its generation.
+    #[inline]
     pub(crate) fn clear_code(&self) {
         self.code_lines.store(0, Relaxed);
     }
 
     /// A translation is made from `bytes` of the page, of `page_bytes`.
+    #[inline]
     pub(crate) fn add_code(&self, bytes: Range<usize>, page_bytes: usize) {
-        self.code_lines.fetch_or(lines_of(bytes, page_bytes), Relaxed);
+        let lines = lines_of(bytes, page_bytes);
+        // Mostly they are marked already, and a locked operation costs more than a look.
+        if self.code_lines.load(Relaxed) & lines != lines {
+            self.code_lines.fetch_or(lines, Relaxed);
+        }
     }
 
     /// Whether the page may hold bytes of any translation.
@@ -118,6 +124,7 @@ impl<D: Default + Send + Sync> PageTable<D> {
     /// # Errors
     ///
     /// [`Error::NoMemory`] if there is no memory for it.
+    #[inline]
     pub(crate) fn get_or_make(&self, page: PageIndex) -> Result<Option<&PageDesc<D>>, Error> {
         if page.0 >= self.pages() {
             return Ok(None);
@@ -147,6 +154,7 @@ impl<D> PageTable<D> {
     }
 
     /// The descriptor of `page`, if there is one. Async-signal-safe.
+    #[inline]
     pub(crate) fn get(&self, page: PageIndex) -> Option<&PageDesc<D>> {
         self.chunks.get(page.0)
     }

@@ -227,6 +227,7 @@ impl PageWord {
 
     /// A translator begins: it protects the page, then calls
     /// [`PageWord::finish_protect`] or [`PageWord::abort_protect`].
+    #[inline]
     pub(super) fn begin_protect(&self) -> Result<(), NotOpen> {
         let claimed = self.update(|word| {
             let counted = word.unprotects_in_flight() == 0 || left_out(Rule::CountUnprotects);
@@ -264,6 +265,7 @@ impl PageWord {
 
     /// The system call protected the page. Returns its generation, or `None` if a write came
     /// meanwhile; then un-protect and call [`PageWord::abort_protect`].
+    #[inline]
     pub(super) fn finish_protect(&self) -> Option<Generation> {
         let before = self
             .update(|word| (word.state() == PageState::Protecting).then(|| word.to_state(PageState::Protected)))
@@ -323,6 +325,7 @@ impl PageWord {
     }
 
     /// Whether the span of protection that `generation` names still lasts.
+    #[inline]
     pub(crate) fn holds(&self, generation: Generation) -> bool {
         self.load().generation() == generation
     }

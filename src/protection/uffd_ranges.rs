@@ -37,6 +37,7 @@ impl UffdRanges {
         self.attachments.remove(range, || self.uffd.release(range))
     }
 
+    #[inline]
     pub(super) fn protect(&self, range: HostRange) -> Result<(), Error> {
         self.uffd.protect(range)
     }
@@ -52,6 +53,7 @@ impl UffdRanges {
         self.uffd.abandon()
     }
 
+    #[inline]
     pub(super) fn is_own(&self) -> bool {
         self.uffd.is_own()
     }

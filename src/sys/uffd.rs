@@ -226,8 +226,18 @@ impl Uffd {
 
     /// Write-protects `range`. An unmapped piece is skipped; a piece that is mapped and not
     /// registered is an error, ENOENT.
+    #[inline]
     pub(crate) fn protect(&self, range: HostRange) -> Result<(), Error> {
         self.check_own()?;
+        match uffd_calls::protect(self.copy.as_fd(), range.start().0, range.len()) {
+            Ok(()) => Ok(()),
+            Err(_) => self.protect_in_parts(range),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn protect_in_parts(&self, range: HostRange) -> Result<(), Error> {
         self.in_parts(
             "UFFDIO_WRITEPROTECT",
             range,

@@ -108,6 +108,7 @@ pub(super) fn wake(fd: BorrowedFd<'_>, start: usize, len: usize) -> Result<(), E
 }
 
 /// `UFFDIO_WRITEPROTECT` that protects.
+#[inline]
 pub(crate) fn protect(fd: BorrowedFd<'_>, start: usize, len: usize) -> Result<(), Errno> {
     write_protect(fd, start, len, MODE_WP)
 }

@@ -102,22 +102,34 @@ impl<D: PageData> Region<D> {
             claimed.extend(self.limits.protect_batch_pages);
         }
         self.not_lost()?;
-        let host = self.host_of(&claimed.pages.pages())?;
         self.count_call();
-        let mut protected = self.protection.protect(host);
-        if protected.is_err() && claimed.pages.pages().len() > 1 {
-            // The mapping of a neighbour may be gone.
+        if let Err(error) = self.protection.protect(self.host_of(&claimed.pages.pages())) {
+            self.protect_alone(&mut claimed, page, error)?;
+        }
+        self.count_protected(claimed.pages.pages().len());
+        claimed.finish(page)
+    }
+
+    /// The call that protects failed with `error`. The mapping of a neighbour may be gone.
+    #[cold]
+    #[inline(never)]
+    fn protect_alone(
+        &self,
+        claimed: &mut ProtectAttempt<'_, D>,
+        page: PageIndex,
+        error: Error,
+    ) -> Result<(), BeginError> {
+        let mut protected = Err(error);
+        if claimed.pages.pages().len() > 1 {
             claimed.give_up_neighbours(page);
             self.count_call();
-            protected = self.host_of(&claimed.pages.pages()).and_then(|host| self.protection.protect(host));
+            protected = self.protection.protect(self.host_of(&claimed.pages.pages()));
         }
         if protected == Err(Error::TrackingLost) {
             // Not this page alone: the other protected pages may be open by now.
             let _ = self.abandon();
         }
-        protected?;
-        self.count_protected(claimed.pages.pages().len());
-        claimed.finish(page)
+        Ok(protected?)
     }
 
     /// Takes the protection by a harvest of the page, under the lock. This does not hide a
@@ -133,7 +145,7 @@ impl<D: PageData> Region<D> {
         // earlier write to it does not matter: no block is on an open page.
         set.insert(page.0);
         self.count_call();
-        self.protection.harvest(self.host_of(&claimed.pages.pages())?, &mut |_| {})?;
+        self.protection.harvest(self.host_of(&claimed.pages.pages()), &mut |_| {})?;
         self.count_protected(1);
         claimed.finish(page)
     }

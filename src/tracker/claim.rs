@@ -127,8 +127,7 @@ impl<D: PageData> Tracker<D> {
     /// ([`MappingChange::finish_replaced`](super::MappingChange::finish_replaced)), or the kernel
     /// refused.
     pub fn begin(&self, guest: GuestAddr) -> Result<PageClaim<D>, BeginError> {
-        self.gate.check_moves()?;
-        let space = self.gate.read();
+        let space = self.gate.enter()?;
         let Tracked { region, refused, .. } = space.at(guest)?;
         let page = region.page_of(guest);
         if refused.contains(page.0) {
@@ -145,9 +144,8 @@ impl<D: PageData> Tracker<D> {
     ///
     /// [`Error::NotTracked`] if the claim's region is no longer tracked.
     pub(crate) fn read(&self, claim: &PageClaim<D>, guest: GuestAddr, into: &mut [u8]) -> Result<(), Error> {
-        self.gate.check_moves()?;
         // The region cannot be removed meanwhile.
-        let space = self.gate.read();
+        let space = self.gate.enter()?;
         let tracked = space.at(guest)?;
         if !Arc::ptr_eq(&tracked.region, &claim.region) {
             return Err(Error::NotTracked { start: guest.0, len: into.len() as u64 });

@@ -97,7 +97,7 @@ impl<D: PageData> ChangedPages for HeldPages<D> {
                 continue;
             };
             let attached = usable.clone().and_then(|()| {
-                let host = region.host_of(pages)?;
+                let host = region.host_of(pages);
                 let at = Span::of_region(region.guest_of(PageIndex(pages.start)), host);
                 match shared {
                     Some(memory) => {

@@ -192,10 +192,11 @@ impl<D: PageData> Region<D> {
         GuestAddr(self.guest.0 + ((page.0 as u64) << self.page.shift()))
     }
 
-    /// The host's pages of a run of pages of this region.
-    pub(super) fn host_of(&self, pages: &Range<usize>) -> Result<HostRange, Error> {
+    /// The host's pages of a run of pages of this region; not none.
+    #[inline]
+    pub(super) fn host_of(&self, pages: &Range<usize>) -> HostRange {
         let start = HostAddr(self.host.start().0 + (pages.start << self.page.shift()));
-        HostRange::new(start, pages.len() << self.page.shift(), self.page)
+        HostRange::of_pages(start, pages.len(), self.page)
     }
 
     /// The guest addresses of the region.
@@ -231,7 +232,7 @@ impl<D: PageData> Region<D> {
 
     /// Carries out the guest's own mprotect.
     pub(super) fn set_access(&self, pages: Range<usize>, access: Access) -> Result<(), Error> {
-        let host = self.host_of(&pages)?;
+        let host = self.host_of(&pages);
         self.note_access(pages, access);
         self.protection.set_access(host, access)
     }
@@ -273,8 +274,7 @@ impl<D: PageData> Region<D> {
     #[inline]
     fn unprotect_run(&self, first: usize, count: usize, opening: Opening<'_>) -> Result<(), Error> {
         self.count_call();
-        let start = HostAddr(self.host.start().0 + (first << self.page.shift()));
-        self.protection.unprotect(HostRange::of_pages(start, count, self.page), opening)
+        self.protection.unprotect(self.host_of(&(first..first + count)), opening)
     }
 
     /// A piece of `pages` may be gone, and the pages behind it are still protected.

@@ -183,7 +183,7 @@ impl<D: PageData> Tracker<D> {
             .iter()
             .position(|tracked| tracked.region.span().first() == guest.0)
             .ok_or(Error::BadArgument("no tracked region starts at this address"))?;
-        let region = space.regions.swap_remove(at).region;
+        let region = space.regions.remove(at).region;
         space.views.remove(region.span());
         region.retire()
     }

@@ -16,15 +16,19 @@ use super::region::Region;
 use super::views::{SharedMemory, Views};
 
 /// The lock of a tracker's space. It is also the gate of a fork: a thread that takes
-/// another lock of the tracker or of a mechanism holds this one for reading.
-pub(super) struct Gate<D: PageData> {
-    space: Arc<RwLock<Space<D>>>,
+/// another lock of the tracker or of a mechanism holds this one for reading. A handle: clones
+/// share the lock.
+pub(super) struct Gate<D: PageData>(Arc<Shared<D>>);
+
+/// One allocation, because every claim looks at most of it.
+struct Shared<D: PageData> {
+    /// The thread that holds the fork guard.
+    keeper: Keeper,
     /// Whether a view was ever declared. If a translator does not see it set, it claimed
     /// its page before that view's declaration ended the claim.
-    has_views: Arc<AtomicBool>,
-    /// The thread that holds the fork guard.
-    keeper: Arc<Keeper>,
-    meanwhile: Arc<Mutex<Meanwhile<D>>>,
+    has_views: AtomicBool,
+    space: RwLock<Space<D>>,
+    meanwhile: Mutex<Meanwhile<D>>,
 }
 
 /// The state that the thread with the fork guard can use meanwhile.
@@ -54,7 +58,7 @@ pub(super) struct Tracked<D: PageData> {
 /// The tracker's regions and views of guest memory.
 #[derive(Debug)]
 pub(super) struct Space<D: PageData> {
-    /// Their guest ranges do not overlap.
+    /// In the order of their guest ranges, which do not overlap.
     pub(super) regions: Vec<Tracked<D>>,
     pub(super) views: Views,
     next_id: u64,
@@ -62,18 +66,18 @@ pub(super) struct Space<D: PageData> {
 
 impl<D: PageData> Default for Gate<D> {
     fn default() -> Self {
-        let space = Space { regions: Vec::new(), views: Views::default(), next_id: 0 };
-        let (has_views, keeper) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let meanwhile = Arc::new(Mutex::new(Meanwhile { regions: Vec::new(), released: Vec::new() }));
-        Self { space: Arc::new(RwLock::new(space)), has_views, keeper, meanwhile }
+        Self(Arc::new(Shared {
+            keeper: Keeper::default(),
+            has_views: AtomicBool::new(false),
+            space: RwLock::new(Space { regions: Vec::new(), views: Views::default(), next_id: 0 }),
+            meanwhile: Mutex::new(Meanwhile { regions: Vec::new(), released: Vec::new() }),
+        }))
     }
 }
 
 impl<D: PageData> Clone for Gate<D> {
     fn clone(&self) -> Self {
-        let Self { space, has_views, keeper, meanwhile } = self;
-        let (space, has_views) = (space.clone(), has_views.clone());
-        Self { space, has_views, keeper: keeper.clone(), meanwhile: meanwhile.clone() }
+        Self(self.0.clone())
     }
 }
 
@@ -86,43 +90,50 @@ impl<D: PageData> fmt::Debug for Gate<D> {
 impl<D: PageData> Gate<D> {
     /// Whether the calling thread holds the fork guard: it would wait for itself here.
     pub(super) fn stands_still_here(&self) -> bool {
-        self.keeper.is_this_thread()
+        self.0.keeper.is_this_thread()
     }
 
     /// Returns an error if the calling thread would wait for itself for ever.
     pub(super) fn check_moves(&self) -> Result<(), Error> {
-        self.keeper.check()
+        self.0.keeper.check()
     }
 
     /// Panics if the calling thread would wait for itself for ever.
     #[track_caller]
     pub(super) fn assert_moves(&self) {
-        self.keeper.assert();
+        self.0.keeper.assert();
     }
 
     /// Lets no thread in until the result is dropped.
     pub(super) fn stand_still(&self) -> Standing<'_, D> {
         let space = self.write();
-        lock(&self.meanwhile).regions = space.regions.iter().map(|tracked| tracked.region.clone()).collect();
-        Standing { _keeping: self.keeper.begin(), space, gate: self }
+        lock(&self.0.meanwhile).regions = space.regions.iter().map(|tracked| tracked.region.clone()).collect();
+        Standing { _keeping: self.0.keeper.begin(), space, gate: self }
+    }
+
+    /// [`Gate::read`] for a call that can return an error.
+    #[inline]
+    pub(super) fn enter(&self) -> Result<RwLockReadGuard<'_, Space<D>>, Error> {
+        self.check_moves()?;
+        Ok(self.0.space.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     #[track_caller]
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Space<D>> {
         self.assert_moves();
-        self.space.read().unwrap_or_else(PoisonError::into_inner)
+        self.0.space.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[track_caller]
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Space<D>> {
         self.assert_moves();
-        self.space.write().unwrap_or_else(PoisonError::into_inner)
+        self.0.space.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends holds. Under the guard of a fork they end with it.
     pub(super) fn release(&self, holds: impl Iterator<Item = (RegionId, Hold)>) {
         if self.stands_still_here() {
-            lock(&self.meanwhile).released.extend(holds);
+            lock(&self.0.meanwhile).released.extend(holds);
         } else {
             self.read().release(holds);
         }
@@ -131,7 +142,7 @@ impl<D: PageData> Gate<D> {
     /// Looks at every region, even under the guard of a fork.
     pub(super) fn for_each_region(&self, mut look: impl FnMut(&Arc<Region<D>>)) {
         if self.stands_still_here() {
-            lock(&self.meanwhile).regions.iter().for_each(&mut look);
+            lock(&self.0.meanwhile).regions.iter().for_each(&mut look);
         } else {
             self.read().regions.iter().for_each(|tracked| look(&tracked.region));
         }
@@ -141,7 +152,7 @@ impl<D: PageData> Gate<D> {
     /// the lock back, and can still end its tracker.
     pub(super) fn take_regions(&self) -> Vec<Arc<Region<D>>> {
         if self.stands_still_here() {
-            core::mem::take(&mut lock(&self.meanwhile).regions)
+            core::mem::take(&mut lock(&self.0.meanwhile).regions)
         } else {
             self.write().regions.drain(..).map(|tracked| tracked.region).collect()
         }
@@ -152,7 +163,7 @@ impl<D: PageData> Gate<D> {
     #[track_caller]
     pub(super) fn aliases(&self, page: Span) -> Vec<GuestAddr> {
         self.assert_moves();
-        if !self.has_views.load(Ordering::Acquire) {
+        if !self.0.has_views.load(Ordering::Acquire) {
             return Vec::new();
         }
         self.read().views.aliases(page)
@@ -160,7 +171,7 @@ impl<D: PageData> Gate<D> {
 
     /// Records a view, then ends claims that were made without it.
     pub(super) fn declare(&self, space: &mut Space<D>, at: Span, memory: SharedMemory) {
-        self.has_views.store(true, Ordering::Release);
+        self.0.has_views.store(true, Ordering::Release);
         space.declare(at, memory);
     }
 }
@@ -176,13 +187,13 @@ pub(crate) struct Standing<'a, D: PageData> {
 impl<D: PageData> Standing<'_, D> {
     /// The regions are about to be replaced.
     pub(super) fn forget_regions(&self) {
-        lock(&self.gate.meanwhile).regions.clear();
+        lock(&self.gate.0.meanwhile).regions.clear();
     }
 }
 
 impl<D: PageData> Drop for Standing<'_, D> {
     fn drop(&mut self) {
-        let meanwhile = &mut *lock(&self.gate.meanwhile);
+        let meanwhile = &mut *lock(&self.gate.0.meanwhile);
         self.space.release(meanwhile.released.drain(..));
         meanwhile.regions.clear();
     }
@@ -193,7 +204,13 @@ impl<D: PageData> Space<D> {
     pub(super) fn add(&mut self, region: Arc<Region<D>>) {
         let id = RegionId(self.next_id);
         self.next_id += 1;
-        self.regions.push(Tracked { id, region, refused: Ranges::default() });
+        let at = self.behind(region.guest);
+        self.regions.insert(at, Tracked { id, region, refused: Ranges::default() });
+    }
+
+    /// The number of the first region that starts behind `guest`.
+    fn behind(&self, guest: GuestAddr) -> usize {
+        self.regions.partition_point(|tracked| tracked.region.guest <= guest)
     }
 
     /// The region that holds `guest`.
@@ -201,9 +218,10 @@ impl<D: PageData> Space<D> {
     /// # Errors
     ///
     /// [`Error::NotTracked`] if none does.
+    #[inline]
     pub(super) fn at(&self, guest: GuestAddr) -> Result<&Tracked<D>, Error> {
-        let found = self.regions.iter().find(|tracked| tracked.region.contains(guest));
-        found.ok_or(Error::NotTracked { start: guest.0, len: 1 })
+        let found = self.regions[..self.behind(guest)].last();
+        found.filter(|tracked| tracked.region.contains(guest)).ok_or(Error::NotTracked { start: guest.0, len: 1 })
     }
 
     /// The region `id`, unless it was removed.

@@ -151,11 +151,9 @@ impl<D: PageData> Region<D> {
         let mut found_page = |page: usize| {
             found.extend(self.pages.get(PageIndex(page)).map(|desc| (PageIndex(page), desc)));
         };
-        let harvested = self.host_of(&span.pages).and_then(|host| {
-            self.protection.harvest(host, &mut |written| {
-                let pages = self.pages_of_host(written);
-                if span.has_gaps { set.found(pages, &mut found_page) } else { pages.for_each(&mut found_page) }
-            })
+        let harvested = self.protection.harvest(self.host_of(&span.pages), &mut |written| {
+            let pages = self.pages_of_host(written);
+            if span.has_gaps { set.found(pages, &mut found_page) } else { pages.for_each(&mut found_page) }
         });
         self.counters.histograms.harvest_scanned_pages.record(scanned);
         self.counters.histograms.harvest_found_pages.record((found.len() - found_before) as u64);

@@ -119,7 +119,8 @@ impl<'a> CellRef<'a> {
     /// A block of `entry` comes. It may be downgraded until no walker can have it.
     pub(crate) fn note_downgradable(self, entry: Entry) {
         if let (Some(plain), Some(_)) = (entry.address(false), entry.address(true)) {
-            self.cold().downgradable.fetch_or(entry_bit(plain), Ordering::Relaxed);
+            let bits = &self.cold().downgradable;
+            bits.store(bits.load(Relaxed) | entry_bit(plain), Relaxed);
         }
     }
 
