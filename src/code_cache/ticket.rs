@@ -4,11 +4,11 @@ use std::any::Any;
 use std::fmt;
 use std::ptr;
 
+use super::block_list::PageBlocks;
 use super::cache::CodeCache;
 use super::entry::{Entry, EntryCell};
 use super::errors::{CommitError, TranslateError};
 use super::key::{Key, Payload};
-use super::block_list::PageBlocks;
 use super::record::{Block, BlockPage, BlockPages};
 use super::stale_flag::StaleFlag;
 use super::table::Link;
