@@ -2,7 +2,7 @@
 //! `cargo bench -p codewarden-bench --bench many`, a minute. The report has the same rows.
 
 use codewarden_bench::lookup::Sizes;
-use codewarden_bench::{blocks, lookup, pair};
+use codewarden_bench::{blocks, lookup, pair, replaced};
 
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
@@ -14,5 +14,6 @@ fn main() {
     };
     let mut pairs = lookup::measure(rounds, sizes);
     pairs.extend(blocks::measure(rounds, sizes));
+    pairs.push(replaced::measure(10 * rounds));
     println!("{}\n{}", pair::markdown(&pairs), pair::against_wanted(&pairs));
 }

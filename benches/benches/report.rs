@@ -14,7 +14,7 @@ use codewarden_bench::peers::{self, Setup};
 use codewarden_bench::rows::{self, Row};
 use codewarden_bench::side::Who;
 use codewarden_bench::table::{self, Measured};
-use codewarden_bench::{alternate, blocks, ground, guest, lookup, pair, picture, policy, scattered, wanted};
+use codewarden_bench::{alternate, blocks, ground, guest, lookup, pair, picture, policy, replaced, scattered, wanted};
 
 /// The command that a reader can repeat.
 const COMMAND: &str = "cargo bench -p codewarden-bench --bench report";
@@ -119,6 +119,7 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let few_rounds = options.rounds.div_ceil(10);
     let mut lookups = lookup::measure(few_rounds, sizes);
     lookups.extend(blocks::measure(few_rounds, sizes));
+    lookups.push(replaced::measure(options.rounds));
     eprintln!("guests");
     let emulator = Path::new(env!("CARGO_BIN_EXE_bench-emulator"));
     let guests = guest::measure(emulator, &modes, options.guest_rounds, options.guest_share);

@@ -26,6 +26,7 @@ pub mod pair;
 pub mod peers;
 pub mod picture;
 pub mod policy;
+pub mod replaced;
 pub mod rows;
 pub mod scattered;
 pub mod side;
