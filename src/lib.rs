@@ -206,6 +206,7 @@ pub use memory::{code_buffer, guest_memory};
 pub use mode::Mode;
 pub use page_table::Busy;
 pub use stats::{Histogram, Histograms, Stats};
+pub use sync::lock_waits;
 
 /// The README's example runs as a test.
 #[cfg(doctest)]

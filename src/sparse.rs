@@ -19,7 +19,7 @@ use core::{fmt, ptr, slice};
 use crate::error::{Error, room_for};
 use crate::sync::{AtomicPtr, AtomicUsize, Ordering};
 
-const FANOUT_BITS: u32 = if cfg!(miri) { 3 } else { 9 };
+const FANOUT_BITS: u32 = if cfg!(miri) { 3 } else { 10 };
 /// Slots of a node.
 const FANOUT: usize = 1 << FANOUT_BITS;
 

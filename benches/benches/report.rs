@@ -1,7 +1,7 @@
 //! All rows, with all sides in turn, as markdown on stdout, with pictures in a directory: `cargo
 //! bench -p codewarden-bench --bench report`, optionally with `-- --rounds N --out DIR`. With
-//! `--only TEXT` it measures only the rows of single pages with that text in their names. With
-//! `--test` everything runs once.
+//! `--only TEXT` it measures only the rows of single pages with that text in their names; with
+//! `--only scale` and `--only memory` only that table. With `--test` everything runs once.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,12 +12,19 @@ use codewarden_bench::machine::Machine;
 use codewarden_bench::open;
 use codewarden_bench::peers::{self, Setup};
 use codewarden_bench::rows::{self, Row};
+use codewarden_bench::scale::{self, Extent};
 use codewarden_bench::side::Who;
 use codewarden_bench::table::{self, Measured};
-use codewarden_bench::{alternate, blocks, ground, guest, lookup, pair, picture, policy, replaced, scattered, wanted};
+use codewarden_bench::{
+    alternate, blocks, ground, guest, lookup, memory, pair, picture, policy, replaced, scattered, wanted,
+};
 
 /// The command that a reader can repeat.
 const COMMAND: &str = "cargo bench -p codewarden-bench --bench report";
+
+/// Tables that `--only` names.
+const SCALE: &str = "scale";
+const MEMORY: &str = "memory";
 
 struct Options {
     rounds: usize,
@@ -28,7 +35,7 @@ struct Options {
     /// Nothing is measured: every size without a field above is small.
     is_check: bool,
     out: PathBuf,
-    /// Only rows of single pages, and of these only those with this text in their names.
+    /// Only rows of single pages with this text in their names, or one table.
     only: Option<String>,
 }
 
@@ -103,13 +110,26 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     };
     let plain = measure(rows::plain());
     let others: Vec<_> = [rows::memfd(), rows::threads()].into_iter().flat_map(measure).collect();
+    let scale = || {
+        eprintln!("{SCALE}");
+        let rounds = options.rounds.div_ceil(30);
+        let extent = if options.is_check { Extent::QUICK } else { Extent { rounds, ..Extent::FULL } };
+        scale::measure(&modes, extent)
+    };
+    let memory = || {
+        eprintln!("{MEMORY}");
+        memory::markdown(&modes, if options.is_check { 1_000 } else { 100_000 })
+    };
     if let Some(only) = &options.only {
-        println!(
-            "{}\n{}\n{}",
-            head(options, &format!("{COMMAND} -- --only '{only}'")),
-            table::rows(&plain),
-            table::rows(&others)
-        );
+        let tables = match only.as_str() {
+            SCALE => {
+                let scale = scale();
+                scale.markdown() + &scale.against_wanted()
+            }
+            MEMORY => memory(),
+            _ => table::rows(&plain) + "\n" + &table::rows(&others),
+        };
+        println!("{}\n{tables}", head(options, &format!("{COMMAND} -- --only '{only}'")));
         return Ok(());
     }
     let programs = policy::measure(&modes, "", options.is_check);
@@ -126,16 +146,20 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let setup = Setup { emulator: emulator.into(), rounds: options.guest_rounds, share: options.guest_share };
     let peers = peers::measure(&setup);
 
+    let scale = scale();
     let against_wanted = wanted::lines(&plain, &runs)
         + &pair::against_wanted(&lookups)
         + &programs.against_wanted()
-        + &peers.against_wanted();
+        + &peers.against_wanted()
+        + &scale.against_wanted();
     let sections = [
         ("Anonymous memory, one thread", table::rows(&plain)),
         ("Memfd, and with a second thread", table::rows(&others)),
         ("Programs under a policy", programs.to_string()),
         ("Scattered pages", table::scattered(&runs)),
         ("Lookups, and blocks among many", pair::markdown(&lookups)),
+        ("Threads at once", scale.markdown()),
+        ("Memory", memory()),
         ("Guests in the demo emulator", table::guests(&guests)),
         ("Beside a peer", peers.to_string()),
         ("Against what was wanted", against_wanted),

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::hint::black_box;
-use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use codewarden::addr::GuestAddr;
@@ -94,8 +93,6 @@ pub struct Lookups {
     /// In the order of the lookups.
     front_keys: Vec<u64>,
     shared_keys: Vec<u64>,
-    /// Of a second thread.
-    other_vcpu: VCpu<()>,
 }
 
 fn entry_of(key: u64) -> usize {
@@ -103,7 +100,7 @@ fn entry_of(key: u64) -> usize {
 }
 
 /// `count` keys, `step` bytes apart, out of order.
-fn shuffled(count: usize, step: u64, mut seed: u64) -> Vec<u64> {
+pub(crate) fn shuffled(count: usize, step: u64, mut seed: u64) -> Vec<u64> {
     let mut keys: Vec<u64> = (0..count as u64).map(|index| index * step).collect();
     for at in (1..count).rev() {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -132,8 +129,7 @@ impl Lookups {
             ticket.commit(entry_of(key), ()).expect("nobody writes");
         }
         let map = committed.iter().map(|&key| (key, entry_of(key))).collect();
-        let [vcpu, other_vcpu] = [(); 2].map(|()| cache.attach_vcpu());
-        Self { vcpu, other_vcpu, _memory: memory, array, map, front_keys, shared_keys }
+        Self { vcpu: cache.attach_vcpu(), _memory: memory, array, map, front_keys, shared_keys }
     }
 
     /// Looks every key of `finder` up once: nanoseconds for one.
@@ -173,56 +169,6 @@ fn find(keys: &[u64], mut lookup: impl FnMut(u64) -> Option<usize>) -> Duration 
     time
 }
 
-impl Lookups {
-    /// The speed of two threads at once over that of one: in the front, in the shared table,
-    /// in the hash map, and of an empty loop.
-    fn scale(&mut self) -> [f64; 4] {
-        let (front, shared, map) = (&self.front_keys, &self.shared_keys, &self.map);
-        let mut vcpus = [&mut self.vcpu, &mut self.other_vcpu];
-        [
-            scale_of(&mut vcpus, |vcpu| {
-                let mut pin = vcpu.pin();
-                repeat(front, |key| pin.lookup(Key::new(key)).unwrap_or(0));
-            }),
-            scale_of(&mut vcpus, |vcpu| {
-                let mut pin = vcpu.pin();
-                repeat(shared, |key| pin.lookup_shared(Key::new(key)).unwrap_or(0));
-            }),
-            scale_of(&mut vcpus, |_| repeat(shared, |key| map.get(&key).copied().unwrap_or(0))),
-            scale_of(&mut vcpus, |_| repeat(front, |key| key as usize)),
-        ]
-    }
-}
-
-/// Calls `work` with `keys`, a million times in all.
-fn repeat(keys: &[u64], mut work: impl FnMut(u64) -> usize) {
-    for _ in 0..1_000_000 / keys.len() {
-        keys.iter().for_each(|&key| _ = black_box(work(black_box(key))));
-    }
-}
-
-fn scale_of(vcpus: &mut [&mut VCpu<()>; 2], work: impl Fn(&mut VCpu<()>) + Sync) -> f64 {
-    let timed = |vcpu: &mut VCpu<()>| {
-        let start = Instant::now();
-        work(vcpu);
-        start.elapsed()
-    };
-    // Warms the front and the processor's caches.
-    vcpus.iter_mut().for_each(|vcpu| _ = timed(vcpu));
-    let alone = timed(vcpus[0]);
-    let (work, both) = (&timed, &Barrier::new(2));
-    let at_once = std::thread::scope(|scope| {
-        let threads = vcpus.each_mut().map(|vcpu| {
-            scope.spawn(move || {
-                both.wait();
-                work(vcpu)
-            })
-        });
-        threads.map(|thread| thread.join().expect("it does not panic")).into_iter().max().unwrap_or(alone)
-    });
-    2.0 * alone.as_secs_f64() / at_once.as_secs_f64()
-}
-
 /// All of them by turns, each with its floor.
 pub fn measure(rounds: usize, sizes: Sizes) -> Vec<Pair> {
     let pair = |what: String, beside: &str, unit: &'static str, aim: Aim| Pair {
@@ -239,27 +185,12 @@ pub fn measure(rounds: usize, sizes: Sizes) -> Vec<Pair> {
         let mut found =
             [(Finder::Front, Finder::Array, Aim::AtMostOr(1.5, 3.0)), (Finder::Shared, Finder::Map, Aim::AtMost(1.3))]
                 .map(|(finder, floor, aim)| (finder, floor, pair(of(finder.name()), floor.name(), "ns", aim)));
-        // Two cores that share memory do not scale as an empty loop does. The map's figure beside
-        // each lookup shows the lookup's own share of that.
-        let mut scales = [
-            ("in the front", "an empty loop"),
-            ("in the shared table", "an empty loop"),
-            ("in the shared table", "the hash map"),
-        ]
-        .map(|(place, beside)| {
-            pair(of(&format!("two vCPUs at once, hits {place}, times one alone")), beside, "", Aim::AtLeast(0.9))
-        });
         for _ in 0..rounds {
             for (finder, floor, pair) in &mut found {
                 pair.samples.push((lookups.run(*finder), lookups.run(*floor)));
             }
-            let [front, shared, map, empty] = lookups.scale();
-            for (pair, sample) in scales.iter_mut().zip([(front, empty), (shared, empty), (shared, map)]) {
-                pair.samples.push(sample);
-            }
         }
         pairs.extend(found.into_iter().map(|(_, _, pair)| pair));
-        pairs.extend(scales);
     }
     pairs
 }

@@ -11,8 +11,6 @@ pub enum Aim {
     AtMost(f64),
     /// The same, or at most so many of its unit.
     AtMostOr(f64, f64),
-    /// At least so many times the second.
-    AtLeast(f64),
     /// The same within the noise: the spreads overlap.
     Same,
     /// Nothing is wanted: the numbers are only shown.
@@ -55,7 +53,6 @@ impl Pair {
             Aim::AtMostOr(most, bare) => {
                 (ratio <= most || first.median_ns <= bare, format!("at most {most}, or {bare} {}", self.unit))
             }
-            Aim::AtLeast(least) => (ratio >= least, format!("at least {least}")),
             Aim::Same => {
                 (first.p10_ns <= second.p90_ns && second.p10_ns <= first.p90_ns, "the same within noise".into())
             }
@@ -104,7 +101,6 @@ mod tests {
         let samples = [(26.0, 20.0), (25.0, 20.0), (27.0, 20.0)];
         assert!(verdict(&samples, Aim::AtMost(1.3)) && !verdict(&samples, Aim::AtMost(1.2)));
         assert!(verdict(&samples, Aim::AtMostOr(1.2, 30.0)) && !verdict(&samples, Aim::AtMostOr(1.2, 3.0)));
-        assert!(verdict(&samples, Aim::AtLeast(1.3)) && !verdict(&samples, Aim::AtLeast(1.4)));
         assert!(!verdict(&samples, Aim::Same) && verdict(&[(19.0, 20.0), (21.0, 20.0)], Aim::Same));
     }
 }

@@ -7,6 +7,7 @@ mod rule;
 #[cfg(all(tsan, not(any(loom, test))))]
 mod tsan;
 
+pub use primitives::lock_waits;
 pub(crate) use primitives::*;
 #[cfg(test)]
 pub(crate) use rule::LEFT_OUT;

@@ -33,11 +33,7 @@ impl<T> Mutex<T> {
     }
 
     pub(crate) fn try_lock(&self) -> TryLockResult<MutexGuard<'_, T>> {
-        match self.lock.try_lock() {
-            Ok(guard) => Guard::of(&self.told, Ok(guard)).map_err(TryLockError::Poisoned),
-            Err(TryLockError::Poisoned(poison)) => Guard::of(&self.told, Err(poison)).map_err(TryLockError::Poisoned),
-            Err(TryLockError::WouldBlock) => Err(TryLockError::WouldBlock),
-        }
+        Guard::of_tried(&self.told, self.lock.try_lock())
     }
 }
 
@@ -54,6 +50,14 @@ impl<T> RwLock<T> {
 
     pub(crate) fn read(&self) -> LockResult<RwLockReadGuard<'_, T>> {
         Guard::of(&self.told, self.lock.read())
+    }
+
+    pub(crate) fn try_read(&self) -> TryLockResult<RwLockReadGuard<'_, T>> {
+        Guard::of_tried(&self.told, self.lock.try_read())
+    }
+
+    pub(crate) fn try_write(&self) -> TryLockResult<RwLockWriteGuard<'_, T>> {
+        Guard::of_tried(&self.told, self.lock.try_write())
     }
 
     pub(crate) fn write(&self) -> LockResult<RwLockWriteGuard<'_, T>> {
@@ -79,6 +83,15 @@ impl<'a, G> Guard<'a, G> {
             Ok(guard) => Ok(Self { told, guard }),
             Err(poison) => Err(PoisonError::new(Self { told, guard: poison.into_inner() })),
         }
+    }
+
+    fn of_tried(told: &'a AtomicU64, tried: TryLockResult<G>) -> TryLockResult<Self> {
+        let locked = match tried {
+            Ok(guard) => Ok(guard),
+            Err(TryLockError::Poisoned(poison)) => Err(poison),
+            Err(TryLockError::WouldBlock) => return Err(TryLockError::WouldBlock),
+        };
+        Self::of(told, locked).map_err(TryLockError::Poisoned)
     }
 }
 

@@ -2,12 +2,11 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::PoisonError;
 
 use crate::addr::{GuestAddr, Span};
 use crate::error::Error;
 use crate::page_table::Hold;
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, lock};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, write};
 use crate::sys::fork::{Keeper, Keeping};
 
 use super::observer::PageData;
@@ -115,19 +114,19 @@ impl<D: PageData> Gate<D> {
     #[inline]
     pub(super) fn enter(&self) -> Result<RwLockReadGuard<'_, Space<D>>, Error> {
         self.check_moves()?;
-        Ok(self.0.space.read().unwrap_or_else(PoisonError::into_inner))
+        Ok(read(&self.0.space))
     }
 
     #[track_caller]
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Space<D>> {
         self.assert_moves();
-        self.0.space.read().unwrap_or_else(PoisonError::into_inner)
+        read(&self.0.space)
     }
 
     #[track_caller]
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Space<D>> {
         self.assert_moves();
-        self.0.space.write().unwrap_or_else(PoisonError::into_inner)
+        write(&self.0.space)
     }
 
     /// Ends holds. Under the guard of a fork they end with it.

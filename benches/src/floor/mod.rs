@@ -47,6 +47,37 @@ impl BareProtection {
     }
 }
 
+/// Bare protection with the floor's handler, for threads that fault at once.
+#[derive(Debug)]
+pub(crate) struct BareFaults(Arc<Tracked>);
+
+impl BareFaults {
+    /// Opens the kernel's tracking of `mode` on `range`.
+    pub(crate) fn new(mode: Mode, range: HostRange, page: PageSize) -> Self {
+        Self(Arc::new(Tracked::new(mode, range, page)))
+    }
+
+    /// Handles the faults until the result is dropped. One floor at a time.
+    pub(crate) fn handle(&self) -> impl Sized + use<> {
+        handler::install(&self.0)
+    }
+
+    /// Protects the page at `offset`, and makes its block reachable.
+    pub(crate) fn commit(&self, offset: usize) {
+        assert!(self.0.calls.protect(self.0.start + offset, self.0.page_bytes), "{} protects", self.0.mode);
+        self.entry(offset).store(1, Ordering::SeqCst);
+    }
+
+    /// Whether the block of the page at `offset` is dead.
+    pub(crate) fn is_dead(&self, offset: usize) -> bool {
+        self.entry(offset).load(Ordering::SeqCst) == 0
+    }
+
+    fn entry(&self, offset: usize) -> &AtomicUsize {
+        &self.0.entries[offset / self.0.page_bytes]
+    }
+}
+
 /// The floor's side: see the module.
 #[derive(Debug)]
 pub struct Floor {
@@ -61,14 +92,7 @@ impl Floor {
     pub fn new(mode: Mode, setting: Setting) -> Self {
         let ground = Ground::new(setting);
         let (page, range) = (PageSize::host(), ground.memory().range());
-        let tracked = Arc::new(Tracked {
-            calls: Calls::open(mode, range.start().0, range.len()),
-            mode,
-            start: range.start().0,
-            len: range.len(),
-            page_bytes: page.bytes(),
-            entries: (0..range.len() / page.bytes()).map(|_| AtomicUsize::new(0)).collect(),
-        });
+        let tracked = Arc::new(Tracked::new(mode, range, page));
         let thread = (mode == Mode::Thread).then(|| handler::start_thread(tracked.clone()));
         Self { tracked, page, ground, thread }
     }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use codewarden::addr::{HostRange, PageSize};
 use codewarden::protection::Mode;
 
 use super::calls::Calls;
@@ -19,6 +20,13 @@ pub(super) struct Tracked {
 }
 
 impl Tracked {
+    /// Opens the kernel's tracking of `mode` on `range`.
+    pub(super) fn new(mode: Mode, range: HostRange, page: PageSize) -> Self {
+        let (start, len, page_bytes) = (range.start().0, range.len(), page.bytes());
+        let entries = (0..len / page_bytes).map(|_| AtomicUsize::new(0)).collect();
+        Self { calls: Calls::open(mode, start, len), mode, start, len, page_bytes, entries }
+    }
+
     /// Handles a store to the page that holds `address`; false if the address is not tracked.
     /// Async-signal-safe.
     pub(super) fn resolve(&self, address: usize) -> bool {

@@ -10,11 +10,11 @@
 use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::free_list::FreeList;
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
+use crate::sync::{Arc, Mutex, lock};
 use crate::sys::code_views::Views;
 use crate::sys::fork::Keeper;
 use crate::sys::membarrier;
@@ -271,11 +271,6 @@ impl Drop for Allocation {
             self.shared.free(&mut lock(&self.shared.state), range);
         }
     }
-}
-
-/// Locks `mutex`. A panic under the lock can only lose memory, so a poisoned lock is used as usual.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {

@@ -1,9 +1,8 @@
 //! A code buffer across a `fork`.
 
-use std::sync::MutexGuard;
-
-use super::buffer::{CodeBuffer, Shared, State, lock};
+use super::buffer::{CodeBuffer, Shared, State};
 use crate::error::Error;
+use crate::sync::{MutexGuard, lock};
 use crate::sys::fork::{Fork, Keeping};
 
 /// A buffer that stands still during a `fork`: see [`CodeBuffer::before_fork`].

@@ -41,7 +41,6 @@ mod word;
 
 use core::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
@@ -52,7 +51,7 @@ use crate::error::Error;
 use crate::mode::Mode;
 use crate::page_table::Permit;
 use crate::sparse::Sparse;
-use crate::sync::yield_now;
+use crate::sync::{Arc, Mutex, MutexGuard, lock, yield_now};
 use crate::sys::mmap;
 use crate::sys::process::Owner;
 use crate::sys::ranges::{Delivery, FaultSink};
@@ -124,7 +123,7 @@ impl<K: Kernel> Mprotect<K> {
     }
 
     fn attached(&self) -> MutexGuard<'_, Attached> {
-        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.attached)
     }
 
     fn pages_of(&self, range: HostRange) -> Range<usize> {
