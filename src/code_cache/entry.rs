@@ -95,11 +95,6 @@ impl EntryCell {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Loads the content to bring it near, for a kill that follows soon.
-    pub(super) fn prefetch(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-
     /// A commit begins. Called under the commit lock.
     pub(crate) fn begin(&self, stubs: EntryStubs) {
         self.0.store(stubs.pending, Ordering::Relaxed);

@@ -9,15 +9,15 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
-use std::hint::black_box;
 
 use super::block_list::PageBlocks;
 use super::entry::EntryStubs;
 use super::epoch::Epoch;
-use super::journal::Journal;
+use super::journal::{Journal, MOST_OF_A_HARVEST};
 use super::key::Payload;
-use super::kill::{DeadStack, Downgrade};
+use super::kill::{DeadChain, DeadStack, Downgrade};
 use super::record::Block;
+use crate::addr::GuestAddr;
 use crate::stats::Counters;
 use crate::sync::Arc;
 use crate::tracker::{Cause, PageObserver, PageWrite};
@@ -95,27 +95,42 @@ unsafe impl<P: Payload> PageObserver for Invalidator<P> {
         self.record(write, killed, 0);
     }
 
-    fn written_all(&self, writes: &[(&Self::Data, PageWrite)]) {
+    fn written_all(&self, pages: &[(GuestAddr, &Self::Data)]) {
         let _walk = self.epoch.walk();
-        // A block's cell and flag are some cache misses away, each behind the previous one. The
-        // misses of many blocks overlap as long as no locked instruction comes in between. So look
-        // at all blocks before killing the first.
-        let mut seen = 0;
-        for (blocks, _) in writes {
+        // A block is a cache miss away from its page, and its cell and flag are one from the block.
+        // The misses of many pages overlap, as long as no locked instruction comes in between. So
+        // all blocks are brought near, then all cells, before the first one is killed.
+        pages.iter().for_each(|(_, blocks)| blocks.list().prefetch());
+        for (_, blocks) in pages {
             // SAFETY: under the walk.
-            unsafe { blocks.list().for_each(|block| seen ^= block.reach(self.stubs).prefetch()) };
+            unsafe { blocks.list().for_each(|block| block.reach(self.stubs).prefetch()) };
         }
-        black_box(seen);
-        let mut all_killed = 0;
-        for (blocks, write) in writes {
+        let (mut all_killed, mut skipped, mut dead) = (0, 0, DeadChain::new());
+        let recorded_from = pages.len().saturating_sub(MOST_OF_A_HARVEST);
+        for (at, &(page, blocks)) in pages.iter().enumerate() {
             let mut killed = 0;
+            let kill = |block: &Block<P>| {
+                if block.life.kill(block.reach(self.stubs)) {
+                    dead.add(block);
+                    killed += 1;
+                }
+            };
             // SAFETY: under the walk.
-            unsafe { blocks.list().for_each(|block| killed += u64::from(self.kill(block))) };
-            if killed > 0 {
-                self.journal.record(write, killed);
-            }
+            unsafe { blocks.list().for_each(kill) };
             all_killed += killed;
+            if at < recorded_from {
+                skipped += u64::from(killed > 0);
+                continue;
+            }
+            if at == recorded_from && skipped > 0 {
+                self.journal.skip(skipped);
+            }
+            if killed > 0 {
+                self.journal.record(&PageWrite { page, cause: Cause::Harvest }, killed);
+            }
         }
+        // SAFETY: under the walk.
+        unsafe { self.dead.push_all(dead) };
         self.counters.invalidated.add(all_killed);
     }
 
@@ -131,5 +146,47 @@ unsafe impl<P: Payload> PageObserver for Invalidator<P> {
 
     fn others_may_look(&self) -> bool {
         self.epoch.has_other_pins()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::code_cache::{CodeCache, Key};
+    use crate::memory::guest_memory::GuestMemory;
+    use crate::protection::Mode;
+
+    /// Every second page has two blocks, the others none.
+    #[test]
+    fn a_harvest_kills_all_blocks_and_records_its_last_pages() {
+        const PAGES: u64 = 60;
+        const PAGE_BYTES: u64 = 1 << 16;
+        let cache = CodeCache::<()>::new(EntryStubs::NOT_CODE).unwrap();
+        let memory = Arc::new(GuestMemory::anonymous((PAGES * PAGE_BYTES) as usize).unwrap());
+        cache.add_memory(GuestAddr(0), memory, Mode::None).unwrap();
+        let translate = |addr: u64| {
+            let mut ticket = cache.begin(Key::new(addr));
+            ticket.claim(GuestAddr(addr)).unwrap();
+            ticket.commit(0x1000, ()).unwrap();
+        };
+        let pages: Vec<u64> = (0..PAGES).map(|page| page * PAGE_BYTES).collect();
+        for page in pages.iter().step_by(2) {
+            [8, 0].into_iter().for_each(|byte| translate(page + byte));
+        }
+        let claims: Vec<_> = pages.iter().map(|&page| cache.0.tracker.begin(GuestAddr(page)).unwrap()).collect();
+        let written: Vec<_> = claims.iter().map(|claim| (claim.guest_page(), claim.data())).collect();
+        let invalidator = &cache.0.invalidator;
+        invalidator.written_all(&written);
+        assert_eq!((cache.stats().invalidated, cache.writes_recorded()), (PAGES, PAGES / 2));
+        let recorded: Vec<_> =
+            cache.recent_writes(0).iter().map(|write| (write.sequence, write.page.0, write.killed)).collect();
+        let last = (PAGES / 2 - MOST_OF_A_HARVEST as u64 / 2..PAGES / 2).map(|at| (at, 2 * at * PAGE_BYTES, 2));
+        assert_eq!(recorded, last.collect::<Vec<_>>());
+        // The next commit takes all of them out of their lists.
+        assert!(written.iter().step_by(2).all(|(_, blocks)| !blocks.list().is_empty()));
+        translate(PAGE_BYTES);
+        assert!(written.iter().step_by(2).all(|(_, blocks)| blocks.list().is_empty()));
+        invalidator.written_all(&written);
+        assert_eq!(cache.stats().invalidated, PAGES + 1);
     }
 }

@@ -24,12 +24,16 @@ use crate::tracker::{Cause, PageWrite};
 /// Writes that are retained.
 const RING_SLOTS: usize = if cfg!(miri) { 32 } else { 256 };
 
+/// The most pages of one harvest that are retained: the last ones. So the other writes stay, and a
+/// harvest of many pages does not pay for each.
+pub(super) const MOST_OF_A_HARVEST: usize = 16;
+
 /// A write that hit a page with translated code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecentWrite {
     /// Its number: 0 for the first since the cache was made. Missing numbers were overwritten or
-    /// lost.
+    /// lost, or are of the first pages that a harvest found.
     pub sequence: u64,
     /// First byte of the page.
     pub page: GuestAddr,
@@ -66,6 +70,11 @@ impl Journal {
     /// The number of writes so far.
     pub(crate) fn count(&self) -> u64 {
         self.next.load(Ordering::Acquire)
+    }
+
+    /// Counts writes that are not retained.
+    pub(super) fn skip(&self, writes: u64) {
+        self.next.fetch_add(writes, Ordering::AcqRel);
     }
 
     /// Async-signal-safe.

@@ -34,7 +34,7 @@ use std::ptr::{self, NonNull};
 
 use super::entry::{Entry, EntryCell, EntryStubs};
 use super::stale_flag::StaleFlag;
-use crate::sync::{AtomicBool, AtomicPtr, Ordering, Rule, left_out};
+use crate::sync::{AtomicPtr, Ordering, Rule, left_out, prefetch};
 
 /// The part of a block that the stack needs.
 pub(crate) trait Record: Sized {
@@ -63,11 +63,13 @@ impl Reach<'_> {
         self.flag.is_some_and(|flag| flag.downgrade(to))
     }
 
-    /// Loads the words that a kill will change, to bring them near. The result has no
-    /// meaning.
-    pub(crate) fn prefetch(&self) -> usize {
-        let flag = self.flag.map_or(0, StaleFlag::prefetch);
-        self.cell.prefetch() ^ usize::from(flag)
+    /// Brings the words near that a kill will change.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        prefetch(self.cell);
+        if let Some(flag) = self.flag {
+            prefetch(flag);
+        }
     }
 }
 
@@ -84,25 +86,35 @@ pub(crate) enum Downgrade {
 
 /// The part of a block's record that a handler may change.
 pub(crate) struct Life<B> {
-    /// Cell and flag are done, and the block was handed over.
-    dead: AtomicBool,
+    /// Null while the block is alive. Any other pointer is the mark: cell and flag are done. The
+    /// thread that set the mark hands the block over, and stores the next dead block or [`last`].
     next_dead: AtomicPtr<B>,
+}
+
+/// The end of a list of dead blocks: the address of no block, for a block is aligned.
+fn last<B>() -> *mut B {
+    ptr::without_provenance_mut(1)
 }
 
 impl<B> Life<B> {
     pub(crate) fn new() -> Self {
-        Self { dead: AtomicBool::new(false), next_dead: AtomicPtr::new(ptr::null_mut()) }
+        Self { next_dead: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// Returns whether this call marked it.
+    fn mark(&self) -> bool {
+        self.next_dead.compare_exchange(ptr::null_mut(), last(), Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Makes the block unreachable. Returns whether this call killed it: then hand the block
     /// over. Async-signal-safe.
     pub(crate) fn kill(&self, reach: Reach<'_>) -> bool {
-        if left_out(Rule::KillCellFirst) && self.dead.swap(true, Ordering::AcqRel) {
+        if left_out(Rule::KillCellFirst) && !self.mark() {
             return false;
         }
         reach.cell.kill(reach.stubs, reach.entry);
         reach.kill_flag();
-        left_out(Rule::KillCellFirst) || !self.dead.swap(true, Ordering::AcqRel)
+        left_out(Rule::KillCellFirst) || self.mark()
     }
 
     /// Makes sure that the block is entered by its self-checking entry or not at all. Tells threads
@@ -126,7 +138,29 @@ impl<B> Life<B> {
 
 /// Dead blocks that no translator has handled yet.
 pub(crate) struct DeadStack<B> {
+    /// [`last`] if there is none.
     top: AtomicPtr<B>,
+}
+
+/// Dead blocks that a walker is about to hand over together.
+pub(crate) struct DeadChain<B> {
+    first: *mut B,
+    end: *mut B,
+}
+
+impl<B: Record> DeadChain<B> {
+    pub(crate) fn new() -> Self {
+        Self { first: last(), end: ptr::null_mut() }
+    }
+
+    /// Adds a block that the caller marked.
+    pub(crate) fn add(&mut self, block: &B) {
+        block.life().next_dead.store(self.first, Ordering::Relaxed);
+        self.first = ptr::from_ref(block).cast_mut();
+        if self.end.is_null() {
+            self.end = self.first;
+        }
+    }
 }
 
 // SAFETY: it owns nothing; its pointers are handed over whole.
@@ -136,18 +170,35 @@ unsafe impl<B: Send + Sync> Sync for DeadStack<B> {}
 
 impl<B> DeadStack<B> {
     pub(crate) fn new() -> Self {
-        Self { top: AtomicPtr::new(ptr::null_mut()) }
+        Self { top: AtomicPtr::new(last()) }
     }
 }
 
 impl<B: Record> DeadStack<B> {
-    /// Hands a dead block over. Call it once for each block. Async-signal-safe.
+    /// Hands over a dead block that the caller marked. Async-signal-safe.
     pub(crate) fn push(&self, block: &B) {
-        let this = ptr::from_ref(block).cast_mut();
+        self.put_on_top(block, ptr::from_ref(block).cast_mut());
+    }
+
+    /// Hands over all of `chain`.
+    ///
+    /// # Safety
+    ///
+    /// Under the walk that found its blocks.
+    pub(crate) unsafe fn push_all(&self, chain: DeadChain<B>) {
+        // SAFETY: null or a block of the walk, which is not freed before it was handed over and the
+        // walk has ended.
+        if let Some(end) = unsafe { chain.end.as_ref() } {
+            self.put_on_top(end, chain.first);
+        }
+    }
+
+    /// Puts the blocks from `first` to `end` on top.
+    fn put_on_top(&self, end: &B, first: *mut B) {
         let mut top = self.top.load(Ordering::Relaxed);
         loop {
-            block.life().next_dead.store(top, Ordering::Relaxed);
-            match self.top.compare_exchange_weak(top, this, Ordering::Release, Ordering::Relaxed) {
+            end.life().next_dead.store(top, Ordering::Relaxed);
+            match self.top.compare_exchange_weak(top, first, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => top = now,
             }
@@ -160,12 +211,12 @@ impl<B: Record> DeadStack<B> {
     ///
     /// Under the commit lock; every block that was pushed lives until the iterator returns it.
     pub(crate) unsafe fn take_all(&self) -> impl Iterator<Item = NonNull<B>> + use<B> {
-        let mut next = match self.top.load(Ordering::Relaxed).is_null() {
-            true => ptr::null_mut(),
-            false => self.top.swap(ptr::null_mut(), Ordering::Acquire),
+        let mut next = match self.top.load(Ordering::Relaxed) == last() {
+            true => last(),
+            false => self.top.swap(last(), Ordering::Acquire),
         };
         std::iter::from_fn(move || {
-            let block = NonNull::new(next)?;
+            let block = NonNull::new(next).filter(|&block| block.as_ptr() != last())?;
             // SAFETY: by this function's contract.
             let life = unsafe { block.as_ref() }.life();
             next = life.next_dead.load(Ordering::Relaxed);

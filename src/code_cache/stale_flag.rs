@@ -61,11 +61,6 @@ impl StaleFlag {
         self.0.compare_exchange(Self::VALID, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Loads the value to bring it near, for a kill that follows soon.
-    pub(super) fn prefetch(&self) -> u8 {
-        self.0.load(Ordering::Relaxed)
-    }
-
     #[cfg(test)]
     pub(crate) fn load(&self) -> u8 {
         self.0.load(Ordering::Acquire)

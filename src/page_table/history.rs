@@ -4,7 +4,7 @@
 //! threads write an entry at once, the policy may guess wrong. That costs time only:
 //! every decision of the policy is sound.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use crate::policy::{PageHistory, WINDOW_MS};
 
@@ -24,9 +24,10 @@ pub(crate) enum Hit {
 /// The result of [`History::totals`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Totals {
+    /// Of code or, in a deferred region, by harvests.
     pub(crate) code_hits: u32,
     pub(crate) data_hits: u32,
-    pub(crate) harvested: u32,
+    /// Up to [`MOST_KERNEL_HITS`].
     pub(crate) kernel_hits: u32,
     /// Within the page.
     pub(crate) last_byte: Option<usize>,
@@ -34,30 +35,39 @@ pub(crate) struct Totals {
     pub(crate) last_pc: usize,
 }
 
-/// The record of one page.
+/// The record of one page. It is small, so that it shares a cache line with the page's word.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     /// Bits 0..16: the byte that was hit last, plus 1; 16..24: hits of it in a
     /// row; 24..32: hits; 32..64: when the window began, in ms, 0 if no look found it yet.
     window: AtomicU64,
-    /// Bits 0..8: relapses; 8..64: the time at which it became self-checking or stopped being
-    /// so.
+    /// Bits 0..8: relapses; 8: the page held blocks when it was opened together with others; 16..32:
+    /// hits by the kernel; 32..64: when the page became self-checking or stopped being so, in ms, 0
+    /// if it never was.
     checked: AtomicU64,
-    hits: [AtomicU32; 4],
+    /// Of code or, in a deferred region, by harvests.
+    code_hits: AtomicU32,
+    data_hits: AtomicU32,
     last_pc: AtomicUsize,
-    opened_in_bulk: AtomicBool,
 }
+
+const RELAPSES: u64 = 0xff;
+const IN_BULK: u64 = 1 << 8;
+const KERNEL_HITS_SHIFT: u32 = 16;
+/// Hits by the kernel that are counted.
+const MOST_KERNEL_HITS: u64 = 0xffff;
+const CHECKED_SHIFT: u32 = 32;
 
 /// A page that becomes self-checking within this time after it stopped being so has
 /// relapsed.
 const RELAPSE_MS: u64 = 4_000;
 
-/// A time in the window's bits.
-fn in_window(ms: u64) -> u64 {
+/// A time in 32 bits.
+fn short(ms: u64) -> u64 {
     (ms & 0xffff_ffff).max(1)
 }
 
-/// The time since `since_ms`, of the window's bits. These are 32 bits of the clock, rounded up if
+/// The time since `since_ms`, a time in 32 bits. These are 32 bits of the clock, rounded up if
 /// they were 0, and another thread may have read the clock a moment later. So only an age of just
 /// less than 2^32 ms is none. With half of all ages a window would not end for weeks.
 fn age(now_ms: u64, since_ms: u64) -> u64 {
@@ -81,35 +91,62 @@ impl History {
         let same = if hits > 0 && last == this { (same + 1).min(0xff) } else { 1 };
         self.window.store(this | same << 16 | (hits + 1).min(0xff) << 24 | since_ms << 32, Relaxed);
         // Two additions at once may count as one, as everything here.
-        let hits = &self.hits[hit as usize];
+        let hits = match hit {
+            Hit::Code | Hit::Harvested => &self.code_hits,
+            Hit::Data => &self.data_hits,
+            Hit::Kernel => return self.record_kernel_hit(),
+        };
         hits.store(hits.load(Relaxed).wrapping_add(1), Relaxed);
         self.last_pc.store(pc, Relaxed);
+    }
+
+    fn record_kernel_hit(&self) {
+        let seen = self.checked.load(Relaxed);
+        if seen >> KERNEL_HITS_SHIFT & MOST_KERNEL_HITS < MOST_KERNEL_HITS {
+            self.checked.store(seen + (1 << KERNEL_HITS_SHIFT), Relaxed);
+        }
+        self.last_pc.store(0, Relaxed);
+    }
+
+    /// Notes the time and the relapses in `checked`, which is `seen`.
+    fn set_checked(&self, seen: u64, now_ms: u64, relapses: u64) {
+        let others = seen & ((1 << CHECKED_SHIFT) - 1) & !RELAPSES;
+        self.checked.store(short(now_ms) << CHECKED_SHIFT | others | relapses, Relaxed);
     }
 
     /// The page became self-checking.
     pub(crate) fn enter_self_checking(&self, now_ms: u64) {
         let seen = self.checked.load(Relaxed);
-        let (relapses, since_ms) = (seen & 0xff, seen >> 8);
-        let relapsed = seen != 0 && now_ms.saturating_sub(since_ms) < RELAPSE_MS;
-        let relapses = if relapsed { (relapses + 1).min(0xff) } else { 0 };
-        self.checked.store(relapses | now_ms << 8, Relaxed);
+        let (relapses, since_ms) = (seen & RELAPSES, seen >> CHECKED_SHIFT);
+        let relapsed = since_ms != 0 && age(now_ms, since_ms) < RELAPSE_MS;
+        self.set_checked(seen, now_ms, if relapsed { (relapses + 1).min(RELAPSES) } else { 0 });
     }
 
     /// It stopped being self-checking.
     pub(crate) fn leave_self_checking(&self, now_ms: u64) {
-        let relapses = self.checked.load(Relaxed) & 0xff;
-        self.checked.store(relapses | now_ms << 8, Relaxed);
+        let seen = self.checked.load(Relaxed);
+        self.set_checked(seen, now_ms, seen & RELAPSES);
     }
 
     /// Says that the page held blocks when it was opened together with others.
     /// Async-signal-safe.
     pub(crate) fn set_opened_in_bulk(&self) {
-        self.opened_in_bulk.store(true, Relaxed);
+        self.checked.store(self.checked.load(Relaxed) | IN_BULK, Relaxed);
     }
 
-    /// Whether it was opened so since the last call.
+    /// Whether it was opened so since the last call. Then it is protected together with others, and
+    /// no policy is asked about it. So the hits that no look found are forgotten: a later look would
+    /// take hits of any age for those of one window.
     pub(crate) fn take_opened_in_bulk(&self) -> bool {
-        self.opened_in_bulk.load(Relaxed) && self.opened_in_bulk.swap(false, Relaxed)
+        let seen = self.checked.load(Relaxed);
+        if seen & IN_BULK == 0 {
+            return false;
+        }
+        self.checked.store(seen & !IN_BULK, Relaxed);
+        if unpack(self.window.load(Relaxed)).3 == 0 {
+            self.window.store(0, Relaxed);
+        }
+        true
     }
 
     /// The history that a policy is asked with. This look begins a window if there were hits since
@@ -119,7 +156,7 @@ impl History {
         let (_, _, hits, since_ms) = unpack(seen);
         let age_ms = if since_ms == 0 { 0 } else { age(now_ms, since_ms) };
         let window = match (hits, since_ms) {
-            (1.., 0) => seen | in_window(now_ms) << 32,
+            (1.., 0) => seen | short(now_ms) << 32,
             (1.., _) if age_ms >= WINDOW_MS => 0,
             _ => seen,
         };
@@ -134,20 +171,21 @@ impl History {
             hits: hits as u32,
             same_byte_hits: same_byte_hits as u32,
             window_ms: now_ms.saturating_sub(age_ms),
-            self_checking_ms: checked >> 8,
-            relapses: (checked & 0xff) as u32,
+            self_checking_ms: match checked >> CHECKED_SHIFT {
+                0 => 0,
+                since_ms => now_ms.saturating_sub(age(now_ms, since_ms)),
+            },
+            relapses: (checked & RELAPSES) as u32,
             held,
         }
     }
 
     /// All hits since the page's descriptor was made.
     pub(crate) fn totals(&self) -> Totals {
-        let of = |hit: Hit| self.hits[hit as usize].load(Relaxed);
         Totals {
-            code_hits: of(Hit::Code),
-            data_hits: of(Hit::Data),
-            harvested: of(Hit::Harvested),
-            kernel_hits: of(Hit::Kernel),
+            code_hits: self.code_hits.load(Relaxed),
+            data_hits: self.data_hits.load(Relaxed),
+            kernel_hits: (self.checked.load(Relaxed) >> KERNEL_HITS_SHIFT & MOST_KERNEL_HITS) as u32,
             last_byte: (unpack(self.window.load(Relaxed)).0 as usize).checked_sub(1),
             last_pc: self.last_pc.load(Relaxed),
         }
@@ -217,5 +255,37 @@ mod tests {
         history.enter_self_checking(20_000 + RELAPSE_MS);
         assert_eq!(relapses(30_000), 0);
         assert_eq!(history.read(30_000, false).self_checking_ms, 20_000 + RELAPSE_MS);
+        // The clock's upper half does not matter, nor the other numbers of the word.
+        let later_ms = (5 << 32) - 10;
+        history.set_opened_in_bulk();
+        (0..MOST_KERNEL_HITS + 5).for_each(|_| history.record(Hit::Kernel, None, 0));
+        history.enter_self_checking(later_ms);
+        assert_eq!(history.read(later_ms + 20, false).self_checking_ms, later_ms);
+        history.leave_self_checking(later_ms + 20);
+        history.enter_self_checking(later_ms + 30);
+        assert_eq!((relapses(later_ms + 30), history.read(later_ms + 30, false).self_checking_ms), (1, later_ms + 30));
+        assert_eq!(history.totals().kernel_hits, MOST_KERNEL_HITS as u32);
+        assert!(history.take_opened_in_bulk() && !history.take_opened_in_bulk());
+    }
+
+    /// A page that is protected together with others is not looked at. Its hits may be hours apart.
+    #[test]
+    fn hits_before_a_page_is_protected_in_a_batch_are_of_no_window() {
+        let history = History::default();
+        for _ in 0..5 {
+            history.record(Hit::Code, Some(8), 0x1000);
+            history.set_opened_in_bulk();
+            assert!(history.take_opened_in_bulk());
+        }
+        assert_eq!(history.read(1_000, false).hits, 0);
+        history.record(Hit::Code, Some(8), 0x1000);
+        let read = history.read(2_000, false);
+        assert_eq!((read.hits, read.same_byte_hits, read.window_ms), (1, 1, 2_000));
+        // A window that a look began lasts.
+        history.set_opened_in_bulk();
+        assert!(history.take_opened_in_bulk());
+        history.record(Hit::Code, Some(8), 0x1000);
+        assert_eq!(history.read(2_001, false).hits, 2);
+        assert_eq!(history.totals().code_hits, 7);
     }
 }

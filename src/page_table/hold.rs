@@ -25,8 +25,7 @@ impl<D> PageTable<D> {
         let mut book = lock(&self.book);
         let hold = book.enter(HeldPages { pages, why, thread });
         for (page, desc) in self.existing(hold.pages().clone()) {
-            let is_first = desc.holds.is_empty();
-            desc.holds.enter(why);
+            let is_first = book.of_page(page.0).number() == 1;
             let how = how(page, desc);
             // The count of an earlier hold stays up until ours is released.
             let before = if is_first { desc.word.enter_unprotect(how) } else { desc.word.change_held(how) };
@@ -38,10 +37,9 @@ impl<D> PageTable<D> {
     /// Ends a hold. In a fork's child it does nothing if another thread took the hold.
     pub(crate) fn release(&self, hold: Hold) {
         let mut book = lock(&self.book);
-        let Some(held) = book.held.remove(&hold.number) else { return };
-        for (_, desc) in self.existing(held.pages) {
-            desc.holds.leave(held.why);
-            if desc.holds.is_empty() {
+        let Some(held) = book.leave(hold.number) else { return };
+        for (page, desc) in self.existing(held.pages) {
+            if book.of_page(page.0).number() == 0 {
                 desc.word.leave_unprotect();
             }
         }
@@ -51,24 +49,20 @@ impl<D> PageTable<D> {
     /// `parent` to this table. They last until they are released.
     pub(crate) fn take_over_holds(&self, parent: &Self, thread: u64) {
         let parent = lock(&parent.book);
-        let mut book = lock(&self.book);
-        let own = parent.held.iter().filter(|(_, held)| held.thread == thread);
-        book.held = own.map(|(number, held)| (*number, held.clone())).collect();
-        book.next = parent.next;
+        lock(&self.book).take_over(&parent, thread);
     }
 
-    /// Whether the page of `desc` is held now, and only for writing.
-    pub(crate) fn is_held_for_writing(&self, desc: &PageDesc<D>) -> bool {
-        let _book = lock(&self.book);
-        desc.holds.is_for_writing()
+    /// Whether `page` is held now, and only for writing.
+    pub(crate) fn is_held_for_writing(&self, page: PageIndex) -> bool {
+        lock(&self.book).of_page(page.0).is_for_writing()
     }
 
-    /// [`PageWord::begin_check`](super::word::PageWord::begin_check) of a page that is held
-    /// only for writing. A change that begins meanwhile waits, and finds the page
-    /// self-checking.
-    pub(crate) fn begin_check_held(&self, desc: &PageDesc<D>) -> Result<Generation, NotOpen> {
-        let _book = lock(&self.book);
-        if desc.holds.is_for_writing() {
+    /// [`PageWord::begin_check`](super::word::PageWord::begin_check) of `page`, with its descriptor
+    /// `desc`, if it is held only for writing. A change that begins meanwhile waits, and finds the
+    /// page self-checking.
+    pub(crate) fn begin_check_held(&self, page: PageIndex, desc: &PageDesc<D>) -> Result<Generation, NotOpen> {
+        let book = lock(&self.book);
+        if book.of_page(page.0).is_for_writing() {
             desc.word.begin_check(InFlight::Ignored)
         } else {
             Err(NotOpen::Busy(Busy::Unprotecting))
@@ -106,7 +100,7 @@ mod tests {
         assert_eq!(early.word.begin_protect(), Err(BUSY));
         assert_eq!(late.word.begin_protect(), Err(BUSY));
         assert_eq!(beyond.word.begin_protect(), Ok(()));
-        assert!(table.is_held_for_writing(early) && !table.is_held_for_writing(beyond));
+        assert!(table.is_held_for_writing(PageIndex(1)) && !table.is_held_for_writing(PageIndex(CHUNK_PAGES + 4)));
         table.release(held);
         assert_eq!(early.word.begin_protect(), Ok(()));
         assert_eq!(late.word.begin_protect(), Ok(()));
@@ -153,11 +147,11 @@ mod tests {
                 let (ended, left) = if ends_first { holds } else { (holds.1, holds.0) };
                 let why = if ends_first { second } else { first };
                 table.release(ended);
-                // By the page's own record, and by the book if its descriptor is new.
+                // Its word and a new one agree with the book.
                 let late = made(&table, CHUNK_PAGES);
-                for desc in [early, late] {
-                    assert_eq!(table.is_held_for_writing(desc), why == HeldFor::Writing);
-                    assert_eq!(table.begin_check_held(desc).is_ok(), why == HeldFor::Writing);
+                for (page, desc) in [(0, early), (CHUNK_PAGES, late)].map(|(page, desc)| (PageIndex(page), desc)) {
+                    assert_eq!(table.is_held_for_writing(page), why == HeldFor::Writing);
+                    assert_eq!(table.begin_check_held(page, desc).is_ok(), why == HeldFor::Writing);
                     assert!(desc.word.begin_protect().is_err());
                 }
                 table.release(left);

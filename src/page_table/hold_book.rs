@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::permit::Permit;
 
@@ -17,37 +16,27 @@ pub(crate) enum HeldFor {
     Change,
 }
 
-/// The holds of one page. Read and changed under the lock of the table's book alone.
-#[derive(Debug, Default)]
+/// How many holds a page has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Holds {
-    writing: AtomicUsize,
-    change: AtomicUsize,
+    writing: usize,
+    change: usize,
 }
 
 impl Holds {
-    fn of(&self, why: HeldFor) -> &AtomicUsize {
+    pub(super) fn number(self) -> usize {
+        self.writing + self.change
+    }
+
+    pub(super) fn is_for_writing(self) -> bool {
+        self.writing != 0 && self.change == 0
+    }
+
+    fn of(&mut self, why: HeldFor) -> &mut usize {
         match why {
-            HeldFor::Writing => &self.writing,
-            HeldFor::Change => &self.change,
+            HeldFor::Writing => &mut self.writing,
+            HeldFor::Change => &mut self.change,
         }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.writing.load(Relaxed) == 0 && self.change.load(Relaxed) == 0
-    }
-
-    pub(super) fn is_for_writing(&self) -> bool {
-        self.writing.load(Relaxed) != 0 && self.change.load(Relaxed) == 0
-    }
-
-    // Each hold has an entry in the book, so memory runs out before the number does.
-    pub(super) fn enter(&self, why: HeldFor) {
-        self.of(why).fetch_add(1, Relaxed);
-    }
-
-    pub(super) fn leave(&self, why: HeldFor) {
-        let before = self.of(why).fetch_sub(1, Relaxed);
-        debug_assert!(before > 0, "released more often than held");
     }
 }
 
@@ -77,11 +66,15 @@ pub(super) struct HeldPages {
     pub(super) thread: u64,
 }
 
-/// All holds, by number, so that a page that gets its descriptor late is held as well.
+/// All holds. A page that gets its descriptor late is held as well.
 #[derive(Debug, Default)]
 pub(super) struct HoldBook {
-    pub(super) held: BTreeMap<u64, HeldPages>,
-    pub(super) next: u64,
+    /// By number.
+    held: BTreeMap<u64, HeldPages>,
+    next: u64,
+    /// The holds of the pages from each key up to the next one. Pages before the first key have
+    /// none, and neighbouring keys have different holds.
+    holds: BTreeMap<usize, Holds>,
 }
 
 impl HoldBook {
@@ -89,14 +82,90 @@ impl HoldBook {
         let number = self.next;
         self.next += 1;
         let pages = held.pages.clone();
-        self.held.insert(number, held);
+        self.add(number, held);
         Hold { number, pages }
     }
 
-    /// The holds of `page`, which gets its descriptor now.
+    fn add(&mut self, number: u64, held: HeldPages) {
+        self.change(&held.pages, |holds| *holds.of(held.why) += 1);
+        self.held.insert(number, held);
+    }
+
+    /// Ends hold `number`, if it is here.
+    pub(super) fn leave(&mut self, number: u64) -> Option<HeldPages> {
+        let held = self.held.remove(&number)?;
+        self.change(&held.pages, |holds| *holds.of(held.why) -= 1);
+        Some(held)
+    }
+
+    /// Takes over the holds of `thread` in `parent`, with their numbers.
+    pub(super) fn take_over(&mut self, parent: &Self, thread: u64) {
+        let own = parent.held.iter().filter(|(_, held)| held.thread == thread);
+        own.for_each(|(number, held)| self.add(*number, held.clone()));
+        self.next = parent.next;
+    }
+
+    /// The holds of `page`.
     pub(super) fn of_page(&self, page: usize) -> Holds {
-        let holds = Holds::default();
-        self.held.values().filter(|held| held.pages.contains(&page)).for_each(|held| holds.enter(held.why));
-        holds
+        self.holds.range(..=page).next_back().map_or(Holds::default(), |(_, holds)| *holds)
+    }
+
+    fn change(&mut self, pages: &Range<usize>, change: impl Fn(&mut Holds)) {
+        if pages.is_empty() {
+            return;
+        }
+        let edges = [pages.start, pages.end];
+        for edge in edges {
+            self.holds.insert(edge, self.of_page(edge));
+        }
+        self.holds.range_mut(pages.clone()).for_each(|(_, holds)| change(holds));
+        for edge in edges {
+            let before = edge.checked_sub(1).map_or(Holds::default(), |page| self.of_page(page));
+            if before == self.of_page(edge) {
+                self.holds.remove(&edge);
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Compared with a count of each page.
+    #[test]
+    fn the_holds_of_each_page_are_counted() {
+        const PAGES: usize = 20;
+        let mut seed = 1u64;
+        let mut next = |below: u64| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 33) % below
+        };
+        let (mut book, mut held) = (HoldBook::default(), Vec::new());
+        for _ in 0..if cfg!(miri) { 100 } else { 5_000 } {
+            if next(2) == 0 || held.is_empty() {
+                let start = next(PAGES as u64) as usize;
+                let pages = start..(start + next(6) as usize).min(PAGES);
+                let why = if next(2) == 0 { HeldFor::Writing } else { HeldFor::Change };
+                held.push((book.enter(HeldPages { pages: pages.clone(), why, thread: next(2) }), why));
+            } else {
+                let (hold, _) = held.swap_remove(next(held.len() as u64) as usize);
+                assert!(book.leave(hold.number).is_some() && book.leave(hold.number).is_none());
+            }
+            for page in 0..PAGES {
+                let of = |why| held.iter().filter(|(hold, of)| *of == why && hold.pages.contains(&page)).count();
+                let expected = Holds { writing: of(HeldFor::Writing), change: of(HeldFor::Change) };
+                assert_eq!(book.of_page(page), expected);
+            }
+            let differ = book.holds.values().zip(book.holds.values().skip(1)).all(|(one, next)| one != next);
+            assert!(differ && book.holds.len() <= 2 * held.len());
+        }
+        let mut child = HoldBook::default();
+        child.take_over(&book, 1);
+        for (hold, _) in held {
+            let is_own = book.leave(hold.number).is_some_and(|held| held.thread == 1);
+            assert_eq!(child.leave(hold.number).is_some(), is_own);
+        }
+        assert!(book.holds.is_empty() && child.holds.is_empty());
     }
 }

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use core::{fmt, ops::Range};
 
 use super::history::History;
-use super::hold_book::{HoldBook, Holds};
+use super::hold_book::HoldBook;
 use super::word::PageWord;
 use crate::addr::PageIndex;
 use crate::error::Error;
@@ -27,13 +27,14 @@ pub(super) const CHUNK_PAGES: usize = 32;
 /// A page's lines, one for each bit of a word: 64 bytes each in a page of 4 KiB.
 const CODE_LINES: usize = 64;
 
-/// One page.
+/// One page. A write that is found, by a fault or by a harvest, reads and changes most of it. So it
+/// is one cache line, if the data has no more than 16 bytes.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct PageDesc<D> {
     pub(crate) word: PageWord,
     /// The recent events on the page.
     pub(crate) history: History,
-    pub(super) holds: Holds,
     /// The lines, of [`CODE_LINES`], that may hold bytes of a translation. This is a
     /// performance hint. A wrong answer is always safe: blocks compare themselves after a
     /// supposed write to data.
@@ -134,15 +135,11 @@ impl<D: Default + Send + Sync> PageTable<D> {
             return Ok(Some(desc));
         }
         let book = lock(&self.book);
-        self.chunks.make(page.0, |page| {
-            let holds = book.of_page(page);
-            PageDesc {
-                word: PageWord::new(!holds.is_empty()),
-                history: History::default(),
-                holds,
-                code_lines: AtomicU64::new(0),
-                data: D::default(),
-            }
+        self.chunks.make(page.0, |page| PageDesc {
+            word: PageWord::new(book.of_page(page).number() > 0),
+            history: History::default(),
+            code_lines: AtomicU64::new(0),
+            data: D::default(),
         })?;
         drop(book);
         Ok(self.get(page))
@@ -175,6 +172,12 @@ impl<D> PageTable<D> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    /// The data of a code cache has 16 bytes.
+    #[test]
+    fn a_descriptor_is_one_cache_line() {
+        assert_eq!((size_of::<PageDesc<[usize; 2]>>(), align_of::<PageDesc<()>>()), (64, 64));
+    }
 
     #[test]
     fn descriptors_are_made_at_the_first_look() {

@@ -2,11 +2,13 @@
 
 #[cfg(all(test, not(loom)))]
 pub(crate) mod interruptible;
+mod prefetch;
 mod primitives;
 mod rule;
 #[cfg(all(tsan, not(any(loom, test))))]
 mod tsan;
 
+pub(crate) use prefetch::prefetch;
 pub use primitives::lock_waits;
 pub(crate) use primitives::*;
 #[cfg(test)]

@@ -46,7 +46,7 @@ impl<D: PageData> Region<D> {
             PageState::SelfChecking => return Ok(ReadyPage { generation: word.generation(), self_checking: true }),
             _ => {}
         }
-        let held = word.unprotects_in_flight() > 0 && self.pages.is_held_for_writing(desc);
+        let held = word.unprotects_in_flight() > 0 && self.pages.is_held_for_writing(page);
         let begun = match self.policy.on_begin(&desc.history.read(coarse_ms(), held)) {
             Decision::Interpret => Err(BeginError::Busy(if held { Busy::Unprotecting } else { Busy::Hot })),
             Decision::SelfCheck => self.begin_self_checking(desc, page, held),
@@ -61,7 +61,7 @@ impl<D: PageData> Region<D> {
 
     fn begin_self_checking(&self, desc: &PageDesc<D>, page: PageIndex, held: bool) -> Result<ReadyPage, BeginError> {
         let begin = || {
-            if held { self.pages.begin_check_held(desc) } else { desc.word.begin_check(InFlight::Heeded) }
+            if held { self.pages.begin_check_held(page, desc) } else { desc.word.begin_check(InFlight::Heeded) }
         };
         let begun = if self.mode == Mode::Deferred {
             // Under the lock: a page that another translator protects meanwhile
@@ -141,11 +141,12 @@ impl<D: PageData> Region<D> {
             Err(found) => return already(found),
         };
         self.not_lost()?;
-        // In the set before it is protected: from then on every harvest looks at it. An
-        // earlier write to it does not matter: no block is on an open page.
-        set.insert(page.0);
         self.count_call();
+        // An earlier write to it does not matter: no block is on an open page.
         self.protection.harvest(self.host_of(&claimed.pages.pages()), &mut |_| {})?;
+        // Under the same lock, so every harvest from now on looks at it. If the kernel refuses the
+        // page, no block comes to be on it, and a harvest of it would fail as well.
+        set.insert(page.0);
         self.count_protected(1);
         claimed.finish(page)
     }

@@ -45,6 +45,10 @@ pub(super) struct HarvestSet(BTreeMap<usize, Chunk>);
 #[derive(Debug)]
 struct Chunk {
     words: [u64; WORDS],
+    /// Its first page, the end of its last one, and the number of its runs. Every harvest asks.
+    start: usize,
+    end: usize,
+    runs: u32,
     /// Calls that it has to pay before it is asked about as a whole.
     debt: u32,
     /// Scans in a row that cost more than they saved.
@@ -81,7 +85,8 @@ fn chunks_of(pages: &Range<usize>) -> Range<usize> {
 
 impl Default for Chunk {
     fn default() -> Self {
-        Self { words: [0; WORDS], debt: FIRST_DEBT, doublings: 0, data_pages: 0, is_known: false }
+        let (words, start) = ([0; WORDS], CHUNK_PAGES);
+        Self { words, start, end: 0, runs: 0, debt: FIRST_DEBT, doublings: 0, data_pages: 0, is_known: false }
     }
 }
 
@@ -110,10 +115,31 @@ impl Chunk {
         ends.zip((0..WORDS).rev()).find(|(end, index)| *end > index * WORD_PAGES).map_or(0, |(end, _)| end)
     }
 
-    /// The number of its runs.
-    fn runs(&self) -> u32 {
+    fn has(&self, at: usize) -> bool {
+        self.words.get(at / WORD_PAGES).is_some_and(|word| word >> (at % WORD_PAGES) & 1 != 0)
+    }
+
+    fn insert(&mut self, at: usize) {
+        if self.has(at) {
+            return;
+        }
+        self.words[at / WORD_PAGES] |= 1 << (at % WORD_PAGES);
+        let neighbours = [at.checked_sub(1), Some(at + 1)].into_iter().flatten().filter(|&at| self.has(at)).count();
+        self.runs = self.runs + 1 - neighbours as u32;
+        (self.start, self.end) = (self.start.min(at), self.end.max(at + 1));
+    }
+
+    /// Takes out those of `pages`, of a chunk that begins at page `first`. Returns whether it is
+    /// empty now.
+    fn remove(&mut self, first: usize, pages: &Range<usize>) -> bool {
+        for (word, first) in self.words.iter_mut().zip((first..).step_by(WORD_PAGES)) {
+            *word &= !bits_of(first, pages);
+        }
         let before = core::iter::once(0).chain(self.words).map(|word: u64| word >> (WORD_PAGES - 1));
-        self.words.iter().zip(before).map(|(word, before)| (word & !(word << 1 | before)).count_ones()).sum()
+        let runs = self.words.iter().zip(before).map(|(word, before)| (word & !(word << 1 | before)).count_ones());
+        self.runs = runs.sum();
+        (self.start, self.end) = (self.next(0, true), self.end_before(CHUNK_PAGES));
+        self.runs == 0
     }
 
     /// A scan of it as a whole is over, and found so many data pages written.
@@ -122,7 +148,7 @@ impl Chunk {
             return; // found for the first time: nobody knows when they were written
         }
         let price = if found == 0 { 0 } else { found * PRICE_OF_A_PAGE + PRICE_OF_A_FLUSH };
-        if price <= self.runs() {
+        if price <= self.runs {
             self.doublings = 0;
         } else {
             self.debt = price << self.doublings;
@@ -132,7 +158,7 @@ impl Chunk {
 
     /// Each run of it costs a call.
     fn pay(&mut self) {
-        self.debt = self.debt.saturating_sub(self.runs());
+        self.debt = self.debt.saturating_sub(self.runs);
         self.is_known = false;
     }
 }
@@ -156,17 +182,14 @@ impl Span {
 impl HarvestSet {
     /// Adds one page.
     pub(super) fn insert(&mut self, page: usize) {
-        let chunk = self.0.entry(page / CHUNK_PAGES).or_default();
-        chunk.words[page % CHUNK_PAGES / WORD_PAGES] |= 1 << (page % WORD_PAGES);
+        self.0.entry(page / CHUNK_PAGES).or_default().insert(page % CHUNK_PAGES);
     }
 
     /// Takes pages out.
     pub(super) fn remove(&mut self, pages: Range<usize>) {
         let mut numbers = chunks_of(&pages);
         while let Some((&number, chunk)) = self.0.range_mut(numbers.clone()).next() {
-            let firsts = (number * CHUNK_PAGES..).step_by(WORD_PAGES);
-            chunk.words.iter_mut().zip(firsts).for_each(|(word, first)| *word &= !bits_of(first, &pages));
-            if chunk.words == [0; WORDS] {
+            if chunk.remove(number * CHUNK_PAGES, &pages) {
                 self.0.remove(&number);
             }
             numbers.start = number + 1;
@@ -193,15 +216,20 @@ impl HarvestSet {
                     None => *current.insert(chunks.next()?),
                 };
                 let first = number * CHUNK_PAGES;
-                let end = (pages.end - first).min(CHUNK_PAGES);
-                let start = chunk.next(from.saturating_sub(first), true);
+                let end = (pages.end - first).min(chunk.end);
+                let from_here = from.saturating_sub(first);
+                let start = if from_here <= chunk.start { chunk.start } else { chunk.next(from_here, true) };
                 if start >= end {
                     current = None;
                     continue;
                 }
-                let run_end = chunk.next(start, false).min(end);
+                let run_end = if chunk.runs == 1 { end } else { chunk.next(start, false).min(end) };
                 let may_grow = chunk.debt == 0;
-                let piece_end = if may_grow { chunk.end_before(end) } else { run_end };
+                let piece_end = match may_grow && run_end < end {
+                    true if end == chunk.end => end,
+                    true => chunk.end_before(end),
+                    false => run_end,
+                };
                 from = first + piece_end;
                 return Some(Span { pages: first + start..from, has_gaps: run_end < piece_end, may_grow });
             }
@@ -234,7 +262,7 @@ impl HarvestSet {
         for (&number, chunk) in self.0.range_mut(chunks_of(&pages)) {
             let first = number * CHUNK_PAGES;
             let found = core::mem::take(&mut chunk.data_pages);
-            if pages.start > first + chunk.next(0, true) || pages.end < first + chunk.end_before(CHUNK_PAGES) {
+            if pages.start > first + chunk.start || pages.end < first + chunk.end {
                 continue;
             }
             if chunk.debt == 0 { chunk.settle(found) } else { chunk.pay() }
@@ -411,6 +439,16 @@ mod tests {
             }
             assert!(pages.iter().eq(oracle.iter()));
             assert!(asked.windows(2).all(|pair| pair[0].pages.end < pair[1].pages.start || pair[1].has_gaps));
+            let start = places[next(4)] + next(100);
+            let cut = start..start.max(PAGES - next(100));
+            let mut pages = Vec::new();
+            spans(&set, cut.clone()).into_iter().for_each(|span| set.found(span.pages, |page| pages.push(page)));
+            assert!(pages.iter().eq(oracle.range(cut)));
+            for chunk in set.0.values() {
+                let mut anew = Chunk { words: chunk.words, ..Chunk::default() };
+                assert!(!anew.remove(0, &(0..0)), "no chunk is empty");
+                assert_eq!((chunk.start, chunk.end, chunk.runs), (anew.start, anew.end, anew.runs));
+            }
         }
     }
 }

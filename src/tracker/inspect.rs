@@ -39,7 +39,7 @@ pub struct HotPage {
     pub data_hits: u32,
     /// Harvests that found it written.
     pub harvested: u32,
-    /// Announced writes of the kernel.
+    /// Announced writes of the kernel, up to 65,535.
     pub kernel_hits: u32,
     /// How often it became self-checking again soon after it had cooled.
     pub relapses: u32,
@@ -76,12 +76,15 @@ impl<D: PageData> Region<D> {
         self.pages.existing(0..self.pages.pages()).for_each(|(page, desc)| {
             let totals = desc.history.totals();
             let first = self.guest_of(page);
+            // A store to a deferred region makes no fault.
+            let (code_hits, harvested) =
+                if self.mode == Mode::Deferred { (0, totals.code_hits) } else { (totals.code_hits, 0) };
             let found = HotPage {
                 page: first,
                 is_self_checking: desc.word.load().state() == PageState::SelfChecking,
-                code_hits: totals.code_hits,
+                code_hits,
                 data_hits: totals.data_hits,
-                harvested: totals.harvested,
+                harvested,
                 kernel_hits: totals.kernel_hits,
                 relapses: desc.history.read(now_ms, false).relapses,
                 last_byte: totals.last_byte.map(|byte| GuestAddr(first.0 + byte as u64)),

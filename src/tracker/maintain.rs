@@ -44,7 +44,7 @@ impl<D: PageData> Region<D> {
             if desc.word.load().state() != PageState::SelfChecking {
                 return;
             }
-            let history = desc.history.read(now_ms, self.pages.is_held_for_writing(desc));
+            let history = desc.history.read(now_ms, self.pages.is_held_for_writing(page));
             let has_cooled = panics.catch(|| self.policy.has_cooled(&history)).unwrap_or(false);
             if has_cooled && desc.word.cool() {
                 desc.history.leave_self_checking(now_ms);

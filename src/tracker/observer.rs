@@ -55,10 +55,12 @@ pub unsafe trait PageObserver: Send + Sync + 'static {
     /// translation of them can be reached.
     fn written(&self, data: &Self::Data, write: &PageWrite);
 
-    /// [`PageObserver::written`] for many pages that a harvest found, outside signal handlers.
-    /// Together they may cost less than one by one.
-    fn written_all(&self, writes: &[(&Self::Data, PageWrite)]) {
-        writes.iter().for_each(|(data, write)| self.written(data, write));
+    /// [`PageObserver::written`] for many pages, by their first bytes, that a harvest found, outside
+    /// signal handlers. Together they may cost less than one by one.
+    fn written_all(&self, pages: &[(GuestAddr, &Self::Data)]) {
+        for &(page, data) in pages {
+            self.written(data, &PageWrite { page, cause: Cause::Harvest });
+        }
     }
 
     /// The page is self-checking from now on: it stays writable, and its bytes change without

@@ -12,8 +12,10 @@
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use super::harvest_set::{self, HarvestSet};
-use super::observer::{Cause, PageData, PageWrite};
+use super::observer::{Cause, PageData};
 use super::region::Region;
 use super::regions::Tracker;
 use super::space::{Space, for_all};
@@ -21,7 +23,7 @@ use crate::addr::{GuestAddr, PageIndex, Span};
 use crate::error::Error;
 use crate::mode::Mode;
 use crate::page_table::{Hit, PageDesc, PageState};
-use crate::sync::{Rule, RwLockReadGuard, fence, lock};
+use crate::sync::{Rule, RwLockReadGuard, fence, lock, prefetch};
 use crate::sys::clock::{coarse_ms, precise_ns};
 
 impl<D: PageData> Tracker<D> {
@@ -80,8 +82,8 @@ impl<D: PageData> Space<D> {
     }
 }
 
-/// The pages that a harvest found written.
-type Found<'a, D> = Vec<(PageIndex, &'a PageDesc<D>)>;
+/// The pages that a harvest found written. Few are often all.
+type Found<'a, D> = SmallVec<[(PageIndex, &'a PageDesc<D>); 64]>;
 
 impl<D: PageData> Region<D> {
     /// Finds the pages of `pages` that were written since the last harvest, protects them again
@@ -98,7 +100,7 @@ impl<D: PageData> Region<D> {
     /// The pages that were found written. The observer has been told of them when this returns.
     fn harvest(&self, pages: Range<usize>) -> (Found<'_, D>, Result<(), Error>) {
         let mut set = lock(&self.harvest);
-        let (mut failed, mut found) = (Vec::new(), Vec::new());
+        let (mut failed, mut found) = (Vec::new(), Found::new());
         let mut done = Ok(());
         let mut rest = pages.clone();
         // The end of a span that failed, and may have protected its pages again without a report.
@@ -149,7 +151,11 @@ impl<D: PageData> Region<D> {
         self.count_call();
         let found_before = found.len();
         let mut found_page = |page: usize| {
-            found.extend(self.pages.get(PageIndex(page)).map(|desc| (PageIndex(page), desc)));
+            if let Some(desc) = self.pages.get(PageIndex(page)) {
+                // If code is spread, each descriptor is a cache miss. These overlap.
+                prefetch(desc);
+                found.push((PageIndex(page), desc));
+            }
         };
         let harvested = self.protection.harvest(self.host_of(&span.pages), &mut |written| {
             let pages = self.pages_of_host(written);
@@ -165,12 +171,7 @@ impl<D: PageData> Region<D> {
         if found.is_empty() {
             return;
         }
-        // If code is spread, each descriptor is a cache miss. These loads overlap; the locked
-        // operations below would wait for one after the other.
-        core::hint::black_box(
-            found.iter().fold(0u64, |words, (_, desc)| words ^ u64::from(desc.word.load().is_pristine())),
-        );
-        let mut written = Vec::with_capacity(found.len());
+        let mut written = SmallVec::<[_; 64]>::with_capacity(found.len());
         for &(page, desc) in found {
             desc.history.record(Hit::Harvested, None, 0);
             if desc.word.load().state() == PageState::SelfChecking {
@@ -179,7 +180,7 @@ impl<D: PageData> Region<D> {
                 set.remove(page.0..page.0 + 1);
             } else {
                 desc.word.bump();
-                written.push((&desc.data, PageWrite { page: self.guest_of(page), cause: Cause::Harvest }));
+                written.push((self.guest_of(page), &desc.data));
             }
         }
         self.counters.pages_harvested.add(found.len() as u64);

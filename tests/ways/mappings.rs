@@ -115,6 +115,24 @@ fn mmap_between_code_without_an_announcement() {
     });
 }
 
+/// A translator comes to a page with a mapping that a harvest cannot ask about. Its begin fails, and
+/// later harvests do not ask about that page either.
+#[test]
+fn a_begin_after_mmap_without_an_announcement() {
+    in_every_mode(|guest| {
+        if guest.mode != Mode::Deferred {
+            return;
+        }
+        let neighbours = [3, 5].map(|page| guest.block(page, 5));
+        guest.map_over(4, 1);
+        let key = guest.guest(4, 5);
+        let claimed = guest.cache.begin(key.into()).claim(key);
+        assert!(matches!(claimed, Err(BeginError::Failed(_))), "{claimed:?}");
+        assert_eq!(guest.cache.tracker().sync(), Ok(()));
+        neighbours.into_iter().for_each(|block| guest.expect_reachable(block));
+    });
+}
+
 /// userfaultfd's synchronous modes cannot track it. The end of the change returns that, and
 /// nothing is translated from there until another mapping comes.
 #[test]
