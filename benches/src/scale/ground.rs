@@ -10,8 +10,8 @@ use codewarden::policy::Plain;
 use codewarden::protection::Mode;
 use codewarden::{CodeCache, EntryStubs, Key, VCpu};
 
-use super::Extent;
 use super::at_once::Worker;
+use super::extent::Extent;
 use crate::floor::BareFaults;
 use crate::library::add_region;
 use crate::lookup::{FRONT_BLOCKS, shuffled};

@@ -9,10 +9,10 @@
 //! The library's own locks are shown apart: how many of 1,000 operations found a lock taken.
 
 mod at_once;
+mod extent;
 mod ground;
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use codewarden::lock_waits;
 use codewarden::protection::Mode;
@@ -20,6 +20,7 @@ use codewarden::protection::Mode;
 use crate::side::Who;
 use crate::spread::Spread;
 use at_once::Worker;
+pub use extent::Extent;
 use ground::{COMMITS_OF_A_PAGE, Commits, Empty, Flaps, Ground, Pages, Part};
 
 /// The measured numbers of threads.
@@ -140,29 +141,6 @@ struct Row {
     mode: Option<Mode>,
     work: Work,
     samples: [Vec<Sample>; THREADS.len()],
-}
-
-/// How long and how large.
-#[derive(Clone, Copy, Debug)]
-pub struct Extent {
-    /// Rounds, of all rows by turns.
-    pub rounds: usize,
-    /// The least time of each run.
-    pub time: Duration,
-    /// Blocks in the shared table.
-    pub blocks: usize,
-    /// Lookups of a thread in a phase, and rounds of the empty loop.
-    pub lookups: usize,
-    /// Pages of each thread.
-    pub pages: usize,
-}
-
-impl Extent {
-    /// As measured, in a minute.
-    pub const FULL: Self =
-        Self { rounds: 9, time: Duration::from_millis(50), blocks: 100_000, lookups: 1 << 20, pages: 512 };
-    /// Enough to see that it runs.
-    pub const QUICK: Self = Self { rounds: 1, time: Duration::ZERO, blocks: 2_000, lookups: 1 << 12, pages: 16 };
 }
 
 /// All rows.
