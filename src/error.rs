@@ -192,6 +192,10 @@ fn advice(call: &str, errno: i32) -> Option<&'static str> {
             "userfaultfd cannot write-protect this mapping in this mode: track a regular file in mode deferred or \
              mprotect, or read it into anonymous memory or a memfd (these from Linux 5.19 on)"
         }
+        ("process_vm_readv", libc::EFAULT) => {
+            "Linux before 6.4 cannot write-protect a page that was never touched and that nobody may read: let the \
+             guest read it first, or take mode mprotect"
+        }
         ("UFFDIO_REGISTER", libc::EPERM) => "the mapping may never be written, or a seccomp filter refuses the call",
         ("UFFDIO_WRITEPROTECT", libc::EAGAIN) => "the memory map kept changing meanwhile: try again",
         ("pthread_create", libc::EAGAIN | libc::ENOMEM) => {

@@ -16,15 +16,17 @@ use crate::sys::probe::{Facility, Probe};
 use crate::sys::uffd::{KernelFaults, Opened, Uffd, feature};
 use crate::sys::{membarrier, signal};
 
-/// The facilities that a mode needs.
-fn needs(mode: Mode) -> &'static [Facility] {
-    use Facility::{Membarrier, PagemapScan, Sigbus, Uffd, Wp, WpAsync, WpUnpopulated};
+/// The facilities that a mode needs. One of each list is enough.
+fn needs(mode: Mode) -> &'static [&'static [Facility]] {
+    use Facility::{Membarrier, PagemapScan, Populate, Sigbus, Uffd, Wp, WpAsync, WpUnpopulated};
     match mode {
-        // A page that was never touched escapes the protection without WpUnpopulated.
-        Mode::Sigbus => &[Membarrier, Uffd, Wp, WpUnpopulated, Sigbus],
-        Mode::Thread => &[Membarrier, Uffd, Wp, WpUnpopulated],
-        Mode::Deferred => &[Uffd, Wp, WpUnpopulated, WpAsync, PagemapScan],
-        Mode::Mprotect => &[Membarrier],
+        // A page that was never touched escapes the protection without WpUnpopulated, unless it is
+        // populated first.
+        Mode::Sigbus => &[&[Membarrier], &[Uffd], &[Wp], &[WpUnpopulated, Populate], &[Sigbus]],
+        Mode::Thread => &[&[Membarrier], &[Uffd], &[Wp], &[WpUnpopulated, Populate]],
+        // The last that Linux gained comes first: it is the one that an older kernel is told to lack.
+        Mode::Deferred => &[&[Uffd], &[WpAsync], &[PagemapScan], &[Wp], &[WpUnpopulated]],
+        Mode::Mprotect => &[&[Membarrier]],
         Mode::None => &[],
     }
 }
@@ -125,7 +127,8 @@ pub(crate) fn open_with(
         Mode::None => Ok(Arc::new(NoProtection)),
         Mode::Sigbus | Mode::Thread | Mode::Deferred => {
             let (uffd, kernel_faults) = open_uffd(probe, mode)?;
-            on_uffd(mode, Uffd::new(uffd, uffd_features(probe, mode), page)?, kernel_faults, page)
+            let uffd = Uffd::new(uffd, uffd_features(probe, mode), probe.check_of_populated())?;
+            on_uffd(mode, uffd, kernel_faults, page)
         }
     }
 }
@@ -174,16 +177,16 @@ pub(super) fn needed_uffd_features(mode: Mode) -> u64 {
         Mode::Deferred => feature::WP_ASYNC,
         Mode::Thread | Mode::Mprotect | Mode::None => 0,
     };
-    feature::WP | feature::WP_UNPOPULATED | own
+    feature::WP | own
 }
 
 /// The features that a descriptor for `mode` is asked for: the needed ones, and useful ones
 /// that the kernel has.
 pub(super) fn uffd_features(probe: &Probe, mode: Mode) -> u64 {
-    let shmem = probe.feature_bits(&[(Facility::WpShmem, feature::WP_SHMEM)]);
+    let kinds = [(Facility::WpUnpopulated, feature::WP_UNPOPULATED), (Facility::WpShmem, feature::WP_SHMEM)];
     let wanted = [(Facility::ThreadId, feature::THREAD_ID), (Facility::ExactAddress, feature::EXACT_ADDRESS)];
     let told = if mode == Mode::Thread { probe.feature_bits(&wanted) } else { 0 };
-    needed_uffd_features(mode) | shmem | told
+    needed_uffd_features(mode) | probe.feature_bits(&kinds) | told
 }
 
 #[cfg(test)]
@@ -197,7 +200,10 @@ mod tests {
         let (mode, why) = best("sigbus");
         assert_eq!(mode, Mode::Thread);
         assert!(why.contains("CODEWARDEN_HIDE"), "{why}");
-        for hidden in ["uffd", "wp", "wp_unpopulated", "uffd_syscall,uffd_device"] {
+        // Without WP_UNPOPULATED pages are populated first.
+        assert_eq!(best("wp_unpopulated").0, Mode::Sigbus);
+        assert_eq!(best("wp_unpopulated,pagemap_wp").0, Mode::Sigbus);
+        for hidden in ["uffd", "wp", "wp_unpopulated,populate", "uffd_syscall,uffd_device"] {
             assert_eq!(best(hidden).0, Mode::Mprotect, "{hidden}");
         }
     }
@@ -231,7 +237,10 @@ mod tests {
                     let is_named = [first, second].iter().any(|facility| text.contains(facility.name()));
                     assert!(text.starts_with(&format!("tracking mode {mode} ")), "{text}");
                     assert!(is_named && text.contains("hidden by CODEWARDEN_HIDE; remove it"), "{text}");
-                    assert!(needs(mode).iter().any(|needed| text.contains(needed.name())), "{text}");
+                    assert!(
+                        needs(mode).iter().flat_map(|either| *either).any(|needed| text.contains(needed.name())),
+                        "{text}"
+                    );
                     assert!(!text.contains("Linux") && !text.contains("kernel ("), "{text}");
                 }
             }
@@ -253,7 +262,8 @@ mod tests {
             }
         }
         for mode in [Mode::Thread, Mode::Deferred, Mode::None] {
-            assert!(signal::with_all_blocked(|| open(mode, PageSize::host(), Options::default())).is_ok());
+            let opened = signal::with_all_blocked(|| open(mode, PageSize::host(), Options::default()));
+            assert_eq!(opened.map(drop), Probe::of_this_process().check(mode), "{mode}");
         }
     }
 
@@ -271,7 +281,8 @@ mod tests {
             assert!(matches!(error, Error::ModeUnavailable { mode: at, .. } if at == mode), "{error}");
         }
         for mode in Mode::ALL {
-            assert_eq!(open(mode, PageSize::host(), Options::default()).unwrap().mode(), mode);
+            let opened = open(mode, PageSize::host(), Options::default());
+            assert_eq!(opened.map(|opened| opened.mode()), Probe::of_this_process().check(mode).map(|()| mode));
         }
     }
 

@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::mode::Mode;
 use crate::sys::probe::Probe;
 use crate::sys::uffd::{KernelFaults, Uffd, feature};
-use crate::sys::uffd_calls;
+use crate::sys::{populate, uffd_calls};
 
 /// The features to ask for when a userfaultfd is opened for a region of `mode`. A bit that the
 /// kernel lacks makes [`UffdBuilder::create`](userfaultfd::UffdBuilder::create) fail.
@@ -83,5 +83,9 @@ pub(crate) fn open_on(
     choice::prepare(mode, options)?;
     // The kernel has no call that tells whether it delivers the faults of the kernel's own
     // writes.
-    choice::on_uffd(mode, Uffd::of_embedder(fd, features, page)?, KernelFaults::Refused, page)
+    // The probe would open descriptors, which this process may no longer be able to do.
+    let is_populated = features & (feature::WP_UNPOPULATED | feature::WP_ASYNC) == 0;
+    let check = is_populated.then(|| populate::check_on(fd.as_fd())).transpose()?;
+    let uffd = Uffd::of_embedder(fd, features, check)?;
+    choice::on_uffd(mode, uffd, KernelFaults::Refused, page)
 }

@@ -279,7 +279,7 @@ mod tests {
         choice::prepare(Mode::Thread, Options::default()).unwrap();
         let (fd, kernel_faults) = probe.open_uffd(KernelFaults::Delivered).unwrap();
         let features = crate::sys::uffd::feature::WP | crate::sys::uffd::feature::WP_UNPOPULATED;
-        UffdThread::start(Uffd::new(fd, features, page).unwrap(), kernel_faults, page).unwrap()
+        UffdThread::start(Uffd::new(fd, features, None).unwrap(), kernel_faults, page).unwrap()
     }
 
     /// Two pages, protected, with a sink that opens nothing.

@@ -117,7 +117,7 @@ impl Fixture {
 
 fn descriptor(features: u64) -> Uffd {
     let fd = open(Door::Syscall, KernelFaults::Delivered).or_else(|_| open(Door::Syscall, KernelFaults::Refused));
-    Uffd::new(fd.unwrap(), features, PageSize::host()).unwrap()
+    Uffd::new(fd.unwrap(), features, None).unwrap()
 }
 
 #[test]
@@ -418,7 +418,7 @@ fn a_read_that_reaches_a_protected_page_is_cut_short_in_user_mode_only() {
     let page = PageSize::host();
     let memory = Mapping::anonymous(2 * page.bytes(), page).unwrap();
     let fd = open(Door::Syscall, KernelFaults::Refused).unwrap();
-    let uffd = Uffd::new(fd, SYNC, page).unwrap();
+    let uffd = Uffd::new(fd, SYNC, None).unwrap();
     uffd.register(memory.range()).unwrap();
     let second = HostAddr(memory.range().start().0 + page.bytes());
     uffd.protect(HostRange::page_of(second, page)).unwrap();

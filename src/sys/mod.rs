@@ -22,7 +22,8 @@
 //! | `code_views` | the two mappings of a code buffer |
 //! | `guarded_fd` | a descriptor that other code may close |
 //! | `event` | an event, and the wait for it and a descriptor |
-//! | `pagemap` | `PAGEMAP_SCAN` on `/proc/self/pagemap` |
+//! | `pagemap` | `/proc/self/pagemap`: its entries, and `PAGEMAP_SCAN` |
+//! | `populate` | write-protection on kernels that protect populated pages only |
 //! | `uffd` | userfaultfd: open, negotiate, register, write-protect, wake, read |
 //! | `probe` | the facilities that this kernel offers and these permissions allow |
 //!
@@ -45,6 +46,7 @@ mod kernel_facts;
 pub(crate) mod membarrier;
 pub(crate) mod mmap;
 pub(crate) mod pagemap;
+pub(crate) mod populate;
 pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod range_table;

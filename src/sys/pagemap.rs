@@ -1,4 +1,5 @@
-//! `PAGEMAP_SCAN`: finds the written pages and protects them again in one step.
+//! `/proc/self/pagemap`: its entries, and `PAGEMAP_SCAN`, which finds the written pages and protects
+//! them again in one step.
 //!
 //! With `PM_SCAN_WP_MATCHING` the kernel reports the written pages of a span and write-protects
 //! them again, atomically per page table and with one TLB flush for the span. A page replaced by
@@ -28,6 +29,16 @@ use crate::error::Error;
 use crate::sys::descriptor;
 use crate::sys::guarded_fd::GuardedFd;
 use crate::sys::process::ProcessNumber;
+
+/// Bits of an entry. `Documentation/admin-guide/mm/pagemap.rst` of the kernel has them all.
+pub(crate) mod entry {
+    /// The page table leads to a page.
+    pub(crate) const PRESENT: u64 = 1 << 63;
+    /// The page is in swap or on its way to another place, or a marker stands for it.
+    pub(crate) const SWAPPED: u64 = 1 << 62;
+    /// A userfaultfd holds the page write-protected. Always 0 before Linux 5.14.
+    pub(crate) const UFFD_WP: u64 = 1 << 57;
+}
 
 /// Number of regions that one call reports before it stops and is called again.
 const REGIONS_PER_CALL: usize = 128;
@@ -64,12 +75,32 @@ impl Pagemap {
         self.fd.number().filter(|_| self.generation.is_current())
     }
 
+    /// Reads the entry of each host page from `start` on.
+    pub(crate) fn entries(&self, start: HostAddr, into: &mut [u64]) -> Result<(), Error> {
+        if !self.generation.is_current() {
+            return Err(Error::InForkChild);
+        }
+        read_entries(self.fd.as_fd(), start, into).map_err(|errno| match errno {
+            Errno::BADF => Error::TrackingLost,
+            errno => Error::system("read(/proc/self/pagemap)", start.0, into.len() * PageSize::host().bytes(), errno),
+        })?;
+        // Another file under our number can be read too.
+        self.check()
+    }
+
     /// Whether the kernel has the call and allows it: then an empty scan is no error.
     pub(crate) fn ask() -> Result<(), Errno> {
         let fd = open_file()?;
         let at = PageSize::host().bytes();
         let mut regions = [MaybeUninit::uninit()];
         scan_once(fd.as_fd(), &What::WRITTEN_AND_PROTECT, at, at, &mut regions).map(|_| ())
+    }
+
+    /// The entry of the host page at `start`, by a descriptor of its own.
+    pub(crate) fn ask_entry(start: HostAddr) -> Result<u64, Errno> {
+        let mut entry = [0];
+        read_entries(open_file()?.as_fd(), start, &mut entry)?;
+        Ok(entry[0])
     }
 
     /// Reports the pages of `range` that were written since they were last protected, and
@@ -133,6 +164,25 @@ impl Pagemap {
 
 fn open_file() -> Result<OwnedFd, Errno> {
     rustix::fs::open("/proc/self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty()).map(descriptor::raise)
+}
+
+fn read_entries(fd: BorrowedFd<'_>, start: HostAddr, into: &mut [u64]) -> Result<(), Errno> {
+    const BYTES: usize = size_of::<u64>();
+    let first = start.0 >> PageSize::host().shift();
+    let mut read = 0;
+    while read < into.len() {
+        let mut buffer = [0; 64 * BYTES];
+        let part = &mut buffer[..(into.len() - read).min(64) * BYTES];
+        let count = rustix::io::pread(fd, &mut *part, ((first + read) * BYTES) as u64)? / BYTES;
+        if count == 0 {
+            return Err(Errno::IO);
+        }
+        for (entry, bytes) in into[read..].iter_mut().zip(part.chunks_exact(BYTES)).take(count) {
+            *entry = bytes.try_into().map_or(0, u64::from_ne_bytes);
+        }
+        read += count;
+    }
+    Ok(())
 }
 
 /// One call. Returns the regions found, and the end of the searched part.

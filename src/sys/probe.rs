@@ -11,8 +11,19 @@ use std::os::fd::AsFd;
 use rustix::io::Errno;
 
 use crate::error::{Error, NOT_DUMPABLE};
+use crate::sys::populate::{self, Check};
 use crate::sys::uffd::{self, Door, KernelFaults, feature};
 use crate::sys::{membarrier, pagemap::Pagemap, uffd_calls};
+
+/// The first kernel that has write-protection, for this processor.
+const WP_SINCE: &str = match () {
+    () if cfg!(target_arch = "x86_64") => "5.7",
+    () if cfg!(target_arch = "aarch64") => "6.10",
+    () => NONE_YET,
+};
+
+/// In place of a kernel's number.
+const NONE_YET: &str = "(none yet)";
 
 /// A thing that a kernel may have and a mode may need.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,6 +43,11 @@ pub enum Facility {
     Wp,
     /// Write-protection of pages that were never touched.
     WpUnpopulated,
+    /// Reading a page so that it is populated, and asking whether it is: what takes the place of
+    /// `WpUnpopulated` on older kernels.
+    Populate,
+    /// The protection of a page, in `/proc/self/pagemap`.
+    PagemapWp,
     /// Write-protection of memfd and shared memory.
     WpShmem,
     /// Write-protection that the kernel resolves by itself.
@@ -53,14 +69,16 @@ pub enum Facility {
 impl Facility {
     /// Every facility with the name that `CODEWARDEN_HIDE` and reports use, and
     /// the first kernel that has it.
-    pub const NAMES: [(Facility, &'static str, &'static str); 15] = [
+    pub const NAMES: [(Facility, &'static str, &'static str); 17] = [
         (Facility::Uffd, "uffd", "4.3"),
         (Facility::UffdSyscall, "uffd_syscall", "4.3"),
         (Facility::UffdDevice, "uffd_device", "6.1"),
         (Facility::KernelFaults, "kernel_faults", "5.7"),
         (Facility::UserModeOnly, "user_mode_only", "5.11"),
-        (Facility::Wp, "wp", "5.7"),
+        (Facility::Wp, "wp", WP_SINCE),
         (Facility::WpUnpopulated, "wp_unpopulated", "6.4"),
+        (Facility::Populate, "populate", "3.2"),
+        (Facility::PagemapWp, "pagemap_wp", "5.14"),
         (Facility::WpShmem, "wp_shmem", "5.19"),
         (Facility::WpAsync, "wp_async", "6.7"),
         (Facility::Sigbus, "sigbus", "4.14"),
@@ -106,6 +124,8 @@ pub struct Probe {
     /// Why a descriptor refused to tell its features.
     api_errno: Option<Errno>,
     scan_errno: Option<Errno>,
+    /// The call that populating needs and that was refused.
+    populate_error: Option<(&'static str, Errno)>,
     /// Door and kernel faults of the available descriptors, the best first.
     ways: Vec<(Door, KernelFaults)>,
 }
@@ -123,6 +143,8 @@ impl Probe {
         probe.ask_userfaultfd();
         probe.scan_errno = Pagemap::ask().err();
         probe.note(Facility::PagemapScan, probe.scan_errno.is_none());
+        probe.populate_error = populate::ask().err();
+        probe.note(Facility::Populate, probe.populate_error.is_none());
         probe.note(Facility::Membarrier, membarrier::has_fence());
         probe.note(Facility::MembarrierSyncCore, membarrier::has_sync_core());
         probe
@@ -137,6 +159,7 @@ impl Probe {
             door_errnos: [None; 2],
             api_errno: None,
             scan_errno: None,
+            populate_error: None,
             ways: Vec::new(),
         }
     }
@@ -168,18 +191,22 @@ impl Probe {
     ///
     /// [`Error::Unavailable`], which names the missing facility and the remedy.
     pub fn check_code(&self) -> Result<(), Error> {
-        match self.missing(&[Facility::MembarrierSyncCore]) {
+        match self.missing(&[&[Facility::MembarrierSyncCore]]) {
             None => Ok(()),
             Some(why) => Err(Error::Unavailable { what: "executable memory", why }),
         }
     }
 
-    /// The first of `needed` that is missing, in words that help.
-    pub(crate) fn missing(&self, needed: &[Facility]) -> Option<String> {
+    /// The first of `needed` that is missing, in words that help. Each element is a list of
+    /// facilities of which one is enough.
+    pub(crate) fn missing(&self, needed: &[&[Facility]]) -> Option<String> {
         if let Some(mistake) = self.mistake() {
             return Some(mistake);
         }
-        needed.iter().find_map(|facility| self.why_missing(*facility))
+        needed.iter().find_map(|either| {
+            let why: Vec<_> = either.iter().map_while(|facility| self.why_missing(*facility)).collect();
+            (why.len() == either.len()).then(|| why.join("; without it: "))
+        })
     }
 
     /// The reason why `facility` is not available, and the remedy; `None` if it is.
@@ -205,6 +232,10 @@ impl Probe {
                 None | Some(Errno::NOTTY | Errno::INVAL) => self.too_old(facility),
                 errno => refusal("PAGEMAP_SCAN on /proc/self/pagemap", errno),
             },
+            Facility::Populate => match self.populate_error {
+                Some((call, errno)) => refusal(call, Some(errno)),
+                None => refusal("process_vm_readv", None),
+            },
             Facility::Membarrier | Facility::MembarrierSyncCore => {
                 format!("{}, or a seccomp filter refuses it", self.too_old(facility))
             }
@@ -218,6 +249,10 @@ impl Probe {
     }
 
     fn too_old(&self, facility: Facility) -> String {
+        if facility == Facility::Wp && WP_SINCE == NONE_YET {
+            let processor = std::env::consts::ARCH;
+            return format!("Linux has no write-protection by userfaultfd (wp) for {processor} processors yet");
+        }
         format!("the kernel ({}) does not offer {facility}: Linux {} or newer does", self.kernel, facility.since())
     }
 
@@ -279,7 +314,11 @@ impl Probe {
                         }
                         self.ways.push((door, faults));
                         match uffd_calls::api(fd.as_fd(), 0) {
-                            Ok(offered) => self.note_features(offered),
+                            Ok(offered) => {
+                                self.note_features(offered);
+                                let is_told = offered & feature::WP != 0 && populate::pagemap_tells(fd.as_fd());
+                                self.note(Facility::PagemapWp, is_told);
+                            }
                             Err(errno) => self.api_errno = Some(errno),
                         }
                     }
@@ -302,6 +341,13 @@ impl Probe {
         for (facility, bit) in bits {
             self.note(facility, offered & bit != 0);
         }
+    }
+
+    /// How pages are checked that must be populated before they are protected; `None` if that is
+    /// not necessary.
+    pub(crate) fn check_of_populated(&self) -> Option<Check> {
+        let check = if self.has(Facility::PagemapWp) { Check::Protected } else { Check::Populated };
+        (!self.has(Facility::WpUnpopulated)).then_some(check)
     }
 
     /// The feature bits of the facilities of `wanted` that the kernel has.
@@ -377,7 +423,7 @@ mod tests {
             assert_eq!(less.has(facility), all.has(facility) && !hidden, "{facility}");
         }
         assert_eq!(less.unknown_names, ["bogus"]);
-        assert!(less.missing(&[Facility::Wp, Facility::Sigbus]).unwrap().contains("CODEWARDEN_HIDE"));
+        assert!(less.missing(&[&[Facility::Wp], &[Facility::Sigbus]]).unwrap().contains("CODEWARDEN_HIDE"));
     }
 
     #[test]

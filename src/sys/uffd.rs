@@ -32,6 +32,7 @@ use crate::error::Error;
 use crate::sys::descriptor;
 use crate::sys::guarded_fd::GuardedFd;
 use crate::sys::mmap::is_mapped;
+use crate::sys::populate::{Check, Populating};
 use crate::sys::process::ProcessNumber;
 use crate::sys::ranges::WriteFault;
 use crate::sys::split::split_on_error;
@@ -125,35 +126,40 @@ pub(crate) struct Uffd {
     door: Door,
     faults: KernelFaults,
     features: u64,
-    page: PageSize,
+    /// If the kernel protects populated pages only.
+    populating: Option<Populating>,
     generation: ProcessNumber,
 }
 
 impl Uffd {
-    /// Asks `opened` for `features` and takes it over.
-    pub(crate) fn new(opened: Opened, features: u64, page: PageSize) -> Result<Self, Error> {
+    /// Asks `opened` for `features` and takes it over. Without `WP_UNPOPULATED` among them,
+    /// `check` says how pages are checked that are populated before they are protected; `None`
+    /// leaves those out that are not populated.
+    pub(crate) fn new(opened: Opened, features: u64, check: Option<Check>) -> Result<Self, Error> {
         uffd_calls::api(opened.as_fd(), features).map_err(|errno| Error::system("UFFDIO_API", 0, 0, errno))?;
-        Self::negotiated(opened, features, page)
+        Self::negotiated(opened, features, check.map(Populating::new).transpose()?)
     }
 
-    /// Takes over a descriptor that the embedder has opened and asked for `features`.
+    /// Takes over a descriptor that the embedder has opened and asked for `features`. `check` as in
+    /// [`Uffd::new`].
     #[cfg(feature = "userfaultfd")]
-    pub(crate) fn of_embedder(fd: OwnedFd, features: u64, page: PageSize) -> Result<Self, Error> {
+    pub(crate) fn of_embedder(fd: OwnedFd, features: u64, check: Option<Check>) -> Result<Self, Error> {
         let flags =
             rustix::fs::fcntl_getfl(&fd).and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK));
         let flags = flags.and_then(|()| rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC));
         flags.map_err(|errno| Error::system("fcntl", 0, 0, errno))?;
         let opened = Opened { fd: descriptor::raise(fd), door: Door::Syscall, faults: KernelFaults::Refused };
-        Self::negotiated(opened, features, page)
+        Self::negotiated(opened, features, check.map(Populating::new).transpose()?)
     }
 
-    fn negotiated(opened: Opened, features: u64, page: PageSize) -> Result<Self, Error> {
+    fn negotiated(opened: Opened, features: u64, populating: Option<Populating>) -> Result<Self, Error> {
         let Opened { fd, door, faults } = opened;
         let generation = ProcessNumber::current()?;
         let spare = rustix::io::fcntl_dupfd_cloexec(&fd, 0)
             .map(descriptor::raise)
             .map_err(|errno| Error::system("fcntl(F_DUPFD_CLOEXEC)", 0, 0, errno))?;
-        Ok(Self { copy: GuardedFd::new(fd), spare: GuardedFd::new(spare), door, faults, features, page, generation })
+        let (copy, spare) = (GuardedFd::new(fd), GuardedFd::new(spare));
+        Ok(Self { copy, spare, door, faults, features, populating, generation })
     }
 
     /// In a fork's child: closes both copies, which are the parent's, and opens the same for
@@ -162,8 +168,10 @@ impl Uffd {
     pub(crate) fn reopen_in_child(&self) -> Result<Self, Error> {
         self.copy.close_inherited();
         self.spare.close_inherited();
+        let populating = self.populating.as_ref().map(Populating::reopen_in_child).transpose()?;
         let opened = open(self.door, self.faults).map_err(|errno| Error::system("userfaultfd", 0, 0, errno))?;
-        Self::new(opened, self.features, self.page)
+        uffd_calls::api(opened.as_fd(), self.features).map_err(|errno| Error::system("UFFDIO_API", 0, 0, errno))?;
+        Self::negotiated(opened, self.features, populating)
     }
 
     /// Whether this process, not a parent of it, made the descriptor.
@@ -172,10 +180,13 @@ impl Uffd {
         self.generation.is_current()
     }
 
-    /// Whether both copies are still the descriptor that was opened.
+    /// Whether both copies are still the descriptor that was opened, and the pagemap too.
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.check_own()?;
-        if self.copy.is_ours() && self.spare.is_ours() { Ok(()) } else { Err(Error::TrackingLost) }
+        if !self.copy.is_ours() || !self.spare.is_ours() {
+            return Err(Error::TrackingLost);
+        }
+        self.populating.as_ref().map_or(Ok(()), |populating| populating.pagemap.check())
     }
 
     /// Its numbers in this process.
@@ -183,7 +194,8 @@ impl Uffd {
         if !self.is_own() {
             return Vec::new();
         }
-        [&self.copy, &self.spare].iter().filter_map(|copy| copy.number()).collect()
+        let pagemap = self.populating.as_ref().and_then(|populating| populating.pagemap.descriptor());
+        [&self.copy, &self.spare].iter().filter_map(|copy| copy.number()).chain(pagemap).collect()
     }
 
     /// Lets go of the kernel's object, which opens every page and wakes every writer: calls on
@@ -229,6 +241,14 @@ impl Uffd {
     #[inline]
     pub(crate) fn protect(&self, range: HostRange) -> Result<(), Error> {
         self.check_own()?;
+        match &self.populating {
+            None => self.write_protect(range),
+            Some(populating) => populating.protect(range, |part| self.write_protect(part)),
+        }
+    }
+
+    #[inline]
+    fn write_protect(&self, range: HostRange) -> Result<(), Error> {
         match uffd_calls::protect(self.copy.as_fd(), range.start().0, range.len()) {
             Ok(()) => Ok(()),
             Err(_) => self.protect_in_parts(range),
@@ -243,7 +263,7 @@ impl Uffd {
             range,
             &[Errno::NOENT],
             |start, len| again(|| uffd_calls::protect(self.copy.as_fd(), start, len)),
-            |page, errno| if is_mapped(page, self.page) { Err(errno) } else { Ok(()) },
+            |page, errno| if is_mapped(page, PageSize::host()) { Err(errno) } else { Ok(()) },
         )
     }
 
@@ -310,6 +330,8 @@ impl Uffd {
         Ok(())
     }
 
+    /// In parts down to one page of the kernel's. A page of the guest may be larger, and consist of
+    /// several mappings.
     fn in_parts(
         &self,
         call: &'static str,
@@ -318,7 +340,7 @@ impl Uffd {
         apply: impl FnMut(usize, usize) -> Result<(), Errno>,
         leaf: impl FnMut(HostAddr, Errno) -> Result<(), Errno>,
     ) -> Result<(), Error> {
-        split_on_error(range, self.page, split_on, apply, leaf).map_err(|errno| system(call, range, errno))
+        split_on_error(range, PageSize::host(), split_on, apply, leaf).map_err(|errno| system(call, range, errno))
     }
 }
 
@@ -353,7 +375,7 @@ mod tests {
         const EVENT_REMOVE: u64 = raw::UFFD_FEATURE_EVENT_REMOVE as u64;
         let page = PageSize::host();
         let fd = open(Door::Syscall, KernelFaults::Refused).unwrap();
-        let uffd = Uffd::new(fd, feature::WP | feature::WP_UNPOPULATED | EVENT_REMOVE, page).unwrap();
+        let uffd = Uffd::new(fd, feature::WP | feature::WP_UNPOPULATED | EVENT_REMOVE, None).unwrap();
         let memory = crate::sys::mmap::Mapping::anonymous(4 * page.bytes(), page).unwrap();
         uffd.register(memory.range()).unwrap();
         std::thread::scope(|scope| {

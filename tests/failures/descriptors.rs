@@ -11,10 +11,11 @@ use core::ffi::c_int;
 use codewarden::Key;
 use codewarden::addr::GuestAddr;
 use codewarden::error::Error;
-use codewarden::protection::Mode;
+use codewarden::protection::{Mode, Probe};
 
-use crate::scenario::{End, UFFD, byte_of, fixture, scenario};
-use crate::support::{Fixture, GUEST};
+use crate::alone::task;
+use crate::scenario::{End, UFFD, byte_of, expect_end, fixture, populates, scenario};
+use crate::support::{Fixture, GUEST, skip};
 
 /// The descriptors of this process whose file has this name.
 fn numbers_of(file: &str) -> Vec<c_int> {
@@ -140,6 +141,29 @@ fn pagemap_closed() {
     });
 }
 
+/// On a kernel before 6.4 the synchronous modes ask it too: a page that may not be protected is
+/// not translated from.
+#[test]
+fn pagemap_closed_before_6_4() {
+    let name = "descriptors::pagemap_closed_before_6_4";
+    let Some(mode) = task() else {
+        for mode in [Mode::Sigbus, Mode::Thread] {
+            match Probe::with_hidden("wp_unpopulated").check(mode) {
+                Ok(()) => expect_end(name, mode.name(), &[("CODEWARDEN_HIDE", "wp_unpopulated")], End::Well),
+                Err(error) => skip(&error),
+            }
+        }
+        return;
+    };
+    let guest = fixture(Mode::from_name(&mode).unwrap());
+    guest.block(1);
+    numbers_of("/pagemap").into_iter().for_each(close);
+    assert_eq!(guest.begin_error(2), Some(Error::TrackingLost));
+    guest.expect_dead(1);
+    guest.expect_lost();
+    guest.store_to(1);
+}
+
 /// The descriptors of each mode: a mode without any cannot lose one.
 #[test]
 fn what_each_mode_opens() {
@@ -147,7 +171,7 @@ fn what_each_mode_opens() {
         let guest = fixture(mode);
         let has = |file| numbers_of(file).len();
         assert_eq!(has("[userfaultfd]"), if UFFD.contains(&mode) { 2 } else { 0 });
-        assert_eq!(has("/pagemap"), usize::from(mode == Mode::Deferred));
+        assert_eq!(has("/pagemap"), usize::from(mode == Mode::Deferred || populates(mode)));
         assert_eq!(has("socket:["), usize::from(mode == Mode::Thread));
         // The tracker names them all, except those that were taken from it.
         let files = ["[userfaultfd]", "/pagemap", "socket:["];

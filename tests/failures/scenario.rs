@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use codewarden::addr::GuestAddr;
 use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{Mode, Probe};
+use codewarden::protection::{Facility, Mode, Probe};
 use codewarden::tracker::{BeginError, PageObserver, PageWrite};
 
 use crate::alone::{run_alone, task};
@@ -29,6 +29,11 @@ pub(crate) const TRACKING: [Mode; 4] = [Mode::Sigbus, Mode::Thread, Mode::Deferr
 
 /// A scenario that takes longer hangs.
 const LIMIT_S: u32 = 30;
+
+/// Whether a region of `mode` populates its pages before it protects them.
+pub(crate) fn populates(mode: Mode) -> bool {
+    matches!(mode, Mode::Sigbus | Mode::Thread) && !Probe::of_this_process().has(Facility::WpUnpopulated)
+}
 
 /// How the process must end.
 #[derive(Clone, Copy)]

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use super::super::contract::{Access, KernelWrites, Opening};
 use super::rig::{PAGES, Rig, gettid};
+use crate::addr::PageSize;
 use crate::error::Error;
 use crate::mode::Mode;
 use crate::page_table::Permit;
@@ -185,6 +186,24 @@ pub(super) fn a_piece_that_is_unmapped_is_nothing_to_protect(rig: &Rig) {
     assert_eq!(rig.learned(), [6, 8]);
     rig.protection.unprotect(rig.range(), Opening::for_test()).unwrap();
     rig.store(14, 0, 1);
+}
+
+/// If a guest's page has several pages of the kernel, a part of it may be another mapping, or gone.
+pub(super) fn a_page_of_several_mappings_is_one_page(rig: &Rig) {
+    let part = PageSize::host().bytes();
+    if rig.page.bytes() == part || rig.mode() == Mode::Mprotect {
+        return; // mprotect mode has the guest's access to the whole page
+    }
+    rig.split(2, part);
+    rig.unmap_bytes(5, part);
+    for value in 1..3 {
+        rig.rearm();
+        for page in [2, 5] {
+            rig.store(page, 2 * part, value);
+            assert_eq!(rig.load(page, 2 * part), value);
+        }
+        assert_eq!(rig.learned(), [2, 5]);
+    }
 }
 
 pub(super) fn a_partial_detach_leaves_the_rest(rig: &Rig) {

@@ -8,23 +8,31 @@ mod cases;
 mod rig;
 
 use crate::mode::Mode;
-use crate::sys::probe::Probe;
+use crate::sys::probe::Facility;
 use cases::*;
 use rig::{Backend, Memory, Rig};
 
 type Case = fn(&Rig);
 
-/// Runs `case` on each kind of memory, or reports that the kernel lacks the mode.
+/// Runs `case` on each kind of memory, or reports what the kernel lacks for it.
 fn run(backend: Backend, case: Case) {
-    if let Backend::Kernel(mode) | Backend::LargerPages(mode) = backend
-        && let Err(error) = Probe::of_this_process().check(mode)
+    let skipped = |why: String| {
+        assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{why}");
+        eprintln!("SKIPPED: {why}");
+    };
+    let (probe, mode) = (backend.probe(), backend.mode());
+    let is_modelled = matches!(backend, Backend::Model(_));
+    if let Err(error) = probe.check(mode)
+        && !is_modelled
     {
-        assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{error}");
-        eprintln!("SKIPPED: {error}");
-        return;
+        return skipped(error.to_string());
     }
     for memory in [Memory::Anonymous, Memory::Memfd] {
-        case(&Rig::new(backend, memory));
+        let needs_shmem = memory == Memory::Memfd && matches!(mode, Mode::Sigbus | Mode::Thread | Mode::Deferred);
+        match probe.why_missing(Facility::WpShmem).filter(|_| needs_shmem && !is_modelled) {
+            Some(why) => skipped(why),
+            None => case(&Rig::new(backend, memory)),
+        }
     }
 }
 
@@ -64,6 +72,7 @@ macro_rules! on_the_kernel {
             writers_go_on_through_attach_and_detach
             kernel_writes_do_what_the_mechanism_says
             a_partial_detach_leaves_the_rest
+            a_page_of_several_mappings_is_one_page
         }
     };
 }
@@ -119,6 +128,38 @@ mod thread_larger_pages {
     all_tracking! { Backend::LargerPages(Mode::Thread) }
     on_the_kernel! { Backend::LargerPages(Mode::Thread) }
     synchronous! { Backend::LargerPages(Mode::Thread) }
+}
+
+// Kernels before 6.4, which protect populated pages only.
+
+mod sigbus_populating {
+    use super::*;
+    all_tracking! { Backend::Without("wp_unpopulated", Mode::Sigbus) }
+    on_the_kernel! { Backend::Without("wp_unpopulated", Mode::Sigbus) }
+    synchronous! { Backend::Without("wp_unpopulated", Mode::Sigbus) }
+}
+
+mod thread_populating {
+    use super::*;
+    all_tracking! { Backend::Without("wp_unpopulated", Mode::Thread) }
+    on_the_kernel! { Backend::Without("wp_unpopulated", Mode::Thread) }
+    synchronous! { Backend::Without("wp_unpopulated", Mode::Thread) }
+}
+
+// Kernels before 5.14, which do not report the protection of a page.
+
+mod sigbus_unreported {
+    use super::*;
+    all_tracking! { Backend::Without("wp_unpopulated,pagemap_wp", Mode::Sigbus) }
+    on_the_kernel! { Backend::Without("wp_unpopulated,pagemap_wp", Mode::Sigbus) }
+    synchronous! { Backend::Without("wp_unpopulated,pagemap_wp", Mode::Sigbus) }
+}
+
+mod thread_unreported {
+    use super::*;
+    all_tracking! { Backend::Without("wp_unpopulated,pagemap_wp", Mode::Thread) }
+    on_the_kernel! { Backend::Without("wp_unpopulated,pagemap_wp", Mode::Thread) }
+    synchronous! { Backend::Without("wp_unpopulated,pagemap_wp", Mode::Thread) }
 }
 
 mod mprotect_larger_pages {

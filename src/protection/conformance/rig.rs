@@ -9,13 +9,14 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 
+use super::super::choice::open_with;
 use super::super::contract::{Access, Opening, Options, Protection};
 use super::super::model::Model;
-use super::super::open;
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::mode::Mode;
 use crate::page_table::Permit;
-use crate::sys::mmap::{Mapping, memfd};
+use crate::sys::mmap::{Mapping, memfd, set_access};
+use crate::sys::probe::Probe;
 use crate::sys::ranges::{FaultSink, Handled, WriteFault};
 
 /// Pages of a rig's memory.
@@ -24,10 +25,27 @@ pub(super) const PAGES: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Backend {
     Kernel(Mode),
-    /// The same with pages four times as large as this kernel's, to show that no code takes
+    /// A kernel without these facilities (names of `CODEWARDEN_HIDE`).
+    Without(&'static str, Mode),
+    /// The same as `Kernel` with pages four times as large as this kernel's, to show that no code takes
     /// their size for granted.
     LargerPages(Mode),
     Model(Mode),
+}
+
+impl Backend {
+    pub(super) fn mode(self) -> Mode {
+        match self {
+            Self::Kernel(mode) | Self::Without(_, mode) | Self::LargerPages(mode) | Self::Model(mode) => mode,
+        }
+    }
+
+    pub(super) fn probe(self) -> Probe {
+        match self {
+            Self::Without(hidden, _) => Probe::with_hidden(hidden),
+            _ => Probe::of_this_process(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -129,7 +147,9 @@ impl Rig {
         let start = page.ceil(memory.range().start().0).unwrap();
         let range = HostRange::of_pages(HostAddr(start), PAGES, page);
         let (protection, model): (Arc<dyn Protection>, _) = match backend {
-            Backend::Kernel(mode) | Backend::LargerPages(mode) => (open(mode, page, Options::default()).unwrap(), None),
+            Backend::Kernel(mode) | Backend::Without(_, mode) | Backend::LargerPages(mode) => {
+                (open_with(&backend.probe(), mode, page, Options::default()).unwrap(), None)
+            }
             Backend::Model(mode) => {
                 let model = Arc::new(Model::new(mode, range, page));
                 (model.clone(), Some(model))
@@ -274,8 +294,19 @@ impl Rig {
 
     /// Leaves a hole at one page.
     pub(super) fn unmap(&self, page: usize) {
-        // SAFETY: a page of the rig's own mapping, which no code touches any more.
-        unsafe { rustix::mm::munmap(self.at(page, 0).as_ptr().cast(), self.page.bytes()) }.unwrap();
+        self.unmap_bytes(page, self.page.bytes());
+    }
+
+    /// Leaves a hole at the first bytes of a page.
+    pub(super) fn unmap_bytes(&self, page: usize, len: usize) {
+        // SAFETY: a part of the rig's own mapping, which no code touches any more.
+        unsafe { rustix::mm::munmap(self.at(page, 0).as_ptr().cast(), len) }.unwrap();
+    }
+
+    /// Makes a mapping of its own of a part of a page, read-only.
+    pub(super) fn split(&self, page: usize, len: usize) {
+        let part = HostRange::new(self.at(page, 0), len, PageSize::host()).unwrap();
+        set_access(part, true, false).unwrap();
     }
 
     /// Lets the kernel write one byte to the page, by `read` from a pipe.
