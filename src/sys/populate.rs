@@ -345,9 +345,10 @@ mod tests {
     #[test]
     fn a_page_that_the_guest_reads_meanwhile_is_protected() {
         for check in CHECKS {
-            for (step, page) in (0..12).flat_map(|step| [(step, 0), (step, 1)]) {
-                let mut kernel = Injected::new(vec![UNTOUCHED; 2], check);
-                kernel.touch = vec![(step, page)];
+            // Alone: if another page is missing, a further call protects both.
+            for step in 0..8 {
+                let mut kernel = Injected::new(vec![UNTOUCHED], check);
+                kernel.touch = vec![(step, 0)];
                 assert_eq!(protect_populated(kernel.range(), check, &kernel), Ok(()));
                 assert!(kernel.pages.borrow().iter().all(|page| page.protected), "{check:?}, step {step}");
             }
