@@ -278,8 +278,9 @@ mod tests {
         let page = PageSize::host();
         choice::prepare(Mode::Thread, Options::default()).unwrap();
         let (fd, kernel_faults) = probe.open_uffd(KernelFaults::Delivered).unwrap();
-        let features = crate::sys::uffd::feature::WP | crate::sys::uffd::feature::WP_UNPOPULATED;
-        UffdThread::start(Uffd::new(fd, features, None).unwrap(), kernel_faults, page).unwrap()
+        let features = choice::uffd_features(&probe, Mode::Thread);
+        let uffd = Uffd::new(fd, features, probe.check_of_populated()).unwrap();
+        UffdThread::start(uffd, kernel_faults, page).unwrap()
     }
 
     /// Two pages, protected, with a sink that opens nothing.

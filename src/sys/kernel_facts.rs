@@ -13,7 +13,7 @@
 use core::ffi::c_void;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -24,12 +24,26 @@ use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::sys::child::{Ended, in_child};
 use crate::sys::mmap::{Mapping, memfd};
-use crate::sys::pagemap::Pagemap;
+use crate::sys::pagemap::{Pagemap, entry};
+use crate::sys::populate::{self, Check};
+use crate::sys::probe::{Facility, Probe};
 use crate::sys::uffd::{Door, KernelFaults, MessageBuffer, Uffd, feature, open};
 use crate::sys::uffd_calls;
 
 const PAGES: usize = 8;
 const SYNC: u64 = feature::WP | feature::WP_UNPOPULATED | feature::WP_SHMEM | feature::EXACT_ADDRESS;
+
+/// The features that every kernel before 6.4 lacks one of.
+const POPULATED_ONLY: u64 = SYNC & !feature::WP_UNPOPULATED;
+
+/// Whether this kernel has all of `facilities`; prints a skip if not.
+fn has_or_skips(facilities: &[Facility]) -> bool {
+    let probe = Probe::of_this_process();
+    let Some(why) = facilities.iter().find_map(|facility| probe.why_missing(*facility)) else { return true };
+    assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{why}");
+    eprintln!("SKIPPED: {why}");
+    false
+}
 
 /// Memory and a descriptor whose messages only the test reads: a store to a protected page
 /// sleeps.
@@ -55,8 +69,10 @@ impl Fixture {
         Self { page, file, memory, pagemap: Pagemap::open(page).unwrap(), uffd }
     }
 
-    fn sync_on_both() -> [Self; 2] {
-        [Self::new(SYNC, false), Self::new(SYNC, true)]
+    /// On anonymous memory, and on a memfd if this kernel protects those.
+    fn sync_on_both() -> Vec<Self> {
+        let on_memfd = has_or_skips(&[Facility::WpShmem]).then(|| Self::new(SYNC, true));
+        [Some(Self::new(SYNC, false)), on_memfd].into_iter().flatten().collect()
     }
 
     fn pages(&self, first: usize, count: usize) -> HostRange {
@@ -82,12 +98,37 @@ impl Fixture {
         unsafe { self.at(page).as_ptr().read_volatile() }
     }
 
-    /// The pages that the kernel holds protected.
+    /// The pages that the kernel holds protected. They stay so, and keep their contents.
     fn protected(&self) -> Vec<usize> {
-        let start = self.at(0).0;
-        let parts = self.pagemap.protected(self.memory.range()).unwrap();
-        let index = |address: HostAddr| (address.0 - start) >> self.page.shift();
-        parts.into_iter().flat_map(|part| index(part.start())..index(part.end())).collect()
+        (0..PAGES).filter(|page| store_sleeps(&self.uffd, self.at(*page))).collect()
+    }
+
+    fn advise(&self, page: usize, advice: Advice) {
+        let (start, len) = self.raw(page, 1);
+        // SAFETY: a page of the fixture's own mapping.
+        unsafe { rustix::mm::madvise(start, len, advice) }.unwrap();
+    }
+
+    /// Whether the page table leads to the page.
+    fn is_present(&self, page: usize) -> bool {
+        let mut found = [0];
+        self.pagemap.entries(self.at(page), &mut found).unwrap();
+        found[0] & entry::PRESENT != 0
+    }
+
+    /// Pages it out, or discards it after MADV_FREE; whether it left. The kernel leaves a page that it
+    /// is using for later.
+    fn page_out(&self, page: usize) -> bool {
+        (0..100).any(|_| {
+            self.advise(page, Advice::LinuxPageOut);
+            !self.is_present(page)
+        })
+    }
+
+    fn set_access(&self, page: usize, access: MprotectFlags) {
+        let (start, len) = self.raw(page, 1);
+        // SAFETY: a page of the fixture's own mapping, which no code uses meanwhile.
+        unsafe { rustix::mm::mprotect(start, len, access) }.unwrap();
     }
 
     fn faults(&self) -> Vec<HostAddr> {
@@ -115,19 +156,166 @@ impl Fixture {
     }
 }
 
+/// A descriptor with those of `features` that the kernel has. If `WP_UNPOPULATED` was asked for and
+/// is missing, pages are populated before they are protected.
 fn descriptor(features: u64) -> Uffd {
-    let fd = open(Door::Syscall, KernelFaults::Delivered).or_else(|_| open(Door::Syscall, KernelFaults::Refused));
-    Uffd::new(fd.unwrap(), features, None).unwrap()
+    let open = || open(Door::Syscall, KernelFaults::Delivered).or_else(|_| open(Door::Syscall, KernelFaults::Refused));
+    let offered = uffd_calls::api(open().unwrap().as_fd(), 0).unwrap();
+    let check =
+        if features & feature::WP_UNPOPULATED == 0 { None } else { Probe::of_this_process().check_of_populated() };
+    Uffd::new(open().unwrap(), features & offered, check).unwrap()
+}
+
+/// Whether a store to the page of `address` sleeps. Its contents and its protection stay.
+fn store_sleeps(uffd: &Uffd, address: HostAddr) -> bool {
+    let page = HostRange::page_of(address, PageSize::host());
+    let done = AtomicBool::new(false);
+    let slept = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // SAFETY: the tests pass addresses of their own mappings only.
+            unsafe { address.as_ptr().write_volatile(address.as_ptr().read_volatile()) };
+            done.store(true, SeqCst);
+        });
+        let mut slept = false;
+        while !slept && !done.load(SeqCst) {
+            uffd.read_faults(0, &mut MessageBuffer::new(), |fault| slept |= page.contains(fault.addr)).unwrap();
+            std::thread::yield_now();
+        }
+        if slept {
+            uffd.unprotect(page).unwrap();
+        }
+        slept
+    });
+    if slept {
+        uffd.protect(page).unwrap();
+    }
+    slept
 }
 
 #[test]
 fn only_a_descriptor_with_wp_unpopulated_protects_what_was_never_touched() {
-    let with = Fixture::new(SYNC, false);
-    with.uffd.protect(with.pages(0, 2)).unwrap();
-    assert_eq!(with.protected(), [0, 1]);
-    let without = Fixture::new(SYNC & !feature::WP_UNPOPULATED, false);
+    if has_or_skips(&[Facility::WpUnpopulated]) {
+        let with = Fixture::new(SYNC, false);
+        with.uffd.protect(with.pages(0, 2)).unwrap();
+        assert_eq!(with.protected(), [0, 1]);
+    }
+    let without = Fixture::new(POPULATED_ONLY, false);
     without.uffd.protect(without.pages(0, 2)).unwrap();
     assert_eq!(without.protected(), []);
+}
+
+/// Kernels before 6.4, and later ones without `WP_UNPOPULATED`: one step to populate a page, then
+/// the protecting call, then one step that might take the protection away.
+#[test]
+fn a_populated_page_is_protected_whatever_becomes_of_it() {
+    type Step = fn(&Fixture);
+    let nothing: Step = |_| ();
+    let read: Step = |fixture| populate::read_byte(fixture.at(1)).unwrap();
+    let written: Step = |fixture| fixture.store(1, 1);
+    let paged_out: Step = |fixture| {
+        fixture.store(1, 1);
+        if !fixture.page_out(1) {
+            eprintln!("skipped: the page never left; this machine has no swap");
+        }
+    };
+    let forked: Step = |fixture| {
+        fixture.store(1, 1);
+        assert_eq!(in_child(|| 0), Ended::Returned(0));
+    };
+    let page_out: Step = |fixture| {
+        fixture.page_out(1);
+    };
+    let fork: Step = |_| assert_eq!(in_child(|| 0), Ended::Returned(0));
+    let no_access: Step = |fixture| {
+        fixture.set_access(1, MprotectFlags::empty());
+        fixture.set_access(1, MprotectFlags::READ | MprotectFlags::WRITE);
+    };
+    let discard: Step = |fixture| fixture.advise(1, Advice::LinuxDontNeed);
+    let cases = [
+        ("never touched", nothing, nothing, false),
+        ("read: it is the zero page", read, nothing, true),
+        ("the zero page, no access and back", read, no_access, true),
+        ("the zero page, in a fork's parent", read, fork, true),
+        ("written", written, nothing, true),
+        ("paged out before", paged_out, nothing, true),
+        ("paged out after", written, page_out, true),
+        ("written, no access and back", written, no_access, true),
+        ("shared with a fork's child before", forked, nothing, true),
+        ("shared with a fork's child after", written, fork, true),
+        ("discarded after", written, discard, false),
+    ];
+    for (name, before, after, is_protected) in cases {
+        let fixture = Fixture::new(POPULATED_ONLY, false);
+        before(&fixture);
+        fixture.uffd.protect(fixture.pages(1, 1)).unwrap();
+        after(&fixture);
+        assert_eq!(store_sleeps(&fixture.uffd, fixture.at(1)), is_protected, "{name}");
+    }
+}
+
+/// The contents of a page go some time after `MADV_FREE`, unless it is written before, and its
+/// protection goes with them, on every kernel. The populating read does not keep the page either.
+#[test]
+fn a_page_that_is_freed_lazily_loses_its_protection_with_its_contents() {
+    for features in [SYNC, POPULATED_ONLY] {
+        for is_protected_first in [false, true] {
+            let fixture = Fixture::new(features, false);
+            let protect = || fixture.uffd.protect(fixture.pages(1, 1)).unwrap();
+            fixture.store(1, 1);
+            if is_protected_first {
+                protect();
+            }
+            fixture.advise(1, Advice::LinuxFree);
+            populate::read_byte(fixture.at(1)).unwrap();
+            if !is_protected_first {
+                protect();
+            }
+            if !fixture.page_out(1) {
+                eprintln!("skipped: the page never left");
+                continue;
+            }
+            assert_eq!(fixture.load(1), 0);
+            assert!(!store_sleeps(&fixture.uffd, fixture.at(1)));
+        }
+    }
+}
+
+/// Part by part, as the library protects before 6.4, the pages of a huge page stay protected when
+/// one of them is opened: of one with contents, and of the huge zero page.
+#[test]
+fn a_huge_page_that_is_protected_in_parts_is_protected_page_by_page() {
+    const HUGE_BYTES: usize = 2 << 20;
+    let page = PageSize::host();
+    for is_zero in [false, true] {
+        let memory = Mapping::anonymous(2 * HUGE_BYTES, page).unwrap();
+        let start = HostAddr(memory.range().start().0.next_multiple_of(HUGE_BYTES));
+        let range = HostRange::of_pages(start, HUGE_BYTES >> page.shift(), page);
+        // SAFETY: in the mapping, which no other code uses.
+        let is_advised =
+            unsafe { rustix::mm::madvise(start.as_ptr().cast(), HUGE_BYTES, Advice::LinuxHugepage) }.is_ok();
+        if !is_advised {
+            return eprintln!("SKIPPED: this kernel has no huge pages");
+        }
+        if is_zero {
+            populate::read_byte(start).unwrap();
+        } else {
+            // SAFETY: as above.
+            unsafe { start.as_ptr().write_volatile(1) };
+        }
+        let populating = Probe::with_hidden("wp_unpopulated").check_of_populated();
+        let open =
+            || open(Door::Syscall, KernelFaults::Delivered).or_else(|_| open(Door::Syscall, KernelFaults::Refused));
+        let uffd = Uffd::new(open().unwrap(), feature::WP, populating).unwrap();
+        uffd.register(range).unwrap();
+        uffd.protect(range).unwrap();
+        let at = |index: usize| HostAddr(start.0 + (index << page.shift()));
+        uffd.unprotect(HostRange::page_of(at(7), page)).unwrap();
+        assert!(!store_sleeps(&uffd, at(7)));
+        for index in [0, 6, 8, 63, 64, 300, 511] {
+            assert!(store_sleeps(&uffd, at(index)), "page {index}, zero: {is_zero}");
+        }
+        uffd.release(range).unwrap();
+    }
 }
 
 #[test]
@@ -184,7 +372,7 @@ fn mremap_loses_protection_and_registration() {
         rustix::mm::mremap_fixed(start, len, len, MremapFlags::MAYMOVE, to.start().as_ptr().cast()).unwrap();
         to.start().as_ptr().write_volatile(5); // does not sleep
     }
-    assert_eq!(fixture.pagemap.protected(to).unwrap(), []);
+    assert!(!store_sleeps(&fixture.uffd, to.start()));
     assert!(fixture.uffd.protect(to).is_err());
 }
 
@@ -212,7 +400,7 @@ fn a_release_leaves_no_writer_asleep() {
 
 #[test]
 fn closing_the_descriptor_wakes_all_and_opens_all() {
-    let Fixture { memory, pagemap, uffd, page, .. } = Fixture::new(SYNC, false);
+    let Fixture { memory, pagemap, uffd, .. } = Fixture::new(SYNC, false);
     uffd.protect(memory.range()).unwrap();
     let start = memory.range().start();
     std::thread::scope(|scope| {
@@ -224,7 +412,9 @@ fn closing_the_descriptor_wakes_all_and_opens_all() {
         }
         drop(uffd);
     });
-    assert_eq!(pagemap.protected(HostRange::of_pages(start, PAGES, page)).unwrap(), []);
+    let mut found = [0; PAGES];
+    pagemap.entries(start, &mut found).unwrap();
+    assert!(found.iter().all(|found| found & entry::UFFD_WP == 0), "{found:x?}");
 }
 
 #[test]
@@ -241,9 +431,11 @@ fn one_unprotect_wakes_several_writers_and_takes_their_messages() {
         while seen.len() < 4 {
             seen.extend(fixture.faults());
         }
+        assert_eq!(seen.len(), 4);
         seen.sort();
         seen.dedup();
-        assert_eq!(seen.len(), 4, "each writer has a message of its own, with its exact address");
+        let is_exact = Probe::of_this_process().has(Facility::ExactAddress);
+        assert_eq!(seen.len(), if is_exact { 4 } else { 1 }, "each writer has a message of its own: {seen:?}");
         fixture.uffd.unprotect(fixture.pages(2, 1)).unwrap();
     });
     assert_eq!(fixture.faults(), []);
@@ -269,6 +461,9 @@ fn a_failing_compare_and_exchange_is_a_store() {
 
 #[test]
 fn an_alias_and_pwrite_pass_by_the_protection() {
+    if !has_or_skips(&[Facility::WpShmem]) {
+        return;
+    }
     let fixture = Fixture::new(SYNC, true);
     let file = fixture.file.as_ref().unwrap();
     let alias = Mapping::shared(file, fixture.memory.range().len(), fixture.page).unwrap();
@@ -324,6 +519,9 @@ fn huge_page() -> Option<(Mapping, HostRange)> {
 
 #[test]
 fn a_huge_page_stays_whole_where_all_of_it_is_protected() {
+    if !has_or_skips(&[Facility::PagemapScan]) {
+        return;
+    }
     let Some((_memory, range)) = huge_page() else {
         assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "no huge page was to be had");
         return eprintln!("SKIPPED: no huge page was to be had");
@@ -359,11 +557,16 @@ fn regular_files_are_for_asynchronous_descriptors_alone() {
         let error = descriptor(SYNC).register(range).unwrap_err();
         assert!(matches!(error, Error::System { errno: libc::EINVAL, .. }), "{error}");
     }
-    descriptor(SYNC | feature::WP_ASYNC).register(range).unwrap();
+    if has_or_skips(&[Facility::WpAsync]) {
+        descriptor(SYNC | feature::WP_ASYNC).register(range).unwrap();
+    }
 }
 
 #[test]
 fn asynchronous_writeprotect_hides_a_write_from_the_next_harvest() {
+    if !has_or_skips(&[Facility::WpAsync, Facility::PagemapScan]) {
+        return;
+    }
     let fixture = Fixture::new(SYNC | feature::WP_ASYNC, false);
     let harvest = || {
         let mut written = 0;
@@ -384,6 +587,9 @@ fn asynchronous_writeprotect_hides_a_write_from_the_next_harvest() {
 
 #[test]
 fn a_harvest_of_more_regions_than_fit_in_one_call_is_whole() {
+    if !has_or_skips(&[Facility::WpAsync, Facility::PagemapScan]) {
+        return;
+    }
     let page = PageSize::host();
     let pages = 1200;
     let memory = Mapping::anonymous(pages * page.bytes(), page).unwrap();
@@ -415,10 +621,13 @@ fn an_unregistered_piece_ends_the_ioctl_after_a_part_was_applied() {
 
 #[test]
 fn a_read_that_reaches_a_protected_page_is_cut_short_in_user_mode_only() {
+    if !has_or_skips(&[Facility::UserModeOnly]) {
+        return;
+    }
     let page = PageSize::host();
     let memory = Mapping::anonymous(2 * page.bytes(), page).unwrap();
     let fd = open(Door::Syscall, KernelFaults::Refused).unwrap();
-    let uffd = Uffd::new(fd, SYNC, None).unwrap();
+    let uffd = Uffd::new(fd, feature::WP, Some(Check::Populated)).unwrap();
     uffd.register(memory.range()).unwrap();
     let second = HostAddr(memory.range().start().0 + page.bytes());
     uffd.protect(HostRange::page_of(second, page)).unwrap();
