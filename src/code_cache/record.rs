@@ -34,13 +34,15 @@ use super::translation::Translation;
 use crate::addr::GuestAddr;
 use crate::tracker::PageClaim;
 
-/// A page that a block lies on, and the block's node in its list.
+/// A page that a block lies on, and the block's node in its list. The node is first: a walk comes
+/// to the record by it, and then needs the record's beginning.
+#[repr(C)]
 pub(super) struct BlockPage<P: Payload> {
+    pub(super) node: Node<Block<P>>,
     pub(super) claim: PageClaim<PageBlocks<Block<P>>>,
     /// The page that the translator asked for. The claimed page may be another one that shows the
     /// same bytes.
     pub(super) shows: GuestAddr,
-    pub(super) node: Node<Block<P>>,
 }
 
 // SAFETY: before a commit the node points nowhere. After it the node belongs to the record, which

@@ -5,6 +5,7 @@
 //! block's word kills it. The floor has no states, no generations and no lists. It counts nothing
 //! and could not serve two translators.
 
+mod bulk;
 mod calls;
 mod handler;
 mod tracked;
@@ -21,6 +22,8 @@ use crate::ground::{Ground, PAGES, Setting};
 use crate::side::{Case, Side};
 use calls::{Calls, StopSignal};
 use tracked::Tracked;
+
+pub(crate) use bulk::BareBulk;
 
 /// Bare protection, for runs that take no fault.
 #[derive(Debug)]

@@ -2,10 +2,14 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use codewarden::policy::{Adaptive, Policy};
+use codewarden::protection::Mode;
+
 use super::rows::{Row, Threads};
 use super::side::Side;
 use super::translator::Machine;
-use super::workload::{Took, Worker};
+use super::workload::{Took, Worker, Workload};
+use crate::floor::BareBulk;
 use crate::spread::Spread;
 
 /// The result of one run.
@@ -32,6 +36,9 @@ pub struct Measured {
     pub sides: Vec<(Side, Vec<Sample>)>,
     /// Off once more in each round, to show how far two runs of the same thing differ.
     pub control: Vec<Sample>,
+    /// The bare system calls of a mode, in nanoseconds for one operation, in rounds: of
+    /// [`Workload::Bulk`] in one thread.
+    pub floors: Vec<(Mode, Vec<f64>)>,
 }
 
 /// How many times cheaper a side is.
@@ -114,6 +121,18 @@ impl Measured {
         Spread::of(&pairs.map(|(one, other)| (figure(one) - figure(other)).abs()).collect::<Vec<_>>()).p90_ns
     }
 
+    /// The bare system calls of an operation in `mode`.
+    pub fn floor(&self, mode: Mode) -> Option<Spread> {
+        let (_, samples) = self.floors.iter().find(|(other, _)| *other == mode)?;
+        Some(Spread::of(samples))
+    }
+
+    /// How many times cheaper the bare system calls of `mode` are than the baseline.
+    pub fn floor_times(&self, mode: Mode, figure: Figure) -> Option<Times> {
+        let (plain, floor) = (self.cost(Side::Plain, figure)?, self.floor(mode)?);
+        Some(times(plain, floor, self.noise_ns(figure)))
+    }
+
     /// How many times cheaper `side` tracks than the baseline.
     pub fn times_cheaper(&self, side: Side, figure: Figure) -> Option<Times> {
         let (plain, cost) = (self.cost(Side::Plain, figure)?, self.cost(side, figure)?);
@@ -136,7 +155,12 @@ pub fn measure(row: Row, sides: &[Side]) -> Measured {
         row,
         sides: sides.iter().map(|&side| (side, Vec::with_capacity(row.rounds))).collect(),
         control: Vec::with_capacity(row.rounds),
+        floors: Vec::new(),
     };
+    if row.workload == Workload::Bulk && row.threads == Threads::Working(1) {
+        let mode_of = |&(side, _): &(Side, _)| matches!(side, Side::Adaptive(_)).then(|| (side.mode(), Vec::new()));
+        measured.floors = measured.sides.iter().filter_map(mode_of).collect();
+    }
     for round in 0..row.rounds {
         let mut turn: Vec<usize> = (0..=sides.len()).collect();
         if round % 2 == 1 {
@@ -147,6 +171,11 @@ pub fn measure(row: Row, sides: &[Side]) -> Measured {
                 Some((side, samples)) => samples.push(run(row, *side)),
                 None => measured.control.push(run(row, Side::Off)),
             }
+        }
+        for (mode, samples) in &mut measured.floors {
+            let run = |mode| BareBulk::new(mode, row.size.pages, Adaptive::with_checks().limits()).run();
+            let (calls, none) = (run(*mode), run(Mode::None));
+            samples.push((calls.as_nanos() as f64 - none.as_nanos() as f64) / row.size.operations as f64);
         }
     }
     measured

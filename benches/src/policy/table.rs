@@ -17,7 +17,9 @@ one fault at a time, as QEMU's user mode does it; *mprotect, adaptive* has the p
 is a second run with tracking off: what it \"costs\" is the noise. Where a side's cost does not stand out of that, a
 ratio of medians would mean nothing: then *≥* says the baseline's cost by the most that the side may cost, which is its
 p90, or what nine of ten pairs of runs with tracking off differ by, whichever is more. Faults, system calls, and runs of
-code that was interpreted as its page was busy, are for one operation, over all rounds.
+code that was interpreted as its page was busy, are for one operation, over all rounds. *bare calls* is the floor of the
+pages that are overwritten in a bulk: the same stores and the mode's bare system calls, with a handler that opens pages
+ahead as far as the policy does and calls that protect as many, less the same stores without any.
 ";
 
 /// The explanation of the table of syncs.
@@ -61,6 +63,14 @@ pub fn rows(rows: &[Measured]) -> String {
         for (name, figure) in figures(row.row.workload) {
             row.sides.iter().for_each(|&(side, _)| line(&mut table, row, side, &name, figure));
             let threads = row.row.threads.name();
+            for (mode, _) in &row.floors {
+                if let (Some(floor), Some(times)) = (row.floor(*mode), row.floor_times(*mode, figure)) {
+                    let _ = writeln!(
+                        table,
+                        "| {name} | {threads} | {mode}, bare calls | – | {floor} | {times} | – | – | – |"
+                    );
+                }
+            }
             let (wall, cost) = (row.control_wall(figure), row.control_cost(figure));
             let _ = writeln!(table, "| {name} | {threads} | off, again | {wall} | {cost} | – | 0 | 0 | 0 |");
         }
