@@ -101,12 +101,13 @@ unsafe impl<P: Payload> PageObserver for Invalidator<P> {
         // The misses of many pages overlap, as long as no locked instruction comes in between. So
         // all blocks are brought near, then all cells, before the first one is killed.
         pages.iter().for_each(|(_, blocks)| blocks.list().prefetch());
+        let recorded_from = pages.len().saturating_sub(MOST_OF_A_HARVEST);
+        self.journal.prefetch(recorded_from);
         for (_, blocks) in pages {
             // SAFETY: under the walk.
             unsafe { blocks.list().for_each(|block| block.reach(self.stubs).prefetch()) };
         }
         let (mut all_killed, mut skipped, mut dead) = (0, 0, DeadChain::new());
-        let recorded_from = pages.len().saturating_sub(MOST_OF_A_HARVEST);
         for (at, &(page, blocks)) in pages.iter().enumerate() {
             let mut killed = 0;
             let kill = |block: &Block<P>| {

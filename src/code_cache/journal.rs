@@ -19,6 +19,7 @@
 use core::sync::atomic::{AtomicU64, Ordering, fence as memory_fence};
 
 use crate::addr::{GuestAddr, HostAddr};
+use crate::sync::prefetch;
 use crate::tracker::{Cause, PageWrite};
 
 /// Writes that are retained.
@@ -70,6 +71,14 @@ impl Journal {
     /// The number of writes so far.
     pub(crate) fn count(&self) -> u64 {
         self.next.load(Ordering::Acquire)
+    }
+
+    /// Brings the places near that a harvest will fill after `skipped` writes.
+    pub(super) fn prefetch(&self, skipped: usize) {
+        let first = self.next.load(Ordering::Relaxed) as usize + skipped;
+        for number in first..first + MOST_OF_A_HARVEST {
+            self.slots.get(number % RING_SLOTS).into_iter().for_each(|slot| prefetch(slot));
+        }
     }
 
     /// Counts writes that are not retained.
