@@ -33,8 +33,8 @@ pub(crate) use loom::sync::{
 static LOCK_WAITS: Statistic = Statistic::new(0);
 
 /// How often a thread of this process has waited for a lock of the library: another thread had it.
-/// The number for the time between two calls tells how much the library's own locks slow threads
-/// down. Locks of the kernel are not included, nor is a lock that each thread can take at once.
+/// The difference of two calls tells how much the library's own locks slow threads down. Locks of the
+/// kernel are not included, nor are those that a thread takes to add or remove a region.
 pub fn lock_waits() -> u64 {
     LOCK_WAITS.load(Relaxed)
 }
