@@ -37,14 +37,20 @@ fn can_run(test: &str, way: Way) -> bool {
     !refused
 }
 
+/// `GUESTS_STEP=n` runs every n-th row of the table, for slow machines.
+fn step() -> usize {
+    std::env::var("GUESTS_STEP").map_or(1, |step| step.parse().expect("GUESTS_STEP is a number above 0"))
+}
+
 fn hold_to_the_table(test: &str, way: Way) {
     if !can_run(test, way) {
         return;
     }
     let emulator = emulator();
+    let rows: Vec<_> = GUESTS.iter().step_by(step()).collect();
     let wrong: Vec<String> =
-        GUESTS.iter().filter_map(|guest| judge(guest, way, &emulator.run(guest, way).unwrap())).collect();
-    assert!(wrong.is_empty(), "{} of {} rows under {way:?}:\n{}", wrong.len(), GUESTS.len(), wrong.join("\n"));
+        rows.iter().filter_map(|guest| judge(guest, way, &emulator.run(guest, way).unwrap())).collect();
+    assert!(wrong.is_empty(), "{} of {} rows under {way:?}:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
 }
 
 macro_rules! ways {
