@@ -14,13 +14,13 @@ use codewarden::addr::GuestAddr;
 use codewarden::code_buffer::CodeBuffer;
 use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{Mode, Probe};
+use codewarden::protection::{Facility, Mode, Probe};
 use codewarden::tracker::RegionOptions;
 use codewarden::{CodeCache, Key};
 
 use crate::address_space::{replace, unmap};
 use crate::scenario::{End, SYNCHRONOUS, TRACKING, UFFD, byte_of, fixture, scenario};
-use crate::support::{Fixture, GUEST};
+use crate::support::{Fixture, GUEST, skip};
 
 /// One call that a filter answers: its number, and the low half of its second argument if
 /// that decides.
@@ -120,6 +120,44 @@ fn userfaultfd_hidden_before() {
     scenario("seccomp::userfaultfd_hidden_before", &[Mode::Mprotect], End::Well, |_| {
         refuse(&[USERFAULTFD, USERFAULTFD_IOC_NEW], errno(libc::ENOSYS));
         expect_fallback(&UFFD, "CONFIG_USERFAULTFD");
+    });
+}
+
+/// As in a container of Docker or Podman with their default profiles that was given the device.
+#[test]
+fn the_device_is_enough() {
+    scenario("seccomp::the_device_is_enough", &TRACKING, End::Well, |mode| {
+        refuse(&[USERFAULTFD], errno(libc::EPERM));
+        let probe = Probe::of_this_process();
+        let has_device = probe.why_missing(Facility::UffdDevice).is_none();
+        match probe.check(mode) {
+            Ok(()) => fixture(mode).expect_tracked(1),
+            Err(error) => {
+                assert!(!has_device && error.to_string().contains("/dev/userfaultfd"), "{error}");
+                skip(&error);
+            }
+        }
+    });
+}
+
+/// As Podman's default profile did until 2022: no synchronous mode is right without a barrier on all
+/// threads, and no memory for code. The error names the call to allow.
+#[test]
+fn barrier_refused_before() {
+    scenario("seccomp::barrier_refused_before", &[Mode::None], End::Well, |_| {
+        refuse(&[USERFAULTFD, USERFAULTFD_IOC_NEW], errno(libc::EPERM));
+        refuse(&[MEMBARRIER], errno(libc::ENOSYS));
+        let probe = Probe::of_this_process();
+        for mode in SYNCHRONOUS {
+            let error = probe.check(mode).expect_err(mode.name()).to_string();
+            assert!(error.contains("membarrier") && error.contains("seccomp"), "{error}");
+        }
+        let error = probe.best_synchronous().unwrap_err().to_string();
+        assert!(error.contains("membarrier") && error.contains("seccomp"), "{error}");
+        let error = CodeBuffer::new(4096).map(drop).unwrap_err().to_string();
+        assert!(error.contains("membarrier") && error.contains("seccomp"), "{error}");
+        assert!(probe.check(Mode::Deferred).is_err());
+        fixture(Mode::None).block(1);
     });
 }
 

@@ -23,7 +23,7 @@ function count_test(name, result) {
 }
 function count_skip(name, reason, key) {
     sub(/^.*(SKIPPED \([0-9]+ in this binary\)|[Ss][Kk][Ii][Pp][Pp][Ee][Dd]): /, "", reason)
-    # Of a message of several lines the first is enough.
+    sub(/^demo-emulator: /, "", reason)
     key = job SUBSEP name SUBSEP reason
     if (key in told) return
     told[key] = 1
@@ -110,7 +110,10 @@ END {
         } else if (key in why) {
             skipped[row]++
             count = split(substr(why[key], 2), reasons, SUBSEP)
-            for (at = 1; at <= count; at++) reason_count[row SUBSEP reasons[at]]++
+            for (at = 1; at <= count; at++) {
+                all_reasons[reasons[at]] = 1
+                reason_count[job_user[parts[1]] SUBSEP reasons[at]]++
+            }
         } else passed[row]++
     }
     for (at in unfinished) {
@@ -130,11 +133,9 @@ END {
             printf "| %s | %s | %s | %d | %d | %d |\n", kernel, users[u], modes[m], passed[row], failed[row], skipped[row]
     }
     print ""
-    for (u = 1; u <= user_count; u++) for (m = 1; m <= mode_count; m++) {
-        row = users[u] SUBSEP modes[m]
-        for (key in reason_count) if (index(key, row SUBSEP) == 1)
-            printf "- skipped, %s, %s: %d × %s\n", users[u], modes[m], reason_count[key], substr(key, length(row) + 2)
-    }
+    for (reason in all_reasons)
+        printf "- skipped, in %d tests as root and %d as nobody: %s\n", \
+            reason_count["root" SUBSEP reason], reason_count["nobody" SUBSEP reason], reason
     for (at = 1; at <= failure_count; at++) printf "- FAILED: %s\n", failures[at]
     exit failure_count > 0
 }
