@@ -402,6 +402,19 @@ fn parse_hidden(names: &str) -> (u32, Vec<String>) {
     (hidden, unknown)
 }
 
+/// Reports that a test does not run here, or fails if nothing may be skipped.
+#[cfg(test)]
+pub(crate) fn skip(why: impl fmt::Display) {
+    assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{why}");
+    eprintln!("SKIPPED: {why}");
+}
+
+/// Whether this process has `mode`; reports a skip if not.
+#[cfg(test)]
+pub(crate) fn has_or_skips(mode: crate::mode::Mode) -> bool {
+    Probe::with_hidden("").check(mode).map_err(skip).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ mod cases;
 mod rig;
 
 use crate::mode::Mode;
-use crate::sys::probe::Facility;
+use crate::sys::probe::{Facility, skip};
 use cases::*;
 use rig::{Backend, Memory, Rig};
 
@@ -16,21 +16,17 @@ type Case = fn(&Rig);
 
 /// Runs `case` on each kind of memory, or reports what the kernel lacks for it.
 fn run(backend: Backend, case: Case) {
-    let skipped = |why: String| {
-        assert!(std::env::var_os("CODEWARDEN_REQUIRE_ALL").is_none(), "{why}");
-        eprintln!("SKIPPED: {why}");
-    };
     let (probe, mode) = (backend.probe(), backend.mode());
     let is_modelled = matches!(backend, Backend::Model(_));
     if let Err(error) = probe.check(mode)
         && !is_modelled
     {
-        return skipped(error.to_string());
+        return skip(error);
     }
     for memory in [Memory::Anonymous, Memory::Memfd] {
         let needs_shmem = memory == Memory::Memfd && matches!(mode, Mode::Sigbus | Mode::Thread | Mode::Deferred);
         match probe.why_missing(Facility::WpShmem).filter(|_| needs_shmem && !is_modelled) {
-            Some(why) => skipped(why),
+            Some(why) => skip(why),
             None => case(&Rig::new(backend, memory)),
         }
     }
