@@ -257,7 +257,7 @@ impl Probe {
     }
 
     fn why_no_userfaultfd(&self) -> String {
-        let [syscall, _] = self.door_errnos;
+        let [syscall, device] = self.door_errnos;
         // The kernel may allow any of them.
         let ways = [Facility::UffdSyscall, Facility::UffdDevice, Facility::KernelFaults, Facility::UserModeOnly];
         let hidden: Vec<_> = ways.into_iter().filter(|way| self.is_hidden(*way)).map(Facility::name).collect();
@@ -268,12 +268,18 @@ impl Probe {
                 hidden.join(", ")
             );
         }
+        let is_at_limit = |errno| matches!(errno, Some(Errno::MFILE | Errno::NFILE));
+        if is_at_limit(syscall) {
+            return refusal("userfaultfd", syscall);
+        }
+        if is_at_limit(device) {
+            return refusal("/dev/userfaultfd", device);
+        }
         let reason = match syscall {
             Some(Errno::NOSYS) => "the kernel is built without CONFIG_USERFAULTFD, or a seccomp filter hides it",
             Some(Errno::PERM) => {
                 "the userfaultfd system call is not permitted (a container's seccomp profile, or an old kernel)"
             }
-            Some(Errno::MFILE | Errno::NFILE) => return refusal("userfaultfd", syscall),
             _ => "userfaultfd cannot be opened",
         };
         format!(

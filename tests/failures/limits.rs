@@ -25,7 +25,7 @@ use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, skip};
 /// The tests check the descriptors below this number.
 const NUMBERS: c_int = 1024;
 
-fn set_limit(resource: libc::__rlimit_resource_t, most: u64) {
+pub(crate) fn set_limit(resource: libc::__rlimit_resource_t, most: u64) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: reads and writes a local.
     unsafe {

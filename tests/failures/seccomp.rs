@@ -19,6 +19,7 @@ use codewarden::tracker::RegionOptions;
 use codewarden::{CodeCache, Key};
 
 use crate::address_space::{replace, unmap};
+use crate::limits::set_limit;
 use crate::scenario::{End, SYNCHRONOUS, TRACKING, UFFD, byte_of, fixture, scenario};
 use crate::support::{Fixture, GUEST, skip};
 
@@ -131,7 +132,15 @@ fn the_device_is_enough() {
         let probe = Probe::of_this_process();
         let has_device = probe.why_missing(Facility::UffdDevice).is_none();
         match probe.check(mode) {
-            Ok(()) => fixture(mode).expect_tracked(1),
+            Ok(()) => {
+                fixture(mode).expect_tracked(1);
+                if UFFD.contains(&mode) {
+                    // The reason is the limit then, and not the filter.
+                    set_limit(libc::RLIMIT_NOFILE, 0);
+                    let error = Probe::of_this_process().check(mode).unwrap_err().to_string();
+                    assert!(error.contains("/dev/userfaultfd") && error.contains("ulimit -n"), "{error}");
+                }
+            }
             Err(error) => {
                 assert!(!has_device && error.to_string().contains("/dev/userfaultfd"), "{error}");
                 skip(&error);
