@@ -1,9 +1,11 @@
 //! Runs threads at once, phase by phase.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
+
+use codewarden::lock_waits;
 
 /// The work of one thread.
 pub(super) trait Worker: Send {
@@ -22,12 +24,15 @@ pub(super) struct Phases {
     pub(super) count: usize,
     /// The sum of their times: each from the first start to the last end of a measured worker.
     pub(super) time: Duration,
+    /// Locks of the library that a thread found taken in a phase, the preparations left out.
+    pub(super) lock_waits: u64,
 }
 
 /// Each worker on a thread of its own, again and again, for at least `time`. In a phase each of
 /// `measured` does its work once, and the others theirs until the measured ones are done.
 pub(super) fn run(workers: Vec<Box<dyn Worker + '_>>, measured: &Range<usize>, time: Duration) -> Phases {
     let (gate, is_over) = (&Barrier::new(workers.len()), &AtomicBool::new(false));
+    let lock_waits_in_phases = &AtomicU64::new(0);
     let (left, spans) = (&AtomicUsize::new(0), &Mutex::new(Vec::new()));
     let began = Instant::now();
     std::thread::scope(|scope| {
@@ -40,6 +45,7 @@ pub(super) fn run(workers: Vec<Box<dyn Worker + '_>>, measured: &Range<usize>, t
                         left.fetch_add(1, Ordering::SeqCst);
                     }
                     gate.wait();
+                    let waits_before = lock_waits();
                     let start = Instant::now();
                     worker.work();
                     if is_measured {
@@ -52,6 +58,11 @@ pub(super) fn run(workers: Vec<Box<dyn Worker + '_>>, measured: &Range<usize>, t
                     }
                     if index == 0 && began.elapsed() >= time {
                         is_over.store(true, Ordering::SeqCst);
+                    }
+                    gate.wait();
+                    // No thread prepares the next phase before the first one has counted.
+                    if index == 0 {
+                        lock_waits_in_phases.fetch_add(lock_waits() - waits_before, Ordering::SeqCst);
                     }
                     gate.wait();
                     if is_over.load(Ordering::SeqCst) {
@@ -69,5 +80,6 @@ pub(super) fn run(workers: Vec<Box<dyn Worker + '_>>, measured: &Range<usize>, t
         let (Some(start), Some(end)) = ends else { unreachable!("each phase has a measured worker") };
         end - start
     };
-    Phases { count, time: (0..count).map(of_phase).sum() }
+    let lock_waits = lock_waits_in_phases.load(Ordering::SeqCst);
+    Phases { count, time: (0..count).map(of_phase).sum(), lock_waits }
 }

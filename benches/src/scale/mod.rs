@@ -14,7 +14,6 @@ mod ground;
 
 use std::fmt::Write;
 
-use codewarden::lock_waits;
 use codewarden::protection::Mode;
 
 use crate::side::Who;
@@ -116,13 +115,11 @@ impl Work {
             _ => 0..count,
         };
         let _handler = (matches!(self, Self::Pages { who: Who::Floor, .. })).then(|| ground.handle_bare());
-        let before = lock_waits();
         let phases = at_once::run(workers, &measured, extent.time);
-        let waits = (lock_waits() - before) as f64;
         ground.check(count);
         let operations = (self.operations(extent) * phases.count) as f64;
         let speed = operations / phases.time.as_secs_f64();
-        Sample { speed, waits: waits / operations / measured.len() as f64 }
+        Sample { speed, waits: phases.lock_waits as f64 / operations / measured.len() as f64 }
     }
 }
 
