@@ -1,6 +1,10 @@
 /*
  * The smallest embedder: one block, which dies when the guest stores to its bytes. The
  * README's first example in C.
+ *
+ *     embed [MODE]
+ *
+ * Exits with 0 if the block was found before the store and not after it.
  */
 #define _DEFAULT_SOURCE
 #include <codewarden.h>
@@ -17,7 +21,7 @@ static void must(cw_status status, const char *what)
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const size_t len = 1 << 20;
     uint8_t *memory = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -30,7 +34,9 @@ int main(void)
     const char *why;
     cw_mode mode;
     must(cw_best_synchronous(&mode, &why), "cw_best_synchronous");
-    printf("%s: %s\n", cw_mode_name(mode), why);
+    if (argc > 1)
+        must(cw_mode_from_name(argv[1], &mode), "cw_mode_from_name");
+    printf("%s: %s\n", cw_mode_name(mode), argc > 1 ? "as asked" : why);
     const cw_region_options region = cw_region_options_default(0x80000000, memory, len, mode);
     must(cw_cache_add_region(cache, &region), "cw_cache_add_region");
 
@@ -50,6 +56,8 @@ int main(void)
     must(cw_vcpu_pin(vcpu), "cw_vcpu_pin");
     const bool before = cw_lookup(vcpu, &front, pc) == (uintptr_t)code;
     memory[0x1000] = 0x13;                    /* the guest stores to its code */
+    if (mode == CW_MODE_DEFERRED)
+        must(cw_cache_sync(cache), "cw_cache_sync"); /* the guest's FENCE.I */
     const bool after = cw_lookup(vcpu, &front, pc) != 0;
     must(cw_vcpu_unpin(vcpu), "cw_vcpu_unpin");
 

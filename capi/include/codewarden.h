@@ -6,9 +6,8 @@
  * translations unreachable before they can run. It knows no guest instruction set and no
  * compiler.
  *
- * Link with -lcodewarden (README.md, "Embed it from C"). Made from the sources of the
- * package codewarden-capi: change those, and then
- *     CODEWARDEN_UPDATE_HEADER=1 cargo test -p codewarden-capi --test header
+ * Link with the flags that pkg-config has for codewarden, or with CMake's target
+ * codewarden::codewarden.
  *
  *
  * The life of a block
@@ -88,6 +87,11 @@
  * histograms, the journal of writes, the pages written to most, and guest memory (mmap it).
  */
 
+/*
+ * Made from the sources of the package codewarden-capi: change those, and then
+ *     CODEWARDEN_UPDATE_HEADER=1 cargo test -p codewarden-capi --test header
+ */
+
 #ifndef CODEWARDEN_H
 #define CODEWARDEN_H
 
@@ -95,6 +99,12 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+/* The version of this header. cw_version() tells the library's. */
+#define CW_VERSION_MAJOR 0
+#define CW_VERSION_MINOR 1
+#define CW_VERSION_PATCH 0
+#define CW_VERSION "0.1.0"
 
 #ifdef __cplusplus
 extern "C" {

@@ -108,6 +108,14 @@ fn section(module: &str) -> String {
 fn generated() -> String {
     let part = |name: &str| fs::read_to_string(package().join("header").join(name)).expect("a part of the header");
     let mut header = part("head.h");
+    for (mark, value) in [
+        ("@MAJOR@", env!("CARGO_PKG_VERSION_MAJOR")),
+        ("@MINOR@", env!("CARGO_PKG_VERSION_MINOR")),
+        ("@PATCH@", env!("CARGO_PKG_VERSION_PATCH")),
+        ("@VERSION@", env!("CARGO_PKG_VERSION")),
+    ] {
+        header = header.replace(mark, value);
+    }
     for module in SECTIONS {
         write!(header, "\n{}\n", section(module)).expect("a string takes all");
     }

@@ -14,14 +14,14 @@ use support::{compiler, package, run, scratch, told};
 /// lists them.
 const SYSTEM_LIBRARIES: [&str; 5] = ["-lgcc_s", "-lpthread", "-lm", "-ldl", "-lc"];
 
-/// The folder with `libcodewarden.a` and `libcodewarden.so`.
+/// `libcodewarden.a`.
 ///
-/// cargo builds neither for the tests of their own package, so this calls cargo once
-/// more, for the folder and the profile of this test. All their dependencies are built
+/// cargo does not build it for the tests of its own package, so this calls cargo once
+/// more, for the folder and the profile of this test. All its dependencies are built
 /// there already. Nothing is downloaded.
-fn library() -> &'static Path {
-    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
+fn archive() -> &'static Path {
+    static ARCHIVE: OnceLock<PathBuf> = OnceLock::new();
+    ARCHIVE.get_or_init(|| {
         // target/PROFILE/deps/TEST; before PROFILE the name of the target, if one was
         // asked for.
         let test = std::env::current_exe().expect("this test");
@@ -35,9 +35,23 @@ fn library() -> &'static Path {
         let text = String::from_utf8(output.stdout).expect("JSON");
         let messages = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a message"));
         let files = messages.filter_map(|message| message["filenames"].as_array().cloned()).flatten();
-        let library =
-            files.filter_map(|file| file.as_str().map(PathBuf::from)).find(|file| file.ends_with("libcodewarden.a"));
-        library.expect("cargo names the library").parent().expect("a folder").to_owned()
+        let mut files = files.filter_map(|file| file.as_str().map(PathBuf::from));
+        files.find(|file| file.ends_with("libcodewarden.a")).expect("cargo names the library")
+    })
+}
+
+/// `libcodewarden.so`, linked from the archive as the Makefile does. It has no soname, so that
+/// programs find it by the path with which they are linked, whatever else a search would find.
+fn shared() -> &'static Path {
+    static SHARED: OnceLock<PathBuf> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let library = scratch("shared").join("libcodewarden.so");
+        let mut link = Command::new("gcc");
+        link.args(["-shared", "-Wl,--gc-sections", "-Wl,-z,defs"]);
+        link.arg(format!("-Wl,--version-script={}", package().join("symbols.map").display()));
+        link.arg("-Wl,--whole-archive").arg(archive()).arg("-Wl,--no-whole-archive").args(SYSTEM_LIBRARIES);
+        run(link.arg("-o").arg(&library));
+        library
     })
 }
 
@@ -49,16 +63,12 @@ enum Linked {
 /// Compiles `source`, a path in this package, for `test`; `None` if there is no such
 /// compiler.
 fn build(compiled_by: &str, standard: &str, source: &str, test: &str, linked: Linked) -> Option<Command> {
-    let libraries = library();
     let program = scratch(test).join("program");
     let mut command = compiler(compiled_by)?;
     command.arg(standard).arg("-O1").arg("-g").arg(package().join(source)).arg("-o").arg(&program);
     match linked {
-        Linked::Static => command.arg(libraries.join("libcodewarden.a")).args(SYSTEM_LIBRARIES),
-        Linked::Shared => {
-            let libraries = libraries.display();
-            command.args([format!("-L{libraries}"), format!("-Wl,-rpath,{libraries}"), "-lcodewarden".into()])
-        }
+        Linked::Static => command.arg(archive()).args(SYSTEM_LIBRARIES),
+        Linked::Shared => command.arg(shared()),
     };
     run(&mut command);
     Some(Command::new(program))
@@ -79,8 +89,11 @@ fn note_skips(text: &str) {
 #[test]
 fn the_first_embedding_runs() {
     for (test, linked) in [("embed-static", Linked::Static), ("embed-shared", Linked::Shared)] {
-        let output = run(&mut build_c("examples/embed.c", test, linked));
+        let mut embed = build_c("examples/embed.c", test, linked);
+        let output = run(&mut embed);
         assert!(told(&output).contains("before the store: yes, after it: no"), "{}", told(&output));
+        let control = embed.arg("none").output().expect("it runs");
+        assert_eq!(control.status.code(), Some(1), "{}", told(&control));
     }
 }
 
@@ -127,17 +140,49 @@ fn a_program_in_cpp_runs() {
     }
 }
 
-/// And no symbol that another library of the embedder could have too.
-#[test]
-fn the_shared_library_exports_what_the_header_declares() {
-    let mut nm = Command::new("nm");
-    let symbols = told(&run(nm.args(["-D", "--defined-only", "-j"]).arg(library().join("libcodewarden.so"))));
-    let exported: BTreeSet<&str> = symbols.lines().map(str::trim).collect();
+/// The functions that the header declares.
+fn declared() -> BTreeSet<String> {
     let header = std::fs::read_to_string(package().join("include/codewarden.h")).expect("the header");
     let (declarations, _inline) = header.split_once("/* ---- Without a call").expect("the header's last section");
-    let lines = declarations.lines().filter(|line| !line.trim_start().starts_with(['/', '*']));
+    let lines = declarations.lines().filter(|line| !line.trim_start().starts_with(['/', '*', '#']));
     let calls = lines.filter_map(|line| line.split_once('(')).filter_map(|(call, _)| call.rsplit([' ', '*']).next());
-    let declared: BTreeSet<&str> = calls.filter(|name| name.starts_with("cw_")).collect();
-    assert_eq!(exported, declared);
-    assert!(exported.len() > 50, "{exported:?}");
+    calls.filter(|name| name.starts_with("cw_")).map(str::to_owned).collect()
+}
+
+/// The list of exported symbols with their version, which is the linker's too.
+fn listed() -> (String, BTreeSet<String>) {
+    let map = std::fs::read_to_string(package().join("symbols.map")).expect("the list of symbols");
+    let version = map.lines().find_map(|line| line.strip_suffix(" {")).expect("a version").to_owned();
+    let names = map.lines().filter_map(|line| line.trim().strip_suffix(';'));
+    (version, names.filter(|name| name.starts_with("cw_")).map(str::to_owned).collect())
+}
+
+/// A symbol that is taken away breaks programs; one that is not listed is not exported.
+#[test]
+fn the_header_declares_the_listed_symbols() {
+    let (declared, (_, listed)) = (declared(), listed());
+    let difference: Vec<_> = declared.symmetric_difference(&listed).collect();
+    assert!(difference.is_empty(), "include/codewarden.h and symbols.map differ in {difference:?}");
+    assert!(listed.len() > 50, "{listed:?}");
+}
+
+/// And no symbol that another library of the embedder could have too.
+#[test]
+fn the_shared_library_exports_the_listed_symbols() {
+    let mut nm = Command::new("nm");
+    let symbols = told(&run(nm.args(["-D", "--defined-only"]).arg(shared())));
+    let functions = symbols.lines().filter(|line| !line.contains(" A "));
+    let exported: BTreeSet<String> =
+        functions.filter_map(|line| line.split(' ').next_back().map(str::to_owned)).collect();
+    let (version, listed) = listed();
+    assert_eq!(exported, listed.iter().map(|name| format!("{name}@@{version}")).collect());
+}
+
+/// The soname and the version of the symbols have the part of the version that an
+/// incompatible change moves.
+#[test]
+fn symbols_have_the_version_of_the_package() {
+    let (major, minor) = (env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"));
+    let compatible = if major == "0" { format!("0.{minor}") } else { major.to_owned() };
+    assert_eq!(listed().0, format!("CODEWARDEN_{compatible}"));
 }

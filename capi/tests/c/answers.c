@@ -557,6 +557,14 @@ static void nothing_to_be_had(void)
     CHECK(strstr(cw_last_error_message(), "membarrier"));
 }
 
+static void the_version_is_the_headers(void)
+{
+    char numbers[64];
+    snprintf(numbers, sizeof(numbers), "%d.%d.%d", CW_VERSION_MAJOR, CW_VERSION_MINOR, CW_VERSION_PATCH);
+    CHECK(strncmp(CW_VERSION, numbers, strlen(numbers)) == 0);
+    CHECK(strcmp(cw_version(), CW_VERSION) == 0);
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], "nothing") == 0) {
@@ -567,6 +575,7 @@ int main(int argc, char **argv)
         printf("SKIPPED %s\n", cw_last_error_message());
         return 0;
     }
+    alone(the_version_is_the_headers);
     alone(a_busy_page_is_claimed_later);
     alone(outside_every_region);
     alone(a_page_that_the_kernel_does_not_protect);
