@@ -232,7 +232,9 @@ mod tests {
     /// hidden facility and the list, and never the kernel.
     #[test]
     fn each_mode_says_what_is_hidden_from_it() {
-        let modes: Vec<_> = Mode::ALL.into_iter().filter(|&mode| has_or_skips(mode)).collect();
+        // Of two that stand for each other an older kernel lacks one, hidden or not.
+        let has_all = |mode: &Mode| needs(*mode).iter().flat_map(|either| *either).all(|&each| finds_or_skips(each));
+        let modes: Vec<_> = Mode::ALL.into_iter().filter(has_all).collect();
         for (first, first_name, _) in Facility::NAMES {
             for (second, second_name, _) in Facility::NAMES {
                 let probe = Probe::with_hidden(&format!("{first_name},{second_name}"));
