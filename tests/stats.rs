@@ -87,6 +87,20 @@ fn count_and_sum(histogram: &Histogram) -> (u64, u64) {
     (histogram.count(), histogram.sum())
 }
 
+/// As `guide::statistics` and [`Histograms::fault_ns`] say.
+#[test]
+fn one_fault_of_16_is_timed() {
+    for mode in Mode::ALL.into_iter().filter(|&mode| mode.is_synchronous() && can_be_had(mode)) {
+        let guest = Guest::new(mode);
+        (0..40).for_each(|page| {
+            guest.translate(page);
+            guest.store(page, 8);
+        });
+        // The last timed fault is the 33rd.
+        assert_eq!(guest.told(40).1.fault_ns.count(), 3, "{mode}");
+    }
+}
+
 #[test]
 fn faults_are_counted_by_kind_and_timed() {
     for mode in Mode::ALL.into_iter().filter(|&mode| mode.is_synchronous() && can_be_had(mode)) {

@@ -29,14 +29,17 @@
  *   guest page, its key be the page's address, and its entry a number: the next one each
  *   time. The stubs are 0 and 1, numbers begin with 2.
  *
- *   1. Once a page: cw_cache_link(), and keep the address of its cell.
+ *   1. Once a page: cw_cache_link(), and keep the address of its cell. Once a thread:
+ *      cw_cache_attach_vcpu(). Pin the vCPU while the thread looks blocks up and runs them.
  *   2. To translate, load the cell. If it holds a number, the page is tracked. If it holds
  *      a stub, begin, claim and commit the next number; CW_BUSY or CW_WRITTEN: interpret.
  *   3. Only now read the guest's bytes, translate, and enter your block in your table
  *      with the address of the cell and the number.
- *   4. Before you enter a block, load the cell (with acquire): the block is valid while the
- *      cell holds its number. Any write to the page changes the cell, at the moment that
- *      the page's mode promises. A block on two pages has two cells and two numbers.
+ *   4. Before you enter a block, load the cell (with acquire, under the pin): the block is
+ *      valid while the cell holds its number. Any write to the page changes the cell, at the
+ *      moment that the page's mode promises. A block on two pages has two cells and two
+ *      numbers. Without a pin a thread may still load the old number behind its own store,
+ *      when another thread's store has just opened the page: a processor runs loads ahead.
  *
  *
  * Rules, for every function that does not say otherwise

@@ -29,14 +29,17 @@
  *   guest page, its key be the page's address, and its entry a number: the next one each
  *   time. The stubs are 0 and 1, numbers begin with 2.
  *
- *   1. Once a page: cw_cache_link(), and keep the address of its cell.
+ *   1. Once a page: cw_cache_link(), and keep the address of its cell. Once a thread:
+ *      cw_cache_attach_vcpu(). Pin the vCPU while the thread looks blocks up and runs them.
  *   2. To translate, load the cell. If it holds a number, the page is tracked. If it holds
  *      a stub, begin, claim and commit the next number; CW_BUSY or CW_WRITTEN: interpret.
  *   3. Only now read the guest's bytes, translate, and enter your block in your table
  *      with the address of the cell and the number.
- *   4. Before you enter a block, load the cell (with acquire): the block is valid while the
- *      cell holds its number. Any write to the page changes the cell, at the moment that
- *      the page's mode promises. A block on two pages has two cells and two numbers.
+ *   4. Before you enter a block, load the cell (with acquire, under the pin): the block is
+ *      valid while the cell holds its number. Any write to the page changes the cell, at the
+ *      moment that the page's mode promises. A block on two pages has two cells and two
+ *      numbers. Without a pin a thread may still load the old number behind its own store,
+ *      when another thread's store has just opened the page: a processor runs loads ahead.
  *
  *
  * Rules, for every function that does not say otherwise
@@ -504,8 +507,8 @@ typedef struct cw_link cw_link;
 cw_status cw_cache_link(const cw_cache *cache, uint64_t key, cw_link **link);
 
 /// The cell to jump through: load it atomically with acquire, or let the processor's
-/// indirect jump do so. While there is a link to the key, the address is valid, and the
-/// same for every such link. NULL for NULL.
+/// indirect jump do so, in either case under a vCPU's pin. While there is a link to the
+/// key, the address is valid, and the same for every such link. NULL for NULL.
 const uintptr_t *cw_link_cell(const cw_link *link);
 
 /// Frees a link. No code may jump through its address any more, unless there is another
@@ -769,8 +772,8 @@ typedef struct cw_hold cw_hold;
 typedef struct cw_mapping_change cw_mapping_change;
 
 /// The guest announces that code may have changed. When this returns, no translation of
-/// bytes that were written in a deferred region before the call can be reached. Costs
-/// next to nothing in the other modes.
+/// bytes that were written in a deferred region before the call can be reached. In the
+/// other modes it costs a fence, which a guest with explicit_fetch needs.
 ///
 /// If it fails, everything that was asked about counts as written.
 cw_status cw_cache_sync(const cw_cache *cache);

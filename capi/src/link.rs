@@ -39,8 +39,8 @@ pub unsafe extern "C" fn cw_cache_link(cache: *const cw_cache, key: u64, link: *
 }
 
 /// The cell to jump through: load it atomically with acquire, or let the processor's
-/// indirect jump do so. While there is a link to the key, the address is valid, and the
-/// same for every such link. NULL for NULL.
+/// indirect jump do so, in either case under a vCPU's pin. While there is a link to the
+/// key, the address is valid, and the same for every such link. NULL for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_link_cell(link: *const cw_link) -> *const usize {
     // SAFETY: the header's rules. An entry cell is one word.

@@ -38,8 +38,8 @@ pub struct cw_mapping_change {
 }
 
 /// The guest announces that code may have changed. When this returns, no translation of
-/// bytes that were written in a deferred region before the call can be reached. Costs
-/// next to nothing in the other modes.
+/// bytes that were written in a deferred region before the call can be reached. In the
+/// other modes it costs a fence, which a guest with explicit_fetch needs.
 ///
 /// If it fails, everything that was asked about counts as written.
 #[unsafe(no_mangle)]

@@ -385,11 +385,14 @@ static void a_cache_of_my_own(void)
     const cw_region_options region = cw_region_options_default(GUEST, memory, LEN, mode);
     struct block blocks[3];
     cw_link *pages[2];
+    cw_vcpu *vcpu;
     CHECK(memory != MAP_FAILED);
     MUST(cw_cache_new(&options, &f.cache));
     MUST(cw_cache_add_region(f.cache, &region));
     for (int page = 0; page < 2; page++)
         MUST(cw_cache_link(f.cache, GUEST + page * PAGE, &pages[page]));
+    MUST(cw_cache_attach_vcpu(f.cache, NULL, NULL, &vcpu));
+    MUST(cw_vcpu_pin(vcpu));
     for (int round = 0; round < 20; round++) {
         /* Two blocks on one page, of which only one is written to, and one on another. */
         while (!translate(&f, pages[0], GUEST, &blocks[0]) || !translate(&f, pages[0], GUEST + 1000, &blocks[1]) ||
@@ -401,6 +404,8 @@ static void a_cache_of_my_own(void)
         store(&f, GUEST);
         CHECK(!is_valid(&blocks[0]) && !is_valid(&blocks[1]) && is_valid(&blocks[2]));
     }
+    MUST(cw_vcpu_unpin(vcpu));
+    MUST(cw_vcpu_free(vcpu));
     for (int page = 0; page < 2; page++)
         cw_link_free(pages[page]);
     MUST(cw_cache_free(f.cache));

@@ -34,8 +34,9 @@ impl Link {
         link
     }
 
-    /// The cell to jump through. While there is a link to the key, every link to it has the same
-    /// cell.
+    /// The cell to jump through, under a vCPU's pin: a write fault looks for pins alone when it
+    /// decides whether a core may be about to use the cell. While there is a link to the key, every
+    /// link to it has the same cell.
     pub fn cell(&self) -> &EntryCell {
         // SAFETY: of the slab that the link keeps.
         &unsafe { self.cell.as_ref() }.entry
