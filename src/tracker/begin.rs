@@ -185,10 +185,13 @@ impl<'a, D: PageData> ProtectAttempt<'a, D> {
     }
 
     fn take(&self, page: usize, read_only: &Range<usize>) -> Option<Protecting<'a, D>> {
-        let table = &self.region.pages;
-        let desc = table.get(PageIndex(page))?;
-        let wanted = desc.history.take_opened_in_bulk() || read_only.contains(&page);
-        if wanted { table.begin_protect(PageIndex(page), desc).ok() } else { None }
+        let (table, page) = (&self.region.pages, PageIndex(page));
+        let desc = if read_only.contains(&page.0) {
+            table.get_or_make(page).ok()??
+        } else {
+            table.get(page).filter(|desc| desc.history.take_opened_in_bulk())?
+        };
+        table.begin_protect(page, desc).ok()
     }
 
     fn give_up_neighbours(&mut self, page: PageIndex) {
