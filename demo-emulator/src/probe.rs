@@ -44,7 +44,9 @@ fn describe(probe: &Probe, text: &mut String) -> std::fmt::Result {
         writeln!(text, "  {:<10}{state:<5}{}", mode.name(), about(probe, mode))?;
     }
     let auto = match probe.best_synchronous() {
-        Ok((mode, why)) => format!("auto takes {mode}: {why}"),
+        Ok((mode, why)) if probe.check(Mode::Sigbus).is_ok() => format!("auto takes {mode}: {why}"),
+        // The reason is below.
+        Ok((mode, _)) => format!("auto takes {mode}: the best synchronous mode that this process can have"),
         Err(error) => error.to_string(),
     };
     write!(text, "\n{}", wrapped(&auto))?;
@@ -134,11 +136,12 @@ fn why_not(probe: &Probe, mode: Mode) -> Option<String> {
 }
 
 /// The use of each facility that no mode needs.
-const BETTER: [(Facility, &str); 5] = [
+const BETTER: [(Facility, &str); 6] = [
+    (Facility::WpUnpopulated, "cheaper protection (without it each page is populated first)"),
     (Facility::KernelFaults, "kernel writes in mode thread"),
     (Facility::ExactAddress, "the byte that was written, in mode thread"),
     (Facility::ThreadId, "who wrote, in mode thread"),
-    (Facility::WpShmem, "memfd and shared memory"),
+    (Facility::WpShmem, "memfd and shared memory in modes sigbus and thread"),
     (Facility::MembarrierSyncCore, "compiled code (--tier translated)"),
 ];
 
@@ -150,7 +153,15 @@ fn changes(probe: &Probe) -> impl Iterator<Item = String> {
         let needs_it = has_userfaultfd || facility == Facility::MembarrierSyncCore;
         Some((for_what, probe.why_missing(facility).filter(|_| needs_it)?))
     });
-    modes.chain(better).map(|(for_what, why)| format!("for {for_what}: {why}"))
+    // One sentence for each reason.
+    let mut sentences: Vec<(String, String)> = Vec::new();
+    for (for_what, why) in modes.chain(better) {
+        match sentences.iter_mut().find(|(_, known)| *known == why) {
+            Some((all, _)) => *all = format!("{all}, {for_what}"),
+            None => sentences.push((for_what.to_owned(), why)),
+        }
+    }
+    sentences.into_iter().map(|(for_what, why)| format!("for {for_what}: {why}"))
 }
 
 #[cfg(test)]
@@ -220,14 +231,19 @@ mod tests {
             assert_eq!(line.lines().count(), 1);
             assert_eq!(parsed["facilities"][hidden]["hidden"], true, "{line}");
             let (auto, why) = (&parsed["auto"]["mode"], parsed["auto"]["why"].as_str().unwrap());
-            let says = auto.as_str().map_or(why.to_owned(), |mode| format!("auto takes {mode}: {why}"));
+            let says = auto.as_str().map_or(why.to_owned(), |mode| format!("auto takes {mode}: "));
             let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(words(&text).contains(&words(&says)), "{text}");
             assert_eq!(auto.is_null(), probe.best_synchronous().is_err(), "{line}");
             for mode in Mode::ALL {
                 let has = parsed["modes"][mode.name()]["available"].as_bool().unwrap();
                 assert_eq!(has, probe.check(mode).is_ok(), "{mode} without {hidden}");
-                assert_eq!(text.contains(&format!("\nfor {mode}: ")), !has, "{text}");
+                let is_told = text.lines().any(|line| {
+                    line.strip_prefix("for ")
+                        .and_then(|line| line.split_once(':'))
+                        .is_some_and(|(modes, _)| modes.split(", ").any(|told| told == mode.name()))
+                });
+                assert_eq!(is_told, !has, "{text}");
             }
         }
     }

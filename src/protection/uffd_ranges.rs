@@ -28,6 +28,8 @@ impl UffdRanges {
     pub(super) fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Permit<'_>) -> Result<(), Error> {
         self.attachments.add(range, sink, || {
             self.uffd.register(range)?;
+            // A page that the kernel merges with an equal one (KSM) loses its protection.
+            mmap::keep_from_merging(range);
             // A part that was attached before may be protected still.
             self.uffd.unprotect(range)
         })

@@ -612,7 +612,9 @@ fn an_unregistered_piece_ends_the_ioctl_after_a_part_was_applied() {
     let (start, len) = (fixture.at(0).0, 4 * fixture.page.bytes());
     // Not piece by piece, as the library does it.
     assert!(uffd_calls::protect(fixture.uffd.copies()[0], start, len).is_err());
-    assert_eq!(fixture.protected(), [0, 1]);
+    // A call over several mappings does nothing on older kernels (6.1 is one).
+    let protected = fixture.protected();
+    assert!(protected == [0, 1] || protected.is_empty(), "{protected:?}");
 }
 
 #[test]

@@ -98,6 +98,12 @@ pub(crate) fn set_access(range: HostRange, read: bool, write: bool) -> Result<()
         .map_err(|errno| Error::system("mprotect", range.start().0, range.len(), errno))
 }
 
+/// Takes `range` out of same-page merging (KSM). A kernel without KSM refuses, and merges nothing.
+pub(crate) fn keep_from_merging(range: HostRange) {
+    // SAFETY: changes no contents: a merged page becomes one of its own again.
+    unsafe { libc::madvise(range.start().0 as *mut c_void, range.len(), libc::MADV_UNMERGEABLE) };
+}
+
 /// mprotect by the `region` crate. Async-signal-safe but for errno: the error
 /// is a plain number.
 pub(crate) fn protect_with_region(start: usize, len: usize, access: region::Protection) -> Result<(), Errno> {

@@ -12,12 +12,13 @@ use core::ffi::c_int;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
 use rustix::fs::FallocateFlags;
 use rustix::mm::Advice;
 
 use crate::expect::in_every_mode;
-use crate::support::{Fixture, PAGES, page_bytes, skip};
+use crate::support::{Fixture, PAGES, page_bytes, skip, tracking_modes};
 
 const AT: usize = 5;
 
@@ -182,6 +183,40 @@ fn pageout_to_swap() {
             assert!(guest.pages_out(page), "{}: the page never left", guest.mode);
         });
     });
+}
+
+/// The kernel merges equal pages (KSM) and forgets their protection. So a region's memory is taken
+/// out of it when the region is added, and when a mapping is declared.
+#[test]
+fn merging_of_equal_pages() {
+    let is_mergeable = |guest: &Fixture, page| {
+        let at = guest.host(page, 0) as usize;
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut inside = false;
+        for line in maps.lines() {
+            let bounds = line.split(' ').next().and_then(|range| range.split_once('-'));
+            match bounds.and_then(|(start, end)| {
+                Some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
+            }) {
+                Some(range) => inside = range.contains(&at),
+                None if inside && line.starts_with("VmFlags:") => return line.split(' ').any(|flag| flag == "mg"),
+                None => {}
+            }
+        }
+        panic!("{at:#x} is not mapped")
+    };
+    for mode in tracking_modes() {
+        let memory = GuestMemory::anonymous(PAGES * page_bytes()).unwrap();
+        // SAFETY: changes no contents.
+        if unsafe { libc::madvise(memory.range().start().as_ptr().cast(), PAGES * page_bytes(), libc::MADV_MERGEABLE) }
+            != 0
+        {
+            return skip(&"this kernel merges no pages");
+        }
+        let guest = Fixture::new(mode, memory);
+        assert_eq!(is_mergeable(&guest, 1), mode == Mode::Mprotect, "{mode}");
+        guest.expect_tracked(1, AT);
+    }
 }
 
 /// Guard pages take the contents away, and their removal leaves zeroes.

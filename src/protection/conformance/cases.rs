@@ -8,6 +8,7 @@ use crate::addr::PageSize;
 use crate::error::Error;
 use crate::mode::Mode;
 use crate::page_table::Permit;
+use crate::sys::probe::Facility;
 
 pub(super) fn a_store_to_a_protected_page_is_learned_of(rig: &Rig) {
     rig.store(1, 8, 1);
@@ -269,9 +270,9 @@ pub(super) fn kernel_writes_do_what_the_mechanism_says(rig: &Rig) {
 
 pub(super) fn a_store_is_reported_before_it_retires(rig: &Rig) {
     for value in 1..50 {
-        rig.store(2, 9, value - 1);
+        rig.store(2, 0, value - 1);
         rig.arm(0, PAGES);
-        rig.store(2, 9, value);
+        rig.store(2, 0, value);
         assert_eq!(rig.sink.last_byte.load(SeqCst), u64::from(value - 1));
         assert_eq!(rig.sink.faults.load(SeqCst), u64::from(value));
     }
@@ -290,7 +291,11 @@ pub(super) fn the_sink_gets_the_thread_and_the_address(rig: &Rig) {
         let tid = writer.join().unwrap();
         assert_eq!(rig.sink.last_tid.load(SeqCst), if in_faulting_thread { 0 } else { tid });
     });
-    assert_eq!(rig.sink.last_addr.load(SeqCst), rig.at(2, 77).0);
+    // A message before Linux 5.18 names the page alone.
+    let is_exact = is_model || in_faulting_thread || rig.backend.probe().has(Facility::ExactAddress);
+    let address = rig.at(2, 77).0;
+    let told = if is_exact { address } else { PageSize::host().floor(address) };
+    assert_eq!(rig.sink.last_addr.load(SeqCst), told);
     let has_pc = rig.sink.last_pc.load(SeqCst) != 0;
     assert_eq!(has_pc, in_faulting_thread);
 }
