@@ -150,8 +150,8 @@
 //!
 //! | mode | least Linux | the library learns of writes by | writes by the kernel (`read`) into a protected page |
 //! |---|---|---|---|
-//! | [`Mode::Sigbus`] | 6.4 | userfaultfd, SIGBUS in the storing thread | EFAULT unless announced |
-//! | [`Mode::Thread`] | 6.4 | userfaultfd, a thread of the library | learned of, with a permission; else as sigbus |
+//! | [`Mode::Sigbus`] | 5.7; memfd 5.19 | userfaultfd, SIGBUS in the storing thread | EFAULT unless announced |
+//! | [`Mode::Thread`] | 5.7; memfd 5.19 | userfaultfd, a thread of the library | learned of, with a permission; else as sigbus |
 //! | [`Mode::Deferred`] | 6.7 | userfaultfd, a scan by `sync` | learned of |
 //! | [`Mode::Mprotect`] | 4.14 | `mprotect`, SIGSEGV | EFAULT unless announced |
 //! | [`Mode::None`] | any | nothing | missed |
