@@ -104,7 +104,7 @@ impl<D: PageData> Region<D> {
         self.not_lost()?;
         self.count_call();
         if let Err(error) = self.protection.protect(self.host_of(&claimed.pages.pages())) {
-            self.protect_alone(&mut claimed, page, error)?;
+            self.protect_alone(&mut claimed, desc, page, error)?;
         }
         self.count_protected(claimed.pages.pages().len());
         claimed.finish(page)
@@ -116,6 +116,7 @@ impl<D: PageData> Region<D> {
     fn protect_alone(
         &self,
         claimed: &mut ProtectAttempt<'_, D>,
+        desc: &PageDesc<D>,
         page: PageIndex,
         error: Error,
     ) -> Result<(), BeginError> {
@@ -125,11 +126,17 @@ impl<D: PageData> Region<D> {
             self.count_call();
             protected = self.protection.protect(self.host_of(&claimed.pages.pages()));
         }
-        if protected == Err(Error::TrackingLost) {
-            // Not this page alone: the other protected pages may be open by now.
-            let _ = self.abandon();
+        match protected {
+            Ok(()) => Ok(()),
+            Err(Error::TrackingLost) => {
+                // Not this page alone: the other protected pages may be open by now.
+                let _ = self.abandon();
+                Err(BeginError::Failed(Error::TrackingLost))
+            }
+            // A mechanism that checks its work gives up on a page that a writer opens each time.
+            Err(_) if desc.word.load().state() == PageState::Cancelled => Err(BeginError::Busy(Busy::Written)),
+            Err(error) => Err(BeginError::Failed(error)),
         }
-        Ok(protected?)
     }
 
     /// Takes the protection by a harvest of the page, under the lock. This does not hide a

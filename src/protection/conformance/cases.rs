@@ -238,7 +238,7 @@ pub(super) fn writers_go_on_through_attach_and_detach(rig: &Rig) {
             });
         }
         for _ in 0..200 {
-            rig.arm(0, PAGES);
+            rig.arm_beside_writers(0, PAGES);
             rig.protection.detach(rig.range(), Permit::for_test()).unwrap();
             rig.protection.attach(rig.range(), &rig.as_sink(), Access::ReadWrite, Permit::for_test()).unwrap();
         }

@@ -13,6 +13,7 @@ use super::super::choice::open_with;
 use super::super::contract::{Access, Opening, Options, Protection};
 use super::super::model::Model;
 use crate::addr::{HostAddr, HostRange, PageSize};
+use crate::error::Error;
 use crate::mode::Mode;
 use crate::page_table::Permit;
 use crate::sys::mmap::{Mapping, memfd, set_access};
@@ -207,6 +208,18 @@ impl Rig {
             self.protection.harvest(self.pages(first, count), &mut |_| ()).unwrap();
         } else {
             self.protection.protect(self.pages(first, count)).unwrap();
+        }
+    }
+
+    /// The same, but writers may open a page again before the mechanism has checked that it is
+    /// protected: then it gives up.
+    pub(super) fn arm_beside_writers(&self, first: usize, count: usize) {
+        match self.mode() {
+            Mode::Deferred => self.arm(first, count),
+            _ => match self.protection.protect(self.pages(first, count)) {
+                Ok(()) | Err(Error::System { errno: libc::EAGAIN, .. }) => {}
+                Err(error) => panic!("{error}"),
+            },
         }
     }
 

@@ -3,6 +3,7 @@
 mod larger_pages;
 mod opening_all;
 mod removal;
+mod writers;
 
 use super::{PageObserver, PageWrite};
 
