@@ -61,6 +61,16 @@ unsafe fn storing_pc(context: *const libc::ucontext_t) -> Option<HostAddr> {
     wrote.then_some(HostAddr(registers[libc::REG_RIP as usize] as usize))
 }
 
+/// The instruction that faulted. The kernel does not tell whether it wrote: the sink looks at the
+/// page's state.
+#[cfg(target_arch = "riscv64")]
+unsafe fn storing_pc(context: *const libc::ucontext_t) -> Option<HostAddr> {
+    const PC: usize = 0;
+    // SAFETY: the caller's obligation.
+    let registers = unsafe { &(*context).uc_mcontext.__gregs };
+    Some(HostAddr(registers[PC] as usize))
+}
+
 /// The instruction that faulted, if it wrote: write protection never stops a
 /// read. The kernel appends the exception syndrome to the register frame; bit 6
 /// of a data abort's says "write".

@@ -38,11 +38,20 @@ const STACK_BYTES: usize = 512 << 10;
 /// A thread that runs. Dropped without [`Thread::join`], it runs on.
 pub(crate) struct Thread<B: Body> {
     /// Taken by the end.
-    id: Option<libc::pthread_t>,
+    id: Option<ThreadId>,
     /// The thread's own reference.
     body: ManuallyDrop<Arc<B>>,
     generation: ProcessNumber,
 }
+
+/// A name for the calls of pthread. With musl it is a pointer.
+#[derive(Debug)]
+struct ThreadId(libc::pthread_t);
+
+// SAFETY: only the calls of pthread use it, and any thread may make them.
+unsafe impl Send for ThreadId {}
+// SAFETY: as above.
+unsafe impl Sync for ThreadId {}
 
 impl<B: Body> Thread<B> {
     /// Starts a thread with the signal mask of the caller.
@@ -63,13 +72,13 @@ impl<B: Body> Thread<B> {
             return Err(Error::system("pthread_create", 0, 0, Errno::from_raw_os_error(errno)));
         }
         // SAFETY: written by the call that succeeded.
-        let id = Some(unsafe { id.assume_init() });
+        let id = Some(ThreadId(unsafe { id.assume_init() }));
         Ok(Self { id, body: ManuallyDrop::new(body), generation })
     }
 
     /// Returns when the thread has ended, by itself or killed by the kernel.
     pub(crate) fn join(mut self) {
-        if let Some(id) = self.id.take() {
+        if let Some(ThreadId(id)) = self.id.take() {
             // SAFETY: a thread of this process that was neither joined nor detached; after the
             // join it no longer uses its reference.
             unsafe {
@@ -82,7 +91,7 @@ impl<B: Body> Thread<B> {
 
 impl<B: Body> Drop for Thread<B> {
     fn drop(&mut self) {
-        let Some(id) = self.id.take() else { return };
+        let Some(ThreadId(id)) = self.id.take() else { return };
         if self.generation.is_current() {
             // SAFETY: neither joined nor detached before; the reference stays the thread's.
             unsafe { libc::pthread_detach(id) };

@@ -65,6 +65,30 @@ unsafe fn copy_piece(from: *const u8, into: *mut u8, bytes: usize) {
     }
 }
 
+/// One piece of 1, 2, 4 or 8 bytes.
+///
+/// # Safety
+///
+/// As in the module's head.
+#[cfg(all(target_arch = "riscv64", not(miri)))]
+#[inline(always)]
+unsafe fn copy_piece(from: *const u8, into: *mut u8, bytes: usize) {
+    use core::arch::asm;
+    // SAFETY: the caller's obligation; the registers are the asm's own.
+    unsafe {
+        match bytes {
+            8 => asm!("ld {t}, 0({from})", "sd {t}, 0({into})",
+                from = in(reg) from, into = in(reg) into, t = out(reg) _, options(nostack, preserves_flags)),
+            4 => asm!("lw {t}, 0({from})", "sw {t}, 0({into})",
+                from = in(reg) from, into = in(reg) into, t = out(reg) _, options(nostack, preserves_flags)),
+            2 => asm!("lh {t}, 0({from})", "sh {t}, 0({into})",
+                from = in(reg) from, into = in(reg) into, t = out(reg) _, options(nostack, preserves_flags)),
+            _ => asm!("lb {t}, 0({from})", "sb {t}, 0({into})",
+                from = in(reg) from, into = in(reg) into, t = out(reg) _, options(nostack, preserves_flags)),
+        }
+    }
+}
+
 /// The largest aligned piece that starts at `address` and has at most `left` bytes.
 #[cfg(not(miri))]
 fn first_piece(address: usize, left: usize) -> usize {
