@@ -327,8 +327,9 @@ fn forks_while_the_environment_changes() {
 
 /// The kind of each static of the library. `All::lock` takes each lock; the text that takes it
 /// is here.
-const STATICS: [(&str, &str, Static); 8] = [
+const STATICS: [(&str, &str, Static); 9] = [
     ("memory/guest_memory.rs", "NEXT", Static::Atomic),
+    ("sync/primitives.rs", "LOCK_WAITS", Static::Atomic),
     ("sync/tsan.rs", "FENCE", Static::Atomic),
     ("sys/errno.rs", "FROM_THREAD", Static::Atomic),
     ("sys/process.rs", "COOKIE", Static::Atomic),

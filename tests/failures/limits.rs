@@ -17,6 +17,7 @@ use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Access, MAX_REGIONS, Mode};
 use codewarden::tracker::{BeginError, RegionOptions};
 use codewarden::{CodeCache, EntryStubs, Key};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::child::{Ended, in_child};
 use crate::scenario::{End, UFFD, byte_of, fixture, scenario};
@@ -25,14 +26,11 @@ use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, skip};
 /// The tests check the descriptors below this number.
 const NUMBERS: c_int = 1024;
 
-pub(crate) fn set_limit(resource: libc::__rlimit_resource_t, most: u64) {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: reads and writes a local.
-    unsafe {
-        assert_eq!(libc::getrlimit(resource, &raw mut limit), 0);
-        limit.rlim_cur = most.min(limit.rlim_max);
-        assert_eq!(libc::setrlimit(resource, &raw const limit), 0);
-    }
+pub(crate) fn set_limit(resource: Resource, most: u64) {
+    let Rlimit { maximum, .. } = getrlimit(resource);
+    let most = maximum.map_or(most, |maximum| most.min(maximum));
+    let current = (most != libc::RLIM_INFINITY).then_some(most);
+    setrlimit(resource, Rlimit { current, maximum }).unwrap();
 }
 
 pub(crate) fn open_files() -> Vec<c_int> {
@@ -46,7 +44,7 @@ fn with_ever_more_files<T>(make: impl Fn() -> Result<T, Error>) -> (T, usize) {
     let before = open_files();
     let first_free = (0..).find(|number| !before.contains(number)).unwrap();
     for more in 0..16 {
-        set_limit(libc::RLIMIT_NOFILE, (first_free + more) as u64);
+        set_limit(Resource::Nofile, (first_free + more) as u64);
         match make() {
             Ok(made) => return (made, more as usize),
             Err(error) => assert!(error.to_string().contains("ulimit -n"), "with {more} free: {error}"),
@@ -81,7 +79,7 @@ fn open_files_forbidden_under_a_region() {
     scenario("limits::open_files_forbidden_under_a_region", &Mode::ALL, End::Well, |mode| {
         let guest = fixture(mode);
         guest.block(1);
-        set_limit(libc::RLIMIT_NOFILE, 0);
+        set_limit(Resource::Nofile, 0);
         for _ in 0..2 {
             guest.store_to(1);
             guest.expect_dead(1);
@@ -113,7 +111,7 @@ fn open_files_of_guest_memory() {
 #[test]
 fn code_needs_no_file() {
     scenario("limits::code_needs_no_file", &[Mode::Mprotect], End::Well, |_| {
-        set_limit(libc::RLIMIT_FSIZE, 0);
+        set_limit(Resource::Fsize, 0);
         let (buffer, needed) = with_ever_more_files(|| CodeBuffer::new(1 << 20));
         assert_eq!(needed, 0);
         let code = buffer.alloc(100, 16).unwrap();
@@ -130,7 +128,7 @@ fn code_needs_no_file() {
 #[test]
 fn file_size_of_guest_memory() {
     scenario("limits::file_size_of_guest_memory", &[Mode::Mprotect], End::Well, |_| {
-        set_limit(libc::RLIMIT_FSIZE, 2 * page_bytes() as u64);
+        set_limit(Resource::Fsize, 2 * page_bytes() as u64);
         let before = open_files();
         let refused = GuestMemory::memfd(3 * page_bytes()).unwrap_err();
         assert!(refused.to_string().contains("ulimit -f"), "{refused}");
@@ -154,8 +152,8 @@ fn open_files_of_a_forks_child() {
     scenario("limits::open_files_of_a_forks_child", &Mode::ALL, End::Well, |mode| {
         let (guest, buffer) = (fixture(mode), CodeBuffer::new(1 << 20).unwrap());
         guest.block(1);
-        set_limit(libc::RLIMIT_FSIZE, 0);
-        set_limit(libc::RLIMIT_NOFILE, *open_files().last().unwrap() as u64 + 1);
+        set_limit(Resource::Fsize, 0);
+        set_limit(Resource::Nofile, *open_files().last().unwrap() as u64 + 1);
         // SAFETY: makes unused descriptors.
         while unsafe { libc::dup(0) } != -1 {}
         let before = open_files();
@@ -311,7 +309,7 @@ fn addresses() {
         // Each page has descriptors of its own.
         let pages = (1..LEN as u64 >> 21).map(|number| GuestAddr(GUEST + (number << 21)));
         let refused = pages.map(|page| cache.tracker().begin(page)).find_map(Result::err);
-        set_limit(libc::RLIMIT_AS, libc::RLIM_INFINITY);
+        set_limit(Resource::As, libc::RLIM_INFINITY);
         let Some(BeginError::Failed(error)) = refused else { panic!("{mode}: {refused:?}") };
         assert!(matches!(error, Error::NoMemory { .. }) && error.to_string().contains("ulimit -v"), "{error}");
         // Everything from before still works.
@@ -325,7 +323,7 @@ fn addresses() {
 #[test]
 fn regions() {
     scenario("limits::regions", &Mode::ALL, End::Well, |mode| {
-        set_limit(libc::RLIMIT_NOFILE, 8 * MAX_REGIONS as u64);
+        set_limit(Resource::Nofile, 8 * MAX_REGIONS as u64);
         let memory = GuestMemory::anonymous(2 * (MAX_REGIONS + 1) * page_bytes()).unwrap();
         let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE).unwrap();
         let page = PageSize::host();
@@ -351,5 +349,5 @@ fn regions() {
 fn leave_addresses(len_bytes: usize) {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let mapped_pages: usize = statm.split(' ').next().unwrap().parse().unwrap();
-    set_limit(libc::RLIMIT_AS, (mapped_pages * page_bytes() + len_bytes) as u64);
+    set_limit(Resource::As, (mapped_pages * page_bytes() + len_bytes) as u64);
 }

@@ -136,7 +136,7 @@ fn the_device_is_enough() {
                 fixture(mode).expect_tracked(1);
                 if UFFD.contains(&mode) {
                     // The reason is the limit then, and not the filter.
-                    set_limit(libc::RLIMIT_NOFILE, 0);
+                    set_limit(rustix::process::Resource::Nofile, 0);
                     let error = Probe::of_this_process().check(mode).unwrap_err().to_string();
                     assert!(error.contains("/dev/userfaultfd") && error.contains("ulimit -n"), "{error}");
                 }

@@ -13,6 +13,7 @@
 #![allow(unsafe_code)]
 
 use core::ffi::{c_int, c_void};
+use core::mem::MaybeUninit;
 use core::mem::offset_of;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -140,17 +141,19 @@ fn robust_list() {
             let owner = &raw mut owner;
             // SAFETY: the owner lives until the thread was joined; the shared fields are atomic.
             let (has_lock, may_end) = unsafe { (&(*owner).has_lock, &(*owner).may_end) };
-            let mut thread = 0;
-            // SAFETY: as above.
-            assert_eq!(unsafe { libc::pthread_create(&mut thread, ptr::null(), ends_with_a_lock, owner.cast()) }, 0);
+            let mut thread = MaybeUninit::uninit();
+            let started =
+                // SAFETY: as above.
+                unsafe { libc::pthread_create(thread.as_mut_ptr(), ptr::null(), ends_with_a_lock, owner.cast()) };
+            assert_eq!(started, 0);
             while !has_lock.load(SeqCst) {
                 std::thread::yield_now();
             }
             let block = guest.block(page, 16);
             let held = announced.then(|| guest.prepare_unseen(page, 16, 4));
             may_end.store(true, SeqCst);
-            // SAFETY: joined once; the kernel reports its end, as that of any thread.
-            assert_eq!(unsafe { libc::pthread_join(thread, ptr::null_mut()) }, 0);
+            // SAFETY: started, and joined once; the kernel reports its end, as that of any thread.
+            assert_eq!(unsafe { libc::pthread_join(thread.assume_init(), ptr::null_mut()) }, 0);
             drop(held);
             let word = u32::from_ne_bytes(guest.bytes(page, 16, 4).try_into().unwrap());
             let arrived = announced || guest.last_writes_pass();
