@@ -397,7 +397,7 @@ fn a_release_leaves_no_writer_asleep() {
 
 #[test]
 fn closing_the_descriptor_wakes_all_and_opens_all() {
-    let Fixture { memory, pagemap, uffd, .. } = Fixture::new(SYNC, false);
+    let Fixture { memory, uffd, .. } = Fixture::new(SYNC, false);
     uffd.protect(memory.range()).unwrap();
     let start = memory.range().start();
     std::thread::scope(|scope| {
@@ -409,9 +409,11 @@ fn closing_the_descriptor_wakes_all_and_opens_all() {
         }
         drop(uffd);
     });
-    let mut found = [0; PAGES];
-    pagemap.entries(start, &mut found).unwrap();
-    assert!(found.iter().all(|found| found & entry::UFFD_WP == 0), "{found:x?}");
+    // No store waits. (Linux 6.1 still shows the pages as protected in the pagemap.)
+    for page in 0..PAGES {
+        // SAFETY: in the mapping.
+        unsafe { start.as_ptr().add(page * PageSize::host().bytes()).write_volatile(1) };
+    }
 }
 
 #[test]
