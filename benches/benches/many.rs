@@ -1,5 +1,6 @@
-//! Lookups and their floors, and the costs of one block among many and among few, taken in turn:
-//! `cargo bench -p codewarden-bench --bench many`, a minute. The report has the same rows.
+//! Lookups and their floors, the costs of one block among many and among few, and a commit that
+//! replaces a block beside a first one, taken in turn: `cargo bench -p codewarden-bench --bench
+//! many`, a minute. The report has the same rows.
 
 use codewarden_bench::lookup::Sizes;
 use codewarden_bench::{blocks, lookup, pair, replaced};

@@ -83,11 +83,30 @@ macro_rules! synchronous {
     };
 }
 
-mod sigbus {
-    use super::*;
-    all_tracking! { Backend::Kernel(Mode::Sigbus) }
-    on_the_kernel! { Backend::Kernel(Mode::Sigbus) }
-    synchronous! { Backend::Kernel(Mode::Sigbus) }
+/// All cases for synchronous mechanisms of the kernel, in a module each.
+macro_rules! synchronous_on_the_kernel {
+    ($($name:ident: $backend:expr;)*) => {
+        $(mod $name {
+            use super::*;
+            all_tracking! { $backend }
+            on_the_kernel! { $backend }
+            synchronous! { $backend }
+        })*
+    };
+}
+
+synchronous_on_the_kernel! {
+    sigbus: Backend::Kernel(Mode::Sigbus);
+    mprotect: Backend::Kernel(Mode::Mprotect);
+    sigbus_larger_pages: Backend::LargerPages(Mode::Sigbus);
+    thread_larger_pages: Backend::LargerPages(Mode::Thread);
+    mprotect_larger_pages: Backend::LargerPages(Mode::Mprotect);
+    // Kernels before 6.4, which protect populated pages only.
+    sigbus_populating: Backend::Without("wp_unpopulated", Mode::Sigbus);
+    thread_populating: Backend::Without("wp_unpopulated", Mode::Thread);
+    // Kernels before 5.14, which do not report the protection of a page.
+    sigbus_unreported: Backend::Without("wp_unpopulated,pagemap_wp", Mode::Sigbus);
+    thread_unreported: Backend::Without("wp_unpopulated,pagemap_wp", Mode::Thread);
 }
 
 mod thread {
@@ -98,71 +117,11 @@ mod thread {
     tests! { Backend::Kernel(Mode::Thread); a_sink_that_opens_nothing_gets_the_loss_first }
 }
 
-mod mprotect {
-    use super::*;
-    all_tracking! { Backend::Kernel(Mode::Mprotect) }
-    on_the_kernel! { Backend::Kernel(Mode::Mprotect) }
-    synchronous! { Backend::Kernel(Mode::Mprotect) }
-}
-
 mod deferred {
     use super::*;
     all_tracking! { Backend::Kernel(Mode::Deferred) }
     on_the_kernel! { Backend::Kernel(Mode::Deferred) }
     tests! { Backend::Kernel(Mode::Deferred); a_fresh_range_counts_as_written a_deferred_protect_is_refused }
-}
-
-mod sigbus_larger_pages {
-    use super::*;
-    all_tracking! { Backend::LargerPages(Mode::Sigbus) }
-    on_the_kernel! { Backend::LargerPages(Mode::Sigbus) }
-    synchronous! { Backend::LargerPages(Mode::Sigbus) }
-}
-
-mod thread_larger_pages {
-    use super::*;
-    all_tracking! { Backend::LargerPages(Mode::Thread) }
-    on_the_kernel! { Backend::LargerPages(Mode::Thread) }
-    synchronous! { Backend::LargerPages(Mode::Thread) }
-}
-
-// Kernels before 6.4, which protect populated pages only.
-
-mod sigbus_populating {
-    use super::*;
-    all_tracking! { Backend::Without("wp_unpopulated", Mode::Sigbus) }
-    on_the_kernel! { Backend::Without("wp_unpopulated", Mode::Sigbus) }
-    synchronous! { Backend::Without("wp_unpopulated", Mode::Sigbus) }
-}
-
-mod thread_populating {
-    use super::*;
-    all_tracking! { Backend::Without("wp_unpopulated", Mode::Thread) }
-    on_the_kernel! { Backend::Without("wp_unpopulated", Mode::Thread) }
-    synchronous! { Backend::Without("wp_unpopulated", Mode::Thread) }
-}
-
-// Kernels before 5.14, which do not report the protection of a page.
-
-mod sigbus_unreported {
-    use super::*;
-    all_tracking! { Backend::Without("wp_unpopulated,pagemap_wp", Mode::Sigbus) }
-    on_the_kernel! { Backend::Without("wp_unpopulated,pagemap_wp", Mode::Sigbus) }
-    synchronous! { Backend::Without("wp_unpopulated,pagemap_wp", Mode::Sigbus) }
-}
-
-mod thread_unreported {
-    use super::*;
-    all_tracking! { Backend::Without("wp_unpopulated,pagemap_wp", Mode::Thread) }
-    on_the_kernel! { Backend::Without("wp_unpopulated,pagemap_wp", Mode::Thread) }
-    synchronous! { Backend::Without("wp_unpopulated,pagemap_wp", Mode::Thread) }
-}
-
-mod mprotect_larger_pages {
-    use super::*;
-    all_tracking! { Backend::LargerPages(Mode::Mprotect) }
-    on_the_kernel! { Backend::LargerPages(Mode::Mprotect) }
-    synchronous! { Backend::LargerPages(Mode::Mprotect) }
 }
 
 mod model_synchronous {
