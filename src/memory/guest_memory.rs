@@ -75,6 +75,8 @@ enum Id {
     Own(u64),
     /// A file of the embedder.
     File { device: u64, inode: u64 },
+    /// Memory that the embedder has numbered.
+    Numbered(u64),
 }
 
 impl BackingId {
@@ -86,6 +88,12 @@ impl BackingId {
     /// The id of a file that the embedder mapped, from the two numbers that `fstat` gives.
     pub fn of_file(device: u64, inode: u64) -> Self {
         Self(Id::File { device, inode })
+    }
+
+    /// The id of memory without a file, such as shared anonymous memory: a number of the
+    /// embedder's own choice. It is the id of no file.
+    pub fn numbered(number: u64) -> Self {
+        Self(Id::Numbered(number))
     }
 }
 

@@ -3,7 +3,7 @@
 use core::ffi::c_int;
 use std::sync::Arc;
 
-use super::contract::{Options, Protection};
+use super::contract::{FaultLock, Options, Protection};
 use super::mprotect::{Mprotect, ThisKernel};
 use super::none::NoProtection;
 use super::uffd::UffdProtection;
@@ -97,17 +97,22 @@ fn signal_of(mode: Mode) -> Option<c_int> {
     }
 }
 
-/// Opens the mechanism of `mode` for a new region.
+/// Opens the mechanism of `mode` for a new region. A handler thread takes `lock` around each fault.
 ///
 /// # Errors
 ///
 /// [`Error::ModeUnavailable`] if it is not available here, [`Error::BadArgument`] if this
 /// thread blocks the signal by which the mode's faults arrive.
-pub(crate) fn open(mode: Mode, page: PageSize, options: Options) -> Result<Arc<dyn Protection>, Error> {
+pub(crate) fn open(
+    mode: Mode,
+    page: PageSize,
+    options: Options,
+    lock: Option<Arc<dyn FaultLock>>,
+) -> Result<Arc<dyn Protection>, Error> {
     let probe = Probe::of_this_process();
     probe.check(mode)?;
     check_signal(mode)?;
-    open_with(&probe, mode, page, options)
+    open_with(&probe, mode, page, options, lock)
 }
 
 /// An error if this thread blocks the signal by which the faults of `mode` arrive.
@@ -132,6 +137,7 @@ pub(crate) fn open_with(
     mode: Mode,
     page: PageSize,
     options: Options,
+    lock: Option<Arc<dyn FaultLock>>,
 ) -> Result<Arc<dyn Protection>, Error> {
     probe.check(mode)?;
     prepare(mode, options)?;
@@ -141,7 +147,7 @@ pub(crate) fn open_with(
         Mode::Sigbus | Mode::Thread | Mode::Deferred => {
             let (uffd, kernel_faults) = open_uffd(probe, mode)?;
             let uffd = Uffd::new(uffd, uffd_features(probe, mode), probe.check_of_populated())?;
-            on_uffd(mode, uffd, kernel_faults, page)
+            on_uffd(mode, uffd, kernel_faults, page, lock)
         }
     }
 }
@@ -163,10 +169,11 @@ pub(super) fn on_uffd(
     uffd: Uffd,
     kernel_faults: KernelFaults,
     page: PageSize,
+    lock: Option<Arc<dyn FaultLock>>,
 ) -> Result<Arc<dyn Protection>, Error> {
     Ok(match mode {
         Mode::Sigbus => Arc::new(UffdProtection::sigbus(uffd)),
-        Mode::Thread => Arc::new(UffdThread::start(uffd, kernel_faults, page)?),
+        Mode::Thread => Arc::new(UffdThread::start(uffd, kernel_faults, page, lock)?),
         Mode::Deferred => Arc::new(UffdProtection::deferred(uffd, Pagemap::open(page)?)),
         Mode::Mprotect | Mode::None => return Err(NO_UFFD),
     })
@@ -278,14 +285,14 @@ mod tests {
                 let options = Options { embedder_owns_signals };
                 let refused = signal::with_all_blocked(|| {
                     assert!(signal::is_blocked_here(signo));
-                    open(mode, PageSize::host(), options).map(drop)
+                    open(mode, PageSize::host(), options, None).map(drop)
                 });
                 let text = refused.unwrap_err().to_string();
                 assert!(text.contains(name) && text.contains(mode.name()) && text.contains("unblock"), "{text}");
             }
         }
         for mode in [Mode::Thread, Mode::Deferred, Mode::None] {
-            let opened = signal::with_all_blocked(|| open(mode, PageSize::host(), Options::default()));
+            let opened = signal::with_all_blocked(|| open(mode, PageSize::host(), Options::default(), None));
             assert_eq!(opened.map(drop), Probe::of_this_process().check(mode), "{mode}");
         }
     }
@@ -300,11 +307,11 @@ mod tests {
             (Mode::Sigbus, "uffd"),
         ] {
             let probe = Probe::with_hidden(hidden);
-            let error = open_with(&probe, mode, PageSize::host(), Options::default()).unwrap_err();
+            let error = open_with(&probe, mode, PageSize::host(), Options::default(), None).unwrap_err();
             assert!(matches!(error, Error::ModeUnavailable { mode: at, .. } if at == mode), "{error}");
         }
         for mode in Mode::ALL {
-            let opened = open(mode, PageSize::host(), Options::default());
+            let opened = open(mode, PageSize::host(), Options::default(), None);
             assert_eq!(opened.map(|opened| opened.mode()), Probe::of_this_process().check(mode).map(|()| mode));
         }
     }
@@ -322,7 +329,7 @@ mod tests {
         }
         let kernel_writes = |hidden| {
             let probe = Probe::with_hidden(hidden);
-            open_with(&probe, Mode::Thread, PageSize::host(), Options::default()).unwrap().kernel_writes()
+            open_with(&probe, Mode::Thread, PageSize::host(), Options::default(), None).unwrap().kernel_writes()
         };
         if finds_or_skips(Facility::UserModeOnly) {
             assert_eq!(kernel_writes("kernel_faults"), KernelWrites::Refused);
@@ -337,7 +344,10 @@ mod tests {
         for (door, hidden) in [(Facility::UffdDevice, "uffd_syscall"), (Facility::UffdSyscall, "uffd_device")] {
             if finds_or_skips(door) && has_or_skips(Mode::Sigbus) {
                 let probe = Probe::with_hidden(hidden);
-                assert!(open_with(&probe, Mode::Sigbus, PageSize::host(), Options::default()).is_ok(), "{hidden}");
+                assert!(
+                    open_with(&probe, Mode::Sigbus, PageSize::host(), Options::default(), None).is_ok(),
+                    "{hidden}"
+                );
             }
         }
     }

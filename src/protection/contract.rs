@@ -185,6 +185,13 @@ impl<'a> Opening<'a> {
     }
 }
 
+/// A lock of the embedder's that the handler thread of mode thread takes: see
+/// [`PageObserver::fault_lock`](crate::tracker::PageObserver::fault_lock).
+pub trait FaultLock: Send + Sync {
+    /// Takes the lock, calls `handle` once, and gives the lock back.
+    fn hold(&self, handle: &mut dyn FnMut());
+}
+
 /// Options of [`open`](super::open).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Options {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use userfaultfd::FeatureFlags;
 
 use super::choice;
-use super::contract::{Options, Protection};
+use super::contract::{FaultLock, Options, Protection};
 use crate::addr::PageSize;
 use crate::error::Error;
 use crate::mode::Mode;
@@ -64,6 +64,7 @@ pub(crate) fn open_on(
     mode: Mode,
     page: PageSize,
     options: Options,
+    lock: Option<Arc<dyn FaultLock>>,
 ) -> Result<Arc<dyn Protection>, Error> {
     check_uses_one(mode)?;
     choice::check_signal(mode)?;
@@ -87,5 +88,5 @@ pub(crate) fn open_on(
     let is_populated = features & (feature::WP_UNPOPULATED | feature::WP_ASYNC) == 0;
     let check = is_populated.then(|| populate::check_on(fd.as_fd())).transpose()?;
     let uffd = Uffd::of_embedder(fd, features, check)?;
-    choice::on_uffd(mode, uffd, KernelFaults::Refused, page)
+    choice::on_uffd(mode, uffd, KernelFaults::Refused, page, lock)
 }

@@ -9,6 +9,7 @@
 //!   [`handler_is_ours`] and [`is_blocked_here`] say whether faults reach the library at all.
 //!   [`AltStack`] is a signal stack for a thread that runs with the guest's stack pointer. A fault
 //!   uses [`HANDLER_STACK_BYTES`] of it.
+//! - [`FaultLock`]: a lock of the embedder's that the handler thread takes around each fault.
 //! - With the feature `userfaultfd`: `open_uffd` and `uffd_features`, for an embedder that
 //!   opens a region's descriptor itself.
 //!
@@ -54,7 +55,7 @@ mod uffd_thread;
 
 pub use choice::best_synchronous;
 pub(crate) use choice::open;
-pub use contract::Access;
+pub use contract::{Access, FaultLock};
 pub(crate) use contract::{KernelWrites, Opening, Options, Protection};
 #[cfg(feature = "userfaultfd")]
 pub(crate) use handed_uffd::open_on;

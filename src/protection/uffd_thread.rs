@@ -16,15 +16,24 @@
 //!
 //! If the kernel refuses even that (a seccomp filter on `close`), the library ends the process.
 //!
+//! # The embedder's lock
+//!
+//! Calls of the embedder's wait for this thread: a range is given up when no sink of it runs, and
+//! the mechanism ends with its thread. They may hold the lock that the thread takes around each
+//! fault ([`FaultLock`]). So the thread takes it before it enters the table of ranges, and
+//! never while it is to end: either it sees that, or the end sees that it is at the lock and leaves
+//! it to itself.
+//!
 //! A thread that is killed (a seccomp filter can kill a single thread) runs none of this.
 //! [`Protection::check`] asks the kernel whether the thread exists.
 
 use core::ffi::CStr;
+use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use super::contract::{Access, KernelWrites, Opening, Protection};
+use super::contract::{Access, FaultLock, KernelWrites, Opening, Protection};
 use super::uffd_ranges::UffdRanges;
 use crate::addr::{HostRange, PageSize};
 use crate::error::Error;
@@ -55,11 +64,29 @@ struct Shared {
     lost: AtomicBool,
     /// Kernel thread id of the thread, 0 before it runs.
     tid: AtomicI32,
+    lock: Lock,
+    /// Whether the thread waits for the lock, or has it.
+    is_at_lock: AtomicBool,
+}
+
+/// The embedder's, if there is one.
+#[derive(Clone)]
+struct Lock(Option<Arc<dyn FaultLock>>);
+
+impl fmt::Debug for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Lock").field(&self.0.is_some()).finish()
+    }
 }
 
 impl UffdThread {
     /// Takes a non-blocking descriptor and starts the thread.
-    pub(super) fn start(uffd: Uffd, kernel_faults: KernelFaults, page: PageSize) -> Result<Self, Error> {
+    pub(super) fn start(
+        uffd: Uffd,
+        kernel_faults: KernelFaults,
+        page: PageSize,
+        lock: Option<Arc<dyn FaultLock>>,
+    ) -> Result<Self, Error> {
         let stop = Event::new()?;
         let shared = Arc::new(Shared {
             ranges: UffdRanges::new(uffd, Delivery::Thread),
@@ -68,6 +95,8 @@ impl UffdThread {
             is_stopping: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             tid: AtomicI32::new(0),
+            lock: Lock(lock),
+            is_at_lock: AtomicBool::new(false),
         });
         let thread = with_all_blocked(|| Thread::start(&shared))?;
         Ok(Self { shared, kernel_faults, thread: Some(thread) })
@@ -97,7 +126,9 @@ impl Body for Shared {
                 return;
             }
             let mut resolved = Ok(());
-            let mut on_fault = |fault: WriteFault| resolved = resolved.clone().and(self.resolve(&fault));
+            let mut on_fault = |fault: WriteFault| {
+                self.under_the_lock(&mut || resolved = resolved.clone().and(self.resolve(&fault)));
+            };
             // A message is read once: through the first copy unless that one is gone.
             if let Some(copy) = ready.readable
                 && self.ranges.read_faults(copy, &mut messages, &mut on_fault).is_err()
@@ -118,6 +149,16 @@ impl Shared {
             0 => true,
             tid => thread_exists(tid),
         }
+    }
+
+    /// Calls `handle` under the embedder's lock, but not if the thread is to end.
+    fn under_the_lock(&self, handle: &mut dyn FnMut()) {
+        let Some(lock) = &self.lock.0 else { return handle() };
+        self.is_at_lock.store(true, Ordering::SeqCst);
+        if !self.is_stopping.load(Ordering::SeqCst) {
+            lock.hold(handle);
+        }
+        self.is_at_lock.store(false, Ordering::SeqCst);
     }
 
     /// If no range holds the page any more, its release opened it.
@@ -141,11 +182,13 @@ impl Drop for LastWill<'_> {
             return;
         }
         self.shared.lost.store(true, Ordering::SeqCst);
-        if self.shared.ranges.lose().is_err() {
-            // No step is left. In the other modes the store's own signal ends the process now.
-            // Here its writers would sleep for ever.
-            std::process::abort();
-        }
+        self.shared.under_the_lock(&mut || {
+            if self.shared.ranges.lose().is_err() {
+                // No step is left. In the other modes the store's own signal ends the process now.
+                // Here its writers would sleep for ever.
+                std::process::abort();
+            }
+        });
     }
 }
 
@@ -215,7 +258,8 @@ impl Protection for UffdThread {
     fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
         self.shared.stop.close_inherited();
         let uffd = self.shared.ranges.reopen_in_child()?;
-        Ok(Arc::new(Self::start(uffd, self.kernel_faults, self.shared.page)?))
+        let Lock(lock) = self.shared.lock.clone();
+        Ok(Arc::new(Self::start(uffd, self.kernel_faults, self.shared.page, lock)?))
     }
 
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {
@@ -233,7 +277,8 @@ impl Drop for UffdThread {
         self.shared.is_stopping.store(true, Ordering::SeqCst);
         // If another file has the number, the thread cannot be told: it looks within a second.
         self.shared.stop.signal();
-        thread.join();
+        // It may wait for the lock that this thread has. Its ranges have been given up.
+        if self.shared.is_at_lock.load(Ordering::SeqCst) { drop(thread) } else { thread.join() }
     }
 }
 
@@ -280,7 +325,7 @@ mod tests {
         let (fd, kernel_faults) = probe.open_uffd(KernelFaults::Delivered).unwrap();
         let features = choice::uffd_features(&probe, Mode::Thread);
         let uffd = Uffd::new(fd, features, probe.check_of_populated()).unwrap();
-        UffdThread::start(uffd, kernel_faults, page).unwrap()
+        UffdThread::start(uffd, kernel_faults, page, None).unwrap()
     }
 
     /// Two pages, protected, with a sink that opens nothing.
@@ -340,7 +385,7 @@ mod tests {
         // Other tests of this process open descriptors too: many rounds against a few of theirs.
         let before = count();
         for _ in 0..200 {
-            let protection = choice::open(Mode::Thread, PageSize::host(), Options::default()).unwrap();
+            let protection = choice::open(Mode::Thread, PageSize::host(), Options::default(), None).unwrap();
             drop(protection);
         }
         assert!(count() < before + 200, "descriptors are left over");

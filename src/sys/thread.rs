@@ -9,12 +9,14 @@
 //! # Safety
 //!
 //! A [`Thread`] has a reference to its body for the thread's own use. It gives the reference
-//! up once the thread has ended, or in a fork's child, which has no such thread.
+//! up once the thread has ended, or in a fork's child, which has no such thread. If it is dropped
+//! before, the thread gives the reference up at its end.
 #![allow(unsafe_code)]
 
 use core::ffi::{CStr, c_void};
 use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ptr;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -40,8 +42,15 @@ pub(crate) struct Thread<B: Body> {
     /// Taken by the end.
     id: Option<ThreadId>,
     /// The thread's own reference.
-    body: ManuallyDrop<Arc<B>>,
+    own: ManuallyDrop<Arc<Own<B>>>,
     generation: ProcessNumber,
+}
+
+/// What a thread uses.
+struct Own<B> {
+    body: Arc<B>,
+    /// Whether the thread has ended, or is left to itself: the second of the two gives it up.
+    is_over: AtomicBool,
 }
 
 /// A name for the calls of pthread. With musl it is a pointer.
@@ -57,13 +66,13 @@ impl<B: Body> Thread<B> {
     /// Starts a thread with the signal mask of the caller.
     pub(crate) fn start(body: &Arc<B>) -> Result<Self, Error> {
         let generation = ProcessNumber::current()?;
-        let body = body.clone();
+        let own = Arc::new(Own { body: body.clone(), is_over: AtomicBool::new(false) });
         let (mut id, mut attributes) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        // SAFETY: both are locals that the calls write; the body outlives the thread.
+        // SAFETY: both are locals that the calls write; `own` outlives the thread.
         let errno = unsafe {
             libc::pthread_attr_init(attributes.as_mut_ptr());
             libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK_BYTES);
-            let argument = Arc::as_ptr(&body).cast_mut().cast();
+            let argument = Arc::as_ptr(&own).cast_mut().cast();
             let errno = libc::pthread_create(id.as_mut_ptr(), attributes.as_ptr(), entry::<B>, argument);
             libc::pthread_attr_destroy(attributes.as_mut_ptr());
             errno
@@ -73,17 +82,17 @@ impl<B: Body> Thread<B> {
         }
         // SAFETY: written by the call that succeeded.
         let id = Some(ThreadId(unsafe { id.assume_init() }));
-        Ok(Self { id, body: ManuallyDrop::new(body), generation })
+        Ok(Self { id, own: ManuallyDrop::new(own), generation })
     }
 
     /// Returns when the thread has ended, by itself or killed by the kernel.
     pub(crate) fn join(mut self) {
         if let Some(ThreadId(id)) = self.id.take() {
             // SAFETY: a thread of this process that was neither joined nor detached; after the
-            // join it no longer uses its reference.
+            // join it no longer uses its reference, which it did not give up.
             unsafe {
                 libc::pthread_join(id, ptr::null_mut());
-                ManuallyDrop::drop(&mut self.body);
+                ManuallyDrop::drop(&mut self.own);
             }
         }
     }
@@ -92,12 +101,16 @@ impl<B: Body> Thread<B> {
 impl<B: Body> Drop for Thread<B> {
     fn drop(&mut self) {
         let Some(ThreadId(id)) = self.id.take() else { return };
-        if self.generation.is_current() {
-            // SAFETY: neither joined nor detached before; the reference stays the thread's.
+        let is_gone = if self.generation.is_current() {
+            // SAFETY: neither joined nor detached before.
             unsafe { libc::pthread_detach(id) };
+            self.own.is_over.swap(true, Ordering::AcqRel)
         } else {
-            // SAFETY: dropped once, here. This process has no such thread.
-            unsafe { ManuallyDrop::drop(&mut self.body) };
+            true
+        };
+        if is_gone {
+            // SAFETY: dropped once, here. The thread has ended, or this process has no such thread.
+            unsafe { ManuallyDrop::drop(&mut self.own) };
         }
     }
 }
@@ -108,13 +121,18 @@ impl<B: Body> core::fmt::Debug for Thread<B> {
     }
 }
 
-extern "C" fn entry<B: Body>(body: *mut c_void) -> *mut c_void {
+extern "C" fn entry<B: Body>(own: *mut c_void) -> *mut c_void {
     // SAFETY: names the calling thread; the name is a string of the program.
     unsafe { libc::prctl(libc::PR_SET_NAME, B::NAME.as_ptr()) };
-    // SAFETY: `Thread` keeps the body until this thread has ended.
-    let body = unsafe { &*body.cast::<B>() };
+    let own: *const Own<B> = own.cast();
+    // SAFETY: `Thread` keeps it until this thread says that it is over.
+    let Own { body, is_over } = unsafe { &*own };
     // The panic was printed.
     let _ = catch_unwind(AssertUnwindSafe(|| body.run()));
+    if is_over.swap(true, Ordering::AcqRel) {
+        // SAFETY: made by `Arc::as_ptr` of the reference that `Thread` left to this thread.
+        drop(unsafe { Arc::from_raw(own) });
+    }
     ptr::null_mut()
 }
 
@@ -168,13 +186,20 @@ mod tests {
         thread.unwrap().join();
     }
 
+    /// In either order.
     #[test]
-    fn a_thread_without_a_join_keeps_its_body() {
-        let count = Arc::new(Count::default());
-        drop(Thread::start(&count).unwrap());
-        while count.runs.load(SeqCst) == 0 {
-            std::thread::yield_now();
+    fn a_thread_without_a_join_gives_its_body_up_when_it_ends() {
+        for ends_first in [false, true] {
+            let count = Arc::new(Count::default());
+            let thread = Thread::start(&count).unwrap();
+            while ends_first && !thread.own.is_over.load(SeqCst) {
+                std::thread::yield_now();
+            }
+            drop(thread);
+            while Arc::strong_count(&count) != 1 {
+                std::thread::yield_now();
+            }
+            assert_eq!(count.runs.load(SeqCst), 1);
         }
-        assert_eq!(Arc::strong_count(&count), 2);
     }
 }

@@ -48,10 +48,8 @@ impl<D: PageData> PageClaim<D> {
         HostRange::page_of(HostAddr(start), self.region.page_size())
     }
 
-    /// Copies the bytes at `guest`, which lie on the page. The region is tracked meanwhile.
-    pub(super) fn read(&self, guest: GuestAddr, into: &mut [u8]) {
-        let offset = (guest.0 - self.guest_page().0) as usize;
-        assert!(offset + into.len() <= self.region.page_size().bytes(), "the bytes of one page");
+    /// Copies the bytes at `offset` of the page, which has them. The region is tracked meanwhile.
+    fn read(&self, offset: usize, into: &mut [u8]) {
         // SAFETY: the page is in a tracked region, so it is mapped and readable, by the
         // contract of `Tracker::add_region` or because the region keeps its memory.
         unsafe { guest_memory::read_host(HostAddr(self.host_page().start().0 + offset), into) };
@@ -108,12 +106,29 @@ impl<D: PageData> fmt::Debug for PageDataRef<D> {
     }
 }
 
+impl<D: PageData> PageDataRef<D> {
+    /// [`PageClaim::add_code`], without the claim.
+    pub fn add_code(&self, bytes: Range<usize>) {
+        self.desc().add_code(bytes, self.region.page_size().bytes());
+    }
+
+    /// Whether the page's mechanism is this process's. In a fork's child that was not announced it is
+    /// the parent's: no write here is noticed.
+    pub fn is_own(&self) -> bool {
+        self.region.protection.is_own()
+    }
+
+    fn desc(&self) -> &PageDesc<D> {
+        // It was found before, and descriptors stay as long as their region.
+        self.region.pages.get(self.page).unwrap_or_else(|| unreachable!("the page has a descriptor"))
+    }
+}
+
 impl<D: PageData> std::ops::Deref for PageDataRef<D> {
     type Target = D;
 
     fn deref(&self) -> &D {
-        // It was found before, and descriptors stay as long as their region.
-        &self.region.pages.get(self.page).unwrap_or_else(|| unreachable!("the page has a descriptor")).data
+        &self.desc().data
     }
 }
 
@@ -138,32 +153,34 @@ impl<D: PageData> Tracker<D> {
         Ok(PageClaim { region: region.clone(), page, begun })
     }
 
-    /// Copies the bytes at `guest`, which lie on the page of `claim`.
+    /// Copies the bytes at `guest`, which lie on the page of `claim`. An aligned word of 8, 4 or 2
+    /// bytes is copied whole.
     ///
     /// # Errors
     ///
-    /// [`Error::NotTracked`] if the claim's region is no longer tracked.
-    pub(crate) fn read(&self, claim: &PageClaim<D>, guest: GuestAddr, into: &mut [u8]) -> Result<(), Error> {
+    /// [`Error::BadRange`] if the page lacks a byte of them. [`Error::NotTracked`] if the claim's
+    /// region is no longer tracked.
+    pub fn read(&self, claim: &PageClaim<D>, guest: GuestAddr, into: &mut [u8]) -> Result<(), Error> {
+        let offset = guest.0.wrapping_sub(claim.guest_page().0);
+        let page_bytes = self.page.bytes() as u64;
+        if offset >= page_bytes || into.len() as u64 > page_bytes - offset {
+            let why = "a claim is of one page: claim each page of the bytes";
+            return Err(Error::BadRange { start: guest.0, len: into.len() as u64, why });
+        }
         // The region cannot be removed meanwhile.
         let space = self.gate.enter()?;
         let tracked = space.at(guest)?;
         if !Arc::ptr_eq(&tracked.region, &claim.region) {
             return Err(Error::NotTracked { start: guest.0, len: into.len() as u64 });
         }
-        claim.read(guest, into);
+        claim.read(offset as usize, into);
         Ok(())
     }
 
     /// The observer's data for the page that holds `guest`; `None` if no translation was ever
     /// begun on the page or its neighbours.
     pub fn data(&self, guest: GuestAddr) -> Option<PageDataRef<D>> {
-        let mut found = None;
-        self.gate.for_each_region(|region| {
-            if region.contains(guest) {
-                found = Some(region.clone());
-            }
-        });
-        let region = found?;
+        let region = self.gate.region_at(guest)?;
         let page = region.page_of(guest);
         region.pages.get(page)?;
         Some(PageDataRef { region, page })

@@ -3,7 +3,7 @@
 
 use std::os::fd::RawFd;
 
-use crate::addr::{GuestAddr, HostAddr};
+use crate::addr::{GuestAddr, HostAddr, HostRange};
 use crate::mode::Mode;
 use crate::page_table::PageState;
 use crate::sys::clock::coarse_ms;
@@ -100,13 +100,16 @@ impl<D: PageData> Region<D> {
 impl<D: PageData> Tracker<D> {
     /// The mechanism that learns of writes at `guest`; `None` outside every region.
     pub fn mode_at(&self, guest: GuestAddr) -> Option<Mode> {
-        let mut mode = None;
-        self.gate.for_each_region(|region| {
-            if region.contains(guest) {
-                mode = Some(region.mode());
-            }
-        });
-        mode
+        Some(self.gate.region_at(guest)?.mode())
+    }
+
+    /// The addresses in this process from the page that holds `guest` to the end of its region; `None`
+    /// outside every
+    /// region.
+    pub fn host_from(&self, guest: GuestAddr) -> Option<HostRange> {
+        let region = self.gate.region_at(guest)?;
+        let pages = region.page_of(guest).0..region.pages.pages();
+        Some(region.host_of(&pages))
     }
 
     /// The numbers of the descriptors that the regions keep open. In some emulators the guest

@@ -1,6 +1,8 @@
 //! The observer: the layer above the tracker, which is told of writes.
 
 use crate::addr::{GuestAddr, HostAddr};
+use crate::protection::FaultLock;
+use crate::sync::Arc;
 
 /// The reason why a page's translations become stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +43,27 @@ pub struct PageWrite {
 
 /// The layer that makes translations of a page unreachable.
 ///
+/// # A lock of the embedder's
+///
+/// One lock of the embedder's may be held around every call of the tracker and around
+/// [`handle_fault`](crate::protection::handle_fault). If it always is, `written` and
+/// `data_written` run under it, before the page opens, and may use all that it guards. For that:
+///
+/// - Regions in modes sigbus and mprotect are added with
+///   [`embedder_owns_signals`](super::RegionOptions::embedder_owns_signals), and the embedder's handler
+///   takes the lock before it calls `handle_fault`.
+/// - [`PageObserver::fault_lock`] returns the lock: the handler thread of mode thread takes it.
+/// - A thread that holds the lock stores to no tracked page, unless it announced the write: the
+///   fault would wait for the lock.
+///
 /// # Safety
 ///
 /// `written` and `data_written` run in signal handlers, by any number of threads at once: they are
 /// async-signal-safe (no lock, no allocation, no thread-local, no panic, no access to tracked
-/// memory, errno preserved).
+/// memory, errno preserved). If the embedder's lock is held around each fault, they run by one
+/// thread at a time, and only the first three may be relaxed: the thread that stored may be
+/// interrupted at any store to tracked memory, and no lock may be taken that a thread may hold while it
+/// calls the tracker or stores there. They never call the tracker.
 #[allow(unsafe_code)]
 pub unsafe trait PageObserver: Send + Sync + 'static {
     /// The observer's data for each page.
@@ -79,6 +97,12 @@ pub unsafe trait PageObserver: Send + Sync + 'static {
     /// consistent fence between this call and its next look.
     fn others_may_look(&self) -> bool {
         true
+    }
+
+    /// The embedder's lock around each fault, for the handler thread of mode thread: see the head.
+    /// Asked when a region is added. Without a lock the handler thread takes none.
+    fn fault_lock(&self) -> Option<Arc<dyn FaultLock>> {
+        None
     }
 }
 

@@ -109,7 +109,7 @@ impl<D: PageData> Tracker<D> {
     unsafe fn add_region_with(&self, options: RegionOptions, memory: Option<Arc<GuestMemory>>) -> Result<(), Error> {
         self.add_region_on(options, memory, || {
             must_be_mapped(options.host, self.page)?;
-            protection::open(options.mode, self.page, options.of_protection())
+            protection::open(options.mode, self.page, options.of_protection(), self.wiring.observer.fault_lock())
         })
     }
 
@@ -131,7 +131,13 @@ impl<D: PageData> Tracker<D> {
     pub unsafe fn add_region_on_uffd(&self, options: RegionOptions, uffd: userfaultfd::Uffd) -> Result<(), Error> {
         self.add_region_on(options, None, || {
             must_be_mapped(options.host, self.page)?;
-            protection::open_on(uffd, options.mode, self.page, options.of_protection())
+            protection::open_on(
+                uffd,
+                options.mode,
+                self.page,
+                options.of_protection(),
+                self.wiring.observer.fault_lock(),
+            )
         })
     }
 

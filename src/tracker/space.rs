@@ -147,6 +147,14 @@ impl<D: PageData> Gate<D> {
         }
     }
 
+    /// The region that holds `guest`, even under the guard of a fork.
+    pub(super) fn region_at(&self, guest: GuestAddr) -> Option<Arc<Region<D>>> {
+        if self.stands_still_here() {
+            return lock(&self.0.meanwhile).regions.iter().find(|region| region.contains(guest)).cloned();
+        }
+        self.read().at(guest).ok().map(|tracked| tracked.region.clone())
+    }
+
     /// Takes every region out of the tracker. A thread that forgot its guard never gives
     /// the lock back, and can still end its tracker.
     pub(super) fn take_regions(&self) -> Vec<Arc<Region<D>>> {

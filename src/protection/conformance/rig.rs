@@ -149,7 +149,7 @@ impl Rig {
         let range = HostRange::of_pages(HostAddr(start), PAGES, page);
         let (protection, model): (Arc<dyn Protection>, _) = match backend {
             Backend::Kernel(mode) | Backend::Without(_, mode) | Backend::LargerPages(mode) => {
-                (open_with(&backend.probe(), mode, page, Options::default()).unwrap(), None)
+                (open_with(&backend.probe(), mode, page, Options::default(), None).unwrap(), None)
             }
             Backend::Model(mode) => {
                 let model = Arc::new(Model::new(mode, range, page));

@@ -86,17 +86,22 @@ fn faults_of(name: &str, patch: &str) -> Vec<String> {
         Some(killer) if exists(killer) => {}
         killer => wrong.push(format!("{name} names no test that exists: {killer:?}")),
     }
-    let file = patch.lines().find_map(|line| line.strip_prefix("--- a/"));
     let folders = ["src/", "capi/src/", "demo-emulator/src/"];
     let is_source = |file: &&str| folders.iter().any(|folder| file.starts_with(folder));
-    let code = file.filter(is_source).and_then(|file| fs::read_to_string(root().join(file)).ok());
-    match code {
-        Some(code) => {
-            if hunks(patch).is_empty() || !hunks(patch).iter().all(|hunk| code.contains(hunk)) {
-                wrong.push(format!("{name} does not apply any more"));
+    let mut files = patch.split("\n--- a/").skip(1).peekable();
+    if files.peek().is_none() {
+        wrong.push(format!("{name} changes no file"));
+    }
+    for changes in files {
+        let file = changes.lines().next().filter(is_source);
+        match file.and_then(|file| fs::read_to_string(root().join(file)).ok()) {
+            Some(code) => {
+                if hunks(changes).is_empty() || !hunks(changes).iter().all(|hunk| code.contains(hunk)) {
+                    wrong.push(format!("{name} does not apply any more"));
+                }
             }
+            None => wrong.push(format!("{name} changes a file that is in no src/ folder")),
         }
-        None => wrong.push(format!("{name} changes no file of a src/ folder")),
     }
     wrong
 }
