@@ -88,7 +88,7 @@ impl Library {
                 Ok(_) => return ticket,
                 Err(BeginError::Busy(Busy::Hot)) => panic!("the page is hot: the claim is not what is measured"),
                 Err(BeginError::Busy(_)) => std::hint::spin_loop(),
-                Err(BeginError::Failed(error)) => panic!("{error}"),
+                Err(error) => panic!("{error}"),
             }
         }
     }

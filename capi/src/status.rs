@@ -104,6 +104,10 @@ impl From<BeginError> for Failure {
     fn from(error: BeginError) -> Self {
         match error {
             BeginError::Failed(error) => error.into(),
+            BeginError::Untrackable => Self::new(
+                cw_status::CW_BAD_RANGE,
+                c"nothing is mapped there, or a mapping that cannot be tracked: interpret until another one comes",
+            ),
             BeginError::Busy(busy) => Self::new(cw_status::CW_BUSY, sentence(busy)),
         }
     }

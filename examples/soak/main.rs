@@ -202,6 +202,7 @@ impl Soak {
                     std::thread::yield_now();
                     continue;
                 }
+                Err(BeginError::Untrackable) => panic!("all of the memory is attached"),
                 Err(BeginError::Failed(error)) => return Err(error),
                 Ok(_) => {}
             }

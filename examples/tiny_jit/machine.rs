@@ -130,7 +130,7 @@ impl Machine {
         let mut ticket = self.cache.begin(Key::new(pc));
         match ticket.claim(GuestAddr(pc)) {
             Ok(_) => {}
-            Err(BeginError::Busy(_)) => return Ok(false),
+            Err(BeginError::Busy(_) | BeginError::Untrackable) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
         // Reads each word once, after the claim. A block ends with its page.

@@ -59,6 +59,9 @@ pub enum TranslateError {
     /// page is written to all the time. Interpret an instruction, and translate when the guest
     /// comes here again.
     Interpret,
+    /// The bytes are on a page that is not tracked ([`BeginError::Untrackable`]): interpret until
+    /// another mapping comes.
+    Untrackable,
     /// A retry will fail too: the guest's address is in no region, an argument is wrong, or the
     /// system refused a call. A full code buffer ([`Error::Full`]) has room again after
     /// [`CodeCache::evict`](crate::CodeCache::evict).
@@ -69,6 +72,7 @@ impl fmt::Display for TranslateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Interpret => f.write_str("the bytes are being written: interpret, and translate later"),
+            Self::Untrackable => BeginError::Untrackable.fmt(f),
             Self::Failed(error) => error.fmt(f),
         }
     }
@@ -77,7 +81,7 @@ impl fmt::Display for TranslateError {
 impl std::error::Error for TranslateError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Interpret => None,
+            Self::Interpret | Self::Untrackable => None,
             Self::Failed(error) => Some(error),
         }
     }
@@ -93,6 +97,7 @@ impl From<BeginError> for TranslateError {
     fn from(error: BeginError) -> Self {
         match error {
             BeginError::Busy(_) => Self::Interpret,
+            BeginError::Untrackable => Self::Untrackable,
             BeginError::Failed(error) => Self::Failed(error),
         }
     }

@@ -89,7 +89,7 @@ impl Guest {
             match ticket.claim(self.page_at(page)) {
                 Ok(_) => entry = entry << 8 | usize::from(self.kernel.load(page)),
                 Err(BeginError::Busy(_)) => return Err(Refusal::Busy),
-                Err(BeginError::Failed(_)) => return Err(Refusal::Lost),
+                Err(BeginError::Untrackable | BeginError::Failed(_)) => return Err(Refusal::Lost),
             }
         }
         match ticket.commit(entry, 0) {

@@ -216,6 +216,15 @@ impl Protection for Kernel {
         if self.mode == Mode::Deferred { KernelWrites::Tracked } else { KernelWrites::Refused }
     }
 
+    fn reserve(&self, _: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        self.sink.set(Some(sink.clone()));
+        Ok(())
+    }
+
+    fn give_up(&self, _: HostRange) {
+        self.sink.set(None);
+    }
+
     fn attach(&self, _: HostRange, sink: &Arc<dyn FaultSink>, _: Access, _: Permit<'_>) -> Result<(), Error> {
         self.sink.set(Some(sink.clone()));
         Ok(())

@@ -1,5 +1,6 @@
 //! Every call for a range against a naive map of pages: regions of every mode beside each other and
-//! at the end of the guest's space, memory with several views that the ranges cut. A block is
+//! at the end of the guest's space, memory with several views that the ranges cut, mappings that move, go and
+//! cannot be tracked. A block is
 //! reachable exactly until a call reaches its bytes, through any view. A call that does not reach
 //! them leaves it alone.
 //!
@@ -16,7 +17,7 @@ use crate::memory::guest_memory::BackingId;
 use crate::policy::{Decision, Limits, PageHistory, Policy};
 use crate::protection::model::Model;
 use crate::protection::{Access, Handled, Mode};
-use crate::tracker::{BeginError, Held, MappingChange, RegionOptions, SharedMemory};
+use crate::tracker::{BeginError, Held, MappingChange, MovedFrom, RegionOptions, SharedMemory};
 
 /// Nothing happens by itself: no page is self-checking, and only the requested page is opened or
 /// protected.
@@ -83,6 +84,8 @@ struct World {
     /// The bytes that each tracked page shows.
     shown: BTreeMap<u64, Bytes>,
     read_only: BTreeSet<u64>,
+    /// Tracked pages without a mapping, or with one that cannot be tracked.
+    untrackable: BTreeSet<u64>,
     blocks: BTreeMap<u64, Block>,
     /// Pages of deferred regions that were written since they were last asked about.
     written: BTreeSet<u64>,
@@ -131,7 +134,7 @@ impl World {
         let vcpu = cache.attach_vcpu();
         let regions = [(); 4].map(|()| (0, None));
         let (shown, read_only, blocks) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
-        let written = BTreeSet::new();
+        let (untrackable, written) = (BTreeSet::new(), BTreeSet::new());
         Self {
             seed,
             cache,
@@ -139,6 +142,7 @@ impl World {
             regions,
             shown,
             read_only,
+            untrackable,
             blocks,
             written,
             holds: Vec::new(),
@@ -262,18 +266,39 @@ impl World {
             let bytes = self.bytes_of(&pages.clone().collect());
             self.cache.tracker().remove_region(guest).unwrap();
             self.kill(&bytes);
-            self.shown.retain(|page, _| !pages.contains(page));
-            self.read_only.retain(|page| !pages.contains(page));
+            self.forget(|page| pages.contains(page));
             return;
         }
         let mode = MODES[self.next(4) as usize];
         let host = HostRange::of_pages(Self::host(pages.start), REGION_PAGES as usize, PAGE);
         let model = Arc::new(Model::new(mode, host, PAGE));
         let open = || Ok(model.clone() as Arc<dyn crate::protection::Protection>);
-        let tracker = self.cache.tracker();
-        tracker.add_region_on(RegionOptions::new(guest, host, mode), None, open).unwrap();
+        let reserved = self.next(4) == 0;
+        let options = RegionOptions::new(guest, host, mode).with_reserved(reserved);
+        self.cache.tracker().add_region_on(options, None, open).unwrap();
         self.regions[at] = (self.regions[at].0 + 1, Some((mode, model)));
+        self.untrackable.extend(pages.clone().filter(|_| reserved));
         self.show_private(pages);
+    }
+
+    /// These pages are in no region any more.
+    fn forget(&mut self, gone: impl Fn(&u64) -> bool) {
+        self.shown.retain(|page, _| !gone(page));
+        self.read_only.retain(|page| !gone(page));
+        self.untrackable.retain(|page| !gone(page));
+    }
+
+    /// Other mappings are at these pages now.
+    fn map(&mut self, pages: &BTreeSet<u64>, refused: bool) {
+        for &page in pages {
+            self.model(page).map(HostRange::of_pages(Self::host(page), 1, PAGE), refused);
+            self.read_only.remove(&page);
+            if refused {
+                self.untrackable.insert(page)
+            } else {
+                self.untrackable.remove(&page)
+            };
+        }
     }
 
     fn show_private(&mut self, pages: impl IntoIterator<Item = u64>) {
@@ -305,19 +330,28 @@ impl World {
         self.check("in a change of mapping");
         if let Some(&page) = pages.first() {
             let claimed = self.cache.begin(Key::new(1)).claim(GuestAddr(page << 12));
-            assert!(matches!(claimed, Err(BeginError::Busy(_))), "begun in a change: {claimed:?}");
+            let is_right = match claimed {
+                Err(BeginError::Untrackable) => self.untrackable.contains(&page),
+                claimed => matches!(claimed, Err(BeginError::Busy(_))),
+            };
+            assert!(is_right, "begun in a change");
         }
-        let removed = match self.next(8) {
+        let removed = match self.next(12) {
             0 => pages.first().copied().map(|page| {
                 let at = Self::region_of(page);
                 self.regions[at].1 = None;
                 let region = REGIONS[at]..REGIONS[at] + REGION_PAGES;
                 self.kill(&self.bytes_of(&region.clone().collect()));
                 self.cache.tracker().remove_region(GuestAddr(region.start << 12)).unwrap();
-                self.shown.retain(|page, _| !region.contains(page));
-                self.read_only.retain(|page| !region.contains(page));
+                self.forget(|page| region.contains(page));
             }),
             1 => return drop(change),
+            2 => {
+                change.finish_unmapped().unwrap();
+                self.map(&pages, false);
+                self.untrackable.extend(&pages);
+                return self.show_private(pages);
+            }
             _ => None,
         };
         self.finish(change, asked, pages, removed.is_some());
@@ -329,6 +363,14 @@ impl World {
         if let Some((_, memory)) = shared.as_mut().filter(|_| is_askew) {
             memory.offset += 1;
         }
+        let pages: BTreeSet<u64> = pages.into_iter().filter(|page| self.shown.contains_key(page)).collect();
+        self.map(&pages, false);
+        let refused = if self.next(4) == 0 {
+            pages.iter().copied().filter(|_| self.next(4) == 0).collect()
+        } else {
+            BTreeSet::new()
+        };
+        self.map(&refused, true);
         let first = asked.start >> 12;
         let last = asked.start.saturating_add(asked.len.saturating_sub(1)) >> 12;
         let done = change.finish_replaced(Access::ReadWrite, shared.map(|(_, memory)| memory));
@@ -337,22 +379,22 @@ impl World {
         match done {
             Err(Error::BadRange { .. }) => assert!(bad),
             Err(Error::NotTracked { .. }) => assert!(removed),
-            done => assert!(done == Ok(()) && !removed && !bad, "{done:?}"),
+            Err(Error::System { .. }) => assert!(!refused.is_empty()),
+            done => assert!(done == Ok(()) && !removed && !bad && refused.is_empty(), "{done:?}"),
         }
-        let pages: BTreeSet<u64> = pages.into_iter().filter(|page| self.shown.contains_key(page)).collect();
         if bad {
             // Nothing is translated from them until a real mapping is there.
             for page in pages.clone() {
                 let claimed = self.cache.begin(Key::new(1)).claim(GuestAddr(page << 12));
-                assert!(matches!(claimed, Err(BeginError::Failed(_))), "{claimed:?}");
+                assert!(matches!(claimed, Err(BeginError::Untrackable)), "{claimed:?}");
             }
             let (start, len) = (GuestAddr(asked.start), asked.len);
             let again = self.cache.tracker().change_mapping(start, len);
             if let Some(again) = again.ok().filter(|_| !pages.is_empty()) {
-                again.finish_replaced(Access::ReadWrite, None).unwrap();
+                let done = again.finish_replaced(Access::ReadWrite, None);
+                assert_eq!(done.is_ok(), refused.is_empty(), "{done:?}");
             }
         }
-        self.read_only.retain(|page| !pages.contains(page));
         match shared.filter(|_| !bad) {
             Some(((memory, offset), _)) => {
                 let new: BTreeMap<u64, Bytes> =
@@ -362,6 +404,64 @@ impl World {
             }
             None => self.show_private(pages),
         }
+    }
+
+    /// A mapping moves, grows or shrinks, with all that is known of it.
+    fn move_mapping(&mut self) {
+        let ((from, asked_from), (to, asked_to)) = (self.whole(), self.whole());
+        let leaves = if self.next(2) == 0 { MovedFrom::Mapped } else { MovedFrom::Unmapped };
+        let tracker = self.cache.tracker();
+        let source = tracker.change_mapping(GuestAddr(asked_from.start), asked_from.len);
+        let target = tracker.change_mapping(GuestAddr(asked_to.start), asked_to.len);
+        let source = self.expect(asked_from, source, "the source of a move");
+        let target = self.expect(asked_to, target, "the target of a move");
+        let (old, new) = (self.tracked(asked_from), self.tracked(asked_to));
+        self.kill(&self.bytes_of(&old));
+        self.kill(&self.bytes_of(&new));
+        self.check("in a move");
+        let (Some(source), Some(target)) = (source, target) else { return };
+        // What each page of the target shows, by the page that was moved there.
+        let mut moved = BTreeMap::new();
+        for &page in &new {
+            let (index, last) = (page - to.start, from.end - from.start - 1);
+            let (source, beyond) = (from.start + index.min(last), index.saturating_sub(last));
+            let shown = self.shown.get(&source).map(|&(memory, at)| (memory, at + beyond));
+            // What has grown is new private memory, or more of the shared one.
+            let shown = shown.filter(|(memory, _)| *memory < PRIVATE || beyond == 0);
+            moved.insert(page, (shown, self.shown.contains_key(&source).then_some(source)));
+        }
+        let untrackable = self.untrackable.clone();
+        let read_only = self.read_only.clone();
+        let left: BTreeSet<u64> = old.difference(&new).copied().filter(|page| !to.contains(page)).collect();
+        let kept: BTreeSet<u64> =
+            left.difference(&untrackable).copied().filter(|_| leaves == MovedFrom::Mapped).collect();
+        let gone: BTreeSet<u64> = left.iter().copied().filter(|_| leaves == MovedFrom::Unmapped).collect();
+        self.map(&gone, false);
+        self.untrackable.extend(&gone);
+        for page in &kept {
+            // The kernel has dropped the tracking.
+            self.model(*page).map(HostRange::of_pages(Self::host(*page), 1, PAGE), false);
+        }
+        self.map(&new, false);
+        target.finish_moved(source, leaves).unwrap();
+        let private: BTreeSet<u64> =
+            gone.into_iter().chain(kept.into_iter().filter(|page| self.shown[page].0 >= PRIVATE)).collect();
+        for (page, (shown, source)) in moved {
+            match source {
+                Some(source) if !untrackable.contains(&source) => {
+                    if read_only.contains(&source) {
+                        self.read_only.insert(page);
+                    }
+                }
+                _ => _ = self.untrackable.insert(page),
+            }
+            match shown {
+                Some(bytes) => _ = self.shown.insert(page, bytes),
+                None => self.show_private([page]),
+            }
+        }
+        self.show_private(private);
+        self.kill(&self.bytes_of(&new));
     }
 
     fn set_access(&mut self) {
@@ -381,7 +481,7 @@ impl World {
 
     fn store(&mut self) {
         let page = self.page_of_a_block();
-        let Some(&bytes) = self.shown.get(&page) else { return };
+        let Some(&bytes) = self.shown.get(&page).filter(|_| !self.untrackable.contains(&page)) else { return };
         let at = HostAddr(Self::host(page).0 + self.next(4096) as usize);
         let mut retired = 0;
         let handled = self.model(page).store(at, 1, || retired += 1);
@@ -488,12 +588,19 @@ impl World {
                 (Ok(host), Some(&bytes)) => {
                     assert_eq!(host.start(), Self::host(page));
                     let mut views = self.shown.iter().filter(|(_, shown)| **shown == bytes);
+                    assert!(!views.any(|(view, _)| self.untrackable.contains(view)), "an untrackable page was claimed");
+                    let mut views = self.shown.iter().filter(|(_, shown)| **shown == bytes);
                     assert!(!views.any(|(&view, _)| self.is_held(view)), "a page that is held was claimed");
                     source.insert(bytes);
                 }
                 (Err(BeginError::Busy(busy)), Some(&bytes)) => {
                     let mut views = self.shown.iter().filter(|(_, shown)| **shown == bytes);
                     assert!(views.any(|(&view, _)| self.is_held(view)), "{busy:?} for nothing");
+                    return;
+                }
+                (Err(BeginError::Untrackable), Some(&bytes)) => {
+                    let mut views = self.shown.iter().filter(|(_, shown)| **shown == bytes);
+                    assert!(views.any(|(view, _)| self.untrackable.contains(view)), "{page:x} can be tracked");
                     return;
                 }
                 (Err(BeginError::Failed(Error::NotTracked { .. })), None) => return,
@@ -515,12 +622,14 @@ impl World {
     }
 
     fn step(&mut self) {
-        let what: [(&str, Step); 20] = [
+        let what: [(&str, Step); 22] = [
             ("a region", Self::add_or_remove),
             ("a declaration", Self::declare),
             ("a declaration", Self::declare),
             ("a change", Self::change),
             ("a change", Self::change),
+            ("a move", Self::move_mapping),
+            ("a move", Self::move_mapping),
             ("set_access", Self::set_access),
             ("a hold", Self::hold),
             ("a release", Self::release),
@@ -537,7 +646,7 @@ impl World {
             ("a translation", Self::translate),
             ("a translation", Self::translate),
         ];
-        let (name, step) = what[self.next(20) as usize];
+        let (name, step) = what[self.next(22) as usize];
         step(self);
         self.check(name);
     }
@@ -545,7 +654,7 @@ impl World {
 
 #[test]
 fn ranges_and_views_against_a_map_of_pages() {
-    const ROUNDS: u64 = if cfg!(miri) { 2 } else { 120 };
+    const ROUNDS: u64 = if cfg!(miri) { 2 } else { 240 };
     const STEPS: usize = if cfg!(miri) { 40 } else { 400 };
     let mut by_another_view = 0;
     for seed in 0..ROUNDS {

@@ -26,6 +26,11 @@ impl Attachments {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The faults of `range` go to `sink`.
+    pub(super) fn reserve(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        self.add(range, sink, || Ok(()))
+    }
+
     /// Runs `attach` on `range` with its faults going to `sink`. Parts that are attached
     /// already stay as they are. After an error nothing was added.
     pub(super) fn add(
@@ -58,6 +63,11 @@ impl Attachments {
         result
     }
 
+    /// Gives up the ranges that lie wholly in `range`, as [`Attachments::remove`] does.
+    pub(super) fn give_up(&self, range: HostRange) {
+        self.list().retain(|known| !range.contains_range(known.range()));
+    }
+
     /// Gives up everything, calling `detach` for each range first.
     pub(super) fn clear(&self, mut detach: impl FnMut(HostRange)) {
         let mut list = self.list();
@@ -65,14 +75,17 @@ impl Attachments {
         list.clear();
     }
 
-    /// Tells every sink that its ranges are stale, then calls `open` for each range with a permit
-    /// to open it. Takes no lock.
+    /// Tells every sink that its ranges are stale, then calls `open` for each part that may be
+    /// protected, with a permit to open it. Takes no lock.
     pub(super) fn lose(&self, mut open: impl FnMut(HostRange, Permit<'_>)) {
         // Every sink is told before the first `open`, and again for its own range: one
         // descriptor may open all ranges at once.
         self.owner.for_each_range(|_, sink| {
             let _ = sink.on_lost();
         });
-        self.owner.for_each_range(|range, sink| open(range, sink.on_lost()));
+        self.owner.for_each_range(|range, sink| {
+            let leave = sink.on_lost();
+            sink.for_each_used(range, &mut |part| open(part, leave));
+        });
     }
 }

@@ -16,13 +16,13 @@ use core::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use crate::addr::{HostAddr, HostRange};
+use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::mode::Mode;
 use crate::page_table::Permit;
 use crate::sync::{Rule, left_out};
-use crate::sys::membarrier;
 use crate::sys::ranges::FaultSink;
+use crate::sys::{maps, membarrier};
 
 /// The fate of a write by the kernel for the guest (`read`, an out parameter) into a protected
 /// page.
@@ -55,9 +55,16 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// The fate of the kernel's own writes.
     fn kernel_writes(&self) -> KernelWrites;
 
+    /// Sends the faults of `range`, a whole region, to `sink`. None of it is attached yet, and it
+    /// costs the same for any range.
+    ///
+    /// Holds the sink until [`Protection::give_up`].
+    fn reserve(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error>;
+
     /// Makes `range`, which is mapped with `access`, trackable, and sends its faults to `sink`;
     /// none of it is protected afterwards. Call it again on all or a part of the range if the
-    /// mapping was replaced by one with `access`; the sink stays the same.
+    /// mapping was replaced by one with `access`; the sink stays the same. After an error
+    /// [`Protection::forget`] follows.
     ///
     /// Holds the sink until all of the range is detached: a sink that owns its mechanism would
     /// never be dropped. Never called from a sink.
@@ -73,6 +80,20 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// After the return no sink of a range that lies wholly in it runs or will be called. A
     /// piece that is no longer mapped is no error. Never called from a sink.
     fn detach(&self, range: HostRange, leave: Permit<'_>) -> Result<(), Error>;
+
+    /// The mapping of `range` is gone, or another one that is not tracked has taken its place. Its
+    /// pages are open. They are not attached any more, and nobody asks the kernel about them.
+    fn forget(&self, _range: HostRange) {}
+
+    /// The end of a region, with nothing attached any more: after the return no sink of a range
+    /// that lies wholly in `range` runs or will be called. Never called from a sink.
+    fn give_up(&self, range: HostRange);
+
+    /// The parts of `range` that are mappings of their own; the rest is not mapped. One of them may
+    /// be refused where the others can be attached.
+    fn mappings(&self, range: HostRange, page: PageSize) -> Vec<HostRange> {
+        maps::mappings(range, page)
+    }
 
     /// Write-protects `range`, all of it attached. An unmapped piece is skipped. A piece with a
     /// replaced mapping is an error; the part before it may be protected, which the caller
@@ -135,18 +156,23 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     }
 
     /// In a fork's child, of a mechanism of the parent's: makes the mechanism that replaces it
-    /// here, has `sink` made for it, and attaches `range` un-protected; `range` is all that was
-    /// attached. The guest's access stays.
+    /// here, has `sink` made for it, and reserves `range`, a whole region.
     fn continue_in_child(
         self: Arc<Self>,
         range: HostRange,
-        leave: Permit<'_>,
+        _leave: Permit<'_>,
         sink: &mut dyn FnMut(Arc<dyn Protection>) -> Result<Arc<dyn FaultSink>, Error>,
     ) -> Result<(), Error> {
         // The descriptor acts on the parent and is not used; its ranges are given up.
-        let _ = self.detach(range, leave);
+        self.give_up(range);
         let own = self.open_in_child()?;
-        own.attach(range, &sink(own.clone())?, Access::ReadWrite, leave)
+        own.reserve(range, &sink(own.clone())?)
+    }
+
+    /// In a fork's child, of a mechanism that [`Protection::continue_in_child`] has made: attaches
+    /// `range`, which was attached in the parent. The guest's access stays.
+    fn attach_again(&self, range: HostRange, sink: &Arc<dyn FaultSink>, leave: Permit<'_>) -> Result<(), Error> {
+        self.attach(range, sink, Access::ReadWrite, leave)
     }
 }
 

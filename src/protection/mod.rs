@@ -22,6 +22,7 @@
 //! | file | contents |
 //! |---|---|
 //! | `contract` | the operations of a mechanism (protect, un-protect, harvest), and its duties |
+//! | `attached` | pages that are attached, and the guest's access to each |
 //! | `attachments` | the ranges of a mechanism, each with its place in the table of tracked ranges |
 //! | `model` | a software mechanism for tests |
 //! | `none` | the mechanism that tracks nothing |
@@ -42,6 +43,7 @@ pub(crate) use crate::sys::ranges::{FaultSink, WriteFault};
 pub use crate::sys::ranges::{Handled, MAX_REGIONS};
 pub use crate::sys::signal::{HANDLER_STACK_BYTES, handler_is_ours, is_blocked_here};
 
+mod attached;
 mod attachments;
 mod choice;
 mod contract;
@@ -53,6 +55,7 @@ mod uffd;
 mod uffd_ranges;
 mod uffd_thread;
 
+pub(crate) use attached::Attached;
 pub use choice::best_synchronous;
 pub(crate) use choice::open;
 pub use contract::{Access, FaultLock};

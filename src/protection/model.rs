@@ -6,7 +6,10 @@
 //! in which the page is seen to be writable. So a store either retires before a protect
 //! or is noticed.
 
+use std::ops::Range;
 use std::sync::Arc;
+
+use rustix::io::Errno;
 
 use super::contract::{Access, KernelWrites, Opening, Protection};
 use crate::addr::{HostAddr, HostRange, PageSize};
@@ -22,9 +25,11 @@ struct Page {
     attached: bool,
     protected: bool,
     access: Access,
+    /// Its mapping cannot be attached.
+    refused: bool,
 }
 
-const FRESH: Page = Page { attached: false, protected: false, access: Access::ReadWrite };
+const FRESH: Page = Page { attached: false, protected: false, access: Access::ReadWrite, refused: false };
 
 /// The moments at which a test may put a pause, or another thread's turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,17 +119,30 @@ impl Model {
         lock(&self.pages)[(address.0 - self.range.start().0) >> self.page.shift()].protected
     }
 
-    fn change(&self, range: HostRange, mut change: impl FnMut(&mut Page, HostRange)) -> Result<(), Error> {
+    /// Puts other mappings at `range`. They are not attached, and `refused` ones cannot be.
+    pub(crate) fn map(&self, range: HostRange, refused: bool) {
+        if let Ok(pages) = self.of(range) {
+            lock(&self.pages)[pages].fill(Page { refused, ..FRESH });
+        }
+    }
+
+    /// The numbers of its pages.
+    fn of(&self, range: HostRange) -> Result<Range<usize>, Error> {
         if !self.range.contains_range(range) {
             let (start, len) = (range.start().0 as u64, range.len() as u64);
             return Err(Error::BadRange { start, len, why: "the model has no such memory" });
         }
-        self.pause(Moment::BeforeChange);
         let first = (range.start().0 - self.range.start().0) >> self.page.shift();
-        for index in 0..range.len() >> self.page.shift() {
-            let at = HostAddr(range.start().0 + (index << self.page.shift()));
+        Ok(first..first + (range.len() >> self.page.shift()))
+    }
+
+    fn change(&self, range: HostRange, mut change: impl FnMut(&mut Page, HostRange)) -> Result<(), Error> {
+        let pages = self.of(range)?;
+        self.pause(Moment::BeforeChange);
+        for page in pages {
+            let at = HostAddr(self.range.start().0 + (page << self.page.shift()));
             // Page by page, as the kernel does it.
-            change(&mut lock(&self.pages)[first + index], HostRange::page_of(at, self.page));
+            change(&mut lock(&self.pages)[page], HostRange::page_of(at, self.page));
         }
         self.pause(Moment::AfterChange);
         Ok(())
@@ -140,8 +158,7 @@ impl Protection for Model {
         KernelWrites::Refused
     }
 
-    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, access: Access, _: Permit<'_>) -> Result<(), Error> {
-        self.change(range, |page, _| *page = Page { attached: true, protected: false, access })?;
+    fn reserve(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
         let mut sinks = lock(&self.sinks);
         if !sinks.iter().any(|(known, _)| known.contains_range(range)) {
             sinks.push((range, sink.clone()));
@@ -149,8 +166,32 @@ impl Protection for Model {
         Ok(())
     }
 
+    fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, access: Access, _: Permit<'_>) -> Result<(), Error> {
+        if self.of(range).is_ok_and(|pages| lock(&self.pages)[pages].iter().any(|page| page.refused)) {
+            return Err(Error::system("attach", range.start().0, range.len(), Errno::INVAL));
+        }
+        self.change(range, |page, _| *page = Page { attached: true, access, ..FRESH })?;
+        self.reserve(range, sink)
+    }
+
+    fn forget(&self, range: HostRange) {
+        if let Ok(pages) = self.of(range) {
+            lock(&self.pages)[pages].iter_mut().for_each(|page| page.attached = false);
+        }
+    }
+
+    fn give_up(&self, range: HostRange) {
+        lock(&self.sinks).retain(|(known, _)| !range.contains_range(*known));
+    }
+
+    /// Each page is a mapping of its own.
+    fn mappings(&self, range: HostRange, page: PageSize) -> Vec<HostRange> {
+        let starts = (range.start().0..range.end().0).step_by(page.bytes());
+        starts.map(|start| HostRange::of_pages(HostAddr(start), 1, page)).collect()
+    }
+
     fn detach(&self, range: HostRange, _: Permit<'_>) -> Result<(), Error> {
-        self.change(range, |page, _| *page = FRESH)?;
+        self.change(range, |page, _| *page = Page { refused: page.refused, ..FRESH })?;
         lock(&self.sinks).retain(|(known, _)| !range.contains_range(*known));
         Ok(())
     }

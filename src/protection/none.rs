@@ -22,6 +22,10 @@ impl Protection for NoProtection {
         KernelWrites::Missed
     }
 
+    fn reserve(&self, _: HostRange, _: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn attach(&self, _: HostRange, _: &Arc<dyn FaultSink>, _: Access, _: Permit<'_>) -> Result<(), Error> {
         Ok(())
     }
@@ -29,6 +33,8 @@ impl Protection for NoProtection {
     fn detach(&self, _: HostRange, _: Permit<'_>) -> Result<(), Error> {
         Ok(())
     }
+
+    fn give_up(&self, _: HostRange) {}
 
     fn protect(&self, _: HostRange) -> Result<(), Error> {
         Ok(())

@@ -54,12 +54,20 @@ impl Protection for UffdProtection {
         if self.scan.is_some() { KernelWrites::Tracked } else { KernelWrites::Refused }
     }
 
+    fn reserve(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        self.ranges.reserve(range, sink)
+    }
+
     fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Access, leave: Permit<'_>) -> Result<(), Error> {
         self.ranges.attach(range, sink, leave)
     }
 
     fn detach(&self, range: HostRange, leave: Permit<'_>) -> Result<(), Error> {
         self.ranges.detach(range, leave)
+    }
+
+    fn give_up(&self, range: HostRange) {
+        self.ranges.give_up(range);
     }
 
     fn is_own(&self) -> bool {

@@ -25,6 +25,14 @@ impl UffdRanges {
         Self { uffd, attachments: Attachments::new(delivery) }
     }
 
+    pub(super) fn reserve(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        self.attachments.reserve(range, sink)
+    }
+
+    pub(super) fn give_up(&self, range: HostRange) {
+        self.attachments.give_up(range);
+    }
+
     pub(super) fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Permit<'_>) -> Result<(), Error> {
         self.attachments.add(range, sink, || {
             self.uffd.register(range)?;

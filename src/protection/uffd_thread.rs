@@ -204,6 +204,11 @@ impl Protection for UffdThread {
         }
     }
 
+    fn reserve(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        self.check_alive()?;
+        self.shared.ranges.reserve(range, sink)
+    }
+
     fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Access, leave: Permit<'_>) -> Result<(), Error> {
         self.check_alive()?;
         self.shared.ranges.attach(range, sink, leave)
@@ -211,6 +216,10 @@ impl Protection for UffdThread {
 
     fn detach(&self, range: HostRange, leave: Permit<'_>) -> Result<(), Error> {
         self.shared.ranges.detach(range, leave)
+    }
+
+    fn give_up(&self, range: HostRange) {
+        self.shared.ranges.give_up(range);
     }
 
     fn is_own(&self) -> bool {

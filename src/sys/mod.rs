@@ -18,6 +18,7 @@
 //! | `thread` | a thread of the library's own |
 //! | `descriptor` | high numbers for descriptors, out of the guest's way |
 //! | `mmap` | mappings and memfds that unmap themselves |
+//! | `maps` | the mappings of a range |
 //! | `alt_stack` | an alternate signal stack for one thread |
 //! | `code_views` | the two mappings of a code buffer |
 //! | `guarded_fd` | a descriptor that other code may close |
@@ -43,6 +44,7 @@ pub(crate) mod fork;
 pub(crate) mod guarded_fd;
 #[cfg(test)]
 mod kernel_facts;
+pub(crate) mod maps;
 pub(crate) mod membarrier;
 pub(crate) mod mmap;
 pub(crate) mod pagemap;

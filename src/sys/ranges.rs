@@ -49,6 +49,12 @@ pub(crate) unsafe trait FaultSink: Send + Sync {
     /// translations of the sink's ranges are stale from here on. Called before any page is opened
     /// because of it; the result is the permit to do so.
     fn on_lost(&self) -> Permit<'_>;
+
+    /// Calls `each` for the parts of `range`, one of the sink's, outside which no page was ever
+    /// protected.
+    fn for_each_used(&self, range: HostRange, each: &mut dyn FnMut(HostRange)) {
+        each(range);
+    }
 }
 
 /// How the faults of a range arrive.

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::mode::Mode;
 use crate::page_table::{Busy, Generation, InFlight, NotOpen, PageDesc, PageState, Protecting, Stopped};
 use crate::policy::Decision;
+use crate::protection::Access;
 use crate::sync::lock;
 use crate::sys::clock::coarse_ms;
 
@@ -33,7 +34,19 @@ impl<D: PageData> Region<D> {
             let _ = self.abandon();
             return Err(BeginError::Failed(Error::InForkChild));
         }
-        let Some(desc) = self.pages.get_or_make(page)? else {
+        let known = self.pages.get(page);
+        if let Some(word) = known.map(|desc| desc.word.load()) {
+            let self_checking = word.state() == PageState::SelfChecking;
+            if self_checking || word.state() == PageState::Protected {
+                return Ok(ReadyPage { generation: word.generation(), self_checking });
+            }
+        }
+        // Only now, because a page that is ready is attached.
+        let Some((neighbours, access)) = lock(&self.attached).around(page.0) else {
+            return Err(BeginError::Untrackable);
+        };
+        let made = if known.is_some() { known } else { self.pages.get_or_make(page)? };
+        let Some(desc) = made else {
             return Err(BeginError::Failed(Error::BadRange {
                 start: self.guest_of(page).0,
                 len: self.page.bytes() as u64,
@@ -41,17 +54,12 @@ impl<D: PageData> Region<D> {
             }));
         };
         let word = desc.word.load();
-        match word.state() {
-            PageState::Protected => return Ok(ReadyPage { generation: word.generation(), self_checking: false }),
-            PageState::SelfChecking => return Ok(ReadyPage { generation: word.generation(), self_checking: true }),
-            _ => {}
-        }
         let held = word.unprotects_in_flight() > 0 && self.pages.is_held_for_writing(page);
         let begun = match self.policy.on_begin(&desc.history.read(coarse_ms(), held)) {
             Decision::Interpret => Err(BeginError::Busy(if held { Busy::Unprotecting } else { Busy::Hot })),
             Decision::SelfCheck => self.begin_self_checking(desc, page, held),
             Decision::Protect if self.mode == Mode::Deferred => self.begin_deferred(desc, page),
-            Decision::Protect => self.begin_protected(desc, page),
+            Decision::Protect => self.begin_protected(desc, page, &Neighbours { pages: neighbours, access }),
         };
         if let Err(BeginError::Busy(_)) = begun {
             self.counters.begins_busy.add(1);
@@ -93,13 +101,18 @@ impl<D: PageData> Region<D> {
         })
     }
 
-    fn begin_protected(&self, desc: &PageDesc<D>, page: PageIndex) -> Result<ReadyPage, BeginError> {
+    fn begin_protected(
+        &self,
+        desc: &PageDesc<D>,
+        page: PageIndex,
+        neighbours: &Neighbours,
+    ) -> Result<ReadyPage, BeginError> {
         let mut claimed = match self.pages.begin_protect(page, desc) {
             Ok(pages) => ProtectAttempt { region: self, pages },
             Err(found) => return already(found),
         };
         if self.limits.protect_batch_pages > 1 {
-            claimed.extend(self.limits.protect_batch_pages);
+            claimed.extend(self.limits.protect_batch_pages, neighbours);
         }
         self.not_lost()?;
         self.count_call();
@@ -168,6 +181,12 @@ fn already(begin: NotOpen) -> Result<ReadyPage, BeginError> {
     }
 }
 
+/// The attached pages around one, with equal access.
+struct Neighbours {
+    pages: Range<usize>,
+    access: Access,
+}
+
 /// Pages that this translator is about to protect. The drop restores their words and the
 /// kernel's protection.
 struct ProtectAttempt<'a, D: PageData> {
@@ -178,22 +197,25 @@ struct ProtectAttempt<'a, D: PageData> {
 impl<'a, D: PageData> ProtectAttempt<'a, D> {
     /// Takes neighbours along that were opened in bulk, or that the guest cannot write: one
     /// system call protects them all.
-    fn extend(&mut self, most: usize) {
-        let read_only = lock(&self.region.read_only).around(self.pages.pages().start).unwrap_or(0..0);
+    fn extend(&mut self, most: usize, neighbours: &Neighbours) {
         while self.pages.pages().len() < most {
-            let Some(next) = self.take(self.pages.pages().end, &read_only) else { break };
+            let Some(next) = self.take(self.pages.pages().end, neighbours) else { break };
             self.pages.join(next);
         }
         while self.pages.pages().len() < most {
             let before = self.pages.pages().start.checked_sub(1);
-            let Some(next) = before.and_then(|page| self.take(page, &read_only)) else { break };
+            let Some(next) = before.and_then(|page| self.take(page, neighbours)) else { break };
             self.pages.join(next);
         }
     }
 
-    fn take(&self, page: usize, read_only: &Range<usize>) -> Option<Protecting<'a, D>> {
+    fn take(&self, page: usize, neighbours: &Neighbours) -> Option<Protecting<'a, D>> {
+        if !neighbours.pages.contains(&page) {
+            return None;
+        }
         let (table, page) = (&self.region.pages, PageIndex(page));
-        let desc = if read_only.contains(&page.0) {
+        // The guest cannot write to it, so it will not be opened soon.
+        let desc = if neighbours.access == Access::Read {
             table.get_or_make(page).ok()??
         } else {
             table.get(page).filter(|desc| desc.history.take_opened_in_bulk())?

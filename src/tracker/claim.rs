@@ -138,17 +138,12 @@ impl<D: PageData> Tracker<D> {
     /// # Errors
     ///
     /// [`BeginError::Busy`]: a write is going on; interpret and come back.
-    /// [`BeginError::Failed`]: no region, a mapping there that could not be tracked
-    /// ([`MappingChange::finish_replaced`](super::MappingChange::finish_replaced)), or the kernel
-    /// refused.
+    /// [`BeginError::Untrackable`]: no mapping there, or one that could not be tracked.
+    /// [`BeginError::Failed`]: no region, or the kernel refused.
     pub fn begin(&self, guest: GuestAddr) -> Result<PageClaim<D>, BeginError> {
         let space = self.gate.enter()?;
-        let Tracked { region, refused, .. } = space.at(guest)?;
+        let Tracked { region, .. } = space.at(guest)?;
         let page = region.page_of(guest);
-        if refused.contains(page.0) {
-            let why = "the mapping there could not be tracked, as the end of its change said: map something else";
-            return Err(BeginError::Failed(Error::BadRange { start: guest.0, len: 1, why }));
-        }
         let begun = region.begin(page)?;
         Ok(PageClaim { region: region.clone(), page, begun })
     }

@@ -10,6 +10,11 @@ use crate::page_table::Busy;
 pub enum BeginError {
     /// Not at the moment: interpret the instruction, and come back.
     Busy(Busy),
+    /// The page is in a region, and not attached: nothing is mapped there, or a mapping that the region's mode
+    /// cannot track. Interpret, or translate without the tracker, until another mapping comes.
+    /// [`MappingChange::finish_replaced`](super::MappingChange::finish_replaced) has told why. This
+    /// answer takes no system call.
+    Untrackable,
     /// Permanently.
     Failed(Error),
 }
@@ -18,6 +23,10 @@ impl fmt::Display for BeginError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy(busy) => busy.fmt(f),
+            Self::Untrackable => f.write_str(
+                "nothing is mapped there, or a mapping that cannot be tracked, as the end of its change said: interpret \
+                 until another one comes",
+            ),
             Self::Failed(error) => error.fmt(f),
         }
     }

@@ -21,7 +21,7 @@
 use super::observer::{Cause, PageData};
 use super::region::{Region, set_opened_in_bulk};
 use super::streams::Place;
-use crate::addr::{GuestAddr, PageIndex};
+use crate::addr::{GuestAddr, HostRange, PageIndex};
 use crate::error::Error;
 use crate::mode::Mode;
 use crate::page_table::{Counted, Hit, PageDesc, PageState, Permit, Unprotect};
@@ -191,5 +191,9 @@ unsafe impl<D: PageData> FaultSink for Region<D> {
 
     fn on_lost(&self) -> Permit<'_> {
         self.lose()
+    }
+
+    fn for_each_used(&self, range: HostRange, each: &mut dyn FnMut(HostRange)) {
+        self.for_each_used_run(self.pages_of_host(range), |run| each(self.host_of(&run)));
     }
 }

@@ -59,8 +59,8 @@ impl<D: PageData> TrackerForkGuard<'_, D> {
     /// # Errors
     ///
     /// [`Error::NotInForkChild`] in the process that made the guard: nothing was changed.
-    /// Otherwise the error of a region that cannot be tracked here; no translation begins in
-    /// it.
+    /// Otherwise the error of a region, or of a mapping in a region, that cannot be tracked here; no
+    /// translation begins in it. The others are tracked.
     pub fn after_fork_child(self) -> Result<(), Error> {
         self.fork.check_child()?;
         self.standing.continue_in_child()
@@ -75,10 +75,11 @@ impl<D: PageData> Standing<'_, D> {
         let thread = this_thread();
         for tracked in &mut self.space.regions {
             match tracked.region.continue_in_child() {
-                Ok(child) => {
+                Ok((child, attached)) => {
                     // Its pages are open, and no translation has begun on one.
                     child.pages.take_over_holds(&tracked.region.pages, thread);
                     tracked.region = child;
+                    done = done.and(attached);
                 }
                 Err(error) => done = Err(error),
             }
@@ -89,8 +90,9 @@ impl<D: PageData> Standing<'_, D> {
 
 impl<D: PageData> Region<D> {
     /// In a fork's child: returns the region that replaces this one. All translations of
-    /// this one are unreachable, and nothing begins in it.
-    pub(super) fn continue_in_child(&self) -> Result<Arc<Self>, Error> {
+    /// this one are unreachable, and nothing begins in it. With it comes the error of a mapping
+    /// that cannot be attached here.
+    pub(super) fn continue_in_child(&self) -> Result<(Arc<Self>, Result<(), Error>), Error> {
         let leave = self.lose();
         let mut child = None;
         self.protection.clone().continue_in_child(self.host, leave, &mut |protection| {
@@ -101,6 +103,8 @@ impl<D: PageData> Region<D> {
             let region = region.keeping(self.memory.clone());
             Ok(child.insert(Arc::new(region)).clone())
         })?;
-        child.ok_or(Error::InForkChild)
+        let child = child.ok_or(Error::InForkChild)?;
+        let attached = child.attach_again(self, leave);
+        Ok((child, attached))
     }
 }

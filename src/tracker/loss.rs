@@ -44,9 +44,19 @@ impl<D: PageData> Region<D> {
     pub(super) fn open_all(&self) -> Result<(), Error> {
         let all = self.pages.open_all(|page, desc, _| self.invalidated(page, desc, Cause::Lost));
         let opening = self.opening(all.permit());
-        let opened = opening.and_then(|opening| self.protection.unprotect(self.host, opening));
+        let opened = opening.and_then(|opening| self.unprotect_used(opening));
         drop(all);
         opened.or_else(|_| self.abandon())
+    }
+
+    fn unprotect_used(&self, opening: Opening<'_>) -> Result<(), Error> {
+        let mut opened = Ok(());
+        self.for_each_used_run(self.all_pages(), |run| {
+            if let Err(error) = self.protection.unprotect(self.host_of(&run), opening) {
+                opened = Err(error);
+            }
+        });
+        opened
     }
 
     /// Ends the tracking. Claims that still exist keep the descriptors. Each step is taken
@@ -54,7 +64,7 @@ impl<D: PageData> Region<D> {
     pub(super) fn retire(&self) -> Result<(), Error> {
         let leave = self.lose();
         // The memory is the embedder's alone afterwards.
-        self.await_cancelled(0..self.pages.pages());
+        self.await_cancelled(self.all_pages());
         // With a barrier or without one, no page may stay protected: no code answers a
         // fault here any more.
         let (opening, fenced) = match self.opening(leave) {
@@ -62,7 +72,11 @@ impl<D: PageData> Region<D> {
             Err(error) => (Opening::without_barrier(leave), Err(error)),
         };
         // A claim may keep the mechanism for long.
-        let detached = self.protection.detach(self.host, leave);
+        let mut detached = Ok(());
+        for (pages, _) in self.attached_within(self.all_pages()) {
+            detached = detached.and(self.protection.detach(self.host_of(&pages), leave));
+        }
+        self.protection.give_up(self.host);
         fenced.and(detached.or_else(|_| self.protection.abandon(self.host, opening)))
     }
 }

@@ -1,13 +1,15 @@
 //! Mappings that the embedder declares or changes, or that get other access rights.
 
+use std::any::Any;
 use std::fmt;
 
 use super::hold::HeldPages;
+use super::moved::MovedFrom;
 use super::observer::PageData;
 use super::regions::Tracker;
-use super::space::{Space, Tracked, for_all};
+use super::space::for_all;
 use super::views::SharedMemory;
-use crate::addr::{GuestAddr, PageIndex, PageSize, Span};
+use crate::addr::{GuestAddr, PageSize, Span};
 use crate::error::Error;
 use crate::page_table::HeldFor;
 use crate::protection::Access;
@@ -15,17 +17,22 @@ use crate::protection::Access;
 /// A change of mappings that is under way: see
 /// [`Tracker::change_mapping`](super::Tracker::change_mapping).
 ///
-/// After the change, drop this if the mapping is still the same (contents thrown away) or
-/// nothing is mapped any more. If another mapping is there now, call
-/// [`MappingChange::finish_replaced`], even if nothing was mapped before.
+/// After the change, call one of these:
+///
+/// | afterwards | call |
+/// |---|---|
+/// | another mapping is there, or one with another access | [`finish_replaced`](MappingChange::finish_replaced), even if nothing was mapped before |
+/// | the guest has no mapping there, with or without a reservation in its place | [`finish_unmapped`](MappingChange::finish_unmapped) |
+/// | a mapping of the guest's was moved there, or has grown or shrunk | [`finish_moved`](MappingChange::finish_moved) |
+/// | the same mapping, with other contents or none | nothing: drop it |
 ///
 /// It ends with its regions, as [`Held`](super::Held) does, and does not cover a region that is
 /// added later: begin another change for that one.
 #[must_use = "nothing is translated from the range until this is finished or dropped"]
 pub struct MappingChange {
-    held: Box<dyn ChangedPages>,
+    pub(super) held: Box<dyn ChangedPages>,
     /// The whole pages that change; `None` if there are none.
-    changing: Option<Span>,
+    pub(super) changing: Option<Span>,
     page: PageSize,
 }
 
@@ -36,7 +43,7 @@ impl fmt::Debug for MappingChange {
 }
 
 /// The [`HeldPages`] of a change, of any tracker.
-trait ChangedPages: Send + Sync {
+pub(super) trait ChangedPages: Any + Send + Sync {
     fn finish_replaced(
         &self,
         changing: Span,
@@ -44,6 +51,11 @@ trait ChangedPages: Send + Sync {
         access: Access,
         shared: Option<SharedMemory>,
     ) -> Result<(), Error>;
+
+    fn finish_unmapped(&self, changing: Span) -> Result<(), Error>;
+
+    /// See [`MappingChange::finish_moved`].
+    fn finish_moved(&self, to: Span, from: (&dyn ChangedPages, Span), left: MovedFrom) -> Result<(), Error>;
 }
 
 impl MappingChange {
@@ -55,8 +67,12 @@ impl MappingChange {
     /// # Errors
     ///
     /// The new mapping cannot be tracked in the region's mode; `shared` is not on a page
-    /// boundary, or wraps ([`Error::BadRange`]). Then no translation begins on the pages until
-    /// a later change of them finishes without an error. [`Error::NotTracked`]: a region was
+    /// boundary, or wraps ([`Error::BadRange`]). Then no translation begins on the pages
+    /// ([`BeginError::Untrackable`](super::BeginError::Untrackable)) until
+    /// a later change of them finishes without an error. If the range has several mappings,
+    /// those that can be tracked are tracked.
+    ///
+    /// [`Error::NotTracked`]: a region was
     /// removed meanwhile; its memory is the embedder's alone. The pages of other regions are
     /// tracked.
     ///
@@ -66,6 +82,39 @@ impl MappingChange {
     pub fn finish_replaced(self, access: Access, shared: Option<SharedMemory>) -> Result<(), Error> {
         let Some(changing) = self.changing else { return Ok(()) };
         self.held.finish_replaced(changing, self.page, access, shared)
+    }
+
+    /// The guest has no mapping there any more. From now on the range is nobody's, and its memory
+    /// is not touched: it may be unmapped, reserved (PROT_NONE), or mapped by the process for itself.
+    /// Views end there. Makes no system call.
+    ///
+    /// # Errors
+    ///
+    /// As [`MappingChange::finish_replaced`], if a region was removed or added meanwhile.
+    pub fn finish_unmapped(self) -> Result<(), Error> {
+        let Some(changing) = self.changing else { return Ok(()) };
+        self.held.finish_unmapped(changing)
+    }
+
+    /// The mapping of `from`, a change that began before the call of `mremap`, was moved to this range: access
+    /// and views move with it, and what could not be tracked there cannot be tracked here. If this range is
+    /// longer, the mapping has grown; if it is shorter, the rest is gone. The two may be in different regions
+    /// of one tracker, and overlap: a mapping that grew or shrank in its place has the same start in both.
+    ///
+    /// Begin this change before the call as well, if it says where the mapping goes (`MREMAP_FIXED`).
+    /// If the kernel chose the place, begin it after the call and before the guest learns of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`MappingChange::finish_replaced`]. [`Error::BadArgument`]: `from` is another tracker's, or has no
+    /// bytes (`mremap` of a length of 0 makes a second mapping: call `finish_replaced`). Nothing is then
+    /// translated from this range.
+    pub fn finish_moved(self, from: Self, left: MovedFrom) -> Result<(), Error> {
+        match (self.changing, from.changing) {
+            (Some(to), Some(source)) => self.held.finish_moved(to, (&*from.held, source), left),
+            (Some(to), None) => self.held.finish_unmapped(to).and(Err(NOTHING_MOVED)),
+            (None, _) => from.finish_unmapped(),
+        }
     }
 }
 
@@ -77,7 +126,6 @@ impl<D: PageData> ChangedPages for HeldPages<D> {
         access: Access,
         shared: Option<SharedMemory>,
     ) -> Result<(), Error> {
-        let held = self;
         let shows = |memory: &SharedMemory| {
             memory.offset & (page.bytes() as u64 - 1) == 0 && changing.moved_to(memory.offset).is_some()
         };
@@ -87,62 +135,44 @@ impl<D: PageData> ChangedPages for HeldPages<D> {
             let why = "the offset in shared memory is a multiple of the page size, and the view of it does not wrap";
             Err(Error::BadRange { start: changing.first(), len: changing.len_bytes(), why })
         };
-        held.gate.check_moves()?;
-        let space = &mut *held.gate.write();
-        let mut done = Ok(());
-        for (id, hold) in &held.holds {
-            let pages = hold.pages();
-            let Some(region) = space.get(*id).map(|tracked| tracked.region.clone()) else {
-                done = done.and(Err(Error::NotTracked { start: changing.first(), len: changing.len_bytes() }));
-                continue;
-            };
-            let attached = usable.clone().and_then(|()| {
-                let host = region.host_of(pages);
-                let at = Span::of_region(region.guest_of(PageIndex(pages.start)), host);
-                match shared {
-                    Some(memory) => {
-                        let offset = memory.offset + (at.first() - changing.first());
-                        held.gate.declare(space, at, SharedMemory { offset, ..memory });
-                    }
-                    None => space.views.remove(at),
-                }
-                region.attach(host, access, hold.permit())
-            });
-            if let Some(tracked) = space.get_mut(*id) {
-                match attached {
-                    Ok(()) => tracked.refused.remove(pages.clone()),
-                    Err(_) => tracked.refused.insert(pages.clone()),
-                }
+        self.finish(changing, |space, region, hold| {
+            if let Err(error) = &usable {
+                region.detach(hold.pages().clone());
+                return Err(error.clone());
             }
-            done = done.and(attached);
+            let at = region.span_of(hold.pages());
+            match shared {
+                Some(memory) => {
+                    let offset = memory.offset + (at.first() - changing.first());
+                    self.gate.declare(space, at, SharedMemory { offset, ..memory });
+                }
+                None => space.views.remove(at),
+            }
+            region.attach(hold.pages().clone(), access, hold.permit())
+        })
+    }
+
+    fn finish_unmapped(&self, changing: Span) -> Result<(), Error> {
+        self.finish(changing, |space, region, hold| {
+            space.views.remove(region.span_of(hold.pages()));
+            region.detach(hold.pages().clone());
+            Ok(())
+        })
+    }
+
+    fn finish_moved(&self, to: Span, from: (&dyn ChangedPages, Span), left: MovedFrom) -> Result<(), Error> {
+        let source: &dyn Any = from.0;
+        match source.downcast_ref::<Self>().filter(|source| source.gate.is(&self.gate)) {
+            Some(source) => self.moved(to, source, from.1, left),
+            None => self.finish_unmapped(to).and(Err(ANOTHER_TRACKER)),
         }
-        done.and(held.stop_unheld(space, changing))
     }
 }
 
-impl<D: PageData> HeldPages<D> {
-    /// The mapping of `changing` was replaced. Regions that were added there meanwhile are not
-    /// held, and their pages may show the old mapping.
-    fn stop_unheld(&self, space: &mut Space<D>, changing: Span) -> Result<(), Error> {
-        let is_held = |tracked: &Tracked<D>| self.holds.iter().any(|(id, _)| *id == tracked.id);
-        let unheld = space.within(changing).filter(|(tracked, _)| !is_held(tracked));
-        let unheld: Vec<_> = unheld.map(|(tracked, pages)| (tracked.id, pages)).collect();
-        if unheld.is_empty() {
-            return Ok(());
-        }
-        for (id, pages) in unheld {
-            if let Some(tracked) = space.get_mut(id) {
-                tracked.region.stop_translating(pages.clone());
-                // Only after the blocks are dead. The kernel does not track the new mapping,
-                // and a harvest would give up the region for it.
-                tracked.region.forget(pages.clone());
-                tracked.refused.insert(pages);
-            }
-        }
-        let why = "a region was added there while its mapping changed: change the mapping again, with the region there";
-        Err(Error::BadRange { start: changing.first(), len: changing.len_bytes(), why })
-    }
-}
+const ANOTHER_TRACKER: Error = Error::BadArgument("the two changes of a move are of one tracker");
+
+const NOTHING_MOVED: Error =
+    Error::BadArgument("no bytes were moved: end the change of the new mapping by finish_replaced");
 
 impl<D: PageData> Tracker<D> {
     /// Declares that `len_bytes` from `start`, in a region and mapped already, show
@@ -172,7 +202,7 @@ impl<D: PageData> Tracker<D> {
     /// The embedder is about to change the mapping at `len_bytes` from `start`, or to
     /// throw its contents away. When this returns, no block derived from the range can
     /// be reached, through any view of its bytes. No block is made from it until the
-    /// result is dropped or finished ([`MappingChange`] says which). Bounds are rounded
+    /// result is dropped or finished ([`MappingChange`] says how). Bounds are rounded
     /// to whole pages.
     ///
     /// Do not call it in a signal handler.

@@ -26,7 +26,6 @@
 //! |---|---|
 //! | `observer` | the interface to the layer above |
 //! | `errors` | the reasons why no translation begins |
-//! | `ranges` | sets of page numbers |
 //! | `streams` | streams of writes |
 //! | `repeats` | faults that come back |
 //! | `harvest_set` | the pages that a harvest looks at, and the spans that it asks about |
@@ -46,9 +45,12 @@
 //! | `fork` | forks |
 //! | `inspect` | numbers for people |
 //! | `claim` | a page that a translator has claimed |
+//! | `changed` | the end of a change of mappings |
+//! | `moved` | mappings that are moved |
 //! | `mapping` | mappings that are declared or changed |
 
 mod begin;
+mod changed;
 mod claim;
 mod errors;
 mod fault;
@@ -61,9 +63,9 @@ mod invalidate;
 mod loss;
 mod maintain;
 mod mapping;
+mod moved;
 mod notify;
 mod observer;
-mod ranges;
 mod region;
 mod regions;
 mod repeats;
@@ -81,6 +83,7 @@ pub use generations::{Generations, PageGeneration};
 pub use hold::Held;
 pub use inspect::{HotPage, PagesByState};
 pub use mapping::MappingChange;
+pub use moved::MovedFrom;
 pub use observer::{Cause, PageData, PageObserver, PageWrite};
 pub use region::RegionOptions;
 pub use regions::Tracker;

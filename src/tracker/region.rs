@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use super::harvest_set::HarvestSet;
 use super::observer::{PageData, PageObserver};
-use super::ranges::Ranges;
 use super::repeats::Repeats;
 use super::streams::Streams;
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, PageSize, Span};
@@ -13,7 +12,7 @@ use crate::memory::guest_memory::GuestMemory;
 use crate::mode::Mode;
 use crate::page_table::{PageDesc, PageTable, Permit};
 use crate::policy::{Limits, Policy};
-use crate::protection::{Access, FaultSink, Opening, Options, Protection};
+use crate::protection::{Access, Attached, FaultSink, Opening, Options, Protection};
 use crate::stats::Counters;
 use crate::sync::{Arc, AtomicBool, Mutex, lock};
 
@@ -23,7 +22,7 @@ use crate::sync::{Arc, AtomicBool, Mutex, lock};
 pub struct RegionOptions {
     /// The guest address of its start. A multiple of the page size.
     pub guest: GuestAddr,
-    /// The host addresses; mapped, at least with PROT_NONE.
+    /// The host addresses; mapped, at least with PROT_NONE, unless the region is `reserved`.
     pub host: HostRange,
     /// The mechanism that learns of writes to it.
     pub mode: Mode,
@@ -39,12 +38,26 @@ pub struct RegionOptions {
     /// a write fault needs no barrier on all threads, also while other vCPUs run. See the promise
     /// S7 of [`promises`](crate::guide::promises).
     pub explicit_fetch: bool,
+    /// The guest has no mapping there yet. Its mappings come and go under
+    /// [`Tracker::change_mapping`](super::Tracker::change_mapping), and only those that
+    /// [`MappingChange::finish_replaced`](super::MappingChange::finish_replaced) has attached are
+    /// touched. Holes and memory of the process itself may lie between. The region may be as large as the
+    /// address space: its size costs nothing.
+    pub reserved: bool,
 }
 
 impl RegionOptions {
     /// Memory that the guest may read and write, with the library's signal handlers.
     pub const fn new(guest: GuestAddr, host: HostRange, mode: Mode) -> Self {
-        Self { guest, host, mode, access: Access::ReadWrite, embedder_owns_signals: false, explicit_fetch: false }
+        Self {
+            guest,
+            host,
+            mode,
+            access: Access::ReadWrite,
+            embedder_owns_signals: false,
+            explicit_fetch: false,
+            reserved: false,
+        }
     }
 
     /// The same with another `access` of the guest.
@@ -66,6 +79,13 @@ impl RegionOptions {
     #[must_use]
     pub const fn with_explicit_fetch(mut self, explicit_fetch: bool) -> Self {
         self.explicit_fetch = explicit_fetch;
+        self
+    }
+
+    /// The same for address space without a mapping of the guest's ([`RegionOptions::reserved`]).
+    #[must_use]
+    pub const fn with_reserved(mut self, reserved: bool) -> Self {
+        self.reserved = reserved;
         self
     }
 }
@@ -112,9 +132,9 @@ pub(crate) struct Region<D: PageData> {
     pub(super) streams: Streams,
     /// Whether a page may be self-checking.
     pub(super) has_self_checking: AtomicBool,
-    /// Pages that the guest may not write. One system call protects them all, as none of
-    /// them will be opened soon.
-    pub(super) read_only: Mutex<Ranges>,
+    /// The attached pages, and the guest's access to each. From any other page no translation begins: nothing
+    /// is mapped there, or its mapping cannot be tracked.
+    pub(super) attached: Mutex<Attached>,
     /// The memory behind it, if the library allocated it. Dropped last.
     pub(super) memory: Option<Arc<GuestMemory>>,
 }
@@ -156,7 +176,7 @@ impl<D: PageData> Region<D> {
             limits,
             streams: Streams::new(),
             has_self_checking: AtomicBool::new(false),
-            read_only: Mutex::default(),
+            attached: Mutex::default(),
             memory: None,
         })
     }
@@ -204,6 +224,11 @@ impl<D: PageData> Region<D> {
         Span::of_region(self.guest, self.host)
     }
 
+    /// The guest addresses of a run of pages of this region; not none.
+    pub(super) fn span_of(&self, pages: &Range<usize>) -> Span {
+        Span::of_region(self.guest_of(PageIndex(pages.start)), self.host_of(pages))
+    }
+
     /// The pages of this region that have a byte in `span`; `None` if there are none.
     pub(super) fn pages_within(&self, span: Span) -> Option<Range<usize>> {
         let part = self.span().intersection(span)?;
@@ -216,33 +241,111 @@ impl<D: PageData> Region<D> {
         first..first + (range.len() >> self.page.shift())
     }
 
-    /// Makes the kernel report writes to all of this new region.
-    pub(super) fn attach_all(self: &Arc<Self>, access: Access) -> Result<(), Error> {
-        let opening = self.pages.open_all(|_, _, _| ());
-        self.attach(self.host, access, opening.permit())
+    /// All of its pages.
+    pub(super) fn all_pages(&self) -> Range<usize> {
+        0..self.pages.pages()
     }
 
-    /// Makes the kernel report writes to `range`, a part of the region with a replaced
-    /// mapping, under a hold that gave `leave`.
-    pub(super) fn attach(self: &Arc<Self>, range: HostRange, access: Access, leave: Permit<'_>) -> Result<(), Error> {
-        let sink: Arc<dyn FaultSink> = self.clone();
-        self.note_access(self.pages_of_host(range), access);
-        self.protection.attach(range, &sink, access, leave)
+    fn sink(self: &Arc<Self>) -> Arc<dyn FaultSink> {
+        self.clone()
+    }
+
+    /// Makes the kernel report writes to all of this new region, or, if it is reserved, only to mappings that
+    /// come later.
+    pub(super) fn begin_tracking(self: &Arc<Self>) -> Result<(), Error> {
+        let RegionOptions { access, reserved, .. } = self.options;
+        if reserved {
+            return self.protection.reserve(self.host, &self.sink());
+        }
+        let opening = self.pages.open_all(|_, _, _| ());
+        self.protection.attach(self.host, &self.sink(), access, opening.permit())?;
+        lock(&self.attached).set(self.all_pages(), access);
+        Ok(())
+    }
+
+    /// Makes the kernel report writes to `pages`, with a new mapping of `access`, under a hold that gave
+    /// `leave`.
+    pub(super) fn attach(
+        self: &Arc<Self>,
+        pages: Range<usize>,
+        access: Access,
+        leave: Permit<'_>,
+    ) -> Result<(), Error> {
+        let sink = self.sink();
+        self.attach_by(pages, access, |range| self.protection.attach(range, &sink, access, leave))
+    }
+
+    /// In a fork's child: attaches the pages that were attached in `parent`.
+    pub(super) fn attach_again(self: &Arc<Self>, parent: &Self, leave: Permit<'_>) -> Result<(), Error> {
+        let sink = self.sink();
+        let mut done = Ok(());
+        for (pages, access) in lock(&parent.attached).runs(self.all_pages()) {
+            let attach = |range| self.protection.attach_again(range, &sink, leave);
+            done = done.and(self.attach_by(pages, access, attach));
+        }
+        done
+    }
+
+    /// Attaches `pages` in one call. If one of their mappings cannot be attached, attaches the others, and
+    /// returns the error.
+    fn attach_by(
+        &self,
+        pages: Range<usize>,
+        access: Access,
+        attach: impl Fn(HostRange) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let host = self.host_of(&pages);
+        let Err(error) = attach(host) else {
+            lock(&self.attached).set(pages, access);
+            return Ok(());
+        };
+        self.detach(pages);
+        // The others failed as well if all is lost.
+        if let Error::System { .. } | Error::AlreadyTracked { .. } = error {
+            for part in self.protection.mappings(host, self.page) {
+                let pages = self.pages_of_host(part);
+                match attach(part) {
+                    Ok(()) if part != host => lock(&self.attached).set(pages, access),
+                    _ => self.detach(pages),
+                }
+            }
+        }
+        Err(error)
+    }
+
+    /// The mapping of `pages`, which are open, is gone: nothing begins on them until another one is attached.
+    pub(super) fn detach(&self, pages: Range<usize>) {
+        lock(&self.attached).remove(pages.clone());
+        self.protection.forget(self.host_of(&pages));
+    }
+
+    /// The attached parts of `pages`, with the guest's access to each.
+    pub(super) fn attached_within(&self, pages: Range<usize>) -> Vec<(Range<usize>, Access)> {
+        lock(&self.attached).runs(pages).collect()
+    }
+
+    /// Calls `each` for runs of pages. No page outside them was ever protected. Async-signal-safe if `each` is.
+    pub(super) fn for_each_used_run(&self, pages: Range<usize>, mut each: impl FnMut(Range<usize>)) {
+        let mut run = 0..0;
+        for (page, _) in self.pages.existing(pages) {
+            if page.0 != run.end && !run.is_empty() {
+                each(run.clone());
+            }
+            run = if page.0 == run.end { run.start..page.0 + 1 } else { page.0..page.0 + 1 };
+        }
+        if !run.is_empty() {
+            each(run);
+        }
     }
 
     /// Carries out the guest's own mprotect.
     pub(super) fn set_access(&self, pages: Range<usize>, access: Access) -> Result<(), Error> {
         let host = self.host_of(&pages);
-        self.note_access(pages, access);
+        let mut attached = lock(&self.attached);
+        let parts: Vec<Range<usize>> = attached.within(pages).collect();
+        parts.into_iter().for_each(|part| attached.set(part, access));
+        drop(attached);
         self.protection.set_access(host, access)
-    }
-
-    fn note_access(&self, pages: Range<usize>, access: Access) {
-        let mut read_only = lock(&self.read_only);
-        match access {
-            Access::Read => read_only.insert(pages),
-            Access::None | Access::ReadWrite => read_only.remove(pages),
-        }
     }
 
     /// The harvest no longer looks at `pages`.

@@ -5,7 +5,7 @@ use std::fmt;
 use super::observer::{PageData, PageObserver};
 use super::region::{Region, RegionOptions, Wiring};
 use super::space::{Gate, Tracked};
-use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize, Span};
+use crate::addr::{GuestAddr, HostAddr, PageSize, Span};
 use crate::error::Error;
 use crate::memory::guest_memory::GuestMemory;
 use crate::mode::Mode;
@@ -84,7 +84,8 @@ impl<D: PageData> Tracker<D> {
     ///
     /// The host range is mapped as guest memory and stays so until [`Tracker::remove_region`]
     /// or the tracker's end. (The tracker of a [`CodeCache`](crate::CodeCache) ends with its
-    /// last clone, vCPU and ticket.) Parts of the range are replaced or unmapped only under
+    /// last clone, vCPU and ticket. Of a [reserved](RegionOptions::reserved) region only the mappings
+    /// that were declared are guest memory.) Parts of the range are replaced or unmapped only under
     /// [`Tracker::change_mapping`]. The library takes the write permission of its pages away
     /// and gives it back. A page is readable, and stays so, while a translator reads it by
     /// [`Ticket::read`](crate::Ticket::read).
@@ -108,7 +109,7 @@ impl<D: PageData> Tracker<D> {
     #[allow(unsafe_code)]
     unsafe fn add_region_with(&self, options: RegionOptions, memory: Option<Arc<GuestMemory>>) -> Result<(), Error> {
         self.add_region_on(options, memory, || {
-            must_be_mapped(options.host, self.page)?;
+            must_be_mapped(options, self.page)?;
             protection::open(options.mode, self.page, options.of_protection(), self.wiring.observer.fault_lock())
         })
     }
@@ -130,7 +131,7 @@ impl<D: PageData> Tracker<D> {
     #[allow(unsafe_code)]
     pub unsafe fn add_region_on_uffd(&self, options: RegionOptions, uffd: userfaultfd::Uffd) -> Result<(), Error> {
         self.add_region_on(options, None, || {
-            must_be_mapped(options.host, self.page)?;
+            must_be_mapped(options, self.page)?;
             protection::open_on(
                 uffd,
                 options.mode,
@@ -148,7 +149,7 @@ impl<D: PageData> Tracker<D> {
         memory: Option<Arc<GuestMemory>>,
         open: impl FnOnce() -> Result<Arc<dyn Protection>, Error>,
     ) -> Result<(), Error> {
-        let RegionOptions { guest, host, access, .. } = options;
+        let RegionOptions { guest, host, .. } = options;
         let bad = |why| Error::BadRange { start: guest.0, len: host.len() as u64, why };
         let Ok(Some(span)) = Span::new(guest.0, host.len() as u64) else {
             return Err(bad("a region ends with the 64-bit space of the guest at the latest"));
@@ -166,7 +167,7 @@ impl<D: PageData> Tracker<D> {
         }
         let region = Region::new(options, self.page, open()?, limits, self.wiring.clone())?;
         let region = Arc::new(region.keeping(memory));
-        region.attach_all(access)?;
+        region.begin_tracking()?;
         space.add(region);
         Ok(())
     }
@@ -218,8 +219,9 @@ impl<D: PageData> Tracker<D> {
 
 /// Called before anything is allocated for the region: an error of tables that are too large
 /// would say less.
-fn must_be_mapped(host: HostRange, page: PageSize) -> Result<(), Error> {
-    match first_hole(host, page) {
+fn must_be_mapped(options: RegionOptions, page: PageSize) -> Result<(), Error> {
+    let host = options.host;
+    match if options.reserved { None } else { first_hole(host, page) } {
         Some(HostAddr(hole)) => Err(Error::NotMapped { start: host.start().0, len: host.len(), hole }),
         None => Ok(()),
     }

@@ -10,7 +10,6 @@ use crate::sync::{Arc, AtomicBool, Mutex, Ordering, RwLock, RwLockReadGuard, RwL
 use crate::sys::fork::{Keeper, Keeping};
 
 use super::observer::PageData;
-use super::ranges::Ranges;
 use super::region::Region;
 use super::views::{SharedMemory, Views};
 
@@ -49,9 +48,6 @@ pub(super) struct RegionId(u64);
 pub(super) struct Tracked<D: PageData> {
     pub(super) id: RegionId,
     pub(super) region: Arc<Region<D>>,
-    /// Pages with a new mapping that could not be tracked: no translation begins on
-    /// them.
-    pub(super) refused: Ranges,
 }
 
 /// The tracker's regions and views of guest memory.
@@ -87,6 +83,11 @@ impl<D: PageData> fmt::Debug for Gate<D> {
 }
 
 impl<D: PageData> Gate<D> {
+    /// Whether both are handles of one lock.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether the calling thread holds the fork guard: it would wait for itself here.
     pub(super) fn stands_still_here(&self) -> bool {
         self.0.keeper.is_this_thread()
@@ -212,7 +213,7 @@ impl<D: PageData> Space<D> {
         let id = RegionId(self.next_id);
         self.next_id += 1;
         let at = self.behind(region.guest);
-        self.regions.insert(at, Tracked { id, region, refused: Ranges::default() });
+        self.regions.insert(at, Tracked { id, region });
     }
 
     /// The number of the first region that starts behind `guest`.
@@ -234,11 +235,6 @@ impl<D: PageData> Space<D> {
     /// The region `id`, unless it was removed.
     pub(super) fn get(&self, id: RegionId) -> Option<&Tracked<D>> {
         self.regions.iter().find(|tracked| tracked.id == id)
-    }
-
-    /// As [`Space::get`].
-    pub(super) fn get_mut(&mut self, id: RegionId) -> Option<&mut Tracked<D>> {
-        self.regions.iter_mut().find(|tracked| tracked.id == id)
     }
 
     /// Ends holds, of regions that were not removed.
@@ -263,7 +259,7 @@ impl<D: PageData> Space<D> {
     pub(super) fn tracked(&self, span: Span) -> Result<impl Iterator<Item = (&Tracked<D>, Range<usize>)>, Error> {
         let mut found = self.within(span).peekable();
         if found.peek().is_none() {
-            return Err(Error::NotTracked { start: span.first(), len: span.len_bytes() });
+            return Err(not_tracked(span));
         }
         Ok(found)
     }
@@ -280,7 +276,7 @@ impl<D: PageData> Space<D> {
         }
         match left.first() {
             None => Ok(()),
-            Some(_) => Err(Error::NotTracked { start: span.first(), len: span.len_bytes() }),
+            Some(_) => Err(not_tracked(span)),
         }
     }
 
@@ -292,6 +288,10 @@ impl<D: PageData> Space<D> {
             self.within(span).for_each(|(tracked, pages)| tracked.region.invalidate(pages));
         }
     }
+}
+
+pub(super) fn not_tracked(span: Span) -> Error {
+    Error::NotTracked { start: span.first(), len: span.len_bytes() }
 }
 
 /// Calls `each` for every region, even after one failed, and returns the first error.

@@ -88,6 +88,12 @@ impl Views {
         before.into_iter().chain(self.0.range(at.first()..=at.last())).map(|(_, &view)| view)
     }
 
+    /// The views in `at`, each cut to it, with the memory that it shows.
+    pub(super) fn parts(&self, at: Span) -> Vec<(Span, SharedMemory)> {
+        let parts = self.within(at).filter_map(|view| view.part(at));
+        parts.map(|part| (part.at, SharedMemory { backing: part.backing, offset: part.shown.first() })).collect()
+    }
+
     /// The guest ranges outside `at` that show bytes of `at`. They do not overlap.
     pub(super) fn others(&self, at: Span) -> Vec<Span> {
         let mut others = Vec::new();

@@ -95,9 +95,15 @@ impl Fixture {
             match self.cache.tracker().begin(GuestAddr(byte_of(page))) {
                 Ok(_) => return None,
                 Err(BeginError::Failed(error)) => return Some(error),
+                Err(BeginError::Untrackable) => panic!("page {page} is not attached"),
                 Err(BeginError::Busy(_)) => std::thread::yield_now(),
             }
         }
+    }
+
+    /// Whether the page is in a region and not attached.
+    pub(crate) fn is_untrackable(&self, page: usize) -> bool {
+        self.cache.tracker().begin(GuestAddr(byte_of(page))).err() == Some(BeginError::Untrackable)
     }
 
     /// A block on `page` that can be reached.

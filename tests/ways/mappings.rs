@@ -155,7 +155,7 @@ fn a_regular_file_mapped_over_code() {
             assert!(matches!(finished, Err(Error::System { errno: libc::EINVAL, .. })), "{finished:?}");
             let key = guest.guest(4, 5);
             let claimed = guest.cache.begin(key.into()).claim(key);
-            assert!(matches!(claimed, Err(BeginError::Failed(_))), "{claimed:?}");
+            assert!(matches!(claimed, Err(BeginError::Untrackable)), "{claimed:?}");
             guest.replaced(4, 1, || guest.map_over(4, 1));
         } else {
             finished.unwrap();
@@ -173,9 +173,12 @@ fn munmap() {
         let len = page_bytes() as u64;
         let announced = guest.cache.tracker().change_mapping(guest.guest(4, 0), len).unwrap();
         guest.unmap(4, 1);
-        drop(announced);
+        announced.finish_unmapped().unwrap();
         guest.expect_dead(block);
         guest.announce(); // over the hole
+        let key = guest.guest(4, 5);
+        let claimed = guest.cache.begin(key.into()).claim(key);
+        assert!(matches!(claimed, Err(BeginError::Untrackable)), "{claimed:?}");
 
         guest.expect_tracked(3, 5);
         guest.expect_tracked(5, 5);

@@ -146,7 +146,7 @@ impl Machine {
         match ticket.claim(guest) {
             Ok(_) => {}
             Err(BeginError::Busy(_)) => return false,
-            Err(BeginError::Failed(error)) => panic!("{error}"),
+            Err(error) => panic!("{error}"),
         }
         let source = self.source(offset);
         ticket.add_source(guest, &source).expect("the page is claimed");

@@ -306,6 +306,7 @@ impl Guest {
                 }
             }
             Err(BeginError::Busy(busy)) => assert!(is_held || self.stores >= HOT_FAULTS, "{busy:?}"),
+            Err(BeginError::Untrackable) => panic!("every mapping can be tracked"),
             Err(BeginError::Failed(error)) => assert!(self.tracked[area].is_none(), "{error}"),
         }
     }

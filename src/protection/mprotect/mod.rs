@@ -32,7 +32,6 @@
 //! the word too, and [`Protection::access_changes`] tells the tracker. The tracker then has
 //! the store tried again.
 
-mod attached;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod fake;
 #[cfg(all(test, not(loom)))]
@@ -44,6 +43,7 @@ use std::ops::Range;
 
 use rustix::io::Errno;
 
+use super::attached::Attached;
 use super::attachments::Attachments;
 use super::contract::{Access, KernelWrites, Opening, Protection};
 use crate::addr::{HostAddr, HostRange, PageSize};
@@ -56,7 +56,6 @@ use crate::sys::mmap;
 use crate::sys::process::Owner;
 use crate::sys::ranges::{Delivery, FaultSink};
 use crate::sys::split::split_on_error;
-use attached::Attached;
 use word::{Seen, Word};
 
 /// No address of a process has more bits, on x86-64 and on aarch64.
@@ -128,6 +127,14 @@ impl<K: Kernel> Mprotect<K> {
 
     fn pages_of(&self, range: HostRange) -> Range<usize> {
         range.start().0 >> self.page.shift()..range.end().0 >> self.page.shift()
+    }
+
+    fn check_addresses(&self, range: HostRange) -> Result<(), Error> {
+        if self.pages_of(range).end > self.words.len() {
+            let why = "this process has no such addresses";
+            return Err(Error::BadRange { start: range.start().0 as u64, len: range.len() as u64, why });
+        }
+        Ok(())
     }
 
     fn not_attached(&self, page: usize, end: usize) -> Error {
@@ -263,17 +270,30 @@ impl<K: Kernel> Protection for Mprotect<K> {
         KernelWrites::Refused
     }
 
+    fn reserve(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        self.check_addresses(range)?;
+        self.attachments.reserve(range, sink)
+    }
+
     fn attach(&self, range: HostRange, sink: &Arc<dyn FaultSink>, access: Access, _: Permit<'_>) -> Result<(), Error> {
+        self.check_addresses(range)?;
         let pages = self.pages_of(range);
-        if pages.end > self.words.len() {
-            let why = "this process has no such addresses";
-            return Err(Error::BadRange { start: range.start().0 as u64, len: range.len() as u64, why });
-        }
         self.attachments.add(range, sink, || {
             let mut attached = self.attached();
             attached.set(pages.clone(), access);
             self.change(&attached, pages, None, |seen| seen.with_access(Some(access)).open())
         })
+    }
+
+    /// No word gives an access to the kernel any more, so no call is made.
+    fn forget(&self, range: HostRange) {
+        let mut attached = self.attached();
+        attached.remove(self.pages_of(range));
+        let _ = self.change(&attached, self.pages_of(range), None, |seen| seen.with_access(None).open());
+    }
+
+    fn give_up(&self, range: HostRange) {
+        self.attachments.give_up(range);
     }
 
     fn detach(&self, range: HostRange, _: Permit<'_>) -> Result<(), Error> {
@@ -343,8 +363,14 @@ impl<K: Kernel> Protection for Mprotect<K> {
     ) -> Result<(), Error> {
         self.owner.take_over()?;
         let open = self.change(&self.attached(), self.pages_of(range), None, |seen| seen.open().without_openers());
-        self.attachments.remove(range, || Ok(()))?;
-        self.attachments.add(range, &sink(self.clone())?, || open)
+        self.attachments.give_up(range);
+        self.attachments.reserve(range, &sink(self.clone())?)?;
+        open
+    }
+
+    /// It was never detached.
+    fn attach_again(&self, _: HostRange, _: &Arc<dyn FaultSink>, _: Permit<'_>) -> Result<(), Error> {
+        Ok(())
     }
 }
 

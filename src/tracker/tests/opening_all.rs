@@ -49,6 +49,12 @@ impl Protection for OpensAllOrNone {
         KernelWrites::Refused
     }
 
+    fn reserve(&self, _: HostRange, _: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn give_up(&self, _: HostRange) {}
+
     fn attach(&self, _: HostRange, sink: &Arc<dyn FaultSink>, _: Access, _: Permit<'_>) -> Result<(), Error> {
         let _ = self.sink.set(Arc::downgrade(sink));
         Ok(())

@@ -41,6 +41,12 @@ impl Protection for Refuses {
         KernelWrites::Refused
     }
 
+    fn reserve(&self, _: HostRange, _: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn give_up(&self, _: HostRange) {}
+
     fn attach(&self, _: HostRange, _: &Arc<dyn FaultSink>, _: Access, _: Permit<'_>) -> Result<(), Error> {
         Ok(())
     }

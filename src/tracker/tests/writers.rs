@@ -36,6 +36,12 @@ impl Protection for NeverProtects {
         KernelWrites::Refused
     }
 
+    fn reserve(&self, _: HostRange, _: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn give_up(&self, _: HostRange) {}
+
     fn attach(&self, _: HostRange, sink: &Arc<dyn FaultSink>, _: Access, _: Permit<'_>) -> Result<(), Error> {
         *self.sink.lock().unwrap() = Some(sink.clone());
         Ok(())

@@ -4,15 +4,15 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::super::contract::Access;
+use super::contract::Access;
 
 /// End and access of each run, by its first page. Runs are disjoint.
 #[derive(Debug, Default)]
-pub(super) struct Attached(BTreeMap<usize, (usize, Access)>);
+pub(crate) struct Attached(BTreeMap<usize, (usize, Access)>);
 
 impl Attached {
     /// `pages` are attached from now on, if they were not, with `access`.
-    pub(super) fn set(&mut self, mut pages: Range<usize>, access: Access) {
+    pub(crate) fn set(&mut self, mut pages: Range<usize>, access: Access) {
         self.remove(pages.clone());
         if let Some((&start, &(end, before))) = self.0.range(..pages.start).next_back()
             && (end, before) == (pages.start, access)
@@ -28,7 +28,7 @@ impl Attached {
         self.0.insert(pages.start, (pages.end, access));
     }
 
-    pub(super) fn remove(&mut self, pages: Range<usize>) {
+    pub(crate) fn remove(&mut self, pages: Range<usize>) {
         while let Some((&start, &(end, access))) = self.0.range(..pages.end).next_back()
             && end > pages.start
         {
@@ -43,21 +43,33 @@ impl Attached {
     }
 
     /// The guest's access to `page`; `None` if it is not attached.
-    pub(super) fn access_of(&self, page: usize) -> Option<Access> {
-        let (_, &(end, access)) = self.0.range(..=page).next_back()?;
-        (page < end).then_some(access)
+    pub(crate) fn access_of(&self, page: usize) -> Option<Access> {
+        self.around(page).map(|(_, access)| access)
+    }
+
+    /// The run of pages with one access that holds `page`, and the access.
+    pub(crate) fn around(&self, page: usize) -> Option<(Range<usize>, Access)> {
+        let (&start, &(end, access)) = self.0.range(..=page).next_back()?;
+        (page < end).then_some((start..end, access))
     }
 
     /// The attached parts of `pages`.
-    pub(super) fn within(&self, pages: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    pub(crate) fn within(&self, pages: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        self.runs(pages).map(|(part, _)| part)
+    }
+
+    /// The attached parts of `pages`, and the guest's access to each.
+    pub(crate) fn runs(&self, pages: Range<usize>) -> impl Iterator<Item = (Range<usize>, Access)> {
         let first = self.0.range(..=pages.start).next_back().map_or(pages.start, |(&start, _)| start);
         let runs = self.0.range(first..pages.end.max(first));
-        let cut = move |(&start, &(end, _)): (&usize, &(usize, Access))| start.max(pages.start)..end.min(pages.end);
-        runs.map(cut).filter(|part| !part.is_empty())
+        let cut = move |(&start, &(end, access)): (&usize, &(usize, Access))| {
+            (start.max(pages.start)..end.min(pages.end), access)
+        };
+        runs.map(cut).filter(|(part, _)| !part.is_empty())
     }
 
     /// The first of `pages` that is not attached.
-    pub(super) fn first_missing(&self, pages: Range<usize>) -> Option<usize> {
+    pub(crate) fn first_missing(&self, pages: Range<usize>) -> Option<usize> {
         let mut next = pages.start;
         for part in self.within(pages.clone()) {
             if part.start != next {
@@ -95,6 +107,9 @@ mod tests {
             let asked = next(32)..32 + next(33);
             let within: Vec<usize> = attached.within(asked.clone()).flatten().collect();
             assert!(within.iter().copied().eq(asked.clone().filter(|&page| oracle[page].is_some())));
+            let runs: Vec<_> =
+                attached.runs(asked.clone()).flat_map(|(part, access)| part.map(move |page| (page, access))).collect();
+            assert!(runs.iter().all(|&(page, access)| oracle[page] == Some(access)) && runs.len() == within.len());
             assert_eq!(attached.first_missing(asked.clone()), asked.clone().find(|&page| oracle[page].is_none()));
             let runs: Vec<_> = attached.0.iter().collect();
             assert!(runs.windows(2).all(|pair| pair[0].1.0 < *pair[1].0 || pair[0].1.1 != pair[1].1.1));
