@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::observer::{PageData, PageObserver};
 use super::region::{Region, RegionOptions, Wiring};
-use super::space::{Gate, Tracked};
+use super::space::Gate;
 use crate::addr::{GuestAddr, HostAddr, PageSize, Span};
 use crate::error::Error;
 use crate::memory::guest_memory::GuestMemory;
@@ -161,8 +161,7 @@ impl<D: PageData> Tracker<D> {
         // Under no lock: this calls code of the embedder's.
         let limits = self.wiring.policy.limits();
         let space = &mut *self.gate.write();
-        let overlaps = |tracked: &Tracked<D>| tracked.region.host().intersection(host).is_some();
-        if space.within(span).next().is_some() || space.regions.iter().any(overlaps) {
+        if space.within(span).next().is_some() || space.has_host(host) {
             return Err(bad("it overlaps a region that is tracked already"));
         }
         let region = Region::new(options, self.page, open()?, limits, self.wiring.clone())?;
@@ -185,12 +184,7 @@ impl<D: PageData> Tracker<D> {
     pub fn remove_region(&self, guest: GuestAddr) -> Result<(), Error> {
         self.gate.check_moves()?;
         let space = &mut *self.gate.write();
-        let at = space
-            .regions
-            .iter()
-            .position(|tracked| tracked.region.span().first() == guest.0)
-            .ok_or(Error::BadArgument("no tracked region starts at this address"))?;
-        let region = space.regions.remove(at).region;
+        let region = space.remove(guest).ok_or(Error::BadArgument("no tracked region starts at this address"))?;
         space.views.remove(region.span());
         region.retire()
     }

@@ -1,9 +1,10 @@
 //! The tracker's regions and views of guest memory, and the lock around them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
-use crate::addr::{GuestAddr, Span};
+use crate::addr::{GuestAddr, HostAddr, HostRange, Span};
 use crate::error::Error;
 use crate::page_table::Hold;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, write};
@@ -32,16 +33,21 @@ struct Shared<D: PageData> {
 /// The state that the thread with the fork guard can use meanwhile.
 #[derive(Debug)]
 struct Meanwhile<D: PageData> {
-    /// The regions that it may look at.
+    /// The regions that it may look at, in the order of the space.
     regions: Vec<Arc<Region<D>>>,
     /// The holds that it released.
     released: Vec<(RegionId, Hold)>,
 }
 
 /// A region from the call that adds it to the call that removes it. In a fork's child
-/// another [`Region`] replaces it under the same number.
+/// another [`Region`] replaces it under the same name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct RegionId(u64);
+pub(super) struct RegionId {
+    /// Its first address, which leads to it.
+    guest: GuestAddr,
+    /// No other region of the tracker has this number.
+    number: u64,
+}
 
 /// A region that is tracked.
 #[derive(Debug)]
@@ -56,7 +62,15 @@ pub(super) struct Space<D: PageData> {
     /// In the order of their guest ranges, which do not overlap.
     pub(super) regions: Vec<Tracked<D>>,
     pub(super) views: Views,
-    next_id: u64,
+    /// The end of each region's host range, by its start.
+    hosts: BTreeMap<HostAddr, HostAddr>,
+    next_number: u64,
+}
+
+impl<D: PageData> Default for Space<D> {
+    fn default() -> Self {
+        Self { regions: Vec::new(), views: Views::default(), hosts: BTreeMap::new(), next_number: 0 }
+    }
 }
 
 impl<D: PageData> Default for Gate<D> {
@@ -64,7 +78,7 @@ impl<D: PageData> Default for Gate<D> {
         Self(Arc::new(Shared {
             keeper: Keeper::default(),
             has_views: AtomicBool::new(false),
-            space: RwLock::new(Space { regions: Vec::new(), views: Views::default(), next_id: 0 }),
+            space: RwLock::new(Space::default()),
             meanwhile: Mutex::new(Meanwhile { regions: Vec::new(), released: Vec::new() }),
         }))
     }
@@ -139,6 +153,16 @@ impl<D: PageData> Gate<D> {
         }
     }
 
+    /// The region that holds `guest`, even under the guard of a fork.
+    pub(super) fn region_at(&self, guest: GuestAddr) -> Option<Arc<Region<D>>> {
+        if !self.stands_still_here() {
+            return self.read().at(guest).ok().map(|tracked| tracked.region.clone());
+        }
+        let regions = &lock(&self.0.meanwhile).regions;
+        let behind = regions.partition_point(|region| region.guest <= guest);
+        regions[..behind].last().filter(|region| region.contains(guest)).cloned()
+    }
+
     /// Looks at every region, even under the guard of a fork.
     pub(super) fn for_each_region(&self, mut look: impl FnMut(&Arc<Region<D>>)) {
         if self.stands_still_here() {
@@ -148,21 +172,15 @@ impl<D: PageData> Gate<D> {
         }
     }
 
-    /// The region that holds `guest`, even under the guard of a fork.
-    pub(super) fn region_at(&self, guest: GuestAddr) -> Option<Arc<Region<D>>> {
-        if self.stands_still_here() {
-            return lock(&self.0.meanwhile).regions.iter().find(|region| region.contains(guest)).cloned();
-        }
-        self.read().at(guest).ok().map(|tracked| tracked.region.clone())
-    }
-
     /// Takes every region out of the tracker. A thread that forgot its guard never gives
     /// the lock back, and can still end its tracker.
     pub(super) fn take_regions(&self) -> Vec<Arc<Region<D>>> {
         if self.stands_still_here() {
             core::mem::take(&mut lock(&self.0.meanwhile).regions)
         } else {
-            self.write().regions.drain(..).map(|tracked| tracked.region).collect()
+            let space = &mut *self.write();
+            space.hosts.clear();
+            space.regions.drain(..).map(|tracked| tracked.region).collect()
         }
     }
 
@@ -210,10 +228,24 @@ impl<D: PageData> Drop for Standing<'_, D> {
 impl<D: PageData> Space<D> {
     /// Tracks `region` from now on.
     pub(super) fn add(&mut self, region: Arc<Region<D>>) {
-        let id = RegionId(self.next_id);
-        self.next_id += 1;
+        let id = RegionId { guest: region.guest, number: self.next_number };
+        self.next_number += 1;
+        self.hosts.insert(region.host.start(), region.host.end());
         let at = self.behind(region.guest);
         self.regions.insert(at, Tracked { id, region });
+    }
+
+    /// Takes the region that starts at `guest` out.
+    pub(super) fn remove(&mut self, guest: GuestAddr) -> Option<Arc<Region<D>>> {
+        let at = self.behind(guest).checked_sub(1).filter(|&at| self.regions[at].region.guest == guest)?;
+        let region = self.regions.remove(at).region;
+        self.hosts.remove(&region.host.start());
+        Some(region)
+    }
+
+    /// Whether a region has a byte of `host`.
+    pub(super) fn has_host(&self, host: HostRange) -> bool {
+        self.hosts.range(..host.end()).next_back().is_some_and(|(_, &end)| end > host.start())
     }
 
     /// The number of the first region that starts behind `guest`.
@@ -234,7 +266,7 @@ impl<D: PageData> Space<D> {
 
     /// The region `id`, unless it was removed.
     pub(super) fn get(&self, id: RegionId) -> Option<&Tracked<D>> {
-        self.regions.iter().find(|tracked| tracked.id == id)
+        self.regions[..self.behind(id.guest)].last().filter(|tracked| tracked.id == id)
     }
 
     /// Ends holds, of regions that were not removed.
@@ -246,9 +278,13 @@ impl<D: PageData> Space<D> {
         }
     }
 
-    /// Every region that has bytes in `span`, with the pages that hold them.
+    /// Every region that has bytes in `span`, with the pages that hold them, in their order.
     pub(super) fn within(&self, span: Span) -> impl Iterator<Item = (&Tracked<D>, Range<usize>)> {
-        self.regions.iter().filter_map(move |tracked| Some((tracked, tracked.region.pages_within(span)?)))
+        // The region that starts before the span may reach into it.
+        let first = self.behind(GuestAddr(span.first())).saturating_sub(1);
+        let until = self.behind(GuestAddr(span.last()));
+        let near = self.regions[first.min(until)..until].iter();
+        near.filter_map(move |tracked| Some((tracked, tracked.region.pages_within(span)?)))
     }
 
     /// As [`Space::within`].
@@ -270,11 +306,16 @@ impl<D: PageData> Space<D> {
     ///
     /// [`Error::NotTracked`] if one does not.
     pub(super) fn tracks_all(&self, span: Span) -> Result<(), Error> {
-        let mut left = vec![span];
-        for tracked in &self.regions {
-            left = left.into_iter().flat_map(|part| part.without(tracked.region.span())).flatten().collect();
+        let mut left = Some(span);
+        for (tracked, _) in self.within(span) {
+            let Some(part) = left else { break };
+            let [below, above] = part.without(tracked.region.span());
+            if below.is_some() {
+                break;
+            }
+            left = above;
         }
-        match left.first() {
+        match left {
             None => Ok(()),
             Some(_) => Err(not_tracked(span)),
         }
