@@ -70,7 +70,7 @@ pub enum Error {
         /// Length in bytes.
         len: usize,
     },
-    /// A table of fixed size, or a code buffer, is full.
+    /// A code buffer is full.
     Full {
         /// The kind of entry that does not fit.
         what: &'static str,
@@ -100,9 +100,6 @@ impl Error {
         Self::System { call, start, len, errno: errno.raw_os_error() }
     }
 }
-
-/// A process has a limited number of tracked ranges.
-pub(crate) const TRACKED_RANGE: &str = "tracked range";
 
 /// Asks whether there is room for the zeroed allocation that comes next. Without room, that
 /// allocation would end the process. (`Vec` can be asked, but then touches every byte.)
@@ -142,14 +139,7 @@ impl fmt::Display for Error {
                  it; detach it there first"
             ),
             Self::Full { what, limit } => {
-                let advice = match *what {
-                    TRACKED_RANGE => {
-                        "make one region of memory that lies together, with what lies between it mapped without access; \
-                         the size of a region costs nothing"
-                    }
-                    _ => "remove or evict some, and try again",
-                };
-                write!(f, "no room for another {what}: the limit is {limit}; {advice}")
+                write!(f, "no room for another {what}: the limit is {limit}; remove or evict some, and try again")
             }
             Self::NoMemory { what, len_bytes } => write!(
                 f,

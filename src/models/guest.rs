@@ -34,7 +34,7 @@ pub(super) struct Guest {
 /// A cache with one region, the kernel's memory, at guest address 0.
 pub(super) fn cache_over<P: Payload>(kernel: &Arc<Kernel>, policy: impl Policy) -> CodeCache<P> {
     let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(policy)).unwrap();
-    cache.tracker().add_region_on(kernel.region(), None, || Ok(kernel.clone())).unwrap();
+    cache.tracker().add_region_on(kernel.region(), None, |_| Ok(kernel.clone())).unwrap();
     cache
 }
 

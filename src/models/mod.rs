@@ -12,6 +12,7 @@
 //! | `loom_memory` | loom | nothing is freed under a walker, a pin or a reader |
 //! | `loom_cells` | loom | entry cells that are swept and used again |
 //! | `loom_evict` | loom | blocks that are evicted while others run, write, commit and revive |
+//! | `loom_ranges` | loom | the table of ranges against its readers, a new range against a loss |
 //! | `injected` | plain | the handler on the translator's own thread, at each step |
 //! | `views` | plain, Miri | calls for ranges that cut views, against a map of pages |
 //! | `threads` | plain, Miri | all of a cache at once, under the system's threads |
@@ -76,6 +77,8 @@ mod loom_first;
 mod loom_memory;
 #[cfg(loom)]
 mod loom_policy;
+#[cfg(loom)]
+mod loom_ranges;
 #[cfg(loom)]
 mod loom_self_checking;
 #[cfg(loom)]

@@ -272,7 +272,7 @@ impl World {
         let mode = MODES[self.next(4) as usize];
         let host = HostRange::of_pages(Self::host(pages.start), REGION_PAGES as usize, PAGE);
         let model = Arc::new(Model::new(mode, host, PAGE));
-        let open = || Ok(model.clone() as Arc<dyn crate::protection::Protection>);
+        let open = |_: &mut _| Ok(model.clone() as Arc<dyn crate::protection::Protection>);
         let reserved = self.next(4) == 0;
         let options = RegionOptions::new(guest, host, mode).with_reserved(reserved);
         self.cache.tracker().add_region_on(options, None, open).unwrap();

@@ -7,6 +7,8 @@
 //!   and the store is tried again.
 //! - A deferred one lets the store retire and reports its page at the next
 //!   `Protection::harvest`, which protects it again atomically.
+//! - A mechanism has ranges of several sinks. Steps for one range leave the others as they are, or
+//!   their sinks hear of it before.
 //! - Nothing opens a page without a `Permit`, which only code that keeps translators away from
 //!   the page can give.
 //! - `Protection::unprotect` and everything that a signal handler reaches take
@@ -63,8 +65,8 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
 
     /// Makes `range`, which is mapped with `access`, trackable, and sends its faults to `sink`;
     /// none of it is protected afterwards. Call it again on all or a part of the range if the
-    /// mapping was replaced by one with `access`; the sink stays the same. After an error
-    /// [`Protection::forget`] follows.
+    /// mapping was replaced by one with `access`; the sink stays the same. A range of another sink
+    /// is an error. After an error [`Protection::forget`] follows.
     ///
     /// Holds the sink until all of the range is detached: a sink that owns its mechanism would
     /// never be dropped. Never called from a sink.
@@ -128,11 +130,17 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     }
 
     /// The last resort, if un-protecting failed and all translations of `range` are
-    /// unreachable; `range` is all that is attached. Opens it all, by giving up the descriptor
-    /// if there is one. Nothing is protected by this object afterwards. Async-signal-safe.
+    /// unreachable; `range` is all that is attached for its sink. Opens it all, by giving up the
+    /// descriptor if there is one. That opens the ranges of the other sinks too: each of them hears
+    /// of the loss first, and the object is used for no new range. Async-signal-safe, if
+    /// [`FaultSink::on_lost`] is.
     fn abandon(&self, range: HostRange, opening: Opening<'_>) -> Result<(), Error> {
         self.unprotect(range, opening)
     }
+
+    /// Nothing is reserved or attached any more, or ever will be: gives back what the object holds of
+    /// the system. The object may stay for long, kept by a claim.
+    fn end(&self) {}
 
     /// The number of access changes by this object at the page of `address` that a store may
     /// have met half done; `None` while one is under way. A fault that comes back with this
@@ -149,27 +157,28 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// tracking's protection of any page of it.
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error>;
 
-    /// In a fork's child, of a mechanism of the parent's: the same for this process. Inherited
-    /// descriptors are closed first, since the child may get no other numbers.
-    fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
+    /// In a fork's child, of a mechanism of the parent's: the mechanism that replaces it in this
+    /// process. Inherited descriptors are closed first, since the child may get no other numbers.
+    /// Called once; then [`Protection::continue_in_child`] for each range.
+    fn open_in_child(self: Arc<Self>) -> Result<Arc<dyn Protection>, Error> {
         Err(Error::InForkChild)
     }
 
-    /// In a fork's child, of a mechanism of the parent's: makes the mechanism that replaces it
-    /// here, has `sink` made for it, and reserves `range`, a whole region.
+    /// In a fork's child, of a mechanism of the parent's that `own` replaces: gives `range`, a whole
+    /// region, up here, has `sink` made, and reserves the range in `own`.
     fn continue_in_child(
-        self: Arc<Self>,
+        &self,
+        own: &dyn Protection,
         range: HostRange,
         _leave: Permit<'_>,
-        sink: &mut dyn FnMut(Arc<dyn Protection>) -> Result<Arc<dyn FaultSink>, Error>,
+        sink: &mut dyn FnMut() -> Result<Arc<dyn FaultSink>, Error>,
     ) -> Result<(), Error> {
-        // The descriptor acts on the parent and is not used; its ranges are given up.
+        // The descriptor acts on the parent and is not used.
         self.give_up(range);
-        let own = self.open_in_child()?;
-        own.reserve(range, &sink(own.clone())?)
+        own.reserve(range, &sink()?)
     }
 
-    /// In a fork's child, of a mechanism that [`Protection::continue_in_child`] has made: attaches
+    /// In a fork's child, of a mechanism that [`Protection::open_in_child`] has made: attaches
     /// `range`, which was attached in the parent. The guest's access stays.
     fn attach_again(&self, range: HostRange, sink: &Arc<dyn FaultSink>, leave: Permit<'_>) -> Result<(), Error> {
         self.attach(range, sink, Access::ReadWrite, leave)

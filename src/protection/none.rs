@@ -48,8 +48,8 @@ impl Protection for NoProtection {
         Ok(())
     }
 
-    fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
-        Ok(Arc::new(Self))
+    fn open_in_child(self: Arc<Self>) -> Result<Arc<dyn Protection>, Error> {
+        Ok(self)
     }
 
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {

@@ -96,8 +96,15 @@ impl Protection for UffdProtection {
         self.scan.as_ref().map_or(Ok(()), Pagemap::check)
     }
 
-    fn abandon(&self, _: HostRange, opening: Opening<'_>) -> Result<(), Error> {
-        self.ranges.abandon(opening)
+    fn abandon(&self, range: HostRange, opening: Opening<'_>) -> Result<(), Error> {
+        self.ranges.abandon(range, opening)
+    }
+
+    fn end(&self) {
+        self.ranges.close();
+        if let Some(scan) = &self.scan {
+            scan.close();
+        }
     }
 
     fn harvest(&self, range: HostRange, written: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
@@ -107,7 +114,7 @@ impl Protection for UffdProtection {
         }
     }
 
-    fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
+    fn open_in_child(self: Arc<Self>) -> Result<Arc<dyn Protection>, Error> {
         // Both inherited descriptors are closed before an error of either.
         let (uffd, scan) = (self.ranges.reopen_in_child(), self.scan.as_ref().map(Pagemap::reopen_in_child));
         Ok(Arc::new(match scan {

@@ -9,10 +9,10 @@ use super::contract::{Access, Opening};
 use crate::addr::HostRange;
 use crate::error::Error;
 use crate::page_table::Permit;
+use crate::sys::mmap;
 use crate::sys::ranges::Delivery;
 use crate::sys::ranges::{FaultSink, WriteFault};
 use crate::sys::uffd::{MessageBuffer, Uffd};
-use crate::sys::{membarrier, mmap};
 
 #[derive(Debug)]
 pub(super) struct UffdRanges {
@@ -58,8 +58,10 @@ impl UffdRanges {
         self.uffd.unprotect(range)
     }
 
-    /// Opens everything that is attached by giving up the descriptor.
-    pub(super) fn abandon(&self, _: Opening<'_>) -> Result<(), Error> {
+    /// Opens everything that is attached by giving up the descriptor. The sinks of other ranges than
+    /// `range` are told first.
+    pub(super) fn abandon(&self, range: HostRange, _: Opening<'_>) -> Result<(), Error> {
+        self.attachments.tell_of_loss(Some(range))?;
         self.uffd.abandon()
     }
 
@@ -93,23 +95,24 @@ impl UffdRanges {
     }
 
     pub(super) fn check(&self) -> Result<(), Error> {
+        self.attachments.check()?;
         self.uffd.check()
     }
 
     /// Tells every sink that its ranges are stale. Then, behind a barrier, opens and wakes all
     /// of them, if necessary by giving up the descriptor.
     pub(super) fn lose(&self) -> Result<(), Error> {
-        let mut done = Ok(());
-        self.attachments.lose(|range, leave| {
-            let opening = Opening::behind_a_barrier(leave, membarrier::fence_threads);
-            let opened = opening.and_then(|opening| {
-                let _ = self.unprotect(range, opening).and(self.uffd.wake(range));
-                // If those failed this still opens and wakes.
-                self.abandon(opening)
-            });
-            done = done.clone().and(opened);
+        self.attachments.tell_of_loss(None)?;
+        self.attachments.open_each(|range, opening| {
+            let _ = self.unprotect(range, opening).and(self.uffd.wake(range));
         });
-        done
+        // If those failed this still opens and wakes.
+        self.uffd.abandon()
+    }
+
+    /// See [`Uffd::close`].
+    pub(super) fn close(&self) {
+        self.uffd.close();
     }
 
     /// See [`Uffd::reopen_in_child`].

@@ -31,7 +31,7 @@ use core::ffi::CStr;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::os::fd::RawFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::contract::{Access, FaultLock, KernelWrites, Opening, Protection};
 use super::uffd_ranges::UffdRanges;
@@ -50,8 +50,8 @@ use crate::sys::uffd::{KernelFaults, MessageBuffer, Uffd};
 pub(super) struct UffdThread {
     shared: Arc<Shared>,
     kernel_faults: KernelFaults,
-    /// Taken by `drop` alone.
-    thread: Option<Thread<Shared>>,
+    /// Taken by the end.
+    thread: Mutex<Option<Thread<Shared>>>,
 }
 
 #[derive(Debug)]
@@ -99,7 +99,27 @@ impl UffdThread {
             is_at_lock: AtomicBool::new(false),
         });
         let thread = with_all_blocked(|| Thread::start(&shared))?;
-        Ok(Self { shared, kernel_faults, thread: Some(thread) })
+        Ok(Self { shared, kernel_faults, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Ends the thread and gives the descriptors back, once.
+    fn stop(&self) {
+        let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        if !self.shared.ranges.is_own() {
+            // A fork's child has no such thread. The event is the parent's.
+            return;
+        }
+        self.shared.is_stopping.store(true, Ordering::SeqCst);
+        // If another file has the number, the thread cannot be told: it looks within a second.
+        self.shared.stop.signal();
+        if self.shared.is_at_lock.load(Ordering::SeqCst) {
+            // It may wait for the lock that this thread has. Its ranges have been given up, and the
+            // descriptors go with it.
+            return drop(thread);
+        }
+        thread.join();
+        self.shared.ranges.close();
+        self.shared.stop.close();
     }
 
     fn check_alive(&self) -> Result<(), Error> {
@@ -252,20 +272,24 @@ impl Protection for UffdThread {
     /// A sleeping `poll` keeps the kernel's userfaultfd open, even if its numbers name other
     /// files by then: writers sleep until the thread leaves the `poll`. So this wakes the
     /// thread, which then ends as after any loss.
-    fn abandon(&self, _: HostRange, opening: Opening<'_>) -> Result<(), Error> {
-        let given_up = self.shared.ranges.abandon(opening);
+    fn abandon(&self, range: HostRange, opening: Opening<'_>) -> Result<(), Error> {
+        let given_up = self.shared.ranges.abandon(range, opening);
         if self.shared.ranges.is_own() {
             self.shared.stop.signal();
         }
         given_up
     }
 
+    fn end(&self) {
+        self.stop();
+    }
+
     fn harvest(&self, _: HostRange, _: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
         Ok(()) // every write was reported when it was made
     }
 
-    fn open_in_child(&self) -> Result<Arc<dyn Protection>, Error> {
-        self.shared.stop.close_inherited();
+    fn open_in_child(self: Arc<Self>) -> Result<Arc<dyn Protection>, Error> {
+        self.shared.stop.close();
         let uffd = self.shared.ranges.reopen_in_child()?;
         let Lock(lock) = self.shared.lock.clone();
         Ok(Arc::new(Self::start(uffd, self.kernel_faults, self.shared.page, lock)?))
@@ -278,16 +302,7 @@ impl Protection for UffdThread {
 
 impl Drop for UffdThread {
     fn drop(&mut self) {
-        let Some(thread) = self.thread.take() else { return };
-        if !self.shared.ranges.is_own() {
-            // A fork's child has no such thread. The event is the parent's.
-            return;
-        }
-        self.shared.is_stopping.store(true, Ordering::SeqCst);
-        // If another file has the number, the thread cannot be told: it looks within a second.
-        self.shared.stop.signal();
-        // It may wait for the lock that this thread has. Its ranges have been given up.
-        if self.shared.is_at_lock.load(Ordering::SeqCst) { drop(thread) } else { thread.join() }
+        self.stop();
     }
 }
 

@@ -31,6 +31,19 @@ pub(crate) enum Rule {
     FenceBehindWalker,
     /// A commit fences between the lists and its look for walkers.
     FenceBeforeWalkers,
+    /// A search fences between its use of a slot and its look at the slot's state.
+    FenceBehindUse,
+    /// A thread that takes a range out fences between the slot's state and its look at its users.
+    FenceBehindRetire,
+    /// A change of the table of ranges fences between the change before and the first entry that it
+    /// overwrites.
+    FenceBeforeRefill,
+    /// A search that found nothing fences before it looks whether the table was changed.
+    FenceBeforeSecondLook,
+    /// A mechanism that is about to be given up fences between its mark and its look at its ranges.
+    FenceBehindGivenUp,
+    /// A range that was attached fences before it looks whether its mechanism was given up.
+    FenceBeforeGivenUpCheck,
     /// A commit exchanges its own `pending`; it does not overwrite a kill.
     PublishByExchange,
     /// Every kill goes through the cell, even a late one.

@@ -33,9 +33,9 @@ impl Event {
         self.0.number()
     }
 
-    /// See [`GuardedFd::close_inherited`].
-    pub(crate) fn close_inherited(&self) {
-        self.0.close_inherited();
+    /// See [`GuardedFd::close`].
+    pub(crate) fn close(&self) {
+        self.0.close();
     }
 }
 

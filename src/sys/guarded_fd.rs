@@ -9,7 +9,7 @@
 //!
 //! # Safety
 //!
-//! The number is closed once, by the drop, by `give_up` or by `close_inherited`, and only
+//! The number is closed once, by the drop, by `give_up` or by `close`, and only
 //! while it names the library's own file. `dup3` over it replaces that with another file of
 //! the library.
 #![allow(unsafe_code)]
@@ -32,7 +32,7 @@ pub(crate) struct GuardedFd {
     replaced: AtomicBool,
     /// Device and inode of that file.
     inert: [AtomicU64; 2],
-    /// The number is free: it was closed in a fork's child.
+    /// The number is free.
     closed: AtomicBool,
 }
 
@@ -54,9 +54,9 @@ impl GuardedFd {
         self.file.is_none_or(|file| file_of(self.fd.as_fd()) == Some(file))
     }
 
-    /// In a fork's child, when it is not used any more: closes the number, which frees it for
-    /// descriptors that the child opens. The parent's copy stays.
-    pub(crate) fn close_inherited(&self) {
+    /// When it is not used any more: closes the number, which frees it for other descriptors. In a
+    /// fork's child the parent's copy stays.
+    pub(crate) fn close(&self) {
         if self.is_the_librarys() && !self.closed.swap(true, Ordering::SeqCst) {
             // SAFETY: the number is this object's own, and `closed` says from here on that it is
             // not.
@@ -164,15 +164,15 @@ mod tests {
 
     /// Another file may take the number: the drop must not close that one.
     #[test]
-    fn a_copy_that_was_closed_in_a_child_is_closed_once() {
+    fn a_copy_that_was_closed_is_closed_once() {
         let kept = GuardedFd::new(crate::sys::mmap::memfd("kept", 4096).unwrap());
         let number = kept.as_fd().as_raw_fd();
         let stranger = crate::sys::mmap::memfd("stranger", 8192).unwrap();
-        kept.close_inherited();
+        kept.close();
         // SAFETY: the number is free, unless another test took it meanwhile; the file is foreign.
         let taken = unsafe { libc::fcntl(stranger.as_raw_fd(), libc::F_DUPFD_CLOEXEC, number) };
         assert!(taken >= number);
-        kept.close_inherited();
+        kept.close();
         drop(kept);
         // SAFETY: made by the call above.
         let left = unsafe { OwnedFd::from_raw_fd(taken) };

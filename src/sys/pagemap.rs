@@ -61,8 +61,13 @@ impl Pagemap {
 
     /// In a fork's child: closes the parent's and opens this process's own.
     pub(crate) fn reopen_in_child(&self) -> Result<Self, Error> {
-        self.fd.close_inherited();
+        self.close();
         Self::open(self.page)
+    }
+
+    /// Closes it, when it is not used any more.
+    pub(crate) fn close(&self) {
+        self.fd.close();
     }
 
     /// Whether the descriptor is still the one that was opened.

@@ -47,6 +47,11 @@ impl ProcessNumber {
         })
     }
 
+    /// As a number; not 0.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+
     /// Whether an object with this number was made by this process, not by
     /// a parent of it. Async-signal-safe.
     #[inline]

@@ -1,68 +1,184 @@
-//! A fixed table from address ranges to values that signal handlers read
-//! without a lock.
+//! A table from address ranges to values that signal handlers search without a lock.
 //!
-//! # Protocol
+//! # Slots
 //!
-//! A slot goes `FREE -> LIVE -> RETIRED -> LIVE -> ...`. Writers hold a mutex. A reader raises
-//! the slot's `users`, and only then checks whether the slot is live and holds the address. A
-//! remover leaves `LIVE` first and then waits until `users` is 0. Both sides are sequentially
-//! consistent, so one of them sees the other: the value is never freed under a reader, and the
-//! bounds of a live slot never change while a reader is inside.
+//! A slot has a range and a value, and goes `FREE -> LIVE -> RETIRED -> LIVE -> ...`. A reader raises
+//! the slot's `users`, and only then checks whether the slot is live and holds the address. A remover
+//! leaves `LIVE` first and then waits until `users` is 0. Each has a fence between its two steps, so
+//! one of them sees the other: the value is never freed under a reader, and the bounds of a live slot
+//! never change while a reader is inside. A remover waits for the readers of its own slot alone.
+//!
+//! # The index
+//!
+//! Readers find the slot by a sorted array of disjoint ranges. There are two arrays, which take turns. A
+//! writer, under the lock of all writers, fills the array that is not published and then publishes it by
+//! one step of `changes`. A reader may be late, and search an array that a writer fills again. So slots
+//! and arrays stay memory until the table's end, and every piece of them is an atomic. A late reader may
+//! find any range, but the slot tells whether the address is in it: so a range that is found is right.
+//!
+//! A range that is *not* found may be there all the same. So a reader that found nothing looks whether
+//! `changes` is still what it was before the search: then no writer had begun to fill that array, and
+//! there is none. Otherwise it searches again, a few times only: then it answers [`Lookup::Again`], as if
+//! the range had just been removed. So no reader waits for a writer, which may be the code that the
+//! reader's signal interrupted.
 //!
 //! # Retired ranges
 //!
 //! A store may fault before a range is removed and reach its handler after. If that store is tried
-//! again it does not fault, so the late fault must not kill the process. So a removed slot
-//! remembers its range until it is used again, and answers [`Lookup::Retired`] a limited number of
-//! times. After that many answers a true crash on the same addresses is handed on.
+//! again it does not fault, so the late fault must not kill the process. So a removed range stays in the
+//! index until its slot is used again, except for the parts that have a new range. It answers
+//! [`Lookup::Again`] a limited number of times. After that many answers a true crash on the same
+//! addresses is handed on.
+//!
+//! # A fork's child
+//!
+//! Readers among the parent's other threads do not exist in the child, and `users` stays as they left it.
+//! So the child waits for no reader when it takes out a range of the parent's, and it uses no slot again
+//! that the parent had retired.
 //!
 //! # Safety
 //!
-//! `value` is null or comes from `Box::into_raw`; it is freed by the remover
-//! alone, after the wait above.
+//! `value` is null or comes from `Box::into_raw`. It is freed by the remover alone, after the wait above.
+//! Blocks and arrays come from `Box::into_raw` and are freed by the table's drop alone. The number of an
+//! index's ranges is stored behind its array, and arrays only grow. So the array that is loaded behind the
+//! number has room for as many.
 #![allow(unsafe_code)]
 
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::addr::{HostAddr, HostRange};
+use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Rule, fence, fence_behind_rmw, yield_now};
 
-const FREE: u32 = 0;
-const LIVE: u32 = 1;
-const RETIRED: u32 = 2;
+const FREE: u64 = 0;
+const LIVE: u64 = 1;
+const RETIRED: u64 = 2;
 
 /// Number of faults that a removed range may have under way.
-const RETIRED_TURNS: u32 = 1024;
+const RETIRED_TURNS: u64 = 1024;
 
 /// Number of removed ranges that are remembered before their slots are used again.
-const RETIRED_KEPT: usize = 16;
+const RETIRED_KEPT: usize = if cfg!(loom) { 0 } else { 16 };
 
+/// Ranges for which the table has memory in itself. With so many a search reads one page: a fault handler
+/// often runs just after the kernel has emptied the TLB.
+const FIRST: usize = if cfg!(loom) { 4 } else { 8 };
+
+/// Enough for blocks and arrays that double, up to all memory.
+const DOUBLINGS: usize = if cfg!(loom) { 4 } else { usize::BITS as usize };
+
+/// Number of searches that changes of the table may spoil.
+const SEARCHES: usize = 4;
+
+/// A line of its own: threads that fault in several ranges do not share one.
+#[repr(align(64))]
 struct Slot<T> {
-    state: AtomicU32,
-    users: AtomicU32,
-    turns_left: AtomicU32,
+    users: AtomicUsize,
+    state: AtomicU64,
     start: AtomicUsize,
     end: AtomicUsize,
     value: AtomicPtr<T>,
+    turns_left: AtomicU64,
 }
 
 impl<T> Slot<T> {
-    const fn new() -> Self {
+    fn new() -> Self {
         Self {
-            state: AtomicU32::new(FREE),
-            users: AtomicU32::new(0),
-            turns_left: AtomicU32::new(0),
+            users: AtomicUsize::new(0),
+            state: AtomicU64::new(FREE),
             start: AtomicUsize::new(0),
             end: AtomicUsize::new(0),
             value: AtomicPtr::new(ptr::null_mut()),
+            turns_left: AtomicU64::new(0),
         }
     }
 
-    #[inline]
+    fn is_live(&self) -> bool {
+        self.state.load(Acquire) == LIVE
+    }
+
     fn holds(&self, address: usize) -> bool {
-        self.start.load(SeqCst) <= address && address < self.end.load(SeqCst)
+        self.start.load(Relaxed) <= address && address < self.end.load(Relaxed)
+    }
+
+    /// Keeps the remover away, if it is live.
+    #[inline]
+    fn enter(&self) -> Option<Inside<'_, T>> {
+        self.users.fetch_add(1, AcqRel);
+        fence_behind_rmw(Rule::FenceBehindUse);
+        let inside = Inside(self);
+        self.is_live().then_some(inside)
+    }
+
+    /// Whether one more fault may have been under way when the range was removed.
+    fn take_turn(&self) -> bool {
+        self.turns_left.fetch_update(AcqRel, Relaxed, |turns| turns.checked_sub(1)).is_ok()
+    }
+}
+
+/// A reader inside a slot.
+struct Inside<'a, T>(&'a Slot<T>);
+
+impl<T> Inside<'_, T> {
+    fn value(&self) -> &T {
+        // SAFETY: live was seen after `users` was raised, so the remover waits until it is lowered.
+        unsafe { &*self.0.value.load(Acquire) }
+    }
+}
+
+impl<T> Drop for Inside<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.users.fetch_sub(1, Release);
+    }
+}
+
+/// A range of an index, and its slot.
+struct Entry<T> {
+    start: AtomicUsize,
+    end: AtomicUsize,
+    slot: AtomicPtr<Slot<T>>,
+}
+
+impl<T> Entry<T> {
+    fn new() -> Self {
+        Self { start: AtomicUsize::new(0), end: AtomicUsize::new(0), slot: AtomicPtr::new(ptr::null_mut()) }
+    }
+}
+
+/// A sorted array of disjoint ranges.
+struct Index<T> {
+    len: AtomicUsize,
+    entries: AtomicPtr<Entry<T>>,
+}
+
+impl<T> Index<T> {
+    fn new() -> Self {
+        Self { len: AtomicUsize::new(0), entries: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    #[inline]
+    fn entries(&self) -> &[Entry<T>] {
+        let len = self.len.load(Acquire);
+        if len == 0 {
+            return &[];
+        }
+        // SAFETY: it has room for as many, and stays memory: see the module's head.
+        unsafe { core::slice::from_raw_parts(self.entries.load(Acquire), len) }
+    }
+
+    /// The slot of the range that holds `address`.
+    #[inline]
+    fn find(&self, address: usize) -> Option<&Slot<T>> {
+        let entries = self.entries();
+        let behind = entries.partition_point(|entry| entry.start.load(Relaxed) <= address);
+        let entry = entries.get(behind.checked_sub(1)?)?;
+        if address >= entry.end.load(Relaxed) {
+            return None;
+        }
+        // SAFETY: a slot of the table, or null in an array that a writer fills for the first time.
+        unsafe { entry.slot.load(Acquire).as_ref() }
     }
 }
 
@@ -71,20 +187,16 @@ impl<T> Slot<T> {
 pub(crate) enum Lookup<R> {
     /// A live range; the closure's result.
     Found(R),
-    /// A range that was removed a short while ago.
-    Retired,
+    /// A range that was removed a short while ago, or the table changed all the time: what led here may
+    /// be tried again.
+    Again,
     /// Nothing.
     Missing,
 }
 
-/// The reason why a range was not taken.
+/// A live range has a part of the range.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum InsertError {
-    /// A live range has a part of it.
-    Overlap,
-    /// All slots are live.
-    Full,
-}
+pub(crate) struct Overlap;
 
 /// The name of a live slot.
 #[derive(Debug, PartialEq, Eq)]
@@ -95,16 +207,22 @@ pub(crate) struct SlotId(usize);
 #[must_use = "a slot that is not given back is never used again"]
 pub(crate) struct FreeSlot(usize);
 
-/// The only thread that may change a table.
-pub(crate) struct Writer<'a, T, const N: usize> {
-    table: &'a RangeTable<T, N>,
-    retired: MutexGuard<'a, VecDeque<usize>>,
+/// The part of a table that writers alone use. A lock around it lets in one at a time.
+#[derive(Debug)]
+pub(crate) struct Writing {
+    /// Removed slots, the oldest first.
+    retired: VecDeque<usize>,
+    /// Slots from here on were never used.
+    used: usize,
+    /// The room of each index.
+    rooms: [usize; 2],
+    /// The number of the process that changed the table last.
+    process: u64,
 }
 
-impl<T, const N: usize> Writer<'_, T, N> {
-    /// Adds `range`. From here on readers find it.
-    pub(crate) fn insert(&mut self, range: HostRange, value: T) -> Result<SlotId, InsertError> {
-        self.table.insert_as_writer(&mut self.retired, range, value)
+impl Writing {
+    pub(crate) const fn new() -> Self {
+        Self { retired: VecDeque::new(), used: 0, rooms: [0; 2], process: 0 }
     }
 
     /// The slot may be used again.
@@ -114,87 +232,162 @@ impl<T, const N: usize> Writer<'_, T, N> {
 }
 
 /// See the module head.
-#[repr(C)]
-pub(crate) struct RangeTable<T, const N: usize> {
-    /// Slots from here on were never used. In the page of the first slots: a fault handler often
-    /// runs just after the kernel has emptied the TLB.
-    used: AtomicUsize,
-    slots: [Slot<T>; N],
-    /// Removed slots, the oldest first. Writers hold its mutex.
-    retired: Mutex<VecDeque<usize>>,
+#[repr(C, align(4096))]
+pub(crate) struct RangeTable<T> {
+    /// The low bit is the number of the published index.
+    changes: AtomicUsize,
+    indexes: [Index<T>; 2],
+    first_slots: [Slot<T>; FIRST],
+    first_entries: [[Entry<T>; FIRST]; 2],
+    /// The other slots: each block is as large as all before it.
+    blocks: [AtomicPtr<Slot<T>>; DOUBLINGS],
+    /// Every array that an index ever had, by the logarithm of its room.
+    arrays: [[AtomicPtr<Entry<T>>; DOUBLINGS]; 2],
 }
 
-impl<T, const N: usize> RangeTable<T, N> {
-    pub(crate) const fn new() -> Self {
-        Self { used: AtomicUsize::new(0), slots: [const { Slot::new() }; N], retired: Mutex::new(VecDeque::new()) }
+fn pointers<P>() -> [AtomicPtr<P>; DOUBLINGS] {
+    core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut()))
+}
+
+impl<T> RangeTable<T> {
+    pub(crate) fn new() -> Self {
+        Self {
+            changes: AtomicUsize::new(0),
+            indexes: [Index::new(), Index::new()],
+            first_slots: core::array::from_fn(|_| Slot::new()),
+            first_entries: [0; 2].map(|_| core::array::from_fn(|_| Entry::new())),
+            blocks: pointers(),
+            arrays: [pointers(), pointers()],
+        }
     }
 
-    /// Waits for every other writer.
-    pub(crate) fn writer(&self) -> Writer<'_, T, N> {
-        Writer { table: self, retired: self.retired.lock().unwrap_or_else(PoisonError::into_inner) }
+    /// The block of slot `index`, and the slot's number in it.
+    fn place(index: usize) -> (usize, usize) {
+        let block = (index / FIRST).ilog2() as usize;
+        (block, index - (FIRST << block))
     }
 
-    /// Whether there is a writer now.
-    #[cfg(test)]
-    pub(crate) fn has_writer(&self) -> bool {
-        matches!(self.retired.try_lock(), Err(std::sync::TryLockError::WouldBlock))
+    /// A slot that was used.
+    fn slot(&self, index: usize) -> &Slot<T> {
+        match self.first_slots.get(index) {
+            Some(slot) => slot,
+            None => {
+                let (block, at) = Self::place(index);
+                // SAFETY: made with its block, which has room for it.
+                unsafe { &*self.blocks[block].load(Acquire).add(at) }
+            }
+        }
     }
 
-    /// [`Writer::insert`], alone.
-    #[cfg(test)]
-    fn insert(&self, range: HostRange, value: T) -> Result<SlotId, InsertError> {
-        self.writer().insert(range, value)
+    /// Every slot that there is memory for.
+    fn slots(&self) -> impl Iterator<Item = &Slot<T>> {
+        let blocks = self.blocks.iter().enumerate().map_while(|(number, block)| {
+            let block = block.load(Acquire);
+            // SAFETY: the block of that number has as many.
+            (!block.is_null()).then(|| unsafe { core::slice::from_raw_parts(block, FIRST << number) })
+        });
+        self.first_slots.iter().chain(blocks.flatten())
     }
 
-    fn insert_as_writer(
+    /// Adds `range`. From here on readers find it. `process` is the number of this process.
+    ///
+    /// # Safety
+    ///
+    /// `writing` is used for this table alone, and all of its changes go through it. The table does not
+    /// move any more.
+    pub(crate) unsafe fn insert(
         &self,
-        retired: &mut VecDeque<usize>,
+        writing: &mut Writing,
         range: HostRange,
         value: T,
-    ) -> Result<SlotId, InsertError> {
-        let used = self.used.load(SeqCst);
-        let overlaps = |slot: &Slot<T>| {
-            slot.state.load(SeqCst) == LIVE
-                && slot.start.load(SeqCst) < range.end().0
-                && range.start().0 < slot.end.load(SeqCst)
-        };
-        if self.slots[..used].iter().any(overlaps) {
-            return Err(InsertError::Overlap);
+        process: u64,
+    ) -> Result<SlotId, Overlap> {
+        let changes = self.changes.load(Relaxed);
+        let (published, spare) = (changes & 1, (changes + 1) & 1);
+        let known = self.indexes[published].entries();
+        if self.has_live(known, range) {
+            return Err(Overlap);
         }
-        let index = if used < N && retired.len() < RETIRED_KEPT {
-            self.used.store(used + 1, SeqCst);
-            used
-        } else {
-            retired.pop_front().ok_or(InsertError::Full)?
-        };
-        let slot = &self.slots[index];
-        slot.start.store(range.start().0, SeqCst);
-        slot.end.store(range.end().0, SeqCst);
-        slot.value.store(Box::into_raw(Box::new(value)), SeqCst);
-        slot.state.store(LIVE, SeqCst);
+        if writing.process != process {
+            writing.process = process;
+            writing.retired.clear();
+        }
+        let index = self.free_slot(writing);
+        let slot = self.slot(index);
+        // The array that a late reader may still search has not been published for one change.
+        fence(Rule::FenceBeforeRefill);
+        let array = self.room_for(writing, spare, known.len() + 2);
+        let len = refill(array, known, range, slot);
+        slot.start.store(range.start().0, Relaxed);
+        slot.end.store(range.end().0, Relaxed);
+        slot.value.store(Box::into_raw(Box::new(value)), Relaxed);
+        slot.state.store(LIVE, Release);
+        self.indexes[spare].len.store(len, Release);
+        self.changes.store(changes + 1, Release);
         Ok(SlotId(index))
     }
 
-    /// [`RangeTable::take_out`], and the slot may be used again.
-    #[cfg(test)]
-    fn remove(&self, id: SlotId, in_fork_child: bool) {
-        let slot = self.take_out(id, in_fork_child);
-        self.writer().give_back(slot);
+    /// Whether one of `known` is live and has a part of `range`.
+    fn has_live(&self, known: &[Entry<T>], range: HostRange) -> bool {
+        let first = known.partition_point(|entry| entry.end.load(Relaxed) <= range.start().0);
+        let mut near = known[first..].iter().take_while(|entry| entry.start.load(Relaxed) < range.end().0);
+        // SAFETY: entries of a published array name slots of the table.
+        near.any(|entry| unsafe { &*entry.slot.load(Acquire) }.is_live())
+    }
+
+    /// A slot that no entry of the next index needs.
+    fn free_slot(&self, writing: &mut Writing) -> usize {
+        if writing.retired.len() > RETIRED_KEPT
+            && let Some(oldest) = writing.retired.pop_front()
+        {
+            return oldest;
+        }
+        let index = writing.used;
+        writing.used += 1;
+        if index >= FIRST {
+            let (block, at) = Self::place(index);
+            if at == 0 {
+                let slots: Box<[Slot<T>]> = (0..FIRST << block).map(|_| Slot::new()).collect();
+                self.blocks[block].store(Box::into_raw(slots).cast(), Release);
+            }
+        }
+        index
+    }
+
+    /// The array of index `which`, a larger one if `needed` entries do not fit. They are all of it that may
+    /// be changed.
+    fn room_for(&self, writing: &mut Writing, which: usize, needed: usize) -> &[Entry<T>] {
+        let index = &self.indexes[which];
+        if writing.rooms[which] == 0 {
+            writing.rooms[which] = FIRST;
+            index.entries.store(self.first_entries[which].as_ptr().cast_mut(), Release);
+        }
+        if writing.rooms[which] < needed {
+            let room = needed.next_power_of_two();
+            let array: Box<[Entry<T>]> = (0..room).map(|_| Entry::new()).collect();
+            let array = Box::into_raw(array).cast();
+            self.arrays[which][room.ilog2() as usize].store(array, Relaxed);
+            index.entries.store(array, Release);
+            writing.rooms[which] = room;
+        }
+        // SAFETY: it has that much room, and stays memory.
+        unsafe { core::slice::from_raw_parts(index.entries.load(Relaxed), writing.rooms[which]) }
     }
 
     /// Takes a range out and waits until no reader is inside its value. Must not be called from
     /// a reader. With `in_fork_child` it does not wait: the readers were threads of the parent.
     pub(crate) fn take_out(&self, id: SlotId, in_fork_child: bool) -> FreeSlot {
-        let slot = &self.slots[id.0];
-        slot.turns_left.store(RETIRED_TURNS, SeqCst);
-        slot.state.store(RETIRED, SeqCst);
+        let slot = self.slot(id.0);
+        slot.turns_left.store(RETIRED_TURNS, Relaxed);
+        slot.state.store(RETIRED, Release);
+        fence(Rule::FenceBehindRetire);
         if in_fork_child {
-            slot.users.store(0, SeqCst);
+            slot.users.store(0, Relaxed);
         }
-        while slot.users.load(SeqCst) != 0 {
-            std::thread::yield_now();
+        while slot.users.load(Acquire) != 0 {
+            yield_now();
         }
-        let value = slot.value.swap(ptr::null_mut(), SeqCst);
+        let value = slot.value.swap(ptr::null_mut(), AcqRel);
         // SAFETY: made by `insert`, taken out by this swap alone; no reader is inside and none gets
         // in.
         drop(unsafe { Box::from_raw(value) });
@@ -205,139 +398,95 @@ impl<T, const N: usize> RangeTable<T, N> {
     /// Async-signal-safe if `found` is.
     #[inline]
     pub(crate) fn with<R>(&self, address: HostAddr, found: impl FnOnce(&T) -> R) -> Lookup<R> {
-        let used = self.used.load(SeqCst);
-        let mut was_here = None;
-        for slot in &self.slots[..used] {
-            if !slot.holds(address.0) {
-                continue;
+        for _ in 0..SEARCHES {
+            let changes = self.changes.load(Acquire);
+            let slot = self.indexes[changes & 1].find(address.0);
+            if let Some(inside) = slot.and_then(Slot::enter)
+                && inside.0.holds(address.0)
+            {
+                return Lookup::Found(found(inside.value()));
             }
-            slot.users.fetch_add(1, SeqCst);
-            if slot.state.load(SeqCst) == LIVE && slot.holds(address.0) {
-                // SAFETY: live was seen after `users` was raised, so the remover waits for us.
-                let answer = found(unsafe { &*slot.value.load(SeqCst) });
-                slot.users.fetch_sub(1, SeqCst);
-                return Lookup::Found(answer);
+            fence(Rule::FenceBeforeSecondLook);
+            if self.changes.load(Relaxed) == changes {
+                return if slot.is_some_and(Slot::take_turn) { Lookup::Again } else { Lookup::Missing };
             }
-            slot.users.fetch_sub(1, SeqCst);
-            was_here = Some(slot);
         }
-        let take_turn =
-            |slot: &Slot<T>| slot.turns_left.fetch_update(SeqCst, SeqCst, |turns| turns.checked_sub(1)).is_ok();
-        if was_here.is_some_and(take_turn) { Lookup::Retired } else { Lookup::Missing }
+        Lookup::Again
     }
-}
 
-impl<T, const N: usize> RangeTable<T, N> {
     /// Runs `each` on every value that is live all the time. Async-signal-safe if `each` is; as
     /// with [`RangeTable::with`], a remover waits for it.
     pub(crate) fn for_each(&self, mut each: impl FnMut(&T)) {
-        for slot in &self.slots[..self.used.load(SeqCst)] {
-            slot.users.fetch_add(1, SeqCst);
-            if slot.state.load(SeqCst) == LIVE {
-                // SAFETY: live was seen after `users` was raised, so the remover waits for us.
-                each(unsafe { &*slot.value.load(SeqCst) });
+        // Others are not entered: their removers need not wait.
+        for slot in self.slots().filter(|slot| slot.is_live()) {
+            if let Some(inside) = slot.enter() {
+                each(inside.value());
             }
-            slot.users.fetch_sub(1, SeqCst);
         }
     }
 }
 
-impl<T, const N: usize> Drop for RangeTable<T, N> {
+/// Fills `array` with `known`, except for entries of `slot`, and with `range` as the range of `slot`. Of
+/// other ranges there the parts outside stay. Returns the number of entries.
+fn refill<T>(array: &[Entry<T>], known: &[Entry<T>], range: HostRange, slot: &Slot<T>) -> usize {
+    let (new_start, new_end) = (range.start().0, range.end().0);
+    let new_slot = ptr::from_ref(slot).cast_mut();
+    let mut len = 0;
+    let mut put = |start: usize, end: usize, slot: *mut Slot<T>| {
+        let entry = &array[len];
+        entry.start.store(start, Relaxed);
+        entry.end.store(end, Relaxed);
+        entry.slot.store(slot, Release);
+        len += 1;
+    };
+    let mut is_put = false;
+    for entry in known {
+        let (start, end, slot) = (entry.start.load(Relaxed), entry.end.load(Relaxed), entry.slot.load(Relaxed));
+        if slot == new_slot {
+            continue;
+        }
+        if start < new_start {
+            put(start, end.min(new_start), slot);
+        }
+        if end > new_start && !is_put {
+            is_put = true;
+            put(new_start, new_end, new_slot);
+        }
+        if end > new_end {
+            put(start.max(new_end), end, slot);
+        }
+    }
+    if !is_put {
+        put(new_start, new_end, new_slot);
+    }
+    len
+}
+
+impl<T> Drop for RangeTable<T> {
     fn drop(&mut self) {
-        for slot in &mut self.slots {
-            let value = core::mem::replace(slot.value.get_mut(), ptr::null_mut());
+        for slot in self.slots() {
+            let value = slot.value.load(Relaxed);
             if !value.is_null() {
                 // SAFETY: made by `insert`; `&mut self` says that there is no reader.
                 drop(unsafe { Box::from_raw(value) });
             }
         }
+        for (number, block) in self.blocks.iter().enumerate() {
+            let block = block.load(Relaxed);
+            if !block.is_null() {
+                // SAFETY: made by `free_slot` with as many slots.
+                drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(block, FIRST << number)) });
+            }
+        }
+        for (number, array) in self.arrays.iter().flat_map(|arrays| arrays.iter().enumerate()) {
+            let array = array.load(Relaxed);
+            if !array.is_null() {
+                // SAFETY: made by `room_for` with that much room.
+                drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(array, 1 << number)) });
+            }
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::addr::PageSize;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, AtomicU64};
-
-    fn pages(first: usize, count: usize) -> HostRange {
-        HostRange::new(HostAddr(first << 12), count << 12, PageSize::from_shift(12)).unwrap()
-    }
-
-    #[test]
-    fn finds_live_ranges_only() {
-        let table = RangeTable::<u32, 4>::new();
-        let first = table.insert(pages(1, 2), 7).unwrap();
-        assert_eq!(table.insert(pages(2, 2), 8), Err(InsertError::Overlap));
-        let _second = table.insert(pages(3, 1), 8).unwrap();
-        assert_eq!(table.with(HostAddr(0x2fff), |value| *value), Lookup::Found(7));
-        assert_eq!(table.with(HostAddr(0x3000), |value| *value), Lookup::Found(8));
-        assert_eq!(table.with(HostAddr(0x4000), |value| *value), Lookup::Missing);
-        table.remove(first, false);
-        assert_eq!(table.with(HostAddr(0x2fff), |value| *value), Lookup::Retired);
-    }
-
-    #[test]
-    fn a_retired_range_is_forgotten_in_the_end() {
-        let table = RangeTable::<u32, 4>::new();
-        let id = table.insert(pages(1, 1), 0).unwrap();
-        table.remove(id, false);
-        for _ in 0..RETIRED_TURNS {
-            assert_eq!(table.with(HostAddr(0x1000), |_| ()), Lookup::Retired);
-        }
-        assert_eq!(table.with(HostAddr(0x1000), |_| ()), Lookup::Missing);
-    }
-
-    #[test]
-    fn slots_are_used_again_and_the_table_can_be_full() {
-        let table = RangeTable::<u32, 4>::new();
-        for round in 0..40 {
-            let id = table.insert(pages(1 + round, 1), 0).unwrap();
-            table.remove(id, false);
-        }
-        let ids: Vec<_> = (0..4).map(|page| table.insert(pages(100 + page, 1), 0).unwrap()).collect();
-        assert_eq!(table.insert(pages(200, 1), 0), Err(InsertError::Full));
-        for id in ids {
-            table.remove(id, false);
-        }
-    }
-
-    /// A value that knows when it was dropped under a reader.
-    struct Canary(Arc<AtomicU64>);
-    impl Drop for Canary {
-        fn drop(&mut self) {
-            self.0.store(0, SeqCst);
-        }
-    }
-
-    #[test]
-    fn a_remover_waits_for_the_readers() {
-        let table = RangeTable::<Canary, 4>::new();
-        let stop = AtomicBool::new(false);
-        let (reads, late) = (AtomicU64::new(0), AtomicU64::new(0));
-        std::thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(|| {
-                    while !stop.load(SeqCst) {
-                        table.with(HostAddr(0x1000), |canary| {
-                            let alive = canary.0.clone();
-                            std::thread::yield_now();
-                            reads.fetch_add(1, SeqCst);
-                            late.fetch_add(u64::from(alive.load(SeqCst) == 0), SeqCst);
-                        });
-                    }
-                });
-            }
-            let mut rounds = 0;
-            while rounds < 200 || reads.load(SeqCst) < 200 {
-                let id = table.insert(pages(1, 1), Canary(Arc::new(AtomicU64::new(1)))).unwrap();
-                std::thread::yield_now();
-                table.remove(id, false);
-                rounds += 1;
-            }
-            stop.store(true, SeqCst);
-        });
-        assert_eq!(late.load(SeqCst), 0);
-    }
-}
+#[cfg(all(test, not(loom)))]
+mod tests;

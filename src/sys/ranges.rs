@@ -1,10 +1,15 @@
 //! The tracked ranges of the process, and the sink of each range's faults.
+//!
+//! # Safety
+//!
+//! The table of ranges is static, and so is its only [`Writing`].
+#![allow(unsafe_code)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::addr::{HostAddr, HostRange};
 use crate::page_table::Permit;
-use crate::sys::range_table::{Lookup, RangeTable, Writer};
+use crate::sys::range_table::{FreeSlot, Lookup, Overlap, RangeTable, SlotId, Writing};
 
 /// A store that hit a protected page of a synchronous region.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +42,6 @@ pub enum Handled {
 ///
 /// The implementation is async-signal-safe: no lock, no allocation, no thread-local, no panic, no
 /// access to tracked memory, errno preserved.
-#[allow(unsafe_code)]
 pub(crate) unsafe trait FaultSink: Send + Sync {
     /// Resolves one write fault: un-protects the page or says that it is not ours. In a handler
     /// thread the call may be late: another thread opened the page, the store went through, and
@@ -54,6 +58,12 @@ pub(crate) unsafe trait FaultSink: Send + Sync {
     /// protected.
     fn for_each_used(&self, range: HostRange, each: &mut dyn FnMut(HostRange)) {
         each(range);
+    }
+
+    /// Whether another thread may act on a translation of the sink's ranges that it looked up before
+    /// [`FaultSink::on_lost`]. Then every thread passes a barrier before a page is opened.
+    fn others_may_look(&self) -> bool {
+        true
     }
 }
 
@@ -77,24 +87,41 @@ pub(crate) struct TrackedRange {
     pub(super) sink: Arc<dyn FaultSink>,
 }
 
-/// The limit of regions of a process at once, in all its trackers. A region may be as large as
-/// the address space at no cost, so make neighbouring memory one region.
-pub const MAX_REGIONS: usize = 1024;
+/// Made by the first writer. A handler that finds none has nothing to do.
+static RANGES: OnceLock<RangeTable<TrackedRange>> = OnceLock::new();
 
-pub(super) static RANGES: RangeTable<TrackedRange, MAX_REGIONS> = RangeTable::new();
+static WRITING: Mutex<Writing> = Mutex::new(Writing::new());
 
 /// The only thread that may change the table of ranges.
-pub(crate) type RangesWriter = Writer<'static, TrackedRange, MAX_REGIONS>;
+pub(crate) struct RangesWriter(MutexGuard<'static, Writing>);
 
-/// For [`statics`] alone, which takes it in its order.
-pub(super) fn ranges_writer() -> RangesWriter {
-    RANGES.writer()
+impl RangesWriter {
+    /// Waits for every other writer. For [`statics`](super::statics) alone, which takes it in its order.
+    pub(super) fn lock() -> Self {
+        Self(WRITING.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Adds `range` in the process of this number. From here on its faults reach it.
+    pub(super) fn insert(&mut self, range: TrackedRange, process: u64) -> Result<SlotId, Overlap> {
+        // SAFETY: both are statics, and the table is used with no other.
+        unsafe { RANGES.get_or_init(RangeTable::new).insert(&mut self.0, range.range, range, process) }
+    }
+
+    /// The slot may be used again.
+    pub(super) fn give_back(&mut self, slot: FreeSlot) {
+        self.0.give_back(slot);
+    }
 }
 
 /// Whether a thread is changing the table now.
 #[cfg(test)]
 pub(super) fn ranges_writer_is_held() -> bool {
-    RANGES.has_writer()
+    matches!(WRITING.try_lock(), Err(std::sync::TryLockError::WouldBlock))
+}
+
+/// See [`RangeTable::take_out`].
+pub(super) fn take_out(slot: SlotId, in_fork_child: bool) -> Option<FreeSlot> {
+    RANGES.get().map(|table| table.take_out(slot, in_fork_child))
 }
 
 /// Tells the ranges of one mechanism from those of others.
@@ -109,7 +136,8 @@ impl RangeOwner {
     /// Calls `each` for every range that is registered for this owner. A thread that drops a
     /// [`Registration`] waits for it. Takes no lock.
     pub(crate) fn for_each_range(&self, mut each: impl FnMut(HostRange, &dyn FaultSink)) {
-        RANGES.for_each(|entry| {
+        let Some(table) = RANGES.get() else { return };
+        table.for_each(|entry| {
             if Arc::ptr_eq(&entry.owner.0, &self.0) {
                 each(entry.range, &*entry.sink);
             }
@@ -122,10 +150,10 @@ impl RangeOwner {
 #[inline]
 pub(crate) fn dispatch(delivery: Delivery, fault: &WriteFault) -> Option<Handled> {
     let on_entry = |entry: &TrackedRange| (entry.delivery == delivery).then(|| entry.sink.on_write(fault));
-    match RANGES.with(fault.addr, on_entry) {
+    match RANGES.get()?.with(fault.addr, on_entry) {
         Lookup::Found(handled) => handled,
         // The store faulted before the range was given up: a new try goes through.
-        Lookup::Retired => Some(Handled::Retry),
+        Lookup::Again => Some(Handled::Retry),
         Lookup::Missing => None,
     }
 }

@@ -4,10 +4,10 @@ use core::fmt;
 use std::sync::Arc;
 
 use crate::addr::HostRange;
-use crate::error::{Error, TRACKED_RANGE};
+use crate::error::Error;
 use crate::sys::process::ProcessNumber;
-use crate::sys::range_table::{InsertError, SlotId};
-use crate::sys::ranges::{Delivery, FaultSink, MAX_REGIONS, RANGES, RangeOwner, TrackedRange};
+use crate::sys::range_table::SlotId;
+use crate::sys::ranges::{Delivery, FaultSink, RangeOwner, TrackedRange, take_out};
 use crate::sys::statics;
 
 /// Sends the faults of a range to a sink, until this is dropped. Dropping waits until no
@@ -24,8 +24,7 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyTracked`] if another registration has a part of it, [`Error::Full`] if
-    /// the process has no slot left.
+    /// [`Error::AlreadyTracked`] if another registration has a part of it.
     pub(crate) fn new(
         range: HostRange,
         owner: &RangeOwner,
@@ -34,10 +33,8 @@ impl Registration {
     ) -> Result<Self, Error> {
         let process = ProcessNumber::current()?;
         let entry = TrackedRange { range, owner: owner.clone(), delivery, sink: sink.clone() };
-        let slot = statics::with(|all| all.ranges.insert(range, entry)).map_err(|error| match error {
-            InsertError::Overlap => Error::AlreadyTracked { start: range.start().0, len: range.len() },
-            InsertError::Full => Error::Full { what: TRACKED_RANGE, limit: MAX_REGIONS },
-        })?;
+        let slot = statics::with(|all| all.ranges.insert(entry, process.number()))
+            .map_err(|_| Error::AlreadyTracked { start: range.start().0, len: range.len() })?;
         Ok(Self { range, slot: Some(slot), process })
     }
 
@@ -49,8 +46,8 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            let slot = RANGES.take_out(slot, !self.process.is_current());
+        let slot = self.slot.take().and_then(|slot| take_out(slot, !self.process.is_current()));
+        if let Some(slot) = slot {
             statics::with(|all| all.ranges.give_back(slot));
         }
     }

@@ -21,7 +21,7 @@
 use std::cell::RefCell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::sys::ranges::{RangesWriter, ranges_writer};
+use crate::sys::ranges::RangesWriter;
 
 /// Whether the signal handlers are installed. Also serializes the setup of [`super::process`].
 static HANDLERS_INSTALLED: Mutex<bool> = Mutex::new(false);
@@ -38,7 +38,7 @@ impl All {
     /// Takes every lock, in one order.
     fn lock() -> Self {
         let handlers_installed = HANDLERS_INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
-        Self { handlers_installed, ranges: ranges_writer() }
+        Self { handlers_installed, ranges: RangesWriter::lock() }
     }
 }
 

@@ -166,12 +166,20 @@ impl Uffd {
     /// this process. The kernel is not probed again: that takes more descriptors, and the
     /// environment, which a lock guards.
     pub(crate) fn reopen_in_child(&self) -> Result<Self, Error> {
-        self.copy.close_inherited();
-        self.spare.close_inherited();
+        self.close();
         let populating = self.populating.as_ref().map(Populating::reopen_in_child).transpose()?;
         let opened = open(self.door, self.faults).map_err(|errno| Error::system("userfaultfd", 0, 0, errno))?;
         uffd_calls::api(opened.as_fd(), self.features).map_err(|errno| Error::system("UFFDIO_API", 0, 0, errno))?;
         Self::negotiated(opened, self.features, populating)
+    }
+
+    /// Closes every descriptor, when none is used any more.
+    pub(crate) fn close(&self) {
+        self.copy.close();
+        self.spare.close();
+        if let Some(populating) = &self.populating {
+            populating.pagemap.close();
+        }
     }
 
     /// Whether this process, not a parent of it, made the descriptor.

@@ -196,4 +196,8 @@ unsafe impl<D: PageData> FaultSink for Region<D> {
     fn for_each_used(&self, range: HostRange, each: &mut dyn FnMut(HostRange)) {
         self.for_each_used_run(self.pages_of_host(range), |run| each(self.host_of(&run)));
     }
+
+    fn others_may_look(&self) -> bool {
+        self.needs_barrier()
+    }
 }

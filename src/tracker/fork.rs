@@ -1,6 +1,10 @@
 //! Keeps a tracker consistent over a `fork`.
 
+use std::collections::BTreeMap;
+
+use crate::addr::HostAddr;
 use crate::error::Error;
+use crate::protection::{Mechanisms, Protection, name_of};
 use crate::sync::Arc;
 use crate::sys::errno::this_thread;
 use crate::sys::fork::Fork;
@@ -8,7 +12,7 @@ use crate::sys::fork::Fork;
 use super::observer::PageData;
 use super::region::{Region, Wiring};
 use super::regions::Tracker;
-use super::space::Standing;
+use super::space::{Space, Standing};
 
 /// A tracker that stands still over a `fork`: see [`Tracker::before_fork`].
 #[derive(Debug)]
@@ -73,10 +77,16 @@ impl<D: PageData> Standing<'_, D> {
         self.forget_regions();
         let mut done = Ok(());
         let thread = this_thread();
-        for tracked in &mut self.space.regions {
-            match tracked.region.continue_in_child() {
+        let Space { regions, mechanisms, .. } = &mut *self.space;
+        let mut own = OwnMechanisms::default();
+        for tracked in regions {
+            // Even if it cannot be continued.
+            tracked.region.lose();
+            let own = own.open(&tracked.region.protection, mechanisms);
+            match own.and_then(|own| tracked.region.continue_in_child(&own)) {
                 Ok((child, attached)) => {
                     // Its pages are open, and no translation has begun on one.
+                    mechanisms.take(&child.protection);
                     child.pages.take_over_holds(&tracked.region.pages, thread);
                     tracked.region = child;
                     done = done.and(attached);
@@ -88,18 +98,42 @@ impl<D: PageData> Standing<'_, D> {
     }
 }
 
+/// The mechanisms of the child, by those of the parent's that they replace.
+#[derive(Default)]
+struct OwnMechanisms(BTreeMap<HostAddr, Replaced>);
+
+struct Replaced {
+    /// As long as it is there no other one has its name.
+    _parents: Arc<dyn Protection>,
+    own: Result<Arc<dyn Protection>, Error>,
+}
+
+impl OwnMechanisms {
+    /// The one that replaces `parents`, which may be one of `shared`.
+    fn open(&mut self, parents: &Arc<dyn Protection>, shared: &mut Mechanisms) -> Result<Arc<dyn Protection>, Error> {
+        let open = || {
+            let own = parents.clone().open_in_child();
+            if let Ok(own) = &own {
+                shared.replace(parents, own);
+            }
+            Replaced { _parents: parents.clone(), own }
+        };
+        self.0.entry(name_of(parents)).or_insert_with(open).own.clone()
+    }
+}
+
 impl<D: PageData> Region<D> {
-    /// In a fork's child: returns the region that replaces this one. All translations of
-    /// this one are unreachable, and nothing begins in it. With it comes the error of a mapping
-    /// that cannot be attached here.
-    pub(super) fn continue_in_child(&self) -> Result<(Arc<Self>, Result<(), Error>), Error> {
+    /// In a fork's child: returns the region that replaces this one, with the mechanism `own`. All
+    /// translations of this one are unreachable, and nothing begins in it. With it comes the error of a
+    /// mapping that cannot be attached here.
+    pub(super) fn continue_in_child(&self, own: &Arc<dyn Protection>) -> Result<(Arc<Self>, Result<(), Error>), Error> {
         let leave = self.lose();
         let mut child = None;
-        self.protection.clone().continue_in_child(self.host, leave, &mut |protection| {
+        self.protection.continue_in_child(&**own, self.host, leave, &mut || {
             let (observer, counters) = (self.observer.clone(), self.counters.clone());
             let wiring = Wiring { observer, counters, policy: self.policy.clone() };
             // The policy was asked when the region was added.
-            let region = Region::new(self.options, self.page, protection, self.limits, wiring)?;
+            let region = Region::new(self.options, self.page, own.clone(), self.limits, wiring)?;
             let region = region.keeping(self.memory.clone());
             Ok(child.insert(Arc::new(region)).clone())
         })?;

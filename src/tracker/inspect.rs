@@ -1,11 +1,13 @@
 //! Numbers for people: the states of the pages, the pages with the most writes, the mode of a page,
 //! the descriptors in use.
 
+use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 
 use crate::addr::{GuestAddr, HostAddr, HostRange};
 use crate::mode::Mode;
 use crate::page_table::PageState;
+use crate::protection::name_of;
 use crate::sys::clock::coarse_ms;
 
 use super::observer::PageData;
@@ -114,10 +116,14 @@ impl<D: PageData> Tracker<D> {
 
     /// The numbers of the descriptors that the regions keep open. In some emulators the guest
     /// shares its descriptors with the process. Such an emulator keeps the guest from closing
-    /// or replacing these: once all of a region's are gone, so is the protection of its pages.
+    /// or replacing these: once all of a mode's are gone, so is the protection of its regions.
     pub fn descriptors(&self) -> Vec<RawFd> {
-        let mut descriptors = Vec::new();
-        self.gate.for_each_region(|region| descriptors.extend(region.protection.descriptors()));
+        let (mut descriptors, mut asked) = (Vec::new(), BTreeSet::new());
+        self.gate.for_each_region(|region| {
+            if asked.insert(name_of(&region.protection)) {
+                descriptors.extend(region.protection.descriptors());
+            }
+        });
         descriptors
     }
 

@@ -22,7 +22,8 @@ impl<D: PageData> Region<D> {
     }
 
     /// The mechanism has failed. Makes all translations of the region unreachable and then
-    /// opens every page of it, by any means that is left. Async-signal-safe.
+    /// opens every page of it, by any means that is left. If that opens the mechanism's other regions,
+    /// the mechanism makes their translations unreachable before. Async-signal-safe.
     ///
     /// If that fails too, or if the barrier between the two steps is refused, the same fault
     /// comes back and is handed on: the process ends, rather than run stale code or fault for
@@ -59,7 +60,7 @@ impl<D: PageData> Region<D> {
         opened
     }
 
-    /// Ends the tracking. Claims that still exist keep the descriptors. Each step is taken
+    /// Ends the tracking. Each step is taken
     /// even if an earlier one failed; returns the first error.
     pub(super) fn retire(&self) -> Result<(), Error> {
         let leave = self.lose();
@@ -71,12 +72,13 @@ impl<D: PageData> Region<D> {
             Ok(opening) => (opening, Ok(())),
             Err(error) => (Opening::without_barrier(leave), Err(error)),
         };
-        // A claim may keep the mechanism for long.
+        // Other regions have the mechanism too, and a claim may keep it for long.
         let mut detached = Ok(());
         for (pages, _) in self.attached_within(self.all_pages()) {
             detached = detached.and(self.protection.detach(self.host_of(&pages), leave));
         }
+        let opened = detached.or_else(|_| self.unprotect_used(opening));
         self.protection.give_up(self.host);
-        fenced.and(detached.or_else(|_| self.protection.abandon(self.host, opening)))
+        fenced.and(opened.or_else(|_| self.protection.abandon(self.host, opening)))
     }
 }

@@ -1,18 +1,22 @@
 //! Regular maintenance: lets cooled pages be protected again, and detects mechanisms that were lost
 //! in silence.
 
+use std::collections::BTreeMap;
+
 use super::observer::{Cause, PageData};
 use super::region::Region;
 use super::regions::Tracker;
 use crate::page_table::PageState;
 use crate::panics::FirstPanic;
+use crate::protection::name_of;
 use crate::sync::Ordering;
 use crate::sys::clock::coarse_ms;
 
 impl<D: PageData> Tracker<D> {
     /// Lets cooled self-checking pages be protected again, as the policy says, and notices a lost
     /// mechanism (all its descriptors closed, its thread killed). Call it from a timer, a few times
-    /// a second. It takes one or two cheap system calls a region, and looks at the pages only if at
+    /// a second. It takes one or two cheap system calls a mechanism, of which all regions of a mode
+    /// have one, and looks at the pages only if at
     /// least one is self-checking.
     ///
     /// If the policy panics, every region is still looked at, and then the panic goes on.
@@ -23,16 +27,24 @@ impl<D: PageData> Tracker<D> {
     #[track_caller]
     pub fn maintain(&self) {
         let mut panics = FirstPanic::default();
-        self.gate.read().regions.iter().for_each(|tracked| tracked.region.maintain(&mut panics));
+        let space = self.gate.read();
+        let mut works = BTreeMap::new();
+        for region in space.regions.iter().map(|tracked| &tracked.region) {
+            let mut check = || region.protection.check().is_ok();
+            let works = *works.entry(name_of(&region.protection)).or_insert_with(&mut check);
+            // Another call may have noticed it meanwhile.
+            region.maintain(works, &mut panics);
+        }
+        drop(space);
         panics.resume();
     }
 }
 
 impl<D: PageData> Region<D> {
-    /// Checks that the mechanism still works, and lets cooled self-checking pages be protected
-    /// again. If the policy panics for a page, the page stays self-checking.
-    pub(super) fn maintain(&self, panics: &mut FirstPanic) {
-        if !self.pages.is_lost() && self.protection.check().is_err() {
+    /// Gives the region up unless the mechanism `works`, and lets cooled self-checking pages be
+    /// protected again. If the policy panics for a page, the page stays self-checking.
+    pub(super) fn maintain(&self, works: bool, panics: &mut FirstPanic) {
+        if !works && !self.pages.is_lost() {
             let _ = self.abandon();
         }
         if !self.has_self_checking.load(Ordering::Relaxed) || !self.has_self_checking.swap(false, Ordering::AcqRel) {

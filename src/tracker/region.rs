@@ -355,11 +355,18 @@ impl<D: PageData> Region<D> {
         }
     }
 
+    /// Whether another thread may act on a block that it looked up before the block died.
+    /// Async-signal-safe.
+    #[inline]
+    pub(super) fn needs_barrier(&self) -> bool {
+        let can_look_ahead = self.mode.is_synchronous() && !self.options.explicit_fetch;
+        can_look_ahead && self.observer.others_may_look()
+    }
+
     /// A permit to open pages, after their blocks have died. Async-signal-safe.
     #[inline]
     pub(super) fn opening<'a>(&self, leave: Permit<'a>) -> Result<Opening<'a>, Error> {
-        let can_look_ahead = self.mode.is_synchronous() && !self.options.explicit_fetch;
-        if can_look_ahead && self.observer.others_may_look() {
+        if self.needs_barrier() {
             Opening::behind_a_barrier(leave, || self.protection.fence_threads())
         } else {
             Ok(Opening::without_barrier(leave))

@@ -10,7 +10,9 @@ use crate::error::Error;
 use crate::memory::guest_memory::GuestMemory;
 use crate::mode::Mode;
 use crate::policy::{Adaptive, Policy};
-use crate::protection::{self, Protection};
+#[cfg(feature = "userfaultfd")]
+use crate::protection;
+use crate::protection::{Mechanisms, Protection};
 use crate::stats::{Counters, Histograms, Stats};
 use crate::sync::Arc;
 use crate::sys::mmap::first_hole;
@@ -94,9 +96,7 @@ impl<D: PageData> Tracker<D> {
     ///
     /// A range that overlaps another region's or is not aligned; [`Error::NotMapped`] if a part
     /// of it is not mapped; a mode that is not available here; a mapping that the mode cannot
-    /// track; one region more than the process may have
-    /// ([`MAX_REGIONS`](protection::MAX_REGIONS)); a thread that blocks the signal by which the
-    /// mode's faults arrive.
+    /// track; a thread that blocks the signal by which the mode's faults arrive.
     #[allow(unsafe_code)]
     pub unsafe fn add_region(&self, options: RegionOptions) -> Result<(), Error> {
         // SAFETY: the caller's.
@@ -108,9 +108,9 @@ impl<D: PageData> Tracker<D> {
     /// That of [`Tracker::add_region`], if the region does not keep its memory itself.
     #[allow(unsafe_code)]
     unsafe fn add_region_with(&self, options: RegionOptions, memory: Option<Arc<GuestMemory>>) -> Result<(), Error> {
-        self.add_region_on(options, memory, || {
+        self.add_region_on(options, memory, |mechanisms| {
             must_be_mapped(options, self.page)?;
-            protection::open(options.mode, self.page, options.of_protection(), self.wiring.observer.fault_lock())
+            mechanisms.open(options.mode, self.page, options.of_protection(), self.wiring.observer.fault_lock())
         })
     }
 
@@ -130,7 +130,7 @@ impl<D: PageData> Tracker<D> {
     #[cfg(feature = "userfaultfd")]
     #[allow(unsafe_code)]
     pub unsafe fn add_region_on_uffd(&self, options: RegionOptions, uffd: userfaultfd::Uffd) -> Result<(), Error> {
-        self.add_region_on(options, None, || {
+        self.add_region_on(options, None, |_| {
             must_be_mapped(options, self.page)?;
             protection::open_on(
                 uffd,
@@ -142,12 +142,13 @@ impl<D: PageData> Tracker<D> {
         })
     }
 
-    /// [`Tracker::add_region`] on a mechanism of the caller's choice.
+    /// [`Tracker::add_region`] on a mechanism of the caller's choice: one of those that the regions
+    /// share, or another.
     pub(crate) fn add_region_on(
         &self,
         options: RegionOptions,
         memory: Option<Arc<GuestMemory>>,
-        open: impl FnOnce() -> Result<Arc<dyn Protection>, Error>,
+        open: impl FnOnce(&mut Mechanisms) -> Result<Arc<dyn Protection>, Error>,
     ) -> Result<(), Error> {
         let RegionOptions { guest, host, .. } = options;
         let bad = |why| Error::BadRange { start: guest.0, len: host.len() as u64, why };
@@ -164,10 +165,19 @@ impl<D: PageData> Tracker<D> {
         if space.within(span).next().is_some() || space.has_host(host) {
             return Err(bad("it overlaps a region that is tracked already"));
         }
-        let region = Region::new(options, self.page, open()?, limits, self.wiring.clone())?;
-        let region = Arc::new(region.keeping(memory));
-        region.begin_tracking()?;
-        space.add(region);
+        let protection = open(&mut space.mechanisms)?;
+        let region = Region::new(options, self.page, protection.clone(), limits, self.wiring.clone());
+        let tracked = region.map(|region| Arc::new(region.keeping(memory))).and_then(|region| {
+            region.begin_tracking()?;
+            Ok(region)
+        });
+        match tracked {
+            Ok(region) => space.add(region),
+            Err(error) => {
+                space.mechanisms.give_back(&protection);
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
@@ -186,16 +196,20 @@ impl<D: PageData> Tracker<D> {
         let space = &mut *self.gate.write();
         let region = space.remove(guest).ok_or(Error::BadArgument("no tracked region starts at this address"))?;
         space.views.remove(region.span());
-        region.retire()
+        let retired = region.retire();
+        space.mechanisms.give_back(&region.protection);
+        retired
     }
 
     /// Stops tracking every region.
     pub(crate) fn clear(&self) {
-        for region in self.gate.take_regions() {
+        let (regions, mut mechanisms) = self.gate.take_regions();
+        for region in &regions {
             // A mechanism that fails to detach has lost the region. Nothing more can be done,
             // and no translation begins in it.
             let _ = region.retire();
         }
+        regions.iter().for_each(|region| mechanisms.give_back(&region.protection));
     }
 
     /// Whether the calling thread holds the guard of a fork ([`Tracker::before_fork`]). If so,

@@ -95,7 +95,7 @@ mod tests {
 
     fn add_region(tracker: &Tracker<()>, model: &Arc<Model>) {
         let host = HostRange::of_pages(HOST, 4, PAGE);
-        let open = || Ok(model.clone() as Arc<dyn Protection>);
+        let open = |_: &mut _| Ok(model.clone() as Arc<dyn Protection>);
         tracker.add_region_on(RegionOptions::new(GuestAddr(0), host, model.mode()), None, open).unwrap();
     }
 
@@ -166,7 +166,7 @@ mod tests {
                 let mechanism: Arc<dyn Protection> = Arc::new(Mprotect::new(PAGE, kernel.clone()).unwrap());
                 let tracker = Tracker::new(Arc::new(NoObserver));
                 let host = HostRange::of_pages(START, 1, PAGE);
-                let open = || Ok(mechanism);
+                let open = |_: &mut _| Ok(mechanism);
                 tracker.add_region_on(RegionOptions::new(GuestAddr(0), host, Mode::Mprotect), None, open).unwrap();
                 tracker.begin(GuestAddr(0)).unwrap();
                 // Tries once. Returns whether it went through.

@@ -7,6 +7,7 @@ use std::ops::Range;
 use crate::addr::{GuestAddr, HostAddr, HostRange, Span};
 use crate::error::Error;
 use crate::page_table::Hold;
+use crate::protection::Mechanisms;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, write};
 use crate::sys::fork::{Keeper, Keeping};
 
@@ -62,6 +63,7 @@ pub(super) struct Space<D: PageData> {
     /// In the order of their guest ranges, which do not overlap.
     pub(super) regions: Vec<Tracked<D>>,
     pub(super) views: Views,
+    pub(super) mechanisms: Mechanisms,
     /// The end of each region's host range, by its start.
     hosts: BTreeMap<HostAddr, HostAddr>,
     next_number: u64,
@@ -69,7 +71,13 @@ pub(super) struct Space<D: PageData> {
 
 impl<D: PageData> Default for Space<D> {
     fn default() -> Self {
-        Self { regions: Vec::new(), views: Views::default(), hosts: BTreeMap::new(), next_number: 0 }
+        Self {
+            regions: Vec::new(),
+            views: Views::default(),
+            mechanisms: Mechanisms::default(),
+            hosts: BTreeMap::new(),
+            next_number: 0,
+        }
     }
 }
 
@@ -172,15 +180,16 @@ impl<D: PageData> Gate<D> {
         }
     }
 
-    /// Takes every region out of the tracker. A thread that forgot its guard never gives
-    /// the lock back, and can still end its tracker.
-    pub(super) fn take_regions(&self) -> Vec<Arc<Region<D>>> {
+    /// Takes every region out of the tracker, and the mechanisms that they share. A thread that
+    /// forgot its guard never gives the lock back, and can still end its tracker.
+    pub(super) fn take_regions(&self) -> (Vec<Arc<Region<D>>>, Mechanisms) {
         if self.stands_still_here() {
-            core::mem::take(&mut lock(&self.0.meanwhile).regions)
+            (core::mem::take(&mut lock(&self.0.meanwhile).regions), Mechanisms::default())
         } else {
             let space = &mut *self.write();
             space.hosts.clear();
-            space.regions.drain(..).map(|tracked| tracked.region).collect()
+            let regions = space.regions.drain(..).map(|tracked| tracked.region).collect();
+            (regions, core::mem::take(&mut space.mechanisms))
         }
     }
 

@@ -353,18 +353,23 @@ impl<K: Kernel> Protection for Mprotect<K> {
         self.change(&attached, pages, Some(access), |seen| seen.with_access(Some(access)))
     }
 
-    /// The words and the kernel's access are the child's already. Threads that were opening
-    /// or changing pages do not exist here.
+    /// The words and the kernel's access are the child's already.
+    fn open_in_child(self: Arc<Self>) -> Result<Arc<dyn Protection>, Error> {
+        self.owner.take_over()?;
+        Ok(self)
+    }
+
+    /// Threads that were opening or changing pages do not exist here.
     fn continue_in_child(
-        self: Arc<Self>,
+        &self,
+        _own: &dyn Protection,
         range: HostRange,
         _: Permit<'_>,
-        sink: &mut dyn FnMut(Arc<dyn Protection>) -> Result<Arc<dyn FaultSink>, Error>,
+        sink: &mut dyn FnMut() -> Result<Arc<dyn FaultSink>, Error>,
     ) -> Result<(), Error> {
-        self.owner.take_over()?;
         let open = self.change(&self.attached(), self.pages_of(range), None, |seen| seen.open().without_openers());
         self.attachments.give_up(range);
-        self.attachments.reserve(range, &sink(self.clone())?)?;
+        self.attachments.reserve(range, &sink()?)?;
         open
     }
 

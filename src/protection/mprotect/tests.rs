@@ -141,8 +141,9 @@ fn a_forks_child_has_no_openers_and_open_pages() {
     // More steps than it takes without waiting, so that a wait ends.
     let late = protection.clone();
     interrupt_at(1000, move || late.words.get(START.0 >> PAGE.shift()).unwrap().leave());
-    let mut sink = |_| Ok(Arc::new(NoObserver) as Arc<dyn FaultSink>);
-    protection.clone().continue_in_child(range, Permit::for_test(), &mut sink).unwrap();
+    let own = protection.clone().open_in_child().unwrap();
+    let mut sink = || Ok(Arc::new(NoObserver) as Arc<dyn FaultSink>);
+    protection.continue_in_child(&*own, range, Permit::for_test(), &mut sink).unwrap();
     assert!(!was_interrupted(), "the child waited for a thread that is not there");
     assert!(!word.is_being_opened());
     assert_eq!([kernel.access_of(0), kernel.access_of(1)], [Access::ReadWrite; 2]);

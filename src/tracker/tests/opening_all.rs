@@ -117,7 +117,7 @@ fn store(opens_nothing: bool) -> (Arc<OpensAllOrNone>, Arc<Tracker<()>>) {
     let mechanism = Arc::new(OpensAllOrNone { opens_nothing: opens_nothing.into(), ..Default::default() });
     assert!(mechanism.tracker.set(Arc::downgrade(&tracker)).is_ok());
     let host = HostRange::of_pages(HostAddr(HOST), 4, PAGE);
-    let open = || Ok(mechanism.clone() as Arc<dyn Protection>);
+    let open = |_: &mut _| Ok(mechanism.clone() as Arc<dyn Protection>);
     tracker.add_region_on(RegionOptions::new(guest(0), host, mechanism.mode()), None, open).unwrap();
     let claim = tracker.begin(guest(1)).unwrap();
     let fault = WriteFault { addr: HostAddr(HOST + PAGE.bytes()), pc: None, tid: 0 };
@@ -170,7 +170,7 @@ fn a_page_of_a_region_that_is_lost_meanwhile_does_not_become_self_checking() {
     let mechanism = Arc::new(OpensAllOrNone::default());
     let tracker = Tracker::with_policy(Arc::new(NoObserver), Arc::new(ChecksALostOne(mechanism.clone())));
     let host = HostRange::of_pages(HostAddr(HOST), 4, PAGE);
-    let open = || Ok(mechanism.clone() as Arc<dyn Protection>);
+    let open = |_: &mut _| Ok(mechanism.clone() as Arc<dyn Protection>);
     tracker.add_region_on(RegionOptions::new(guest(0), host, mechanism.mode()), None, open).unwrap();
     assert_eq!(tracker.begin(guest(1)).map(drop), Err(BeginError::Failed(Error::TrackingLost)));
 }

@@ -86,7 +86,7 @@ fn a_page_that_is_written_all_the_time_is_busy() {
     let tracker = Tracker::new(Arc::new(NoObserver));
     let mechanism = Arc::new(NeverProtects::default());
     let host = HostRange::of_pages(HostAddr(7 << 44), 4, PAGE);
-    let open = || Ok(mechanism.clone() as Arc<dyn Protection>);
+    let open = |_: &mut _| Ok(mechanism.clone() as Arc<dyn Protection>);
     tracker.add_region_on(RegionOptions::new(GuestAddr(0), host, mechanism.mode()), None, open).unwrap();
     for has_writer in [true, false, true] {
         mechanism.has_writer.store(has_writer, SeqCst);
