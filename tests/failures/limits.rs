@@ -1,4 +1,4 @@
-//! Limits of the process: open files, mappings, addresses, regions.
+//! Limits of the process: open files, mappings, addresses.
 //!
 //! # Safety
 //!
@@ -10,12 +10,12 @@ use core::ptr;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use codewarden::addr::{GuestAddr, HostAddr, HostRange, PageSize};
+use codewarden::addr::GuestAddr;
 use codewarden::code_buffer::CodeBuffer;
 use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{Access, MAX_REGIONS, Mode};
-use codewarden::tracker::{BeginError, RegionOptions};
+use codewarden::protection::{Access, Mode};
+use codewarden::tracker::BeginError;
 use codewarden::{CodeCache, EntryStubs, Key};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -316,32 +316,6 @@ fn addresses() {
         cache.tracker().begin(GuestAddr(GUEST)).unwrap();
         memory.write(0, &[1]).unwrap();
         cache.tracker().set_access(GuestAddr(GUEST), 1, Access::ReadWrite).unwrap();
-    });
-}
-
-/// The error names the remedy: one region over all of the memory.
-#[test]
-fn regions() {
-    scenario("limits::regions", &Mode::ALL, End::Well, |mode| {
-        set_limit(Resource::Nofile, 8 * MAX_REGIONS as u64);
-        let memory = GuestMemory::anonymous(2 * (MAX_REGIONS + 1) * page_bytes()).unwrap();
-        let cache = CodeCache::<u32>::new(EntryStubs::NOT_CODE).unwrap();
-        let page = PageSize::host();
-        let at = |number: usize| (2 * number * page_bytes()) as u64;
-        let add = |number: usize| {
-            let start = HostAddr(memory.range().start().0 + at(number) as usize);
-            let host = HostRange::new(start, page_bytes(), page).unwrap();
-            // SAFETY: the memory outlives the cache.
-            unsafe { cache.tracker().add_region(RegionOptions::new(GuestAddr(GUEST + at(number)), host, mode)) }
-        };
-        let refused = (0..=MAX_REGIONS).find_map(|number| add(number).err().map(|error| (number, error)));
-        let Some((number, error)) = refused else { return assert_eq!(mode, Mode::None) };
-        assert_eq!(number, MAX_REGIONS, "{error}");
-        assert!(matches!(error, Error::Full { limit: MAX_REGIONS, .. }), "{error}");
-        assert!(error.to_string().contains("make one region of memory that lies together"), "{error}");
-        (0..MAX_REGIONS).for_each(|number| cache.tracker().remove_region(GuestAddr(GUEST + at(number))).unwrap());
-        let guest = Fixture::new(mode, memory);
-        guest.expect_tracked(1);
     });
 }
 

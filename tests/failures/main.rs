@@ -18,6 +18,7 @@ mod descriptors;
 mod handler_thread;
 mod holds;
 mod limits;
+mod many;
 mod mask;
 mod misuse;
 mod owners;
