@@ -1,7 +1,7 @@
 //! All rows, with all sides in turn, as markdown on stdout, with pictures in a directory: `cargo
 //! bench -p codewarden-bench --bench report`, optionally with `-- --rounds N --out DIR`. With
 //! `--only TEXT` it measures only the rows of single pages with that text in their names; with
-//! `--only scale` and `--only memory` only that table. With `--test` everything runs once.
+//! `--only scale`, `--only memory` and `--only populating` only that table. With `--test` everything runs once.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ use codewarden_bench::scale::{self, Extent};
 use codewarden_bench::side::Who;
 use codewarden_bench::table::{self, Measured};
 use codewarden_bench::{
-    alternate, blocks, ground, guest, lookup, memory, pair, picture, policy, replaced, scattered, wanted,
+    alternate, blocks, ground, guest, lookup, memory, pair, picture, policy, populating, replaced, scattered, wanted,
 };
 
 /// The command that a reader can repeat.
@@ -25,6 +25,7 @@ const COMMAND: &str = "cargo bench -p codewarden-bench --bench report";
 /// Tables that `--only` names.
 const SCALE: &str = "scale";
 const MEMORY: &str = "memory";
+const POPULATING: &str = "populating";
 
 struct Options {
     rounds: usize,
@@ -120,6 +121,10 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         eprintln!("{MEMORY}");
         memory::markdown(&modes, if options.is_check { 1_000 } else { 100_000 })
     };
+    let populating = || {
+        eprintln!("{POPULATING}");
+        pair::markdown(&populating::measure(options.rounds))
+    };
     if let Some(only) = &options.only {
         let tables = match only.as_str() {
             SCALE => {
@@ -127,6 +132,7 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
                 scale.markdown() + &scale.against_wanted()
             }
             MEMORY => memory(),
+            POPULATING => populating(),
             _ => table::rows(&plain) + "\n" + &table::rows(&others),
         };
         println!("{}\n{tables}", head(options, &format!("{COMMAND} -- --only '{only}'")));
@@ -158,6 +164,7 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         ("Programs under a policy", programs.to_string()),
         ("Scattered pages", table::scattered(&runs)),
         ("Lookups, and blocks among many", pair::markdown(&lookups)),
+        ("Populating before a protection, as before Linux 6.4", populating()),
         ("Threads at once", scale.markdown()),
         ("Memory", memory()),
         ("Guests in the demo emulator", table::guests(&guests)),

@@ -27,6 +27,7 @@ pub mod pair;
 pub mod peers;
 pub mod picture;
 pub mod policy;
+pub mod populating;
 pub mod replaced;
 pub mod rows;
 pub mod scale;

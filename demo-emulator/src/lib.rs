@@ -5,6 +5,7 @@ pub mod cli;
 pub mod demo;
 pub mod engine;
 pub mod hart;
+pub mod host_context;
 pub mod linux;
 pub mod memory;
 pub mod probe;

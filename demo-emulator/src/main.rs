@@ -89,6 +89,7 @@ fn start(mut cli: Cli) -> Result<std::convert::Infallible, Failure> {
             (guest.path(), Some(guest))
         }
     };
+    Window::check_host_page().map_err(failed("the guest cannot run on this kernel"))?;
     let window = Window::reserve().map_err(failed(
         "there is no address space for the guest: it needs 256 GiB of addresses, not of memory, and 64 MiB of \
          data for a table; raise the limits with ulimit -v unlimited and ulimit -d unlimited",

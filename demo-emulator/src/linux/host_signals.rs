@@ -29,11 +29,12 @@ use std::sync::{Arc, OnceLock};
 
 use super::errno::Errno;
 use super::safe_syscall;
+use crate::host_context;
 
 /// A set of signals, bit `n - 1` for signal `n`: the kernel's `sigset_t`.
 pub type SigSet = u64;
 
-/// Bytes of the kernel's `siginfo_t`, the same on RISC-V and x86-64.
+/// Bytes of the kernel's `siginfo_t`, the same on RISC-V and the hosts.
 pub const SIGINFO_BYTES: usize = 128;
 
 /// The set of `signal` alone.
@@ -193,7 +194,7 @@ impl Drop for Registration {
     }
 }
 
-/// The kernel's `struct sigaction` of x86-64.
+/// The kernel's `struct sigaction` of x86-64 and aarch64.
 #[repr(C)]
 struct KernelSigaction {
     handler: usize,
@@ -205,12 +206,24 @@ struct KernelSigaction {
 const SA_RESTORER: u64 = 0x0400_0000;
 const SIGSET_BYTES: usize = size_of::<SigSet>();
 
+#[cfg(target_arch = "x86_64")]
 core::arch::global_asm!(
     ".pushsection .text.demo_sigreturn,\"ax\",@progbits",
     ".globl demo_sigreturn",
     "demo_sigreturn:",
     "mov eax, 15",
     "syscall",
+    ".popsection",
+);
+
+#[cfg(target_arch = "aarch64")]
+core::arch::global_asm!(
+    ".pushsection .text.demo_sigreturn,\"ax\",@progbits",
+    ".balign 4",
+    ".globl demo_sigreturn",
+    "demo_sigreturn:",
+    "mov x8, #139",
+    "svc #0",
     ".popsection",
 );
 
@@ -249,9 +262,8 @@ unsafe fn notify(mailbox: &Mailbox, waiting: u32, context: &mut libc::ucontext_t
     mailbox.signal.fetch_or(waiting, Ordering::AcqRel);
     // SAFETY: the caller's promise.
     unsafe { (*mailbox.exit_request.load(Ordering::Acquire)).store(1, Ordering::Release) };
-    let pc = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
-    if let Some(restart) = safe_syscall::redirect(*pc as u64) {
-        *pc = restart as i64;
+    if let Some(restart) = safe_syscall::redirect(host_context::pc(context) as u64) {
+        host_context::set_pc(context, restart as usize);
     }
 }
 

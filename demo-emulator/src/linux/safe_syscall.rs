@@ -3,19 +3,18 @@
 //! A guest's `read` must return EINTR when a signal comes, but the host's signal handler only notes
 //! the signal. If a signal comes after the last check of the note and before the kernel entry, the
 //! guest would notice it only when the `read` returns, perhaps never. The gap is closed as in QEMU:
-//! the check and the `syscall` instruction lie between two labels. If the handler finds the program
+//! the check and the system call's instruction lie between two labels. If the handler finds the program
 //! counter between them, it moves the counter to the way out, which answers "restart".
 //!
-//! To restart a call (SA_RESTART), the kernel moves the program counter back to the `syscall`
-//! instruction. The handler's move then answers "restart" for it as well, and the guest's handler
-//! runs before the call is made again. So the kernel itself decides which calls restart.
+//! To restart a call (SA_RESTART), the kernel moves the program counter back to that instruction.
+//! The handler's move then answers "restart" for it as well, and the guest's handler runs before
+//! the call is made again. So the kernel itself decides which calls restart.
 //!
 //! # Safety
 //!
 //! [`safe_syscall`] makes any system call there is, so it is unsafe: the caller answers for the
-//! memory that the kernel may then read and write. The assembly keeps the System V calling
-//! convention. It changes `rax`, `rcx`, `r11` and the argument registers, all of them caller-saved,
-//! and preserves `rbx`.
+//! memory that the kernel may then read and write. The assembly keeps the C calling convention. It
+//! changes only registers that the caller saves, and preserves `rbx` on x86-64.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::AtomicU32;
@@ -23,6 +22,7 @@ use std::sync::atomic::AtomicU32;
 /// The answer if the call was not made: the kernel's own ERESTARTSYS.
 pub const RESTART: i64 = -512;
 
+#[cfg(target_arch = "x86_64")]
 core::arch::global_asm!(
     ".pushsection .text.demo_safe_syscall,\"ax\",@progbits",
     ".globl demo_safe_syscall",
@@ -51,6 +51,34 @@ core::arch::global_asm!(
     "demo_safe_syscall_restart:",
     "mov rax, -512",
     "pop rbx",
+    "ret",
+    ".popsection",
+);
+
+#[cfg(target_arch = "aarch64")]
+core::arch::global_asm!(
+    ".pushsection .text.demo_safe_syscall,\"ax\",@progbits",
+    ".balign 4",
+    ".globl demo_safe_syscall",
+    "demo_safe_syscall:",
+    "mov x9, x0",
+    "mov x8, x1",
+    "mov x10, x2",
+    "ldp x0, x1, [x10]",
+    "ldp x2, x3, [x10, #16]",
+    "ldp x4, x5, [x10, #32]",
+    ".globl demo_safe_syscall_start",
+    "demo_safe_syscall_start:",
+    "ldr w11, [x9]",
+    "cbnz w11, demo_safe_syscall_restart",
+    "svc #0",
+    // An interrupted call that the kernel does not restart returns here.
+    ".globl demo_safe_syscall_end",
+    "demo_safe_syscall_end:",
+    "ret",
+    ".globl demo_safe_syscall_restart",
+    "demo_safe_syscall_restart:",
+    "mov x0, #-512",
     "ret",
     ".popsection",
 );
@@ -109,7 +137,7 @@ mod tests {
     fn only_the_gap_is_redirected() {
         let start = &raw const demo_safe_syscall_start as u64;
         let end = &raw const demo_safe_syscall_end as u64;
-        assert_eq!(redirect(start), redirect(end - 2));
+        assert_eq!(redirect(start), redirect(end - 1));
         assert!(redirect(start).is_some() && redirect(end).is_none() && redirect(start - 1).is_none());
     }
 }

@@ -7,8 +7,9 @@
 //! the place of the 0 of a finished access. A routine touches no stack and no callee-saved
 //! register, so the landing pad is a bare return.
 //!
-//! Atomics are lock-prefixed instructions, and so sequentially consistent. They need natural
-//! alignment; the caller checks it, because its trap differs.
+//! Atomics are sequentially consistent among each other: lock-prefixed instructions on x86-64,
+//! exclusive loads and stores with acquire and release on aarch64. They need natural alignment; the
+//! caller checks it, because its trap differs.
 //!
 //! # Safety
 //!
@@ -21,8 +22,8 @@ use std::arch::global_asm;
 
 use super::window::{WINDOW_LEN_BYTES, Window};
 
-#[cfg(not(target_arch = "x86_64"))]
-compile_error!("the guest memory stubs are written for x86-64 hosts only: add them for this one here");
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("the guest memory stubs are written for x86-64 and aarch64 hosts only: add them for this one here");
 
 /// An access that the host refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,7 +67,7 @@ pub enum AmoOp {
     Maxu,
 }
 
-/// The result of a routine, in rax and rdx.
+/// The result of a routine, in rax and rdx, or x0 and x1.
 #[repr(C)]
 struct Outcome {
     /// The value read; after a fault the signal's number.
@@ -75,6 +76,7 @@ struct Outcome {
     fault: u64,
 }
 
+#[cfg(target_arch = "x86_64")]
 global_asm!(
     ".pushsection .text.guest_access,\"ax\",@progbits",
     // Other codegen units of this crate refer to them.
@@ -135,6 +137,76 @@ global_asm!(
     "               xor edx, edx",
     "               ret",
     // The handler has put the signal into rax and the address into rdx.
+    "guest_access_landing: ret",
+    "guest_access_end:",
+    ".popsection",
+);
+
+#[cfg(target_arch = "aarch64")]
+global_asm!(
+    ".pushsection .text.guest_access,\"ax\",@progbits",
+    // Other codegen units of this crate refer to them.
+    ".globl guest_access_start, guest_load_8, guest_load_16, guest_load_32, guest_load_64, guest_store_8",
+    ".globl guest_store_16, guest_store_32, guest_store_64, guest_swap_32, guest_swap_64, guest_add_32",
+    ".globl guest_add_64, guest_cas_32, guest_cas_64, guest_access_landing, guest_access_end",
+    ".hidden guest_access_start, guest_load_8, guest_load_16, guest_load_32, guest_load_64, guest_store_8",
+    ".hidden guest_store_16, guest_store_32, guest_store_64, guest_swap_32, guest_swap_64, guest_add_32",
+    ".hidden guest_add_64, guest_cas_32, guest_cas_64, guest_access_landing, guest_access_end",
+    ".balign 16",
+    "guest_access_start:",
+    "guest_load_8:  ldrb w0, [x0]",
+    "               b 9f",
+    "guest_load_16: ldrh w0, [x0]",
+    "               b 9f",
+    "guest_load_32: ldr w0, [x0]",
+    "               b 9f",
+    "guest_load_64: ldr x0, [x0]",
+    "               b 9f",
+    "guest_store_8: strb w1, [x0]",
+    "               b 9f",
+    "guest_store_16: strh w1, [x0]",
+    "               b 9f",
+    "guest_store_32: str w1, [x0]",
+    "               b 9f",
+    "guest_store_64: str x1, [x0]",
+    "               b 9f",
+    "guest_swap_32: ldaxr w2, [x0]",
+    "               stlxr w3, w1, [x0]",
+    "               cbnz w3, guest_swap_32",
+    "               b 8f",
+    "guest_swap_64: ldaxr x2, [x0]",
+    "               stlxr w3, x1, [x0]",
+    "               cbnz w3, guest_swap_64",
+    "               b 8f",
+    "guest_add_32:  ldaxr w2, [x0]",
+    "               add w4, w2, w1",
+    "               stlxr w3, w4, [x0]",
+    "               cbnz w3, guest_add_32",
+    "               b 8f",
+    "guest_add_64:  ldaxr x2, [x0]",
+    "               add x4, x2, x1",
+    "               stlxr w3, x4, [x0]",
+    "               cbnz w3, guest_add_64",
+    "               b 8f",
+    // A failing exchange stores the value that it has read: as on x86-64, it is a store to the
+    // page's protection.
+    "guest_cas_32:  ldaxr w3, [x0]",
+    "               cmp w3, w1",
+    "               csel w4, w2, w3, eq",
+    "               stlxr w5, w4, [x0]",
+    "               cbnz w5, guest_cas_32",
+    "               mov w2, w3",
+    "               b 8f",
+    "guest_cas_64:  ldaxr x3, [x0]",
+    "               cmp x3, x1",
+    "               csel x4, x2, x3, eq",
+    "               stlxr w5, x4, [x0]",
+    "               cbnz w5, guest_cas_64",
+    "               mov x2, x3",
+    "8:             mov x0, x2",
+    "9:             mov x1, xzr",
+    "               ret",
+    // The handler has put the signal into x0 and the address into x1.
     "guest_access_landing: ret",
     "guest_access_end:",
     ".popsection",

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use libc::{c_int, c_void, sigaction, siginfo_t, ucontext_t};
 
 use super::access;
+use crate::host_context;
 
 /// Claims a fault in compiled code. It may change the context to resume elsewhere, and returns
 /// whether the fault was its own. It runs on the signal path: no lock, no allocation, errno
@@ -102,13 +103,12 @@ unsafe extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut
 /// `info` and `context` are those of a signal being handled.
 unsafe fn resume_access(signal: c_int, info: *const siginfo_t, context: *mut ucontext_t) -> bool {
     // SAFETY: the caller's promise.
-    let (registers, addr) = unsafe { (&mut (*context).uc_mcontext.gregs, (*info).si_addr()) };
-    let Some(landing_pad) = access::landing_pad(registers[libc::REG_RIP as usize] as usize) else {
+    let (context, addr) = unsafe { (&mut *context, (*info).si_addr()) };
+    let Some(landing_pad) = access::landing_pad(host_context::pc(context)) else {
         return false;
     };
-    registers[libc::REG_RAX as usize] = i64::from(signal);
-    registers[libc::REG_RDX as usize] = addr as i64;
-    registers[libc::REG_RIP as usize] = landing_pad as i64;
+    host_context::set_results(context, [signal as u64, addr as u64]);
+    host_context::set_pc(context, landing_pad);
     true
 }
 

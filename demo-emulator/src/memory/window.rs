@@ -20,6 +20,8 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use codewarden::addr::PageSize;
+
 /// Bytes of guest address space: the same as for an Sv39 user process.
 pub const WINDOW_LEN_BYTES: u64 = 1 << 38;
 
@@ -51,6 +53,14 @@ unsafe impl Send for Window {}
 unsafe impl Sync for Window {}
 
 impl Window {
+    /// An error on a host with other pages than a guest's, which maps and protects single pages.
+    pub fn check_host_page() -> Result<(), String> {
+        match PageSize::host().bytes() as u64 {
+            PAGE_LEN_BYTES => Ok(()),
+            other => Err(format!("a guest has pages of {PAGE_LEN_BYTES} bytes, this kernel has pages of {other}")),
+        }
+    }
+
     /// Reserves a new, empty guest address space.
     pub fn reserve() -> io::Result<Self> {
         let base = reserve(WINDOW_LEN_BYTES as usize + GUARD_LEN_BYTES, libc::PROT_NONE)?;

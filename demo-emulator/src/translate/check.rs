@@ -31,9 +31,6 @@ use std::ops::Range;
 use super::entry::ExitReason;
 use crate::memory::code::chunks;
 
-#[cfg(not(target_arch = "x86_64"))]
-compile_error!("the self-checking entry is written for x86-64 hosts only: add it for this one here");
-
 /// Alignment of a check in bytes: its constants are vectors.
 pub(super) const CHECK_ALIGN_BYTES: usize = VECTOR_BYTES;
 const VECTOR_BYTES: usize = 16;

@@ -66,8 +66,11 @@ impl CodeSpace {
         host_fault::set_fault_hook(entry::fault_hook);
         host_fault::install().map_err(TranslateError::Signal)?;
         let faults = FaultIndex::new(buffer.executable());
+        #[cfg(target_arch = "x86_64")]
         let [has_fma, loads_vectors_at_once] =
             [std::is_x86_feature_detected!("fma"), std::is_x86_feature_detected!("avx")];
+        #[cfg(not(target_arch = "x86_64"))]
+        let [has_fma, loads_vectors_at_once] = [true, false];
         let is_lost = AtomicBool::new(false);
         Ok(Arc::new(Self { isa, faults, window, has_fma, loads_vectors_at_once, buffer, is_lost }))
     }

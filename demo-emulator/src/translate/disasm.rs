@@ -31,10 +31,19 @@ pub fn guest_instructions(pc: u64, bytes: &[u8]) -> Vec<Line> {
 /// The host code of a block, its self-checking entry last.
 pub fn host_listing(block: &CompiledBlock) -> String {
     let part = |(start, code): (usize, Vec<u8>)| {
-        let disassembler = Capstone::new().x86().mode(arch::x86::ArchMode::Mode64).build();
-        listing(lines(disassembler, start as u64, &code), start as u64)
+        listing(lines(host(), start as u64, &code), start as u64)
     };
     block.code().map(part).collect::<Vec<_>>().join("CHECKED:\n")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn host() -> CsResult<Capstone> {
+    Capstone::new().x86().mode(arch::x86::ArchMode::Mode64).build()
+}
+
+#[cfg(target_arch = "aarch64")]
+fn host() -> CsResult<Capstone> {
+    Capstone::new().arm64().mode(arch::arm64::ArchMode::Arm).build()
 }
 
 fn riscv() -> CsResult<Capstone> {

@@ -2,8 +2,8 @@
 //! fault hook.
 //!
 //! Compiled blocks follow Cranelift's `tail` convention. On x86-64 it passes (hart, slot) in rdi
-//! and rsi, returns in rax and preserves nothing, so the trampoline saves the registers that Rust
-//! wants preserved. Blocks leave the stack as they found it when they jump to each other, so any of
+//! and rsi and returns in rax; on aarch64 it passes them in x2 and x3 and returns in x2. It
+//! preserves nothing, so the trampoline saves the registers that Rust wants preserved. Blocks leave the stack as they found it when they jump to each other, so any of
 //! them may return to the trampoline. A fault returns there from the middle of a block:
 //! `hart.host_sp` holds the trampoline's stack pointer.
 //!
@@ -26,6 +26,7 @@ use libc::{c_int, siginfo_t, ucontext_t};
 
 use super::fault_index::FaultIndex;
 use crate::hart::Hart;
+use crate::host_context;
 
 /// The reason why compiled code returned. `hart.pc` is the next pc.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -115,6 +116,7 @@ const _: () = assert!(
         && FRONT_SLOTS.is_power_of_two()
 );
 
+#[cfg(target_arch = "x86_64")]
 global_asm!(
     ".pushsection .text.guest_entry,\"ax\",@progbits",
     ".globl guest_enter, guest_fault, guest_unlinked, guest_dead, guest_pending",
@@ -169,7 +171,71 @@ global_asm!(
     fault = const ExitReason::Fault as u64,
 );
 
-unsafe extern "sysv64" {
+#[cfg(target_arch = "aarch64")]
+global_asm!(
+    ".pushsection .text.guest_entry,\"ax\",@progbits",
+    ".globl guest_enter, guest_fault, guest_unlinked, guest_dead, guest_pending",
+    ".hidden guest_enter, guest_fault, guest_unlinked, guest_dead, guest_pending",
+    ".balign 16",
+    // u64 guest_enter(Hart *hart, code)
+    "guest_enter:",
+    "stp x29, x30, [sp, #-160]!",
+    "mov x29, sp",
+    "stp x19, x20, [sp, #16]",
+    "stp x21, x22, [sp, #32]",
+    "stp x23, x24, [sp, #48]",
+    "stp x25, x26, [sp, #64]",
+    "stp x27, x28, [sp, #80]",
+    "stp d8, d9, [sp, #96]",
+    "stp d10, d11, [sp, #112]",
+    "stp d12, d13, [sp, #128]",
+    "stp d14, d15, [sp, #144]",
+    "str x29, [x0, {host_sp}]",
+    "mov x2, x0",
+    "mov x3, xzr",
+    "blr x1",
+    "2:",
+    "mov x0, x2",
+    "ldp x19, x20, [sp, #16]",
+    "ldp x21, x22, [sp, #32]",
+    "ldp x23, x24, [sp, #48]",
+    "ldp x25, x26, [sp, #64]",
+    "ldp x27, x28, [sp, #80]",
+    "ldp d8, d9, [sp, #96]",
+    "ldp d10, d11, [sp, #112]",
+    "ldp d12, d13, [sp, #128]",
+    "ldp d14, d15, [sp, #144]",
+    "ldp x29, x30, [sp], #160",
+    "ret",
+    // The fault hook resumes here, with the hart in x0.
+    "guest_fault:",
+    "ldr x9, [x0, {host_sp}]",
+    "mov sp, x9",
+    "mov x2, {fault}",
+    "b 2b",
+    // The code of entry cells that lead to no block.
+    ".balign 16",
+    "guest_unlinked:",
+    "str x3, [x2, {exit_slot}]",
+    "mov x2, {unlinked}",
+    "ret",
+    ".balign 16",
+    "guest_dead:",
+    "mov x2, {miss}",
+    "ret",
+    ".balign 16",
+    "guest_pending:",
+    "mov x2, {miss}",
+    "ret",
+    ".popsection",
+    host_sp = const offset_of!(Hart, host_sp),
+    exit_slot = const offset_of!(Hart, exit_slot),
+    unlinked = const ExitReason::Unlinked as u64,
+    miss = const ExitReason::Miss as u64,
+    fault = const ExitReason::Fault as u64,
+);
+
+unsafe extern "C" {
     fn guest_enter(hart: *mut Hart, code: usize) -> u64;
     fn guest_fault();
     fn guest_unlinked();
@@ -226,13 +292,12 @@ pub(super) unsafe extern "C" fn fault_hook(_: c_int, _: *const siginfo_t, contex
     // SAFETY: `enter` is on this thread's stack, and its `running` with it; the
     // context is the kernel's.
     unsafe {
-        let registers = &mut (*context).uc_mcontext.gregs;
-        let Some(pc) = (*running).faults.guest_pc(registers[libc::REG_RIP as usize] as usize) else {
+        let Some(pc) = (*running).faults.guest_pc(host_context::pc(&*context)) else {
             return false;
         };
         (*(*running).hart).pc = pc;
-        registers[libc::REG_RDI as usize] = (*running).hart as i64;
-        registers[libc::REG_RIP as usize] = guest_fault as *const () as i64;
+        host_context::set_argument(&mut *context, (*running).hart as u64);
+        host_context::set_pc(&mut *context, guest_fault as *const () as usize);
     }
     true
 }

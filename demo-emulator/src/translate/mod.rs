@@ -18,7 +18,7 @@
 //! - A backward or indirect jump **polls** `hart.exit_request` first.
 //! - A **fault** of a guest access is a host SIGSEGV or SIGBUS. If an inline check refuses an
 //!   instruction (an address beyond the window, a misaligned atomic, a rounding mode that does not
-//!   exist), the code runs a `ud2`. The signal handler finds the guest pc by the host pc and
+//!   exist), the code runs an instruction that does not exist (`ud2`, `udf`). The signal handler finds the guest pc by the host pc and
 //!   returns from `enter` with [`ExitReason::Fault`]. The instruction has had no effect: to learn
 //!   the reason, the caller runs the interpreter on it.
 //!
@@ -44,7 +44,7 @@
 //! | `fault_index` | the index from a faulting host pc to the guest's pc |
 //! | `options` | the options of a block |
 //! | `entry` | calls compiled code from Rust, and returns |
-//! | `check` | the self-checking entry |
+//! | `check`, `check_aarch64` | the self-checking entry, on each host |
 //! | `code_space` | the instruction set, code buffer and window that all translators share |
 //! | `compiled` | a block's host code |
 //! | `lower` | the effect of each instruction in Cranelift's terms |
@@ -52,6 +52,7 @@
 //! | `exits` | the exits of a block |
 //! | `translator` | compiles one block |
 
+#[cfg_attr(target_arch = "aarch64", path = "check_aarch64.rs")]
 mod check;
 mod code_space;
 mod compiled;

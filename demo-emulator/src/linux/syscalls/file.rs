@@ -10,6 +10,7 @@ use super::super::thread::Thread;
 use super::super::user_memory::write_bytes;
 use super::super::vma::Kind;
 use super::file_change;
+use super::open_flags;
 use super::path::{as_path, host_path, own_proc_entry, read_path};
 
 /// openat.
@@ -24,6 +25,7 @@ pub(super) fn open(thread: &mut Thread, [dir, path, flags, mode, ..]: [u64; 6]) 
         return open_contents(&contents, flags);
     }
     let path = host_path(thread, path)?;
+    let flags = open_flags::to_host(flags);
     let arguments = [dir, path.as_ptr() as u64, flags, mode, 0, 0];
     let fd = if flags & libc::O_TRUNC as u64 == 0 {
         thread.host_call(libc::SYS_openat, arguments)?
@@ -92,12 +94,16 @@ pub(super) fn read_link(thread: &mut Thread, [dir, path, buffer, len, ..]: [u64;
     thread.host_call(libc::SYS_readlinkat, [dir, path.as_ptr() as u64, pointer, len, 0, 0])
 }
 
-/// fcntl: the commands are the same on both machines, and so is `struct flock`.
+/// fcntl: the commands are the same on all machines, and so is `struct flock`.
 pub(super) fn control(thread: &mut Thread, [fd, command, argument, ..]: [u64; 6]) -> SysResult {
     const F_SETOWN_EX: i32 = 15;
     const F_GETOWN_EX: i32 = 16;
     const FLOCK_BYTES: u64 = 32;
     let written = match command as i32 {
+        libc::F_GETFL => return thread.host_call(libc::SYS_fcntl, [fd, command, 0, 0, 0, 0]).map(open_flags::to_guest),
+        libc::F_SETFL => {
+            return thread.host_call(libc::SYS_fcntl, [fd, command, open_flags::to_host(argument), 0, 0, 0]);
+        }
         libc::F_GETLK | libc::F_OFD_GETLK => FLOCK_BYTES,
         libc::F_SETLK | libc::F_SETLKW | libc::F_OFD_SETLK | libc::F_OFD_SETLKW => FLOCK_BYTES,
         F_SETOWN_EX | F_GETOWN_EX => 8,
@@ -105,8 +111,6 @@ pub(super) fn control(thread: &mut Thread, [fd, command, argument, ..]: [u64; 6]
         | libc::F_DUPFD_CLOEXEC
         | libc::F_GETFD
         | libc::F_SETFD
-        | libc::F_GETFL
-        | libc::F_SETFL
         | libc::F_GETOWN
         | libc::F_SETOWN
         | libc::F_GETPIPE_SZ
@@ -135,7 +139,7 @@ enum Device {
     Unknown,
 }
 
-/// riscv64 and x86-64 share the generic ioctl numbers and structures.
+/// riscv64 and the hosts share the generic ioctl numbers and structures.
 fn device_argument(request: u64) -> Device {
     use Device::{Number, Pointer, Unknown};
     match request {

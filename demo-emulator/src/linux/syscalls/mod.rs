@@ -9,6 +9,7 @@
 //! | `path` | paths |
 //! | `spec` | the kinds of arguments |
 //! | `file_change` | calls that change a file's bytes |
+//! | `open_flags` | the flags of open and fcntl on this host |
 //! | `own_memory` | `/proc/self/mem` |
 //! | `wait` | waiting under another signal mask |
 //! | `descriptors`, `epoll`, `file`, `ids`, `memory`, `process`, `signals`, `status`, `system_info`, `threads`, `time`, `transfer` | the calls of one subject each |
@@ -26,6 +27,7 @@ mod host_call;
 mod ids;
 mod memory;
 mod net;
+mod open_flags;
 mod own_memory;
 mod path;
 mod process;

@@ -1,5 +1,5 @@
-//! File status: the only structure of the file calls that differs. riscv64 has the asm-generic
-//! `struct stat`, x86-64 one of its own.
+//! File status: the only structure of the file calls that differs. riscv64 and aarch64 have the
+//! asm-generic `struct stat`, x86-64 one of its own.
 
 use std::mem::offset_of;
 

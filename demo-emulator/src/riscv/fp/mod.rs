@@ -4,6 +4,7 @@
 //! not all ones. NaN results are the canonical one, unless the operation only moves bits.
 
 pub mod format;
+#[cfg_attr(not(target_arch = "x86_64"), path = "no_host.rs")]
 pub mod host;
 pub mod soft;
 

@@ -429,7 +429,7 @@ fn writes_integer(op: Op) -> bool {
 }
 
 /// Executes an operation of F or D; 0 if its rounding mode is invalid.
-unsafe extern "sysv64" fn float_helper(hart: *mut Hart, inst: *const Inst) -> u64 {
+unsafe extern "C" fn float_helper(hart: *mut Hart, inst: *const Inst) -> u64 {
     // SAFETY: see the module's head; compiled code holds no reference to the
     // hart while it waits.
     let (hart, inst) = unsafe { (&mut *hart, &*inst) };

@@ -184,7 +184,7 @@ fn all_ones(width: Type) -> i64 {
 }
 
 /// Executes a CSR instruction; 0 if it is illegal.
-unsafe extern "sysv64" fn csr_helper(hart: *mut Hart, inst: *const Inst, window: *const Window) -> u64 {
+unsafe extern "C" fn csr_helper(hart: *mut Hart, inst: *const Inst, window: *const Window) -> u64 {
     // SAFETY: see the module's head; compiled code holds no reference to the
     // hart while it waits.
     let (hart, inst, window) = unsafe { (&mut *hart, &*inst, &*window) };
