@@ -67,9 +67,19 @@ pub(super) fn several_writers_on_one_page_all_go_on(rig: &Rig) {
     }
 }
 
+/// Ends the writers of a case even if it fails: else its panic would wait for them.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 pub(super) fn protecting_is_a_hard_barrier(rig: &Rig) {
     let stop = AtomicBool::new(false);
     let missed = std::thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
         scope.spawn(|| {
             let mut value = 0_u8;
             while !stop.load(SeqCst) {
@@ -86,14 +96,13 @@ pub(super) fn protecting_is_a_hard_barrier(rig: &Rig) {
             rounds += 1;
             let faults = rig.sink.faults.load(SeqCst);
             rig.settle();
-            rig.arm(5, 1);
+            rig.arm_beside_writers(5, 1);
             let before = rig.load(5, 0);
             while rig.load(5, 0) == before {
                 std::thread::yield_now();
             }
             missed |= rig.sink.faults.load(SeqCst) == faults && !rig.learned().contains(&5);
         }
-        stop.store(true, SeqCst);
         missed
     });
     assert!(!missed, "a store after the barrier was not learned of");
@@ -226,6 +235,7 @@ pub(super) fn writers_go_on_through_attach_and_detach(rig: &Rig) {
     let stop = AtomicBool::new(false);
     let turns = [const { AtomicUsize::new(0) }; WRITERS];
     std::thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
         for writer in 0..WRITERS {
             let (turns, stop) = (&turns, &stop);
             scope.spawn(move || {
@@ -246,7 +256,6 @@ pub(super) fn writers_go_on_through_attach_and_detach(rig: &Rig) {
         while turns.iter().zip(&seen).any(|(turn, seen)| turn.load(SeqCst) < seen + 2) {
             std::thread::yield_now();
         }
-        stop.store(true, SeqCst);
     });
 }
 
