@@ -26,7 +26,7 @@ use std::thread::{scope, yield_now};
 
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::policy::{Adaptive, Decision, Limits, PageHistory, Plain, Policy};
+use codewarden::policy::{Adaptive, Decision, Limits, PageHistory, Policy};
 use codewarden::protection::{Facility, Mode, Probe};
 use codewarden::tracker::{BeginError, RegionOptions, SharedMemory};
 use codewarden::{CodeCache, CommitError, Entry, EntryStubs, FrontSlot, Key, MemoryLimit, StaleFlag};

@@ -5,6 +5,7 @@
 //! As in the parent.
 #![allow(unsafe_code)]
 
+use codewarden::policy::Plain;
 use codewarden::{EntryCell, Link};
 
 use super::*;

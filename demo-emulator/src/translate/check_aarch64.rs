@@ -83,7 +83,8 @@ impl Check {
             check.set_distance(from, (failed - from) as i32);
         }
         for index in 0..check.loads.len() {
-            let (from, to) = (check.loads[index], check.constants_at() / INST_BYTES + index * (WORD_BYTES / INST_BYTES));
+            let (from, to) =
+                (check.loads[index], check.constants_at() / INST_BYTES + index * (WORD_BYTES / INST_BYTES));
             check.set_distance(from, (to - from) as i32);
         }
         check

@@ -30,9 +30,7 @@ pub fn guest_instructions(pc: u64, bytes: &[u8]) -> Vec<Line> {
 
 /// The host code of a block, its self-checking entry last.
 pub fn host_listing(block: &CompiledBlock) -> String {
-    let part = |(start, code): (usize, Vec<u8>)| {
-        listing(lines(host(), start as u64, &code), start as u64)
-    };
+    let part = |(start, code): (usize, Vec<u8>)| listing(lines(host(), start as u64, &code), start as u64);
     block.code().map(part).collect::<Vec<_>>().join("CHECKED:\n")
 }
 
