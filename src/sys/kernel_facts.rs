@@ -163,6 +163,12 @@ fn descriptor(features: u64) -> Uffd {
     Uffd::new(open().unwrap(), features & offered, check).unwrap()
 }
 
+/// The bytes of a huge page: one page of the page table leads to all of them.
+fn huge_bytes() -> usize {
+    let page = PageSize::host().bytes();
+    page / size_of::<u64>() * page
+}
+
 /// Whether a store to the page of `address` sleeps. Its contents and its protection stay.
 fn store_sleeps(uffd: &Uffd, address: HostAddr) -> bool {
     let page = HostRange::page_of(address, PageSize::host());
@@ -281,15 +287,14 @@ fn a_page_that_is_freed_lazily_loses_its_protection_with_its_contents() {
 /// one of them is opened: of one with contents, and of the huge zero page.
 #[test]
 fn a_huge_page_that_is_protected_in_parts_is_protected_page_by_page() {
-    const HUGE_BYTES: usize = 2 << 20;
     let page = PageSize::host();
     for is_zero in [false, true] {
-        let memory = Mapping::anonymous(2 * HUGE_BYTES, page).unwrap();
-        let start = HostAddr(memory.range().start().0.next_multiple_of(HUGE_BYTES));
-        let range = HostRange::of_pages(start, HUGE_BYTES >> page.shift(), page);
+        let memory = Mapping::anonymous(2 * huge_bytes(), page).unwrap();
+        let start = HostAddr(memory.range().start().0.next_multiple_of(huge_bytes()));
+        let range = HostRange::of_pages(start, huge_bytes() >> page.shift(), page);
         // SAFETY: in the mapping, which no other code uses.
         let is_advised =
-            unsafe { rustix::mm::madvise(start.as_ptr().cast(), HUGE_BYTES, Advice::LinuxHugepage) }.is_ok();
+            unsafe { rustix::mm::madvise(start.as_ptr().cast(), huge_bytes(), Advice::LinuxHugepage) }.is_ok();
         if !is_advised {
             return eprintln!("SKIPPED: this kernel has no huge pages");
         }
@@ -308,7 +313,7 @@ fn a_huge_page_that_is_protected_in_parts_is_protected_page_by_page() {
         let at = |index: usize| HostAddr(start.0 + (index << page.shift()));
         uffd.unprotect(HostRange::page_of(at(7), page)).unwrap();
         assert!(!store_sleeps(&uffd, at(7)));
-        for index in [0, 6, 8, 63, 64, 300, 511] {
+        for index in [0, 6, 8, 63, 64, 300, (huge_bytes() >> page.shift()) - 1] {
             assert!(store_sleeps(&uffd, at(index)), "page {index}, zero: {is_zero}");
         }
         uffd.release(range).unwrap();
@@ -497,20 +502,19 @@ fn scattered_protections_stay_in_one_vma() {
     assert_eq!(fixture.protected(), [0, 2, 4, 6]);
 }
 
-/// A mapping whose second or third MiB begins with one huge page, and that page, if one is
+/// A mapping with one huge page, and that page, if one is
 /// available. Another test that forks while it is filled splits it.
 fn huge_page() -> Option<(Mapping, HostRange)> {
-    const HUGE_BYTES: usize = 2 << 20;
     let page = PageSize::host();
     let pagemap = Pagemap::open(page).unwrap();
     (0..50).find_map(|_| {
-        let memory = Mapping::anonymous(2 * HUGE_BYTES, page).unwrap();
-        let start = HostAddr(memory.range().start().0.next_multiple_of(HUGE_BYTES));
-        let range = HostRange::of_pages(start, HUGE_BYTES >> page.shift(), page);
+        let memory = Mapping::anonymous(2 * huge_bytes(), page).unwrap();
+        let start = HostAddr(memory.range().start().0.next_multiple_of(huge_bytes()));
+        let range = HostRange::of_pages(start, huge_bytes() >> page.shift(), page);
         // SAFETY: in the mapping, which no other code uses.
         unsafe {
-            rustix::mm::madvise(start.as_ptr().cast(), HUGE_BYTES, Advice::LinuxHugepage).ok()?;
-            start.as_ptr().write_bytes(1, HUGE_BYTES);
+            rustix::mm::madvise(start.as_ptr().cast(), huge_bytes(), Advice::LinuxHugepage).ok()?;
+            start.as_ptr().write_bytes(1, huge_bytes());
         }
         (pagemap.huge(range) == Ok(vec![range])).then_some((memory, range))
     })

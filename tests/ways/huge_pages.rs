@@ -17,7 +17,10 @@ use rustix::mm::Advice;
 
 use crate::support::{Fixture, GUEST, page_bytes, region, skip, tracking_modes};
 
-const HUGE_BYTES: usize = 2 << 20;
+/// The bytes of a huge page: one page of the page table leads to all of them.
+fn huge_bytes() -> usize {
+    page_bytes() / size_of::<u64>() * page_bytes()
+}
 
 /// The kibibytes of huge pages in the mapping that holds `address`.
 fn huge_kib(address: usize) -> usize {
@@ -37,14 +40,14 @@ fn huge_kib(address: usize) -> usize {
 
 /// Memory with one huge page, and the number of its first page.
 fn with_huge_page() -> Option<(GuestMemory, usize)> {
-    let memory = GuestMemory::anonymous(2 * HUGE_BYTES).unwrap();
+    let memory = GuestMemory::anonymous(2 * huge_bytes()).unwrap();
     let start = memory.range().start().0;
-    let aligned = start.next_multiple_of(HUGE_BYTES);
+    let aligned = start.next_multiple_of(huge_bytes());
     let huge = aligned as *mut core::ffi::c_void;
     // SAFETY: in the memory.
-    unsafe { rustix::mm::madvise(huge, HUGE_BYTES, Advice::LinuxHugepage) }.ok()?;
-    memory.write(aligned - start, &vec![1; HUGE_BYTES]).unwrap();
-    (huge_kib(aligned) >= HUGE_BYTES >> 10).then_some((memory, (aligned - start) / page_bytes()))
+    unsafe { rustix::mm::madvise(huge, huge_bytes(), Advice::LinuxHugepage) }.ok()?;
+    memory.write(aligned - start, &vec![1; huge_bytes()]).unwrap();
+    (huge_kib(aligned) >= huge_bytes() >> 10).then_some((memory, (aligned - start) / page_bytes()))
 }
 
 /// Protects a huge page at once, if the guest may not write to it.
@@ -65,7 +68,7 @@ impl Policy for WholeHugePages {
     }
 
     fn limits(&self) -> Limits {
-        Limits::default().with_protect_batch(HUGE_BYTES / page_bytes())
+        Limits::default().with_protect_batch(huge_bytes() / page_bytes())
     }
 }
 
@@ -84,22 +87,22 @@ fn a_read_only_segment_stays_whole() {
         };
         let start = HostAddr(memory.range().start().0 + first * page_bytes());
         // SAFETY: a part of the memory above, which outlives it.
-        let huge = unsafe { GuestMemory::from_raw(start, HUGE_BYTES, None) }.unwrap();
+        let huge = unsafe { GuestMemory::from_raw(start, huge_bytes(), None) }.unwrap();
         let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, Arc::new(WholeHugePages)).unwrap();
         // SAFETY: as above; the cache is dropped before the memory.
         unsafe { cache.tracker().add_region(region(GUEST, &huge, mode)) }.unwrap();
         let guest = Fixture { cache, memory: huge, mode };
-        let set = |access| guest.cache.tracker().set_access(GuestAddr(GUEST), HUGE_BYTES as u64, access).unwrap();
+        let set = |access| guest.cache.tracker().set_access(GuestAddr(GUEST), huge_bytes() as u64, access).unwrap();
         set(Access::Read);
-        let blocks = [0, 7, HUGE_BYTES / page_bytes() - 1].map(|page| guest.block(page, 3));
+        let blocks = [0, 7, huge_bytes() / page_bytes() - 1].map(|page| guest.block(page, 3));
         if stays_whole {
-            assert_eq!(huge_kib(start.0), HUGE_BYTES >> 10, "{mode}: protecting all of it split it");
+            assert_eq!(huge_kib(start.0), huge_bytes() >> 10, "{mode}: protecting all of it split it");
         }
         set(Access::ReadWrite);
         assert!(blocks.iter().all(|block| guest.is_reachable(*block)));
         guest.store(guest.guest(7, 100).0, 5);
         let may_stay = matches!(mode, Mode::Mprotect | Mode::None);
-        assert!(may_stay || huge_kib(start.0) < HUGE_BYTES >> 10, "{mode}");
+        assert!(may_stay || huge_kib(start.0) < huge_bytes() >> 10, "{mode}");
         guest.expect_learned(blocks[1]);
         guest.expect_reachable(blocks[0]);
         guest.expect_reachable(blocks[2]);
@@ -116,15 +119,15 @@ fn pages_of_a_huge_page_are_distinguished() {
         let guest = Fixture::new(mode, memory);
         // One page is protected and its neighbours are not, then the other way round.
         let block = guest.block(first + 7, 3);
-        for page in [first, first + 6, first + 8, first + HUGE_BYTES / page_bytes() - 1] {
+        for page in [first, first + 6, first + 8, first + huge_bytes() / page_bytes() - 1] {
             guest.store(guest.guest(page, 3).0, 2);
         }
         guest.expect_reachable(block);
         guest.store(guest.guest(first + 7, 3).0, 2);
         guest.expect_learned(block);
 
-        let blocks: Vec<_> = (first..first + HUGE_BYTES / page_bytes()).map(|page| guest.block(page, 9)).collect();
-        for page in [first, first + 100, first + HUGE_BYTES / page_bytes() - 1] {
+        let blocks: Vec<_> = (first..first + huge_bytes() / page_bytes()).map(|page| guest.block(page, 9)).collect();
+        for page in [first, first + 100, first + huge_bytes() / page_bytes() - 1] {
             guest.store(guest.guest(page, 9).0, 3);
             guest.expect_learned(blocks[page - first]);
         }
