@@ -420,6 +420,11 @@ impl World {
         self.kill(&self.bytes_of(&new));
         self.check("in a move");
         let (Some(source), Some(target)) = (source, target) else { return };
+        let source = source.moving().unwrap();
+        if self.next(8) == 0 {
+            // The call fails, and nothing was moved.
+            return drop((source, target));
+        }
         // What each page of the target shows, by the page that was moved there.
         let mut moved = BTreeMap::new();
         for &page in &new {

@@ -23,16 +23,16 @@ use crate::protection::Access;
 /// |---|---|
 /// | another mapping is there, or one with another access | [`finish_replaced`](MappingChange::finish_replaced), even if nothing was mapped before |
 /// | the guest has no mapping there, with or without a reservation in its place | [`finish_unmapped`](MappingChange::finish_unmapped) |
-/// | a mapping of the guest's was moved there, or has grown or shrunk | [`finish_moved`](MappingChange::finish_moved) |
+/// | a mapping of the guest's was moved there by `mremap`, or has grown or shrunk | [`finish_moved`](MappingChange::finish_moved) |
 /// | the same mapping, with other contents or none | nothing: drop it |
 ///
 /// It ends with its regions, as [`Held`](super::Held) does, and does not cover a region that is
 /// added later: begin another change for that one.
 #[must_use = "nothing is translated from the range until this is finished or dropped"]
 pub struct MappingChange {
-    pub(super) held: Box<dyn ChangedPages>,
+    held: Box<dyn ChangedPages>,
     /// The whole pages that change; `None` if there are none.
-    pub(super) changing: Option<Span>,
+    changing: Option<Span>,
     page: PageSize,
 }
 
@@ -43,7 +43,7 @@ impl fmt::Debug for MappingChange {
 }
 
 /// The [`HeldPages`] of a change, of any tracker.
-pub(super) trait ChangedPages: Any + Send + Sync {
+trait ChangedPages: Any + Send + Sync {
     fn finish_replaced(
         &self,
         changing: Span,
@@ -54,12 +54,18 @@ pub(super) trait ChangedPages: Any + Send + Sync {
 
     fn finish_unmapped(&self, changing: Span) -> Result<(), Error>;
 
+    /// See [`MappingChange::moving`].
+    fn release(&self) -> Result<(), Error>;
+
+    /// It was not moved.
+    fn take_back(&self);
+
     /// See [`MappingChange::finish_moved`].
     fn finish_moved(&self, to: Span, from: (&dyn ChangedPages, Span), left: MovedFrom) -> Result<(), Error>;
 }
 
 impl MappingChange {
-    /// The mapping was replaced (`MAP_FIXED`, `mremap`) by one with `access`: tracks the new
+    /// The mapping was replaced (`MAP_FIXED`) by one with `access`: tracks the new
     /// one. If it is not private, `shared` is the memory that the first page of the change
     /// shows. That page holds the first byte passed to
     /// [`Tracker::change_mapping`](super::Tracker::change_mapping).
@@ -96,7 +102,21 @@ impl MappingChange {
         self.held.finish_unmapped(changing)
     }
 
-    /// The mapping of `from`, a change that began before the call of `mremap`, was moved to this range: access
+    /// The mapping of this range is about to be moved by `mremap`. Gives up the kernel's tracking of it: a kernel
+    /// that moves tracked memory beside other tracked memory may silently forget about both. End the
+    /// change of the new place by [`MappingChange::finish_moved`]. If the call of `mremap` fails, drop the result:
+    /// the range is tracked as before.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot give it up, as at the limit of mappings: then do not call `mremap`.
+    pub fn moving(self) -> Result<MovingMapping, Error> {
+        let done = self.held.release();
+        let moving = MovingMapping { change: self, is_over: false };
+        done.map(|()| moving)
+    }
+
+    /// The mapping of `from` was moved to this range by `mremap`: access
     /// and views move with it, and what could not be tracked there cannot be tracked here. If this range is
     /// longer, the mapping has grown; if it is shorter, the rest is gone. The two may be in different regions
     /// of one tracker, and overlap: a mapping that grew or shrank in its place has the same start in both.
@@ -109,11 +129,29 @@ impl MappingChange {
     /// As [`MappingChange::finish_replaced`]. [`Error::BadArgument`]: `from` is another tracker's, or has no
     /// bytes (`mremap` of a length of 0 makes a second mapping: call `finish_replaced`). Nothing is then
     /// translated from this range.
-    pub fn finish_moved(self, from: Self, left: MovedFrom) -> Result<(), Error> {
-        match (self.changing, from.changing) {
-            (Some(to), Some(source)) => self.held.finish_moved(to, (&*from.held, source), left),
+    pub fn finish_moved(self, mut from: MovingMapping, left: MovedFrom) -> Result<(), Error> {
+        from.is_over = true;
+        match (self.changing, from.change.changing) {
+            (Some(to), Some(source)) => self.held.finish_moved(to, (&*from.change.held, source), left),
             (Some(to), None) => self.held.finish_unmapped(to).and(Err(NOTHING_MOVED)),
-            (None, _) => from.finish_unmapped(),
+            (None, Some(source)) => from.change.held.finish_unmapped(source),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// A mapping that is about to be moved: see [`MappingChange::moving`].
+#[derive(Debug)]
+#[must_use = "the range is not tracked until this is passed on or dropped"]
+pub struct MovingMapping {
+    change: MappingChange,
+    is_over: bool,
+}
+
+impl Drop for MovingMapping {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.change.held.take_back();
         }
     }
 }
@@ -158,6 +196,14 @@ impl<D: PageData> ChangedPages for HeldPages<D> {
             region.detach(hold.pages().clone());
             Ok(())
         })
+    }
+
+    fn release(&self) -> Result<(), Error> {
+        self.release_all()
+    }
+
+    fn take_back(&self) {
+        self.take_back_all();
     }
 
     fn finish_moved(&self, to: Span, from: (&dyn ChangedPages, Span), left: MovedFrom) -> Result<(), Error> {

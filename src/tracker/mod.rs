@@ -82,7 +82,7 @@ pub use fork::TrackerForkGuard;
 pub use generations::{Generations, PageGeneration};
 pub use hold::Held;
 pub use inspect::{HotPage, PagesByState};
-pub use mapping::MappingChange;
+pub use mapping::{MappingChange, MovingMapping};
 pub use moved::MovedFrom;
 pub use observer::{Cause, PageData, PageObserver, PageWrite};
 pub use region::RegionOptions;

@@ -1,16 +1,22 @@
 //! Mappings that are moved by `mremap`, or grow or shrink.
 //!
-//! Whatever the kernel does with the protection of a mapping that moves, no page of it is protected
-//! then: both ranges are held. So the old place is given up and the new one attached, with the records of the old
-//! one.
+//! Both ranges are held, so no page of them is protected. Before the call the old place is detached: without
+//! `UFFD_FEATURE_EVENT_REMAP` the kernel drops the registration of the mapping that it has moved, and if it
+//! has merged that with a neighbour of the same registration, it drops the neighbour's. Memory that is not registered
+//! is not merged with registered memory. Afterwards the new place is attached, by the records of the old one.
+
+use std::ops::Range;
 
 use super::hold::HeldPages;
 use super::observer::PageData;
+use super::region::Region;
 use super::space::{Space, not_tracked};
 use super::views::SharedMemory;
 use crate::addr::Span;
 use crate::error::Error;
+use crate::page_table::Permit;
 use crate::protection::Access;
+use crate::sync::Arc;
 
 /// What a mapping that was moved has left behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,6 +47,40 @@ impl Move {
 }
 
 impl<D: PageData> HeldPages<D> {
+    /// Detaches what is attached, and keeps the records.
+    pub(super) fn release_all(&self) -> Result<(), Error> {
+        self.gate.check_moves()?;
+        let space = &*self.gate.write();
+        let mut done = Ok(());
+        self.for_each_attached(space, |region, pages, _, leave| {
+            done = done.clone().and(region.protection.detach(region.host_of(&pages), leave));
+        });
+        done
+    }
+
+    /// Attaches what the records say.
+    pub(super) fn take_back_all(&self) {
+        if self.gate.check_moves().is_err() {
+            // A claim finds that nothing is attached. In a fork's child it is attached again.
+            return;
+        }
+        let space = &*self.gate.write();
+        self.for_each_attached(space, |region, pages, access, leave| _ = region.attach(pages, access, leave));
+    }
+
+    fn for_each_attached(
+        &self,
+        space: &Space<D>,
+        mut each: impl FnMut(&Arc<Region<D>>, Range<usize>, Access, Permit<'_>),
+    ) {
+        for (id, hold) in &self.holds {
+            let Some(tracked) = space.get(*id) else { continue };
+            for (pages, access) in tracked.region.attached_within(hold.pages().clone()) {
+                each(&tracked.region, pages, access, hold.permit());
+            }
+        }
+    }
+
     /// The mapping of `from`, which `source` holds, is at `to` now, which this holds.
     pub(super) fn moved(&self, to: Span, source: &Self, from: Span, left: MovedFrom) -> Result<(), Error> {
         self.gate.check_moves()?;
@@ -76,12 +116,9 @@ impl<D: PageData> HeldPages<D> {
     /// The places to which attached parts go, and the guest's access to each.
     fn attached(&self, space: &Space<D>, way: Move) -> Vec<(Span, Access)> {
         let mut found = Vec::new();
-        for (id, hold) in &self.holds {
-            let Some(tracked) = space.get(*id) else { continue };
-            for (pages, access) in tracked.region.attached_within(hold.pages().clone()) {
-                found.extend(way.of(tracked.region.span_of(&pages)).map(|at| (at, access)));
-            }
-        }
+        self.for_each_attached(space, |region, pages, access, _| {
+            found.extend(way.of(region.span_of(&pages)).map(|at| (at, access)));
+        });
         found
     }
 
@@ -100,7 +137,6 @@ impl<D: PageData> HeldPages<D> {
                         space.views.remove(rest);
                         region.detach(pages);
                     }
-                    // The kernel may have taken the tracking along.
                     MovedFrom::Mapped => {
                         for (pages, access) in region.attached_within(pages) {
                             done = done.and(region.attach(pages, access, hold.permit()));

@@ -22,6 +22,7 @@ mod many;
 mod mask;
 mod misuse;
 mod owners;
+mod reserved;
 mod scenario;
 mod seccomp;
 mod signals;
