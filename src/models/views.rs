@@ -192,7 +192,8 @@ impl World {
 
     fn memory(&mut self, pages: u64) -> (Bytes, SharedMemory) {
         let (memory, first) = (self.next(2), self.next(12 * pages) / pages);
-        let backing = BackingId::of_file(1, memory);
+        // A file and memory without one, with one number.
+        let backing = if memory == 0 { BackingId::of_file(1, 9) } else { BackingId::numbered(9) };
         ((memory, first), SharedMemory { backing, offset: first << 12 })
     }
 
