@@ -390,11 +390,8 @@ fn mremap_moves_what_is_known() {
         guest.expect_tracked(10, 5);
         // It is read-only still: a system call that writes there fails, whether or not it is tracked.
         let key = guest.guest(11, 5);
-        loop {
-            match guest.cache.begin(key.into()).claim(key) {
-                Err(BeginError::Busy(_)) => {}
-                claimed => break _ = claimed.unwrap(),
-            }
+        while let Err(error) = guest.cache.begin(key.into()).claim(key) {
+            assert!(matches!(error, BeginError::Busy(_)), "{error}");
         }
         let written = tracker.prepare_kernel_write(guest.guest(11, 0), 8).map(|_held| guest.kernel_may_write(11));
         assert_eq!(written, Ok(false), "{}", guest.mode);
