@@ -38,7 +38,7 @@ int main(int argc, char **argv)
         must(cw_mode_from_name(argv[1], &mode), "cw_mode_from_name");
     printf("%s: %s\n", cw_mode_name(mode), argc > 1 ? "as asked" : why);
     const cw_region_options region = cw_region_options_default(0x80000000, memory, len, mode);
-    must(cw_cache_add_region(cache, &region), "cw_cache_add_region");
+    must(cw_tracker_add_region(cw_cache_tracker(cache), &region), "cw_tracker_add_region");
 
     const uint64_t pc = 0x80001000;
     cw_ticket *ticket;
@@ -57,7 +57,7 @@ int main(int argc, char **argv)
     const bool before = cw_lookup(vcpu, &front, pc) == (uintptr_t)code;
     memory[0x1000] = 0x13;                    /* the guest stores to its code */
     if (mode == CW_MODE_DEFERRED)
-        must(cw_cache_sync(cache), "cw_cache_sync"); /* the guest's FENCE.I */
+        must(cw_tracker_sync(cw_cache_tracker(cache)), "cw_tracker_sync"); /* the guest's FENCE.I */
     const bool after = cw_lookup(vcpu, &front, pc) != 0;
     must(cw_vcpu_unpin(vcpu), "cw_vcpu_unpin");
 

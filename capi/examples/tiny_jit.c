@@ -291,7 +291,7 @@ static void run(struct jit *jit, uint32_t start)
     state->reason = REASON_LOOKUP;
     while (state->reason != REASON_HALT) {
         if (state->reason == REASON_FENCE)
-            MUST(cw_cache_sync(jit->cache));
+            MUST(cw_tracker_sync(cw_cache_tracker(jit->cache)));
         state->reason = REASON_LOOKUP;
         __atomic_store_n(&state->leave, 0, __ATOMIC_RELAXED);
         MUST(cw_vcpu_pin(jit->vcpu));
@@ -322,7 +322,7 @@ static void make(struct jit *jit, cw_mode mode)
     options.pending_stub = options.dead_stub + 16;
     MUST(cw_cache_new(&options, &jit->cache));
     const cw_region_options region = cw_region_options_default(GUEST_BASE, jit->guest, GUEST_BYTES, mode);
-    MUST(cw_cache_add_region(jit->cache, &region));
+    MUST(cw_tracker_add_region(cw_cache_tracker(jit->cache), &region));
     MUST(cw_cache_attach_vcpu(jit->cache, ask_to_leave, &jit->state, &jit->vcpu));
     MUST(cw_vcpu_front(jit->vcpu, &jit->front));
 }
@@ -355,7 +355,7 @@ static bool rewrites_itself(struct jit *jit, cw_mode mode)
     jit->state = (struct state){.counter = ROUNDS};
     run(jit, 0);
     cw_stats stats = {.size_bytes = sizeof(stats)};
-    MUST(cw_cache_get_stats(jit->cache, &stats));
+    MUST(cw_tracker_get_stats(cw_cache_tracker(jit->cache), &stats));
     printf("%-8s result %08x, expected %08x; %llu blocks committed, %llu invalidated\n", cw_mode_name(mode),
            jit->state.reg, expected, (unsigned long long)stats.committed, (unsigned long long)stats.invalidated);
     return jit->state.reg == expected;
@@ -367,7 +367,7 @@ static void *overwrite(void *argument)
     usleep(20000);
     /* One store, as a guest thread would make it. */
     __atomic_store_n((volatile uint8_t *)jit->guest + 0x5000, OP_HALT, __ATOMIC_RELEASE);
-    MUST(cw_cache_sync(jit->cache));
+    MUST(cw_tracker_sync(cw_cache_tracker(jit->cache)));
     return NULL;
 }
 

@@ -10,7 +10,15 @@
  * codewarden::codewarden.
  *
  *
- * The life of a block
+ * Two ways
+ *
+ * With the library's cache (cw_cache): blocks are found by key, and a write makes them
+ * unreachable. With a cache of your own (cw_tracker): the library tells you which pages'
+ * blocks have become stale. Regions, mappings and writes are the same for both; a cache has
+ * a tracker, cw_cache_tracker().
+ *
+ *
+ * The life of a block in the library's cache
  *
  *   1. cw_cache_begin() a ticket, cw_ticket_claim() every page of the block. CW_BUSY:
  *      interpret, and come back.
@@ -19,27 +27,27 @@
  *      of the same bytes can be used again, cw_ticket_revive(). If not, translate.
  *   3. cw_ticket_commit(): the block is reachable, or CW_WRITTEN: a write came.
  *   4. cw_lookup() and run it under a vCPU's pin.
- *   5. Report the writes that the kernel cannot report: cw_cache_sync() and the functions
+ *   5. Report the writes that the kernel cannot report: cw_tracker_sync() and the functions
  *      after it.
  *
  *
- * With a cache of your own
+ * With a cache of your own: the tracker
  *
- *   QEMU, FEX and box64 have tables of blocks already. Then let a "block" stand for a
- *   guest page, its key be the page's address, and its entry a number: the next one each
- *   time. The stubs are 0 and 1, numbers begin with 2.
+ *   QEMU, FEX and box64 have tables of blocks already. Keep them.
  *
- *   1. Once a page: cw_cache_link(), and keep the address of its cell. Once a thread:
- *      cw_cache_attach_vcpu(). Pin the vCPU while the thread looks blocks up and runs them.
- *   2. To translate, load the cell. If it holds a number, the page is tracked. If it holds
- *      a stub, begin, claim and commit the next number; CW_BUSY or CW_WRITTEN: interpret.
- *   3. Only now read the guest's bytes, translate, and enter your block in your table
- *      with the address of the cell and the number.
- *   4. Before you enter a block, load the cell (with acquire, under the pin): the block is
- *      valid while the cell holds its number. Any write to the page changes the cell, at the
- *      moment that the page's mode promises. A block on two pages has two cells and two
- *      numbers. Without a pin a thread may still load the old number behind its own store,
- *      when another thread's store has just opened the page: a processor runs loads ahead.
+ *   1. Once: cw_tracker_new() with told(), your invalidation of a page. cw_tracker_add_region()
+ *      the guest's memory.
+ *   2. To translate: cw_tracker_claim() each page that the block is made from, cw_claim_read() its
+ *      bytes, translate, enter the block in your table. CW_BUSY: translate for one run.
+ *   3. A store to a claimed page faults. told() names the page before the store goes
+ *      through: unlink its blocks there. If you own the signals, your handler calls
+ *      cw_handle_fault() first.
+ *   4. Report what the kernel cannot: cw_tracker_map() and the functions beside it for
+ *      mappings, cw_tracker_announce_write() before a system call that writes to guest memory,
+ *      cw_tracker_before_fork().
+ *
+ *   One lock of yours, around all of that, is allowed, and makes it simple. The section about
+ *   trackers has the rule, the section about claims the code.
  *
  *
  * Rules, for every function that does not say otherwise
@@ -57,26 +65,26 @@
  * Alignment. A pointer to a structure, a handle or a number is aligned for its type, as C
  * demands; a pointer to void need not be. Whole pages are needed only by guest, host and
  * len_bytes of a cw_region_options, and by the range and the offset of
- * cw_cache_declare_shared(). Every other guest address and length is any number of bytes,
+ * cw_tracker_declare_shared(). Every other guest address and length is any number of bytes,
  * and stands for each page that it touches. Keys, entries and stubs need no alignment.
  *
  * Ownership. Free each handle once, by the _free function of its kind or by a function that
- * says that it takes it. Handles may be freed in any order, but a cache after its tickets,
- * vCPUs, holds, mapping changes and fork guards (otherwise it answers CW_IN_USE). Strings
- * belong to the library. The library cannot detect the use of a freed handle, or a second
+ * says that it takes it. Handles may be freed in any order, but a cache or a tracker after its
+ * tickets, vCPUs, holds and fork guards (otherwise it answers CW_IN_USE). A claim is a value,
+ * and is used no more when its tracker is freed. Strings belong to the library. The library cannot detect the use of a freed handle, or a second
  * free: the behaviour is undefined.
  *
  * Threads. Any thread may call any function at any time, with two exceptions. An object
  * that is passed by a pointer to non-const is used by one thread at a time. No thread uses
- * an object that is being freed. So threads may share a cache, a link, a code buffer and an
- * allocation. A ticket and a vCPU belong to one thread at a time, and may be handed to
+ * an object that is being freed. So threads may share a cache, a tracker, a claim, a link, a
+ * code buffer and an allocation. A ticket and a vCPU belong to one thread at a time, and may be handed to
  * another. cw_fork_guard and cw_alt_stack stay with their thread.
  *
- * Signals. Only cw_handle_fault() may be called in a signal handler. The library calls no
- * function of yours in one.
+ * Signals. Only cw_handle_fault() may be called in a signal handler. Of your functions the
+ * library calls told() and others_may_look() of a cw_tracker_options in one, no other.
  *
  * Pins. While its own vCPU is pinned a thread may call everything except
- * cw_cache_wait_for_vcpus(), which would wait for it for ever, cw_before_fork(), and
+ * cw_cache_wait_for_vcpus(), which would wait for it for ever, cw_tracker_before_fork(), and
  * cw_cache_evict(), which frees less than it could.
  *
  * Exceptions and longjmp must not leave a function of yours that the library calls.
@@ -85,9 +93,8 @@
  * structure's sizeof.
  *
  *
- * This interface lacks some parts of the Rust library: a tracker without a cache (its
- * observer runs in signal handlers; numbers replace it, as above), policies of your own,
- * histograms, the journal of writes, the pages written to most, and guest memory (mmap it).
+ * This interface lacks some parts of the Rust library: policies of your own, a userfaultfd that
+ * you open yourself, and guest memory (mmap it).
  */
 
 /*

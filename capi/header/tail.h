@@ -44,6 +44,40 @@ static inline cw_cache_options cw_cache_options_default(void)
     return options;
 }
 
+/*
+ * Options for a tracker that tells by told(context, page, why): the adaptive policy without
+ * self-checking pages, no lock.
+ */
+static inline cw_tracker_options
+cw_tracker_options_default(void (*told)(void *context, uint64_t page, cw_told why), void *context)
+{
+    cw_tracker_options options;
+    options.size_bytes = sizeof(options);
+    options.policy = CW_POLICY_ADAPTIVE;
+    options.told = told;
+    options.lock = NULL;
+    options.unlock = NULL;
+    options.others_may_look = NULL;
+    options.context = context;
+    return options;
+}
+
+/* A file or memfd that is mapped from offset_bytes on, by st_dev and st_ino of fstat. */
+static inline cw_shared_memory cw_shared_file(uint64_t device, uint64_t inode, uint64_t offset_bytes)
+{
+    cw_shared_memory memory;
+    memory.device = device;
+    memory.number = inode;
+    memory.offset_bytes = offset_bytes;
+    return memory;
+}
+
+/* Memory without a file, mapped from offset_bytes on, by a number of yours. */
+static inline cw_shared_memory cw_shared_number(uint64_t number, uint64_t offset_bytes)
+{
+    return cw_shared_file(CW_NO_DEVICE, number, offset_bytes);
+}
+
 /* Options for a region that the guest may read and write; the library handles the signals. */
 static inline cw_region_options
 cw_region_options_default(uint64_t guest, void *host, size_t len_bytes, cw_mode mode)

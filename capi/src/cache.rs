@@ -1,8 +1,8 @@
 //! The cache: finds translated code by key, and never gives stale code.
 //!
 //! A key is the guest's pc and any other guest state that a block depends on, in one
-//! number that you make; UINT64_MAX is not a key. One cache has all regions and all
-//! vCPUs of a guest. Any thread may call a function that takes a const cw_cache at any
+//! number that you make; UINT64_MAX is not a key. One cache has all regions (by its
+//! tracker) and all vCPUs of a guest. Any thread may call a function that takes a const cw_cache at any
 //! time, except in a signal handler and while another thread frees the cache.
 //!
 //! # Safety
@@ -22,6 +22,7 @@ use crate::handle::{borrow, filled_in, out_handle, take_back};
 use crate::mode::number;
 use crate::payload::Owned;
 use crate::status::{Failure, cw_status, guarded};
+use crate::tracker::{Child, UNDER_GUARD, cw_tracker};
 
 /// How each page's translations are kept true.
 #[repr(C)]
@@ -63,13 +64,8 @@ pub struct cw_cache_options {
 pub struct cw_cache {
     pub(crate) cache: CodeCache<Owned>,
     pub(crate) stubs: EntryStubs,
-    /// One count for each C object that must be freed before the cache.
-    children: Arc<()>,
-}
-
-/// Held by an object that must be freed before its cache.
-pub(crate) struct Child {
-    _of: Arc<()>,
+    /// It also counts the C objects that must be freed before the cache.
+    pub(crate) tracker: cw_tracker,
 }
 
 impl cw_cache {
@@ -80,21 +76,19 @@ impl cw_cache {
     }
 
     pub(crate) fn child(&self) -> Child {
-        Child { _of: self.children.clone() }
+        self.tracker.child()
     }
 }
 
-pub(crate) const UNDER_GUARD: Failure = Failure::bad_argument(
-    c"this thread holds the fork guard: give it back first, or call cw_after_fork_child() in the child",
-);
-
-fn policy(raw: MaybeUninit<cw_policy>) -> Result<Arc<dyn Policy>, Failure> {
-    Ok(match number!(raw, cw_policy) {
-        0 => Arc::new(Adaptive::new()),
-        1 => Arc::new(Adaptive::with_checks()),
-        2 => Arc::new(Plain),
-        _ => return Err(Failure::bad_argument(c"no cw_policy has this number")),
-    })
+impl cw_policy {
+    pub(crate) fn read(raw: MaybeUninit<Self>) -> Result<Arc<dyn Policy>, Failure> {
+        Ok(match number!(raw, cw_policy) {
+            0 => Arc::new(Adaptive::new()),
+            1 => Arc::new(Adaptive::with_checks()),
+            2 => Arc::new(Plain),
+            _ => return Err(Failure::bad_argument(c"no cw_policy has this number")),
+        })
+    }
 }
 
 /// An empty cache without regions. Free it with cw_cache_free().
@@ -107,8 +101,8 @@ pub unsafe extern "C" fn cw_cache_new(options: *const cw_cache_options, cache: *
         let (new, options) = unsafe { (out_handle(cache)?, filled_in(options)?) };
         let cw_cache_options { dead_stub: dead, pending_stub: pending, policy: raw, .. } = options;
         let stubs = EntryStubs { dead, pending };
-        let cache = CodeCache::with_policy(stubs, policy(raw)?)?;
-        new.give(cw_cache { cache, stubs, children: Arc::default() });
+        let cache = CodeCache::with_policy(stubs, cw_policy::read(raw)?)?;
+        new.give(cw_cache { tracker: cw_tracker::of_cache(cache.clone()), cache, stubs });
         Ok(())
     })
 }
@@ -124,7 +118,7 @@ pub unsafe extern "C" fn cw_cache_free(cache: *mut cw_cache) -> cw_status {
     guarded(|| {
         // SAFETY: the header's rules.
         if let Ok(cache) = unsafe { borrow(cache) }
-            && Arc::strong_count(&cache.children) != 1
+            && cache.tracker.has_children()
         {
             return Err(Failure::new(
                 cw_status::CW_IN_USE,

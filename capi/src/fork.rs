@@ -3,15 +3,16 @@
 //! A userfaultfd that a child inherits acts on its parent, so announce each fork:
 //!
 //! ```c
-//! cw_before_fork(cache, &buffer, 1, &guard);            // not from code of the buffer
+//! cw_tracker_before_fork(tracker, &buffer, 1, &guard);  // not from code of the buffer
 //! if ((pid = fork()) == 0)
 //!     cw_after_fork_child(guard);                       // before anything else
 //! else
 //!     cw_after_fork_parent(guard);                      // also if fork failed
 //! ```
 //!
-//! One thread makes all these calls. Between the two no other thread gets into the
-//! cache or the buffers; faults are handled. The forking thread holds their locks. If a
+//! For a cache it is the cache's tracker. One thread makes all these calls. Between the two no
+//! other thread gets into the tracker, its cache or the buffers; faults are handled. The
+//! forking thread holds their locks. If a
 //! call by it would wait for itself, it answers CW_BAD_ARGUMENT, and the guard stays as
 //! it was. The thread may look blocks up, ask for statistics, and free its tickets,
 //! links, vCPUs, holds and allocations.
@@ -22,29 +23,32 @@
 //!
 //! # Safety
 //!
-//! A guard borrows the cache and the buffers, which lie in a box next to it. The guard
-//! is dropped first.
+//! A guard borrows the tracker, which is not freed before it, and the buffers, which lie in a box
+//! next to it. The guard is dropped first.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
 use std::thread::{self, ThreadId};
 
+use engine::CacheForkGuard;
 use engine::code_buffer::{self, CodeBuffer};
-use engine::{CacheForkGuard, CodeCache};
+use engine::error::Error;
+use engine::tracker::TrackerForkGuard;
 use libc::size_t;
 
-use crate::cache::{Child, UNDER_GUARD, cw_cache};
 use crate::code_buffer::cw_code_buffer;
+use crate::code_page::{CodePage, Codes};
 use crate::handle::{borrow, out_handle, take_back};
 use crate::payload::Owned;
 use crate::status::{Failure, cw_status, guarded};
+use crate::tracker::{Child, Of, UNDER_GUARD, cw_tracker};
 
-/// A cache and its code buffers that stand still during a fork.
+/// A tracker, its cache and the code buffers that stand still during a fork.
 pub struct cw_fork_guard {
     // Dropped in this order: allocations that are freed with the child's blocks lie in
     // the buffers.
     buffers: Vec<code_buffer::BufferForkGuard<'static>>,
-    cache: CacheForkGuard<'static, Owned>,
+    tracker: Standing,
     lasting: Lasting,
     thread: ThreadId,
 }
@@ -59,41 +63,60 @@ impl cw_fork_guard {
     }
 }
 
+/// A tracker that stands still, with its cache if it has one.
+enum Standing {
+    Cache(CacheForkGuard<'static, Owned>),
+    Embedder(TrackerForkGuard<'static, CodePage>, &'static Codes),
+}
+
+impl Standing {
+    fn after_fork_child(self) -> Result<(), Error> {
+        match self {
+            Self::Cache(cache) => cache.after_fork_child(),
+            Self::Embedder(tracker, codes) => {
+                codes.begin_in_child();
+                tracker.after_fork_child()
+            }
+        }
+    }
+}
+
 /// The objects that the guards borrow.
 struct Lasting {
     /// Owned.
-    borrowed: NonNull<(CodeCache<Owned>, Vec<CodeBuffer>)>,
+    buffers: NonNull<Vec<CodeBuffer>>,
+    /// The tracker, and its cache, are freed after this.
     _child: Child,
 }
 
 impl Drop for Lasting {
     fn drop(&mut self) {
         // SAFETY: from a box, and the guards are gone.
-        drop(unsafe { Box::from_raw(self.borrowed.as_ptr()) });
+        drop(unsafe { Box::from_raw(self.buffers.as_ptr()) });
     }
 }
 
-/// Call it before fork: it waits until no other thread is inside the cache or the
+/// Call it before fork: it waits until no other thread is inside the tracker, its cache or the
 /// buffers. Until the guard is given back no other thread adds or removes a region or a
-/// code buffer of any cache.
+/// code buffer of any other.
 ///
 /// buffers: every code buffer that contains blocks of the cache, buffer_count of them,
 /// each once; NULL if there is none. They are shared mappings: otherwise a child's code
 /// would land in its parent's.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cw_before_fork(
-    cache: *const cw_cache,
+pub unsafe extern "C" fn cw_tracker_before_fork(
+    tracker: *const cw_tracker,
     buffers: *const *mut cw_code_buffer,
     buffer_count: size_t,
     guard: *mut *mut cw_fork_guard,
 ) -> cw_status {
     guarded(|| {
         // SAFETY: the header's rules.
-        let (new, cache) = unsafe { (out_handle(guard)?, borrow(cache)?) };
+        let (new, of) = unsafe { (out_handle(guard)?, borrow(tracker)?) };
         if buffers.is_null() && buffer_count != 0 {
             return Err(Failure::bad_argument(c"buffers is NULL and buffer_count is not 0"));
         }
-        cache.moving()?;
+        of.moving()?;
         let mut clones = Vec::new();
         for at in 0..buffer_count {
             // SAFETY: C's array has buffer_count elements.
@@ -111,17 +134,22 @@ pub unsafe extern "C" fn cw_before_fork(
             }
             clones.push(buffer);
         }
-        let borrowed = NonNull::from(Box::leak(Box::new((cache.cache.clone(), clones))));
-        let lasting = Lasting { borrowed, _child: cache.child() };
+        let clones = NonNull::from(Box::leak(Box::new(clones)));
+        let lasting = Lasting { buffers: clones, _child: of.child() };
         // SAFETY: it outlives the guards: fields are dropped, and taken apart, in their
         // order.
-        let (cache, buffers): &'static (CodeCache<Owned>, Vec<CodeBuffer>) = unsafe { borrowed.as_ref() };
+        let buffers: &'static Vec<CodeBuffer> = unsafe { clones.as_ref() };
+        // SAFETY: as above: it is not freed before its children.
+        let of: &'static cw_tracker = unsafe { NonNull::from(of).as_ref() };
         // Before the fork: a thread's first call may take a lock of the standard
         // library.
         let thread = thread::current().id();
-        let cache = cache.before_fork();
+        let tracker = match of.of() {
+            Of::Cache(cache) => Standing::Cache(cache.before_fork()),
+            Of::Embedder(codes) => Standing::Embedder(codes.tracker().before_fork(), codes),
+        };
         let buffers = buffers.iter().map(CodeBuffer::before_fork).collect();
-        new.give(cw_fork_guard { buffers, cache, lasting, thread });
+        new.give(cw_fork_guard { buffers, tracker, lasting, thread });
         Ok(())
     })
 }
@@ -142,8 +170,8 @@ pub unsafe extern "C" fn cw_after_fork_parent(guard: *mut cw_fork_guard) -> cw_s
     })
 }
 
-/// In the child: every block is dead, and the child's own memory is tracked from now
-/// on. The buffers have new memory, empty of code: emit the stubs anew, at the same
+/// In the child: every block is dead (a tracker of yours tells CW_TOLD_LOST of each page), and
+/// the child's own memory is tracked from now on. The buffers have new memory, empty of code: emit the stubs anew, at the same
 /// addresses. vCPUs of the parent's other threads hold nothing back; free them or leave
 /// them. A vCPU that this thread has pinned stays pinned. Frees the guard.
 ///
@@ -163,12 +191,12 @@ pub unsafe extern "C" fn cw_after_fork_child(guard: *mut cw_fork_guard) -> cw_st
         // SAFETY: the header's rules.
         let guard = unsafe { take_back(guard) };
         let guard = guard.ok_or(Failure::bad_argument(c"the guard of the fork must not be NULL"))?;
-        let cw_fork_guard { buffers, cache, lasting, .. } = *guard;
+        let cw_fork_guard { buffers, tracker, lasting, .. } = *guard;
         let mut done = Ok(());
         for buffer in buffers {
             done = done.and(buffer.after_fork_child());
         }
-        done = done.and(cache.after_fork_child());
+        done = done.and(tracker.after_fork_child());
         drop(lasting);
         Ok(done?)
     })

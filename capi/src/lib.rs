@@ -5,6 +5,8 @@
 //! |---|---|
 //! | a handle | a box, given by `handle::out_handle` and taken back by the `_free` of its kind |
 //! | a payload, allocations, links of a block | `payload::Owned`, dropped by the cache when no vCPU can be inside |
+//! | `told`, and the lock, of a tracker | `code_page::Embedder`, the observer of a `Tracker<CodePage>` |
+//! | a call for any tracker | `tracker::AnyTracker` |
 //! | strings of the library | thread-locals, or statics |
 //!
 //! A handle keeps a clone of each object that it needs, so C may free handles in any
@@ -23,10 +25,13 @@
 #![allow(clippy::missing_safety_doc)] // see Safety above
 
 pub mod cache;
+pub mod claim;
 pub mod code_buffer;
+mod code_page;
 pub mod fork;
 mod handle;
 pub mod link;
+pub mod mapping;
 pub mod mode;
 mod payload;
 pub mod region;
@@ -34,6 +39,7 @@ pub mod signals;
 pub mod stats;
 pub mod status;
 pub mod ticket;
+pub mod tracker;
 pub mod vcpu;
 pub mod writes;
 

@@ -31,7 +31,7 @@ pub enum cw_mode {
     CW_MODE_THREAD = 1,
     /// mprotect and SIGSEGV, for kernels without userfaultfd. Synchronous.
     CW_MODE_MPROTECT = 2,
-    /// userfaultfd without faults: cw_cache_sync() finds the writes. When that has
+    /// userfaultfd without faults: cw_tracker_sync() finds the writes. When that has
     /// returned, every block on bytes that were written before is unreachable.
     CW_MODE_DEFERRED = 3,
     /// No tracking at all. It promises nothing: a baseline to measure the cost of the

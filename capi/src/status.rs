@@ -28,7 +28,7 @@ pub enum cw_status {
     CW_BUSY = 1,
     /// A write came to the bytes while they were translated. Begin again.
     CW_WRITTEN = 2,
-    /// A page of the block stays writable: commit with a self-checking entry, or interpret.
+    /// A page of the block stays writable: the block needs a self-checking entry. (Or interpret.)
     CW_NEEDS_CHECK = 3,
     /// The object has parts that are still alive, or is in use. Nothing was done.
     CW_IN_USE = 4,
@@ -55,6 +55,9 @@ pub enum cw_status {
     CW_TRACKING_LOST = 13,
     /// A mistake in the library. Its promises no longer hold.
     CW_INTERNAL = 14,
+    /// Nothing is mapped at the page, or a mapping that the region's mode cannot track.
+    /// Interpret, or translate for one run, until another mapping comes.
+    CW_UNTRACKABLE = 15,
 }
 
 /// The failure of a call, as C is told of it.
@@ -105,7 +108,7 @@ impl From<BeginError> for Failure {
         match error {
             BeginError::Failed(error) => error.into(),
             BeginError::Untrackable => Self::new(
-                cw_status::CW_BAD_RANGE,
+                cw_status::CW_UNTRACKABLE,
                 c"nothing is mapped there, or a mapping that cannot be tracked: interpret until another one comes",
             ),
             BeginError::Busy(busy) => Self::new(cw_status::CW_BUSY, sentence(busy)),

@@ -15,15 +15,18 @@ use engine::Stats;
 use engine::guest_memory::GuestMemory;
 
 use crate::cache::*;
+use crate::claim::*;
 use crate::code_buffer::*;
 use crate::fork::*;
 use crate::link::*;
+use crate::mapping::*;
 use crate::mode::*;
 use crate::region::*;
 use crate::signals::*;
 use crate::stats::*;
 use crate::status::{cw_status::*, *};
 use crate::ticket::*;
+use crate::tracker::*;
 use crate::vcpu::*;
 use crate::writes::*;
 
@@ -74,8 +77,13 @@ impl Fixture {
         let cache = given(|cache| unsafe { cw_cache_new(&options, cache) });
         let fixture = Self { cache, memory };
         // SAFETY: as above; the memory outlives the cache.
-        done(unsafe { cw_cache_add_region(cache, &fixture.region()) });
+        done(unsafe { cw_tracker_add_region(cw_cache_tracker(cache), &fixture.region()) });
         fixture
+    }
+
+    fn tracker(&self) -> *const cw_tracker {
+        // SAFETY: the cache lives.
+        unsafe { cw_cache_tracker(self.cache) }
     }
 
     fn region(&self) -> cw_region_options {
@@ -133,10 +141,10 @@ fn null_is_reported_and_never_followed() {
         refused(cw_ticket_revive(null_mut(), &mut false), CW_BAD_ARGUMENT, "handle");
         refused(cw_vcpu_pin(null_mut()), CW_BAD_ARGUMENT, "handle");
         refused(cw_vcpu_unpin(null_mut()), CW_BAD_ARGUMENT, "handle");
-        refused(cw_cache_sync(null()), CW_BAD_ARGUMENT, "handle");
+        refused(cw_tracker_sync(null()), CW_BAD_ARGUMENT, "handle");
         refused(cw_after_fork_child(null_mut()), CW_BAD_ARGUMENT, "guard");
         refused(cw_mode_from_name(null(), &mut cw_mode::CW_MODE_NONE), CW_BAD_ARGUMENT, "name");
-        refused(cw_cache_get_stats(null(), null_mut()), CW_BAD_ARGUMENT, "handle");
+        refused(cw_tracker_get_stats(null(), null_mut()), CW_BAD_ARGUMENT, "handle");
         assert_eq!(cw_vcpu_lookup(null_mut(), 0), 0);
         assert!(cw_link_cell(null()).is_null() && cw_ticket_stale_flag(null_mut()).is_null());
         assert!(cw_allocation_rw(null()).is_null() && cw_allocation_rx(null()).is_null());
@@ -147,7 +155,7 @@ fn null_is_reported_and_never_followed() {
         cw_ticket_free(null_mut());
         cw_link_free(null_mut());
         cw_hold_free(null_mut());
-        cw_mapping_change_free(null_mut());
+        done(cw_tracker_free(null_mut()));
         cw_code_buffer_free(null_mut());
         cw_allocation_free(null_mut());
         done(cw_alt_stack_free(null_mut()));
@@ -162,9 +170,9 @@ fn a_number_outside_an_enum_is_reported() {
     unsafe {
         let number: *const u32 = &99;
         let region = cw_region_options { mode: *number.cast(), ..fixture.region() };
-        refused(cw_cache_add_region(fixture.cache, &region), CW_BAD_ARGUMENT, "cw_mode");
+        refused(cw_tracker_add_region(fixture.tracker(), &region), CW_BAD_ARGUMENT, "cw_mode");
         let region = cw_region_options { access: *number.cast(), ..fixture.region() };
-        refused(cw_cache_add_region(fixture.cache, &region), CW_BAD_ARGUMENT, "cw_access");
+        refused(cw_tracker_add_region(fixture.tracker(), &region), CW_BAD_ARGUMENT, "cw_access");
         let options = cw_cache_options { policy: *number.cast(), ..OPTIONS };
         refused(cw_cache_new(&options, &mut null_mut()), CW_BAD_ARGUMENT, "cw_policy");
         assert!(cw_mode_name(*number.cast()).is_null());
@@ -201,21 +209,21 @@ fn impossible_ranges_are_reported() {
     let region = fixture.region();
     // SAFETY: refused before anything is tracked.
     unsafe {
-        let add = |region: cw_region_options| cw_cache_add_region(fixture.cache, &region);
+        let add = |region: cw_region_options| cw_tracker_add_region(fixture.tracker(), &region);
         refused(add(cw_region_options { len_bytes: 0, ..region }), CW_BAD_RANGE, "at least one");
         refused(add(cw_region_options { guest: GUEST + 1, ..region }), CW_BAD_RANGE, "starts on a page");
         refused(add(region), CW_BAD_RANGE, "overlaps");
         refused(add(cw_region_options { size_bytes: 0, ..region }), CW_BAD_ARGUMENT, "size_bytes");
-        refused(cw_cache_remove_region(fixture.cache, 0), CW_BAD_ARGUMENT, "no tracked region");
+        refused(cw_tracker_remove_region(fixture.tracker(), 0), CW_BAD_ARGUMENT, "no tracked region");
         let mut mode = cw_mode::CW_MODE_NONE;
-        refused(cw_cache_mode_at(fixture.cache, 0, &mut mode), CW_BAD_RANGE, "no tracked region");
-        done(cw_cache_mode_at(fixture.cache, GUEST, &mut mode));
+        refused(cw_tracker_mode_at(fixture.tracker(), 0, &mut mode), CW_BAD_RANGE, "no tracked region");
+        done(cw_tracker_mode_at(fixture.tracker(), GUEST, &mut mode));
         assert_eq!(mode, cw_mode::CW_MODE_MPROTECT);
-        refused(cw_cache_invalidate(fixture.cache, u64::MAX, 2), CW_BAD_RANGE, "wraps");
-        let memory = cw_shared_memory { device: 1, inode: 1, offset_bytes: 1 };
-        refused(cw_cache_declare_shared(fixture.cache, GUEST, 4096, memory), CW_BAD_RANGE, "whole pages");
+        refused(cw_tracker_invalidate(fixture.tracker(), u64::MAX, 2), CW_BAD_RANGE, "wraps");
+        let memory = cw_shared_memory { device: 1, number: 1, offset_bytes: 1 };
+        refused(cw_tracker_declare_shared(fixture.tracker(), GUEST, 4096, memory), CW_BAD_RANGE, "whole pages");
         let mut hold: *mut cw_hold = ptr::dangling_mut();
-        refused(cw_cache_prepare_kernel_write(fixture.cache, u64::MAX, 2, &mut hold), CW_BAD_RANGE, "wraps");
+        refused(cw_tracker_prepare_kernel_write(fixture.tracker(), u64::MAX, 2, &mut hold), CW_BAD_RANGE, "wraps");
         assert!(hold.is_null());
         refused(cw_code_buffer_new(0, &mut null_mut()), CW_BAD_ARGUMENT, "one byte");
         let same = cw_cache_options { pending_stub: 0, ..OPTIONS };
@@ -283,22 +291,16 @@ fn a_cache_is_freed_last() {
         let ticket = fixture.claimed();
         in_use();
         cw_ticket_free(ticket);
-        let hold = given(|hold| cw_cache_prepare_unseen_write(fixture.cache, GUEST, 4, hold));
+        let hold = given(|hold| cw_tracker_prepare_unseen_write(fixture.tracker(), GUEST, 4, hold));
         in_use();
         cw_hold_free(hold);
-        let change = given(|change| cw_cache_change_mapping(fixture.cache, GUEST, 4096, change));
-        in_use();
-        done(cw_mapping_change_replaced(change, MaybeUninit::new(cw_access::CW_ACCESS_READ_WRITE), null()));
-        let again = cw_mapping_change_replaced(change, MaybeUninit::new(cw_access::CW_ACCESS_READ), null());
-        refused(again, CW_BAD_ARGUMENT, "is over");
-        cw_mapping_change_free(change);
         let vcpu = fixture.vcpu();
         in_use();
         done(cw_vcpu_free(vcpu));
-        let guard = given(|guard| cw_before_fork(fixture.cache, null(), 0, guard));
+        let guard = given(|guard| cw_tracker_before_fork(fixture.tracker(), null(), 0, guard));
         in_use();
         refused(cw_after_fork_child(guard), CW_BAD_ARGUMENT, "no fork's child");
-        let guard = given(|guard| cw_before_fork(fixture.cache, null(), 0, guard));
+        let guard = given(|guard| cw_tracker_before_fork(fixture.tracker(), null(), 0, guard));
         cw_after_fork_parent(guard);
         // A link keeps the objects that it needs.
         let link = given(|link| cw_cache_link(fixture.cache, GUEST, link));
@@ -380,9 +382,9 @@ fn code_that_is_not_there_and_buffers_that_are_full() {
         let fixture = Fixture::new(cw_policy::CW_POLICY_ADAPTIVE);
         let twice = [buffer, buffer];
         let mut guard = ptr::dangling_mut();
-        let fork = cw_before_fork(fixture.cache, twice.as_ptr(), 2, &mut guard);
+        let fork = cw_tracker_before_fork(fixture.tracker(), twice.as_ptr(), 2, &mut guard);
         refused(fork, CW_BAD_ARGUMENT, "twice");
-        refused(cw_before_fork(fixture.cache, null(), 1, &mut guard), CW_BAD_ARGUMENT, "buffer_count");
+        refused(cw_tracker_before_fork(fixture.tracker(), null(), 1, &mut guard), CW_BAD_ARGUMENT, "buffer_count");
         assert!(guard.is_null());
 
         // A ticket that is not committed frees the handles that it keeps.
@@ -416,15 +418,15 @@ fn structures_may_be_shorter_or_longer_than_here() {
 
         let mut longer = Longer { stats: zeroed(), unknown: 7 };
         longer.stats.size_bytes = size_of::<Longer>();
-        done(cw_cache_get_stats(fixture.cache, (&raw mut longer).cast()));
+        done(cw_tracker_get_stats(fixture.tracker(), (&raw mut longer).cast()));
         assert_eq!((longer.stats.size_bytes, longer.unknown), (size_of::<cw_stats>(), 0));
         assert_eq!((longer.stats.committed, longer.stats.protects), (1, 1));
 
         let mut shorter = [16_usize, 99, 99];
-        done(cw_cache_get_stats(fixture.cache, (&raw mut shorter).cast()));
+        done(cw_tracker_get_stats(fixture.tracker(), (&raw mut shorter).cast()));
         assert_eq!(shorter, [16, 0, 99], "the size, no faults, and what is the program's own");
         let mut unset = [0_usize; 64];
-        refused(cw_cache_get_stats(fixture.cache, unset.as_mut_ptr().cast()), CW_BAD_ARGUMENT, "size_bytes");
+        refused(cw_tracker_get_stats(fixture.tracker(), unset.as_mut_ptr().cast()), CW_BAD_ARGUMENT, "size_bytes");
     }
 }
 
@@ -436,6 +438,152 @@ fn no_counter_is_left_out() {
         assert!(own.contains(&format!("\n    pub {name}: u64,\n")), "cw_stats has no {name}");
     }
     assert_eq!(size_of::<cw_stats>(), 8 * (1 + Stats::default().entries().count()));
+}
+
+#[test]
+fn no_histogram_is_left_out() {
+    let fixture = Fixture::new(cw_policy::CW_POLICY_PLAIN);
+    let own = include_str!("stats.rs");
+    let tracker = engine::tracker::Tracker::new(engine::tracker::Generations::observer());
+    for (number, (name, _)) in tracker.histograms().entries().enumerate() {
+        let written = format!("    CW_HISTOGRAM_{} = {number},\n", name.to_uppercase());
+        assert!(own.contains(&written), "cw_histogram_of has no {name}");
+        assert!(own.contains(&format!("            {number} => all.{name},\n")), "{name}");
+        let number: *const usize = &number;
+        // SAFETY: a number, and a structure that says its size.
+        unsafe {
+            let mut found = zeroed::<cw_histogram>();
+            found.size_bytes = size_of::<cw_histogram>();
+            done(cw_tracker_get_histogram(fixture.tracker(), *number.cast(), &mut found));
+            assert_eq!((found.count, found.max, found.median), (0, 0, 0));
+        }
+    }
+}
+
+/// What `told` was told, and how often.
+#[derive(Default)]
+struct Told {
+    pages: std::sync::Mutex<Vec<(u64, cw_told)>>,
+}
+
+unsafe extern "C" fn told(context: *mut c_void, page: u64, why: cw_told) {
+    // SAFETY: the tests pass a `Told` that lives.
+    unsafe { &*context.cast::<Told>() }.pages.lock().unwrap().push((page, why));
+}
+
+unsafe extern "C" fn lock(_: *mut c_void) {}
+
+impl Told {
+    fn options(&self) -> cw_tracker_options {
+        cw_tracker_options {
+            size_bytes: size_of::<cw_tracker_options>(),
+            policy: MaybeUninit::new(cw_policy::CW_POLICY_ADAPTIVE),
+            told: Some(told),
+            lock: None,
+            unlock: None,
+            others_may_look: None,
+            context: ptr::from_ref(self).cast_mut().cast(),
+        }
+    }
+
+    fn take(&self) -> Vec<(u64, cw_told)> {
+        std::mem::take(&mut *self.pages.lock().unwrap())
+    }
+}
+
+/// A claim that no call has filled in.
+const UNCLAIMED: cw_claim = cw_claim { tracker: null(), page: 0, stamp: 0, shared_stamp: 0 };
+
+#[test]
+fn mistakes_with_a_tracker_are_answered() {
+    let of_cache = Fixture::new(cw_policy::CW_POLICY_ADAPTIVE);
+    let record = Told::default();
+    let options = record.options();
+    let memory = GuestMemory::anonymous(LEN_BYTES).unwrap();
+    let host = memory.range().start().as_ptr().cast();
+    let region = cw_region_options { host, ..of_cache.region() };
+    let mut claim = UNCLAIMED;
+    let mut byte = 0_u8;
+    let byte = (&raw mut byte).cast::<c_void>();
+    // SAFETY: see the module's head.
+    unsafe {
+        let new = |options: cw_tracker_options, tracker: *mut *mut cw_tracker| cw_tracker_new(&options, tracker);
+        let mut none: *mut cw_tracker = ptr::dangling_mut();
+        refused(new(cw_tracker_options { told: None, ..options }, &mut none), CW_BAD_ARGUMENT, "told");
+        assert!(none.is_null());
+        refused(new(cw_tracker_options { lock: Some(lock), ..options }, &mut none), CW_BAD_ARGUMENT, "unlock");
+        refused(new(cw_tracker_options { size_bytes: 1, ..options }, &mut none), CW_BAD_ARGUMENT, "size_bytes");
+        refused(cw_tracker_new(null(), &mut none), CW_BAD_ARGUMENT, "structure");
+        refused(new(options, null_mut()), CW_BAD_ARGUMENT, "out parameter");
+        assert!(cw_cache_tracker(null()).is_null());
+
+        // A cache's tracker is no embedder's.
+        refused(cw_tracker_free(of_cache.tracker().cast_mut()), CW_BAD_ARGUMENT, "cw_cache_free");
+        refused(cw_tracker_claim(of_cache.tracker(), GUEST, &mut claim), CW_BAD_ARGUMENT, "tickets");
+
+        // A lock that the library's handler would not take.
+        let locked = cw_tracker_options { lock: Some(lock), unlock: Some(lock), ..options };
+        let tracker = given(|tracker| new(locked, tracker));
+        refused(cw_tracker_add_region(tracker, &region), CW_BAD_ARGUMENT, "own the signals");
+        let own = cw_region_options { embedder_owns_signals: MaybeUninit::new(true), ..region };
+        done(cw_tracker_add_region(tracker, &own));
+        done(cw_tracker_free(tracker));
+
+        let tracker = given(|tracker| new(options, tracker));
+        done(cw_tracker_add_region(tracker, &region));
+        refused(cw_tracker_claim(null(), GUEST, &mut claim), CW_BAD_ARGUMENT, "handle");
+        refused(cw_tracker_claim(tracker, GUEST, null_mut()), CW_BAD_ARGUMENT, "out parameter");
+        claim.tracker = ptr::dangling();
+        refused(cw_tracker_claim(tracker, 0, &mut claim), CW_BAD_RANGE, "");
+        assert!(claim.tracker.is_null(), "a claim that failed is of no page");
+        for unclaimed in [&raw const claim, &raw const UNCLAIMED, null()] {
+            assert!(!cw_claim_is_current(unclaimed));
+            assert_eq!(cw_claim_read(unclaimed, GUEST, byte, 1), CW_BAD_ARGUMENT);
+            assert_eq!(cw_claim_add_code(unclaimed, GUEST, 1), CW_BAD_ARGUMENT);
+        }
+
+        done(cw_tracker_claim(tracker, GUEST + 4096 + 7, &mut claim));
+        assert!(cw_claim_is_current(&claim) && claim.page == GUEST + 4096);
+        for (guest, len) in [(GUEST, 1), (GUEST + 2 * 4096, 1), (GUEST + 4096 + 1, 4096), (GUEST + 4096, usize::MAX)] {
+            refused(cw_claim_read(&claim, guest, byte, len), CW_BAD_RANGE, "one page");
+            refused(cw_claim_add_code(&claim, guest, len), CW_BAD_RANGE, "one page");
+        }
+        refused(cw_claim_read(&claim, GUEST + 4096, null_mut(), 1), CW_BAD_ARGUMENT, "buffer");
+        done(cw_claim_read(&claim, GUEST + 2 * 4096 - 1, byte, 1));
+        done(cw_claim_add_code(&claim, GUEST + 4096, 4096));
+
+        let guard = given(|guard| cw_tracker_before_fork(tracker, null(), 0, guard));
+        for under_guard in [
+            cw_tracker_claim(tracker, GUEST, &mut UNCLAIMED.clone()),
+            cw_claim_read(&claim, GUEST + 4096, byte, 1),
+            cw_claim_add_code(&claim, GUEST + 4096, 1),
+            cw_tracker_maintain(tracker),
+            cw_tracker_unmap(tracker, GUEST, 1),
+            cw_tracker_announce_write(tracker, GUEST, 1),
+        ] {
+            refused(under_guard, CW_BAD_ARGUMENT, "fork guard");
+        }
+        assert!(cw_claim_is_current(&claim));
+        refused(cw_tracker_free(tracker), CW_IN_USE, "fork guards");
+        done(cw_after_fork_parent(guard));
+
+        let hold = given(|hold| cw_tracker_prepare_unseen_write(tracker, GUEST, 1, hold));
+        refused(cw_tracker_free(tracker), CW_IN_USE, "holds");
+        cw_hold_free(hold);
+        assert_eq!(record.take(), []);
+
+        // The region goes, and comes back: the claim is of neither.
+        done(cw_tracker_remove_region(tracker, GUEST));
+        assert_eq!(record.take(), [(GUEST + 4096, cw_told::CW_TOLD_LOST)]);
+        assert!(!cw_claim_is_current(&claim));
+        refused(cw_claim_read(&claim, GUEST + 4096, byte, 1), CW_BAD_RANGE, "");
+        done(cw_claim_add_code(&claim, GUEST + 4096, 1));
+        done(cw_tracker_add_region(tracker, &region));
+        assert!(!cw_claim_is_current(&claim));
+        done(cw_tracker_claim(tracker, GUEST, &mut claim));
+        done(cw_tracker_free(tracker));
+        assert_eq!(record.take(), [(GUEST, cw_told::CW_TOLD_LOST)]);
+    }
 }
 
 #[test]

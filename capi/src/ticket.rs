@@ -25,12 +25,13 @@ use engine::addr::GuestAddr;
 use engine::{Entry, Key, StaleFlag, Ticket};
 use libc::size_t;
 
-use crate::cache::{Child, cw_cache};
+use crate::cache::cw_cache;
 use crate::code_buffer::cw_allocation;
 use crate::handle::{borrow, borrow_mut, out, out_handle, take_back};
 use crate::link::cw_link;
 use crate::payload::{Kept, Owned};
 use crate::status::{Failure, cw_status, guarded};
+use crate::tracker::Child;
 
 /// The stale flag of a valid block: go on.
 pub const CW_STALE_VALID: u8 = 0;
@@ -122,7 +123,7 @@ pub unsafe extern "C" fn cw_cache_begin(cache: *const cw_cache, key: u64, ticket
 /// this ticket or another one.
 /// CW_BAD_RANGE: no region holds guest. Add the region, or interpret.
 /// CW_TRACKING_LOST: the kernel no longer tracks the region. Interpret, or take the region
-/// away and add it again (cw_cache_remove_region(), cw_cache_add_region()).
+/// away and add it again (cw_tracker_remove_region(), cw_tracker_add_region()).
 /// CW_SYSTEM, CW_NO_MEMORY: the kernel did not protect the page; the message names
 /// the remedy. Interpret; a later claim asks the kernel again, or answers CW_TRACKING_LOST.
 /// CW_IN_FORK_CHILD: the fork that made this process was not announced, and the mode has a

@@ -32,10 +32,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use engine::{EntryCell, FRONT_SLOTS, FrontSlot, Key, Pin, VCpu};
 
-use crate::cache::{Child, cw_cache};
+use crate::cache::cw_cache;
 use crate::handle::{borrow, borrow_mut, out, out_handle, take_back};
 use crate::payload::Owned;
 use crate::status::{Failure, cw_status, fail, guarded};
+use crate::tracker::Child;
 
 /// Slots of a vCPU's front; a power of two.
 pub const CW_FRONT_SLOTS: usize = 4096;

@@ -17,11 +17,14 @@ use cbindgen::{Config, DocumentationStyle, Language, SortKey, Style};
 use support::{compiler, package, run};
 
 /// The modules in the order of their sections.
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 15] = [
     "status",
     "mode",
     "cache",
+    "tracker",
+    "claim",
     "region",
+    "mapping",
     "code_buffer",
     "link",
     "ticket",

@@ -38,11 +38,12 @@ enum { PAGE = 4096, LEN = 16 * PAGE };
 
 static uint8_t *memory;
 static cw_cache *cache;
+static const cw_tracker *tracker;
 
 static cw_status add_region(cw_mode mode)
 {
     const cw_region_options region = cw_region_options_default(GUEST, memory, LEN, mode);
-    return cw_cache_add_region(cache, &region);
+    return cw_tracker_add_region(tracker, &region);
 }
 
 static void setup(cw_mode mode)
@@ -51,6 +52,7 @@ static void setup(cw_mode mode)
     memory = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(memory != MAP_FAILED);
     MUST(cw_cache_new(&options, &cache));
+    tracker = cw_cache_tracker(cache);
     MUST(add_region(mode));
 }
 
@@ -132,7 +134,7 @@ static void a_busy_page_is_claimed_later(void)
     cw_ticket *ticket = begin();
     cw_hold *hold;
     MUST(cw_ticket_claim(ticket, GUEST + PAGE, NULL));
-    MUST(cw_cache_prepare_kernel_write(cache, GUEST, 1, &hold));
+    MUST(cw_tracker_prepare_kernel_write(tracker, GUEST, 1, &hold));
     CHECK(cw_ticket_claim(ticket, GUEST, NULL) == CW_BUSY);
     cw_hold_free(hold);
     MUST(cw_ticket_claim(ticket, GUEST, NULL));
@@ -176,7 +178,6 @@ static bool has_sigbus(void)
 
 static void a_page_that_nobody_said_was_replaced(void)
 {
-    cw_mapping_change *change;
     if (!has_sigbus())
         return;
     setup(CW_MODE_SIGBUS);
@@ -184,9 +185,7 @@ static void a_page_that_nobody_said_was_replaced(void)
     CHECK(claim(GUEST) == CW_SYSTEM && cw_last_errno() != 0);
     CHECK(claim(GUEST) == CW_SYSTEM);
     /* The kernel is asked again: */
-    MUST(cw_cache_change_mapping(cache, GUEST, PAGE, &change));
-    MUST(cw_mapping_change_replaced(change, CW_ACCESS_READ_WRITE, NULL));
-    cw_mapping_change_free(change);
+    MUST(cw_tracker_map(tracker, GUEST, PAGE, CW_ACCESS_READ_WRITE, NULL));
     MUST(claim(GUEST));
     teardown();
 }
@@ -211,7 +210,7 @@ static void a_region_that_is_lost_is_added_again(void)
     CHECK(claim(GUEST + PAGE) == CW_TRACKING_LOST);
     CHECK(lookup(GUEST) == 0);
     CHECK(claim(GUEST) == CW_TRACKING_LOST);
-    cw_cache_remove_region(cache, GUEST); /* any answer is fine */
+    cw_tracker_remove_region(tracker, GUEST); /* any answer is fine */
     MUST(add_region(CW_MODE_SIGBUS));
     commit(GUEST);
     *memory = 1;
@@ -259,12 +258,12 @@ static void a_region_is_taken_away_once(void)
 {
     setup(CW_MODE_MPROTECT);
     commit(GUEST);
-    CHECK(cw_cache_remove_region(cache, GUEST + PAGE) == CW_BAD_ARGUMENT);
+    CHECK(cw_tracker_remove_region(tracker, GUEST + PAGE) == CW_BAD_ARGUMENT);
     CHECK(lookup(GUEST) == 0x100);
-    MUST(cw_cache_remove_region(cache, GUEST));
+    MUST(cw_tracker_remove_region(tracker, GUEST));
     *memory = 1;
     CHECK(lookup(GUEST) == 0 && claim(GUEST) == CW_BAD_RANGE);
-    CHECK(cw_cache_remove_region(cache, GUEST) == CW_BAD_ARGUMENT);
+    CHECK(cw_tracker_remove_region(tracker, GUEST) == CW_BAD_ARGUMENT);
     teardown();
 }
 
@@ -273,9 +272,9 @@ static void a_region_that_stays_protected_is_gone_all_the_same(void)
     setup(CW_MODE_MPROTECT);
     commit(GUEST);
     refuse(SYS_mprotect);
-    CHECK(cw_cache_remove_region(cache, GUEST) == CW_SYSTEM && cw_last_errno() == EPERM);
+    CHECK(cw_tracker_remove_region(tracker, GUEST) == CW_SYSTEM && cw_last_errno() == EPERM);
     CHECK(lookup(GUEST) == 0 && claim(GUEST) == CW_BAD_RANGE);
-    CHECK(cw_cache_remove_region(cache, GUEST) == CW_BAD_ARGUMENT);
+    CHECK(cw_tracker_remove_region(tracker, GUEST) == CW_BAD_ARGUMENT);
     CHECK(mmap(memory, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory);
     *memory = 1;
     teardown();
@@ -318,10 +317,10 @@ static void bytes_that_cannot_be_noted_make_no_block(void)
 static void a_bool_is_true_or_false(void)
 {
     setup(CW_MODE_MPROTECT);
-    MUST(cw_cache_remove_region(cache, GUEST));
+    MUST(cw_tracker_remove_region(tracker, GUEST));
     cw_region_options region = cw_region_options_default(GUEST, memory, LEN, CW_MODE_MPROTECT);
     memset(&region.embedder_owns_signals, 2, 1);
-    CHECK(cw_cache_add_region(cache, &region) == CW_BAD_ARGUMENT);
+    CHECK(cw_tracker_add_region(tracker, &region) == CW_BAD_ARGUMENT);
     MUST(add_region(CW_MODE_MPROTECT));
     teardown();
 }
@@ -336,45 +335,46 @@ static void any_byte_stands_for_its_page(void)
     } made_from = {0};
     cw_ticket *ticket;
     cw_hold *hold;
-    cw_mapping_change *change;
     setup(CW_MODE_MPROTECT);
     MUST(cw_cache_begin(cache, GUEST + 3, &ticket));
     MUST(cw_ticket_claim(ticket, GUEST + 3, NULL));
     MUST(cw_ticket_add_source(ticket, GUEST + 3, made_from.bytes, 3));
     MUST(cw_ticket_commit(ticket, 0x101, 0, NULL, NULL));
     cw_ticket_free(ticket);
-    MUST(cw_cache_sync_range(cache, GUEST + 1, 1));
-    MUST(cw_cache_set_access(cache, GUEST + 5, 1, CW_ACCESS_READ));
-    MUST(cw_cache_set_access(cache, GUEST + 5, 1, CW_ACCESS_READ_WRITE));
+    MUST(cw_tracker_sync_range(tracker, GUEST + 1, 1));
+    MUST(cw_tracker_protect(tracker, GUEST + 5, 1, CW_ACCESS_READ));
+    MUST(cw_tracker_protect(tracker, GUEST + 5, 1, CW_ACCESS_READ_WRITE));
     CHECK(lookup(GUEST + 3) == 0x101);
-    MUST(cw_cache_prepare_unseen_write(cache, GUEST + 7, 1, &hold));
+    MUST(cw_tracker_prepare_unseen_write(tracker, GUEST + 7, 1, &hold));
     CHECK(lookup(GUEST + 3) == 0);
     cw_hold_free(hold);
     commit(GUEST + 3);
-    MUST(cw_cache_invalidate(cache, GUEST + PAGE - 1, 1));
+    MUST(cw_tracker_invalidate(tracker, GUEST + PAGE - 1, 1));
     CHECK(lookup(GUEST + 3) == 0);
     commit(GUEST + 3);
-    MUST(cw_cache_change_mapping(cache, GUEST + 9, 1, &change));
+    MUST(cw_tracker_unmap(tracker, GUEST + 9, 1));
+    CHECK(lookup(GUEST + 3) == 0 && claim(GUEST + 3) == CW_UNTRACKABLE);
+    MUST(cw_tracker_map(tracker, GUEST + 9, 1, CW_ACCESS_READ_WRITE, NULL));
+    commit(GUEST + 3);
+    MUST(cw_tracker_discard(tracker, GUEST + 9, 1, MADV_DONTNEED));
     CHECK(lookup(GUEST + 3) == 0);
-    MUST(cw_mapping_change_replaced(change, CW_ACCESS_READ_WRITE, NULL));
-    cw_mapping_change_free(change);
     commit(GUEST + 3);
     *memory = 1;
     CHECK(lookup(GUEST + 3) == 0);
-    MUST(cw_cache_remove_region(cache, GUEST));
+    MUST(cw_tracker_remove_region(tracker, GUEST));
 
     cw_region_options region = cw_region_options_default(GUEST + 1, memory, LEN, CW_MODE_MPROTECT);
-    CHECK(cw_cache_add_region(cache, &region) == CW_BAD_RANGE);
+    CHECK(cw_tracker_add_region(tracker, &region) == CW_BAD_RANGE);
     region = cw_region_options_default(GUEST, memory + 1, LEN - PAGE, CW_MODE_MPROTECT);
-    CHECK(cw_cache_add_region(cache, &region) == CW_BAD_RANGE);
+    CHECK(cw_tracker_add_region(tracker, &region) == CW_BAD_RANGE);
     region = cw_region_options_default(GUEST, memory, LEN - 1, CW_MODE_MPROTECT);
-    CHECK(cw_cache_add_region(cache, &region) == CW_BAD_RANGE);
+    CHECK(cw_tracker_add_region(tracker, &region) == CW_BAD_RANGE);
     MUST(add_region(CW_MODE_MPROTECT));
-    cw_shared_memory shared = {.device = 1, .inode = 1, .offset_bytes = 0};
-    CHECK(cw_cache_declare_shared(cache, GUEST + 1, PAGE, shared) == CW_BAD_RANGE);
-    CHECK(cw_cache_declare_shared(cache, GUEST, PAGE - 1, shared) == CW_BAD_RANGE);
+    cw_shared_memory shared = cw_shared_file(1, 1, 0);
+    CHECK(cw_tracker_declare_shared(tracker, GUEST + 1, PAGE, shared) == CW_BAD_RANGE);
+    CHECK(cw_tracker_declare_shared(tracker, GUEST, PAGE - 1, shared) == CW_BAD_RANGE);
     shared.offset_bytes = 1;
-    CHECK(cw_cache_declare_shared(cache, GUEST, PAGE, shared) == CW_BAD_RANGE);
+    CHECK(cw_tracker_declare_shared(tracker, GUEST, PAGE, shared) == CW_BAD_RANGE);
     teardown();
 }
 
@@ -459,7 +459,7 @@ static void under_ones_own_guard(void)
     MUST(cw_cache_attach_vcpu(cache, NULL, NULL, &vcpu));
     cw_ticket *ticket = begin(), *claimed = begin();
     MUST(cw_ticket_claim(claimed, GUEST, NULL));
-    MUST(cw_before_fork(cache, &buffer, 1, &guard));
+    MUST(cw_tracker_before_fork(tracker, &buffer, 1, &guard));
     told_of_the_guard(cw_ticket_claim(ticket, GUEST, NULL));
     told_of_the_guard(cw_ticket_commit(claimed, 0x200, 0, NULL, NULL));
     told_of_the_guard(cw_cache_link(cache, GUEST, &link));
@@ -470,15 +470,15 @@ static void under_ones_own_guard(void)
     told_of_the_guard(cw_cache_wait_for_vcpus(cache));
     told_of_the_guard(cw_cache_attach_vcpu(cache, NULL, NULL, &other));
     told_of_the_guard(cw_code_buffer_alloc(buffer, 64, 16, &more));
-    told_of_the_guard(cw_before_fork(cache, NULL, 0, &second));
-    told_of_the_guard(cw_before_fork(cache, &buffer, 1, &second));
-    told_of_the_guard(cw_cache_sync(cache));
-    told_of_the_guard(cw_maintain(cache));
+    told_of_the_guard(cw_tracker_before_fork(tracker, NULL, 0, &second));
+    told_of_the_guard(cw_tracker_before_fork(tracker, &buffer, 1, &second));
+    told_of_the_guard(cw_tracker_sync(tracker));
+    told_of_the_guard(cw_tracker_maintain(tracker));
     cw_footprint footprint = {.size_bytes = sizeof(footprint)};
     cw_pages_by_state pages = {.size_bytes = sizeof(pages)};
     cw_code_buffer_stats stats = {.size_bytes = sizeof(stats)};
     MUST(cw_cache_get_footprint(cache, &footprint));
-    MUST(cw_cache_get_pages_by_state(cache, &pages));
+    MUST(cw_tracker_get_pages_by_state(tracker, &pages));
     MUST(cw_code_buffer_get_stats(buffer, &stats));
     CHECK(footprint.live.blocks == 1 && pages.protected_pages == 1 && stats.allocations == 1);
     MUST(cw_vcpu_free(vcpu));
@@ -507,9 +507,9 @@ static void a_guard_is_given_back_by_its_thread(void)
     pthread_t thread;
     setup(CW_MODE_MPROTECT);
     commit(GUEST);
-    MUST(cw_before_fork(cache, NULL, 0, &guard));
+    MUST(cw_tracker_before_fork(tracker, NULL, 0, &guard));
     CHECK(pthread_create(&thread, NULL, gives_back, guard) == 0 && pthread_join(thread, NULL) == 0);
-    CHECK(cw_maintain(cache) == CW_BAD_ARGUMENT); /* it is held still */
+    CHECK(cw_tracker_maintain(tracker) == CW_BAD_ARGUMENT); /* it is held still */
     MUST(cw_after_fork_parent(guard));
     CHECK(lookup(GUEST) == 0x100);
     teardown();

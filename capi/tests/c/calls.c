@@ -37,6 +37,7 @@ static cw_mode mode;
 struct fixture {
     uint8_t *memory;
     cw_cache *cache;
+    const cw_tracker *tracker;
     cw_vcpu *vcpu;
     cw_front front;
 };
@@ -49,9 +50,10 @@ static struct fixture on(uint8_t *memory, cw_policy policy, bool own_signals)
     options.pending_stub = 0x11;
     options.policy = policy;
     MUST(cw_cache_new(&options, &f.cache));
+    f.tracker = cw_cache_tracker(f.cache);
     cw_region_options region = cw_region_options_default(GUEST, memory, LEN, mode);
     region.embedder_owns_signals = own_signals;
-    MUST(cw_cache_add_region(f.cache, &region));
+    MUST(cw_tracker_add_region(f.tracker, &region));
     MUST(cw_cache_attach_vcpu(f.cache, NULL, NULL, &f.vcpu));
     MUST(cw_vcpu_front(f.vcpu, &f.front));
     return f;
@@ -104,7 +106,7 @@ static void store(struct fixture *f, uint64_t guest)
     volatile uint8_t *byte = f->memory + (guest - GUEST);
     *byte = *byte + 1;
     if (mode == CW_MODE_DEFERRED)
-        MUST(cw_cache_sync_range(f->cache, guest, 1));
+        MUST(cw_tracker_sync_range(f->tracker, guest, 1));
 }
 
 /* ---- */
@@ -142,7 +144,7 @@ static void changes_die(void)
     store(&f, GUEST);
     CHECK(lookup(&f, GUEST) == 0);
     commit(&f, GUEST, 0x101, 0);
-    MUST(cw_cache_invalidate(f.cache, GUEST, 1));
+    MUST(cw_tracker_invalidate(f.tracker, GUEST, 1));
     CHECK(lookup(&f, GUEST) == 0);
     commit(&f, GUEST, 0x102, 0);
     MUST(cw_cache_remove(f.cache, GUEST));
@@ -162,11 +164,11 @@ static void changes_die(void)
     MUST(cw_cache_get_footprint(f.cache, &footprint));
     CHECK(footprint.live.blocks == 1 && footprint.cells == 1);
     cw_pages_by_state pages = {.size_bytes = sizeof(pages)};
-    MUST(cw_cache_get_pages_by_state(f.cache, &pages));
+    MUST(cw_tracker_get_pages_by_state(f.tracker, &pages));
     CHECK(pages.protected_pages == 1 && pages.self_checking_pages == 0);
-    MUST(cw_cache_set_access(f.cache, GUEST, LEN, CW_ACCESS_READ));
-    MUST(cw_cache_set_access(f.cache, GUEST, LEN, CW_ACCESS_READ_WRITE));
-    MUST(cw_maintain(f.cache));
+    MUST(cw_tracker_protect(f.tracker, GUEST, LEN, CW_ACCESS_READ));
+    MUST(cw_tracker_protect(f.tracker, GUEST, LEN, CW_ACCESS_READ_WRITE));
+    MUST(cw_tracker_maintain(f.tracker));
     store(&f, GUEST);
     CHECK(lookup(&f, GUEST) == 0);
     teardown(&f);
@@ -177,7 +179,7 @@ static void data_beside_code(void)
     struct fixture f = setup(CW_POLICY_ADAPTIVE_WITH_CHECKS);
     commit(&f, GUEST, 0x100, 0x101);
     cw_hold *hold; /* a deferred region has no event of its own here */
-    MUST(cw_cache_prepare_unseen_write(f.cache, GUEST + 2048, 4, &hold));
+    MUST(cw_tracker_prepare_unseen_write(f.tracker, GUEST + 2048, 4, &hold));
     f.memory[2048] = 1;
     cw_hold_free(hold);
     CHECK(lookup(&f, GUEST) == 0x101);
@@ -194,11 +196,11 @@ static void writes_of_the_kernel(void)
         CHECK(read(ends[0], f.memory, 4) == -1 && errno == EFAULT);
     }
     cw_hold *hold;
-    MUST(cw_cache_prepare_kernel_write(f.cache, GUEST, 4, &hold));
+    MUST(cw_tracker_prepare_kernel_write(f.tracker, GUEST, 4, &hold));
     CHECK(read(ends[0], f.memory, 4) == 4);
     cw_hold_free(hold);
     if (mode == CW_MODE_DEFERRED)
-        MUST(cw_cache_sync(f.cache));
+        MUST(cw_tracker_sync(f.tracker));
     CHECK(lookup(&f, GUEST) == 0 && memcmp(f.memory, "abcd", 4) == 0);
     commit(&f, GUEST, 0x101, 0);
     close(ends[0]);
@@ -210,20 +212,28 @@ static void mappings_change(void)
 {
     struct fixture f = setup(CW_POLICY_ADAPTIVE);
     cw_ticket *ticket;
-    cw_mapping_change *change;
-    commit(&f, GUEST + PAGE, 0x100, 0);
-    MUST(cw_cache_change_mapping(f.cache, GUEST + PAGE, PAGE, &change));
-    CHECK(lookup(&f, GUEST + PAGE) == 0);
-    MUST(cw_cache_begin(f.cache, GUEST + PAGE, &ticket));
-    CHECK(cw_ticket_claim(ticket, GUEST + PAGE, NULL) == CW_BUSY);
+    const uint64_t at = GUEST + PAGE;
+    commit(&f, at, 0x100, 0);
+    MUST(cw_tracker_unmap(f.tracker, at, PAGE));
+    CHECK(lookup(&f, at) == 0);
+    MUST(cw_cache_begin(f.cache, at, &ticket));
+    CHECK(cw_ticket_claim(ticket, at, NULL) == CW_UNTRACKABLE);
     cw_ticket_free(ticket);
     void *fresh = mmap(f.memory + PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
     CHECK(fresh == f.memory + PAGE);
-    MUST(cw_mapping_change_replaced(change, CW_ACCESS_READ_WRITE, NULL));
-    cw_mapping_change_free(change);
-    commit(&f, GUEST + PAGE, 0x101, 0);
-    store(&f, GUEST + PAGE);
-    CHECK(lookup(&f, GUEST + PAGE) == 0);
+    MUST(cw_tracker_map(f.tracker, at, PAGE, CW_ACCESS_READ_WRITE, NULL));
+    commit(&f, at, 0x101, 0);
+    store(&f, at);
+    CHECK(lookup(&f, at) == 0);
+
+    commit(&f, at, 0x102, 0);
+    MUST(cw_tracker_discard(f.tracker, at, PAGE, MADV_DONTNEED));
+    CHECK(lookup(&f, at) == 0 && f.memory[PAGE] == 0);
+    commit(&f, at, 0x103, 0);
+    store(&f, at);
+    CHECK(lookup(&f, at) == 0);
+    CHECK(cw_tracker_discard(f.tracker, at, PAGE, -1) == CW_SYSTEM && cw_last_errno() == EINVAL);
+    CHECK(cw_tracker_discard(f.tracker, GUEST, LEN + 1, MADV_DONTNEED) == CW_BAD_RANGE);
     teardown(&f);
 }
 
@@ -240,9 +250,9 @@ static void several_mappings(void)
         CHECK(mmap(at, LEN / 2, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == at);
     }
     struct fixture f = on(memory, CW_POLICY_ADAPTIVE, false);
-    const cw_shared_memory shown = {.device = info.st_dev, .inode = info.st_ino, .offset_bytes = 0};
-    MUST(cw_cache_declare_shared(f.cache, GUEST, LEN / 2, shown));
-    MUST(cw_cache_declare_shared(f.cache, GUEST + LEN / 2, LEN / 2, shown));
+    const cw_shared_memory shown = cw_shared_file(info.st_dev, info.st_ino, 0);
+    MUST(cw_tracker_declare_shared(f.tracker, GUEST, LEN / 2, shown));
+    MUST(cw_tracker_declare_shared(f.tracker, GUEST + LEN / 2, LEN / 2, shown));
     commit(&f, GUEST, 0x100, 0);
     store(&f, GUEST + LEN / 2);
     CHECK(lookup(&f, GUEST) == 0);
@@ -345,71 +355,34 @@ static void code_memory_is_bounded(void)
     teardown(&f);
 }
 
-/* A number for a page, as the header says, for blocks in a table of one's own. */
-struct block {
-    const uintptr_t *cell;
-    uintptr_t number;
-    uint8_t made_from;
-};
-
-static bool is_valid(const struct block *block)
+static void numbers_for_people(void)
 {
-    return __atomic_load_n(block->cell, __ATOMIC_ACQUIRE) == block->number;
-}
-
-static bool translate(struct fixture *f, cw_link *page, uint64_t guest, struct block *block)
-{
-    static uintptr_t next = 2;
-    const uint64_t first = guest & ~(uint64_t)(PAGE - 1);
-    block->cell = cw_link_cell(page);
-    block->number = __atomic_load_n(block->cell, __ATOMIC_ACQUIRE);
-    if (block->number < 2) {
-        cw_ticket *ticket;
-        MUST(cw_cache_begin(f->cache, first, &ticket));
-        const bool tracked = cw_ticket_claim(ticket, first, NULL) == CW_OK &&
-                             cw_ticket_commit(ticket, next, 0, NULL, NULL) == CW_OK;
-        cw_ticket_free(ticket);
-        if (!tracked)
-            return false; /* an emulator would interpret */
-        block->number = next++;
-    }
-    block->made_from = f->memory[guest - GUEST];
-    return true;
-}
-
-static void a_cache_of_my_own(void)
-{
-    uint8_t *memory = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    struct fixture f = {.memory = memory};
-    const cw_cache_options options = cw_cache_options_default();
-    const cw_region_options region = cw_region_options_default(GUEST, memory, LEN, mode);
-    struct block blocks[3];
-    cw_link *pages[2];
-    cw_vcpu *vcpu;
-    CHECK(memory != MAP_FAILED);
-    MUST(cw_cache_new(&options, &f.cache));
-    MUST(cw_cache_add_region(f.cache, &region));
-    for (int page = 0; page < 2; page++)
-        MUST(cw_cache_link(f.cache, GUEST + page * PAGE, &pages[page]));
-    MUST(cw_cache_attach_vcpu(f.cache, NULL, NULL, &vcpu));
-    MUST(cw_vcpu_pin(vcpu));
-    for (int round = 0; round < 20; round++) {
-        /* Two blocks on one page, of which only one is written to, and one on another. */
-        while (!translate(&f, pages[0], GUEST, &blocks[0]) || !translate(&f, pages[0], GUEST + 1000, &blocks[1]) ||
-               !translate(&f, pages[1], GUEST + PAGE, &blocks[2]))
-            sched_yield();
-        CHECK(is_valid(&blocks[0]) && is_valid(&blocks[1]) && is_valid(&blocks[2]));
-        CHECK(blocks[0].number == blocks[1].number && blocks[0].number != blocks[2].number);
-        CHECK(blocks[0].made_from == (uint8_t)round);
-        store(&f, GUEST);
-        CHECK(!is_valid(&blocks[0]) && !is_valid(&blocks[1]) && is_valid(&blocks[2]));
-    }
-    MUST(cw_vcpu_unpin(vcpu));
-    MUST(cw_vcpu_free(vcpu));
-    for (int page = 0; page < 2; page++)
-        cw_link_free(pages[page]);
-    MUST(cw_cache_free(f.cache));
-    munmap(memory, LEN);
+    struct fixture f = setup(CW_POLICY_ADAPTIVE);
+    cw_hot_page hot[4];
+    cw_recent_write writes[4];
+    cw_histogram histogram = {.size_bytes = sizeof(histogram)};
+    int descriptors[16];
+    size_t count, open;
+    commit(&f, GUEST + PAGE, 0x100, 0);
+    store(&f, GUEST + PAGE + 5);
+    MUST(cw_tracker_hottest_pages(f.tracker, hot, 4, &count));
+    CHECK(count == 1 && hot[0].page == GUEST + PAGE && hot[0].code_hits + hot[0].data_hits + hot[0].harvested == 1);
+    CHECK(hot[0].last_byte == (mode == CW_MODE_DEFERRED ? UINT64_MAX : hot[0].last_byte));
+    MUST(cw_tracker_hottest_pages(f.tracker, NULL, 0, &count));
+    CHECK(count == 0);
+    MUST(cw_cache_recent_writes(f.cache, 0, writes, 4, &count));
+    CHECK(count == 1 && writes[0].page == GUEST + PAGE && writes[0].killed == 1);
+    CHECK(writes[0].cause == (mode == CW_MODE_DEFERRED ? CW_CAUSE_HARVEST : CW_CAUSE_STORE));
+    MUST(cw_cache_recent_writes(f.cache, writes[0].sequence + 1, writes, 4, &count));
+    CHECK(count == 0);
+    MUST(cw_tracker_get_histogram(f.tracker, CW_HISTOGRAM_PROTECT_PAGES, &histogram));
+    CHECK(histogram.count == 1 && histogram.sum == 1 && histogram.max == 1 && histogram.buckets[1] == 1);
+    CHECK(cw_tracker_get_histogram(f.tracker, (cw_histogram_of)99, &histogram) == CW_BAD_ARGUMENT);
+    MUST(cw_tracker_descriptors(f.tracker, descriptors, 16, &count));
+    for (open = 0; open < count && fcntl(descriptors[open], F_GETFD) != -1; open++)
+        ;
+    CHECK(open == count && (count != 0) == (mode != CW_MODE_MPROTECT));
+    teardown(&f);
 }
 
 static void forks(void)
@@ -424,7 +397,7 @@ static void forks(void)
     uint8_t *rw = cw_allocation_rw(code);
     *rw = 0xc3;
     commit(&f, GUEST, 0x100, 0);
-    MUST(cw_before_fork(f.cache, &buffer, 1, &guard));
+    MUST(cw_tracker_before_fork(f.tracker, &buffer, 1, &guard));
     const pid_t pid = fork();
     if (pid == 0) {
         MUST(cw_after_fork_child(guard));
@@ -466,7 +439,7 @@ static void generations_of_forks(void)
     pid_t pid = 0;
     for (int left = 5; pid == 0 && left > 0; left--) {
         commit(&f, GUEST, 0x100, 0);
-        MUST(cw_before_fork(f.cache, NULL, 0, &guard));
+        MUST(cw_tracker_before_fork(f.tracker, NULL, 0, &guard));
         CHECK((pid = fork()) >= 0);
         if (pid == 0) {
             MUST(cw_after_fork_child(guard));
@@ -502,7 +475,7 @@ int main(int argc, char **argv)
     several_mappings();
     vcpus_are_asked_to_leave();
     code_memory_is_bounded();
-    a_cache_of_my_own();
+    numbers_for_people();
     forks();
     generations_of_forks();
     puts("all holds");

@@ -39,7 +39,7 @@ bool is_coherent(uint8_t *memory)
     cw_mode mode;
     must(cw_best_synchronous(&mode, nullptr));
     const auto region = cw_region_options_default(guest, memory, len, mode);
-    must(cw_cache_add_region(cache.get(), &region));
+    must(cw_tracker_add_region(cw_cache_tracker(cache.get()), &region));
     {
         auto ticket = make<cw_ticket>([&](auto out) { return cw_cache_begin(cache.get(), guest, out); });
         must(cw_ticket_claim(ticket.get(), guest, nullptr));
