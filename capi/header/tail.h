@@ -91,6 +91,7 @@ cw_region_options_default(uint64_t guest, void *host, size_t len_bytes, cw_mode 
     options.access = CW_ACCESS_READ_WRITE;
     options.embedder_owns_signals = false;
     options.explicit_fetch = false;
+    options.reserved = false;
     return options;
 }
 

@@ -10,7 +10,15 @@
  * codewarden::codewarden.
  *
  *
- * The life of a block
+ * Two ways
+ *
+ * With the library's cache (cw_cache): blocks are found by key, and a write makes them
+ * unreachable. With a cache of your own (cw_tracker): the library tells you which pages'
+ * blocks have become stale. Regions, mappings and writes are the same for both; a cache has
+ * a tracker, cw_cache_tracker().
+ *
+ *
+ * The life of a block in the library's cache
  *
  *   1. cw_cache_begin() a ticket, cw_ticket_claim() every page of the block. CW_BUSY:
  *      interpret, and come back.
@@ -19,27 +27,27 @@
  *      of the same bytes can be used again, cw_ticket_revive(). If not, translate.
  *   3. cw_ticket_commit(): the block is reachable, or CW_WRITTEN: a write came.
  *   4. cw_lookup() and run it under a vCPU's pin.
- *   5. Report the writes that the kernel cannot report: cw_cache_sync() and the functions
+ *   5. Report the writes that the kernel cannot report: cw_tracker_sync() and the functions
  *      after it.
  *
  *
- * With a cache of your own
+ * With a cache of your own: the tracker
  *
- *   QEMU, FEX and box64 have tables of blocks already. Then let a "block" stand for a
- *   guest page, its key be the page's address, and its entry a number: the next one each
- *   time. The stubs are 0 and 1, numbers begin with 2.
+ *   QEMU, FEX and box64 have tables of blocks already. Keep them.
  *
- *   1. Once a page: cw_cache_link(), and keep the address of its cell. Once a thread:
- *      cw_cache_attach_vcpu(). Pin the vCPU while the thread looks blocks up and runs them.
- *   2. To translate, load the cell. If it holds a number, the page is tracked. If it holds
- *      a stub, begin, claim and commit the next number; CW_BUSY or CW_WRITTEN: interpret.
- *   3. Only now read the guest's bytes, translate, and enter your block in your table
- *      with the address of the cell and the number.
- *   4. Before you enter a block, load the cell (with acquire, under the pin): the block is
- *      valid while the cell holds its number. Any write to the page changes the cell, at the
- *      moment that the page's mode promises. A block on two pages has two cells and two
- *      numbers. Without a pin a thread may still load the old number behind its own store,
- *      when another thread's store has just opened the page: a processor runs loads ahead.
+ *   1. Once: cw_tracker_new() with told(), your invalidation of a page. cw_tracker_add_region()
+ *      the guest's memory.
+ *   2. To translate: cw_tracker_claim() each page that the block is made from, cw_claim_read() its
+ *      bytes, translate, enter the block in your table. CW_BUSY: translate for one run.
+ *   3. A store to a claimed page faults. told() names the page before the store goes
+ *      through: unlink its blocks there. If you own the signals, your handler calls
+ *      cw_handle_fault() first.
+ *   4. Report what the kernel cannot: cw_tracker_map() and the functions beside it for
+ *      mappings, cw_tracker_announce_write() before a system call that writes to guest memory,
+ *      cw_tracker_before_fork().
+ *
+ *   One lock of yours, around all of that, is allowed, and makes it simple. The section about
+ *   trackers has the rule, the section about claims the code.
  *
  *
  * Rules, for every function that does not say otherwise
@@ -57,26 +65,26 @@
  * Alignment. A pointer to a structure, a handle or a number is aligned for its type, as C
  * demands; a pointer to void need not be. Whole pages are needed only by guest, host and
  * len_bytes of a cw_region_options, and by the range and the offset of
- * cw_cache_declare_shared(). Every other guest address and length is any number of bytes,
+ * cw_tracker_declare_shared(). Every other guest address and length is any number of bytes,
  * and stands for each page that it touches. Keys, entries and stubs need no alignment.
  *
  * Ownership. Free each handle once, by the _free function of its kind or by a function that
- * says that it takes it. Handles may be freed in any order, but a cache after its tickets,
- * vCPUs, holds, mapping changes and fork guards (otherwise it answers CW_IN_USE). Strings
- * belong to the library. The library cannot detect the use of a freed handle, or a second
+ * says that it takes it. Handles may be freed in any order, but a cache or a tracker after its
+ * tickets, vCPUs, holds and fork guards (otherwise it answers CW_IN_USE). A claim is a value,
+ * and is used no more when its tracker is freed. Strings belong to the library. The library cannot detect the use of a freed handle, or a second
  * free: the behaviour is undefined.
  *
  * Threads. Any thread may call any function at any time, with two exceptions. An object
  * that is passed by a pointer to non-const is used by one thread at a time. No thread uses
- * an object that is being freed. So threads may share a cache, a link, a code buffer and an
- * allocation. A ticket and a vCPU belong to one thread at a time, and may be handed to
+ * an object that is being freed. So threads may share a cache, a tracker, a claim, a link, a
+ * code buffer and an allocation. A ticket and a vCPU belong to one thread at a time, and may be handed to
  * another. cw_fork_guard and cw_alt_stack stay with their thread.
  *
- * Signals. Only cw_handle_fault() may be called in a signal handler. The library calls no
- * function of yours in one.
+ * Signals. Only cw_handle_fault() may be called in a signal handler. Of your functions the
+ * library calls told() and others_may_look() of a cw_tracker_options in one, no other.
  *
  * Pins. While its own vCPU is pinned a thread may call everything except
- * cw_cache_wait_for_vcpus(), which would wait for it for ever, cw_before_fork(), and
+ * cw_cache_wait_for_vcpus(), which would wait for it for ever, cw_tracker_before_fork(), and
  * cw_cache_evict(), which frees less than it could.
  *
  * Exceptions and longjmp must not leave a function of yours that the library calls.
@@ -85,9 +93,8 @@
  * structure's sizeof.
  *
  *
- * This interface lacks some parts of the Rust library: a tracker without a cache (its
- * observer runs in signal handlers; numbers replace it, as above), policies of your own,
- * histograms, the journal of writes, the pages written to most, and guest memory (mmap it).
+ * This interface lacks some parts of the Rust library: policies of your own, a userfaultfd that
+ * you open yourself, and guest memory (mmap it).
  */
 
 /*
@@ -127,7 +134,7 @@ typedef enum cw_status {
     CW_BUSY = 1,
     /// A write came to the bytes while they were translated. Begin again.
     CW_WRITTEN = 2,
-    /// A page of the block stays writable: commit with a self-checking entry, or interpret.
+    /// A page of the block stays writable: the block needs a self-checking entry. (Or interpret.)
     CW_NEEDS_CHECK = 3,
     /// The object has parts that are still alive, or is in use. Nothing was done.
     CW_IN_USE = 4,
@@ -154,6 +161,9 @@ typedef enum cw_status {
     CW_TRACKING_LOST = 13,
     /// A mistake in the library. Its promises no longer hold.
     CW_INTERNAL = 14,
+    /// Nothing is mapped at the page, or a mapping that the region's mode cannot track.
+    /// Interpret, or translate for one run, until another mapping comes.
+    CW_UNTRACKABLE = 15,
 } cw_status;
 
 /// The reason and the remedy for the last failed call of this thread, in UTF-8; "" if none
@@ -186,7 +196,7 @@ typedef enum cw_mode {
     CW_MODE_THREAD = 1,
     /// mprotect and SIGSEGV, for kernels without userfaultfd. Synchronous.
     CW_MODE_MPROTECT = 2,
-    /// userfaultfd without faults: cw_cache_sync() finds the writes. When that has
+    /// userfaultfd without faults: cw_tracker_sync() finds the writes. When that has
     /// returned, every block on bytes that were written before is unreachable.
     CW_MODE_DEFERRED = 3,
     /// No tracking at all. It promises nothing: a baseline to measure the cost of the
@@ -229,8 +239,8 @@ cw_status cw_mode_from_name(const char *name, cw_mode *mode);
 /* ---- The cache: finds translated code by key, and never gives stale code -----------
  *
  * A key is the guest's pc and any other guest state that a block depends on, in one
- * number that you make; UINT64_MAX is not a key. One cache has all regions and all
- * vCPUs of a guest. Any thread may call a function that takes a const cw_cache at any
+ * number that you make; UINT64_MAX is not a key. One cache has all regions (by its
+ * tracker) and all vCPUs of a guest. Any thread may call a function that takes a const cw_cache at any
  * time, except in a signal handler and while another thread frees the cache.
  */
 
@@ -320,14 +330,219 @@ cw_status cw_cache_set_limit(const cw_cache *cache,
 cw_status cw_cache_evict(const cw_cache *cache, size_t payload_bytes);
 
 
+/* ---- Trackers: what learns of writes to guest memory -------------------------------
+ *
+ * A cache of this library has a tracker, cw_cache_tracker(). If your blocks are in a cache
+ * of your own, make a tracker for it, cw_tracker_new(): it tells you which pages' blocks
+ * have become stale. Regions, mappings, announced writes, forks and statistics are the same
+ * for both. Any thread may call a function that takes a const cw_tracker at any time, except
+ * in a signal handler and while another thread frees the tracker.
+ *
+ * told(context, page, why) is called for a page that you have claimed, before the store
+ * goes through (synchronous modes) or before cw_tracker_sync() returns. It names the page
+ * with the code, by its guest address: if memory is mapped twice, that may be another page
+ * than the one that was stored to. The calling thread is the one that stored, in its
+ * signal handler; the library's (CW_MODE_THREAD); or one that is in a call of yours for this
+ * tracker. So several threads may call it at once, unless you have a lock:
+ *
+ * One lock of yours may be held around every call for the tracker and around
+ * cw_handle_fault(). Then told() runs under it, and may use all that it guards: unlink
+ * blocks, free them. For that:
+ *
+ * - In modes sigbus and mprotect own the signals (embedder_owns_signals), and take the lock
+ *   in your handler before cw_handle_fault().
+ * - Give lock() and unlock(): the library's thread of CW_MODE_THREAD calls them around each
+ *   fault, and cw_tracker_free() around the end. No other call takes the lock.
+ * - Store to no tracked page while you hold it, unless the write was announced. Your store
+ *   would wait for the lock that you hold.
+ *
+ * Without a lock told() may only change atomic words: it may interrupt a thread that holds
+ * any other lock. In either case it must not call this library, store to tracked memory,
+ * unwind or longjmp, and it takes no other lock that a thread may hold while it calls this
+ * library or stores to guest memory.
+ */
+
+/// Why no block of a page may be reached when told() returns.
+typedef enum cw_told {
+    /// The page's bytes are about to change, or have changed, or may have.
+    CW_TOLD_WRITTEN = 0,
+    /// The page is self-checking from now on: it stays writable, and changes without further
+    /// notice. Blocks that compare their bytes at each entry may stay, no other.
+    CW_TOLD_CHECKED = 1,
+    /// The page was self-checking and has cooled: its next blocks need not compare their
+    /// bytes.
+    CW_TOLD_COOLED = 2,
+    /// The page is tracked no more: its region was removed, the kernel's tracking was lost, or
+    /// the process is a fork's child. A claim tells whether that has changed.
+    CW_TOLD_LOST = 3,
+} cw_told;
+
+/// A tracker.
+typedef struct cw_tracker cw_tracker;
+
+/// The options of a new tracker. cw_tracker_options_default() fills in the rest.
+typedef struct cw_tracker_options {
+    /// sizeof(cw_tracker_options).
+    size_t size_bytes;
+    /// How each page's blocks are kept true.
+    cw_policy policy;
+    /// See above. Not NULL.
+    void (*told)(void *context, uint64_t page, cw_told why);
+    /// Takes your lock; NULL if there is none.
+    void (*lock)(void *context);
+    /// Gives your lock back; NULL if there is none.
+    void (*unlock)(void *context);
+    /// Whether a thread other than the calling one may be looking blocks up or running them
+    /// now. It is asked between told() and the opening of the page, in the same thread. Then
+    /// all threads pass a barrier, which is a system call: a processor may run the look-up of
+    /// a block ahead of its own store. False is right only if each thread that looks blocks up
+    /// passes a sequentially consistent fence between this call and its next look-up. NULL:
+    /// always a barrier.
+    bool (*others_may_look)(void *context);
+    /// Passed to these functions.
+    void *context;
+} cw_tracker_options;
+
+/// A tracker without regions, for a cache of your own. Free it with cw_tracker_free().
+///
+/// CW_BAD_ARGUMENT if told is NULL, or only one of lock and unlock.
+cw_status cw_tracker_new(const cw_tracker_options *options, cw_tracker **tracker);
+
+/// Stops tracking every region, tells CW_TOLD_LOST of every page that was claimed, and frees
+/// the tracker. When it has returned none of its functions is called any more, and guest
+/// memory may be unmapped. Does nothing for NULL.
+///
+/// Not under your lock: this takes it, and waits until the library's thread has left it.
+///
+/// CW_IN_USE while a hold or fork guard of it is alive: free that first; the tracker is
+/// unchanged. CW_BAD_ARGUMENT for a cache's tracker, which ends with the cache. Claims of it
+/// must not be used any more.
+cw_status cw_tracker_free(cw_tracker *tracker);
+
+/// The tracker of a cache, valid until the cache is freed: for regions, mappings and writes.
+/// NULL for NULL.
+const cw_tracker *cw_cache_tracker(const cw_cache *cache);
+
+/// Lets self-checking pages that have cooled be protected again, and checks whether regions
+/// are still tracked. Call it some times a second, from a timer. It costs next to
+/// nothing if there is nothing to do.
+cw_status cw_tracker_maintain(const cw_tracker *tracker);
+
+
+/* ---- Claims: pages that blocks of your own cache are made from ---------------------
+ *
+ *     switch (cw_tracker_claim(tracker, pc, &claim)) {        // protects the page
+ *     case CW_OK: break;
+ *     case CW_NEEDS_CHECK: block->compares = true; break;     // only if the policy has checks
+ *     default: return run_once(pc);                           // CW_BUSY, CW_UNTRACKABLE, ...
+ *     }
+ *     cw_claim_read(&claim, pc, block->bytes, len);           // once, and only after the claim
+ *     cw_claim_add_code(&claim, pc, len);                     // may be left out
+ *     translate(block);
+ *     enter(block);                                           // where told() finds it
+ *     if (!cw_claim_is_current(&claim))                       // not under your lock
+ *         unlink(block);
+ *
+ * If your lock is held from the claim until the block is entered, and around every fault, no
+ * write comes between, and cw_claim_is_current() is not needed. If not, enter the block and then
+ * ask: a later write finds the block, an earlier one ends the claim.
+ *
+ * Claim every page that you read code from, also if the guest may not write it: another
+ * mapping of its bytes may be writable (a JIT's writable half). Such a claim is cheap, as one
+ * system call protects its read-only neighbours too. Bytes are read through a claim, so none can be
+ * read without one. A claim covers all declared mappings of its page; a block on two pages
+ * has two claims.
+ *
+ * Self-checking. A page with the answer CW_NEEDS_CHECK stays writable. Its blocks compare the
+ * guest's bytes with those that they were made from at each entry. The guest may store while you
+ * translate, so translate from the bytes of one cw_claim_read(), and compare with the same
+ * ones: a second reading may differ.
+ *
+ * CW_BUSY without an interpreter. A write to the page is in progress, or the same store keeps
+ * hitting it. Then translate for one run: read the bytes anew (memcpy), end the block behind its
+ * first store or system call, run it once, and throw it away. Enter it nowhere, and link no
+ * block to it. That is what an interpreter does, and it makes progress however often the page is
+ * written.
+ *
+ *     for (;;) {
+ *         struct block *block = find(pc);
+ *         if (!block && !(block = translate(pc)))            // CW_BUSY, CW_UNTRACKABLE
+ *             block = translate_for_one_run(pc);
+ *         pc = run(block);
+ *         if (block->runs_once)
+ *             free(block);
+ *     }
+ */
+
+/// A page that was claimed: a value, which you may copy and need not free. Its fields are the
+/// library's, except page.
+typedef struct cw_claim {
+    /// NULL if the claim failed.
+    const cw_tracker *tracker;
+    /// The first byte of the page for the guest.
+    uint64_t page;
+    /// Names the page's blocks until they are reported.
+    uint64_t stamp;
+    /// The same of its bytes at other addresses.
+    uint64_t shared_stamp;
+} cw_claim;
+
+/// Protects the page that holds guest, and every page that is known to show the same bytes.
+/// From now on its bytes may be read, each of them once.
+///
+/// After CW_OK and CW_NEEDS_CHECK the page is claimed. After any other answer it is not, and
+/// claim is of no page. The next step after each answer:
+///
+/// CW_OK: read the page's bytes.
+/// CW_NEEDS_CHECK: the same, and the block compares its bytes at each entry. Only if the policy
+/// has checks.
+/// CW_BUSY: a write to the page is in progress or announced. Interpret, or translate for one run
+/// (see above).
+/// CW_UNTRACKABLE: no mapping is there, or one that the region's mode cannot track. The same;
+/// or track it by other means. The answer costs no system call.
+/// CW_BAD_RANGE: no region holds guest. Add the region, or interpret.
+/// CW_TRACKING_LOST, CW_SYSTEM, CW_NO_MEMORY, CW_IN_FORK_CHILD: as for cw_ticket_claim().
+/// CW_BAD_ARGUMENT: NULL, a cache's tracker, or this thread holds the guard of a fork.
+cw_status cw_tracker_claim(const cw_tracker *tracker, uint64_t guest, cw_claim *claim);
+
+/// Copies len_bytes at guest, which lie on the claimed page, into your buffer. It is one
+/// snapshot for the block: each byte is read once, an aligned word of 8, 4 or 2 bytes whole.
+/// So read all that you need of a page, the whole of it if you do not know yet, in one call.
+///
+/// CW_WRITTEN: a write came since the claim. Claim again, or translate for one run.
+/// CW_BAD_RANGE: not all of the bytes lie on the page.
+/// CW_BAD_ARGUMENT: NULL, or the claim failed.
+cw_status cw_claim_read(const cw_claim *claim,
+                        uint64_t guest,
+                        void *buffer,
+                        size_t len_bytes);
+
+/// Declares that a block is made from len_bytes at guest, which lie on the claimed page.
+/// Call it before the block is entered.
+///
+/// Then stores to other bytes of the page are data: if the policy has checks they make the page
+/// self-checking instead of stale. And pages with declared code are opened and protected in
+/// batches. Without it every byte of the page belongs to the block.
+///
+/// The answers are those of cw_claim_read(), without CW_WRITTEN.
+cw_status cw_claim_add_code(const cw_claim *claim, uint64_t guest, size_t len_bytes);
+
+/// Whether told() was not called for the page since it was claimed, and the region is there.
+/// False for a claim that failed, and for NULL.
+bool cw_claim_is_current(const cw_claim *claim);
+
+
 /* ---- Regions: the guest memory that is tracked -------------------------------------
  *
  * Guest memory is yours (mmap it): the library takes write permission from its pages
  * and gives it back. Use anonymous memory for private memory. Memory that the guest
  * maps at several places is a memfd, with each mapping in a region and declared. If
  * you write through a mapping of your own, it is not tracked: call
- * cw_cache_invalidate().
+ * cw_tracker_invalidate().
  */
+
+/// The device of memory that has no file: see cw_shared_memory.
+#define CW_NO_DEVICE UINT64_MAX
 
 /// The options of a new region. cw_region_options_default() fills in the rest.
 typedef struct cw_region_options {
@@ -335,8 +550,8 @@ typedef struct cw_region_options {
     size_t size_bytes;
     /// Its address for the guest. A multiple of the page size.
     uint64_t guest;
-    /// Its address in this process: mapped, at least with PROT_NONE, on a page
-    /// boundary.
+    /// Its address in this process, on a page boundary: mapped, at least with PROT_NONE,
+    /// unless it is reserved.
     void *host;
     /// Its length: whole pages.
     size_t len_bytes;
@@ -348,36 +563,44 @@ typedef struct cw_region_options {
     /// library installs no handler then.
     bool embedder_owns_signals;
     /// The guest's processor may run old bytes until it executes an instruction for that
-    /// (FENCE.I on RISC-V, ISB on Arm, isync on POWER), at which you call cw_cache_sync()
+    /// (FENCE.I on RISC-V, ISB on Arm, isync on POWER), at which you call cw_tracker_sync()
     /// on the thread of that vCPU, in every mode. Then a write fault needs no barrier on
     /// all threads while other vCPUs run. Off by default.
     bool explicit_fetch;
+    /// Address space without a mapping of the guest's yet: cw_tracker_map() each that comes.
+    /// Only what was mapped so is touched, and holes and memory of your own may lie between. It
+    /// may be as large as the guest's address space: its size costs nothing. access is of no
+    /// meaning then. Off by default.
+    bool reserved;
 } cw_region_options;
 
-/// Memory that is mapped at several places: a file or memfd, named by two numbers from
-/// fstat.
+/// Memory that is mapped at several places. Two mappings with one device and one number show
+/// the same memory. cw_shared_file() and cw_shared_number() make one.
 typedef struct cw_shared_memory {
-    /// st_dev.
+    /// st_dev of the file or memfd, from fstat. CW_NO_DEVICE for memory without a file (shared
+    /// anonymous memory).
     uint64_t device;
-    /// st_ino.
-    uint64_t inode;
+    /// st_ino. For memory without a file a number of yours, another one for each memory.
+    uint64_t number;
     /// The offset in it at which the mapping begins, in bytes.
     uint64_t offset_bytes;
 } cw_shared_memory;
 
 /// Starts to track a region. All of it is writable until it is translated from.
 ///
-/// The memory stays mapped as guest memory until cw_cache_remove_region() or
-/// cw_cache_free() has returned. Replace or unmap parts of it only under
-/// cw_cache_change_mapping(), and change their protection only by
-/// cw_cache_set_access(). A thread that stores to it must not have the mode's signal
+/// The memory stays mapped as guest memory until cw_tracker_remove_region() or the _free of
+/// the tracker or its cache has returned. If you replace or unmap parts of it, or change
+/// their protection, use the functions of the section about mappings. A thread that stores to it must not have the mode's signal
 /// blocked (SIGBUS for sigbus, SIGSEGV for mprotect): the kernel would end the process
 /// there.
 ///
 /// CW_BAD_RANGE if it is not whole pages, overlaps another region or is not mapped.
 /// CW_MODE_UNAVAILABLE if the mode is not available. CW_SYSTEM if the mode cannot track
-/// this mapping. CW_ALREADY_TRACKED if another userfaultfd tracks it.
-cw_status cw_cache_add_region(const cw_cache *cache, const cw_region_options *options);
+/// this mapping. CW_ALREADY_TRACKED if another userfaultfd tracks it. CW_BAD_ARGUMENT if the
+/// tracker has a lock, the mode is sigbus or mprotect, and the signals are not yours: the
+/// library's handler takes no lock.
+cw_status cw_tracker_add_region(const cw_tracker *tracker,
+                                const cw_region_options *options);
 
 /// Stops tracking the region that starts at guest: its translations are unreachable,
 /// its pages are writable, and the memory is yours alone.
@@ -385,29 +608,100 @@ cw_status cw_cache_add_region(const cw_cache *cache, const cw_region_options *op
 /// CW_BAD_ARGUMENT if no region starts there: nothing was done. After any other failure
 /// the region is gone all the same, and its translations are unreachable, but pages of
 /// it may have been left protected: map the memory anew before you store to it.
-cw_status cw_cache_remove_region(const cw_cache *cache, uint64_t guest);
+cw_status cw_tracker_remove_region(const cw_tracker *tracker, uint64_t guest);
 
 /// How the library learns of writes at guest; CW_BAD_RANGE outside every region.
-cw_status cw_cache_mode_at(const cw_cache *cache, uint64_t guest, cw_mode *mode);
+cw_status cw_tracker_mode_at(const cw_tracker *tracker, uint64_t guest, cw_mode *mode);
+
+
+/* ---- Mappings that come, go and change, and memory with several of them ------------
+ *
+ * If you change a mapping in a region, call the library before and after:
+ *
+ *     cw_tracker_unmap(tracker, guest, len);              // before: none of its blocks is reachable
+ *     mmap(..., MAP_FIXED, ...);
+ *     cw_tracker_map(tracker, guest, len, access, NULL);  // after: what is there now is tracked
+ *
+ * Between the two a claim of the range answers CW_UNTRACKABLE. So when the new bytes are there
+ * no thread runs a block of the old ones, or makes one. If nothing was mapped before, the second
+ * call is enough. If nothing is mapped afterwards (munmap), the first one is. If your system
+ * call failed, tell by cw_tracker_map() what is there still.
+ *
+ * cw_tracker_protect(), cw_tracker_discard() and cw_tracker_move() carry the guest's system call
+ * out themselves. If the kernel refuses it, they answer CW_SYSTEM with its errno, and the mapping
+ * is tracked as before.
+ *
+ * Bounds are rounded to whole pages.
+ */
+
+/// The mapping of len_bytes from guest is about to go, or another one is about to take its
+/// place. When this returns no block of the range can be reached, and none is made until
+/// cw_tracker_map(): a claim answers CW_UNTRACKABLE. The range is yours: unmap it, reserve it
+/// (PROT_NONE), or use it for yourself.
+///
+/// CW_BAD_RANGE, and nothing is done, if the range wraps or no byte of it lies in a region.
+/// After another failure no block can be reached either.
+cw_status cw_tracker_unmap(const cw_tracker *tracker, uint64_t guest, uint64_t len_bytes);
+
+/// A mapping is in place now at len_bytes from guest, with this access for the guest: tracks
+/// it. memory: the memory that its first page shows, if that may be mapped elsewhere too; NULL if
+/// it is private. What was there before counts as gone.
+///
+/// CW_SYSTEM if the mode cannot track the mapping, CW_BAD_RANGE if the offset in memory is not a
+/// multiple of the page size or wraps: a claim answers CW_UNTRACKABLE until another mapping
+/// comes; parts that can be tracked are. CW_BAD_RANGE too, and nothing is done, if the range
+/// wraps or no byte of it lies in a region.
+cw_status cw_tracker_map(const cw_tracker *tracker,
+                         uint64_t guest,
+                         uint64_t len_bytes,
+                         cw_access access,
+                         const cw_shared_memory *memory);
+
+/// Carries out the guest's mprotect of len_bytes from guest. The tracking's protection stays,
+/// and no block dies. CW_BAD_RANGE, and nothing is done, if the range wraps or not all of its
+/// pages lie in regions.
+///
+/// If the guest may no longer run the pages, or read them, call cw_tracker_unmap() before and
+/// cw_tracker_map() after your own mprotect instead.
+cw_status cw_tracker_protect(const cw_tracker *tracker,
+                             uint64_t guest,
+                             uint64_t len_bytes,
+                             cw_access access);
+
+/// Carries out the guest's madvise(len_bytes from guest, advice), for advice that changes
+/// contents: MADV_DONTNEED, MADV_REMOVE, MADV_FREE. No block of the range can be reached from
+/// before the call on, and none is made until it is over.
+///
+/// CW_BAD_RANGE, and nothing is done, if the range wraps or does not lie in one region.
+cw_status cw_tracker_discard(const cw_tracker *tracker,
+                             uint64_t guest,
+                             uint64_t len_bytes,
+                             int advice);
+
+/// Carries out the guest's mremap: the mapping of from_bytes at from is at to afterwards, with
+/// to_bytes. Blocks of both ranges can be reached no more; access and declared memory move along.
+/// flags: MREMAP_DONTUNMAP, or 0; where to differs from from the kernel is told to put it there
+/// (MREMAP_FIXED). If to is from, it grows or shrinks in its place.
+///
+/// CW_BAD_RANGE, and nothing is done, if a range wraps or does not lie in one region, or to
+/// begins inside a page. CW_BAD_ARGUMENT for another flag, and for a from_bytes of 0: map that
+/// second mapping yourself, and call cw_tracker_map().
+cw_status cw_tracker_move(const cw_tracker *tracker,
+                          uint64_t from,
+                          uint64_t from_bytes,
+                          uint64_t to,
+                          uint64_t to_bytes,
+                          int flags);
 
 /// Declares that len_bytes from guest, in a region and mapped already, show memory that
 /// may be mapped elsewhere too. Then a store through any declared mapping reaches the
 /// blocks of all. If memory has several mappings, declare each of them before the guest
-/// can store to it. CW_BAD_RANGE, and nothing is done, if the range or the offset is
+/// can store to it. (cw_tracker_map() declares too.) CW_BAD_RANGE, and nothing is done, if the range or the offset is
 /// not whole pages or wraps, or if not all of the range lies in regions.
-cw_status cw_cache_declare_shared(const cw_cache *cache,
-                                  uint64_t guest,
-                                  uint64_t len_bytes,
-                                  cw_shared_memory memory);
-
-/// Carries out the guest's own mprotect: sets the guest's rights to len_bytes from
-/// guest, with bounds rounded to whole pages. The tracking's protection stays.
-/// CW_BAD_RANGE, and nothing is done, if the range wraps or not all of its pages lie in
-/// regions.
-cw_status cw_cache_set_access(const cw_cache *cache,
-                              uint64_t guest,
-                              uint64_t len_bytes,
-                              cw_access access);
+cw_status cw_tracker_declare_shared(const cw_tracker *tracker,
+                                    uint64_t guest,
+                                    uint64_t len_bytes,
+                                    cw_shared_memory memory);
 
 
 /* ---- Executable memory, for embedders that have no allocator for it ----------------
@@ -566,7 +860,7 @@ cw_status cw_cache_begin(const cw_cache *cache, uint64_t key, cw_ticket **ticket
 /// this ticket or another one.
 /// CW_BAD_RANGE: no region holds guest. Add the region, or interpret.
 /// CW_TRACKING_LOST: the kernel no longer tracks the region. Interpret, or take the region
-/// away and add it again (cw_cache_remove_region(), cw_cache_add_region()).
+/// away and add it again (cw_tracker_remove_region(), cw_tracker_add_region()).
 /// CW_SYSTEM, CW_NO_MEMORY: the kernel did not protect the page; the message names
 /// the remedy. Interpret; a later claim asks the kernel again, or answers CW_TRACKING_LOST.
 /// CW_IN_FORK_CHILD: the fork that made this process was not announced, and the mode has a
@@ -757,8 +1051,7 @@ cw_status cw_vcpu_front(const cw_vcpu *vcpu, cw_front *front);
 /* ---- Writes that the kernel cannot report ------------------------------------------
  *
  * The library learns of stores by guest threads by itself. These calls are for
- * announcements by the guest (deferred regions), for writes by the kernel or by
- * others, and for changed mappings. None may be called in a signal handler. They may
+ * announcements by the guest (deferred regions) and for writes by the kernel or by others. None may be called in a signal handler. They may
  * be called while your own vCPU is pinned, but unpin it around a call that may last.
  *
  * A call for a range answers CW_BAD_RANGE, and does nothing, if the range wraps or if
@@ -768,78 +1061,56 @@ cw_status cw_vcpu_front(const cw_vcpu *vcpu, cw_front *front);
 /// Pages that are held writable for writes that no mode reports.
 typedef struct cw_hold cw_hold;
 
-/// A change of mappings in progress.
-typedef struct cw_mapping_change cw_mapping_change;
-
 /// The guest announces that code may have changed. When this returns, no translation of
 /// bytes that were written in a deferred region before the call can be reached. In the
 /// other modes it costs a fence, which a guest with explicit_fetch needs.
 ///
 /// If it fails, everything that was asked about counts as written.
-cw_status cw_cache_sync(const cw_cache *cache);
+cw_status cw_tracker_sync(const cw_tracker *tracker);
 
-/// cw_cache_sync() for len_bytes from guest, through whichever view of their memory
+/// cw_tracker_sync() for len_bytes from guest, through whichever view of their memory
 /// they were written.
-cw_status cw_cache_sync_range(const cw_cache *cache, uint64_t guest, uint64_t len_bytes);
+cw_status cw_tracker_sync_range(const cw_tracker *tracker, uint64_t guest, uint64_t len_bytes);
 
 /// The bytes changed unseen by the tracker (through a mapping of your own, by a
 /// debugger, by a device). When this returns, no translation of the pages in the range
 /// can be reached, in any mode.
-cw_status cw_cache_invalidate(const cw_cache *cache, uint64_t guest, uint64_t len_bytes);
+cw_status cw_tracker_invalidate(const cw_tracker *tracker, uint64_t guest, uint64_t len_bytes);
 
 /// The kernel is about to write len_bytes from guest for the guest (read, recvmsg, an
 /// out parameter of any system call). Until cw_hold_free() the pages are writable, and
 /// no block is made from them except one with a self-checking entry, if the policy has
 /// checks. Costs next to nothing if the kernel's writes are tracked like the guest's.
 /// Without it such a system call may fail with EFAULT in modes sigbus and mprotect.
-cw_status cw_cache_prepare_kernel_write(const cw_cache *cache,
-                                        uint64_t guest,
-                                        uint64_t len_bytes,
-                                        cw_hold **hold);
+cw_status cw_tracker_prepare_kernel_write(const cw_tracker *tracker,
+                                          uint64_t guest,
+                                          uint64_t len_bytes,
+                                          cw_hold **hold);
+
+/// cw_tracker_prepare_kernel_write() without an end, for a hook that has none (access_ok, a
+/// lock of user memory): announces one write by the kernel. When this returns the pages are
+/// writable and none of their blocks can be reached; those that compare their bytes may stay. The next
+/// claim of a page protects it again, so announce as late as possible.
+///
+/// If another thread claims a page between this call and the write, the kernel refuses the
+/// write: the system call fails with EFAULT or is cut short, and no block is stale. Announce
+/// again, and repeat it. If that may not be (a read that has taken data already), hold the pages
+/// by cw_tracker_prepare_kernel_write().
+cw_status cw_tracker_announce_write(const cw_tracker *tracker,
+                                    uint64_t guest,
+                                    uint64_t len_bytes);
 
 /// Announces a write to len_bytes from guest for which the kernel delivers no fault in
-/// any
-/// mode: into pinned pages (io_uring's registered buffers, aio and O_DIRECT in
+/// any mode: into pinned pages (io_uring's registered buffers, aio and O_DIRECT in
 /// progress), by a debugger, at a thread's end (clear_child_tid, robust lists). As
-/// cw_cache_prepare_kernel_write(), in every mode.
-cw_status cw_cache_prepare_unseen_write(const cw_cache *cache,
-                                        uint64_t guest,
-                                        uint64_t len_bytes,
-                                        cw_hold **hold);
+/// cw_tracker_prepare_kernel_write(), in every mode.
+cw_status cw_tracker_prepare_unseen_write(const cw_tracker *tracker,
+                                          uint64_t guest,
+                                          uint64_t len_bytes,
+                                          cw_hold **hold);
 
 /// The writes are over. Does nothing for NULL. Any thread may call it.
 void cw_hold_free(cw_hold *hold);
-
-/// You are about to change the mapping of len_bytes from guest (mmap with MAP_FIXED,
-/// munmap, mremap), or to discard its contents (MADV_DONTNEED). When this returns no
-/// translation of the range can be reached, and nothing is translated from it until
-/// cw_mapping_change_free(). Bounds are rounded to whole pages.
-cw_status cw_cache_change_mapping(const cw_cache *cache,
-                                  uint64_t guest,
-                                  uint64_t len_bytes,
-                                  cw_mapping_change **change);
-
-/// A new mapping is in place, with this access for the guest: tracks it. memory: the
-/// memory that the first page of the change shows, if that may be mapped elsewhere too;
-/// NULL if it is private. If the range was unmapped or its contents discarded, do not
-/// call this: free the change.
-///
-/// CW_SYSTEM if the mode cannot track the new mapping, CW_BAD_RANGE if the offset in
-/// memory is not a multiple of the page size or wraps: nothing can be translated from
-/// the pages until a later change of them was finished with CW_OK. CW_BAD_RANGE too if
-/// the region was removed meanwhile. The change is over in any case: then only
-/// cw_mapping_change_free() may follow.
-cw_status cw_mapping_change_replaced(cw_mapping_change *change,
-                                     cw_access access,
-                                     const cw_shared_memory *memory);
-
-/// Ends a change of mappings. Does nothing for NULL. Any thread may call it.
-void cw_mapping_change_free(cw_mapping_change *change);
-
-/// Lets self-checking pages that have cooled be protected again, and checks whether regions
-/// are still tracked. Call it some times a second, from a timer. It costs next to
-/// nothing if there is nothing to do.
-cw_status cw_maintain(const cw_cache *cache);
 
 
 /* ---- Signals, if the handlers are yours --------------------------------------------
@@ -888,14 +1159,15 @@ cw_status cw_alt_stack_free(cw_alt_stack *stack);
  *
  * A userfaultfd that a child inherits acts on its parent, so announce each fork:
  *
- *     cw_before_fork(cache, &buffer, 1, &guard);            // not from code of the buffer
+ *     cw_tracker_before_fork(tracker, &buffer, 1, &guard);  // not from code of the buffer
  *     if ((pid = fork()) == 0)
  *         cw_after_fork_child(guard);                       // before anything else
  *     else
  *         cw_after_fork_parent(guard);                      // also if fork failed
  *
- * One thread makes all these calls. Between the two no other thread gets into the
- * cache or the buffers; faults are handled. The forking thread holds their locks. If a
+ * For a cache it is the cache's tracker. One thread makes all these calls. Between the two no
+ * other thread gets into the tracker, its cache or the buffers; faults are handled. The
+ * forking thread holds their locks. If a
  * call by it would wait for itself, it answers CW_BAD_ARGUMENT, and the guard stays as
  * it was. The thread may look blocks up, ask for statistics, and free its tickets,
  * links, vCPUs, holds and allocations.
@@ -905,28 +1177,28 @@ cw_status cw_alt_stack_free(cw_alt_stack *stack);
  * there, and then CW_TRACKING_LOST.
  */
 
-/// A cache and its code buffers that stand still during a fork.
+/// A tracker, its cache and the code buffers that stand still during a fork.
 typedef struct cw_fork_guard cw_fork_guard;
 
-/// Call it before fork: it waits until no other thread is inside the cache or the
+/// Call it before fork: it waits until no other thread is inside the tracker, its cache or the
 /// buffers. Until the guard is given back no other thread adds or removes a region or a
-/// code buffer of any cache.
+/// code buffer of any other.
 ///
 /// buffers: every code buffer that contains blocks of the cache, buffer_count of them,
 /// each once; NULL if there is none. They are shared mappings: otherwise a child's code
 /// would land in its parent's.
-cw_status cw_before_fork(const cw_cache *cache,
-                         cw_code_buffer *const *buffers,
-                         size_t buffer_count,
-                         cw_fork_guard **guard);
+cw_status cw_tracker_before_fork(const cw_tracker *tracker,
+                                 cw_code_buffer *const *buffers,
+                                 size_t buffer_count,
+                                 cw_fork_guard **guard);
 
 /// In the parent: everything goes on as before. Frees the guard. Does nothing for NULL.
 ///
 /// CW_BAD_ARGUMENT, and nothing is done, in any thread but the one that made it.
 cw_status cw_after_fork_parent(cw_fork_guard *guard);
 
-/// In the child: every block is dead, and the child's own memory is tracked from now
-/// on. The buffers have new memory, empty of code: emit the stubs anew, at the same
+/// In the child: every block is dead (a tracker of yours tells CW_TOLD_LOST of each page), and
+/// the child's own memory is tracked from now on. The buffers have new memory, empty of code: emit the stubs anew, at the same
 /// addresses. vCPUs of the parent's other threads hold nothing back; free them or leave
 /// them. A vCPU that this thread has pinned stays pinned. Frees the guard.
 ///
@@ -939,14 +1211,51 @@ cw_status cw_after_fork_parent(cw_fork_guard *guard);
 cw_status cw_after_fork_child(cw_fork_guard *guard);
 
 
-/* ---- Statistics: events so far, and the memory that a cache takes ------------------
+/* ---- Statistics: events so far, pages that cost most, and the memory that a cache takes 
  *
  * Each structure has its size in its first field, so that it can grow: set size_bytes
  * to its sizeof before the call. Fields of a newer header that this library does not
  * know are 0. Afterwards size_bytes is the number of bytes that were filled in.
  */
 
-/// Counters since the cache was made.
+/// The number of buckets of a histogram.
+#define CW_HISTOGRAM_BUCKETS 65
+
+/// Which histogram.
+typedef enum cw_histogram_of {
+    /// Nanoseconds from a fault to its end, in this process. About one fault in 16 is timed.
+    CW_HISTOGRAM_FAULT_NS = 0,
+    /// Pages that one fault opened: its own, and those ahead of a stream.
+    CW_HISTOGRAM_FAULT_OPENED_PAGES = 1,
+    /// Pages that one system call protected.
+    CW_HISTOGRAM_PROTECT_PAGES = 2,
+    /// Pages that one harvest asked the kernel about.
+    CW_HISTOGRAM_HARVEST_SCANNED_PAGES = 3,
+    /// Pages with code that one harvest found written.
+    CW_HISTOGRAM_HARVEST_FOUND_PAGES = 4,
+    /// Nanoseconds that a cw_tracker_sync() took for one deferred region.
+    CW_HISTOGRAM_SYNC_NS = 5,
+} cw_histogram_of;
+
+/// How the library learned of a write.
+typedef enum cw_cause {
+    /// A store to a protected page.
+    CW_CAUSE_STORE = 0,
+    /// A harvest found the page written.
+    CW_CAUSE_HARVEST = 1,
+    /// You announced it, or a change of the mapping.
+    CW_CAUSE_ANNOUNCED = 2,
+    /// The page was opened ahead of a stream of stores.
+    CW_CAUSE_AHEAD = 3,
+    /// No write: the page was self-checking and has cooled.
+    CW_CAUSE_COOLED = 4,
+    /// The page is tracked no more.
+    CW_CAUSE_LOST = 5,
+    /// A cause that this header does not know.
+    CW_CAUSE_OTHER = 6,
+} cw_cause;
+
+/// Counters since the tracker was made. Those of a cache are 0 for a tracker of yours.
 typedef struct cw_stats {
     /// sizeof(cw_stats); afterwards the number of bytes that were filled in.
     size_t size_bytes;
@@ -969,7 +1278,7 @@ typedef struct cw_stats {
     uint64_t pages_scanned;
     /// Pages with code that a harvest found written.
     uint64_t pages_harvested;
-    /// Harvests: one for each span of pages that a cw_cache_sync() asked about in one call.
+    /// Harvests: one for each span of pages that a cw_tracker_sync() asked about in one call.
     uint64_t harvests;
     /// Pages held for announced writes and changed mappings.
     uint64_t pages_announced;
@@ -1047,16 +1356,105 @@ typedef struct cw_pages_by_state {
     uint64_t self_checking_pages;
 } cw_pages_by_state;
 
+/// How many values fell into each bucket.
+typedef struct cw_histogram {
+    /// sizeof(cw_histogram); afterwards the number of bytes that were filled in.
+    size_t size_bytes;
+    /// The number of values.
+    uint64_t count;
+    /// Their sum.
+    uint64_t sum;
+    /// The largest; 0 if there was none.
+    uint64_t max;
+    /// An estimate of the median, right within a factor of two.
+    uint64_t median;
+    /// The same of the value that 99 of 100 do not exceed.
+    uint64_t percentile_99;
+    /// Bucket 0 counts zeros, bucket n the values of n bits: 2^(n-1) to 2^n - 1.
+    uint64_t buckets[CW_HISTOGRAM_BUCKETS];
+} cw_histogram;
+
+/// The writes to a page while it had blocks, and the last writer. Racing writes may be missed:
+/// these are numbers for people.
+typedef struct cw_hot_page {
+    /// The first byte of the page for the guest.
+    uint64_t page;
+    /// Faults at lines that hold code.
+    uint64_t code_hits;
+    /// Faults at other lines.
+    uint64_t data_hits;
+    /// Harvests that found it written.
+    uint64_t harvested;
+    /// Announced writes of the kernel, up to 65,535.
+    uint64_t kernel_hits;
+    /// How often it became self-checking again soon after it had cooled.
+    uint64_t relapses;
+    /// The byte that was hit last; UINT64_MAX if no fault told it.
+    uint64_t last_byte;
+    /// The host instruction that stored last; 0 if no fault told it.
+    uint64_t last_pc;
+    /// 1 if it is self-checking now, otherwise 0.
+    uint64_t is_self_checking;
+} cw_hot_page;
+
+/// A write that hit a page with blocks of a cache.
+typedef struct cw_recent_write {
+    /// Its number, 0 for the first since the cache was made. Missing numbers were overwritten
+    /// or lost.
+    uint64_t sequence;
+    /// The first byte of the page for the guest.
+    uint64_t page;
+    /// Blocks that it made unreachable.
+    uint64_t killed;
+    /// A cw_cause.
+    uint64_t cause;
+    /// The byte that was stored to; UINT64_MAX if it is not known.
+    uint64_t byte;
+    /// The host instruction that stored; 0 if it is not known.
+    uint64_t pc;
+    /// Kernel thread id of the storing thread, in mode thread; otherwise 0.
+    uint64_t tid;
+} cw_recent_write;
+
 /// Fills in the counters. Set stats->size_bytes before. Any time, any thread; some
 /// counters may be a moment ahead of others.
-cw_status cw_cache_get_stats(const cw_cache *cache, cw_stats *stats);
+cw_status cw_tracker_get_stats(const cw_tracker *tracker, cw_stats *stats);
 
 /// Fills in the memory that the cache takes now. Set footprint->size_bytes before.
 cw_status cw_cache_get_footprint(const cw_cache *cache, cw_footprint *footprint);
 
 /// Fills in the number of pages in each state. Set pages->size_bytes before. It looks
 /// at every page that was ever translated from.
-cw_status cw_cache_get_pages_by_state(const cw_cache *cache, cw_pages_by_state *pages);
+cw_status cw_tracker_get_pages_by_state(const cw_tracker *tracker, cw_pages_by_state *pages);
+
+/// Fills in a histogram. Set histogram->size_bytes before.
+cw_status cw_tracker_get_histogram(const cw_tracker *tracker,
+                                   cw_histogram_of of,
+                                   cw_histogram *histogram);
+
+/// Lists the pages that were written to most, the hottest first: most of them at most. count
+/// receives their number. It looks at every page that was ever translated from.
+cw_status cw_tracker_hottest_pages(const cw_tracker *tracker,
+                                   cw_hot_page *pages,
+                                   size_t most,
+                                   size_t *count);
+
+/// Lists the numbers of the file descriptors that the tracker keeps open, most of them at most;
+/// count receives how many were written. If the guest shares its descriptors with this process,
+/// keep it from closing these: with all of a region's the protection of its pages is gone.
+cw_status cw_tracker_descriptors(const cw_tracker *tracker,
+                                 int *descriptors,
+                                 size_t most,
+                                 size_t *count);
+
+/// Lists the last writes that hit pages with blocks of the cache, from the one with number since
+/// on, the oldest first: most of them at most. count receives their number. Some hundreds are
+/// retained.
+cw_status cw_cache_recent_writes(const cw_cache *cache,
+                                 uint64_t since,
+                                 cw_recent_write *writes,
+                                 size_t most,
+                                 size_t *count);
 
 /* ---- Without a call ------------------------------------------------------------------
  *
@@ -1104,6 +1502,40 @@ static inline cw_cache_options cw_cache_options_default(void)
     return options;
 }
 
+/*
+ * Options for a tracker that tells by told(context, page, why): the adaptive policy without
+ * self-checking pages, no lock.
+ */
+static inline cw_tracker_options
+cw_tracker_options_default(void (*told)(void *context, uint64_t page, cw_told why), void *context)
+{
+    cw_tracker_options options;
+    options.size_bytes = sizeof(options);
+    options.policy = CW_POLICY_ADAPTIVE;
+    options.told = told;
+    options.lock = NULL;
+    options.unlock = NULL;
+    options.others_may_look = NULL;
+    options.context = context;
+    return options;
+}
+
+/* A file or memfd that is mapped from offset_bytes on, by st_dev and st_ino of fstat. */
+static inline cw_shared_memory cw_shared_file(uint64_t device, uint64_t inode, uint64_t offset_bytes)
+{
+    cw_shared_memory memory;
+    memory.device = device;
+    memory.number = inode;
+    memory.offset_bytes = offset_bytes;
+    return memory;
+}
+
+/* Memory without a file, mapped from offset_bytes on, by a number of yours. */
+static inline cw_shared_memory cw_shared_number(uint64_t number, uint64_t offset_bytes)
+{
+    return cw_shared_file(CW_NO_DEVICE, number, offset_bytes);
+}
+
 /* Options for a region that the guest may read and write; the library handles the signals. */
 static inline cw_region_options
 cw_region_options_default(uint64_t guest, void *host, size_t len_bytes, cw_mode mode)
@@ -1117,6 +1549,7 @@ cw_region_options_default(uint64_t guest, void *host, size_t len_bytes, cw_mode 
     options.access = CW_ACCESS_READ_WRITE;
     options.embedder_owns_signals = false;
     options.explicit_fetch = false;
+    options.reserved = false;
     return options;
 }
 

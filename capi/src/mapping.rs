@@ -31,6 +31,7 @@ use std::mem::MaybeUninit;
 
 use engine::addr::GuestAddr;
 use engine::error::Error;
+use engine::tracker::MovedFrom;
 
 use crate::handle::borrow;
 use crate::mode::cw_access;
@@ -121,6 +122,52 @@ pub unsafe extern "C" fn cw_tracker_discard(
             0 => Ok(()),
             _ => Err(refused("madvise", host, len)),
         }
+    })
+}
+
+/// Carries out the guest's mremap: the mapping of from_bytes at from is at to afterwards, with
+/// to_bytes. Blocks of both ranges can be reached no more; access and declared memory move along.
+/// flags: MREMAP_DONTUNMAP, or 0; where to differs from from the kernel is told to put it there
+/// (MREMAP_FIXED). If to is from, it grows or shrinks in its place.
+///
+/// CW_BAD_RANGE, and nothing is done, if a range wraps or does not lie in one region, or to
+/// begins inside a page. CW_BAD_ARGUMENT for another flag, and for a from_bytes of 0: map that
+/// second mapping yourself, and call cw_tracker_map().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_tracker_move(
+    tracker: *const cw_tracker,
+    from: u64,
+    from_bytes: u64,
+    to: u64,
+    to_bytes: u64,
+    flags: c_int,
+) -> cw_status {
+    guarded(|| {
+        // SAFETY: the header's rules.
+        let tracker = unsafe { borrow(tracker) }?.any();
+        let left = match flags {
+            0 => MovedFrom::Unmapped,
+            libc::MREMAP_DONTUNMAP => MovedFrom::Mapped,
+            _ => return Err(Failure::bad_argument(c"the flags of a move are MREMAP_DONTUNMAP or 0")),
+        };
+        if from_bytes == 0 || to_bytes == 0 {
+            return Err(Failure::bad_argument(c"a move is of one byte at least"));
+        }
+        let page_mask = tracker.page_size().bytes() as u64 - 1;
+        if (from | to) & page_mask != 0 {
+            return Err(Failure::new(cw_status::CW_BAD_RANGE, c"a mapping starts on a page"));
+        }
+        let (old, old_len) = host_pages(tracker, from, from_bytes)?;
+        let (new, new_len) = host_pages(tracker, to, to_bytes)?;
+        let source = tracker.change_mapping(GuestAddr(from), from_bytes)?;
+        let target = tracker.change_mapping(GuestAddr(to), to_bytes)?;
+        let fixed = if from == to { 0 } else { libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED };
+        // SAFETY: guest memory, and no reference to it.
+        let moved = unsafe { libc::mremap(old, old_len, new_len, flags | fixed, new) };
+        if moved == libc::MAP_FAILED {
+            return Err(refused("mremap", old, old_len));
+        }
+        Ok(target.finish_moved(source, left)?)
     })
 }
 

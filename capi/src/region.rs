@@ -33,8 +33,8 @@ pub struct cw_region_options {
     pub size_bytes: size_t,
     /// Its address for the guest. A multiple of the page size.
     pub guest: u64,
-    /// Its address in this process: mapped, at least with PROT_NONE, on a page
-    /// boundary.
+    /// Its address in this process, on a page boundary: mapped, at least with PROT_NONE,
+    /// unless it is reserved.
     pub host: *mut c_void,
     /// Its length: whole pages.
     pub len_bytes: size_t,
@@ -50,6 +50,11 @@ pub struct cw_region_options {
     /// on the thread of that vCPU, in every mode. Then a write fault needs no barrier on
     /// all threads while other vCPUs run. Off by default.
     pub explicit_fetch: MaybeUninit<bool>,
+    /// Address space without a mapping of the guest's yet: cw_tracker_map() each that comes.
+    /// Only what was mapped so is touched, and holes and memory of your own may lie between. It
+    /// may be as large as the guest's address space: its size costs nothing. access is of no
+    /// meaning then. Off by default.
+    pub reserved: MaybeUninit<bool>,
 }
 
 /// The device of memory that has no file: see cw_shared_memory.
@@ -105,7 +110,8 @@ pub unsafe extern "C" fn cw_tracker_add_region(
         let region = RegionOptions::new(GuestAddr(options.guest), host, cw_mode::read(options.mode)?)
             .with_access(cw_access::read(options.access)?)
             .with_embedder_signals(read_bool(options.embedder_owns_signals)?)
-            .with_explicit_fetch(read_bool(options.explicit_fetch)?);
+            .with_explicit_fetch(read_bool(options.explicit_fetch)?)
+            .with_reserved(read_bool(options.reserved)?);
         let has_signal = matches!(region.mode, Mode::Sigbus | Mode::Mprotect) && !region.embedder_owns_signals;
         if has_signal && matches!(of.of(), Of::Embedder(codes) if codes.has_lock()) {
             return Err(Failure::bad_argument(

@@ -9,8 +9,8 @@
 //! Pointers are used as the header's rules say.
 #![allow(unsafe_code)]
 
-use std::ffi::c_int;
-use std::mem::MaybeUninit;
+use std::ffi::{c_int, c_uint};
+use std::mem::{MaybeUninit, transmute};
 
 use engine::tracker::{Cause, HotPage};
 use engine::{Footprint, MemoryUse, RecentWrite};

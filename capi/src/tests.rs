@@ -96,6 +96,7 @@ impl Fixture {
             access: MaybeUninit::new(cw_access::CW_ACCESS_READ_WRITE),
             embedder_owns_signals: MaybeUninit::new(false),
             explicit_fetch: MaybeUninit::new(false),
+            reserved: MaybeUninit::new(false),
         }
     }
 
@@ -536,7 +537,8 @@ fn mistakes_with_a_tracker_are_answered() {
         claim.tracker = ptr::dangling();
         refused(cw_tracker_claim(tracker, 0, &mut claim), CW_BAD_RANGE, "");
         assert!(claim.tracker.is_null(), "a claim that failed is of no page");
-        for unclaimed in [&raw const claim, &raw const UNCLAIMED, null()] {
+        let never = UNCLAIMED;
+        for unclaimed in [&raw const claim, &raw const never, null()] {
             assert!(!cw_claim_is_current(unclaimed));
             assert_eq!(cw_claim_read(unclaimed, GUEST, byte, 1), CW_BAD_ARGUMENT);
             assert_eq!(cw_claim_add_code(unclaimed, GUEST, 1), CW_BAD_ARGUMENT);
@@ -554,7 +556,7 @@ fn mistakes_with_a_tracker_are_answered() {
 
         let guard = given(|guard| cw_tracker_before_fork(tracker, null(), 0, guard));
         for under_guard in [
-            cw_tracker_claim(tracker, GUEST, &mut UNCLAIMED.clone()),
+            cw_tracker_claim(tracker, GUEST, &mut { UNCLAIMED }),
             cw_claim_read(&claim, GUEST + 4096, byte, 1),
             cw_claim_add_code(&claim, GUEST + 4096, 1),
             cw_tracker_maintain(tracker),

@@ -39,13 +39,12 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Arc;
 
-use engine::CodeCache;
 use engine::addr::{GuestAddr, HostRange, PageSize};
 use engine::error::Error;
 use engine::protection::{Access, Mode};
-use engine::stats::Histograms;
 use engine::tracker::{Held, HotPage, MappingChange, PageData, PagesByState, RegionOptions, SharedMemory, Tracker};
-use engine::{Stats, policy::Policy};
+use engine::policy::Policy;
+use engine::{CodeCache, Histograms, Stats};
 use libc::size_t;
 
 use crate::cache::{cw_cache, cw_policy};

@@ -1,5 +1,5 @@
-//! C programs on the library: the examples, and a C++ one, linked with the static and
-//! with the shared library.
+//! C and C++ programs on the library: the examples, linked with the static and with the shared
+//! library, and programs that check calls and answers.
 
 mod support;
 
@@ -97,31 +97,46 @@ fn the_first_embedding_runs() {
     }
 }
 
-/// Its interpreter gives the right result: it exits with 1 if stale code ran. Without
-/// tracking stale code does run, so that the program can fail.
+/// Runs `program` in every mode. Without tracking it must fail, or it tests nothing.
+fn runs_in_every_mode(program: &Command) {
+    let in_mode = |mode: &str| {
+        let mut run = Command::new(program.get_program());
+        run.arg(mode);
+        run
+    };
+    for mode in ["sigbus", "thread", "mprotect", "deferred"] {
+        note_skips(&told(&run(&mut in_mode(mode))));
+    }
+    let control = in_mode("none").output().expect("it runs");
+    assert_eq!(control.status.code(), Some(1), "without tracking: {}", told(&control));
+}
+
+/// Its interpreter gives the right result: it exits with 1 if stale code ran.
 #[cfg(target_arch = "x86_64")] // the code that it emits
 #[test]
 fn a_jit_runs_no_stale_code_in_any_mode() {
-    let mut jit = build_c("examples/tiny_jit.c", "tiny-jit", Linked::Static);
-    let text = told(&run(&mut jit));
-    note_skips(&text);
-    assert_eq!(text.lines().count(), 4, "{text}");
+    runs_in_every_mode(&build_c("examples/tiny_jit.c", "tiny-jit", Linked::Static));
+}
 
-    let control = jit.arg("none").output().expect("it runs");
-    assert_eq!(control.status.code(), Some(1), "{}", told(&control));
-    assert!(told(&control).contains("STALE CODE RAN"), "{}", told(&control));
+#[test]
+fn a_cache_of_ones_own_runs_no_stale_code_in_any_mode() {
+    for (test, linked) in [("tracker-static", Linked::Static), ("tracker-shared", Linked::Shared)] {
+        runs_in_every_mode(&build_c("examples/tracker.c", test, linked));
+    }
+    for (test, linked) in [("own-cache-static", Linked::Static), ("own-cache-shared", Linked::Shared)] {
+        let program = build("g++", "-std=c++17", "examples/own_cache.cpp", test, linked);
+        program.iter().for_each(runs_in_every_mode);
+    }
 }
 
 #[test]
 fn what_the_examples_do_without_holds_in_every_mode() {
-    let program = build_c("tests/c/calls.c", "calls", Linked::Shared);
-    for mode in ["sigbus", "thread", "mprotect", "deferred"] {
-        let text = told(&run(Command::new(program.get_program()).arg(mode)));
-        note_skips(&text);
-        assert!(text.contains("all holds") || text.contains("SKIPPED"), "{mode}: {text}");
-    }
-    let control = Command::new(program.get_program()).arg("none").output().expect("it runs");
-    assert!(!control.status.success(), "without tracking nothing holds");
+    runs_in_every_mode(&build_c("tests/c/calls.c", "calls", Linked::Shared));
+}
+
+#[test]
+fn what_the_header_says_of_trackers_holds_in_every_mode() {
+    runs_in_every_mode(&build_c("tests/c/told.c", "told", Linked::Shared));
 }
 
 #[test]
