@@ -41,9 +41,9 @@ use std::sync::Arc;
 
 use engine::addr::{GuestAddr, HostRange, PageSize};
 use engine::error::Error;
+use engine::policy::Policy;
 use engine::protection::{Access, Mode};
 use engine::tracker::{Held, HotPage, MappingChange, PageData, PagesByState, RegionOptions, SharedMemory, Tracker};
-use engine::policy::Policy;
 use engine::{CodeCache, Histograms, Stats};
 use libc::size_t;
 
