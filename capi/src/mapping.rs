@@ -159,8 +159,8 @@ pub unsafe extern "C" fn cw_tracker_move(
         }
         let (old, old_len) = host_pages(tracker, from, from_bytes)?;
         let (new, new_len) = host_pages(tracker, to, to_bytes)?;
-        let source = tracker.change_mapping(GuestAddr(from), from_bytes)?;
         let target = tracker.change_mapping(GuestAddr(to), to_bytes)?;
+        let source = tracker.change_mapping(GuestAddr(from), from_bytes)?.moving()?;
         let fixed = if from == to { 0 } else { libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED };
         // SAFETY: guest memory, and no reference to it.
         let moved = unsafe { libc::mremap(old, old_len, new_len, flags | fixed, new) };
