@@ -111,11 +111,14 @@ fn runs_in_every_mode(program: &Command) {
     assert_eq!(control.status.code(), Some(1), "without tracking: {}", told(&control));
 }
 
-/// Its interpreter gives the right result: it exits with 1 if stale code ran.
+/// They know the right result: they exit with 1 if stale code ran.
 #[cfg(target_arch = "x86_64")] // the code that it emits
 #[test]
 fn a_jit_runs_no_stale_code_in_any_mode() {
-    runs_in_every_mode(&build_c("examples/tiny_jit.c", "tiny-jit", Linked::Static));
+    for (test, linked) in [("tiny-jit-static", Linked::Static), ("tiny-jit-shared", Linked::Shared)] {
+        runs_in_every_mode(&build_c("examples/tiny_jit.c", test, linked));
+    }
+    runs_in_every_mode(&build_c("tests/c/jit.c", "jit", Linked::Static));
 }
 
 #[test]
