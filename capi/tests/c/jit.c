@@ -1,9 +1,9 @@
 /*
- * A JIT for x86-64, with an interpreter to compare with and a loop that another thread ends. Guest code that rewrites itself is compiled to host code
- * that goes from block to block through entry cells. An interpreter decodes every
- * instruction afresh. If the two results differ, stale code has run.
+ * A JIT for x86-64 with all that an embedder has: an interpreter that decodes every instruction
+ * afresh, to compare with, and a loop of two blocks that another thread ends. The guest code
+ * rewrites itself. If the two results differ, stale code has run.
  *
- *     jit [MODE...]             sigbus, thread, mprotect, deferred; "none" must fail
+ *     jit [MODE...]            sigbus, thread, mprotect, deferred; "none" must fail
  *
  * Exits with 0 if every mode gives the interpreter's result.
  *
