@@ -451,6 +451,47 @@ static void the_lock_ends_after_the_tracker(void)
     sigaction(SIGSEGV, &before[1], NULL);
 }
 
+/* The forking thread has the lock, and gives it back on both sides. */
+static void a_fork_under_the_lock(void)
+{
+    const struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
+    struct sigaction before[2];
+    sigaction(SIGBUS, &action, &before[0]);
+    sigaction(SIGSEGV, &action, &before[1]);
+    struct locked own = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    struct fixture f = {.memory = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)};
+    cw_tracker_options options = cw_tracker_options_default(told_under_it, &own);
+    cw_region_options region = cw_region_options_default(GUEST, f.memory, LEN, mode);
+    cw_fork_guard *guard;
+    cw_claim code;
+    int status;
+    handled_under = &own;
+    options.lock = take;
+    options.unlock = give_back;
+    region.embedder_owns_signals = true;
+    MUST(cw_tracker_new(&options, &f.tracker));
+    MUST(cw_tracker_add_region(f.tracker, &region));
+    MUST(claim(&f, GUEST, &code));
+    pthread_mutex_lock(&own.lock);
+    MUST(cw_tracker_before_fork(f.tracker, NULL, 0, &guard));
+    const pid_t pid = fork();
+    MUST(pid == 0 ? cw_after_fork_child(guard) : cw_after_fork_parent(guard));
+    CHECK(cw_claim_is_current(&code) == (pid != 0));
+    MUST(claim(&f, GUEST, &code));
+    pthread_mutex_unlock(&own.lock);
+    f.memory[0] = 1;
+    pthread_mutex_lock(&own.lock);
+    MUST(cw_tracker_sync(f.tracker));
+    CHECK(!cw_claim_is_current(&code));
+    pthread_mutex_unlock(&own.lock);
+    CHECK(pid == 0 || (waitpid(pid, &status, 0) == pid && status == 0));
+    teardown(&f);
+    if (pid == 0)
+        _exit(0);
+    sigaction(SIGBUS, &before[0], NULL);
+    sigaction(SIGSEGV, &before[1], NULL);
+}
+
 int main(int argc, char **argv)
 {
     CHECK(argc == 2);
@@ -462,6 +503,7 @@ int main(int argc, char **argv)
     }
     /* Before the library's handler is there. */
     the_lock_ends_after_the_tracker();
+    a_fork_under_the_lock();
     a_store_is_told_of_and_ends_the_claim();
     data_beside_code();
     told_names_the_page_with_the_code();

@@ -1,5 +1,6 @@
 //! Tests of the tracker over mechanisms that fail, and over larger pages.
 
+mod claims;
 mod larger_pages;
 mod opening_all;
 mod removal;
