@@ -341,7 +341,8 @@ cw_status cw_cache_evict(const cw_cache *cache, size_t payload_bytes);
  * told(context, page, why) is called for a page that you have claimed, before the store
  * goes through (synchronous modes) or before cw_tracker_sync() returns. It names the page
  * with the code, by its guest address: if memory is mapped twice, that may be another page
- * than the one that was stored to. The calling thread is the one that stored, in its
+ * than the one that was stored to. It may be called for a page that has no blocks any more, and
+ * twice for one. The calling thread is the one that stored, in its
  * signal handler; the library's (CW_MODE_THREAD); or one that is in a call of yours for this
  * tracker. So several threads may call it at once, unless you have a lock:
  *
@@ -462,7 +463,9 @@ cw_status cw_tracker_maintain(const cw_tracker *tracker);
  * hitting it. Then translate for one run: read the bytes anew (memcpy), end the block behind its
  * first store or system call, run it once, and throw it away. Enter it nowhere, and link no
  * block to it. That is what an interpreter does, and it makes progress however often the page is
- * written.
+ * written. To make it rare choose CW_POLICY_ADAPTIVE_WITH_CHECKS: with CW_POLICY_ADAPTIVE a page
+ * that the same store keeps hitting is busy for 32 ms at a time, with checks it becomes
+ * self-checking. Then, under one lock, a claim is busy only while a hold lasts.
  *
  *     for (;;) {
  *         struct block *block = find(pc);

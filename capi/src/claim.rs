@@ -33,7 +33,9 @@
 //! hitting it. Then translate for one run: read the bytes anew (memcpy), end the block behind its
 //! first store or system call, run it once, and throw it away. Enter it nowhere, and link no
 //! block to it. That is what an interpreter does, and it makes progress however often the page is
-//! written.
+//! written. To make it rare choose CW_POLICY_ADAPTIVE_WITH_CHECKS: with CW_POLICY_ADAPTIVE a page
+//! that the same store keeps hitting is busy for 32 ms at a time, with checks it becomes
+//! self-checking. Then, under one lock, a claim is busy only while a hold lasts.
 //!
 //! ```c
 //! for (;;) {

@@ -83,6 +83,11 @@ impl<D: PageData> Tracker<D> {
     /// are tracked like the guest's, and next to nothing on pages that are open or
     /// self-checking already.
     ///
+    /// A hook that has no end (`access_ok`, a lock of user memory) drops the result at once: the pages
+    /// are open, and the next translator protects them again. If one comes before the write, the
+    /// kernel refuses that (EFAULT, or fewer bytes), and no block is stale: announce again, and repeat
+    /// the call.
+    ///
     /// Do not call it in a signal handler.
     ///
     /// # Errors
