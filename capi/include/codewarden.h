@@ -236,12 +236,7 @@ const char *cw_mode_name(cw_mode mode);
 cw_status cw_mode_from_name(const char *name, cw_mode *mode);
 
 
-/* ---- The cache: finds translated code by key, and never gives stale code -----------
- *
- * A key is the guest's pc and any other guest state that a block depends on, in one
- * number that you make; UINT64_MAX is not a key. One cache has all regions (by its
- * tracker) and all vCPUs of a guest. Any thread may call a function that takes a const cw_cache at any
- * time, except in a signal handler and while another thread frees the cache.
+/* ---- Policies: how each page's blocks are kept true --------------------------------
  */
 
 /// How each page's translations are kept true.
@@ -260,6 +255,15 @@ typedef enum cw_policy {
     /// progress.
     CW_POLICY_PLAIN = 2,
 } cw_policy;
+
+
+/* ---- The cache: finds translated code by key, and never gives stale code -----------
+ *
+ * A key is the guest's pc and any other guest state that a block depends on, in one
+ * number that you make; UINT64_MAX is not a key. One cache has all regions (by its
+ * tracker) and all vCPUs of a guest. Any thread may call a function that takes a const cw_cache at any
+ * time, except in a signal handler and while another thread frees the cache.
+ */
 
 /// A cache of translated code.
 typedef struct cw_cache cw_cache;
@@ -330,13 +334,7 @@ cw_status cw_cache_set_limit(const cw_cache *cache,
 cw_status cw_cache_evict(const cw_cache *cache, size_t payload_bytes);
 
 
-/* ---- Trackers: what learns of writes to guest memory -------------------------------
- *
- * A cache of this library has a tracker, cw_cache_tracker(). If your blocks are in a cache
- * of your own, make a tracker for it, cw_tracker_new(): it tells you which pages' blocks
- * have become stale. Regions, mappings, announced writes, forks and statistics are the same
- * for both. Any thread may call a function that takes a const cw_tracker at any time, except
- * in a signal handler and while another thread frees the tracker.
+/* ---- What a tracker tells a cache of your own, and your lock around it -------------
  *
  * told(context, page, why) is called for a page that you have claimed, before the store
  * goes through (synchronous modes) or before cw_tracker_sync() returns. It names the page
@@ -378,9 +376,6 @@ typedef enum cw_told {
     CW_TOLD_LOST = 3,
 } cw_told;
 
-/// A tracker.
-typedef struct cw_tracker cw_tracker;
-
 /// The options of a new tracker. cw_tracker_options_default() fills in the rest.
 typedef struct cw_tracker_options {
     /// sizeof(cw_tracker_options).
@@ -404,6 +399,19 @@ typedef struct cw_tracker_options {
     void *context;
 } cw_tracker_options;
 
+
+/* ---- Trackers: what learns of writes to guest memory -------------------------------
+ *
+ * A cache of this library has a tracker, cw_cache_tracker(). If your blocks are in a cache
+ * of your own, make a tracker for it, cw_tracker_new(): it tells you which pages' blocks
+ * have become stale. Regions, mappings, announced writes, forks and statistics are the same
+ * for both. Any thread may call a function that takes a const cw_tracker at any time, except
+ * in a signal handler and while another thread frees the tracker.
+ */
+
+/// A tracker.
+typedef struct cw_tracker cw_tracker;
+
 /// A tracker without regions, for a cache of your own. Free it with cw_tracker_free().
 ///
 /// CW_BAD_ARGUMENT if told is NULL, or only one of lock and unlock.
@@ -419,10 +427,6 @@ cw_status cw_tracker_new(const cw_tracker_options *options, cw_tracker **tracker
 /// unchanged. CW_BAD_ARGUMENT for a cache's tracker, which ends with the cache. Claims of it
 /// must not be used any more.
 cw_status cw_tracker_free(cw_tracker *tracker);
-
-/// The tracker of a cache, valid until the cache is freed: for regions, mappings and writes.
-/// NULL for NULL.
-const cw_tracker *cw_cache_tracker(const cw_cache *cache);
 
 /// Lets self-checking pages that have cooled be protected again, and checks whether regions
 /// are still tracked. Call it some times a second, from a timer. It costs next to
@@ -588,6 +592,10 @@ typedef struct cw_shared_memory {
     /// The offset in it at which the mapping begins, in bytes.
     uint64_t offset_bytes;
 } cw_shared_memory;
+
+/// The tracker of a cache, valid until the cache is freed: for regions, mappings and writes.
+/// NULL for NULL.
+const cw_tracker *cw_cache_tracker(const cw_cache *cache);
 
 /// Starts to track a region. All of it is writable until it is translated from.
 ///

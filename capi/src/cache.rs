@@ -10,38 +10,16 @@
 //! Pointers are used as the header's rules say.
 #![allow(unsafe_code)]
 
-use std::ffi::c_uint;
-use std::mem::{MaybeUninit, transmute};
-use std::sync::Arc;
+use std::mem::MaybeUninit;
 
-use engine::policy::{Adaptive, Plain, Policy};
 use engine::{CodeCache, EntryStubs, Key, MemoryLimit};
 use libc::size_t;
 
 use crate::handle::{borrow, filled_in, out_handle, take_back};
-use crate::mode::number;
 use crate::payload::Owned;
+use crate::policy::cw_policy;
 use crate::status::{Failure, cw_status, guarded};
 use crate::tracker::{Child, UNDER_GUARD, cw_tracker};
-
-/// How each page's translations are kept true.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum cw_policy {
-    /// Protect; open pages ahead of a stream of writes and protect them again in
-    /// batches. Blocks need no self-checking entry. A page that the same store keeps hitting
-    /// is CW_BUSY for a while: interpret.
-    CW_POLICY_ADAPTIVE = 0,
-    /// The same, and pages with data that is written, or that are written again and
-    /// again, become self-checking: they stay writable, and their blocks compare their
-    /// bytes at each entry. Blocks should have a self-checking entry
-    /// (cw_ticket_commit()).
-    CW_POLICY_ADAPTIVE_WITH_CHECKS = 1,
-    /// One page for each fault, as mprotect trackers do it: a baseline for
-    /// measurements. A store over two pages may fault many times before it makes
-    /// progress.
-    CW_POLICY_PLAIN = 2,
-}
 
 /// The options of a new cache. cw_cache_options_default() gives options for blocks that
 /// are never jumped to through entry cells.
@@ -77,17 +55,6 @@ impl cw_cache {
 
     pub(crate) fn child(&self) -> Child {
         self.tracker.child()
-    }
-}
-
-impl cw_policy {
-    pub(crate) fn read(raw: MaybeUninit<Self>) -> Result<Arc<dyn Policy>, Failure> {
-        Ok(match number!(raw, cw_policy) {
-            0 => Arc::new(Adaptive::new()),
-            1 => Arc::new(Adaptive::with_checks()),
-            2 => Arc::new(Plain),
-            _ => return Err(Failure::bad_argument(c"no cw_policy has this number")),
-        })
     }
 }
 

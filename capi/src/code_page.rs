@@ -38,7 +38,7 @@ use engine::protection::FaultLock;
 use engine::tracker::{BeginError, Cause, PageClaim, PageObserver, PageWrite, Tracker};
 
 use crate::status::Failure;
-use crate::tracker::{cw_told, cw_tracker_options};
+use crate::told::{cw_told, cw_tracker_options};
 
 /// Another number each time, never 0.
 fn new_stamp() -> u64 {

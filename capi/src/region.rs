@@ -13,6 +13,7 @@
 
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
+use std::ptr;
 
 use engine::addr::{GuestAddr, HostAddr, HostRange};
 use engine::guest_memory::BackingId;
@@ -20,6 +21,7 @@ use engine::protection::Mode;
 use engine::tracker::{RegionOptions, SharedMemory};
 use libc::size_t;
 
+use crate::cache::cw_cache;
 use crate::handle::{borrow, filled_in, out, read_bool};
 use crate::mode::{cw_access, cw_mode};
 use crate::status::{Failure, cw_status, guarded};
@@ -82,6 +84,14 @@ impl cw_shared_memory {
         };
         SharedMemory { backing, offset: self.offset_bytes }
     }
+}
+
+/// The tracker of a cache, valid until the cache is freed: for regions, mappings and writes.
+/// NULL for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cache_tracker(cache: *const cw_cache) -> *const cw_tracker {
+    // SAFETY: the header's rules.
+    unsafe { borrow(cache) }.map_or(ptr::null(), |cache| ptr::from_ref(&cache.tracker))
 }
 
 /// Starts to track a region. All of it is writable until it is translated from.

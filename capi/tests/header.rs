@@ -17,10 +17,12 @@ use cbindgen::{Config, DocumentationStyle, Language, SortKey, Style};
 use support::{compiler, package, run};
 
 /// The modules in the order of their sections.
-const SECTIONS: [&str; 15] = [
+const SECTIONS: [&str; 17] = [
     "status",
     "mode",
+    "policy",
     "cache",
+    "told",
     "tracker",
     "claim",
     "region",
