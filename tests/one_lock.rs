@@ -170,7 +170,7 @@ impl Guest {
     }
 }
 
-/// Every call, by one thread, while another stores and looks for stale blocks.
+/// E6: every call, by one thread, while another stores and looks for stale blocks.
 #[test]
 fn every_call_may_be_made_under_it() {
     let _alone = alone();
@@ -238,7 +238,7 @@ fn every_call_may_be_made_under_it() {
     }
 }
 
-/// A thread has the lock while a store of another one waits for it: the call that ends the
+/// E6: a thread has the lock while a store of another one waits for it: the call that ends the
 /// region, and the end of the tracker with its handler thread, wait for neither.
 #[test]
 fn a_fault_waits_for_it_while_its_region_is_removed() {
