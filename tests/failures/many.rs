@@ -55,7 +55,7 @@ fn regions() {
     scenario("many::regions", &Mode::ALL, End::Well, |mode| {
         let files = open_files();
         set_limit(Resource::Nofile, *files.last().unwrap() as u64 + 6);
-        let count = 5 * MANY;
+        let count = 2 * MANY;
         let guest = with_regions(mode, count);
         for number in [0, count / 2, count - 1] {
             guest.expect_tracked(2 * number);
