@@ -28,6 +28,7 @@ pub mod peers;
 pub mod picture;
 pub mod policy;
 pub mod populating;
+pub mod regions;
 pub mod replaced;
 pub mod rows;
 pub mod scale;
