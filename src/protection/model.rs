@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use rustix::io::Errno;
 
@@ -54,6 +55,7 @@ pub(crate) struct Model {
     pages: Mutex<Vec<Page>>,
     sinks: Mutex<Vec<(HostRange, Arc<dyn FaultSink>)>>,
     pause: Option<Pause>,
+    given_up: AtomicBool,
 }
 
 impl core::fmt::Debug for Model {
@@ -71,7 +73,15 @@ impl Model {
     /// retire at once and a harvest finds them; in any other mode the sink is called.
     pub(crate) fn new(mode: Mode, range: HostRange, page: PageSize) -> Self {
         let count = range.len() >> page.shift();
-        Self { mode, range, page, pages: Mutex::new(vec![FRESH; count]), sinks: Mutex::new(Vec::new()), pause: None }
+        Self {
+            mode,
+            range,
+            page,
+            pages: Mutex::new(vec![FRESH; count]),
+            sinks: Mutex::new(Vec::new()),
+            pause: None,
+            given_up: AtomicBool::new(false),
+        }
     }
 
     /// Calls `pause` at every [`Moment`].
@@ -211,6 +221,20 @@ impl Protection for Model {
         self.change(range, |page, _| page.protected = false)
     }
 
+    /// As a descriptor that is given up: opens all pages.
+    fn abandon(&self, range: HostRange, _: Opening<'_>) -> Result<(), Error> {
+        let others: Vec<_> = lock(&self.sinks).iter().filter(|(at, _)| !range.contains_range(*at)).cloned().collect();
+        for (_, sink) in &others {
+            let _ = sink.on_lost();
+        }
+        self.given_up.store(true, SeqCst);
+        self.change(self.range, |page, _| page.protected = false)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.given_up.load(SeqCst) { Err(Error::TrackingLost) } else { Ok(()) }
+    }
+
     fn harvest(&self, range: HostRange, written: &mut dyn FnMut(HostRange)) -> Result<(), Error> {
         if self.mode != Mode::Deferred {
             return Ok(());
@@ -230,7 +254,7 @@ impl Protection for Model {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 

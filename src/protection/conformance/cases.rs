@@ -123,6 +123,54 @@ pub(super) fn instances_learn_of_their_own_pages(rig: &Rig) {
     assert_eq!(rig.learned(), [3]);
 }
 
+pub(super) fn sinks_of_one_mechanism_learn_of_their_own_pages(rig: &Rig) {
+    let other = rig.beside();
+    for rig in [rig, &other] {
+        rig.rearm();
+    }
+    rig.store(1, 0, 1);
+    other.store(2, 0, 1);
+    assert_eq!(rig.learned(), [1]);
+    assert_eq!(other.learned(), [2]);
+    other.arm(0, PAGES);
+    rig.arm(0, PAGES);
+    drop(other);
+    rig.store(3, 0, 1);
+    assert_eq!(rig.learned(), [3]);
+}
+
+pub(super) fn a_range_of_another_sink_is_refused(rig: &Rig) {
+    let other = rig.beside();
+    let taken =
+        rig.protection.attach(rig.pages(15, 1), &other.as_sink(), Access::ReadWrite, Permit::for_test()).unwrap_err();
+    assert!(matches!(taken, Error::AlreadyTracked { .. }), "{taken}");
+    rig.rearm();
+    rig.store(15, 0, 1);
+    assert_eq!((rig.learned(), other.sink.faults.load(SeqCst)), (vec![15], 0));
+}
+
+/// Either the other range is as it was, or its sink heard of the loss while its pages were protected.
+pub(super) fn who_gives_one_range_up_tells_the_others(rig: &Rig) {
+    let other = rig.beside();
+    for rig in [rig, &other] {
+        rig.rearm();
+    }
+    let faults = rig.sink.faults.load(SeqCst);
+    rig.protection.abandon(rig.range(), Opening::for_test()).unwrap();
+    rig.store(1, 0, 1);
+    assert_eq!(rig.sink.faults.load(SeqCst), faults, "its pages are open");
+    if other.sink.lost.load(SeqCst) {
+        assert!(other.sink.is_told_in_time.load(SeqCst));
+        other.store(2, 0, 1);
+        assert!(other.protection.check().is_err(), "not for new ranges");
+    } else {
+        other.store(2, 0, 1);
+        assert_eq!(other.learned(), [2]);
+    }
+    // Its caller knows.
+    rig.sink.lost.store(true, SeqCst);
+}
+
 pub(super) fn an_open_page_is_silent(rig: &Rig) {
     rig.rearm();
     rig.protection.unprotect(rig.pages(4, 2), Opening::for_test()).unwrap();

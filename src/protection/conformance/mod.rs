@@ -59,6 +59,8 @@ macro_rules! all_tracking {
             several_writers_on_one_page_all_go_on
             protecting_is_a_hard_barrier
             instances_learn_of_their_own_pages
+            sinks_of_one_mechanism_learn_of_their_own_pages
+            who_gives_one_range_up_tells_the_others
             an_open_page_is_silent
             the_guests_own_access_changes_lose_nothing
         }
@@ -70,6 +72,7 @@ macro_rules! on_the_kernel {
     ($backend:expr) => {
         tests! { $backend;
             a_range_has_one_owner
+            a_range_of_another_sink_is_refused
             a_replaced_mapping_is_attached_again
             a_piece_that_is_unmapped_is_nothing_to_protect
             writers_go_on_through_attach_and_detach

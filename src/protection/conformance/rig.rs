@@ -73,6 +73,8 @@ pub(super) struct Recorder {
     /// Returns `NotOurs` for everything.
     pub(super) refuses: AtomicBool,
     pub(super) lost: AtomicBool,
+    /// Told of the loss while its pages could still be protected.
+    pub(super) is_told_in_time: AtomicBool,
 }
 
 // SAFETY: atomics, a load of a byte (reads never fault), and `unprotect`, which is
@@ -86,12 +88,40 @@ unsafe impl FaultSink for Recorder {
     }
 
     fn on_lost(&self) -> Permit<'_> {
-        self.lost.store(true, SeqCst);
+        if !self.lost.swap(true, SeqCst) {
+            self.is_told_in_time.store(self.can_protect(), SeqCst);
+        }
         Permit::for_test()
     }
 }
 
 impl Recorder {
+    fn new(range: HostRange, page: PageSize) -> Arc<Self> {
+        Arc::new(Self {
+            range,
+            page,
+            protection: OnceLock::new(),
+            written: AtomicU64::new(0),
+            faults: AtomicU64::new(0),
+            inside: AtomicU64::new(0),
+            last_addr: AtomicUsize::new(0),
+            last_pc: AtomicUsize::new(0),
+            last_tid: AtomicU32::new(0),
+            last_byte: AtomicU64::new(0),
+            refuses: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+            is_told_in_time: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether its pages can still be protected: the mechanism was not given up yet.
+    fn can_protect(&self) -> bool {
+        self.protection.get().is_some_and(|protection| match protection.mode() {
+            Mode::Deferred => protection.harvest(self.range, &mut |_| ()).is_ok(),
+            _ => protection.protect(self.range).is_ok(),
+        })
+    }
+
     fn record(&self, fault: &WriteFault) -> Handled {
         self.faults.fetch_add(1, SeqCst);
         self.last_addr.store(fault.addr.0, SeqCst);
@@ -124,9 +154,9 @@ pub(super) struct Rig {
     pub(super) protection: Arc<dyn Protection>,
     model: Option<Arc<Model>>,
     range: HostRange,
-    /// Unmapped after the rig's own drop detached it.
-    _memory: Mapping,
-    pub(super) file: Option<OwnedFd>,
+    /// Unmapped after the rig's own drop detached it. A rig beside it has the second half.
+    memory: Arc<Mapping>,
+    pub(super) file: Option<Arc<OwnedFd>>,
 }
 
 impl Rig {
@@ -137,12 +167,12 @@ impl Rig {
             _ => PageSize::host(),
         };
         // One more, as the kernel aligns to its own pages.
-        let (host, len) = (PageSize::host(), (PAGES + 1) * page.bytes());
+        let (host, len) = (PageSize::host(), (2 * PAGES + 1) * page.bytes());
         let (memory, file) = match kind {
             Memory::Anonymous => (Mapping::anonymous(len, host).unwrap(), None),
             Memory::Memfd => {
                 let file = memfd("conformance", len).unwrap();
-                (Mapping::shared(&file, len, host).unwrap(), Some(file))
+                (Mapping::shared(&file, len, host).unwrap(), Some(Arc::new(file)))
             }
         };
         let start = page.ceil(memory.range().start().0).unwrap();
@@ -152,26 +182,37 @@ impl Rig {
                 (open_with(&backend.probe(), mode, page, Options::default(), None).unwrap(), None)
             }
             Backend::Model(mode) => {
-                let model = Arc::new(Model::new(mode, range, page));
+                let all = HostRange::of_pages(HostAddr(start), 2 * PAGES, page);
+                let model = Arc::new(Model::new(mode, all, page));
                 (model.clone(), Some(model))
             }
         };
-        let sink = Arc::new(Recorder {
-            range,
+        Self::of(Self {
+            backend,
+            kind,
             page,
-            protection: OnceLock::new(),
-            written: AtomicU64::new(0),
-            faults: AtomicU64::new(0),
-            inside: AtomicU64::new(0),
-            last_addr: AtomicUsize::new(0),
-            last_pc: AtomicUsize::new(0),
-            last_tid: AtomicU32::new(0),
-            last_byte: AtomicU64::new(0),
-            refuses: AtomicBool::new(false),
-            lost: AtomicBool::new(false),
-        });
-        assert!(sink.protection.set(protection.clone()).is_ok());
-        let rig = Self { backend, kind, page, sink, protection, model, range, _memory: memory, file };
+            sink: Recorder::new(range, page),
+            protection,
+            model,
+            range,
+            memory: Arc::new(memory),
+            file,
+        })
+    }
+
+    /// A range of another sink on the same mechanism.
+    pub(super) fn beside(&self) -> Self {
+        let Self { backend, kind, page, model, file, .. } = self;
+        let (protection, memory) = (self.protection.clone(), self.memory.clone());
+        let range = HostRange::of_pages(self.range.end(), PAGES, *page);
+        let sink = Recorder::new(range, *page);
+        let (backend, kind, model, file) = (*backend, *kind, model.clone(), file.clone());
+        Self::of(Self { backend, kind, page: *page, sink, protection, model, range, memory, file })
+    }
+
+    /// Attaches its range.
+    fn of(rig: Self) -> Self {
+        assert!(rig.sink.protection.set(rig.protection.clone()).is_ok());
         rig.protection.attach(rig.range(), &rig.as_sink(), Access::ReadWrite, Permit::for_test()).unwrap();
         rig
     }
