@@ -49,9 +49,9 @@ fn ever_new_keys_take_no_more_memory() {
     let options = RegionOptions::new(GuestAddr(0), memory.range(), Mode::None);
     // SAFETY: the memory has no other user, and outlives the cache.
     unsafe { cache.tracker().add_region(options) }.unwrap();
-    run(&cache, 0..KEYS / 20);
+    run(&cache, 0..KEYS / 5);
     let (warm, warm_resident) = (cache.footprint(), resident_bytes());
-    run(&cache, KEYS / 20..KEYS);
+    run(&cache, KEYS / 5..KEYS);
     let (end, end_resident) = (cache.footprint(), resident_bytes());
     println!("{KEYS} keys: {warm:?}, then {end:?}; resident {warm_resident}, then {end_resident} bytes");
     let Footprint { cells, cell_bytes, table_bytes, .. } = end;

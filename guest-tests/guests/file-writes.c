@@ -145,6 +145,11 @@ static void through_own_memory(void) {
     checked(SYSCALL(SYS_mprotect, code, PAGE, PROT_RX), "mprotect");
     checked(SYSCALL(SYS_munmap, code + PAGE / 4, PAGE), "munmap");
     int mem = (int)checked(SYSCALL(SYS_openat, AT_FDCWD, "/proc/self/mem", O_RDWR, 0), "openat");
+    // From 6.12 on a kernel may refuse this to memory that the process itself may not write
+    // (proc_mem.force_override).
+    u32 same = code[0];
+    if (SYSCALL(SYS_pwrite64, mem, &same, 4, code) == -5)
+        checked(SYSCALL(SYS_mprotect, code, PAGE, PROT_RWX), "mprotect");
     int value = 1;
     for (int round = 0; round < 20; round++) {
         flush_all_harts(code, PAGE);

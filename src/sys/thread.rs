@@ -16,7 +16,8 @@
 use core::ffi::{CStr, c_void};
 use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ptr;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use core::time::Duration;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -51,6 +52,8 @@ struct Own<B> {
     body: Arc<B>,
     /// Whether the thread has ended, or is left to itself: the second of the two gives it up.
     is_over: AtomicBool,
+    /// The kernel's id of the thread; 0 until it runs.
+    tid: AtomicI32,
 }
 
 /// A name for the calls of pthread. With musl it is a pointer.
@@ -66,7 +69,7 @@ impl<B: Body> Thread<B> {
     /// Starts a thread with the signal mask of the caller.
     pub(crate) fn start(body: &Arc<B>) -> Result<Self, Error> {
         let generation = ProcessNumber::current()?;
-        let own = Arc::new(Own { body: body.clone(), is_over: AtomicBool::new(false) });
+        let own = Arc::new(Own { body: body.clone(), is_over: AtomicBool::new(false), tid: AtomicI32::new(0) });
         let (mut id, mut attributes) = (MaybeUninit::uninit(), MaybeUninit::uninit());
         // SAFETY: both are locals that the calls write; `own` outlives the thread.
         let errno = unsafe {
@@ -91,11 +94,47 @@ impl<B: Body> Thread<B> {
             // SAFETY: a thread of this process that was neither joined nor detached; after the
             // join it no longer uses its reference, which it did not give up.
             unsafe {
-                libc::pthread_join(id, ptr::null_mut());
+                if self.own.ends_by_itself() {
+                    libc::pthread_join(id, ptr::null_mut());
+                } else {
+                    libc::pthread_detach(id);
+                }
                 ManuallyDrop::drop(&mut self.own);
             }
         }
     }
+}
+
+impl<B> Own<B> {
+    /// Whether a join returns. musl's waits for a word that the thread's last code writes, so it
+    /// never returns if the kernel killed the thread. There this returns when the thread has ended
+    /// in either way.
+    fn ends_by_itself(&self) -> bool {
+        if cfg!(not(target_env = "musl")) {
+            return true;
+        }
+        let is_gone = || match self.tid.load(Ordering::Acquire) {
+            0 => false,
+            tid => !is_there(tid),
+        };
+        while !self.is_over.load(Ordering::Acquire) {
+            // Asked in this order: it may end by itself between the two questions.
+            if is_gone() && !self.is_over.load(Ordering::Acquire) {
+                return false;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        true
+    }
+}
+
+/// The time between two looks whether a thread has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// Whether this process has the thread.
+fn is_there(tid: i32) -> bool {
+    // SAFETY: sends no signal.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, 0) == 0 }
 }
 
 impl<B: Body> Drop for Thread<B> {
@@ -126,7 +165,8 @@ extern "C" fn entry<B: Body>(own: *mut c_void) -> *mut c_void {
     unsafe { libc::prctl(libc::PR_SET_NAME, B::NAME.as_ptr()) };
     let own: *const Own<B> = own.cast();
     // SAFETY: `Thread` keeps it until this thread says that it is over.
-    let Own { body, is_over } = unsafe { &*own };
+    let Own { body, is_over, tid } = unsafe { &*own };
+    tid.store(this_tid(), Ordering::Release);
     // The panic was printed.
     let _ = catch_unwind(AssertUnwindSafe(|| body.run()));
     if is_over.swap(true, Ordering::AcqRel) {

@@ -202,6 +202,7 @@ fn five_blocks_and_no_mapping_left(mode: Mode) -> Option<Fixture> {
 
 /// A userfaultfd splits no mapping: the modes that have one go on.
 #[test]
+#[cfg_attr(target_env = "musl", ignore = "musl's allocator needs a mapping for each large piece")]
 fn mappings_where_none_is_split() {
     let modes = [Mode::Sigbus, Mode::Thread, Mode::Deferred, Mode::None];
     scenario("limits::mappings_where_none_is_split", &modes, End::Well, |mode| {
@@ -235,6 +236,7 @@ fn mappings_under_mprotect() {
 /// Handlers open the whole region over and over while translators begin. A block that can be
 /// reached after a store was made from the store's bytes.
 #[test]
+#[cfg_attr(target_env = "musl", ignore = "musl's allocator needs a mapping for each large piece")]
 fn mappings_under_mprotect_with_threads() {
     const ROUNDS: usize = 3_000;
     scenario("limits::mappings_under_mprotect_with_threads", &[Mode::Mprotect], End::Well, |mode| {
