@@ -241,7 +241,7 @@ impl Probe {
             }
             _ if !self.has(Facility::Uffd) => return self.why_missing(Facility::Uffd),
             Facility::KernelFaults => {
-                format!("this user may not handle the kernel's own faults: {ADVICE_KERNEL_FAULTS}")
+                format!("this user may not handle the faults of kernel writes; {ADVICE_KERNEL_FAULTS}")
             }
             _ if self.api_errno.is_some() => refusal("UFFDIO_API", self.api_errno),
             _ => self.too_old(facility),
@@ -364,7 +364,7 @@ impl Probe {
 
 /// The permissions that let a userfaultfd handle the faults of the kernel's own writes.
 const ADVICE_KERNEL_FAULTS: &str =
-    "CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1, or read and write permission on /dev/userfaultfd lets it";
+    "CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1, or read and write permission on /dev/userfaultfd allows that";
 
 /// The reason for a refusal, and the remedy.
 fn refusal(what: &str, errno: Option<Errno>) -> String {

@@ -25,6 +25,9 @@ use crate::support::{page_bytes, skip};
 /// Pages between the mappings of a test.
 const ROOM: usize = 64;
 
+/// The distance of those from the addresses that the kernel gives away.
+const FAR_BYTES: usize = 64 << 30;
+
 /// Every address of the process: the guest's are the host's.
 fn all_addresses() -> HostRange {
     let local = 0_u8;
@@ -51,8 +54,13 @@ impl Space {
         // SAFETY: finds a place, which is free afterwards.
         let free = unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            let at = libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0);
-            assert_ne!(at, libc::MAP_FAILED);
+            let near = libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0);
+            assert_ne!(near, libc::MAP_FAILED);
+            assert_eq!(libc::munmap(near, len), 0);
+            // Far below, where the kernel puts no mapping of the allocator's.
+            let far = near.wrapping_byte_sub(FAR_BYTES);
+            let at = libc::mmap(far, len, libc::PROT_NONE, flags | libc::MAP_FIXED_NOREPLACE, -1, 0);
+            assert_eq!(at, far);
             assert_eq!(libc::munmap(at, len), 0);
             at.addr()
         };
