@@ -34,6 +34,7 @@ pub mod rows;
 pub mod scale;
 pub mod scattered;
 pub mod side;
+pub mod space;
 pub mod spread;
 pub mod table;
 pub mod wanted;

@@ -8,7 +8,6 @@
 //! A view that appears later is recorded before the guest sees it. Then translations of the other
 //! views become unreachable and their claims end. A translation that begins after that finds the
 //! new view and claims it too.
-
 //!
 //! # The effect of a call for a range on the other views
 //!
@@ -19,7 +18,7 @@
 //! range may cut a view. Then a part of another view belongs to the range if, and only if, it shows
 //! bytes of the range.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::addr::{GuestAddr, Span};
 use crate::memory::guest_memory::BackingId;
@@ -58,16 +57,46 @@ impl View {
     }
 }
 
-/// The views of a tracker, by their first guest address; they do not overlap.
+/// The views of a tracker.
 #[derive(Debug, Default)]
-pub(super) struct Views(BTreeMap<u64, View>);
+pub(super) struct Views {
+    /// By their first guest address; they do not overlap.
+    views: BTreeMap<u64, View>,
+    memories: HashMap<BackingId, Shown>,
+}
+
+/// The views of one memory. A search looks at those that may show its bytes, and not at all of them.
+#[derive(Debug, Default)]
+struct Shown {
+    /// The first byte that each one shows, and its first guest address.
+    starts: BTreeSet<(u64, u64)>,
+    /// No view is longer than this and one byte.
+    longest: u64,
+}
 
 impl Views {
     /// `at` shows `memory`, which is not cut short by the end of the 64-bit space.
     pub(super) fn insert(&mut self, at: Span, memory: SharedMemory) {
         self.remove(at);
         if let Some(shown) = at.moved_to(memory.offset) {
-            self.0.insert(at.first(), View { at, backing: memory.backing, shown });
+            self.enter(View { at, backing: memory.backing, shown });
+        }
+    }
+
+    fn enter(&mut self, view: View) {
+        let memory = self.memories.entry(view.backing).or_default();
+        memory.starts.insert((view.shown.first(), view.at.first()));
+        memory.longest = memory.longest.max(view.at.last() - view.at.first());
+        self.views.insert(view.at.first(), view);
+    }
+
+    fn leave(&mut self, view: &View) {
+        self.views.remove(&view.at.first());
+        if let Some(memory) = self.memories.get_mut(&view.backing) {
+            memory.starts.remove(&(view.shown.first(), view.at.first()));
+            if memory.starts.is_empty() {
+                self.memories.remove(&view.backing);
+            }
         }
     }
 
@@ -75,17 +104,16 @@ impl Views {
     pub(super) fn remove(&mut self, at: Span) {
         let hit: Vec<View> = self.within(at).collect();
         for view in hit {
-            self.0.remove(&view.at.first());
-            for left in view.at.without(at).into_iter().flatten().filter_map(|left| view.part(left)) {
-                self.0.insert(left.at.first(), left);
-            }
+            self.leave(&view);
+            let left = view.at.without(at).into_iter().flatten().filter_map(|left| view.part(left));
+            left.for_each(|left| self.enter(left));
         }
     }
 
     /// The views that have an address in `at`, whole.
     fn within(&self, at: Span) -> impl Iterator<Item = View> {
-        let before = self.0.range(..at.first()).next_back().filter(|(_, view)| view.at.last() >= at.first());
-        before.into_iter().chain(self.0.range(at.first()..=at.last())).map(|(_, &view)| view)
+        let before = self.views.range(..at.first()).next_back().filter(|(_, view)| view.at.last() >= at.first());
+        before.into_iter().chain(self.views.range(at.first()..=at.last())).map(|(_, &view)| view)
     }
 
     /// The views in `at`, each cut to it, with the memory that it shows.
@@ -97,11 +125,11 @@ impl Views {
     /// The guest ranges outside `at` that show bytes of `at`. They do not overlap.
     pub(super) fn others(&self, at: Span) -> Vec<Span> {
         let mut others = Vec::new();
-        if self.0.len() < 2 {
-            return others;
-        }
         for part in self.within(at).filter_map(|view| view.part(at)) {
-            let same = self.0.values().filter(|view| view.backing == part.backing);
+            let Some(memory) = self.memories.get(&part.backing) else { continue };
+            let first = part.shown.first().saturating_sub(memory.longest);
+            let near = memory.starts.range((first, 0)..=(part.shown.last(), u64::MAX));
+            let same = near.filter_map(|(_, start)| self.views.get(start));
             for found in same.filter_map(|view| view.showing(part.shown)) {
                 others.extend(found.without(at).into_iter().flatten());
             }
@@ -126,8 +154,6 @@ impl Views {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
     use super::*;
 
     const P: u64 = 0x1000;
@@ -156,6 +182,20 @@ mod tests {
         assert!(aliases(&views, 1).is_empty() && aliases(&views, 20).is_empty());
         assert_eq!(views.others(pages(10, 2)), [pages(2, 2)]);
         assert_eq!(views.others(pages(0, 11)), [pages(11, 1)], "a view that the range cuts is cut");
+    }
+
+    /// The views of one file are far apart, and those of another one are left alone.
+    #[test]
+    fn a_search_looks_at_few_of_many_views() {
+        let mut views = Views::default();
+        for view in 0..1000 {
+            views.insert(pages(2 * view, 1), memory(view % 2, view * P));
+        }
+        views.insert(pages(5000, 1), memory(0, 0));
+        assert_eq!((aliases(&views, 5000), aliases(&views, 0)), (vec![0], vec![5000]));
+        assert_eq!(views.memories[&BackingId::of_file(1, 1)].starts.len(), 500);
+        (0..1000).for_each(|view| views.remove(pages(2 * view, 1)));
+        assert_eq!((views.views.len(), views.memories.len()), (1, 1));
     }
 
     #[test]

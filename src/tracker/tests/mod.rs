@@ -2,6 +2,7 @@
 
 mod claims;
 mod larger_pages;
+mod neighbours;
 mod opening_all;
 mod removal;
 mod writers;

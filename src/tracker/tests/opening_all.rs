@@ -24,6 +24,8 @@ struct OpensAllOrNone {
     /// Calls for single pages for an announced write of the kernel.
     for_kernel_write: AtomicUsize,
     single: AtomicUsize,
+    /// Bytes of the longest call.
+    longest: AtomicUsize,
     opens_nothing: AtomicBool,
     abandoned: AtomicBool,
 }
@@ -76,6 +78,7 @@ impl Protection for OpensAllOrNone {
         if range.len() == PAGE.bytes() {
             self.single.fetch_add(1, SeqCst);
         }
+        self.longest.fetch_max(range.len(), SeqCst);
         if range.len() == PAGE.bytes() || self.opens_nothing.load(SeqCst) {
             return Err(Error::system("mprotect", range.start().0, range.len(), rustix::io::Errno::NOMEM));
         }
@@ -113,10 +116,14 @@ fn guest(page: u64) -> GuestAddr {
 
 /// A store to page 1, on which a translation began. Returns the mechanism afterwards.
 fn store(opens_nothing: bool) -> (Arc<OpensAllOrNone>, Arc<Tracker<()>>) {
+    store_in(4, opens_nothing)
+}
+
+fn store_in(pages: usize, opens_nothing: bool) -> (Arc<OpensAllOrNone>, Arc<Tracker<()>>) {
     let tracker = Arc::new(Tracker::new(Arc::new(NoObserver)));
     let mechanism = Arc::new(OpensAllOrNone { opens_nothing: opens_nothing.into(), ..Default::default() });
     assert!(mechanism.tracker.set(Arc::downgrade(&tracker)).is_ok());
-    let host = HostRange::of_pages(HostAddr(HOST), 4, PAGE);
+    let host = HostRange::of_pages(HostAddr(HOST), pages, PAGE);
     let open = |_: &mut _| Ok(mechanism.clone() as Arc<dyn Protection>);
     tracker.add_region_on(RegionOptions::new(guest(0), host, mechanism.mode()), None, open).unwrap();
     let claim = tracker.begin(guest(1)).unwrap();
@@ -133,6 +140,14 @@ fn no_translator_begins_while_all_pages_are_opened() {
     assert_eq!(*mechanism.meanwhile.lock().unwrap(), Some(Err(BeginError::Busy(Busy::Unprotecting))));
     assert!(tracker.begin(guest(1)).is_ok() && tracker.begin(guest(2)).is_ok(), "and then as before");
     assert!(!mechanism.abandoned.load(SeqCst));
+}
+
+/// What was never used need not be opened: the region may be a whole address space, with other memory in it.
+#[test]
+fn all_pages_are_those_that_were_used() {
+    let (mechanism, _) = store_in(1 << 30, false);
+    let longest = mechanism.longest.load(SeqCst);
+    assert!((2 * PAGE.bytes()..1 << 20).contains(&longest), "{longest:#x} bytes at once");
 }
 
 /// The page's word says open a moment before the page is.
