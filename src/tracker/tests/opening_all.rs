@@ -145,9 +145,14 @@ fn no_translator_begins_while_all_pages_are_opened() {
 /// What was never used need not be opened: the region may be a whole address space, with other memory in it.
 #[test]
 fn all_pages_are_those_that_were_used() {
-    let (mechanism, _) = store_in(1 << 30, false);
+    let (mechanism, _tracker) = store_in(1 << 30, false);
     let longest = mechanism.longest.load(SeqCst);
     assert!((2 * PAGE.bytes()..1 << 20).contains(&longest), "{longest:#x} bytes at once");
+    // The same for a mechanism that has lost its descriptor or its thread.
+    let mut used = Vec::new();
+    let sink = mechanism.sink.get().and_then(Weak::upgrade).unwrap();
+    sink.for_each_used(HostRange::of_pages(HostAddr(HOST), 1 << 30, PAGE), &mut |part| used.push(part));
+    assert!(used.len() == 1 && used[0].len() == longest, "{used:?}");
 }
 
 /// The page's word says open a moment before the page is.
