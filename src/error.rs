@@ -114,8 +114,8 @@ impl fmt::Display for Error {
             Self::BadRange { start, len, why } => write!(f, "bad range {start:#x} + {len:#x}: {why}"),
             Self::NotTracked { start, len } => write!(
                 f,
-                "guest range {start:#x} + {len:#x}: no tracked region holds it, or not all of it; add the region \
-                 first, or leave the call out where nothing is tracked"
+                "guest range {start:#x} + {len:#x}: no tracked region holds it, or not all of it, or it is untrackable; \
+                 add the region first, or leave the call out where nothing is tracked"
             ),
             Self::NotMapped { start, len, hole } => write!(
                 f,

@@ -670,7 +670,8 @@ cw_status cw_tracker_map(const cw_tracker *tracker,
 
 /// Carries out the guest's mprotect of len_bytes from guest. The tracking's protection stays,
 /// and no block dies. CW_BAD_RANGE, and nothing is done, if the range wraps or not all of its
-/// pages lie in regions.
+/// pages lie in regions and are tracked: carry it out yourself on those that are
+/// CW_UNTRACKABLE.
 ///
 /// If the guest may no longer run the pages, or read them, call cw_tracker_unmap() before and
 /// cw_tracker_map() after your own mprotect instead.

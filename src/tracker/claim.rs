@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, Span};
 use crate::error::Error;
 use crate::memory::guest_memory;
-use crate::page_table::PageDesc;
+use crate::page_table::{Busy, PageDesc};
 use crate::protection::Mode;
 use crate::sync::{Arc, Rule, fence};
 
@@ -46,6 +46,19 @@ impl<D: PageData> PageClaim<D> {
     pub fn host_page(&self) -> HostRange {
         let start = self.region.host().start().0 + (self.page.0 << self.region.page_size().shift());
         HostRange::page_of(HostAddr(start), self.region.page_size())
+    }
+
+    /// An error if the page's mapping may be gone: the claim was ended by a change of mappings that
+    /// is not over, or that has left nothing there.
+    fn check_mapped(&self) -> Result<(), BeginError> {
+        let word = self.desc().word.load();
+        if word.generation() == self.begun.generation {
+            return Ok(());
+        }
+        if word.unprotects_in_flight() > 0 {
+            return Err(BeginError::Busy(Busy::Unprotecting));
+        }
+        self.region.check_attached(self.page.0..self.page.0 + 1).map_err(|_| BeginError::Untrackable)
     }
 
     /// Copies the bytes at `offset` of the page, which has them. The region is tracked meanwhile.
@@ -153,21 +166,24 @@ impl<D: PageData> Tracker<D> {
     ///
     /// # Errors
     ///
+    /// [`BeginError::Busy`] while the page is written or its mapping changes, and
+    /// [`BeginError::Untrackable`] after its mapping has gone: nothing is read there.
     /// [`Error::BadRange`] if the page lacks a byte of them. [`Error::NotTracked`] if the claim's
     /// region is no longer tracked.
-    pub fn read(&self, claim: &PageClaim<D>, guest: GuestAddr, into: &mut [u8]) -> Result<(), Error> {
+    pub fn read(&self, claim: &PageClaim<D>, guest: GuestAddr, into: &mut [u8]) -> Result<(), BeginError> {
         let offset = guest.0.wrapping_sub(claim.guest_page().0);
         let page_bytes = self.page.bytes() as u64;
         if offset >= page_bytes || into.len() as u64 > page_bytes - offset {
             let why = "a claim is of one page: claim each page of the bytes";
-            return Err(Error::BadRange { start: guest.0, len: into.len() as u64, why });
+            return Err(Error::BadRange { start: guest.0, len: into.len() as u64, why }.into());
         }
-        // The region cannot be removed meanwhile.
+        // The region cannot be removed meanwhile, and no change of mappings ends.
         let space = self.gate.enter()?;
         let tracked = space.at(guest)?;
         if !Arc::ptr_eq(&tracked.region, &claim.region) {
-            return Err(Error::NotTracked { start: guest.0, len: into.len() as u64 });
+            return Err(Error::NotTracked { start: guest.0, len: into.len() as u64 }.into());
         }
+        claim.check_mapped()?;
         claim.read(offset as usize, into);
         Ok(())
     }

@@ -66,7 +66,7 @@ trait ChangedPages: Any + Send + Sync {
 
 impl MappingChange {
     /// The mapping was replaced (`MAP_FIXED`) by one with `access`: tracks the new
-    /// one. If it is not private, `shared` is the memory that the first page of the change
+    /// one. All of the range is mapped. If it is not private, `shared` is the memory that the first page of the change
     /// shows. That page holds the first byte passed to
     /// [`Tracker::change_mapping`](super::Tracker::change_mapping).
     ///
@@ -93,6 +93,9 @@ impl MappingChange {
     /// The guest has no mapping there any more. From now on the range is nobody's, and its memory
     /// is not touched: it may be unmapped, reserved (PROT_NONE), or mapped by the process for itself.
     /// Views end there. Makes no system call.
+    ///
+    /// A mapping that stays (`mprotect` in place of `munmap`) stays registered with the tracker's userfaultfd, so that
+    /// no other one can track it, until the tracker's last region of the mode is removed. If that matters, map over it.
     ///
     /// # Errors
     ///
@@ -287,13 +290,18 @@ impl<D: PageData> Tracker<D> {
     ///
     /// # Errors
     ///
-    /// [`Error::BadRange`] if the range wraps, [`Error::NotTracked`] if not all of its
-    /// pages are tracked: nothing was changed. Otherwise the error of mprotect.
+    /// [`Error::BadRange`] if the range wraps, [`Error::NotTracked`] with the first page that is in no
+    /// region, or from which no translation can begin
+    /// ([`BeginError::Untrackable`](super::BeginError::Untrackable)): nothing was changed. Such pages
+    /// may be the process's own, so call mprotect for the guest's among them. Otherwise the error of mprotect.
     pub fn set_access(&self, start: GuestAddr, len_bytes: u64, access: Access) -> Result<(), Error> {
         self.gate.check_moves()?;
         let Some(span) = Span::new(start.0, len_bytes)? else { return Ok(()) };
         let space = self.gate.read();
         space.tracks_all(span)?;
+        for (tracked, pages) in space.within(span) {
+            tracked.region.check_attached(pages)?;
+        }
         for_all(space.within(span), |tracked, pages| tracked.region.set_access(pages, access))
     }
 }

@@ -338,13 +338,23 @@ impl<D: PageData> Region<D> {
         }
     }
 
-    /// Carries out the guest's own mprotect.
+    /// An error with the first of `pages` that is not attached.
+    pub(super) fn check_attached(&self, pages: Range<usize>) -> Result<(), Error> {
+        match lock(&self.attached).first_missing(pages) {
+            None => Ok(()),
+            Some(page) => Err(self.not_attached(PageIndex(page))),
+        }
+    }
+
+    /// The memory of `page` may be the process's own.
+    pub(super) fn not_attached(&self, page: PageIndex) -> Error {
+        Error::NotTracked { start: self.guest_of(page).0, len: self.page.bytes() as u64 }
+    }
+
+    /// Carries out the guest's own mprotect on `pages`, which are attached.
     pub(super) fn set_access(&self, pages: Range<usize>, access: Access) -> Result<(), Error> {
         let host = self.host_of(&pages);
-        let mut attached = lock(&self.attached);
-        let parts: Vec<Range<usize>> = attached.within(pages).collect();
-        parts.into_iter().for_each(|part| attached.set(part, access));
-        drop(attached);
+        lock(&self.attached).set(pages, access);
         self.protection.set_access(host, access)
     }
 

@@ -106,6 +106,7 @@ impl<D: PageData> Region<D> {
         // The end of a span that failed, and may have protected its pages again without a report.
         let mut unreported = 0;
         while let Some(span) = set.next_span(rest.clone()) {
+            let span = self.without_foreign(&set, span);
             let found_before = found.len();
             let asked = self.ask(&mut set, &span, &mut found);
             rest.start = span.pages.end;
@@ -136,6 +137,16 @@ impl<D: PageData> Region<D> {
             self.stop_translating(run);
         }
         (found, done)
+    }
+
+    /// `span`, or its first part if memory that is not attached lies in a gap. That may be the process's own,
+    /// and tracked by another userfaultfd of the same mode, whose reports the scan would take.
+    fn without_foreign(&self, set: &HarvestSet, span: harvest_set::Span) -> harvest_set::Span {
+        let foreign = if span.has_gaps { lock(&self.attached).first_missing(span.pages.clone()) } else { None };
+        match foreign.and_then(|foreign| set.next_span(span.pages.start..foreign)) {
+            Some(part) => part,
+            None => span,
+        }
     }
 
     /// Asks the kernel about `span`. Those of its written pages that are in the set are found.

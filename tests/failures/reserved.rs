@@ -220,6 +220,81 @@ fn the_memory_of_the_process() {
     });
 }
 
+/// The guest's mprotect changes what was declared. Memory of the process beside it keeps its access.
+#[test]
+fn access_to_memory_that_was_not_declared() {
+    scenario("reserved::access_to_memory_that_was_not_declared", &Mode::ALL, End::Well, |mode| {
+        let (space, bytes) = (Space::new(mode), page_bytes() as u64);
+        space.map(0, 6, None, RW);
+        space.map_declared(1, 2);
+        let set = |page: usize, count: u64, access| {
+            space.cache.tracker().set_access(GuestAddr(space.at(page) as u64), count * bytes, access)
+        };
+        for (page, count, foreign) in [(4, 1, 4), (0, 2, 0), (1, 3, 3), (0, 6, 0)] {
+            let error = Error::NotTracked { start: space.at(foreign) as u64, len: bytes };
+            assert_eq!(set(page, count, Access::None), Err(error), "{mode}: {page}");
+            (0..6).for_each(|page| store(space.at(page)));
+        }
+        set(1, 2, Access::Read).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let line = maps.lines().find(|line| line.starts_with(&format!("{:x}-", space.at(1)))).unwrap_or_default();
+        assert!(line.contains(" r--p "), "{mode}: {line}");
+        set(1, 2, Access::ReadWrite).unwrap();
+        [1, 2].into_iter().for_each(|page| space.expect_tracked(page));
+    });
+}
+
+/// A claim outlives the mapping of its page. Nothing is read from the page then.
+#[test]
+fn read_by_a_claim_whose_mapping_has_gone() {
+    scenario("reserved::read_by_a_claim_whose_mapping_has_gone", &Mode::ALL, End::Well, |mode| {
+        let space = Space::new(mode);
+        let (tracker, guest) = (space.cache.tracker(), GuestAddr(space.at(0) as u64));
+        space.map_declared(0, 1);
+        space.claim(space.at(0)).unwrap();
+        let claim = tracker.begin(guest).unwrap();
+        let read = || {
+            let mut byte = [0];
+            tracker.read(&claim, guest, &mut byte).map(|()| byte[0])
+        };
+        assert_eq!(read(), Ok(0), "{mode}");
+        let change = space.change(0, 1);
+        space.unmap(0, 1);
+        assert!(matches!(read(), Err(BeginError::Busy(_))), "{mode}: {:?}", read());
+        change.finish_unmapped().unwrap();
+        assert_eq!(read(), Err(BeginError::Untrackable), "{mode}");
+        space.map_declared(0, 1);
+        store(space.at(0));
+        assert_eq!(read(), Ok(7), "{mode}: another mapping of the guest's");
+    });
+}
+
+/// Memory of the process lies between two pages with code. A harvest does not look at it, and does not fail
+/// because of it.
+#[test]
+fn harvested_around_the_memory_of_the_process() {
+    scenario("reserved::harvested_around_the_memory_of_the_process", &Mode::ALL, End::Well, |mode| {
+        let space = Space::new(mode);
+        space.map(0, 20, None, RW);
+        let code = [0, 15].map(|page| {
+            space.map_declared(page, 1);
+            space.block(space.at(page));
+            space.at(page)
+        });
+        for round in 0..100 {
+            space.cache.tracker().sync().unwrap();
+            for address in code {
+                assert!(space.is_reachable(address), "{mode}: round {round}");
+            }
+        }
+        let [written, other] = code;
+        store(written);
+        space.cache.tracker().sync().unwrap();
+        assert_eq!(space.is_reachable(written), mode == Mode::None, "{mode}");
+        assert!(space.is_reachable(other), "{mode}");
+    });
+}
+
 /// A range is mapped, unmapped and reserved again and again. No mapping of the process is left over.
 #[test]
 fn unmapped_and_reserved_again() {
