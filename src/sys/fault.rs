@@ -14,7 +14,8 @@ use core::ffi::{c_int, c_void};
 
 use crate::addr::HostAddr;
 use crate::sys::errno::KeepErrno;
-use crate::sys::ranges::{Delivery, Handled, WriteFault, dispatch};
+use crate::sys::ranges::{Delivery, Handled, WriteFault, dispatch, some_was_given_up};
+use crate::sys::repeats::Repeats;
 
 /// Decides about one SIGBUS or SIGSEGV, for an embedder that owns these signals. Call it first
 /// in the handler. On [`Handled::Retry`] return from the handler; on [`Handled::NotOurs`] go on
@@ -43,7 +44,25 @@ pub unsafe fn handle_fault(signo: c_int, info: *mut libc::siginfo_t, context: *m
     let _errno = KeepErrno::new();
     // SAFETY: both signals carry an address if the code is positive.
     let addr = HostAddr(unsafe { (*info).si_addr() } as usize);
-    dispatch(delivery, &WriteFault { addr, pc: Some(pc), tid: 0 }).unwrap_or(Handled::NotOurs)
+    let fault = WriteFault { addr, pc: Some(pc), tid: 0 };
+    dispatch(delivery, &fault).unwrap_or_else(|| try_once_more(&fault))
+}
+
+/// The last fault of each thread in no tracked range.
+static FOREIGN: Repeats = Repeats::new();
+
+/// A fault in no tracked range may have been under way when its range was given up, however long ago:
+/// other threads may have changed all other ranges since. Then the store goes through now. If the fault
+/// comes back it is not ours.
+#[cold]
+#[inline(never)]
+fn try_once_more(fault: &WriteFault) -> Handled {
+    const WORD: u64 = 0;
+    if !some_was_given_up() || FOREIGN.is_repeat(fault, WORD, Some(0)) {
+        return Handled::NotOurs;
+    }
+    FOREIGN.record(fault, WORD, Some(0));
+    Handled::Retry
 }
 
 /// The libc crate lacks it; the value is the kernel's.

@@ -9,6 +9,7 @@
 //! | `split` | one operation over a range with holes and several VMAs |
 //! | `uffd_calls` | the ioctls and messages of userfaultfd |
 //! | `ranges` | the tracked ranges, and the sink of each range's faults |
+//! | `repeats` | faults that come back |
 //! | `fault` | the code that a signal handler runs |
 //! | `statics` | the static locks, and their owner during a fork |
 //! | `process` | the check for a fork's child |
@@ -54,6 +55,7 @@ pub(crate) mod process;
 pub(crate) mod range_table;
 pub(crate) mod ranges;
 pub(crate) mod registration;
+pub(crate) mod repeats;
 pub(crate) mod signal;
 pub(crate) mod split;
 pub(crate) mod statics;

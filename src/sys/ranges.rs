@@ -5,6 +5,7 @@
 //! The table of ranges is static, and so is its only [`Writing`].
 #![allow(unsafe_code)]
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::addr::{HostAddr, HostRange};
@@ -119,8 +120,18 @@ pub(super) fn ranges_writer_is_held() -> bool {
     matches!(WRITING.try_lock(), Err(std::sync::TryLockError::WouldBlock))
 }
 
+/// Whether a range of this process was ever given up.
+static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+
+/// Whether a late fault of a range that was given up may come.
+pub(super) fn some_was_given_up() -> bool {
+    GIVEN_UP.load(Ordering::Acquire)
+}
+
 /// See [`RangeTable::take_out`].
 pub(super) fn take_out(slot: SlotId, in_fork_child: bool) -> Option<FreeSlot> {
+    // Before the range goes.
+    GIVEN_UP.store(true, Ordering::SeqCst);
     RANGES.get().map(|table| table.take_out(slot, in_fork_child))
 }
 

@@ -27,7 +27,6 @@
 //! | `observer` | the interface to the layer above |
 //! | `errors` | the reasons why no translation begins |
 //! | `streams` | streams of writes |
-//! | `repeats` | faults that come back |
 //! | `harvest_set` | the pages that a harvest looks at, and the spans that it asks about |
 //! | `views` | mappings that show the same bytes |
 //! | `region` | one region: its pages, its addresses, the calls to its mechanism |
@@ -68,7 +67,6 @@ mod notify;
 mod observer;
 mod region;
 mod regions;
-mod repeats;
 mod space;
 mod streams;
 mod sync;

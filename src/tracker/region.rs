@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use super::harvest_set::HarvestSet;
 use super::observer::{PageData, PageObserver};
-use super::repeats::Repeats;
 use super::streams::Streams;
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageIndex, PageSize, Span};
 use crate::error::Error;
@@ -15,6 +14,7 @@ use crate::policy::{Limits, Policy};
 use crate::protection::{Access, Attached, FaultSink, Opening, Options, Protection};
 use crate::stats::Counters;
 use crate::sync::{Arc, AtomicBool, Mutex, lock};
+use crate::sys::repeats::Repeats;
 
 /// The description of a region to track.
 #[derive(Clone, Copy, Debug)]

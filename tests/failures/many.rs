@@ -6,13 +6,15 @@
 //! region outlives its cache.
 #![allow(unsafe_code)]
 
+use std::ffi::{c_int, c_void};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use codewarden::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::Mode;
-use codewarden::tracker::{BeginError, RegionOptions, Tracker};
+use codewarden::protection::{Handled, Mode, handle_fault};
+use codewarden::tracker::{BeginError, Generations, RegionOptions, Tracker};
 use codewarden::{CodeCache, EntryStubs};
 use rustix::process::Resource;
 
@@ -157,6 +159,68 @@ fn removed_under_a_fault_of_another() {
             gate.let_go();
             store.join().unwrap();
         });
+    });
+}
+
+static ENTERED: AtomicBool = AtomicBool::new(false);
+static LET_GO: AtomicBool = AtomicBool::new(false);
+
+/// An embedder's handler that is slow before it asks the library.
+unsafe extern "C" fn slow_handler(signo: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    ENTERED.store(true, SeqCst);
+    while !LET_GO.load(SeqCst) {
+        std::hint::spin_loop();
+    }
+    // SAFETY: the kernel's arguments; `abort` may be called anywhere.
+    unsafe {
+        if handle_fault(signo, info, context) == Handled::NotOurs {
+            libc::abort();
+        }
+    }
+}
+
+/// A store faults. Before its handler asks the library, the region is removed, and then so many others are added
+/// and removed that nothing is known of it any more.
+#[test]
+fn a_fault_after_many_removals() {
+    scenario("many::a_fault_after_many_removals", &TRACKING, End::Well, |mode| {
+        const OTHERS: usize = 100;
+        // SAFETY: the handler keeps to the rules of signal handlers.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = slow_handler as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO;
+            for signo in [libc::SIGBUS, libc::SIGSEGV] {
+                assert_eq!(libc::sigaction(signo, &action, std::ptr::null_mut()), 0);
+            }
+        }
+        let memory = GuestMemory::anonymous(2 * (OTHERS + 1) * page_bytes()).unwrap();
+        let tracker = Tracker::new(Generations::observer());
+        let add = |number| {
+            let options = options(&memory, number, mode).with_embedder_signals(true);
+            // SAFETY: see the head.
+            unsafe { tracker.add_region(options) }.unwrap();
+            options.guest
+        };
+        let first = add(0);
+        tracker.begin(first).unwrap();
+        std::thread::scope(|scope| {
+            let store = scope.spawn(|| memory.write(0, &[1]).unwrap());
+            while matches!(mode, Mode::Sigbus | Mode::Mprotect) && !ENTERED.load(SeqCst) {
+                std::thread::yield_now();
+            }
+            tracker.remove_region(first).unwrap();
+            for number in 1..=OTHERS {
+                tracker.remove_region(add(number)).unwrap();
+            }
+            // Their places in the table are taken again.
+            (1..=OTHERS).for_each(|number| _ = add(number));
+            LET_GO.store(true, SeqCst);
+            store.join().unwrap();
+        });
+        let mut byte = [0];
+        memory.read(0, &mut byte).unwrap();
+        assert_eq!(byte, [1]);
     });
 }
 

@@ -5,6 +5,7 @@ mod larger_pages;
 mod neighbours;
 mod opening_all;
 mod removal;
+mod repeats;
 mod writers;
 
 use super::{PageObserver, PageWrite};
