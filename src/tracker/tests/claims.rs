@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::Tracker;
+use super::super::{BeginError, Tracker};
 use super::NoObserver;
 use crate::addr::GuestAddr;
 use crate::error::Error;
@@ -28,7 +28,7 @@ fn the_bytes_of_a_claim_are_read_from_its_page_while_it_is_tracked() {
     assert_eq!(read(2 * page - 1, 1), Ok(vec![9]));
     assert_eq!(read(page, page).map(|bytes| bytes.len()), Ok(page));
     for (offset, len) in [(page - 1, 1), (2 * page, 1), (2 * page - 1, 2), (page, page + 1)] {
-        assert!(matches!(read(offset, len), Err(Error::BadRange { .. })), "{offset} {len}");
+        assert!(matches!(read(offset, len), Err(BeginError::Failed(Error::BadRange { .. }))), "{offset} {len}");
     }
 
     let data = tracker.data(at(page)).unwrap();
@@ -36,6 +36,6 @@ fn the_bytes_of_a_claim_are_read_from_its_page_while_it_is_tracked() {
     assert_eq!(tracker.host_from(at(page + 7)).map(|host| host.len()), Some(2 * page));
     assert_eq!((tracker.host_from(GuestAddr(start - 1)), tracker.host_from(at(3 * page))), (None, None));
     tracker.remove_region(GuestAddr(start)).unwrap();
-    assert!(matches!(read(page, 1), Err(Error::NotTracked { .. })));
+    assert!(matches!(read(page, 1), Err(BeginError::Failed(Error::NotTracked { .. }))));
     assert!(tracker.data(at(page)).is_none() && tracker.host_from(at(page)).is_none());
 }
