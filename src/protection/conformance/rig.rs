@@ -87,6 +87,12 @@ unsafe impl FaultSink for Recorder {
         handled
     }
 
+    /// As the tracker's sinks: a deferred region promises nothing to a core that looks ahead, and no
+    /// process is registered for the barrier by it.
+    fn others_may_look(&self) -> bool {
+        self.protection.get().is_some_and(|protection| protection.mode().is_synchronous())
+    }
+
     fn on_lost(&self) -> Permit<'_> {
         if !self.lost.swap(true, SeqCst) {
             self.is_told_in_time.store(self.can_protect(), SeqCst);
