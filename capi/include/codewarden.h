@@ -353,7 +353,8 @@ cw_status cw_cache_evict(const cw_cache *cache, size_t payload_bytes);
  * - Give lock() and unlock(): the library's thread of CW_MODE_THREAD calls them around each
  *   fault, and cw_tracker_free() around the end. No other call takes the lock.
  * - Store to no tracked page while you hold it, unless the write was announced. Your store
- *   would wait for the lock that you hold.
+ *   would wait for the lock that you hold. (If a thread may take your lock twice it does not wait
+ *   in modes sigbus and mprotect, but told() may then run amid your own work under the lock.)
  *
  * Without a lock told() may only change atomic words: it may interrupt a thread that holds
  * any other lock. In either case it must not call this library, store to tracked memory,
@@ -369,7 +370,7 @@ typedef enum cw_told {
     /// notice. Blocks that compare their bytes at each entry may stay, no other.
     CW_TOLD_CHECKED = 1,
     /// The page was self-checking and has cooled: its next blocks need not compare their
-    /// bytes.
+    /// bytes. Blocks that do may stay.
     CW_TOLD_COOLED = 2,
     /// The page is tracked no more: its region was removed, the kernel's tracking was lost, or
     /// the process is a fork's child. A claim tells whether that has changed.
@@ -454,9 +455,15 @@ cw_status cw_tracker_maintain(const cw_tracker *tracker);
  *
  * Claim every page that you read code from, also if the guest may not write it: another
  * mapping of its bytes may be writable (a JIT's writable half). Such a claim is cheap, as one
- * system call protects its read-only neighbours too. Bytes are read through a claim, so none can be
- * read without one. A claim covers all declared mappings of its page; a block on two pages
- * has two claims.
+ * system call protects its read-only neighbours too. Only private memory that the guest may not
+ * write needs none, if your own hooks end its blocks when it may be written or is mapped anew.
+ * Bytes are read through a claim, so none can be read without one. A claim covers all declared
+ * mappings of its page; a block on two pages has two claims.
+ *
+ * A store into the running block. Some processors (x86) run the new bytes at the next instruction.
+ * If cw_handle_fault() returned true, look whether the block that stored is dead: if so, carry out
+ * its store alone and look the next instruction up. That needs the signal of mode sigbus or
+ * mprotect. A self-checking page does not fault, so end its blocks behind each store.
  *
  * Self-checking. A page with the answer CW_NEEDS_CHECK stays writable. Its blocks compare the
  * guest's bytes with those that they were made from at each entry. The guest may store while you
@@ -558,7 +565,8 @@ typedef struct cw_region_options {
     /// Its address for the guest. A multiple of the page size.
     uint64_t guest;
     /// Its address in this process, on a page boundary: mapped, at least with PROT_NONE,
-    /// unless it is reserved.
+    /// unless it is reserved. Not NULL: if guest addresses are your own, begin at the lowest
+    /// that can be mapped.
     void *host;
     /// Its length: whole pages.
     size_t len_bytes;
@@ -1453,7 +1461,8 @@ cw_status cw_tracker_hottest_pages(const cw_tracker *tracker,
 
 /// Lists the numbers of the file descriptors that the tracker keeps open, most of them at most;
 /// count receives how many were written. If the guest shares its descriptors with this process,
-/// keep it from closing these: with all of a region's the protection of its pages is gone.
+/// keep it from closing these: with all of a region's the protection of its pages is gone. Ask again
+/// after a region was added or removed, and in a fork's child.
 cw_status cw_tracker_descriptors(const cw_tracker *tracker,
                                  int *descriptors,
                                  size_t most,

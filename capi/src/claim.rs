@@ -20,9 +20,15 @@
 //!
 //! Claim every page that you read code from, also if the guest may not write it: another
 //! mapping of its bytes may be writable (a JIT's writable half). Such a claim is cheap, as one
-//! system call protects its read-only neighbours too. Bytes are read through a claim, so none can be
-//! read without one. A claim covers all declared mappings of its page; a block on two pages
-//! has two claims.
+//! system call protects its read-only neighbours too. Only private memory that the guest may not
+//! write needs none, if your own hooks end its blocks when it may be written or is mapped anew.
+//! Bytes are read through a claim, so none can be read without one. A claim covers all declared
+//! mappings of its page; a block on two pages has two claims.
+//!
+//! A store into the running block. Some processors (x86) run the new bytes at the next instruction.
+//! If cw_handle_fault() returned true, look whether the block that stored is dead: if so, carry out
+//! its store alone and look the next instruction up. That needs the signal of mode sigbus or
+//! mprotect. A self-checking page does not fault, so end its blocks behind each store.
 //!
 //! Self-checking. A page with the answer CW_NEEDS_CHECK stays writable. Its blocks compare the
 //! guest's bytes with those that they were made from at each entry. The guest may store while you

@@ -36,7 +36,8 @@ pub struct cw_region_options {
     /// Its address for the guest. A multiple of the page size.
     pub guest: u64,
     /// Its address in this process, on a page boundary: mapped, at least with PROT_NONE,
-    /// unless it is reserved.
+    /// unless it is reserved. Not NULL: if guest addresses are your own, begin at the lowest
+    /// that can be mapped.
     pub host: *mut c_void,
     /// Its length: whole pages.
     pub len_bytes: size_t,

@@ -403,7 +403,8 @@ pub unsafe extern "C" fn cw_tracker_hottest_pages(
 
 /// Lists the numbers of the file descriptors that the tracker keeps open, most of them at most;
 /// count receives how many were written. If the guest shares its descriptors with this process,
-/// keep it from closing these: with all of a region's the protection of its pages is gone.
+/// keep it from closing these: with all of a region's the protection of its pages is gone. Ask again
+/// after a region was added or removed, and in a fork's child.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_tracker_descriptors(
     tracker: *const cw_tracker,

@@ -17,7 +17,8 @@
 //! - Give lock() and unlock(): the library's thread of CW_MODE_THREAD calls them around each
 //!   fault, and cw_tracker_free() around the end. No other call takes the lock.
 //! - Store to no tracked page while you hold it, unless the write was announced. Your store
-//!   would wait for the lock that you hold.
+//!   would wait for the lock that you hold. (If a thread may take your lock twice it does not wait
+//!   in modes sigbus and mprotect, but told() may then run amid your own work under the lock.)
 //!
 //! Without a lock told() may only change atomic words: it may interrupt a thread that holds
 //! any other lock. In either case it must not call this library, store to tracked memory,
@@ -46,7 +47,7 @@ pub enum cw_told {
     /// notice. Blocks that compare their bytes at each entry may stay, no other.
     CW_TOLD_CHECKED = 1,
     /// The page was self-checking and has cooled: its next blocks need not compare their
-    /// bytes.
+    /// bytes. Blocks that do may stay.
     CW_TOLD_COOLED = 2,
     /// The page is tracked no more: its region was removed, the kernel's tracking was lost, or
     /// the process is a fork's child. A claim tells whether that has changed.

@@ -7,6 +7,7 @@
 //! - [`ways`]: every way that bytes change, its effect in each mode, the call to make.
 //! - [`failures`]: everything that can fail, and the result in each mode.
 //! - [`moving_over`]: from a tracker of your own, with mprotect and SIGSEGV.
+//! - [`qemu`]: such a move, carried out: QEMU's user mode.
 //! - [`executable_memory`]: the memory for code, and when another core may run it.
 //! - [`limits`]: memory use, and the order of eviction.
 //! - [`mixed_pages`]: pages that hold code and data.
@@ -36,6 +37,9 @@ pub mod failures {}
 
 #[doc = include_str!("moving_over.md")]
 pub mod moving_over {}
+
+#[doc = include_str!("qemu.md")]
+pub mod qemu {}
 
 #[doc = include_str!("executable_memory.md")]
 pub mod executable_memory {}
