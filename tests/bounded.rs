@@ -13,6 +13,8 @@ use codewarden::{CodeCache, EntryStubs, Footprint, Key, Link, MemoryLimit};
 
 /// Distinct keys in all.
 const KEYS: u64 = 1_000_000;
+/// With musl the cells still double after a twentieth of the keys; the cause is not known.
+const WARM: u64 = KEYS / if cfg!(target_env = "musl") { 5 } else { 20 };
 /// Blocks that are alive at once.
 const ALIVE: u64 = 2000;
 
@@ -49,9 +51,9 @@ fn ever_new_keys_take_no_more_memory() {
     let options = RegionOptions::new(GuestAddr(0), memory.range(), Mode::None);
     // SAFETY: the memory has no other user, and outlives the cache.
     unsafe { cache.tracker().add_region(options) }.unwrap();
-    run(&cache, 0..KEYS / 5);
+    run(&cache, 0..WARM);
     let (warm, warm_resident) = (cache.footprint(), resident_bytes());
-    run(&cache, KEYS / 5..KEYS);
+    run(&cache, WARM..KEYS);
     let (end, end_resident) = (cache.footprint(), resident_bytes());
     println!("{KEYS} keys: {warm:?}, then {end:?}; resident {warm_resident}, then {end_resident} bytes");
     let Footprint { cells, cell_bytes, table_bytes, .. } = end;
