@@ -705,7 +705,8 @@ cw_status cw_tracker_discard(const cw_tracker *tracker,
 ///
 /// CW_BAD_RANGE, and nothing is done, if a range wraps or does not lie in one region, or to
 /// begins inside a page. CW_BAD_ARGUMENT for another flag, and for a from_bytes of 0: map that
-/// second mapping yourself, and call cw_tracker_map().
+/// second mapping yourself, and call cw_tracker_map(). CW_UNTRACKABLE if the mapping was moved but
+/// a part of it cannot be tracked at its new place: a claim there answers the same.
 cw_status cw_tracker_move(const cw_tracker *tracker,
                           uint64_t from,
                           uint64_t from_bytes,

@@ -133,7 +133,8 @@ pub unsafe extern "C" fn cw_tracker_discard(
 ///
 /// CW_BAD_RANGE, and nothing is done, if a range wraps or does not lie in one region, or to
 /// begins inside a page. CW_BAD_ARGUMENT for another flag, and for a from_bytes of 0: map that
-/// second mapping yourself, and call cw_tracker_map().
+/// second mapping yourself, and call cw_tracker_map(). CW_UNTRACKABLE if the mapping was moved but
+/// a part of it cannot be tracked at its new place: a claim there answers the same.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_tracker_move(
     tracker: *const cw_tracker,
@@ -168,7 +169,9 @@ pub unsafe extern "C" fn cw_tracker_move(
         if moved == libc::MAP_FAILED {
             return Err(refused("mremap", old, old_len));
         }
-        Ok(target.finish_moved(source, left)?)
+        // The guest's call has succeeded. No failure from here on may be taken for its failure.
+        let tracked = target.finish_moved(source, left);
+        tracked.map_err(|error| Failure::told(cw_status::CW_UNTRACKABLE, &error.to_string()))
     })
 }
 

@@ -203,6 +203,15 @@ mod tests {
         }
     }
 
+    /// Fails if that does not come in a minute.
+    fn wait_until(what: &str, came: impl Fn() -> bool) {
+        let begun = std::time::Instant::now();
+        while !came() {
+            assert!(begun.elapsed().as_secs() < 60, "{what} does not come");
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn a_thread_runs_once_and_gives_its_body_back() {
         for panics in [false, true] {
@@ -232,13 +241,9 @@ mod tests {
         for ends_first in [false, true] {
             let count = Arc::new(Count::default());
             let thread = Thread::start(&count).unwrap();
-            while ends_first && !thread.own.is_over.load(SeqCst) {
-                std::thread::yield_now();
-            }
+            wait_until("the end", || !ends_first || thread.own.is_over.load(SeqCst));
             drop(thread);
-            while Arc::strong_count(&count) != 1 {
-                std::thread::yield_now();
-            }
+            wait_until("the body", || Arc::strong_count(&count) == 1);
             assert_eq!(count.runs.load(SeqCst), 1);
         }
     }
