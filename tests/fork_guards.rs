@@ -327,14 +327,16 @@ fn forks_while_the_environment_changes() {
 
 /// The kind of each static of the library. `All::lock` takes each lock; the text that takes it
 /// is here.
-const STATICS: [(&str, &str, Static); 10] = [
+const STATICS: [(&str, &str, Static); 12] = [
     ("memory/guest_memory.rs", "NEXT", Static::Atomic),
     ("sync/primitives.rs", "LOCK_WAITS", Static::Atomic),
     ("sync/tsan.rs", "FENCE", Static::Atomic),
     ("sys/errno.rs", "FROM_THREAD", Static::Atomic),
+    ("sys/fault.rs", "FOREIGN", Static::Atomic),
     ("sys/process.rs", "COOKIE", Static::Atomic),
     ("sys/process.rs", "NEXT", Static::Atomic),
     // Made by the holder of the lock below.
+    ("sys/ranges.rs", "GIVEN_UP", Static::Atomic),
     ("sys/ranges.rs", "RANGES", Static::Atomic),
     ("sys/ranges.rs", "WRITING", Static::Lock("RangesWriter::lock()")),
     ("sys/signal.rs", "PREVIOUS", Static::Atomic),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::addr::HostAddr;
 use crate::error::Error;
+use crate::page_table::Permit;
 use crate::protection::{Mechanisms, Protection, name_of};
 use crate::sync::Arc;
 use crate::sys::errno::this_thread;
@@ -81,9 +82,9 @@ impl<D: PageData> Standing<'_, D> {
         let mut own = OwnMechanisms::default();
         for tracked in regions {
             // Even if it cannot be continued.
-            tracked.region.lose();
+            let leave = tracked.region.lose();
             let own = own.open(&tracked.region.protection, mechanisms);
-            match own.and_then(|own| tracked.region.continue_in_child(&own)) {
+            match own.and_then(|own| tracked.region.continue_in_child(&own, leave)) {
                 Ok((child, attached)) => {
                     // Its pages are open, and no translation has begun on one.
                     mechanisms.take(&child.protection);
@@ -123,11 +124,13 @@ impl OwnMechanisms {
 }
 
 impl<D: PageData> Region<D> {
-    /// In a fork's child: returns the region that replaces this one, with the mechanism `own`. All
-    /// translations of this one are unreachable, and nothing begins in it. With it comes the error of a
-    /// mapping that cannot be attached here.
-    pub(super) fn continue_in_child(&self, own: &Arc<dyn Protection>) -> Result<(Arc<Self>, Result<(), Error>), Error> {
-        let leave = self.lose();
+    /// In a fork's child: returns the region that replaces this one, which is lost, with the mechanism
+    /// `own`. With it comes the error of a mapping that cannot be attached here.
+    fn continue_in_child(
+        &self,
+        own: &Arc<dyn Protection>,
+        leave: Permit<'_>,
+    ) -> Result<(Arc<Self>, Result<(), Error>), Error> {
         let mut child = None;
         self.protection.continue_in_child(&**own, self.host, leave, &mut || {
             let (observer, counters) = (self.observer.clone(), self.counters.clone());
