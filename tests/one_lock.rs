@@ -35,7 +35,8 @@ struct BigLock {
     inside: AtomicUsize,
     /// Byte of each page with a block: what the block was made from.
     blocks: UnsafeCell<BTreeMap<u64, u8>>,
-    told: AtomicUsize,
+    /// Stores that the observer was told of.
+    stores: AtomicUsize,
 }
 
 // SAFETY: the blocks are used by the owner alone.
@@ -45,7 +46,7 @@ static LOCK: BigLock = BigLock {
     owner: AtomicI32::new(0),
     inside: AtomicUsize::new(0),
     blocks: UnsafeCell::new(BTreeMap::new()),
-    told: AtomicUsize::new(0),
+    stores: AtomicUsize::new(0),
 };
 
 fn this_thread() -> i32 {
@@ -93,7 +94,8 @@ unsafe impl PageObserver for Observer {
             std::process::abort();
         }
         with_blocks(|blocks| blocks.remove(&write.page.0));
-        LOCK.told.fetch_add(usize::from(write.cause != Cause::Lost), SeqCst);
+        let is_store = matches!(write.cause, Cause::Store { .. } | Cause::Harvest);
+        LOCK.stores.fetch_add(usize::from(is_store), SeqCst);
     }
 
     fn fault_lock(&self) -> Option<Arc<dyn FaultLock>> {
@@ -177,7 +179,7 @@ fn every_call_may_be_made_under_it() {
     for mode in tracking_modes() {
         let _alarm = Alarm::while_waiting_for("a thread with the lock, or without it");
         let guest = &Guest::new(mode);
-        LOCK.told.store(0, SeqCst);
+        LOCK.stores.store(0, SeqCst);
         let over = &AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(move || {
@@ -226,7 +228,7 @@ fn every_call_may_be_made_under_it() {
                 }
             }
             // Until a store was seen: the other thread may have had no processor yet.
-            while LOCK.told.load(SeqCst) == 0 {
+            while LOCK.stores.load(SeqCst) == 0 {
                 for page in 0..PAGES {
                     let _ = locked(|| guest.translate(page));
                 }
@@ -234,6 +236,7 @@ fn every_call_may_be_made_under_it() {
             }
             over.store(true, SeqCst);
         });
+        locked(|| guest.tracker.remove_region(GuestAddr(0))).unwrap();
         locked(|| with_blocks(BTreeMap::clear));
     }
 }
