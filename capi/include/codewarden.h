@@ -390,11 +390,12 @@ typedef struct cw_tracker_options {
     /// Gives your lock back; NULL if there is none.
     void (*unlock)(void *context);
     /// Whether a thread other than the calling one may be looking blocks up or running them
-    /// now. It is asked between told() and the opening of the page, in the same thread. Then
+    /// now. It is asked between told() and the opening of the page, in the same thread. If so,
     /// all threads pass a barrier, which is a system call: a processor may run the look-up of
-    /// a block ahead of its own store. False is right only if each thread that looks blocks up
-    /// passes a sequentially consistent fence between this call and its next look-up. NULL:
-    /// always a barrier.
+    /// a block ahead of its own store. The thread whose store it is need not count, also in mode
+    /// thread, where the library's thread asks: its fault has ended what it ran ahead. False is
+    /// right only if each other thread that looks blocks up passes a sequentially consistent
+    /// fence between this call and its next look-up. NULL: always a barrier.
     bool (*others_may_look)(void *context);
     /// Passed to these functions.
     void *context;
@@ -431,7 +432,8 @@ cw_status cw_tracker_free(cw_tracker *tracker);
 
 /// Lets self-checking pages that have cooled be protected again, and checks whether regions
 /// are still tracked. Call it some times a second, from a timer. It costs next to
-/// nothing if there is nothing to do.
+/// nothing if there is nothing to do. If you never call it, pages that have become self-checking
+/// stay so, and a lost descriptor is noticed only by the next call that asks the kernel.
 cw_status cw_tracker_maintain(const cw_tracker *tracker);
 
 

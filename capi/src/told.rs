@@ -69,11 +69,12 @@ pub struct cw_tracker_options {
     /// Gives your lock back; NULL if there is none.
     pub unlock: Option<unsafe extern "C" fn(context: *mut c_void)>,
     /// Whether a thread other than the calling one may be looking blocks up or running them
-    /// now. It is asked between told() and the opening of the page, in the same thread. Then
+    /// now. It is asked between told() and the opening of the page, in the same thread. If so,
     /// all threads pass a barrier, which is a system call: a processor may run the look-up of
-    /// a block ahead of its own store. False is right only if each thread that looks blocks up
-    /// passes a sequentially consistent fence between this call and its next look-up. NULL:
-    /// always a barrier.
+    /// a block ahead of its own store. The thread whose store it is need not count, also in mode
+    /// thread, where the library's thread asks: its fault has ended what it ran ahead. False is
+    /// right only if each other thread that looks blocks up passes a sequentially consistent
+    /// fence between this call and its next look-up. NULL: always a barrier.
     pub others_may_look: Option<unsafe extern "C" fn(context: *mut c_void) -> bool>,
     /// Passed to these functions.
     pub context: *mut c_void,

@@ -214,7 +214,8 @@ pub unsafe extern "C" fn cw_tracker_free(tracker: *mut cw_tracker) -> cw_status 
 
 /// Lets self-checking pages that have cooled be protected again, and checks whether regions
 /// are still tracked. Call it some times a second, from a timer. It costs next to
-/// nothing if there is nothing to do.
+/// nothing if there is nothing to do. If you never call it, pages that have become self-checking
+/// stay so, and a lost descriptor is noticed only by the next call that asks the kernel.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_tracker_maintain(tracker: *const cw_tracker) -> cw_status {
     guarded(|| {
