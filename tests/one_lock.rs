@@ -28,12 +28,12 @@ use modes::tracking_modes;
 
 const PAGES: u64 = 8;
 
-/// The embedder's lock, and what it guards.
+/// The embedder's lock, with the data that it guards.
 struct BigLock {
     owner: AtomicI32,
     /// Threads that want the lock or have it.
     inside: AtomicUsize,
-    /// Byte of each page with a block: what the block was made from.
+    /// For each page with a block, the byte from which the block was made.
     blocks: UnsafeCell<BTreeMap<u64, u8>>,
     /// Stores that the observer was told of.
     stores: AtomicUsize,
@@ -117,7 +117,7 @@ fn alone() -> MutexGuard<'static, ()> {
     static HANDLERS: Once = Once::new();
     HANDLERS.call_once(|| {
         for signo in [libc::SIGBUS, libc::SIGSEGV] {
-            // SAFETY: an action of zeros is one, and the handler keeps to what a handler may do.
+            // SAFETY: an action of zeros is one, and the handler is async-signal-safe.
             unsafe {
                 let mut action: libc::sigaction = core::mem::zeroed();
                 action.sa_sigaction = on_fault as *const () as usize;

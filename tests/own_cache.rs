@@ -3,8 +3,7 @@
 
 #[path = "support/modes.rs"]
 mod modes;
-#[allow(dead_code)] // its main
-#[path = "../examples/own_cache.rs"]
+#[path = "../examples/own_cache/run.rs"]
 mod own_cache;
 
 use codewarden::protection::Mode;

@@ -1,4 +1,4 @@
-//! What a tracker tells a cache of your own, and your lock around it.
+//! The reports of a tracker to a cache of your own, and your lock around them.
 //!
 //! told(context, page, why) is called for a page that you have claimed, before the store
 //! goes through (synchronous modes) or before cw_tracker_sync() returns. It names the page
@@ -72,7 +72,7 @@ pub struct cw_tracker_options {
     /// now. It is asked between told() and the opening of the page, in the same thread. If so,
     /// all threads pass a barrier, which is a system call: a processor may run the look-up of
     /// a block ahead of its own store. The thread whose store it is need not count, also in mode
-    /// thread, where the library's thread asks: its fault has ended what it ran ahead. False is
+    /// thread, where the library's thread asks: its fault has ended everything that it ran ahead. False is
     /// right only if each other thread that looks blocks up passes a sequentially consistent
     /// fence between this call and its next look-up. NULL: always a barrier.
     pub others_may_look: Option<unsafe extern "C" fn(context: *mut c_void) -> bool>,

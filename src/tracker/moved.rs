@@ -18,7 +18,7 @@ use crate::page_table::Permit;
 use crate::protection::Access;
 use crate::sync::Arc;
 
-/// What a mapping that was moved has left behind.
+/// The rest of a mapping at its old place after a move.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MovedFrom {
     /// Nothing.
@@ -47,7 +47,7 @@ impl Move {
 }
 
 impl<D: PageData> HeldPages<D> {
-    /// Detaches what is attached, and keeps the records.
+    /// Detaches all attached pages, and keeps the records.
     pub(super) fn release_all(&self) -> Result<(), Error> {
         self.gate.check_moves()?;
         let space = &*self.gate.write();
@@ -58,7 +58,7 @@ impl<D: PageData> HeldPages<D> {
         done
     }
 
-    /// Attaches what the records say.
+    /// Attaches the pages of the records.
     pub(super) fn take_back_all(&self) {
         if self.gate.check_moves().is_err() {
             // A claim finds that nothing is attached. In a fork's child it is attached again.

@@ -1,11 +1,11 @@
 //! A reserved region over all addresses of a process, the process's own memory among them. The library touches
-//! only what was declared to it: nothing takes as long as the region is large, and nothing happens to the
+//! only declared memory: nothing takes as long as the region is large, and nothing happens to the
 //! memory between.
 //!
 //! # Safety
 //!
 //! Mappings are made at addresses at which nothing was mapped, and accessed while they are there. Processes
-//! have one thread but for the library's, where no test starts another.
+//! have one thread but for the library's, in which no test starts another.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -48,7 +48,7 @@ impl Space {
     fn new(mode: Mode) -> Self {
         let cache = CodeCache::new(EntryStubs::NOT_CODE).unwrap();
         let options = RegionOptions::new(GuestAddr(0), all_addresses(), mode).with_reserved(true);
-        // SAFETY: what is declared outlives the cache, or is declared to be gone.
+        // SAFETY: declared memory outlives the cache, or is declared to be gone.
         unsafe { cache.tracker().add_region(options) }.unwrap();
         let len = ROOM * page_bytes();
         // SAFETY: finds a place, which is free afterwards.
@@ -57,7 +57,7 @@ impl Space {
             let near = libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0);
             assert_ne!(near, libc::MAP_FAILED);
             assert_eq!(libc::munmap(near, len), 0);
-            // Far below, where the kernel puts no mapping of the allocator's.
+            // Far below all mappings that the kernel makes for the allocator.
             let far = near.wrapping_byte_sub(FAR_BYTES);
             let at = libc::mmap(far, len, libc::PROT_NONE, flags | libc::MAP_FIXED_NOREPLACE, -1, 0);
             assert_eq!(at, far);
@@ -220,7 +220,7 @@ fn the_memory_of_the_process() {
     });
 }
 
-/// The guest's mprotect changes what was declared. Memory of the process beside it keeps its access.
+/// The guest's mprotect changes declared memory alone. Memory of the process beside it keeps its access.
 #[test]
 fn access_to_memory_that_was_not_declared() {
     scenario("reserved::access_to_memory_that_was_not_declared", &Mode::ALL, End::Well, |mode| {
@@ -363,7 +363,7 @@ fn an_untrackable_piece_between_others() {
     });
 }
 
-/// A fork's child tracks what its parent did, whatever lies between: a file, holes, and a mapping that the child
+/// A fork's child tracks the same memory as its parent, with anything between: a file, holes, and a mapping that the child
 /// did not inherit.
 #[test]
 fn a_forks_child() {
@@ -398,7 +398,7 @@ fn a_forks_child() {
             }
             [0, 1, 3, 20].into_iter().for_each(|page| space.expect_tracked(page));
             [4, 21].into_iter().for_each(|page| space.expect_untrackable(page));
-            // And what comes later.
+            // And later mappings.
             space.map_declared(30, 1);
             space.expect_tracked(30);
             space.cache.tracker().remove_region(GuestAddr(0)).unwrap();

@@ -9,6 +9,8 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
+
 use super::super::choice::open_with;
 use super::super::contract::{Access, Opening, Options, Protection};
 use super::super::model::Model;
@@ -165,6 +167,19 @@ pub(super) struct Rig {
     pub(super) file: Option<Arc<OwnedFd>>,
 }
 
+/// Memory far below all other, so that the kernel puts no mapping of another test into a hole that a
+/// case makes in it.
+fn far_below(len: usize, page: PageSize) -> Mapping {
+    const FAR_BYTES: usize = 64 << 30;
+    static NEXT: OnceLock<AtomicUsize> = OnceLock::new();
+    let next = NEXT.get_or_init(|| {
+        let near = Mapping::anonymous(len, page).unwrap();
+        AtomicUsize::new(near.range().start().0 - FAR_BYTES)
+    });
+    let start = HostAddr(next.fetch_sub(len, SeqCst) - len);
+    Mapping::anonymous_at(start, len, page).unwrap()
+}
+
 impl Rig {
     /// Memory that was never touched, attached and not protected.
     pub(super) fn new(backend: Backend, kind: Memory) -> Self {
@@ -174,13 +189,16 @@ impl Rig {
         };
         // One more, as the kernel aligns to its own pages.
         let (host, len) = (PageSize::host(), (2 * PAGES + 1) * page.bytes());
-        let (memory, file) = match kind {
-            Memory::Anonymous => (Mapping::anonymous(len, host).unwrap(), None),
-            Memory::Memfd => {
-                let file = memfd("conformance", len).unwrap();
-                (Mapping::shared(&file, len, host).unwrap(), Some(Arc::new(file)))
-            }
-        };
+        let memory = far_below(len, host);
+        let file = (kind == Memory::Memfd).then(|| Arc::new(memfd("conformance", len).unwrap()));
+        if let Some(file) = &file {
+            let start = memory.range().start().as_ptr().cast();
+            // SAFETY: replaces a mapping of our own that was never used.
+            let mapped = unsafe {
+                mmap(start, len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::FIXED, file, 0)
+            };
+            assert_eq!(mapped.unwrap(), start);
+        }
         let start = page.ceil(memory.range().start().0).unwrap();
         let range = HostRange::of_pages(HostAddr(start), PAGES, page);
         let (protection, model): (Arc<dyn Protection>, _) = match backend {
@@ -339,7 +357,6 @@ impl Rig {
 
     /// Puts fresh memory of the same kind over one page, as a guest's MAP_FIXED does.
     pub(super) fn replace(&self, page: usize) {
-        use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
         let (start, len) = (self.at(page, 0).as_ptr().cast(), self.page.bytes());
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: replaces a page of the rig's own mapping.

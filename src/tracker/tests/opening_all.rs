@@ -142,7 +142,7 @@ fn no_translator_begins_while_all_pages_are_opened() {
     assert!(!mechanism.abandoned.load(SeqCst));
 }
 
-/// What was never used need not be opened: the region may be a whole address space, with other memory in it.
+/// Pages that were never used need not be opened: the region may be a whole address space, with other memory in it.
 #[test]
 fn all_pages_are_those_that_were_used() {
     let (mechanism, _tracker) = store_in(1 << 30, false);

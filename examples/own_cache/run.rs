@@ -2,9 +2,7 @@
 //! the observer unlinks the blocks that a store has made stale. Two threads: one runs the guest's code, the
 //! other one patches it.
 //!
-//!     cargo run --example own_cache [MODE]    sigbus, thread, mprotect, deferred; "none" must fail
-//!
-//! Exits with 0 if no stale block was run. The guest's code is one instruction a page, "the
+//! The guest's code is one instruction a page, "the
 //! result is N"; a block is the N that was read.
 //!
 //! # Safety
@@ -15,14 +13,13 @@
 use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use codewarden::addr::GuestAddr;
 use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{FaultLock, Handled, Mode, best_synchronous, handle_fault};
+use codewarden::protection::{FaultLock, Handled, Mode, handle_fault};
 use codewarden::tracker::{BeginError, PageObserver, PageWrite, RegionOptions, Tracker};
 
 const PAGES: usize = 16;
@@ -182,14 +179,4 @@ pub(crate) fn stale_runs(mode: Mode) -> Result<u32, Error> {
     });
     CACHE.with_table(Table::clear);
     stale
-}
-
-fn main() -> Result<ExitCode, Error> {
-    let mode = match std::env::args().nth(1) {
-        None => best_synchronous()?.0,
-        Some(name) => Mode::from_name(&name).ok_or(Error::BadArgument("no mode has this name"))?,
-    };
-    let stale = stale_runs(mode)?;
-    println!("{mode}: {stale} stale");
-    Ok(ExitCode::from(u8::from(stale != 0)))
 }
