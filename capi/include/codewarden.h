@@ -7,7 +7,12 @@
  * compiler.
  *
  * Link with the flags that pkg-config has for codewarden, or with CMake's target
- * codewarden::codewarden.
+ * codewarden::codewarden. If the library's folder is not one that the dynamic linker searches,
+ * name it at run time too (LD_LIBRARY_PATH, or -Wl,-rpath), or link statically (pkg-config
+ * --static, codewarden::static).
+ *
+ * Programs to copy from are installed in share/doc/codewarden/examples: embed.c, tiny_jit.c, and
+ * for a cache of your own tracker.c and own_cache.cpp.
  *
  *
  * Two ways
@@ -33,21 +38,22 @@
  *
  * With a cache of your own: the tracker
  *
- *   QEMU, FEX and box64 have tables of blocks already. Keep them.
+ * QEMU, FEX and box64 have tables of blocks already. Keep them.
  *
  *   1. Once: cw_tracker_new() with told(), your invalidation of a page. cw_tracker_add_region()
  *      the guest's memory.
  *   2. To translate: cw_tracker_claim() each page that the block is made from, cw_claim_read() its
- *      bytes, translate, enter the block in your table. CW_BUSY: translate for one run.
+ *      bytes there, translate, enter the block in your table. CW_BUSY: translate for one run.
  *   3. A store to a claimed page faults. told() names the page before the store goes
  *      through: unlink its blocks there. If you own the signals, your handler calls
  *      cw_handle_fault() first.
  *   4. Report what the kernel cannot: cw_tracker_map() and the functions beside it for
  *      mappings, cw_tracker_announce_write() before a system call that writes to guest memory,
  *      cw_tracker_before_fork().
+ *   5. From a timer: cw_tracker_maintain().
  *
- *   One lock of yours, around all of that, is allowed, and makes it simple. The section about
- *   trackers has the rule, the section about claims the code.
+ * One lock of yours, around all of that, is allowed, and makes it simple. The section about
+ * the reports has the rule, the section about claims the code.
  *
  *
  * Rules, for every function that does not say otherwise
@@ -71,8 +77,8 @@
  * Ownership. Free each handle once, by the _free function of its kind or by a function that
  * says that it takes it. Handles may be freed in any order, but a cache or a tracker after its
  * tickets, vCPUs, holds and fork guards (otherwise it answers CW_IN_USE). A claim is a value,
- * and is used no more when its tracker is freed. Strings belong to the library. The library cannot detect the use of a freed handle, or a second
- * free: the behaviour is undefined.
+ * and is used no more when its tracker is freed. Strings belong to the library. The library
+ * cannot detect the use of a freed handle, or a second free: the behaviour is undefined.
  *
  * Threads. Any thread may call any function at any time, with two exceptions. An object
  * that is passed by a pointer to non-const is used by one thread at a time. No thread uses
@@ -346,10 +352,11 @@ cw_status cw_cache_evict(const cw_cache *cache, size_t payload_bytes);
  *
  * One lock of yours may be held around every call for the tracker and around
  * cw_handle_fault(). Then told() runs under it, and may use all that it guards: unlink
- * blocks, free them. For that:
+ * blocks, free them (those that another thread is running when that has left them). For that:
  *
  * - In modes sigbus and mprotect own the signals (embedder_owns_signals), and take the lock
- *   in your handler before cw_handle_fault().
+ *   in your handler before cw_handle_fault(). Any lock will do, a pthread mutex too: the thread
+ *   that faults does not hold it, by the third rule.
  * - Give lock() and unlock(): the library's thread of CW_MODE_THREAD calls them around each
  *   fault, and cw_tracker_free() around the end. No other call takes the lock.
  * - Store to no tracked page while you hold it, unless the write was announced. Your store
@@ -1188,11 +1195,11 @@ cw_status cw_alt_stack_free(cw_alt_stack *stack);
  *     else
  *         cw_after_fork_parent(guard);                      // also if fork failed
  *
- * For a cache it is the cache's tracker. One thread makes all these calls. Between the two no
- * other thread gets into the tracker, its cache or the buffers; faults are handled. The
- * forking thread holds their locks. If a
- * call by it would wait for itself, it answers CW_BAD_ARGUMENT, and the guard stays as
- * it was. The thread may look blocks up, ask for statistics, and free its tickets,
+ * For a cache it is the cache's tracker. One thread makes all these calls. If you have a lock
+ * around the calls for a tracker, hold it from the first to the last: told() runs in the child.
+ * Between the two no other thread gets into the tracker, its cache or the buffers; faults are
+ * handled. The forking thread holds their locks. If a call by it would wait for itself, it
+ * answers CW_BAD_ARGUMENT, and the guard stays as it was. The thread may look blocks up, ask for statistics, and free its tickets,
  * links, vCPUs, holds and allocations.
  *
  * In a child without a guard no call touches anything of the parent's, not even a
@@ -1234,7 +1241,7 @@ cw_status cw_after_fork_parent(cw_fork_guard *guard);
 cw_status cw_after_fork_child(cw_fork_guard *guard);
 
 
-/* ---- Statistics: events so far, pages that cost most, and the memory that a cache takes 
+/* ---- Statistics: events so far, the pages that cost most, a cache's memory ---------
  *
  * Each structure has its size in its first field, so that it can grow: set size_bytes
  * to its sizeof before the call. Fields of a newer header that this library does not

@@ -15,6 +15,7 @@ function form(kept) {
 
 function title(text) {
     form(0)
+    blank = 0
     print ".SH " toupper(escaped(text))
 }
 
@@ -31,9 +32,12 @@ function paragraph_line(text,    kept) {
 
 # A line between blank lines, two of them before it, is a title.
 function text_line(text) {
-    if (held != "" && text == "")
+    if (held != "" && text == "") {
         title(held)
-    else if (held != "")
+        held = ""
+        return
+    }
+    if (held != "")
         paragraph_line(held)
     held = ""
     if (text == "")
@@ -57,8 +61,7 @@ NR <= 3 { is_text = 1; next }
 
 /^\/\* ---- / {
     sub(/^\/\* ---- /, "")
-    sub(/ -+$/, "")
-    blank = 0
+    sub(/ -*$/, "")
     title($0)
     is_text = 1
     next

@@ -10,11 +10,11 @@
 //!     cw_after_fork_parent(guard);                      // also if fork failed
 //! ```
 //!
-//! For a cache it is the cache's tracker. One thread makes all these calls. Between the two no
-//! other thread gets into the tracker, its cache or the buffers; faults are handled. The
-//! forking thread holds their locks. If a
-//! call by it would wait for itself, it answers CW_BAD_ARGUMENT, and the guard stays as
-//! it was. The thread may look blocks up, ask for statistics, and free its tickets,
+//! For a cache it is the cache's tracker. One thread makes all these calls. If you have a lock
+//! around the calls for a tracker, hold it from the first to the last: told() runs in the child.
+//! Between the two no other thread gets into the tracker, its cache or the buffers; faults are
+//! handled. The forking thread holds their locks. If a call by it would wait for itself, it
+//! answers CW_BAD_ARGUMENT, and the guard stays as it was. The thread may look blocks up, ask for statistics, and free its tickets,
 //! links, vCPUs, holds and allocations.
 //!
 //! In a child without a guard no call touches anything of the parent's, not even a

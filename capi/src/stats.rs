@@ -1,4 +1,4 @@
-//! Statistics: events so far, pages that cost most, and the memory that a cache takes.
+//! Statistics: events so far, the pages that cost most, a cache's memory.
 //!
 //! Each structure has its size in its first field, so that it can grow: set size_bytes
 //! to its sizeof before the call. Fields of a newer header that this library does not

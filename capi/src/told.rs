@@ -10,10 +10,11 @@
 //!
 //! One lock of yours may be held around every call for the tracker and around
 //! cw_handle_fault(). Then told() runs under it, and may use all that it guards: unlink
-//! blocks, free them. For that:
+//! blocks, free them (those that another thread is running when that has left them). For that:
 //!
 //! - In modes sigbus and mprotect own the signals (embedder_owns_signals), and take the lock
-//!   in your handler before cw_handle_fault().
+//!   in your handler before cw_handle_fault(). Any lock will do, a pthread mutex too: the thread
+//!   that faults does not hold it, by the third rule.
 //! - Give lock() and unlock(): the library's thread of CW_MODE_THREAD calls them around each
 //!   fault, and cw_tracker_free() around the end. No other call takes the lock.
 //! - Store to no tracked page while you hold it, unless the write was announced. Your store
