@@ -532,9 +532,10 @@ cw_status cw_tracker_claim(const cw_tracker *tracker, uint64_t guest, cw_claim *
 /// snapshot for the block: each byte is read once, an aligned word of 8, 4 or 2 bytes whole.
 /// So read all that you need of a page, the whole of it if you do not know yet, in one call.
 ///
-/// CW_WRITTEN: a write came since the claim. Claim again, or translate for one run.
-/// CW_BAD_RANGE: not all of the bytes lie on the page.
+/// CW_WRITTEN: the claim is not current, as cw_claim_is_current() tells. Claim again, or translate for one run.
+/// CW_BAD_RANGE: not all of the bytes lie on the page, or the guest may not read it (CW_ACCESS_NONE).
 /// CW_BAD_ARGUMENT: NULL, or the claim failed.
+/// Other answers are those of a claim.
 cw_status cw_claim_read(const cw_claim *claim,
                         uint64_t guest,
                         void *buffer,
@@ -547,7 +548,8 @@ cw_status cw_claim_read(const cw_claim *claim,
 /// self-checking instead of stale. And pages with declared code are opened and protected in
 /// batches. Without it every byte of the page belongs to the block.
 ///
-/// The answers are those of cw_claim_read(), without CW_WRITTEN.
+/// CW_BAD_RANGE: not all of the bytes lie on the page. A block on two pages calls it for each part.
+/// CW_BAD_ARGUMENT: NULL, or the claim failed.
 cw_status cw_claim_add_code(const cw_claim *claim, uint64_t guest, size_t len_bytes);
 
 /// Whether told() was not called for the page since it was claimed, and the region is there.

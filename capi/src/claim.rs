@@ -102,6 +102,10 @@ impl cw_claim {
         tracker.codes()
     }
 
+    fn is_current(&self, codes: &Codes) -> bool {
+        codes.is_current(GuestAddr(self.page), self.stamp, self.shared_stamp)
+    }
+
     /// The offsets of `len_bytes` at `guest` in the page.
     fn offsets(&self, codes: &Codes, guest: u64, len_bytes: size_t) -> Result<std::ops::Range<usize>, Failure> {
         let page_bytes = codes.tracker().page_size().bytes();
@@ -154,9 +158,10 @@ pub unsafe extern "C" fn cw_tracker_claim(tracker: *const cw_tracker, guest: u64
 /// snapshot for the block: each byte is read once, an aligned word of 8, 4 or 2 bytes whole.
 /// So read all that you need of a page, the whole of it if you do not know yet, in one call.
 ///
-/// CW_WRITTEN: a write came since the claim. Claim again, or translate for one run.
-/// CW_BAD_RANGE: not all of the bytes lie on the page.
+/// CW_WRITTEN: the claim is not current, as cw_claim_is_current() tells. Claim again, or translate for one run.
+/// CW_BAD_RANGE: not all of the bytes lie on the page, or the guest may not read it (CW_ACCESS_NONE).
 /// CW_BAD_ARGUMENT: NULL, or the claim failed.
+/// Other answers are those of a claim.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_claim_read(
     claim: *const cw_claim,
@@ -178,12 +183,17 @@ pub unsafe extern "C" fn cw_claim_read(
             buffer.cast::<u8>().write_bytes(0, len_bytes);
             slice::from_raw_parts_mut(buffer.cast::<u8>(), len_bytes)
         };
+        const WRITTEN: Failure =
+            Failure::new(cw_status::CW_WRITTEN, c"a write came since the page was claimed: claim it again");
+        // Otherwise this would protect the page anew.
+        if !claim.is_current(codes) {
+            return Err(WRITTEN);
+        }
         codes.read(GuestAddr(guest), into).map_err(|error| match error {
-            BeginError::Busy(_) => {
-                Failure::new(cw_status::CW_WRITTEN, c"a write came since the page was claimed: claim it again")
-            }
+            BeginError::Busy(_) => WRITTEN,
             error => error.into(),
-        })
+        })?;
+        if claim.is_current(codes) { Ok(()) } else { Err(WRITTEN) }
     })
 }
 
@@ -194,7 +204,8 @@ pub unsafe extern "C" fn cw_claim_read(
 /// self-checking instead of stale. And pages with declared code are opened and protected in
 /// batches. Without it every byte of the page belongs to the block.
 ///
-/// The answers are those of cw_claim_read(), without CW_WRITTEN.
+/// CW_BAD_RANGE: not all of the bytes lie on the page. A block on two pages calls it for each part.
+/// CW_BAD_ARGUMENT: NULL, or the claim failed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_claim_add_code(claim: *const cw_claim, guest: u64, len_bytes: size_t) -> cw_status {
     guarded(|| {
@@ -216,5 +227,5 @@ pub unsafe extern "C" fn cw_claim_is_current(claim: *const cw_claim) -> bool {
     let Ok(claim) = (unsafe { borrow(claim) }) else { return false };
     // SAFETY: a claim names its tracker, which lives.
     let codes = unsafe { claim.tracker.as_ref() }.and_then(|tracker| tracker.codes().ok());
-    codes.is_some_and(|codes| codes.is_current(GuestAddr(claim.page), claim.stamp, claim.shared_stamp))
+    codes.is_some_and(|codes| claim.is_current(codes))
 }

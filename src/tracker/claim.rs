@@ -48,24 +48,19 @@ impl<D: PageData> PageClaim<D> {
         HostRange::page_of(HostAddr(start), self.region.page_size())
     }
 
-    /// An error if the page's mapping may be gone: the claim was ended by a change of mappings that
-    /// is not over, or that has left nothing there.
-    fn check_mapped(&self) -> Result<(), BeginError> {
+    /// Copies the bytes at `offset` of the page, which has them. The region is tracked meanwhile. An
+    /// error if the page's mapping may be gone: the claim was ended by a change of mappings that is not
+    /// over, or that has left nothing there; and if the guest may not read it.
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), BeginError> {
         let word = self.desc().word.load();
-        if word.generation() == self.begun.generation {
-            return Ok(());
-        }
-        if word.unprotects_in_flight() > 0 {
+        if word.generation() != self.begun.generation && word.unprotects_in_flight() > 0 {
             return Err(BeginError::Busy(Busy::Unprotecting));
         }
-        self.region.check_attached(self.page.0..self.page.0 + 1).map_err(|_| BeginError::Untrackable)
-    }
-
-    /// Copies the bytes at `offset` of the page, which has them. The region is tracked meanwhile.
-    fn read(&self, offset: usize, into: &mut [u8]) {
-        // SAFETY: the page is in a tracked region, so it is mapped and readable, by the
-        // contract of `Tracker::add_region` or because the region keeps its memory.
-        unsafe { guest_memory::read_host(HostAddr(self.host_page().start().0 + offset), into) };
+        self.region.while_readable(self.page, || {
+            // SAFETY: the page is attached and readable, so it is mapped, by the contract of
+            // `Tracker::add_region` or because the region keeps its memory.
+            unsafe { guest_memory::read_host(HostAddr(self.host_page().start().0 + offset), into) };
+        })
     }
 
     /// The mechanism that learns of writes to it.
@@ -168,7 +163,8 @@ impl<D: PageData> Tracker<D> {
     ///
     /// [`BeginError::Busy`] while the page is written or its mapping changes, and
     /// [`BeginError::Untrackable`] after its mapping has gone: nothing is read there.
-    /// [`Error::BadRange`] if the page lacks a byte of them. [`Error::NotTracked`] if the claim's
+    /// [`Error::BadRange`] if the page lacks a byte of them, or if the guest may not read it
+    /// ([`Access::None`](crate::protection::Access::None)). [`Error::NotTracked`] if the claim's
     /// region is no longer tracked.
     pub fn read(&self, claim: &PageClaim<D>, guest: GuestAddr, into: &mut [u8]) -> Result<(), BeginError> {
         let offset = guest.0.wrapping_sub(claim.guest_page().0);
@@ -183,9 +179,7 @@ impl<D: PageData> Tracker<D> {
         if !Arc::ptr_eq(&tracked.region, &claim.region) {
             return Err(Error::NotTracked { start: guest.0, len: into.len() as u64 }.into());
         }
-        claim.check_mapped()?;
-        claim.read(offset as usize, into);
-        Ok(())
+        claim.read(offset as usize, into)
     }
 
     /// The observer's data for the page that holds `guest`; `None` if no translation was ever

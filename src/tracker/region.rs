@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::errors::BeginError;
 use super::harvest_set::HarvestSet;
 use super::observer::{PageData, PageObserver};
 use super::streams::Streams;
@@ -354,8 +355,25 @@ impl<D: PageData> Region<D> {
     /// Carries out the guest's own mprotect on `pages`, which are attached.
     pub(super) fn set_access(&self, pages: Range<usize>, access: Access) -> Result<(), Error> {
         let host = self.host_of(&pages);
-        lock(&self.attached).set(pages, access);
+        // No reader comes between the two.
+        let mut attached = lock(&self.attached);
+        attached.set(pages, access);
         self.protection.set_access(host, access)
+    }
+
+    /// Calls `read`, which reads bytes of `page`, unless that would fault. Its mapping stays meanwhile: no
+    /// change of mappings ends, and the guest's access does not change.
+    pub(super) fn while_readable(&self, page: PageIndex, read: impl FnOnce()) -> Result<(), BeginError> {
+        let attached = lock(&self.attached);
+        match attached.access_of(page.0) {
+            Some(Access::Read | Access::ReadWrite) => read(),
+            Some(Access::None) => {
+                let (start, len) = (self.guest_of(page).0, self.page.bytes() as u64);
+                return Err(Error::BadRange { start, len, why: "the guest may not read the page now" }.into());
+            }
+            None => return Err(BeginError::Untrackable),
+        }
+        Ok(())
     }
 
     /// The harvest no longer looks at `pages`.

@@ -114,6 +114,19 @@ static void store(struct fixture *f, uint64_t guest)
 
 /* ---- */
 
+static void a_page_that_the_guest_may_not_read_is_not_read(void)
+{
+    struct fixture f = setup(CW_POLICY_ADAPTIVE);
+    cw_claim of_page;
+    uint8_t byte;
+    MUST(cw_tracker_protect(f.tracker, GUEST, PAGE, CW_ACCESS_NONE));
+    MUST(claim(&f, GUEST, &of_page));
+    CHECK(cw_claim_read(&of_page, GUEST, &byte, 1) == CW_BAD_RANGE);
+    MUST(cw_tracker_protect(f.tracker, GUEST, PAGE, CW_ACCESS_READ));
+    MUST(cw_claim_read(&of_page, GUEST, &byte, 1));
+    teardown(&f);
+}
+
 static void a_store_is_told_of_and_ends_the_claim(void)
 {
     struct fixture f = setup(CW_POLICY_ADAPTIVE);
@@ -133,6 +146,8 @@ static void a_store_is_told_of_and_ends_the_claim(void)
     CHECK(told_only(GUEST + PAGE, CW_TOLD_WRITTEN));
     CHECK(!cw_claim_is_current(&first) && !cw_claim_is_current(&again) && cw_claim_is_current(&second));
     CHECK((looks > 0) == (mode != CW_MODE_DEFERRED));
+    CHECK(cw_claim_read(&first, GUEST + PAGE, bytes, 8) == CW_WRITTEN);
+    MUST(cw_claim_read(&second, GUEST + 2 * PAGE, bytes, 8));
     store(&f, GUEST + PAGE + 7);
     CHECK(told_count == 0 || mode == CW_MODE_DEFERRED); /* the page is open; there it never is */
     told_count = 0;
@@ -493,6 +508,7 @@ int main(int argc, char **argv)
     /* Before the library's handler is there. */
     the_lock_ends_after_the_tracker();
     a_fork_under_the_lock();
+    a_page_that_the_guest_may_not_read_is_not_read();
     a_store_is_told_of_and_ends_the_claim();
     data_beside_code();
     told_names_the_page_with_the_code();

@@ -8,6 +8,7 @@ use crate::addr::GuestAddr;
 use crate::error::Error;
 use crate::memory::guest_memory::GuestMemory;
 use crate::mode::Mode;
+use crate::protection::Access;
 
 #[test]
 fn the_bytes_of_a_claim_are_read_from_its_page_while_it_is_tracked() {
@@ -30,6 +31,12 @@ fn the_bytes_of_a_claim_are_read_from_its_page_while_it_is_tracked() {
     for (offset, len) in [(page - 1, 1), (2 * page, 1), (2 * page - 1, 2), (page, page + 1)] {
         assert!(matches!(read(offset, len), Err(BeginError::Failed(Error::BadRange { .. }))), "{offset} {len}");
     }
+
+    // Reading would fault.
+    tracker.set_access(at(page), page as u64, Access::None).unwrap();
+    assert!(matches!(read(page, 1), Err(BeginError::Failed(Error::BadRange { .. }))));
+    tracker.set_access(at(page), page as u64, Access::Read).unwrap();
+    assert_eq!(read(page + 1, 2), Ok(vec![2, 3]));
 
     let data = tracker.data(at(page)).unwrap();
     assert!(data.is_own() && tracker.data(GuestAddr(start - 1)).is_none());
