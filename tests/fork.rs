@@ -12,6 +12,8 @@
 mod alarm;
 #[path = "support/child.rs"]
 mod child;
+#[path = "support/limit.rs"]
+mod limit;
 
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;

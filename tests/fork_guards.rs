@@ -9,6 +9,8 @@
 
 #[path = "support/child.rs"]
 mod child;
+#[path = "support/limit.rs"]
+mod limit;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,6 +27,7 @@ use codewarden::tracker::{PageObserver, PageWrite, RegionOptions, Tracker};
 use codewarden::{CodeCache, CommitError, EntryStubs, Key, MemoryLimit, Payload};
 
 use child::{Ended, in_child};
+use limit::limit_s;
 
 /// One test at a time forks.
 fn alone() -> MutexGuard<'static, ()> {
@@ -384,7 +387,7 @@ fn statics(code: &str) -> Vec<&str> {
 /// take every lock by one function.
 #[test]
 fn every_static_lock_is_held_over_a_fork() {
-    const FOR_TESTS: [&str; 4] = ["models/", "protection/conformance/", "sys/kernel_facts.rs", "sync/interruptible.rs"];
+    const FOR_TESTS: [&str; 4] = ["models/", "protection/conformance/", "sys/kernel_facts/", "sync/interruptible.rs"];
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let (mut files, mut found) = (Vec::new(), Vec::new());
     sources(&src, &mut files);
@@ -435,7 +438,7 @@ fn panics_under_the_guard(calls: &[&dyn Fn()]) {
 fn a_thread_that_holds_a_guard_gets_an_error() {
     let _alone = alone();
     // SAFETY: sets a timer: a thread that waits for itself ends the process.
-    unsafe { libc::alarm(LIMIT_S) };
+    unsafe { libc::alarm(limit_s(LIMIT_S)) };
     let page = PageSize::host().bytes();
     let memory = GuestMemory::anonymous(2 * page).unwrap();
     let cache = cache_on::<()>(&memory, Mode::Mprotect);
@@ -508,7 +511,7 @@ fn a_thread_that_holds_a_guard_gets_an_error() {
 fn a_thread_that_holds_a_code_buffers_guard_gets_an_error() {
     let _alone = alone();
     // SAFETY: sets a timer: a thread that waits for itself ends the process.
-    unsafe { libc::alarm(LIMIT_S) };
+    unsafe { libc::alarm(limit_s(LIMIT_S)) };
     let buffer = CodeBuffer::new(4096).unwrap();
     let [first, second] = [(); 2].map(|()| buffer.alloc(64, 16).unwrap());
     let stats = buffer.stats();
@@ -540,7 +543,7 @@ fn a_thread_that_holds_a_code_buffers_guard_gets_an_error() {
 fn a_thread_that_holds_a_trackers_guard_gets_an_error() {
     let _alone = alone();
     // SAFETY: sets a timer: a thread that waits for itself ends the process.
-    unsafe { libc::alarm(LIMIT_S) };
+    unsafe { libc::alarm(limit_s(LIMIT_S)) };
     let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
     for mode in modes() {
         let tracker = Tracker::new(Arc::new(NoObserver));
@@ -570,7 +573,7 @@ fn a_thread_that_holds_a_trackers_guard_gets_an_error() {
 fn a_cache_under_its_trackers_guard() {
     let _alone = alone();
     // SAFETY: sets a timer: a thread that waits for itself ends the process.
-    unsafe { libc::alarm(LIMIT_S) };
+    unsafe { libc::alarm(limit_s(LIMIT_S)) };
     let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
     for mode in modes() {
         let cache = cache_on::<()>(&memory, mode);
@@ -600,7 +603,7 @@ fn a_cache_under_its_trackers_guard() {
 fn a_thread_that_holds_a_guard_has_other_instances() {
     let _alone = alone();
     // SAFETY: sets a timer: a thread that waits for itself ends the process.
-    unsafe { libc::alarm(LIMIT_S) };
+    unsafe { libc::alarm(limit_s(LIMIT_S)) };
     let [first, second] = [(); 2].map(|()| GuestMemory::anonymous(PageSize::host().bytes()).unwrap());
     for mode in modes() {
         let (cache, buffer) = (cache_on::<()>(&first, mode), CodeBuffer::new(4096).unwrap());
@@ -626,7 +629,7 @@ fn a_thread_that_holds_a_guard_has_other_instances() {
 fn a_guard_that_is_forgotten_ends_with_its_cache() {
     let _alone = alone();
     // SAFETY: sets a timer: a thread that waits for itself ends the process.
-    unsafe { libc::alarm(LIMIT_S) };
+    unsafe { libc::alarm(limit_s(LIMIT_S)) };
     let memory = GuestMemory::anonymous(PageSize::host().bytes()).unwrap();
     for mode in modes() {
         let status = in_child(|| {

@@ -13,6 +13,8 @@
 
 #[path = "support/child.rs"]
 mod child;
+#[path = "support/limit.rs"]
+mod limit;
 mod support;
 
 use std::sync::Barrier;

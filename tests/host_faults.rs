@@ -10,6 +10,9 @@
 //! Children crash on purpose; they touch only their own memory.
 #![allow(unsafe_code)]
 
+#[path = "support/limit.rs"]
+mod limit;
+
 use core::ffi::{c_int, c_void};
 use core::mem::MaybeUninit;
 use core::ptr;
@@ -79,7 +82,7 @@ fn main() -> ExitCode {
     if let Some(scenario) = SCENARIOS.iter().find(|scenario| scenario.name == argument) {
         // A fault that comes back for ever is a failure, not a hang.
         // SAFETY: sets a timer.
-        unsafe { libc::alarm(60) };
+        unsafe { libc::alarm(limit::limit_s(60)) };
         (scenario.run)();
         return ExitCode::SUCCESS;
     }

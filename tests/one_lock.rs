@@ -9,6 +9,8 @@
 
 #[path = "support/alarm.rs"]
 mod alarm;
+#[path = "support/limit.rs"]
+mod limit;
 #[path = "support/modes.rs"]
 mod modes;
 

@@ -11,6 +11,8 @@
 
 #[path = "support/alarm.rs"]
 mod alarm;
+#[path = "support/limit.rs"]
+mod limit;
 #[cfg(target_arch = "x86_64")]
 #[path = "promises/look_ahead.rs"]
 mod look_ahead;

@@ -8,6 +8,8 @@
 
 #[path = "support/alarm.rs"]
 mod alarm;
+#[path = "support/limit.rs"]
+mod limit;
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Barrier};

@@ -45,6 +45,9 @@ pub(crate) mod fork;
 pub(crate) mod guarded_fd;
 #[cfg(test)]
 mod kernel_facts;
+#[cfg(test)]
+#[path = "../../tests/support/limit.rs"]
+mod limit;
 pub(crate) mod maps;
 pub(crate) mod membarrier;
 pub(crate) mod mmap;

@@ -19,8 +19,12 @@ use crate::sys::{membarrier, pagemap::Pagemap, uffd_calls};
 const WP_SINCE: &str = match () {
     () if cfg!(target_arch = "x86_64") => "5.7",
     () if cfg!(target_arch = "aarch64") => "6.10",
+    () if cfg!(target_arch = "riscv64") => "6.19",
     () => NONE_YET,
 };
+
+/// What the processor must have besides.
+const WP_NEEDS: &str = if cfg!(target_arch = "riscv64") { " on processors with the extension Svrsw60t59b" } else { "" };
 
 /// In place of a kernel's number.
 const NONE_YET: &str = "(none yet)";
@@ -253,7 +257,9 @@ impl Probe {
             let processor = std::env::consts::ARCH;
             return format!("Linux has no write-protection by userfaultfd (wp) for {processor} processors yet");
         }
-        format!("the kernel ({}) does not offer {facility}: Linux {} or newer does", self.kernel, facility.since())
+        let needs = if facility == Facility::Wp { WP_NEEDS } else { "" };
+        let since = facility.since();
+        format!("the kernel ({}) does not offer {facility}: Linux {since} or newer does{needs}", self.kernel)
     }
 
     fn why_no_userfaultfd(&self) -> String {
@@ -282,10 +288,14 @@ impl Probe {
             }
             _ => "userfaultfd cannot be opened",
         };
-        format!(
+        let advice = format!(
             "{reason}: allow the userfaultfd system call, or give this user read and write permission on \
              /dev/userfaultfd, or set vm.unprivileged_userfaultfd=1"
-        )
+        );
+        match WP_NEEDS {
+            "" => advice,
+            _ => format!("{advice}; it can write-protect with Linux {WP_SINCE} or newer{WP_NEEDS}"),
+        }
     }
 
     /// A descriptor, with kernel faults if they are `wanted` and available.

@@ -10,6 +10,8 @@
 mod alone;
 #[path = "../support/child.rs"]
 mod child;
+#[path = "../support/limit.rs"]
+mod limit;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -16,6 +16,7 @@ use codewarden::protection::{Facility, Mode, Probe};
 use codewarden::tracker::{BeginError, PageObserver, PageWrite};
 
 use crate::alone::{run_alone, task};
+use crate::limit::limit_s;
 use crate::support::{Fixture, GUEST, PAGES, page_bytes, skip};
 
 /// The modes that protect by a userfaultfd.
@@ -49,7 +50,7 @@ pub(crate) enum End {
 pub(crate) fn scenario(name: &str, modes: &[Mode], end: End, scenario: impl Fn(Mode)) {
     if let Some(mode) = task() {
         // SAFETY: sets a timer.
-        unsafe { libc::alarm(LIMIT_S) };
+        unsafe { libc::alarm(limit_s(LIMIT_S)) };
         scenario(Mode::from_name(&mode).expect("a mode"));
         std::process::exit(0);
     }

@@ -19,6 +19,8 @@
 
 #[path = "../support/child.rs"]
 mod child;
+#[path = "../support/limit.rs"]
+mod limit;
 
 use std::fmt;
 use std::sync::Arc;

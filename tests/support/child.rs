@@ -12,6 +12,8 @@
 use core::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::limit::limit_s;
+
 /// A child that waits longer waits for ever: SIGALRM ends it.
 const LIMIT_S: u32 = 60;
 
@@ -35,12 +37,13 @@ pub(crate) enum Ended {
 /// Runs `body` in a child and waits for its end. Before the wait the parent drops its copy of
 /// `body`, with the guards in it.
 pub(crate) fn in_child(body: impl FnOnce() -> u8) -> Ended {
+    let limit_s = limit_s(LIMIT_S);
     // SAFETY: see the head.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "no process to be had: {}", std::io::Error::last_os_error());
     if pid == 0 {
         // SAFETY: sets a timer of this process, which inherited none.
-        unsafe { libc::alarm(LIMIT_S) };
+        unsafe { libc::alarm(limit_s) };
         let code = catch_unwind(AssertUnwindSafe(body)).map_or_else(|panic| told(&*panic), c_int::from);
         // SAFETY: ends the child without running anything of the parent's.
         unsafe { libc::_exit(code) };

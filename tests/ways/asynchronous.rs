@@ -176,8 +176,14 @@ impl Aio {
         let mut event = IoEvent::default();
         let no_limit = core::ptr::null::<libc::timespec>();
         // SAFETY: one event to write to.
-        let count = unsafe { libc::syscall(libc::SYS_io_getevents, self.0, 1, 1, &raw mut event, no_limit) };
-        assert_eq!(count, 1);
+        let mut get = || match unsafe { libc::syscall(libc::SYS_io_getevents, self.0, 1, 1, &raw mut event, no_limit) }
+        {
+            count @ 0.. => Ok(count),
+            _ => Err(Error::last_os_error()),
+        };
+        // A signal ends the wait.
+        let interrupted = |end: &io::Result<_>| matches!(end, Err(error) if error.kind() == io::ErrorKind::Interrupted);
+        assert_eq!(std::iter::repeat_with(&mut get).find(|end| !interrupted(end)).unwrap()?, 1);
         usize::try_from(event.result).map_err(|_| Error::from_raw_os_error(-event.result as i32))
     }
 }
