@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let mut code_bytes = 0;
                 for _ in 0..ROUNDS {
                     let start = Instant::now();
-                    let compiled = translator.compile(&insts, &BlockOptions { own_stores, source })?;
+                    let compiled = translator.compile(&insts, &BlockOptions { own_stores, source }, &mut |_| None)?;
                     times.push(start.elapsed().as_nanos() as f64 / 1e3);
                     code_bytes = compiled.len_bytes();
                 }

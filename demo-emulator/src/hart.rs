@@ -30,8 +30,6 @@ pub struct Hart {
     pub reservation_value: u64,
     /// Instructions retired, for `instret`; only the interpreter and tier 0 count them.
     pub instret: u64,
-    /// The link slot of the last exit, for the dispatcher.
-    pub exit_slot: u64,
     /// Stack pointer of the entry trampoline; a guest fault unwinds to it.
     pub host_sp: u64,
     /// The direct-mapped front of the code cache, probed by compiled code.
@@ -53,7 +51,6 @@ impl Hart {
             reservation_addr: 0,
             reservation_value: 0,
             instret: 0,
-            exit_slot: 0,
             host_sp: 0,
             front: 0,
         }

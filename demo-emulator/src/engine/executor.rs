@@ -27,7 +27,7 @@ use crate::linux::machine::{Executor, Exit};
 use crate::memory::Window;
 use crate::memory::window::WRITE;
 use crate::riscv::trap::{Flow, Trap};
-use crate::translate::{BlockOptions, CodeSpace, ExitReason, LinkSlot, OwnStores, TranslateError, Translator};
+use crate::translate::{BlockOptions, CodeSpace, ExitReason, OwnStores, TranslateError, Translator};
 
 /// Runs of a decoded block before it is compiled: compiling costs as much as a few hundred runs in
 /// tier 0.
@@ -165,9 +165,8 @@ impl EngineExecutor {
             Err(_) => return self.refused(hart),
         }
         let (len_bytes, bytes) = (source.bytes.len(), self.wants_blocks().then(|| source.bytes.clone()));
-        let needs_check = ticket.needs_check();
         let made = if compile {
-            self.compile(pc, &source, own_stores, needs_check)
+            self.compile(&mut ticket, pc, &source, own_stores)
         } else {
             Some(decoded(pc, source, own_stores))
         };
@@ -196,21 +195,22 @@ impl EngineExecutor {
 
     fn compile(
         &mut self,
+        ticket: &mut Ticket<Payload>,
         pc: u64,
         source: &Source,
         own_stores: OwnStores,
-        needs_check: bool,
     ) -> Option<(Entry, Payload)> {
         // Without tracking a page becomes self-checking only while a write to it is announced.
-        let bytes = (self.mode != Mode::None || needs_check).then_some(&*source.bytes);
+        let bytes = (self.mode != Mode::None || ticket.needs_check()).then_some(&*source.bytes);
         let options = BlockOptions { own_stores, source: bytes };
         let placed = source.placed(pc);
         let (space, translator) = self.compiler.as_mut()?;
-        let mut block = translator.compile(&placed, &options);
+        let mut link = |pc| NonNull::new(ticket.link(compiled_key(pc)).ok()?.cast_mut());
+        let mut block = translator.compile(&placed, &options, &mut link);
         if let Err(TranslateError::NoCodeMemory(_)) = block {
             // Memory that other harts are still in is free only for a later attempt.
             self.cache.evict(space.buffer().executable().len() / EVICTED_SHARE);
-            block = translator.compile(&placed, &options);
+            block = translator.compile(&placed, &options, &mut link);
         }
         let block = block.ok()?;
         let plain = block.entry();
@@ -342,14 +342,6 @@ fn run_compiled(
     // The front is the pin's, and its cells are the cache's.
     let reason = unsafe { space.enter(hart, entry) };
     match reason {
-        ExitReason::Unlinked => {
-            if let Ok(link) = cache.link(compiled_key(hart.pc)) {
-                // SAFETY: the slot of a block that ran just now, under this pin.
-                let slot = unsafe { &*(hart.exit_slot as *const LinkSlot) };
-                slot.link(link);
-            }
-            None
-        }
         ExitReason::CheckFailed => {
             cache.remove(compiled_key(hart.pc));
             recorder.iter().for_each(|recorder| recorder.overwritten(hart.pc, true));

@@ -5,7 +5,10 @@
 //! are placed over it with `MAP_FIXED`. So the host page's own protection decides the guest's loads
 //! and stores, and no table is read on the way. Instruction fetch is the exception: guest code is
 //! never executable for the host. A table with one byte for each page tells which pages the guest
-//! may run. A guard behind the window catches an access that begins inside and ends outside.
+//! may run. Guards before
+//! and behind the window catch accesses near its ends, so that one test of an address serves for
+//! all accesses close to it. If possible, the window lies at the host address that is its own
+//! length: then compiled code needs one register to test an address and to reach it.
 //!
 //! # Safety
 //!
@@ -37,7 +40,9 @@ pub const EXEC: u8 = 4;
 
 const PAGE_SHIFT: u32 = PAGE_LEN_BYTES.trailing_zeros();
 const PAGE_COUNT: usize = (WINDOW_LEN_BYTES >> PAGE_SHIFT) as usize;
-const GUARD_LEN_BYTES: usize = 64 << 10;
+
+/// Bytes of the guards before and behind the window, which nothing is ever mapped in.
+pub const GUARD_LEN_BYTES: usize = 64 << 10;
 
 /// The guest's address space. A copy means the same space.
 #[derive(Clone, Copy, Debug)]
@@ -63,9 +68,11 @@ impl Window {
 
     /// Reserves a new, empty guest address space.
     pub fn reserve() -> io::Result<Self> {
-        let base = reserve(WINDOW_LEN_BYTES as usize + GUARD_LEN_BYTES, libc::PROT_NONE)?;
-        let permissions = reserve(PAGE_COUNT, libc::PROT_READ | libc::PROT_WRITE)?;
-        Ok(Self { base, permissions: permissions.cast() })
+        let wanted = WINDOW_LEN_BYTES as usize - GUARD_LEN_BYTES;
+        let with_guards = WINDOW_LEN_BYTES as usize + 2 * GUARD_LEN_BYTES;
+        let before = reserve(wanted, with_guards, libc::PROT_NONE)?;
+        let permissions = reserve(0, PAGE_COUNT, libc::PROT_READ | libc::PROT_WRITE)?;
+        Ok(Self { base: before.wrapping_add(GUARD_LEN_BYTES), permissions: permissions.cast() })
     }
 
     /// Host address of guest address 0.
@@ -112,9 +119,11 @@ impl Window {
     }
 }
 
-fn reserve(len_bytes: usize, protection: libc::c_int) -> io::Result<*mut u8> {
+/// Reserves memory at the address `wanted` if it is free, else anywhere.
+fn reserve(wanted: usize, len_bytes: usize, protection: libc::c_int) -> io::Result<*mut u8> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new anonymous mapping at an address of the kernel's choice.
-    let mapping = unsafe { libc::mmap(ptr::null_mut(), len_bytes, protection, flags, -1, 0) };
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice: without MAP_FIXED the
+    // address is a hint.
+    let mapping = unsafe { libc::mmap(ptr::without_provenance_mut(wanted), len_bytes, protection, flags, -1, 0) };
     if mapping == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(mapping.cast()) }
 }

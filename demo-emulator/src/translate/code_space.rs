@@ -110,7 +110,7 @@ impl CodeSpace {
     /// uses, and the front's cells stay alive as long.
     pub unsafe fn enter(&self, hart: &mut Hart, code: usize) -> ExitReason {
         // SAFETY: the caller's promise.
-        unsafe { entry::enter(hart, code, &self.faults) }
+        unsafe { entry::enter(hart, code, self.window.base(), &self.faults) }
     }
 }
 
@@ -118,9 +118,8 @@ fn target() -> Result<OwnedTargetIsa, TranslateError> {
     let unsupported = |error: &dyn std::fmt::Display| TranslateError::Host(error.to_string());
     let mut flags = settings::builder();
     for (name, value) in [
-        // Blocks are short, and the guest waits for the compiler.
-        ("opt_level", "none"),
-        ("regalloc_algorithm", "single_pass"),
+        ("opt_level", "speed"),
+        ("regalloc_algorithm", "backtracking"),
         ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
         // Cranelift implements tail calls with frame pointers only.
         ("preserve_frame_pointers", "true"),

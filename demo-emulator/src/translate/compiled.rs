@@ -11,7 +11,6 @@ use std::sync::Arc;
 use codewarden::code_buffer::Allocation;
 
 use super::code_space::CodeSpace;
-use super::entry::LinkSlot;
 use super::fault_index::FaultTable;
 use crate::riscv::inst::Inst;
 
@@ -28,8 +27,7 @@ pub struct CompiledBlock {
     pub(super) check: Option<Range<usize>>,
     /// Boxed: the index holds its address.
     pub(super) faults: Box<FaultTable>,
-    /// Compiled code holds the addresses of both.
-    pub(super) links: Box<[LinkSlot]>,
+    /// Compiled code holds their addresses.
     pub(super) insts: Box<[Inst]>,
 }
 
@@ -51,16 +49,8 @@ impl CompiledBlock {
 
     /// The bytes that it owns: its code and its tables.
     pub fn owned_bytes(&self) -> usize {
-        let beside_bytes = size_of_val(&*self.faults)
-            + size_of_val(&*self.faults.points)
-            + size_of_val(&*self.links)
-            + size_of_val(&*self.insts);
+        let beside_bytes = size_of_val(&*self.faults) + size_of_val(&*self.faults.points) + size_of_val(&*self.insts);
         self.code.len() + beside_bytes
-    }
-
-    /// The direct exits.
-    pub fn links(&self) -> &[LinkSlot] {
-        &self.links
     }
 
     /// The instructions at the plain entry and at the self-checking one; each with its address.

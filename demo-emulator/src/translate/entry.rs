@@ -1,11 +1,12 @@
 //! The border between Rust and compiled code: the trampoline in, the stubs that lead out, and the
 //! fault hook.
 //!
-//! Compiled blocks follow Cranelift's `tail` convention. On x86-64 it passes (hart, slot) in rdi
-//! and rsi and returns in rax; on aarch64 it passes them in x2 and x3 and returns in x2. It
-//! preserves nothing, so the trampoline saves the registers that Rust wants preserved. Blocks leave the stack as they found it when they jump to each other, so any of
-//! them may return to the trampoline. A fault returns there from the middle of a block:
-//! `hart.host_sp` holds the trampoline's stack pointer.
+//! Compiled blocks follow Cranelift's `tail` convention. On x86-64 it passes (hart, base) in rdi
+//! and rsi and returns in rax; on aarch64 it passes them in x2 and x3 and returns in x2. The base is
+//! the host address of guest address 0. Blocks leave the stack as they found it when they jump to each other, so any of
+//! them may return to the trampoline. A fault returns there from the middle of a block, with that
+//! block's registers: so the trampoline saves those that Rust wants preserved. `hart.host_sp` holds
+//! the trampoline's stack pointer.
 //!
 //! # Safety
 //!
@@ -18,10 +19,8 @@ use std::arch::global_asm;
 use std::cell::Cell;
 use std::mem::{offset_of, size_of};
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{LazyLock, OnceLock};
 
-use codewarden::{EntryCell, EntryStubs, FRONT_SLOTS, FrontSlot, Link};
+use codewarden::{EntryCell, EntryStubs, FRONT_SLOTS, FrontSlot};
 use libc::{c_int, siginfo_t, ucontext_t};
 
 use super::fault_index::FaultIndex;
@@ -32,77 +31,40 @@ use crate::host_context;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u64)]
 pub enum ExitReason {
-    /// A direct exit that is not linked; its slot is in `hart.exit_slot`.
-    Unlinked = 0,
-    /// The target was killed, or is not yet valid.
-    Miss = 1,
+    /// There is no compiled block at `hart.pc`, or it is not yet valid.
+    Miss = 0,
     /// `hart.exit_request` was set.
-    Interrupted = 2,
+    Interrupted = 1,
     /// An indirect jump to a target that is not in the front.
-    IndirectMiss = 3,
+    IndirectMiss = 2,
     /// The block's own store killed it; the store has retired.
-    SelfModified = 4,
+    SelfModified = 3,
     /// A FENCE.I has retired.
-    FenceI = 5,
+    FenceI = 4,
     /// ECALL, EBREAK or an illegal instruction, at `hart.pc`.
-    Trap = 6,
+    Trap = 5,
     /// The instruction at `hart.pc` cannot retire in the current state. It has had no effect.
-    Fault = 7,
+    Fault = 6,
     /// The guest's bytes differ from the source of the block at `hart.pc`.
-    CheckFailed = 8,
+    CheckFailed = 7,
 }
 
 impl ExitReason {
     /// The number of reasons, for tables of counters.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 8;
 
     fn of(code: u64) -> Self {
         use ExitReason::*;
         match code {
-            0 => Unlinked,
-            1 => Miss,
-            2 => Interrupted,
-            3 => IndirectMiss,
-            4 => SelfModified,
-            5 => FenceI,
-            6 => Trap,
-            7 => Fault,
+            0 => Miss,
+            1 => Interrupted,
+            2 => IndirectMiss,
+            3 => SelfModified,
+            4 => FenceI,
+            5 => Trap,
+            6 => Fault,
             _ => CheckFailed,
         }
-    }
-}
-
-/// The target of a direct exit: the address of an entry cell. Compiled code holds the slot's own
-/// address, so the slot never moves.
-#[derive(Debug)]
-#[repr(C)]
-pub struct LinkSlot {
-    /// First, because compiled code reads it.
-    cell: AtomicPtr<EntryCell>,
-    /// Keeps the cell as long as the block of this slot. An exit has one target.
-    link: OnceLock<Link>,
-}
-
-impl LinkSlot {
-    /// A slot that leads to the dispatcher.
-    pub(super) fn unlinked() -> Self {
-        Self { cell: AtomicPtr::new(unlinked_cell().cast_mut()), link: OnceLock::new() }
-    }
-
-    /// Sends the exit to the blocks of its target's key from now on.
-    pub fn link(&self, link: Link) {
-        self.send_through(self.link.get_or_init(|| link).cell());
-    }
-
-    /// Sends the exit through `cell`. The cell must stay allocated until no hart can be in the
-    /// block of this slot, or until the slot is sent elsewhere.
-    pub(super) fn send_through(&self, cell: *const EntryCell) {
-        self.cell.store(cell.cast_mut(), Ordering::Release);
-    }
-
-    /// The cell that the exit goes through.
-    pub fn cell(&self) -> *const EntryCell {
-        self.cell.load(Ordering::Acquire)
     }
 }
 
@@ -111,7 +73,6 @@ const _: () = assert!(
     size_of::<FrontSlot>() == 16
         && offset_of!(FrontSlot, key) == 0
         && offset_of!(FrontSlot, cell) == 8
-        && offset_of!(LinkSlot, cell) == 0
         && size_of::<EntryCell>() == size_of::<usize>()
         && FRONT_SLOTS.is_power_of_two()
 );
@@ -119,9 +80,9 @@ const _: () = assert!(
 #[cfg(target_arch = "x86_64")]
 global_asm!(
     ".pushsection .text.guest_entry,\"ax\",@progbits",
-    ".globl guest_enter, guest_fault, guest_unlinked, guest_dead, guest_pending",
-    ".hidden guest_enter, guest_fault, guest_unlinked, guest_dead, guest_pending",
-    // u64 guest_enter(Hart *hart, code)
+    ".globl guest_enter, guest_fault, guest_dead, guest_pending",
+    ".hidden guest_enter, guest_fault, guest_dead, guest_pending",
+    // u64 guest_enter(Hart *hart, code, base)
     "guest_enter:",
     "push rbp",
     "push rbx",
@@ -133,7 +94,7 @@ global_asm!(
     "sub rsp, 8",
     "mov [rdi + {host_sp}], rsp",
     "mov rax, rsi",
-    "xor esi, esi",
+    "mov rsi, rdx",
     "call rax",
     "2:",
     "add rsp, 8",
@@ -151,11 +112,6 @@ global_asm!(
     "jmp 2b",
     // The code of entry cells that lead to no block.
     ".balign 16",
-    "guest_unlinked:",
-    "mov [rdi + {exit_slot}], rsi",
-    "mov eax, {unlinked}",
-    "ret",
-    ".balign 16",
     "guest_dead:",
     "mov eax, {miss}",
     "ret",
@@ -165,8 +121,6 @@ global_asm!(
     "ret",
     ".popsection",
     host_sp = const offset_of!(Hart, host_sp),
-    exit_slot = const offset_of!(Hart, exit_slot),
-    unlinked = const ExitReason::Unlinked as u64,
     miss = const ExitReason::Miss as u64,
     fault = const ExitReason::Fault as u64,
 );
@@ -174,10 +128,10 @@ global_asm!(
 #[cfg(target_arch = "aarch64")]
 global_asm!(
     ".pushsection .text.guest_entry,\"ax\",@progbits",
-    ".globl guest_enter, guest_fault, guest_unlinked, guest_dead, guest_pending",
-    ".hidden guest_enter, guest_fault, guest_unlinked, guest_dead, guest_pending",
+    ".globl guest_enter, guest_fault, guest_dead, guest_pending",
+    ".hidden guest_enter, guest_fault, guest_dead, guest_pending",
     ".balign 16",
-    // u64 guest_enter(Hart *hart, code)
+    // u64 guest_enter(Hart *hart, code, base)
     "guest_enter:",
     "stp x29, x30, [sp, #-160]!",
     "mov x29, sp",
@@ -191,8 +145,8 @@ global_asm!(
     "stp d12, d13, [sp, #128]",
     "stp d14, d15, [sp, #144]",
     "str x29, [x0, {host_sp}]",
+    "mov x3, x2",
     "mov x2, x0",
-    "mov x3, xzr",
     "blr x1",
     "2:",
     "mov x0, x2",
@@ -215,11 +169,6 @@ global_asm!(
     "b 2b",
     // The code of entry cells that lead to no block.
     ".balign 16",
-    "guest_unlinked:",
-    "str x3, [x2, {exit_slot}]",
-    "mov x2, {unlinked}",
-    "ret",
-    ".balign 16",
     "guest_dead:",
     "mov x2, {miss}",
     "ret",
@@ -229,16 +178,13 @@ global_asm!(
     "ret",
     ".popsection",
     host_sp = const offset_of!(Hart, host_sp),
-    exit_slot = const offset_of!(Hart, exit_slot),
-    unlinked = const ExitReason::Unlinked as u64,
     miss = const ExitReason::Miss as u64,
     fault = const ExitReason::Fault as u64,
 );
 
 unsafe extern "C" {
-    fn guest_enter(hart: *mut Hart, code: usize) -> u64;
+    fn guest_enter(hart: *mut Hart, code: usize, base: *mut u8) -> u64;
     fn guest_fault();
-    fn guest_unlinked();
     fn guest_dead();
     fn guest_pending();
 }
@@ -246,13 +192,6 @@ unsafe extern "C" {
 /// The values of entry cells that lead to no block: code that returns to the dispatcher.
 pub fn entry_stubs() -> EntryStubs {
     EntryStubs { dead: guest_dead as *const () as usize, pending: guest_pending as *const () as usize }
-}
-
-/// The cell of unlinked slots. Its code never changes.
-pub(super) fn unlinked_cell() -> *const EntryCell {
-    // A cell is one word; only the code cache makes cells that lead to blocks.
-    static CELL: LazyLock<AtomicUsize> = LazyLock::new(|| AtomicUsize::new(guest_unlinked as *const () as usize));
-    ptr::from_ref(&*CELL).cast()
 }
 
 /// The fault hook's knowledge of its thread.
@@ -269,16 +208,16 @@ thread_local! {
 ///
 /// # Safety
 ///
-/// `code` is the entry of a compiled block or one of the stubs. It and everything that it links to
-/// stay allocated until this returns. `hart.front` points to a vCPU's front that no other thread
+/// `code` is the entry of a compiled block or one of the stubs, and `base` its window's base. It and
+/// everything that it links to stay allocated until this returns. `hart.front` points to a vCPU's front that no other thread
 /// uses, and the front's cells stay alive as long.
-pub(super) unsafe fn enter(hart: &mut Hart, code: usize, faults: &FaultIndex) -> ExitReason {
+pub(super) unsafe fn enter(hart: &mut Hart, code: usize, base: *mut u8, faults: &FaultIndex) -> ExitReason {
     let hart = ptr::from_mut(hart);
     let running = Running { hart, faults };
     let outer = RUNNING.replace(ptr::from_ref(&running).cast());
     // SAFETY: the caller's promise; the trampoline preserves the registers that Rust's calls
     // preserve.
-    let code = unsafe { guest_enter(hart, code) };
+    let code = unsafe { guest_enter(hart, code, base) };
     RUNNING.set(outer);
     ExitReason::of(code)
 }

@@ -4,7 +4,7 @@ use codewarden::FRONT_SLOTS;
 use cranelift_codegen::ir::{self, AbiParam, InstBuilder, Signature, Value, types};
 use cranelift_codegen::isa::CallConv;
 
-use super::entry::{ExitReason, LinkSlot};
+use super::entry::ExitReason;
 use super::lower::emitter::{Emitter, HOST};
 use super::lower::field;
 use crate::riscv::inst::{Inst, Op};
@@ -15,7 +15,7 @@ pub fn ends_block(op: Op) -> bool {
     matches!(op, Jal | Jalr | Beq | Bne | Blt | Bge | Bltu | Bgeu | Fence_i | Ecall | Ebreak | Illegal)
 }
 
-/// The signature of every block.
+/// The signature of every block: hart and base; returns the reason.
 pub(super) fn signature() -> Signature {
     let mut signature = Signature::new(CallConv::Tail);
     signature.params.extend([AbiParam::new(types::I64), AbiParam::new(types::I64)]);
@@ -23,18 +23,9 @@ pub(super) fn signature() -> Signature {
     signature
 }
 
-/// How many direct exits a block has if it ends with `op`.
-pub(super) fn exit_count(op: Op) -> usize {
-    match op {
-        Op::Beq | Op::Bne | Op::Blt | Op::Bge | Op::Bltu | Op::Bgeu => 2,
-        Op::Jalr | Op::Fence_i | Op::Ecall | Op::Ebreak | Op::Illegal => 0,
-        _ => 1,
-    }
-}
-
 impl Emitter<'_> {
     /// The last instruction of a block and the exits after it.
-    pub(super) fn end_block(&mut self, pc: u64, inst: &Inst, links: &[LinkSlot]) {
+    pub(super) fn end_block(&mut self, pc: u64, inst: &Inst) {
         let next = pc.wrapping_add(u64::from(inst.len));
         let target = pc.wrapping_add(inst.imm as i64 as u64);
         match inst.op {
@@ -42,7 +33,7 @@ impl Emitter<'_> {
                 let link = self.constant(next);
                 self.set_x(inst.rd, link);
                 self.flush();
-                self.exit_direct(target, target <= pc, &links[0]);
+                self.exit_direct(target, target <= pc);
             }
             Op::Jalr => {
                 let base = self.x(inst.rs1);
@@ -70,22 +61,26 @@ impl Emitter<'_> {
                 let (then, otherwise) = (self.builder.create_block(), self.builder.create_block());
                 self.builder.ins().brif(taken, then, &[], otherwise, &[]);
                 self.builder.switch_to_block(then);
-                self.exit_direct(target, target <= pc, &links[0]);
+                self.exit_direct(target, target <= pc);
                 self.builder.switch_to_block(otherwise);
-                self.exit_direct(next, false, &links[1]);
+                self.exit_direct(next, false);
             }
         }
     }
 
-    /// Goes to a constant address through `link`. Registers are in the hart.
-    pub(super) fn exit_direct(&mut self, target: u64, backward: bool, link: &LinkSlot) {
+    /// Goes to a constant address through the cell of its block. Registers are in the hart.
+    pub(super) fn exit_direct(&mut self, target: u64, backward: bool) {
         self.set_pc(target);
         if backward {
             self.poll();
         }
-        let slot = self.constant(std::ptr::from_ref(link) as u64);
-        let cell = self.builder.ins().load(types::I64, HOST, slot, 0);
-        self.jump_through(cell, slot);
+        match (self.link)(target) {
+            Some(cell) => {
+                let cell = self.constant(cell.as_ptr() as u64);
+                self.jump_through(cell);
+            }
+            None => self.leave(ExitReason::Miss),
+        }
     }
 
     /// Goes through the front's slot for `target`. Registers are in the hart.
@@ -106,18 +101,19 @@ impl Emitter<'_> {
         self.leave(ExitReason::IndirectMiss);
         self.builder.switch_to_block(hit);
         let cell = self.builder.ins().load(types::I64, HOST, row, 8);
-        let no_slot = self.constant(0);
-        self.jump_through(cell, no_slot);
+        self.jump_through(cell);
     }
 
-    fn jump_through(&mut self, cell: Value, slot: Value) {
+    fn jump_through(&mut self, cell: Value) {
         let code = self.builder.ins().load(types::I64, HOST, cell, 0);
         let signature = self.builder.import_signature(signature());
-        self.builder.ins().return_call_indirect(signature, code, &[self.hart, slot]);
+        self.builder.ins().return_call_indirect(signature, code, &[self.hart, self.base]);
     }
 
     /// Leaves if the hart was asked to. The pc is in the hart.
     fn poll(&mut self) {
+        // A request that comes later must be seen: no earlier load may serve for this one.
+        self.builder.ins().sequence_point();
         let request = self.builder.ins().load(types::I8, HOST, self.hart, field::EXIT_REQUEST);
         let (asked, on) = (self.builder.create_block(), self.builder.create_block());
         self.leave_if(request, asked, on, ExitReason::Interrupted);

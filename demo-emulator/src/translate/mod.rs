@@ -9,10 +9,9 @@
 //! [`CodeSpace::enter`] calls a block; blocks jump to each other, and the last one returns an
 //! [`ExitReason`]. For every reason, the hart's registers are then the guest's at `hart.pc`.
 //!
-//! - A **direct exit** stores the next pc and loads its [`LinkSlot`], which holds the address of
-//!   the target's *entry cell*. It loads the cell, which holds host code, and jumps there. Killing
-//!   a block is one store to its cell and reaches every link. An unlinked slot leads to a cell
-//!   whose code returns with the slot's address in `hart.exit_slot`.
+//! - A **direct exit** stores the next pc, loads the target's *entry cell*, whose address is a
+//!   constant, and jumps to the host code that the cell holds. Killing a block is one store to its
+//!   cell and reaches every link. The cell of no block holds code that returns.
 //! - An **indirect jump** probes the hart's own direct-mapped
 //!   front of the code cache ([`codewarden::FrontSlot`], its keys guest pcs).
 //! - A backward or indirect jump **polls** `hart.exit_request` first.
@@ -35,8 +34,9 @@
 //!
 //! Within a block guest registers are SSA values, loaded from the hart at the first use. Changed
 //! ones are stored back before each point that can leave the block: guest accesses, helpers that
-//! may trap, exits. A load's result is stored at once. That also stops Cranelift from folding the
-//! load into a later instruction, which would make it fault with the wrong pc.
+//! may trap, exits. A `sequence_point`, which is no code, follows each guest access. It stops
+//! Cranelift from folding a load into a later instruction, which would make it fault with the wrong
+//! pc, and from leaving out accesses whose only effect is their fault.
 //!
 //! | file | contents |
 //! |---|---|
@@ -67,9 +67,10 @@ mod translator;
 
 pub use code_space::CodeSpace;
 pub use compiled::CompiledBlock;
-pub use entry::{ExitReason, LinkSlot, entry_stubs};
+pub use entry::{ExitReason, entry_stubs};
 pub use error::TranslateError;
 pub use exits::ends_block;
+pub use lower::emitter::LinkTo;
 pub use options::{BlockOptions, OwnStores};
 pub use translator::Translator;
 

@@ -17,11 +17,10 @@ use cranelift_module::{Module, default_libcall_names};
 use super::check::Check;
 use super::code_space::{CodeSpace, OneFunction, Place};
 use super::compiled::CompiledBlock;
-use super::entry::LinkSlot;
 use super::error::TranslateError;
-use super::exits::{ends_block, exit_count, signature};
+use super::exits::{ends_block, signature};
 use super::fault_index::{FaultPoint, FaultTable};
-use super::lower::emitter::{Emitter, Environment};
+use super::lower::emitter::{Emitter, Environment, LinkTo};
 use super::options::BlockOptions;
 use crate::riscv::inst::Inst;
 
@@ -45,18 +44,25 @@ impl Translator {
     }
 
     /// Compiles one block: instructions with their addresses. Only the last may be one that
-    /// [`ends_block`]; if it is not, the block continues at the next instruction.
+    /// [`ends_block`]; if it is not, the block continues at the next instruction. `link` gives the
+    /// cell of the block at a pc; without one the exit leads to the dispatcher.
     ///
     /// # Errors
     ///
     /// [`TranslateError::NoCodeMemory`] if the code buffer is full; the caller cannot mend the
     /// others.
-    pub fn compile(&mut self, insts: &[(u64, Inst)], options: &BlockOptions) -> Result<CompiledBlock, TranslateError> {
-        let &(_, last) = insts.last().ok_or(TranslateError::Empty)?;
-        let links: Box<[LinkSlot]> = (0..exit_count(last.op)).map(|_| LinkSlot::unlinked()).collect();
+    pub fn compile(
+        &mut self,
+        insts: &[(u64, Inst)],
+        options: &BlockOptions,
+        link: LinkTo,
+    ) -> Result<CompiledBlock, TranslateError> {
+        if insts.is_empty() {
+            return Err(TranslateError::Empty);
+        }
         let kept: Box<[Inst]> = insts.iter().map(|&(_, inst)| inst).collect();
         self.context.clear();
-        self.build(insts, &kept, &links, options);
+        self.build(insts, &kept, options, link);
 
         let start = insts[0].0;
         let check = options
@@ -84,29 +90,20 @@ impl Translator {
         let faults = Box::new(FaultTable { start: entry, len_bytes: code.len(), points: points.into() });
         // SAFETY: boxed, and removed when the block is dropped.
         unsafe { self.space.faults.insert(&*faults) };
-        Ok(CompiledBlock {
-            space: Arc::clone(&self.space),
-            code,
-            entry,
-            function_bytes,
-            check,
-            faults,
-            links,
-            insts: kept,
-        })
+        Ok(CompiledBlock { space: Arc::clone(&self.space), code, entry, function_bytes, check, faults, insts: kept })
     }
 
-    fn build(&mut self, insts: &[(u64, Inst)], kept: &[Inst], links: &[LinkSlot], options: &BlockOptions) {
+    fn build(&mut self, insts: &[(u64, Inst)], kept: &[Inst], options: &BlockOptions, link: LinkTo) {
         self.context.func.signature = signature();
         let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder_context);
         let end = insts.last().map_or(0, |&(pc, inst)| pc.wrapping_add(u64::from(inst.len)));
         let own_bytes = insts.first().map_or(0..0, |&(pc, _)| pc..end);
         let environment = Environment::new(&self.space, own_bytes, options);
-        let mut emitter = Emitter::new(builder, environment);
+        let mut emitter = Emitter::new(builder, environment, link);
         for (index, (&(pc, inst), kept)) in insts.iter().zip(kept).enumerate() {
             if ends_block(inst.op) {
                 debug_assert!(index + 1 == insts.len(), "{inst:?} stands within a block");
-                emitter.end_block(pc, &inst, links);
+                emitter.end_block(pc, &inst);
                 emitter.finish(self.space.isa.0.frontend_config());
                 return;
             }
@@ -114,7 +111,7 @@ impl Translator {
         }
         emitter.flush();
         // Straight on: never backward.
-        emitter.exit_direct(end, false, &links[0]);
+        emitter.exit_direct(end, false);
         emitter.finish(self.space.isa.0.frontend_config());
     }
 

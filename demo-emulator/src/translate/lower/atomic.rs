@@ -22,7 +22,7 @@ impl Emitter<'_> {
             self.builder.ins().fence();
         }
         let value = self.may_fault(index, |this| {
-            let host = this.atomic_address(addr, width);
+            let host = this.atomic_address(inst, addr, width);
             this.builder.ins().atomic_load(width, GUEST, host)
         });
         let value = self.extended(value);
@@ -49,15 +49,18 @@ impl Emitter<'_> {
         self.builder.ins().brif(holds, attempt, &[], done, &[BlockArg::Value(one)]);
 
         self.builder.switch_to_block(attempt);
+        // What is tested here is not tested on the other way.
+        let near = self.near;
         let expected = self.builder.ins().load(width, HOST, self.hart, field::RESERVATION_VALUE);
         let seen = self.may_fault(index, |this| {
-            let host = this.host_address(addr);
+            let host = this.host_address(inst, addr);
             this.builder.ins().atomic_cas(GUEST, host, expected, new)
         });
         let differs = self.builder.ins().icmp(IntCC::NotEqual, seen, expected);
         let differs = self.builder.ins().uextend(types::I64, differs);
         self.builder.ins().jump(done, &[BlockArg::Value(differs)]);
 
+        self.near = near;
         self.builder.switch_to_block(done);
         let free = self.builder.ins().iconst(types::I8, 0);
         self.builder.ins().store(HOST, free, self.hart, field::RESERVED);
@@ -82,7 +85,7 @@ impl Emitter<'_> {
         let width = width(inst.op);
         let (addr, operand) = (self.x(inst.rs1), self.operand(inst, width));
         let old = self.may_fault(index, |this| {
-            let host = this.atomic_address(addr, width);
+            let host = this.atomic_address(inst, addr, width);
             this.builder.ins().atomic_rmw(width, GUEST, op, host, operand)
         });
         let old = self.extended(old);
@@ -107,9 +110,9 @@ impl Emitter<'_> {
         if is_word { self.builder.ins().sextend(types::I64, value) } else { value }
     }
 
-    fn atomic_address(&mut self, addr: Value, width: Type) -> Value {
+    fn atomic_address(&mut self, inst: &Inst, addr: Value, width: Type) -> Value {
         self.refuse_misaligned(addr, width);
-        self.host_address(addr)
+        self.host_address(inst, addr)
     }
 
     fn refuse_misaligned(&mut self, addr: Value, width: Type) {

@@ -1,8 +1,9 @@
 //! A function that is being built: its guest registers, its constants, its exits.
 
 use std::ops::Range;
-use std::ptr;
+use std::ptr::{self, NonNull};
 
+use codewarden::EntryCell;
 use cranelift_codegen::ir::{Block, InstBuilder, MemFlagsData, SourceLoc, TrapCode, Value, types};
 use cranelift_codegen::isa::TargetFrontendConfig;
 use cranelift_frontend::FunctionBuilder;
@@ -11,7 +12,9 @@ use super::super::code_space::CodeSpace;
 use super::super::entry::ExitReason;
 use super::super::options::{BlockOptions, OwnStores};
 use super::field;
+use super::near::Near;
 use crate::memory::Window;
+use crate::memory::window::WINDOW_LEN_BYTES;
 
 /// The emulator's own memory: aligned, never faults.
 pub(crate) const HOST: MemFlagsData = MemFlagsData::trusted();
@@ -21,11 +24,14 @@ pub(super) const GUEST: MemFlagsData = MemFlagsData::new();
 /// The trap of an inline check; the fault index names the instruction.
 pub(super) const REFUSED: TrapCode = TrapCode::unwrap_user(1);
 
+/// Gives the cell of the block at a guest pc, if it can be linked to.
+pub type LinkTo<'a> = &'a mut dyn FnMut(u64) -> Option<NonNull<EntryCell>>;
+
 /// Addresses that compiled code has as constants.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Environment {
-    /// Host address of guest address 0.
-    pub(super) base: u64,
+    /// Whether the host address of guest address 0 is also the length of the window.
+    pub(super) base_is_limit: bool,
     /// The window, for helpers.
     pub(super) window: *const Window,
     /// First of the block's guest bytes.
@@ -40,7 +46,7 @@ impl Environment {
     /// The environment of a block of the guest bytes `own_bytes`.
     pub(crate) fn new(space: &CodeSpace, own_bytes: Range<u64>, options: &BlockOptions) -> Self {
         Self {
-            base: space.window.base() as u64,
+            base_is_limit: space.window.base() as u64 == WINDOW_LEN_BYTES,
             window: ptr::from_ref(&space.window),
             start: own_bytes.start,
             end: own_bytes.end,
@@ -93,18 +99,24 @@ impl Registers {
 pub(crate) struct Emitter<'a> {
     pub(crate) builder: FunctionBuilder<'a>,
     pub(crate) hart: Value,
+    /// Host address of guest address 0.
+    pub(crate) base: Value,
+    pub(crate) link: LinkTo<'a>,
     pub(super) x: Registers,
     pub(super) f: Registers,
+    /// Which integer registers are known to hold addresses in or near the window.
+    pub(super) near: Near,
     pub(super) environment: Environment,
 }
 
 impl<'a> Emitter<'a> {
-    pub(crate) fn new(mut builder: FunctionBuilder<'a>, environment: Environment) -> Self {
+    pub(crate) fn new(mut builder: FunctionBuilder<'a>, environment: Environment, link: LinkTo<'a>) -> Self {
         let entry = builder.create_block();
         builder.append_block_params_for_function_params(entry);
         builder.switch_to_block(entry);
-        let hart = builder.block_params(entry)[0];
-        Self { builder, hart, x: Registers::new(field::X), f: Registers::new(field::F), environment }
+        let (hart, base) = (builder.block_params(entry)[0], builder.block_params(entry)[1]);
+        let (x, f) = (Registers::new(field::X), Registers::new(field::F));
+        Self { builder, hart, base, link, x, f, near: Near::new(), environment }
     }
 
     pub(crate) fn finish(mut self, config: TargetFrontendConfig) {
@@ -120,6 +132,7 @@ impl<'a> Emitter<'a> {
     pub(crate) fn set_x(&mut self, register: u8, value: Value) {
         if register != 0 {
             self.x.set(register, value);
+            self.near.forget(register);
         }
     }
 
@@ -147,12 +160,14 @@ impl<'a> Emitter<'a> {
         self.builder.ins().store(HOST, pc, self.hart, field::PC);
     }
 
-    /// Brings the hart up to date. The code that `emit` emits may fault for instruction `index`.
+    /// Brings the hart up to date. The code that `emit` emits may fault for instruction `index`. It
+    /// stays in its place, and no other access serves for it: see the module's head.
     pub(super) fn may_fault<T>(&mut self, index: u32, emit: impl FnOnce(&mut Self) -> T) -> T {
         self.flush();
         self.builder.set_srcloc(SourceLoc::new(index));
         let result = emit(self);
         self.builder.set_srcloc(SourceLoc::default());
+        self.builder.ins().sequence_point();
         result
     }
 

@@ -9,6 +9,7 @@ pub(super) mod field;
 mod float;
 mod integer;
 mod memory;
+mod near;
 mod own_store;
 
 use crate::riscv::inst::{Inst, Op};
@@ -18,6 +19,14 @@ impl Emitter<'_> {
     /// Emits an instruction that does not end a block. `index` identifies it in the fault table;
     /// `inst` stays in place as long as the code.
     pub(super) fn lower(&mut self, index: u32, pc: u64, inst: &Inst) {
+        let near = self.near.after(inst);
+        self.lower_inst(index, pc, inst);
+        if let Some(distance) = near {
+            self.near.set(inst.rd, distance);
+        }
+    }
+
+    fn lower_inst(&mut self, index: u32, pc: u64, inst: &Inst) {
         use Op::*;
         match inst.op {
             Lb | Lh | Lw | Ld | Lbu | Lhu | Lwu | Flw | Fld => self.load(index, inst),

@@ -15,11 +15,11 @@ use crate::translate::entry::ExitReason;
 use crate::translate::options::OwnStores;
 
 impl Emitter<'_> {
-    /// After a store to guest address `addr`: leaves if the next instructions may have changed.
+    /// After a store at `addr`, the value of its address register: leaves if the next instructions may have changed.
     pub(super) fn leave_if_overwritten(&mut self, pc: u64, inst: &Inst, addr: Value) {
         let condition = match self.environment.own_stores {
             OwnStores::Ignore => return,
-            OwnStores::Compare => self.overlaps_block(addr, inst.op.stored_bytes()),
+            OwnStores::Compare => self.overlaps_block(addr, inst),
             OwnStores::Poll(flag) => {
                 let flag = self.constant(flag.as_ptr() as u64);
                 self.builder.ins().load(types::I8, HOST, flag, 0)
@@ -38,10 +38,11 @@ impl Emitter<'_> {
 
     /// Whether a byte of the block was stored to. A store may also begin before the block, by less
     /// than its own length.
-    fn overlaps_block(&mut self, addr: Value, len_bytes: u64) -> Value {
-        let first = self.environment.start.wrapping_sub(len_bytes - 1);
+    fn overlaps_block(&mut self, addr: Value, inst: &Inst) -> Value {
+        let first = self.environment.start.wrapping_sub(inst.op.stored_bytes() - 1);
         let reach = self.environment.end.wrapping_sub(first);
-        let distance = self.builder.ins().iadd_imm_s(addr, first.wrapping_neg() as i64);
+        let distance =
+            self.builder.ins().iadd_imm_s(addr, first.wrapping_neg().wrapping_add(inst.imm as i64 as u64) as i64);
         self.builder.ins().icmp_imm_u(IntCC::UnsignedLessThan, distance, reach as i64)
     }
 }

@@ -12,7 +12,8 @@ mod own_stores;
 mod random;
 mod self_checking;
 
-use std::ptr;
+use std::collections::HashMap;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -43,6 +44,8 @@ struct Bench {
     space: Arc<CodeSpace>,
     translator: Translator,
     front: Box<[FrontSlot]>,
+    /// The cells that blocks are linked to, by guest pc.
+    cells: HashMap<u64, Box<AtomicUsize>>,
 }
 
 impl Bench {
@@ -52,7 +55,7 @@ impl Bench {
         map(&window, READ_ONLY, 1, libc::PROT_READ);
         let space = CodeSpace::new(window, CodeBuffer::new(code_bytes).unwrap()).unwrap();
         let translator = Translator::new(Arc::clone(&space));
-        Self { window, space, translator, front: vec![EMPTY; FRONT_SLOTS].into() }
+        Self { window, space, translator, front: vec![EMPTY; FRONT_SLOTS].into(), cells: HashMap::new() }
     }
 
     /// A hart at the start of the code, with this bench's front.
@@ -63,7 +66,21 @@ impl Bench {
     }
 
     fn compile(&mut self, insts: &[Inst]) -> CompiledBlock {
-        self.translator.compile(&placed(insts), &BlockOptions::default()).unwrap()
+        self.compile_placed(&placed(insts), &BlockOptions::default()).unwrap()
+    }
+
+    fn compile_placed(
+        &mut self,
+        insts: &[(u64, Inst)],
+        options: &BlockOptions,
+    ) -> Result<CompiledBlock, TranslateError> {
+        let Self { translator, cells, .. } = self;
+        translator.compile(insts, options, &mut |pc| NonNull::new(as_cell(cell(cells, pc)).cast_mut()))
+    }
+
+    /// The cell of the block at `pc`: at first it leads to none.
+    fn cell(&mut self, pc: u64) -> &AtomicUsize {
+        cell(&mut self.cells, pc)
     }
 
     fn enter(&self, hart: &mut Hart, code: usize) -> ExitReason {
@@ -91,6 +108,10 @@ fn map(window: &Window, addr: u64, pages: u64, protection: i32) {
     // SAFETY: within the window that was reserved for this test.
     let mapped = unsafe { libc::mmap(host, (pages * PAGE_LEN_BYTES) as usize, protection, flags, -1, 0) };
     assert_eq!(mapped, host);
+}
+
+fn cell(cells: &mut HashMap<u64, Box<AtomicUsize>>, pc: u64) -> &AtomicUsize {
+    cells.entry(pc).or_insert_with(|| Box::new(AtomicUsize::new(entry_stubs().dead)))
 }
 
 /// A test's word as a cell.

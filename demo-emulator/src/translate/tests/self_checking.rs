@@ -17,7 +17,7 @@ fn source(len: usize) -> Vec<u8> {
 fn compile(bench: &mut Bench, start: u64, source: &[u8]) -> CompiledBlock {
     let insts: Vec<Inst> = source.chunks(2).map(|_| Inst { len: 2, ..addi(10, 10, 1) }).collect();
     let options = BlockOptions { source: Some(source), ..BlockOptions::default() };
-    bench.translator.compile(&placed_at(start, &insts), &options).unwrap()
+    bench.compile_placed(&placed_at(start, &insts), &options).unwrap()
 }
 
 /// Enters `block` at its check; returns the exit and the new x10.
@@ -57,7 +57,7 @@ fn each_byte_counts(bench: &mut Bench) {
         for start in [DATA, DATA + 2 + half % 16, DATA + PAGE_LEN_BYTES - half, END - len_bytes] {
             put(bench, start, &source);
             let block = compile(bench, start, &source);
-            let run = (ExitReason::Unlinked, start + len_bytes, len_bytes / 2);
+            let run = (ExitReason::Miss, start + len_bytes, len_bytes / 2);
             assert_eq!(enter(bench, start, &block), run, "{len} bytes at {start:#x}");
             for at in start..start + len_bytes {
                 let byte = bench.window.load_u8(at).unwrap();
@@ -103,7 +103,7 @@ fn a_fault_behind_the_check_has_its_own_address() {
     let source = source(12);
     put(&bench, DATA, &source);
     let options = BlockOptions { source: Some(&source), ..BlockOptions::default() };
-    let block = bench.translator.compile(&placed_at(DATA, &insts), &options).unwrap();
+    let block = bench.compile_placed(&placed_at(DATA, &insts), &options).unwrap();
     assert_eq!(enter(&mut bench, DATA, &block), (ExitReason::Fault, DATA + 4, 7));
 }
 
