@@ -61,7 +61,7 @@
  * Answers. A function that can fail returns a cw_status. A failed call changed nothing
  * unless it says so. The message of the failure is cw_last_error_message(). A panic in the
  * library becomes CW_INTERNAL, and ends the process in a function that does not return a
- * cw_status.
+ * cw_status. CW_NO_MEMORY is for mappings of the library's; if malloc fails the process ends.
  *
  * Pointers. A handle is one that this library gave and that was not freed. NULL is
  * CW_BAD_ARGUMENT; a _free function does nothing for it. An out parameter is not NULL. It

@@ -61,7 +61,7 @@
  * Answers. A function that can fail returns a cw_status. A failed call changed nothing
  * unless it says so. The message of the failure is cw_last_error_message(). A panic in the
  * library becomes CW_INTERNAL, and ends the process in a function that does not return a
- * cw_status.
+ * cw_status. CW_NO_MEMORY is for mappings of the library's; if malloc fails the process ends.
  *
  * Pointers. A handle is one that this library gave and that was not freed. NULL is
  * CW_BAD_ARGUMENT; a _free function does nothing for it. An out parameter is not NULL. It
@@ -377,7 +377,7 @@ typedef enum cw_told {
     /// notice. Blocks that compare their bytes at each entry may stay, no other.
     CW_TOLD_CHECKED = 1,
     /// The page was self-checking and has cooled: its next blocks need not compare their
-    /// bytes. Blocks that do may stay.
+    /// bytes. No block may stay, also none that compares: nothing more is told of it.
     CW_TOLD_COOLED = 2,
     /// The page is tracked no more: its region was removed, the kernel's tracking was lost, or
     /// the process is a fork's child. A claim tells whether that has changed.
@@ -451,16 +451,22 @@ cw_status cw_tracker_maintain(const cw_tracker *tracker);
  *     case CW_NEEDS_CHECK: block->compares = true; break;     // only if the policy has checks
  *     default: return run_once(pc);                           // CW_BUSY, CW_UNTRACKABLE, ...
  *     }
- *     cw_claim_read(&claim, pc, block->bytes, len);           // once, and only after the claim
+ *     if (cw_claim_read(&claim, pc, block->bytes, len) != CW_OK)  // once, and only after the claim
+ *         return run_once(pc);
  *     cw_claim_add_code(&claim, pc, len);                     // may be left out
  *     translate(block);
- *     enter(block);                                           // where told() finds it
- *     if (!cw_claim_is_current(&claim))                       // not under your lock
+ *     enter(block);                                           // told() finds it, a look-up does not yet
+ *     if (cw_claim_is_current(&claim))                        // not needed under your lock
+ *         allow(block);                                       // now a look-up finds it
+ *     else
  *         unlink(block);
  *
  * If your lock is held from the claim until the block is entered, and around every fault, no
- * write comes between, and cw_claim_is_current() is not needed. If not, enter the block and then
- * ask: a later write finds the block, an earlier one ends the claim.
+ * write comes between: cw_claim_is_current() is not needed, and a look-up may find the block at
+ * once. If not, enter the block so that told() finds it, ask, and only then let it be run: an
+ * earlier write ends the claim, a later one finds the block. What told() has killed stays dead,
+ * also if allow() comes after it. A number for each page does all of that: take it before the
+ * claim, keep it in the block, compare it at each look-up; told() raises it (own_cache.cpp).
  *
  * Claim every page that you read code from, also if the guest may not write it: another
  * mapping of its bytes may be writable (a JIT's writable half). Such a claim is cheap, as one
@@ -717,7 +723,7 @@ cw_status cw_tracker_discard(const cw_tracker *tracker,
 /// CW_BAD_RANGE, and nothing is done, if a range wraps or does not lie in one region, or to
 /// begins inside a page. CW_BAD_ARGUMENT for another flag, and for a from_bytes of 0: map that
 /// second mapping yourself, and call cw_tracker_map(). CW_UNTRACKABLE if the mapping was moved but
-/// a part of it cannot be tracked at its new place: a claim there answers the same.
+/// a part of it that was tracked cannot be at its new place: a claim there answers the same.
 cw_status cw_tracker_move(const cw_tracker *tracker,
                           uint64_t from,
                           uint64_t from_bytes,
@@ -1232,7 +1238,8 @@ cw_status cw_after_fork_parent(cw_fork_guard *guard);
 /// In the child: every block is dead (a tracker of yours tells CW_TOLD_LOST of each page), and
 /// the child's own memory is tracked from now on. The buffers have new memory, empty of code: emit the stubs anew, at the same
 /// addresses. vCPUs of the parent's other threads hold nothing back; free them or leave
-/// them. A vCPU that this thread has pinned stays pinned. Frees the guard.
+/// them. A vCPU that this thread has pinned stays pinned, and its holds hold here too; those of
+/// other threads hold nothing any more, but count for CW_IN_USE until they are freed. Frees the guard.
 ///
 /// CW_BAD_ARGUMENT in the process that made the guard: nothing was changed, and the
 /// guard is given back as by cw_after_fork_parent(). CW_BAD_ARGUMENT too, and nothing

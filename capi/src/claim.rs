@@ -6,17 +6,23 @@
 //! case CW_NEEDS_CHECK: block->compares = true; break;     // only if the policy has checks
 //! default: return run_once(pc);                           // CW_BUSY, CW_UNTRACKABLE, ...
 //! }
-//! cw_claim_read(&claim, pc, block->bytes, len);           // once, and only after the claim
+//! if (cw_claim_read(&claim, pc, block->bytes, len) != CW_OK)  // once, and only after the claim
+//!     return run_once(pc);
 //! cw_claim_add_code(&claim, pc, len);                     // may be left out
 //! translate(block);
-//! enter(block);                                           // where told() finds it
-//! if (!cw_claim_is_current(&claim))                       // not under your lock
+//! enter(block);                                           // told() finds it, a look-up does not yet
+//! if (cw_claim_is_current(&claim))                        // not needed under your lock
+//!     allow(block);                                       // now a look-up finds it
+//! else
 //!     unlink(block);
 //! ```
 //!
 //! If your lock is held from the claim until the block is entered, and around every fault, no
-//! write comes between, and cw_claim_is_current() is not needed. If not, enter the block and then
-//! ask: a later write finds the block, an earlier one ends the claim.
+//! write comes between: cw_claim_is_current() is not needed, and a look-up may find the block at
+//! once. If not, enter the block so that told() finds it, ask, and only then let it be run: an
+//! earlier write ends the claim, a later one finds the block. What told() has killed stays dead,
+//! also if allow() comes after it. A number for each page does all of that: take it before the
+//! claim, keep it in the block, compare it at each look-up; told() raises it (own_cache.cpp).
 //!
 //! Claim every page that you read code from, also if the guest may not write it: another
 //! mapping of its bytes may be writable (a JIT's writable half). Such a claim is cheap, as one

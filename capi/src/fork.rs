@@ -173,7 +173,8 @@ pub unsafe extern "C" fn cw_after_fork_parent(guard: *mut cw_fork_guard) -> cw_s
 /// In the child: every block is dead (a tracker of yours tells CW_TOLD_LOST of each page), and
 /// the child's own memory is tracked from now on. The buffers have new memory, empty of code: emit the stubs anew, at the same
 /// addresses. vCPUs of the parent's other threads hold nothing back; free them or leave
-/// them. A vCPU that this thread has pinned stays pinned. Frees the guard.
+/// them. A vCPU that this thread has pinned stays pinned, and its holds hold here too; those of
+/// other threads hold nothing any more, but count for CW_IN_USE until they are freed. Frees the guard.
 ///
 /// CW_BAD_ARGUMENT in the process that made the guard: nothing was changed, and the
 /// guard is given back as by cw_after_fork_parent(). CW_BAD_ARGUMENT too, and nothing

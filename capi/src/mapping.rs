@@ -134,7 +134,7 @@ pub unsafe extern "C" fn cw_tracker_discard(
 /// CW_BAD_RANGE, and nothing is done, if a range wraps or does not lie in one region, or to
 /// begins inside a page. CW_BAD_ARGUMENT for another flag, and for a from_bytes of 0: map that
 /// second mapping yourself, and call cw_tracker_map(). CW_UNTRACKABLE if the mapping was moved but
-/// a part of it cannot be tracked at its new place: a claim there answers the same.
+/// a part of it that was tracked cannot be at its new place: a claim there answers the same.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_tracker_move(
     tracker: *const cw_tracker,

@@ -48,7 +48,7 @@ pub enum cw_told {
     /// notice. Blocks that compare their bytes at each entry may stay, no other.
     CW_TOLD_CHECKED = 1,
     /// The page was self-checking and has cooled: its next blocks need not compare their
-    /// bytes. Blocks that do may stay.
+    /// bytes. No block may stay, also none that compares: nothing more is told of it.
     CW_TOLD_COOLED = 2,
     /// The page is tracked no more: its region was removed, the kernel's tracking was lost, or
     /// the process is a fork's child. A claim tells whether that has changed.

@@ -143,6 +143,17 @@ fn what_the_header_says_of_trackers_holds_in_every_mode() {
 }
 
 #[test]
+fn claims_without_a_lock_hold_under_threads_in_every_mode() {
+    runs_in_every_mode(&build_c("tests/c/threads.c", "threads", Linked::Static));
+}
+
+/// Beside a model of the guest's mappings.
+#[test]
+fn random_calls_leave_no_stale_claim_in_any_mode() {
+    runs_in_every_mode(&build_c("tests/c/random.c", "random", Linked::Static));
+}
+
+#[test]
 fn what_the_header_says_of_mistakes_is_so() {
     let mut program = build_c("tests/c/answers.c", "answers", Linked::Static);
     let text = told(&run(&mut program));

@@ -95,7 +95,7 @@ impl<D: PageData> PageClaim<D> {
 
     /// Whether no write came since the page was claimed, and no fork before
     /// [`after_fork_child`](super::TrackerForkGuard::after_fork_child) was called. Enter the
-    /// translation at a place that the observer finds before you ask this.
+    /// translation at a place that the observer finds before you ask this, and let it be run after that.
     pub fn is_current(&self) -> bool {
         fence(Rule::FenceBeforeGenerations);
         self.desc().word.holds(self.begun.generation) && self.region.protection.is_own()
