@@ -11,6 +11,8 @@
 //! The memory outlives its cache.
 #![allow(unsafe_code)]
 
+#[path = "support/limit.rs"]
+mod limit;
 #[path = "support/modes.rs"]
 mod modes;
 
@@ -19,7 +21,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use codewarden::addr::{GuestAddr, PageSize};
 use codewarden::guest_memory::GuestMemory;
@@ -27,6 +29,8 @@ use codewarden::policy::{Decision, Limits, PageHistory, Policy};
 use codewarden::protection::Mode;
 use codewarden::tracker::{RegionOptions, SharedMemory};
 use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, MemoryLimit, MemoryUse, VCpu};
+
+use limit::limit_s;
 
 /// The functions that the embedder writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -228,7 +232,8 @@ impl Script {
     /// A block of the first byte of `page`, by `key`: revived, made, or refused.
     fn translate(&mut self, page: usize, key: u64) {
         let start = self.guest(page, 0);
-        for _ in 0..1000 {
+        let end = Instant::now() + Duration::from_secs(limit_s(60).into());
+        while Instant::now() < end {
             let mut ticket = self.cache.begin(Key::new(key));
             if ticket.claim(start).is_err() {
                 // In thread mode the handler may not be done yet.

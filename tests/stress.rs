@@ -12,6 +12,15 @@ use load::Outcome;
 
 const TIME: Duration = Duration::from_millis(400);
 
+/// Runs the load until `has_seen` is true of an outcome: in a short time a busy machine may do nothing.
+fn longer_and_longer(mode: Mode, has_seen: impl Fn(&Outcome) -> bool) -> bool {
+    (0..6).any(|doubled| {
+        let outcome = load::run(mode, "anonymous", TIME * (1 << doubled));
+        println!("{outcome}");
+        has_seen(&outcome)
+    })
+}
+
 #[test]
 fn no_stale_code_in_any_mode() {
     let probe = Probe::of_this_process();
@@ -22,16 +31,16 @@ fn no_stale_code_in_any_mode() {
             println!("skipped: {error}");
             continue;
         }
-        let outcome = load::run(mode, "anonymous", TIME);
-        println!("{outcome}");
-        assert_eq!((outcome.stale, outcome.freed_under_pin, outcome.wrong_in_child), (0, 0, 0), "{mode}");
-        assert!(outcome.stores > 0 && outcome.hits > 0 && outcome.stats.invalidated > 0, "{mode}: nothing went on");
+        let went_on = longer_and_longer(mode, |outcome| {
+            assert_eq!((outcome.stale, outcome.freed_under_pin, outcome.wrong_in_child), (0, 0, 0), "{mode}");
+            outcome.stores > 0 && outcome.hits > 0 && outcome.stats.invalidated > 0
+        });
+        assert!(went_on, "{mode}: nothing went on");
     }
 }
 
 #[test]
 fn without_tracking_there_is_stale_code() {
-    let outcome = load::run(Mode::None, "anonymous", TIME);
-    println!("{}\n{outcome}", Outcome::HEAD);
-    assert!(outcome.stale > 0);
+    println!("{}", Outcome::HEAD);
+    assert!(longer_and_longer(Mode::None, |outcome| outcome.stale > 0));
 }

@@ -58,6 +58,9 @@ pub(crate) mod process;
 pub(crate) mod range_table;
 pub(crate) mod ranges;
 pub(crate) mod registration;
+#[cfg(test)]
+#[path = "../../tests/support/release.rs"]
+mod release;
 pub(crate) mod repeats;
 pub(crate) mod signal;
 pub(crate) mod split;

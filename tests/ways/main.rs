@@ -15,6 +15,8 @@ mod alone;
 mod child;
 #[path = "../support/limit.rs"]
 mod limit;
+#[path = "../support/release.rs"]
+mod release;
 #[path = "../support/mod.rs"]
 mod support;
 

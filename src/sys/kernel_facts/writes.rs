@@ -22,6 +22,7 @@ use crate::sys::child::{Ended, in_child};
 use crate::sys::mmap::Mapping;
 use crate::sys::populate::Check;
 use crate::sys::probe::{Facility, Probe};
+use crate::sys::release::is_since;
 use crate::sys::uffd::{Door, KernelFaults, MessageBuffer, Uffd, feature, open};
 use crate::sys::uffd_calls;
 
@@ -149,11 +150,7 @@ fn a_debuggers_write_to_read_only_memory_arrives_or_changes_nothing() {
     match memory.write_at(&[6], fixture.at(1).0 as u64) {
         Ok(count) => assert_eq!((count, fixture.load(1)), (1, 6)),
         Err(error) => {
-            let release = rustix::system::uname();
-            let release = release.release().to_string_lossy();
-            let mut numbers = release.split(|other: char| !other.is_ascii_digit()).map(|number| number.parse::<u32>());
-            let version = [(); 2].map(|()| numbers.next().unwrap().unwrap());
-            assert!(version >= [6, 12], "Linux {release}: {error}");
+            assert!(is_since(6, 12), "{error}");
             assert_eq!((error.raw_os_error(), fixture.load(1)), (Some(libc::EIO), 5));
         }
     }
