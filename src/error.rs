@@ -187,6 +187,14 @@ fn advice(call: &str, errno: i32) -> Option<&'static str> {
              guest read it first, or take mode mprotect"
         }
         ("UFFDIO_REGISTER", libc::EPERM) => "the mapping may never be written, or a seccomp filter refuses the call",
+        ("UFFDIO_WRITEPROTECT" | "mprotect", libc::EINVAL) | ("PAGEMAP_SCAN", libc::EIO) => {
+            "memory of huge pages (MAP_HUGETLB, hugetlbfs) cannot be protected page by page: take other memory, of \
+             transparent huge pages for instance"
+        }
+        ("madvise", libc::ENOMEM) => "a part of the range is not mapped",
+        ("mremap", libc::ENOMEM) => {
+            "the addresses behind the mapping are in use, or a limit is reached (ulimit -v, vm.max_map_count)"
+        }
         ("UFFDIO_WRITEPROTECT", libc::EAGAIN) => "the memory map kept changing meanwhile: try again",
         ("pthread_create", libc::EAGAIN | libc::ENOMEM) => {
             "the handler thread needs addresses and a thread: raise ulimit -v and ulimit -u"
@@ -223,6 +231,9 @@ mod tests {
         );
         assert!(text("mprotect", libc::ENOMEM).contains("vm.max_map_count"));
         assert!(text("UFFDIO_REGISTER", libc::EINVAL).contains("mode deferred"));
+        assert!(text("UFFDIO_WRITEPROTECT", libc::EINVAL).contains("MAP_HUGETLB"));
+        assert!(text("mremap", libc::ENOMEM).contains("behind the mapping"));
+        assert!(text("madvise", libc::ENOMEM).contains("not mapped"));
         assert_eq!(text("munmap", libc::EINVAL), "munmap on 0x1000 + 0x1000: Invalid argument (os error 22)");
     }
 }

@@ -93,7 +93,8 @@
  * cw_cache_wait_for_vcpus(), which would wait for it for ever, cw_tracker_before_fork(), and
  * cw_cache_evict(), which frees less than it could.
  *
- * Exceptions and longjmp must not leave a function of yours that the library calls.
+ * Exceptions and longjmp must not leave a function of yours that the library calls. A thread that
+ * is cancelled in a call (pthread_cancel) ends the process: disable that around calls.
  *
  * Structures that begin with size_bytes may get more fields at their end: set it to the
  * structure's sizeof.

@@ -93,7 +93,8 @@
  * cw_cache_wait_for_vcpus(), which would wait for it for ever, cw_tracker_before_fork(), and
  * cw_cache_evict(), which frees less than it could.
  *
- * Exceptions and longjmp must not leave a function of yours that the library calls.
+ * Exceptions and longjmp must not leave a function of yours that the library calls. A thread that
+ * is cancelled in a call (pthread_cancel) ends the process: disable that around calls.
  *
  * Structures that begin with size_bytes may get more fields at their end: set it to the
  * structure's sizeof.
@@ -566,7 +567,7 @@ bool cw_claim_is_current(const cw_claim *claim);
 /* ---- Regions: the guest memory that is tracked -------------------------------------
  *
  * Guest memory is yours (mmap it): the library takes write permission from its pages
- * and gives it back. Use anonymous memory for private memory. Memory that the guest
+ * and gives it back. Use anonymous memory for private memory, not of MAP_HUGETLB. Memory that the guest
  * maps at several places is a memfd, with each mapping in a region and declared. If
  * you write through a mapping of your own, it is not tracked: call
  * cw_tracker_invalidate().

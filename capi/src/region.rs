@@ -1,7 +1,7 @@
 //! Regions: the guest memory that is tracked.
 //!
 //! Guest memory is yours (mmap it): the library takes write permission from its pages
-//! and gives it back. Use anonymous memory for private memory. Memory that the guest
+//! and gives it back. Use anonymous memory for private memory, not of MAP_HUGETLB. Memory that the guest
 //! maps at several places is a memfd, with each mapping in a region and declared. If
 //! you write through a mapping of your own, it is not tracked: call
 //! cw_tracker_invalidate().
@@ -117,6 +117,11 @@ pub unsafe extern "C" fn cw_tracker_add_region(
         // SAFETY: the header's rules.
         let (of, options) = unsafe { (borrow(tracker)?, filled_in(options)?) };
         let tracker = of.any();
+        if options.host.is_null() {
+            return Err(Failure::bad_argument(
+                c"host must not be NULL: begin at the lowest address that can be mapped",
+            ));
+        }
         let host = HostRange::new(HostAddr::of(options.host), options.len_bytes, tracker.page_size())?;
         let region = RegionOptions::new(GuestAddr(options.guest), host, cw_mode::read(options.mode)?)
             .with_access(cw_access::read(options.access)?)

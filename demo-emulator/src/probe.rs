@@ -148,7 +148,8 @@ const BETTER: [(Facility, &str); 6] = [
 /// For each mode and then each facility that is unavailable, the change that makes it available.
 fn changes(probe: &Probe) -> impl Iterator<Item = String> {
     let modes = Mode::ALL.into_iter().filter_map(|mode| Some((mode.name(), why_not(probe, mode)?)));
-    let has_userfaultfd = probe.has(Facility::Uffd);
+    // What is better in them is of no use without them.
+    let has_userfaultfd = [Mode::Sigbus, Mode::Thread].into_iter().any(|mode| probe.check(mode).is_ok());
     let better = BETTER.into_iter().filter_map(move |(facility, for_what)| {
         let needs_it = has_userfaultfd || facility == Facility::MembarrierSyncCore;
         Some((for_what, probe.why_missing(facility).filter(|_| needs_it)?))
@@ -177,6 +178,13 @@ mod tests {
         assert!(text.contains("for sigbus: sigbus is hidden by CODEWARDEN_HIDE; remove it from the list"), "{text}");
         assert!(text.contains("for kernel writes in mode thread: kernel_faults is hidden"), "{text}");
         assert!(!text.contains("auto takes sigbus") && !text.contains("sees kernel writes"), "{text}");
+    }
+
+    #[test]
+    fn without_a_mode_nothing_is_said_of_what_would_be_better_in_it() {
+        let text = text(&Probe::with_hidden("wp,wp_unpopulated,exact_address"));
+        assert!(text.contains("for sigbus, thread, deferred: wp is hidden"), "{text}");
+        assert!(!text.contains("cheaper protection") && !text.contains("the byte that was written"), "{text}");
     }
 
     #[test]

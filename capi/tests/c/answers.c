@@ -358,6 +358,9 @@ static void any_byte_stands_for_its_page(void)
     CHECK(cw_tracker_add_region(tracker, &region) == CW_BAD_RANGE);
     region = cw_region_options_default(GUEST, memory, LEN - 1, CW_MODE_MPROTECT);
     CHECK(cw_tracker_add_region(tracker, &region) == CW_BAD_RANGE);
+    region = cw_region_options_default(GUEST, NULL, LEN, CW_MODE_MPROTECT);
+    region.reserved = true;
+    CHECK(cw_tracker_add_region(tracker, &region) == CW_BAD_ARGUMENT);
     MUST(add_region(CW_MODE_MPROTECT));
     cw_shared_memory shared = cw_shared_file(1, 1, 0);
     CHECK(cw_tracker_declare_shared(tracker, GUEST + 1, PAGE, shared) == CW_BAD_RANGE);
