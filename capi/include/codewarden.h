@@ -211,7 +211,8 @@ typedef enum cw_mode {
     CW_MODE_NONE = 4,
 } cw_mode;
 
-/// The guest's own rights to memory, as its mprotect sets them.
+/// The guest's own rights to memory, as its mprotect sets them. The right to run it does not
+/// count: memory that may be run but not read is CW_ACCESS_READ.
 typedef enum cw_access {
     /// Nothing.
     CW_ACCESS_NONE = 0,

@@ -39,7 +39,8 @@ pub enum cw_mode {
     CW_MODE_NONE = 4,
 }
 
-/// The guest's own rights to memory, as its mprotect sets them.
+/// The guest's own rights to memory, as its mprotect sets them. The right to run it does not
+/// count: memory that may be run but not read is CW_ACCESS_READ.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum cw_access {
