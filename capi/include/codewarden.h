@@ -709,9 +709,12 @@ cw_status cw_tracker_protect(const cw_tracker *tracker,
 
 /// Carries out the guest's madvise(len_bytes from guest, advice), for advice that changes
 /// contents: MADV_DONTNEED, MADV_REMOVE, MADV_FREE. No block of the range can be reached from
-/// before the call on, and none is made until it is over.
+/// before the call on, and none is made until it is over. MADV_FREE frees at once: the kernel
+/// would do so later, without notice.
 ///
 /// CW_BAD_RANGE, and nothing is done, if the range wraps or does not lie in one region.
+/// CW_BAD_ARGUMENT, and nothing is done, for MADV_MERGEABLE, by which protection is lost (it is a hint:
+/// leave it out), and for MADV_GUARD_INSTALL: call cw_tracker_unmap() before your own.
 cw_status cw_tracker_discard(const cw_tracker *tracker,
                              uint64_t guest,
                              uint64_t len_bytes,
@@ -720,7 +723,8 @@ cw_status cw_tracker_discard(const cw_tracker *tracker,
 /// Carries out the guest's mremap: the mapping of from_bytes at from is at to afterwards, with
 /// to_bytes. Blocks of both ranges can be reached no more; access and declared memory move along.
 /// flags: MREMAP_DONTUNMAP, or 0; where to differs from from the kernel is told to put it there
-/// (MREMAP_FIXED). If to is from, it grows or shrinks in its place.
+/// (MREMAP_FIXED). If to is from, it grows or shrinks in its place. If from has a hole
+/// (Linux 6.17), what was at to there stays mapped, and is not tracked: cw_tracker_map() it.
 ///
 /// CW_BAD_RANGE, and nothing is done, if a range wraps or does not lie in one region, or to
 /// begins inside a page. CW_BAD_ARGUMENT for another flag, and for a from_bytes of 0: map that

@@ -103,9 +103,12 @@ pub unsafe extern "C" fn cw_tracker_protect(
 
 /// Carries out the guest's madvise(len_bytes from guest, advice), for advice that changes
 /// contents: MADV_DONTNEED, MADV_REMOVE, MADV_FREE. No block of the range can be reached from
-/// before the call on, and none is made until it is over.
+/// before the call on, and none is made until it is over. MADV_FREE frees at once: the kernel
+/// would do so later, without notice.
 ///
 /// CW_BAD_RANGE, and nothing is done, if the range wraps or does not lie in one region.
+/// CW_BAD_ARGUMENT, and nothing is done, for MADV_MERGEABLE, by which protection is lost (it is a hint:
+/// leave it out), and for MADV_GUARD_INSTALL: call cw_tracker_unmap() before your own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_tracker_discard(
     tracker: *const cw_tracker,
@@ -116,20 +119,58 @@ pub unsafe extern "C" fn cw_tracker_discard(
     guarded(|| {
         // SAFETY: the header's rules.
         let tracker = unsafe { borrow(tracker) }?.any();
+        match advice {
+            libc::MADV_MERGEABLE => {
+                return Err(Failure::bad_argument(c"pages that are merged lose their protection: leave this hint out"));
+            }
+            MADV_GUARD_INSTALL => {
+                return Err(Failure::bad_argument(
+                    c"guard pages cannot be read: call cw_tracker_unmap(), and madvise yourself",
+                ));
+            }
+            _ => {}
+        }
         let (host, len) = host_pages(tracker, guest, len_bytes)?;
         let _change = tracker.change_mapping(GuestAddr(guest), len_bytes)?;
-        // SAFETY: guest memory, and no reference to it.
-        match unsafe { libc::madvise(host, len, advice) } {
-            0 => Ok(()),
-            _ => Err(refused("madvise", host, len)),
+        let advised = advise(host, len, advice);
+        if advice == libc::MADV_FREE {
+            free_now(host, len, tracker.page_size().bytes(), &advised)?;
         }
+        advised
     })
+}
+
+/// Of Linux 6.13; libc does not name it.
+const MADV_GUARD_INSTALL: c_int = 102;
+
+fn advise(host: *mut c_void, len: usize, advice: c_int) -> Result<(), Failure> {
+    // SAFETY: guest memory, and no reference to it.
+    match unsafe { libc::madvise(host, len, advice) } {
+        0 => Ok(()),
+        _ => Err(refused("madvise", host, len)),
+    }
+}
+
+/// MADV_FREE was carried out, on a part of the pages if it failed: the kernel may discard these at any later
+/// time, without notice. It succeeds on private anonymous memory alone, for which this is right.
+fn free_now(host: *mut c_void, len: usize, page_bytes: usize, advised: &Result<(), Failure>) -> Result<(), Failure> {
+    if advised.is_ok() {
+        return advise(host, len, libc::MADV_DONTNEED);
+    }
+    for offset in (0..len).step_by(page_bytes) {
+        let page = host.wrapping_byte_add(offset);
+        if advise(page, page_bytes, libc::MADV_FREE).is_ok() {
+            advise(page, page_bytes, libc::MADV_DONTNEED)?;
+        }
+    }
+    Ok(())
 }
 
 /// Carries out the guest's mremap: the mapping of from_bytes at from is at to afterwards, with
 /// to_bytes. Blocks of both ranges can be reached no more; access and declared memory move along.
 /// flags: MREMAP_DONTUNMAP, or 0; where to differs from from the kernel is told to put it there
-/// (MREMAP_FIXED). If to is from, it grows or shrinks in its place.
+/// (MREMAP_FIXED). If to is from, it grows or shrinks in its place. If from has a hole
+/// (Linux 6.17), what was at to there stays mapped, and is not tracked: cw_tracker_map() it.
 ///
 /// CW_BAD_RANGE, and nothing is done, if a range wraps or does not lie in one region, or to
 /// begins inside a page. CW_BAD_ARGUMENT for another flag, and for a from_bytes of 0: map that

@@ -350,6 +350,7 @@ static void discard(void)
     any_range(&first, &count);
     cw_status status;
     CALL(status, cw_tracker_discard(tracker, guest_of(first), (uint64_t)count * PAGE, advice[below(3)]));
+    madvise(host_of(first), (size_t)count * PAGE, MADV_PAGEOUT); /* goes now, if it is to go */
     const bool is_one = region_of(first) == region_of(first + count - 1);
     if (is_one ? status != CW_OK && status != CW_SYSTEM : status != CW_BAD_RANGE)
         wrong("discarding %d pages from %d answers %d", count, first, status);

@@ -127,6 +127,30 @@ static void a_page_that_the_guest_may_not_read_is_not_read(void)
     teardown(&f);
 }
 
+/* The kernel discards what MADV_FREE has left whenever it needs memory, and tells nobody. */
+static void what_is_freed_goes_at_once(void)
+{
+    struct fixture f = setup(CW_POLICY_ADAPTIVE);
+    cw_claim freed;
+    uint8_t byte;
+    memset(f.memory, 7, 2 * PAGE);
+    MUST(cw_tracker_unmap(f.tracker, GUEST + 3 * PAGE, PAGE));
+    mmap(f.memory + 3 * PAGE, PAGE, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    /* The second time not all of it can be freed. */
+    for (int pages = 1; pages <= 4; pages += 3) {
+        const uint64_t page = GUEST + (pages == 1 ? 0 : PAGE);
+        CHECK(cw_tracker_discard(f.tracker, page, (uint64_t)pages * PAGE, MADV_FREE) == (pages == 1 ? CW_OK : CW_SYSTEM));
+        MUST(claim(&f, page, &freed));
+        MUST(cw_claim_read(&freed, page, &byte, 1));
+        for (int tries = 0; tries < 3; tries++)
+            madvise(f.memory + (page - GUEST), PAGE, MADV_PAGEOUT);
+        CHECK(f.memory[page - GUEST] == byte && cw_claim_is_current(&freed));
+    }
+    CHECK(cw_tracker_discard(f.tracker, GUEST, PAGE, MADV_MERGEABLE) == CW_BAD_ARGUMENT);
+    CHECK(cw_tracker_discard(f.tracker, GUEST, PAGE, 102 /* MADV_GUARD_INSTALL */) == CW_BAD_ARGUMENT);
+    teardown(&f);
+}
+
 static void a_store_is_told_of_and_ends_the_claim(void)
 {
     struct fixture f = setup(CW_POLICY_ADAPTIVE);
@@ -509,6 +533,7 @@ int main(int argc, char **argv)
     the_lock_ends_after_the_tracker();
     a_fork_under_the_lock();
     a_page_that_the_guest_may_not_read_is_not_read();
+    what_is_freed_goes_at_once();
     a_store_is_told_of_and_ends_the_claim();
     data_beside_code();
     told_names_the_page_with_the_code();
