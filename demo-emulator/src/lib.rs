@@ -1,4 +1,4 @@
-//! RISC-V RV64GC Linux user mode on codewarden.
+//! RISC-V Linux user mode on codewarden: RVA22U64 without Zkt, and Zbc.
 
 pub mod asm_log;
 pub mod cli;

@@ -282,11 +282,13 @@ fn counters_can_be_read_alone_and_the_rest_is_illegal() {
     let before = csr(Op::Csrrs, 0xc01, 0, &mut user).unwrap();
     assert!(csr(Op::Csrrs, 0xc01, 0, &mut user).unwrap() >= before);
     assert_eq!(csr(Op::Csrrs, 0xc02, 0, &mut user), Ok(2));
+    assert_eq!(csr(Op::Csrrs, 0xc1f, 0, &mut user), Ok(0));
     let illegal = [
         (Op::Csrrw, 0xc00, 0),
         (Op::Csrrs, 0xc01, 2),
         (Op::Csrrci, 0xc02, 1),
-        (Op::Csrrs, 0xc03, 0),
+        (Op::Csrrs, 0xc20, 0),
+        (Op::Csrrw, 0xc03, 0),
         (Op::Csrrs, 0x300, 0),
         (Op::Csrrs, 0x000, 0),
         (Op::Csrrw, 0x340, 2),
@@ -336,4 +338,107 @@ fn the_interpreter_fetches_from_memory_each_time() {
     hart.pc = OPEN;
     window.store_u32(OPEN, 0).unwrap();
     assert_eq!(interpreter::step(&mut hart, &window), Err(Trap::Illegal(0)));
+}
+
+#[test]
+fn addresses_of_arrays() {
+    assert_eq!(result(Op::Sh3add, MINUS_1, 16, 0), 8);
+    assert_eq!(result(Op::Sh3add_uw, MINUS_1, 8, 0), 0x8_0000_0000);
+    assert_eq!(result(Op::Sh1add_uw, 0x1_8000_0000, 1, 0), 0x1_0000_0001);
+    assert_eq!(result(Op::Add_uw, MIN_32, 0, 0), 0x8000_0000);
+    // The shift takes six bits, of a word.
+    assert_eq!(result(Op::Slli_uw, MINUS_1, 0, 63), MIN);
+    assert_eq!(result(Op::Slli_uw, MINUS_1, 0, 0), 0xffff_ffff);
+}
+
+#[test]
+fn counts_of_bits_at_their_edges() {
+    for (op, of_zero) in [(Op::Clz, 64), (Op::Ctz, 64), (Op::Clzw, 32), (Op::Ctzw, 32), (Op::Cpop, 0), (Op::Cpopw, 0)] {
+        assert_eq!(result(op, 0, 0, 0), of_zero, "{op:?}");
+    }
+    // Bits above the word do not count.
+    assert_eq!(result(Op::Clzw, 0xffff_ffff_0000_0001, 0, 0), 31);
+    assert_eq!(result(Op::Ctzw, 0x80_0000_0000, 0, 0), 32);
+    assert_eq!(result(Op::Cpopw, MIN_32, 0, 0), 1);
+    assert_eq!(result(Op::Clz, 1, 0, 0), 63);
+    assert_eq!(result(Op::Ctz, MIN, 0, 0), 63);
+    assert_eq!(result(Op::Cpop, MINUS_1, 0, 0), 64);
+}
+
+#[test]
+fn rotations_and_orders_of_bytes() {
+    assert_eq!(result(Op::Rol, MIN + 1, 1, 0), 3);
+    assert_eq!(result(Op::Ror, 3, 1, 0), MIN + 1);
+    assert_eq!(result(Op::Ror, 5, 64, 0), 5);
+    assert_eq!(result(Op::Rori, 1, 0, 63), 2);
+    assert_eq!(result(Op::Rori, MIN + 7, 0, 0), MIN + 7);
+    // Words are sign-extended, also by a rotation of 0.
+    assert_eq!(result(Op::Roriw, 0x7_8000_0000, 0, 0), MIN_32);
+    assert_eq!(result(Op::Rorw, 1, 33, 0), MIN_32);
+    assert_eq!(result(Op::Rolw, 0x4000_0000, 1, 0), MIN_32);
+    assert_eq!(result(Op::Roriw, 0x8000_0000, 0, 31), 1);
+    assert_eq!(result(Op::Rev8, 0x0102_0304_0506_0708, 0, 0), 0x0807_0605_0403_0201);
+    assert_eq!(result(Op::Orc_b, 0x0100_8000_0000_7f00, 0, 0), 0xff00_ff00_0000_ff00);
+    assert_eq!(result(Op::Sext_b, 0x180, 0, 0), -128_i64 as u64);
+    assert_eq!(result(Op::Sext_h, 0x1_7fff, 0, 0), 0x7fff);
+    assert_eq!(result(Op::Zext_h, MINUS_1, 0, 0), 0xffff);
+}
+
+#[test]
+fn products_without_carries() {
+    assert_eq!(result(Op::Clmul, 3, 3, 0), 5);
+    assert_eq!(result(Op::Clmul, MINUS_1, MINUS_1, 0), 0x5555_5555_5555_5555);
+    assert_eq!(result(Op::Clmulh, MINUS_1, MINUS_1, 0), 0x5555_5555_5555_5555);
+    assert_eq!(result(Op::Clmulr, MINUS_1, MINUS_1, 0), 0xaaaa_aaaa_aaaa_aaaa);
+    assert_eq!(result(Op::Clmulh, MIN, MIN, 0), 1 << 62);
+    assert_eq!(result(Op::Clmulr, MIN, MIN, 0), MIN);
+    assert_eq!(result(Op::Clmulr, MIN, 1, 0), 1);
+}
+
+#[test]
+fn single_bits_and_logic() {
+    // An index takes six bits.
+    assert_eq!(result(Op::Bset, 0, 64 + 5, 0), 32);
+    assert_eq!(result(Op::Bclr, MINUS_1, 63, 0), MIN - 1);
+    assert_eq!(result(Op::Binv, MIN, 63, 0), 0);
+    assert_eq!(result(Op::Bext, MIN, 63, 0), 1);
+    assert_eq!(result(Op::Bseti, 0, 0, 63), MIN);
+    assert_eq!(result(Op::Bclri, MINUS_1, 0, 0), MINUS_1 - 1);
+    assert_eq!(result(Op::Binvi, 0, 0, 32), 1 << 32);
+    assert_eq!(result(Op::Bexti, MIN, 0, 62), 0);
+    assert_eq!(result(Op::Andn, 0b1100, 0b1010, 0), 0b0100);
+    assert_eq!(result(Op::Orn, 0b1100, 0b1010, 0), !0b0010);
+    assert_eq!(result(Op::Xnor, 0b1100, 0b1010, 0), !0b0110);
+    assert_eq!(result(Op::Min, MINUS_1, 1, 0), MINUS_1);
+    assert_eq!(result(Op::Minu, MINUS_1, 1, 0), 1);
+    assert_eq!(result(Op::Max, MIN, 1, 0), 1);
+    assert_eq!(result(Op::Maxu, MIN, 1, 0), MIN);
+}
+
+#[test]
+fn cache_blocks_are_zeroed_whole_or_not_at_all() {
+    let window = window();
+    let last = READ_ONLY - 64;
+    for addr in (OPEN..READ_ONLY).step_by(8) {
+        window.store_u64(addr, MINUS_1).unwrap();
+    }
+    let mut hart = hart(last + 63, 0);
+    assert_eq!(exec(&inst(Op::Cbo_zero), &mut hart, &window), Ok(Flow::Next));
+    assert_eq!(window.load_u64(last - 8), Ok(MINUS_1));
+    assert!((last..READ_ONLY).step_by(8).all(|addr| window.load_u64(addr) == Ok(0)));
+    // A fault names the block.
+    for (op, addr, refused) in [
+        (Op::Cbo_zero, READ_ONLY + 70, READ_ONLY + 64),
+        (Op::Cbo_zero, MINUS_1, MINUS_1 - 63),
+        (Op::Cbo_clean, NOTHING + 1, NOTHING),
+        (Op::Cbo_flush, MINUS_1, MINUS_1 - 63),
+    ] {
+        hart.x[2] = addr;
+        let fault = Fault { addr: refused, kind: FaultKind::Segv };
+        assert_eq!(exec(&inst(op), &mut hart, &window), Err(Trap::StoreFault(fault)), "{op:?} {addr:#x}");
+    }
+    // Memory that may not be written can be cleaned.
+    hart.x[2] = READ_ONLY + 1;
+    assert_eq!(exec(&inst(Op::Cbo_clean), &mut hart, &window), Ok(Flow::Next));
+    assert_eq!(exec(&inst(Op::Cbo_flush), &mut hart, &window), Ok(Flow::Next));
 }

@@ -33,6 +33,7 @@ use demo_emulator::riscv::encode::encode;
 use demo_emulator::riscv::inst::{Inst, Op};
 use demo_emulator::riscv::interpreter;
 use demo_emulator::riscv::random::{DATA_REACH_BYTES, Generator, OPS, Program, is_rounded};
+use demo_emulator::riscv::text::mnemonic;
 use demo_emulator::riscv::trap::Trap;
 
 const CODE: u64 = 0x10_0000;
@@ -195,10 +196,6 @@ impl Coverage {
         missing.extend(FLAGS.iter().zip(self.flags).filter(|(_, n)| *n == 0).map(|(name, _)| format!("no {name}")));
         missing
     }
-}
-
-fn mnemonic(op: Op) -> String {
-    format!("{op:?}").to_lowercase().replace('_', ".")
 }
 
 /// The interpreter, step by step.

@@ -114,6 +114,7 @@ pub const GUESTS: &[Guest] = &[
     control("amo-counter", 0x5bc5_b29b_ff40_5931),
     control("fault-mid-block", 0xdabc_cbba_80c1_3782),
     control("kernel-writes-beside-code", 0xe3ec_be30_0cf5_01aa),
+    control("bit-manipulation", 0xdbbb_0da4_7f97_1c00),
     control("workload-compute", 0xb15e_bcdf_63fc_8ddf),
     control("workload-calls", 0xff02_b245_49dc_9bd7),
     // Changed inside the running block, before any announcement is possible.
@@ -125,6 +126,7 @@ pub const GUESTS: &[Guest] = &[
     announced("store-fence-next", &[], 0x97d1_55db_aa0e_f9be),
     announced("patch-fence-i", &[], 0xe8ac_eb75_7aca_b654),
     announced("patch-flush-call", &[], 0xe8ac_eb75_7aca_b654),
+    announced("rva22-rest", &[], 0x6c0b_2a1f_8d35_cc2c),
     announced("patch-compressed", &[], 0xddbd_0d3e_02b7_ec3b),
     announced("block-two-pages", &[], 0xc889_352e_19b4_d352),
     announced("block-two-pages", &["first"], 0x6908_0ac8_5bf8_da33),

@@ -1,7 +1,7 @@
 //! Another emulator gives the same checksums for the guests, so the table does not repeat errors of
 //! our own.
 
-use guest_tests::{BENCHES, EXIT_STALE, Emulator, Exit, GUESTS, Outcome, Tier, Way, find_program, skip};
+use guest_tests::{BENCHES, EXIT_STALE, EXIT_WRONG, Emulator, Exit, GUESTS, Outcome, Tier, Way, find_program, skip};
 
 use codewarden::protection::Mode;
 
@@ -32,6 +32,16 @@ fn qemu_fails_a_call(name: &str, outcome: &Outcome) -> bool {
         && outcome.stderr.contains(EFAULT)
 }
 
+/// 7.2 counts bits above the word in CTZW, and its processors lack halves and CBO instructions
+/// unless they are asked for; later ones lack some, too.
+fn qemu_lacks_an_instruction(name: &str, outcome: &Outcome) -> bool {
+    match name {
+        "bit-manipulation" => outcome.exit == Exit::Code(EXIT_WRONG) && outcome.stderr.contains("wrong result: ctzw:"),
+        "rva22-rest" => outcome.exit == Exit::Signal(libc::SIGILL),
+        _ => false,
+    }
+}
+
 #[test]
 fn qemu_agrees_with_the_table() {
     let Some(qemu) = find_program("qemu-riscv64") else {
@@ -44,7 +54,8 @@ fn qemu_agrees_with_the_table() {
     for guest in GUESTS {
         let outcome = qemu.run(guest, way).unwrap();
         let known_stale = qemu_runs_stale_code(guest.name, guest.args) && outcome.exit == Exit::Code(EXIT_STALE);
-        if !outcome.passes(guest) && !known_stale && !qemu_fails_a_call(guest.name, &outcome) {
+        let known_wrong = qemu_fails_a_call(guest.name, &outcome) || qemu_lacks_an_instruction(guest.name, &outcome);
+        if !outcome.passes(guest) && !known_stale && !known_wrong {
             wrong.push(format!("{}: {outcome}", guest.title()));
         }
     }

@@ -2,8 +2,8 @@
 
 /// The text of `--help`.
 pub const HELP: &str = "\
-Runs a RISC-V RV64GC Linux program. Without one, runs a guest of its own that
-rewrites its code, and reports the effect on the translations.
+Runs a RISC-V Linux program for RV64GC or RVA22U64. Without one, runs a guest
+of its own that rewrites its code, and reports the effect on the translations.
 
 Usage: demo-emulator [OPTIONS] [PROGRAM [ARGUMENTS...]]
 

@@ -45,7 +45,7 @@ impl DecodedBlock {
         for inst in &self.source.insts {
             let store = recorder.and_then(|recorder| recorder.store(inst, hart));
             // The result of an AMO may overwrite the address.
-            let addr = hart.x[usize::from(inst.rs1 & 31)].wrapping_add(inst.imm as i64 as u64);
+            let base = hart.x[usize::from(inst.rs1 & 31)];
             let flow = exec(inst, hart, window);
             if let (Some(recorder), Some(store)) = (recorder, store) {
                 recorder.stored(store);
@@ -57,7 +57,7 @@ impl DecodedBlock {
                 Err(trap) => return End::Trap(trap),
             }
             // A store into the block itself: the next instructions may have changed.
-            if inst.op.stores() && self.is_overwritten(addr, inst.op.stored_bytes()) {
+            if inst.op.stores() && self.is_overwritten(inst.address(base), inst.op.stored_bytes()) {
                 return End::Next;
             }
         }

@@ -19,14 +19,12 @@ use crate::hart::Hart;
 use crate::riscv::inst::Inst;
 use crate::translate::{CodeSpace, CompiledBlock};
 
-/// Bytes of the widest guest store.
-const STORE_BYTES: u64 = 8;
-
 /// A store that an interpreter is about to run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Store {
     pc: u64,
     address: u64,
+    len_bytes: u64,
 }
 
 /// The listeners, and the writes that are not reported yet.
@@ -76,8 +74,9 @@ impl Recorder {
 
     /// The store that `inst`, at the hart's pc, makes.
     pub(super) fn store(&self, inst: &Inst, hart: &Hart) -> Option<Store> {
-        let address = hart.x[usize::from(inst.rs1 & 31)].wrapping_add(inst.imm as i64 as u64);
-        inst.op.stores().then_some(Store { pc: hart.pc, address })
+        let len_bytes = inst.op.stored_bytes();
+        let address = inst.address(hart.x[usize::from(inst.rs1 & 31)]);
+        (len_bytes != 0).then_some(Store { pc: hart.pc, address, len_bytes })
     }
 
     /// Whether some listener wants blocks.
@@ -98,7 +97,7 @@ impl Recorder {
             return;
         }
         self.report(|write| match write.cause {
-            Cause::Store { byte, .. } if byte.0.wrapping_sub(store.address) < STORE_BYTES => Some(Some(store.pc)),
+            Cause::Store { byte, .. } if byte.0.wrapping_sub(store.address) < store.len_bytes => Some(Some(store.pc)),
             _ => None,
         });
     }

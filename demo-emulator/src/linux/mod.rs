@@ -31,6 +31,7 @@
 //! | `host_signals` | host signals on their way to the guest |
 //! | `signal_actions` | the guest's action for each signal |
 //! | `signal_frame` | its frame on the guest's stack |
+//! | `processor` | the processor that the guest is told about |
 //! | `stack` | the first thread's stack with arguments and environment |
 //! | `process` | the state that threads share |
 //! | `thread` | the state of one thread |
@@ -69,6 +70,7 @@ mod host_exit;
 mod host_fs;
 mod madvise;
 mod mremap;
+mod processor;
 mod run;
 mod signal_delivery;
 mod thread_end;

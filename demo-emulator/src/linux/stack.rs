@@ -6,20 +6,14 @@ use crate::memory::window::{READ, WINDOW_LEN_BYTES, WRITE};
 
 use super::address_space::{AddressSpace, PAGE_BYTES, Place, Source};
 use super::errno::Errno;
+use super::processor::LETTERS;
 use super::program::Loaded;
 use super::user_memory::{Fields, write_bytes};
 
 /// The default of `-s` and of the guest's stack limit.
 pub const DEFAULT_STACK_BYTES: u64 = 8 << 20;
 
-/// AT_HWCAP's extensions, a bit for each letter: IMAFDC.
-const HWCAP: u64 = letter(b'I') | letter(b'M') | letter(b'A') | letter(b'F') | letter(b'D') | letter(b'C');
-
 const AT_MINSIGSTKSZ: u64 = 51;
-
-const fn letter(name: u8) -> u64 {
-    1 << (name - b'A')
-}
 
 /// The program's arguments.
 #[derive(Debug)]
@@ -78,7 +72,8 @@ fn auxv(loaded: &Loaded, exec_path: u64, random: u64) -> Vec<[u64; 2]> {
         [libc::AT_GID, id(rustix::process::getgid().as_raw())],
         [libc::AT_EGID, id(rustix::process::getegid().as_raw())],
         [libc::AT_SECURE, 0],
-        [libc::AT_HWCAP, HWCAP],
+        // A bit for each extension of one letter.
+        [libc::AT_HWCAP, LETTERS.bytes().map(|letter| 1 << (letter - b'A')).sum()],
         [libc::AT_CLKTCK, rustix::param::clock_ticks_per_second()],
         [libc::AT_RANDOM, random],
         [libc::AT_EXECFN, exec_path],

@@ -1,7 +1,7 @@
-//! Decoding of RV64GC: from the bits of memory to an [`Inst`].
+//! Decoding: from the bits of memory to an [`Inst`].
 //!
 //! Reserved encodings are illegal. HINTs decode to the operation of their encoding, which then has
-//! no visible effect. FENCE and FENCE.I ignore their reserved fields, as the specification demands.
+//! no visible effect: PAUSE is a FENCE, and the prefetches are ORIs to x0. FENCE and FENCE.I ignore their reserved fields, as the specification demands.
 
 use super::compressed;
 use super::inst::{Inst, Op};
@@ -53,6 +53,10 @@ impl Fields {
         let inst = self.i(op);
         Inst { imm: inst.imm & mask, ..inst }
     }
+    /// One source; its other fields are part of the operation.
+    fn unary(self, op: Op) -> Inst {
+        Inst { rd: self.rd(), rs1: self.rs1(), ..self.with(op) }
+    }
     fn s(self, op: Op) -> Inst {
         let imm = (self.0 as i32 >> 25) << 5 | i32::from(self.rd());
         Inst { rs1: self.rs1(), rs2: self.rs2(), imm, ..self.with(op) }
@@ -90,23 +94,41 @@ fn decode_32(bits: u32) -> Option<Inst> {
             (1, 0) => f.shift(Slliw, 31),
             (5, 0) => f.shift(Srliw, 31),
             (5, 0x20) => f.shift(Sraiw, 31),
+            (1, 0x04 | 0x05) => f.shift(Slli_uw, 63),
+            (1, 0x30) => f.unary(pick([Clzw, Ctzw, Cpopw], f.rs2().into())?),
+            (5, 0x30) => f.shift(Roriw, 31),
             _ => return None,
         },
         0x33 => f.r(match f.funct7() {
             0 => pick([Add, Sll, Slt, Sltu, Xor, Srl, Or, And], funct3)?,
             1 => pick([Mul, Mulh, Mulhsu, Mulhu, Div, Divu, Rem, Remu], funct3)?,
-            0x20 => pick([Sub, Illegal, Illegal, Illegal, Illegal, Sra], funct3)?,
+            0x05 => pick([Illegal, Clmul, Clmulr, Clmulh, Min, Minu, Max, Maxu], funct3)?,
+            0x10 => pick([Illegal, Illegal, Sh1add, Illegal, Sh2add, Illegal, Sh3add], funct3)?,
+            0x14 => pick([Illegal, Bset], funct3)?,
+            0x20 => pick([Sub, Illegal, Illegal, Illegal, Xnor, Sra, Orn, Andn], funct3)?,
+            0x24 => pick([Illegal, Bclr, Illegal, Illegal, Illegal, Bext], funct3)?,
+            0x30 => pick([Illegal, Rol, Illegal, Illegal, Illegal, Ror], funct3)?,
+            0x34 => pick([Illegal, Binv], funct3)?,
             _ => return None,
         }),
         0x3b => f.r(match f.funct7() {
             0 => pick([Addw, Sllw, Illegal, Illegal, Illegal, Srlw], funct3)?,
             1 => pick([Mulw, Illegal, Illegal, Illegal, Divw, Divuw, Remw, Remuw], funct3)?,
+            0x04 if funct3 == 0 => Add_uw,
+            0x04 if funct3 == 4 && f.rs2() == 0 => return Some(f.unary(Zext_h)),
+            0x10 => pick([Illegal, Illegal, Sh1add_uw, Illegal, Sh2add_uw, Illegal, Sh3add_uw], funct3)?,
             0x20 => pick([Subw, Illegal, Illegal, Illegal, Illegal, Sraw], funct3)?,
+            0x30 => pick([Illegal, Rolw, Illegal, Illegal, Illegal, Rorw], funct3)?,
             _ => return None,
         }),
         0x0f => match funct3 {
             0 => Inst { imm: (bits >> 20) as i32, ..f.with(Fence) },
             1 => f.with(Fence_i),
+            // Linux does not enable CBO.INVAL, which is 0, for programs.
+            2 if f.rd() == 0 => {
+                let op = pick([Illegal, Cbo_clean, Cbo_flush, Illegal, Cbo_zero], (bits >> 20) as usize)?;
+                Inst { rs1: f.rs1(), ..f.with(op) }
+            }
             _ => return None,
         },
         0x73 => match funct3 {
@@ -121,8 +143,8 @@ fn decode_32(bits: u32) -> Option<Inst> {
             }
         },
         0x2f => atomic(f)?,
-        0x07 => f.i(pick([Illegal, Illegal, Flw, Fld], funct3)?),
-        0x27 => f.s(pick([Illegal, Illegal, Fsw, Fsd], funct3)?),
+        0x07 => f.i(pick([Illegal, Flh, Flw, Fld], funct3)?),
+        0x27 => f.s(pick([Illegal, Fsh, Fsw, Fsd], funct3)?),
         0x43 => fused(f, [Fmadd_s, Fmadd_d])?,
         0x47 => fused(f, [Fmsub_s, Fmsub_d])?,
         0x4b => fused(f, [Fnmsub_s, Fnmsub_d])?,
@@ -147,6 +169,14 @@ fn op_imm(f: Fields) -> Option<Inst> {
         (4, _) => f.i(Xori),
         (5, 0) => f.shift(Srli, 63),
         (5, 0x10) => f.shift(Srai, 63),
+        (1, 0x0a) => f.shift(Bseti, 63),
+        (1, 0x12) => f.shift(Bclri, 63),
+        (1, 0x1a) => f.shift(Binvi, 63),
+        (1, 0x18) => f.unary(pick([Clz, Ctz, Cpop, Illegal, Sext_b, Sext_h], f.shift(Slli, 63).imm as usize)?),
+        (5, 0x12) => f.shift(Bexti, 63),
+        (5, 0x18) => f.shift(Rori, 63),
+        (5, 0x0a) if f.shift(Srli, 63).imm == 7 => f.unary(Orc_b),
+        (5, 0x1a) if f.shift(Srli, 63).imm == 56 => f.unary(Rev8),
         (6, _) => f.i(Ori),
         (7, _) => f.i(Andi),
         _ => return None,
@@ -194,39 +224,50 @@ fn fused(f: Fields, [single, double]: [Op; 2]) -> Option<Inst> {
 
 fn op_fp(f: Fields) -> Option<Inst> {
     use Op::*;
-    let (single, double) = (0, 1);
+    let (single, double, half) = (0, 1, 2);
     let format = f.funct7() & 3;
     let funct3 = f.funct3() as usize;
     let source = f.rs2() as usize;
     // Operations with two sources, or with one: the rest of the encoding is then in place of the
     // second source. They have a rounding mode, or more bits of the operation in its place.
-    let unary = |inst: Inst| Inst { rs2: 0, ..inst };
     let by_format = |s: Op, d: Op| if format == single { s } else { d };
+    let rounded = |op: Op| Some(Inst { rm: rounding_mode(f)?, ..f.r(op) });
+    let rounded_unary = |op: Op| Some(Inst { rs2: 0, ..rounded(op)? });
+    if format == half {
+        // Conversions to halves and moves alone.
+        return match (f.funct7() >> 2, source) {
+            (0x08, 0) => rounded_unary(Fcvt_h_s),
+            (0x08, 1) => rounded_unary(Fcvt_h_d),
+            (0x1c, 0) if funct3 == 0 => Some(f.unary(Fmv_x_h)),
+            (0x1e, 0) if funct3 == 0 => Some(f.unary(Fmv_h_x)),
+            _ => None,
+        };
+    }
     if format > double {
         return None;
     }
-    let rounded = |op: Op| Some(Inst { rm: rounding_mode(f)?, ..f.r(op) });
     Some(match f.funct7() >> 2 {
         0x00 => rounded(by_format(Fadd_s, Fadd_d))?,
         0x01 => rounded(by_format(Fsub_s, Fsub_d))?,
         0x02 => rounded(by_format(Fmul_s, Fmul_d))?,
         0x03 => rounded(by_format(Fdiv_s, Fdiv_d))?,
-        0x0b if source == 0 => unary(rounded(by_format(Fsqrt_s, Fsqrt_d))?),
+        0x0b if source == 0 => rounded_unary(by_format(Fsqrt_s, Fsqrt_d))?,
         0x04 if format == single => f.r(pick([Fsgnj_s, Fsgnjn_s, Fsgnjx_s], funct3)?),
         0x04 => f.r(pick([Fsgnj_d, Fsgnjn_d, Fsgnjx_d], funct3)?),
         0x05 if format == single => f.r(pick([Fmin_s, Fmax_s], funct3)?),
         0x05 => f.r(pick([Fmin_d, Fmax_d], funct3)?),
-        0x08 if format == single && source == 1 => unary(rounded(Fcvt_s_d)?),
-        0x08 if format == double && source == 0 => unary(rounded(Fcvt_d_s)?),
+        0x08 if format == single && source == 1 => rounded_unary(Fcvt_s_d)?,
+        0x08 if format == double && source == 0 => rounded_unary(Fcvt_d_s)?,
+        0x08 if source == half as usize => rounded_unary(by_format(Fcvt_s_h, Fcvt_d_h))?,
         0x14 if format == single => f.r(pick([Fle_s, Flt_s, Feq_s], funct3)?),
         0x14 => f.r(pick([Fle_d, Flt_d, Feq_d], funct3)?),
-        0x18 if format == single => unary(rounded(pick([Fcvt_w_s, Fcvt_wu_s, Fcvt_l_s, Fcvt_lu_s], source)?)?),
-        0x18 => unary(rounded(pick([Fcvt_w_d, Fcvt_wu_d, Fcvt_l_d, Fcvt_lu_d], source)?)?),
-        0x1a if format == single => unary(rounded(pick([Fcvt_s_w, Fcvt_s_wu, Fcvt_s_l, Fcvt_s_lu], source)?)?),
-        0x1a => unary(rounded(pick([Fcvt_d_w, Fcvt_d_wu, Fcvt_d_l, Fcvt_d_lu], source)?)?),
-        0x1c if source == 0 && funct3 == 0 => unary(f.r(by_format(Fmv_x_w, Fmv_x_d))),
-        0x1c if source == 0 && funct3 == 1 => unary(f.r(by_format(Fclass_s, Fclass_d))),
-        0x1e if source == 0 && funct3 == 0 => unary(f.r(by_format(Fmv_w_x, Fmv_d_x))),
+        0x18 if format == single => rounded_unary(pick([Fcvt_w_s, Fcvt_wu_s, Fcvt_l_s, Fcvt_lu_s], source)?)?,
+        0x18 => rounded_unary(pick([Fcvt_w_d, Fcvt_wu_d, Fcvt_l_d, Fcvt_lu_d], source)?)?,
+        0x1a if format == single => rounded_unary(pick([Fcvt_s_w, Fcvt_s_wu, Fcvt_s_l, Fcvt_s_lu], source)?)?,
+        0x1a => rounded_unary(pick([Fcvt_d_w, Fcvt_d_wu, Fcvt_d_l, Fcvt_d_lu], source)?)?,
+        0x1c if source == 0 && funct3 == 0 => f.unary(by_format(Fmv_x_w, Fmv_x_d)),
+        0x1c if source == 0 && funct3 == 1 => f.unary(by_format(Fclass_s, Fclass_d)),
+        0x1e if source == 0 && funct3 == 0 => f.unary(by_format(Fmv_w_x, Fmv_d_x)),
         _ => return None,
     })
 }

@@ -24,6 +24,7 @@ pub fn encode(inst: &Inst) -> u32 {
         }
         Form::U => rd | imm & 0xffff_f000,
         Form::J => rd | imm & 0xf_f000 | (imm >> 11 & 1) << 20 | (imm >> 1 & 0x3ff) << 21 | (imm >> 20 & 1) << 31,
+        Form::Block => rs1,
         Form::Fixed => 0,
         Form::Fence => imm << 20,
         Form::Atomic => rd | rs1 | rs2 | rm << 25,
@@ -47,6 +48,7 @@ enum Form {
     B,
     U,
     J,
+    Block,
     Fixed,
     Fence,
     Atomic,
@@ -71,6 +73,16 @@ const fn shift(funct3: u32, funct7: u32) -> (Form, u32) {
 
 const fn shift_word(funct3: u32, funct7: u32) -> (Form, u32) {
     (Form::ShiftWord, 0x1b | funct3 << 12 | funct7 << 25)
+}
+
+/// An operation on one integer register; 12 bits are in place of an immediate.
+const fn bits(opcode: u32, funct3: u32, imm: u32) -> (Form, u32) {
+    (Form::Unary, opcode | funct3 << 12 | imm << 20)
+}
+
+/// An operation on a cache block.
+const fn block(imm: u32) -> (Form, u32) {
+    (Form::Block, 0x200f | imm << 20)
 }
 
 const fn s(opcode: u32, funct3: u32) -> (Form, u32) {
@@ -163,6 +175,24 @@ const fn template(op: Op) -> (Form, u32) {
         Fmv_x_d => unary(0x71, 0), Fclass_d => unary(0x71, 1), Fmv_d_x => unary(0x79, 0),
         Feq_s => fp(0x50, 2), Flt_s => fp(0x50, 1), Fle_s => fp(0x50, 0),
         Feq_d => fp(0x51, 2), Flt_d => fp(0x51, 1), Fle_d => fp(0x51, 0),
+        Flh => i(0x07, 1), Fsh => s(0x27, 1), Fmv_x_h => unary(0x72, 0), Fmv_h_x => unary(0x7a, 0),
+        Fcvt_s_h => rounded_unary(0x20, 2), Fcvt_h_s => rounded_unary(0x22, 0),
+        Fcvt_d_h => rounded_unary(0x21, 2), Fcvt_h_d => rounded_unary(0x22, 1),
+        Add_uw => r(0x3b, 0, 0x04), Slli_uw => (Form::Shift, 0x1b | 1 << 12 | 0x04 << 25),
+        Sh1add => r(0x33, 2, 0x10), Sh2add => r(0x33, 4, 0x10), Sh3add => r(0x33, 6, 0x10),
+        Sh1add_uw => r(0x3b, 2, 0x10), Sh2add_uw => r(0x3b, 4, 0x10), Sh3add_uw => r(0x3b, 6, 0x10),
+        Andn => r(0x33, 7, 0x20), Orn => r(0x33, 6, 0x20), Xnor => r(0x33, 4, 0x20),
+        Clz => bits(0x13, 1, 0x600), Ctz => bits(0x13, 1, 0x601), Cpop => bits(0x13, 1, 0x602),
+        Clzw => bits(0x1b, 1, 0x600), Ctzw => bits(0x1b, 1, 0x601), Cpopw => bits(0x1b, 1, 0x602),
+        Sext_b => bits(0x13, 1, 0x604), Sext_h => bits(0x13, 1, 0x605), Zext_h => bits(0x3b, 4, 0x080),
+        Min => r(0x33, 4, 0x05), Minu => r(0x33, 5, 0x05), Max => r(0x33, 6, 0x05), Maxu => r(0x33, 7, 0x05),
+        Rol => r(0x33, 1, 0x30), Ror => r(0x33, 5, 0x30), Rolw => r(0x3b, 1, 0x30), Rorw => r(0x3b, 5, 0x30),
+        Rori => shift(5, 0x30), Roriw => shift_word(5, 0x30),
+        Orc_b => bits(0x13, 5, 0x287), Rev8 => bits(0x13, 5, 0x6b8),
+        Clmul => r(0x33, 1, 0x05), Clmulr => r(0x33, 2, 0x05), Clmulh => r(0x33, 3, 0x05),
+        Bclr => r(0x33, 1, 0x24), Bext => r(0x33, 5, 0x24), Binv => r(0x33, 1, 0x34), Bset => r(0x33, 1, 0x14),
+        Bclri => shift(1, 0x24), Bexti => shift(5, 0x24), Binvi => shift(1, 0x34), Bseti => shift(1, 0x14),
+        Cbo_clean => block(1), Cbo_flush => block(2), Cbo_zero => block(4),
         Illegal => (Form::Illegal, 0),
     }
 }

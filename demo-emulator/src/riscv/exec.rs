@@ -3,9 +3,9 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use super::inst::{Inst, Op};
+use super::inst::{BLOCK_BYTES, Inst, Op};
 use super::trap::{Flow, Trap};
-use super::{atomic, csr, encode, fp};
+use super::{atomic, bits, csr, encode, fp};
 use crate::hart::Hart;
 use crate::memory::Window;
 
@@ -101,6 +101,11 @@ pub fn exec(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<Flow, Trap> {
         Remw => word(if b32 == 0 { a32 } else { (a32 as i32).wrapping_rem(b32 as i32) as u32 }),
         Remuw => word(a32.checked_rem(b32).unwrap_or(a32)),
 
+        Add_uw | Sh1add | Sh2add | Sh3add | Sh1add_uw | Sh2add_uw | Sh3add_uw | Andn | Orn | Xnor | Clz | Clzw
+        | Ctz | Ctzw | Cpop | Cpopw | Max | Maxu | Min | Minu | Sext_b | Sext_h | Zext_h | Rol | Rolw | Ror | Rorw
+        | Orc_b | Rev8 | Clmul | Clmulh | Clmulr | Bclr | Bext | Binv | Bset => bits::exec(inst.op, a, b),
+        Slli_uw | Rori | Roriw | Bclri | Bexti | Binvi | Bseti => bits::exec(inst.op, a, imm),
+
         Fence => {
             fence(Ordering::SeqCst);
             return retire(inst, hart, Flow::Next);
@@ -122,6 +127,21 @@ pub fn exec(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<Flow, Trap> {
         Lr_d | Sc_d | Amoswap_d | Amoadd_d | Amoxor_d | Amoand_d | Amoor_d | Amomin_d | Amomax_d | Amominu_d
         | Amomaxu_d => atomic::exec_double(inst, hart, mem)?,
 
+        // The memory has no cache that a program could see. These still fault.
+        Cbo_clean | Cbo_flush => {
+            mem.load_u8(inst.address(a)).map_err(Trap::StoreFault)?;
+            return retire(inst, hart, Flow::Next);
+        }
+        Cbo_zero => {
+            let start = inst.address(a);
+            let mut words = (0..BLOCK_BYTES).step_by(8);
+            return stored(inst, hart, words.try_for_each(|offset| mem.store_u64(start + offset, 0)));
+        }
+
+        Flh => {
+            let bits = mem.load_u16(addr).map_err(Trap::LoadFault)?;
+            return loaded_fp(inst, hart, fp::HALF_BOX | u64::from(bits));
+        }
         Flw => {
             let bits = mem.load_u32(addr).map_err(Trap::LoadFault)?;
             return loaded_fp(inst, hart, fp::boxed(bits));
@@ -130,6 +150,7 @@ pub fn exec(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<Flow, Trap> {
             let bits = mem.load_u64(addr).map_err(Trap::LoadFault)?;
             return loaded_fp(inst, hart, bits);
         }
+        Fsh => return stored(inst, hart, mem.store_u16(addr, hart.f[usize::from(inst.rs2 & 31)] as u16)),
         Fsw => return stored(inst, hart, mem.store_u32(addr, hart.f[usize::from(inst.rs2 & 31)] as u32)),
         Fsd => return stored(inst, hart, mem.store_u64(addr, hart.f[usize::from(inst.rs2 & 31)])),
         _ => {

@@ -1,5 +1,8 @@
 //! A decoded instruction. A compressed one is decoded to its expansion, with its own length.
 
+/// Bytes of a cache block: the aligned memory that one of the `cbo` operations acts on.
+pub const BLOCK_BYTES: u64 = 64;
+
 /// An instruction's operation. Names are the assembler's with `_` for `.`.
 #[allow(non_camel_case_types, missing_docs)]
 #[rustfmt::skip]
@@ -40,7 +43,20 @@ pub enum Op {
     Fcvt_w_d, Fcvt_wu_d, Fcvt_l_d, Fcvt_lu_d,
     Fcvt_d_w, Fcvt_d_wu, Fcvt_d_l, Fcvt_d_lu,
     Fmv_x_d, Fmv_d_x, Feq_d, Flt_d, Fle_d, Fclass_d,
-    /// No instruction of RV64GC; its bits are in `imm`.
+    // Zfhmin
+    Flh, Fsh, Fcvt_s_h, Fcvt_h_s, Fcvt_d_h, Fcvt_h_d, Fmv_x_h, Fmv_h_x,
+    // Zba
+    Add_uw, Sh1add, Sh2add, Sh3add, Sh1add_uw, Sh2add_uw, Sh3add_uw, Slli_uw,
+    // Zbb
+    Andn, Orn, Xnor, Clz, Clzw, Ctz, Ctzw, Cpop, Cpopw, Max, Maxu, Min, Minu,
+    Sext_b, Sext_h, Zext_h, Rol, Rolw, Ror, Rori, Roriw, Rorw, Orc_b, Rev8,
+    // Zbc
+    Clmul, Clmulh, Clmulr,
+    // Zbs
+    Bclr, Bclri, Bext, Bexti, Binv, Binvi, Bset, Bseti,
+    // Zicbom and Zicboz, as far as Linux lets programs use them
+    Cbo_clean, Cbo_flush, Cbo_zero,
+    /// No instruction of these; its bits are in `imm`.
     Illegal,
 }
 
@@ -56,11 +72,12 @@ impl Op {
         use Op::*;
         match self {
             Sb => 1,
-            Sh => 2,
+            Sh | Fsh => 2,
             Sw | Fsw | Sc_w | Amoswap_w | Amoadd_w | Amoxor_w | Amoand_w | Amoor_w
                 | Amomin_w | Amomax_w | Amominu_w | Amomaxu_w => 4,
             Sd | Fsd | Sc_d | Amoswap_d | Amoadd_d | Amoxor_d | Amoand_d | Amoor_d
                 | Amomin_d | Amomax_d | Amominu_d | Amomaxu_d => 8,
+            Cbo_zero => BLOCK_BYTES,
             _ => 0,
         }
     }
@@ -86,4 +103,14 @@ pub struct Inst {
     /// Immediate, sign-extended: the displacement of a jump, branch, load or
     /// store; the shifted value of `lui` and `auipc`; the CSR number.
     pub imm: i32,
+}
+
+impl Inst {
+    /// The address of the first byte that it loads or stores, if `base` is the value of `rs1`.
+    pub fn address(&self, base: u64) -> u64 {
+        match self.op {
+            Op::Cbo_clean | Op::Cbo_flush | Op::Cbo_zero => base & !(BLOCK_BYTES - 1),
+            _ => base.wrapping_add(self.imm as i64 as u64),
+        }
+    }
 }

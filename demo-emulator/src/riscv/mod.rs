@@ -1,4 +1,5 @@
-//! RV64GC: instructions, their decoding and their effects.
+//! RV64GC with Zba, Zbb, Zbc, Zbs, Zfhmin, Zicbom, Zicbop and Zicboz: instructions, their decoding
+//! and their effects.
 
 pub mod csr;
 pub mod decode;
@@ -9,7 +10,9 @@ pub mod fp;
 pub mod inst;
 pub mod interpreter;
 pub mod random;
+pub mod text;
 pub mod trap;
 
 mod atomic;
+mod bits;
 mod compressed;

@@ -12,7 +12,7 @@ pub enum Trap {
     Ecall,
     /// A breakpoint.
     Ebreak,
-    /// No instruction of RV64GC, a CSR that user mode lacks, or a rounding mode that does not
+    /// No instruction, a CSR that user mode lacks, or a rounding mode that does not
     /// exist. Holds the instruction's bits.
     Illegal(u32),
     /// A load, or LR, that memory refused.

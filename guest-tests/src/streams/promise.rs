@@ -71,7 +71,7 @@ impl Watched {
             };
             self.fetched(hart.pc, inst.len.into());
 
-            let addr = hart.x[usize::from(inst.rs1)].wrapping_add(inst.imm as i64 as u64);
+            let addr = inst.address(hart.x[usize::from(inst.rs1)]);
             match interpreter::step(hart, window) {
                 Ok(Flow::FenceI) => self.announced(0, CODE_BYTES),
                 Ok(_) => self.stored(addr, inst.op.stored_bytes()),

@@ -5,6 +5,7 @@ use std::os::fd::IntoRawFd;
 use std::os::unix::ffi::OsStrExt;
 
 use super::super::errno::{Errno, SysResult};
+use super::super::processor;
 use super::super::program::{c_path, in_sysroot};
 use super::super::thread::Thread;
 use super::super::user_memory::write_bytes;
@@ -19,6 +20,7 @@ pub(super) fn open(thread: &mut Thread, [dir, path, flags, mode, ..]: [u64; 6]) 
     let contents = match own_proc_entry(&name) {
         Some(b"maps") => Some(maps(thread)),
         Some(b"cmdline") => Some(thread.process.argv.iter().flat_map(|a| a.iter().copied().chain([0])).collect()),
+        None if name == b"/proc/cpuinfo" => Some(processor::cpuinfo()),
         _ => None,
     };
     if let Some(contents) = contents {

@@ -1,6 +1,7 @@
 //! The guest's questions about its machine.
 
 use super::super::errno::{Errno, SysResult};
+use super::super::processor;
 use super::super::thread::Thread;
 use super::super::user_memory::{Fields, read_array, word_at, write_bytes};
 
@@ -31,17 +32,8 @@ pub(super) fn personality(_thread: &mut Thread, [personality, ..]: [u64; 6]) -> 
     }
 }
 
-/// riscv_hwprobe: RV64 IMAFDC, misaligned accesses fast.
+/// riscv_hwprobe: an unknown key answers key -1 and value 0.
 pub(super) fn hwprobe(thread: &mut Thread, [pairs, count, _cpu_count, _cpus, flags, _]: [u64; 6]) -> SysResult {
-    const VENDOR: u64 = 0;
-    const ARCHITECTURE: u64 = 1;
-    const IMPLEMENTATION: u64 = 2;
-    const BASE_BEHAVIOR: u64 = 3;
-    const IMA: u64 = 1;
-    const EXTENSIONS: u64 = 4;
-    const FD_AND_C: u64 = 3;
-    const PERFORMANCE: u64 = 5;
-    const MISALIGNED_FAST: u64 = 3;
     /// More keys than there will be.
     const COUNT_MAX: u64 = 1024;
     if flags != 0 || count > COUNT_MAX {
@@ -52,15 +44,7 @@ pub(super) fn hwprobe(thread: &mut Thread, [pairs, count, _cpu_count, _cpus, fla
         let address = pairs.wrapping_add(16 * index);
         let pair: [u8; 16] = read_array(window, address)?;
         let key = word_at(&pair, 0);
-        let value = match key {
-            VENDOR | ARCHITECTURE | IMPLEMENTATION => Some(0),
-            BASE_BEHAVIOR => Some(IMA),
-            EXTENSIONS => Some(FD_AND_C),
-            PERFORMANCE => Some(MISALIGNED_FAST),
-            _ => None,
-        };
-        // An unknown key answers key -1 and value 0.
-        let answer = value.map_or([u64::MAX, 0], |value| [key, value]);
+        let answer = processor::probe(key).map_or([u64::MAX, 0], |value| [key, value]);
         write_bytes(window, address, &Fields::default().u64s(&answer).0)?;
     }
     Ok(0)

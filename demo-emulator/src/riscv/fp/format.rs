@@ -1,4 +1,4 @@
-//! The two formats, the parts of their numbers, and the rounding modes and exception flags of
+//! The formats, the parts of their numbers, and the rounding modes and exception flags of
 //! RISC-V.
 
 /// Invalid operation.
@@ -60,6 +60,8 @@ pub struct Format {
     pub(super) exponent_bits: u32,
 }
 
+/// Binary16: only converted and moved.
+pub const HALF: Format = Format { fraction_bits: 10, exponent_bits: 5 };
 /// Binary32.
 pub const SINGLE: Format = Format { fraction_bits: 23, exponent_bits: 8 };
 /// Binary64.

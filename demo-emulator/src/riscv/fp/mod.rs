@@ -1,7 +1,7 @@
-//! The operations of the F and D extensions, bit for bit, flags included.
+//! The operations of the F, D and Zfhmin extensions, bit for bit, flags included.
 //!
-//! Singles are NaN-boxed in the registers: a single reads as the canonical NaN if its upper half is
-//! not all ones. NaN results are the canonical one, unless the operation only moves bits.
+//! Narrower formats are NaN-boxed in the registers: a single reads as the canonical NaN if its upper
+//! half is not all ones, and likewise a half. NaN results are the canonical one, unless the operation only moves bits.
 
 pub mod format;
 #[cfg_attr(not(target_arch = "x86_64"), path = "no_host.rs")]
@@ -11,12 +11,14 @@ pub mod soft;
 mod compare;
 
 use self::compare::Relation;
-use self::format::{DOUBLE, Format, Rounded, Rounding, SINGLE};
+use self::format::{DOUBLE, Format, HALF, Rounded, Rounding, SINGLE};
 use self::soft::Int;
 use super::inst::{Inst, Op};
 use crate::hart::Hart;
 
 const BOX: u64 = 0xffff_ffff_0000_0000;
+/// The bits above a half in a register.
+pub(super) const HALF_BOX: u64 = 0xffff_ffff_ffff_0000;
 
 /// A single in a register's format.
 #[inline]
@@ -26,19 +28,23 @@ pub fn boxed(bits: u32) -> u64 {
 
 #[inline]
 fn read(hart: &Hart, format: Format, register: u8) -> u64 {
-    let bits = hart.f[usize::from(register & 31)];
-    if format == DOUBLE {
-        bits
-    } else if bits & BOX == BOX {
-        bits & !BOX
-    } else {
-        SINGLE.canonical_nan()
+    let (bits, above) = (hart.f[usize::from(register & 31)], above(format));
+    if bits & above == above { bits & !above } else { format.canonical_nan() }
+}
+
+/// The bits above a number of the format in a register.
+#[inline]
+fn above(format: Format) -> u64 {
+    match format {
+        DOUBLE => 0,
+        SINGLE => BOX,
+        _ => HALF_BOX,
     }
 }
 
 #[inline]
 fn write(hart: &mut Hart, format: Format, register: u8, bits: u64) {
-    hart.f[usize::from(register & 31)] = if format == DOUBLE { bits } else { BOX | bits };
+    hart.f[usize::from(register & 31)] = above(format) | bits;
 }
 
 /// Executes an operation on floating-point registers, all but the loads and stores. It changes
@@ -80,14 +86,12 @@ pub extern "C" fn exec(inst: &Inst, hart: &mut Hart) -> bool {
         Fmax_s => arithmetic(inst, hart, SINGLE, |a, b| compare::min_max(SINGLE, true, a, b)),
         Fmax_d => arithmetic(inst, hart, DOUBLE, |a, b| compare::min_max(DOUBLE, true, a, b)),
 
-        Fcvt_s_d => {
-            let outcome = soft::convert(DOUBLE, SINGLE, read(hart, DOUBLE, inst.rs1), rounding);
-            finish(inst, hart, SINGLE, outcome);
-        }
-        Fcvt_d_s => {
-            let outcome = soft::convert(SINGLE, DOUBLE, read(hart, SINGLE, inst.rs1), rounding);
-            finish(inst, hart, DOUBLE, outcome);
-        }
+        Fcvt_s_d => convert(inst, hart, DOUBLE, SINGLE, rounding),
+        Fcvt_d_s => convert(inst, hart, SINGLE, DOUBLE, rounding),
+        Fcvt_s_h => convert(inst, hart, HALF, SINGLE, rounding),
+        Fcvt_h_s => convert(inst, hart, SINGLE, HALF, rounding),
+        Fcvt_d_h => convert(inst, hart, HALF, DOUBLE, rounding),
+        Fcvt_h_d => convert(inst, hart, DOUBLE, HALF, rounding),
         Fcvt_w_s => to_int(inst, hart, SINGLE, Int::W, rounding),
         Fcvt_wu_s => to_int(inst, hart, SINGLE, Int::Wu, rounding),
         Fcvt_l_s => to_int(inst, hart, SINGLE, Int::L, rounding),
@@ -115,6 +119,8 @@ pub extern "C" fn exec(inst: &Inst, hart: &mut Hart) -> bool {
         Fclass_d => hart.set_x(inst.rd, compare::classify(DOUBLE, read(hart, DOUBLE, inst.rs1))),
 
         // Moves ignore the boxing.
+        Fmv_x_h => hart.set_x(inst.rd, hart.f[usize::from(inst.rs1 & 31)] as i16 as u64),
+        Fmv_h_x => write(hart, HALF, inst.rd, hart.x[usize::from(inst.rs1 & 31)] & !HALF_BOX),
         Fmv_x_w => hart.set_x(inst.rd, hart.f[usize::from(inst.rs1 & 31)] as i32 as u64),
         Fmv_x_d => hart.set_x(inst.rd, hart.f[usize::from(inst.rs1 & 31)]),
         Fmv_w_x => write(hart, SINGLE, inst.rd, hart.x[usize::from(inst.rs1 & 31)] & !BOX),
@@ -171,6 +177,11 @@ fn multiply_add(
 
 fn sign_inject(format: Format, magnitude: u64, sign: u64) -> Rounded {
     Rounded::exact(magnitude & (format.sign() - 1) | sign & format.sign())
+}
+
+fn convert(inst: &Inst, hart: &mut Hart, from: Format, to: Format, rounding: Rounding) {
+    let outcome = soft::convert(from, to, read(hart, from, inst.rs1), rounding);
+    finish(inst, hart, to, outcome);
 }
 
 fn to_int(inst: &Inst, hart: &mut Hart, format: Format, int: Int, rounding: Rounding) {

@@ -45,6 +45,8 @@ pub struct Generator {
     /// The compressed instructions that a program may contain anywhere, grouped by operation: some
     /// operations have thousands, a jump has one.
     compressed: Vec<Vec<Inst>>,
+    /// The operations of all others.
+    ops: Vec<Op>,
     /// Registers that no instruction writes, by bits.
     kept: u32,
 }
@@ -78,7 +80,14 @@ impl Generator {
                 None => compressed.push(vec![inst]),
             }
         }
-        Self { random: Random::new(seed), compressed, kept }
+        Self { random: Random::new(seed), compressed, ops: OPS.to_vec(), kept }
+    }
+
+    /// A generator whose programs lack some operations; none of them has a compressed form.
+    pub fn without(seed: u64, missing: impl Fn(Op) -> bool) -> Self {
+        let mut generator = Self::new(seed);
+        generator.ops.retain(|&op| !missing(op));
+        generator
     }
 
     /// The numbers that the programs come from.
@@ -159,7 +168,7 @@ impl Generator {
     }
 
     fn item(&mut self) -> Item {
-        let op = self.random.pick(OPS);
+        let op = self.random.pick(&self.ops);
         let rd = if writes_fp(op) { self.random.below(32) as u8 } else { self.target_register() };
         let [rs1, rs2, rs3] = [(); 3].map(|()| self.random.below(32) as u8);
         // Results differ most if operands are the same.

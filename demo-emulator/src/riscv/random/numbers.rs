@@ -81,13 +81,14 @@ impl Random {
     /// operation's behaviour.
     fn float(&mut self, exponent_bits: u32, fraction_bits: u32) -> u64 {
         let greatest = (1 << exponent_bits) - 1;
-        let bias = greatest >> 1;
+        let bias: u64 = greatest >> 1;
+        let near = bias.min(65);
         let exponent = match self.below(8) {
             0 => 0,
             1 => greatest,
             2 => 1 + self.below(3),
             3 => greatest - 1 - self.below(3),
-            4..=6 => bias + self.below(130) - 65,
+            4..=6 => bias + self.below(2 * near) - near,
             _ => self.below(greatest),
         };
         let all = (1 << fraction_bits) - 1;
@@ -112,12 +113,14 @@ impl Random {
         self.float(11, 52)
     }
 
-    /// The contents of a floating-point register: a double, a boxed single, or
-    /// seldom a single that is not boxed.
+    /// The contents of a floating-point register: a double, a boxed single, seldom a boxed half, or
+    /// one of these that is not boxed.
     pub fn register(&mut self) -> u64 {
-        match self.below(16) {
+        match self.below(32) {
             0 => self.single().into(),
-            1..8 => fp::boxed(self.single()),
+            1 => 0xffff_ffff_0000_0000 | self.float(5, 10),
+            2..4 => 0xffff_ffff_ffff_0000 | self.float(5, 10),
+            4..17 => fp::boxed(self.single()),
             _ => self.double(),
         }
     }

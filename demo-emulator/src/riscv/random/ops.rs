@@ -26,6 +26,12 @@ pub const OPS: &[Op] = {
         Fsgnj_d, Fsgnjn_d, Fsgnjx_d, Fmin_d, Fmax_d, Fcvt_s_d, Fcvt_d_s,
         Fcvt_w_d, Fcvt_wu_d, Fcvt_l_d, Fcvt_lu_d, Fcvt_d_w, Fcvt_d_wu, Fcvt_d_l, Fcvt_d_lu,
         Fmv_x_d, Fmv_d_x, Feq_d, Flt_d, Fle_d, Fclass_d,
+        Flh, Fsh, Fcvt_s_h, Fcvt_h_s, Fcvt_d_h, Fcvt_h_d, Fmv_x_h, Fmv_h_x,
+        Add_uw, Sh1add, Sh2add, Sh3add, Sh1add_uw, Sh2add_uw, Sh3add_uw, Slli_uw,
+        Andn, Orn, Xnor, Clz, Clzw, Ctz, Ctzw, Cpop, Cpopw, Max, Maxu, Min, Minu,
+        Sext_b, Sext_h, Zext_h, Rol, Rolw, Ror, Rori, Roriw, Rorw, Orc_b, Rev8,
+        Clmul, Clmulh, Clmulr, Bclr, Bclri, Bext, Bexti, Binv, Binvi, Bset, Bseti,
+        Cbo_clean, Cbo_flush, Cbo_zero,
     ]
 };
 
@@ -44,7 +50,8 @@ pub(super) enum Kind {
 pub(super) fn kind(op: Op) -> Kind {
     use Op::*;
     match op {
-        Lb | Lh | Lw | Ld | Lbu | Lhu | Lwu | Sb | Sh | Sw | Sd | Flw | Fld | Fsw | Fsd => Kind::Access,
+        Lb | Lh | Lw | Ld | Lbu | Lhu | Lwu | Sb | Sh | Sw | Sd | Flh | Flw | Fld | Fsh | Fsw | Fsd | Cbo_clean
+        | Cbo_flush | Cbo_zero => Kind::Access,
         Beq | Bne | Blt | Bge | Bltu | Bgeu => Kind::Branch,
         Jal => Kind::Jal,
         Jalr => Kind::Jalr,
@@ -75,7 +82,7 @@ pub(super) fn writes_fp(op: Op) -> bool {
     use Op::*;
     let bits = encode(&blank(op));
     let to_integer = bits & 0x7f == 0x53 && matches!(bits >> 27, 0x14 | 0x18 | 0x1c);
-    matches!(op, Flw | Fld) || matches!(bits & 0x7f, 0x43 | 0x47 | 0x4b | 0x4f | 0x53) && !to_integer
+    matches!(op, Flh | Flw | Fld) || matches!(bits & 0x7f, 0x43 | 0x47 | 0x4b | 0x4f | 0x53) && !to_integer
 }
 
 pub(super) fn blank(op: Op) -> Inst {

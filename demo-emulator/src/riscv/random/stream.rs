@@ -40,7 +40,7 @@ const VALUE: u8 = 30;
 #[rustfmt::skip]
 const STORES: &[Op] = {
     use Op::*;
-    &[Sw, Sw, Sw, Sd, Sd, Sh, Sh, Sb, Fsw, Fsd, Amoswap_w, Amoswap_d, Amoadd_w, Amoxor_d, Sc_w, Sc_d]
+    &[Sw, Sw, Sw, Sd, Sd, Sh, Sh, Sb, Fsh, Fsw, Fsd, Cbo_zero, Amoswap_w, Amoswap_d, Amoadd_w, Amoxor_d, Sc_w, Sc_d]
 };
 
 /// Distances from the beginning of a fragment.
@@ -299,7 +299,7 @@ impl Streams {
         match op {
             Op::Sc_w => drop(fragment.push(Inst { rs1: TARGET, ..blank(Op::Lr_w) })),
             Op::Sc_d => drop(fragment.push(Inst { rs1: TARGET, ..blank(Op::Lr_d) })),
-            Op::Fsw | Op::Fsd => drop(fragment.push(Inst { rd: rs2, rs1: rs2, ..blank(Op::Fmv_d_x) })),
+            Op::Fsh | Op::Fsw | Op::Fsd => drop(fragment.push(Inst { rd: rs2, rs1: rs2, ..blank(Op::Fmv_d_x) })),
             _ => {}
         }
         let rd = if is_atomic(op) { VALUE } else { 0 };

@@ -41,6 +41,7 @@ const LAST_MODE: u8 = 4;
 /// The inexact flag.
 const NX: i64 = 1;
 const BOX: i64 = 0xffff_ffff_0000_0000_u64 as i64;
+const HALF_BOX: i64 = 0xffff_ffff_ffff_0000_u64 as i64;
 const CANONICAL_NAN: i64 = 0x7fc0_0000;
 
 /// A fast path: its result, and whether that result is the right one.
@@ -105,6 +106,17 @@ impl Emitter<'_> {
             Fmv_d_x => {
                 let bits = self.x(inst.rs1);
                 self.set_f(inst.rd, bits);
+            }
+            Fmv_x_h => {
+                let bits = self.f(inst.rs1);
+                let half = self.builder.ins().ireduce(types::I16, bits);
+                let value = self.builder.ins().sextend(types::I64, half);
+                self.set_x(inst.rd, value);
+            }
+            Fmv_h_x => {
+                let bits = self.x(inst.rs1);
+                let boxed = self.builder.ins().bor_imm_s(bits, HALF_BOX);
+                self.set_f(inst.rd, boxed);
             }
             Fmv_w_x => {
                 let bits = self.x(inst.rs1);
@@ -428,7 +440,7 @@ fn writes_integer(op: Op) -> bool {
     )
 }
 
-/// Executes an operation of F or D; 0 if its rounding mode is invalid.
+/// Executes an operation of F, D or Zfhmin; 0 if its rounding mode is invalid.
 unsafe extern "C" fn float_helper(hart: *mut Hart, inst: *const Inst) -> u64 {
     // SAFETY: see the module's head; compiled code holds no reference to the
     // hart while it waits.

@@ -4,6 +4,7 @@
 //! the instructions before and after the current one.
 
 mod atomic;
+mod bits;
 pub(super) mod emitter;
 pub(super) mod field;
 mod float;
@@ -29,8 +30,13 @@ impl Emitter<'_> {
     fn lower_inst(&mut self, index: u32, pc: u64, inst: &Inst) {
         use Op::*;
         match inst.op {
-            Lb | Lh | Lw | Ld | Lbu | Lhu | Lwu | Flw | Fld => self.load(index, inst),
-            Sb | Sh | Sw | Sd | Fsw | Fsd => {
+            Lb | Lh | Lw | Ld | Lbu | Lhu | Lwu | Flh | Flw | Fld => self.load(index, inst),
+            Cbo_clean | Cbo_flush => self.touch_block(index, inst),
+            Cbo_zero => {
+                let addr = self.zero_block(index, inst);
+                self.leave_if_overwritten(pc, inst, addr);
+            }
+            Sb | Sh | Sw | Sd | Fsh | Fsw | Fsd => {
                 let addr = self.store(index, inst);
                 self.leave_if_overwritten(pc, inst, addr);
             }
@@ -46,7 +52,7 @@ impl Emitter<'_> {
             }
             Fence => self.fence(inst),
             Csrrw | Csrrs | Csrrc | Csrrwi | Csrrsi | Csrrci => self.csr(index, inst),
-            _ if self.integer(pc, inst) => {}
+            _ if self.integer(pc, inst) || self.bits(inst) => {}
             _ => self.float(index, inst),
         }
     }

@@ -42,8 +42,10 @@ impl Blocks {
         inst.imm = self.random.pick(&[0, 1, -1, 8, 2047, -2048, imm]);
         match op {
             Op::Lui | Op::Auipc => inst.imm = self.random.bits() as i32 & !0xfff,
-            Op::Slli | Op::Srli | Op::Srai => inst.imm &= 63,
-            Op::Slliw | Op::Srliw | Op::Sraiw => inst.imm &= 31,
+            Op::Slli | Op::Srli | Op::Srai | Op::Slli_uw | Op::Rori | Op::Bclri | Op::Bexti | Op::Binvi | Op::Bseti => {
+                inst.imm &= 63;
+            }
+            Op::Slliw | Op::Srliw | Op::Sraiw | Op::Roriw => inst.imm &= 31,
             Op::Fence => inst.imm &= 255,
             Op::Csrrw | Op::Csrrs | Op::Csrrc | Op::Csrrwi | Op::Csrrsi | Op::Csrrci => {
                 inst.imm = if self.chance(3) { 0x300 } else { self.random.pick(&[1, 2, 3]) };
