@@ -14,10 +14,11 @@ pub(crate) const FRONT: i32 = of(offset_of!(Hart, front));
 pub(super) const X: i32 = of(offset_of!(Hart, x));
 pub(super) const F: i32 = of(offset_of!(Hart, f));
 pub(super) const FFLAGS: i32 = of(offset_of!(Hart, fflags));
+pub(super) const FRM: i32 = of(offset_of!(Hart, frm));
 pub(super) const RESERVED: i32 = of(offset_of!(Hart, reserved));
 pub(super) const RESERVATION_ADDR: i32 = of(offset_of!(Hart, reservation_addr));
 pub(super) const RESERVATION_VALUE: i32 = of(offset_of!(Hart, reservation_value));
 pub(super) const REGISTER_BYTES: i32 = 8;
 
 // The floating-point guard reads both bytes at once.
-const _: () = assert!(offset_of!(Hart, frm) == offset_of!(Hart, fflags) + 1 && FFLAGS % 2 == 0);
+const _: () = assert!(FRM == FFLAGS + 1 && FFLAGS % 2 == 0);

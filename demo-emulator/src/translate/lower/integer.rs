@@ -1,19 +1,9 @@
-//! Integer arithmetic, branches' conditions and CSRs.
-//!
-//! # Safety
-//!
-//! [`Emitter::csr`] passes the helper's arguments: the running hart, an instruction that its block
-//! keeps, and the code space's window.
-#![allow(unsafe_code)]
+//! Integer arithmetic and branches' conditions.
 
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Type, Value, types};
-use cranelift_codegen::isa::CallConv;
+use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
 
-use super::emitter::{Emitter, HOST, REFUSED};
-use crate::hart::Hart;
-use crate::memory::Window;
-use crate::riscv::exec::exec;
+use super::emitter::Emitter;
 use crate::riscv::inst::{Inst, Op};
 
 impl Emitter<'_> {
@@ -141,52 +131,9 @@ impl Emitter<'_> {
         let if_by_zero = if remainder { a } else { self.builder.ins().iconst(width, all_ones(width)) };
         self.builder.ins().select(by_zero, if_by_zero, outcome)
     }
-
-    /// A CSR instruction, as the interpreter executes it. It writes `rd` and the floating-point
-    /// state; afterwards only the hart holds them.
-    pub(super) fn csr(&mut self, index: u32, inst: &Inst) {
-        let window = self.environment.window as u64;
-        self.may_fault(index, |this| {
-            let window = this.constant(window);
-            this.call_helper(csr_helper as *const () as usize, inst, &[window]);
-        });
-        self.reload_x(inst.rd);
-    }
-
-    /// Calls `helper(hart, inst, rest...)`, which returns 0 to refuse the instruction. Call this
-    /// within [`may_fault`](Self::may_fault).
-    pub(super) fn call_helper(&mut self, helper: usize, inst: &Inst, rest: &[Value]) {
-        let mut signature = Signature::new(CallConv::SystemV);
-        signature.params.extend((0..2 + rest.len()).map(|_| AbiParam::new(types::I64)));
-        signature.returns.push(AbiParam::new(types::I64));
-        let signature = self.builder.import_signature(signature);
-        let helper = self.constant(helper as u64);
-        let inst = self.constant(std::ptr::from_ref(inst) as u64);
-        let arguments: Vec<Value> = [self.hart, inst].iter().chain(rest).copied().collect();
-        let call = self.builder.ins().call_indirect(signature, helper, &arguments);
-        let done = self.builder.inst_results(call)[0];
-        self.builder.ins().trapz(done, REFUSED);
-    }
-
-    /// Reloads an integer register that a helper put into the hart.
-    fn reload_x(&mut self, register: u8) {
-        if register != 0 {
-            let offset = self.x.offset_of(register);
-            let value = self.builder.ins().load(types::I64, HOST, self.hart, offset);
-            self.x.values[usize::from(register)] = Some(value);
-        }
-    }
 }
 
 /// -1 as an immediate of the width.
 fn all_ones(width: Type) -> i64 {
     if width == types::I32 { i64::from(u32::MAX) } else { -1 }
-}
-
-/// Executes a CSR instruction; 0 if it is illegal.
-unsafe extern "C" fn csr_helper(hart: *mut Hart, inst: *const Inst, window: *const Window) -> u64 {
-    // SAFETY: see the module's head; compiled code holds no reference to the
-    // hart while it waits.
-    let (hart, inst, window) = unsafe { (&mut *hart, &*inst, &*window) };
-    u64::from(exec(inst, hart, window).is_ok())
 }

@@ -5,6 +5,7 @@
 
 mod atomic;
 mod bits;
+mod csr;
 pub(super) mod emitter;
 pub(super) mod field;
 mod float;

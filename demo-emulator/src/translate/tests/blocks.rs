@@ -8,6 +8,7 @@ use codewarden::Key;
 
 use super::*;
 use crate::memory::window::WINDOW_LEN_BYTES;
+use crate::riscv::csr;
 
 #[test]
 fn a_fault_leaves_the_hart_as_it_was_before_the_instruction() {
@@ -25,6 +26,11 @@ fn a_fault_leaves_the_hart_as_it_was_before_the_instruction() {
         (load(Op::Ld, 10, 5, 0), (1 << 38) - 1),
         (load(Op::Ld, 10, 5, 0), u64::MAX),
         (Inst { op: Op::Lr_d, rd: 10, rs1: 5, ..NOP }, unmapped),
+        (load(Op::Flh, 10, 5, 0), unmapped),
+        (store(Op::Cbo_zero, 0, 5, 0), READ_ONLY + 70),
+        (store(Op::Cbo_zero, 0, 5, 0), u64::MAX),
+        (store(Op::Cbo_clean, 0, 5, 0), unmapped + 5),
+        (store(Op::Cbo_flush, 0, 5, 0), 1 << 38),
         (Inst { op: Op::Lr_w, rd: 10, rs1: 5, ..NOP }, DATA + 2),
         (Inst { op: Op::Amoadd_d, rd: 10, rs1: 5, rs2: 10, ..NOP }, READ_ONLY),
         (Inst { op: Op::Amomax_w, rd: 10, rs1: 5, rs2: 10, ..NOP }, DATA + 1),
@@ -352,4 +358,19 @@ fn host_code_is_listed() {
     let block = bench.compile(&[addi(10, 0, 1), jal(0, 8)]);
     let listing = disasm::host_listing(&block);
     assert!(listing.contains("jmp"), "{listing}");
+}
+
+/// A load that succeeds shows that its register is in the window; a counter that is read into the
+/// register afterwards may be anything.
+#[test]
+fn a_counter_is_no_address_that_was_tested() {
+    let mut bench = Bench::new(1 << 20);
+    let secret = Box::new(0x005e_c2e7_u64);
+    let read = Inst { op: Op::Csrrs, rd: 11, imm: csr::INSTRET, ..NOP };
+    let block = bench.compile(&[load(Op::Ld, 10, 11, 0), read, load(Op::Ld, 12, 11, 0)]);
+    let mut hart = bench.hart();
+    hart.x[11] = DATA;
+    hart.instret = (&raw const *secret as u64).wrapping_sub(bench.window.base() as u64);
+    assert_eq!((bench.enter(&mut hart, block.entry()), hart.x[12]), (ExitReason::Fault, 0));
+    assert_eq!(hart.pc, CODE + 8);
 }
