@@ -1,0 +1,13 @@
+;; Calls, tables, and functions that are compiled while the program runs.
+(use-modules (system base compile))
+(define fib (compile '(let () (define (fib n) (if (< n 2) n (+ (fib (- n 1)) (fib (- n 2))))) fib) #:env (current-module)))
+(display (fib 27)) (newline)
+(define table (make-hash-table))
+(define fill (compile '(lambda (table)
+  (do ((i 0 (+ i 1))) ((= i 40000))
+    (let ((key (string-append "key " (number->string (modulo (* i 7919) 10007)))))
+      (hash-set! table key (+ 1 (hash-ref table key 0)))))) #:env (current-module)))
+(fill table)
+(display (hash-count (const #t) table)) (newline)
+(display (apply + (map (lambda (i) ((compile `(lambda (x) (+ (* x ,i) 1)) #:env (current-module)) i)) (iota 20)))) (newline)
+(display (apply + (sort (map (lambda (i) (modulo (* i 7919) 50021)) (iota 30000)) <))) (newline)

@@ -1,0 +1,13 @@
+;; Calls, tables, and functions that are compiled while the program runs.
+(define (fib n) (if (< n 2) n (+ (fib (- n 1)) (fib (- n 2)))))
+(display (fib 30)) (newline)
+(define table (make-hashtable string-hash string=?))
+(do ((i 0 (+ i 1))) ((= i 60000))
+  (hashtable-update! table (string-append "key " (number->string (modulo (* i 7919) 10007))) (lambda (n) (+ n 1)) 0))
+(display (hashtable-size table)) (newline)
+(define sum 0)
+(do ((i 0 (+ i 1))) ((= i 400))
+  (eval `(define (g x) (let loop ((k 0) (y x)) (if (= k 3) y (loop (+ k 1) (+ y ,i))))))
+  (set! sum (+ sum (g i))))
+(display sum) (newline)
+(display (apply + (list-head (sort < (map (lambda (i) (modulo (* i 7919) 50021)) (iota 50000))) 1000))) (newline)
