@@ -12,14 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use codewarden::addr::GuestAddr;
 use codewarden::protection::Mode;
-use codewarden::{CodeCache, Entry, Pin, Ticket, VCpu};
+use codewarden::{CodeCache, Entry, EntryStubs, Pin, Ticket, VCpu};
 
 use super::counters::{Counters, count};
 use super::first_runs::FirstRuns;
-use super::interpret::{self, End};
+use super::interpret;
 use super::payload::{Compiled, Payload, compiled_key, decoded_key};
 use super::recorder::Recorder;
 use super::source::{self, ReadError, Source};
+use super::threaded::End;
 use super::tier0::{Admission, DecodedBlock};
 use crate::cli::Tier;
 use crate::hart::Hart;
@@ -27,7 +28,7 @@ use crate::linux::machine::{Executor, Exit};
 use crate::memory::Window;
 use crate::memory::window::WRITE;
 use crate::riscv::trap::{Flow, Trap};
-use crate::translate::{BlockOptions, CodeSpace, ExitReason, OwnStores, TranslateError, Translator};
+use crate::translate::{BlockOptions, CodeSpace, ExitReason, OwnStores, TranslateError, Translator, entry_stubs};
 
 /// Runs of a decoded block before it is compiled: compiling costs as much as a few hundred runs in
 /// tier 0.
@@ -185,6 +186,17 @@ impl EngineExecutor {
         }
     }
 
+    /// Compiles the block at `hart.pc`, or revives its code.
+    fn make_compiled(&mut self, hart: &mut Hart) -> Step {
+        let pc = hart.pc;
+        let step = self.make(hart, true);
+        if self.tier == Tier::Auto && matches!(step, Step::Dispatch) {
+            // Links to it lead to the dispatcher now, which finds the compiled one.
+            self.cache.remove(decoded_key(pc));
+        }
+        step
+    }
+
     /// A write came while a block was made.
     fn refused(&mut self, hart: &mut Hart) -> Step {
         if let Some(recorder) = &self.recorder {
@@ -301,31 +313,50 @@ fn run_block(
             None => {}
         }
     }
-    let Some(entry) = pin.lookup_shared(decoded_key(hart.pc)) else { return Some(Step::Decode) };
-    // SAFETY: the entry of a decoded key is its payload's block, which the pin keeps alive.
-    let (decoded, must_ask) = unsafe { DecodedBlock::of_entry(entry) };
-    if must_ask {
-        let admission = decoded.admits(window);
-        if admission != Admission::Run {
-            recorder.iter().for_each(|recorder| recorder.overwritten(hart.pc, false));
-        }
-        match admission {
-            Admission::Run => {}
-            Admission::Interpret => return Some(Step::InterpretBlock),
-            Admission::Decode => {
-                cache.remove(decoded_key(hart.pc));
-                return Some(Step::Decode);
+    let Some(mut entry) = pin.lookup_shared(decoded_key(hart.pc)) else { return Some(Step::Decode) };
+    loop {
+        // SAFETY: the entry of a decoded key is its payload's block, which the pin keeps alive.
+        let (decoded, must_ask) = unsafe { DecodedBlock::of_entry(entry) };
+        if must_ask {
+            let admission = decoded.admits(window);
+            if admission != Admission::Run {
+                recorder.iter().for_each(|recorder| recorder.overwritten(hart.pc, false));
+            }
+            match admission {
+                Admission::Run => {}
+                Admission::Interpret => return Some(Step::InterpretBlock),
+                Admission::Decode => {
+                    cache.remove(decoded_key(hart.pc));
+                    return Some(Step::Decode);
+                }
             }
         }
+        if decoded.count_run() % HOT_RUNS == HOT_RUNS - 1 && space.is_some() {
+            return Some(Step::Compile);
+        }
+        let end = match recorder {
+            Some(recorder) => decoded.run_recorded(hart, window, recorder),
+            None => decoded.run(hart, window),
+        };
+        match end {
+            End::Next => {}
+            End::FenceI => return Some(Step::Flush),
+            End::Trap => return Some(Step::Interpret),
+        }
+        if hart.exit_request.load(Ordering::Acquire) != 0 {
+            return None;
+        }
+        entry = decoded
+            .exit(hart.pc, || cache.link(decoded_key(hart.pc)).ok())
+            .map(|link| link.cell().load())
+            .filter(|&entry| is_block(entry))?;
     }
-    if space.is_some() && decoded.count_run() % HOT_RUNS == HOT_RUNS - 1 {
-        return Some(Step::Compile);
-    }
-    match decoded.run(hart, window, recorder) {
-        End::Next => None,
-        End::FenceI => Some(Step::Flush),
-        End::Trap(trap) => Some(Step::Exit(Exit::Trap(trap))),
-    }
+}
+
+/// Whether the content of an entry cell leads to a block.
+fn is_block(entry: usize) -> bool {
+    let EntryStubs { dead, pending } = entry_stubs();
+    entry != dead && entry != pending
 }
 
 fn run_compiled(
@@ -357,7 +388,7 @@ fn run_compiled(
 }
 
 fn decoded(pc: u64, source: Source, own_stores: OwnStores) -> (Entry, Payload) {
-    let block = Box::new(DecodedBlock::new(pc, source, own_stores));
+    let block = Box::new(DecodedBlock::new(pc, &source, own_stores));
     (block.entry(), Payload::Decoded(block))
 }
 
@@ -373,7 +404,7 @@ impl Executor for EngineExecutor {
                     self.run_interpreter(hart)
                 }
                 Step::Decode => self.make(hart, false),
-                Step::Compile => self.make(hart, true),
+                Step::Compile => self.make_compiled(hart),
                 Step::Interpret => self.step(hart),
                 Step::InterpretBlock => self.interpret(hart),
                 Step::Flush => {

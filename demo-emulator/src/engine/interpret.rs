@@ -5,23 +5,13 @@ use codewarden::VCpu;
 
 use super::payload::Payload;
 use super::recorder::Recorder;
+use super::threaded::End;
 use super::tier0::DecodedBlock;
 use crate::hart::Hart;
 use crate::memory::Window;
 use crate::riscv::exec::exec;
 use crate::riscv::interpreter;
 use crate::riscv::trap::{Flow, Trap};
-
-/// How a run of a block ended. The hart is between two instructions.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum End {
-    /// At its end, or behind a store that overwrote it.
-    Next,
-    /// Behind a FENCE.I.
-    FenceI,
-    /// At an instruction that did not retire.
-    Trap(Trap),
-}
 
 /// Runs the instruction at `hart.pc` from its bytes.
 pub(super) fn step(
@@ -40,21 +30,19 @@ pub(super) fn step(
 }
 
 impl DecodedBlock {
-    /// Runs the block on `hart`, which is at its start.
-    pub(super) fn run(&self, hart: &mut Hart, window: &Window, recorder: Option<&Recorder>) -> End {
-        for inst in &self.source.insts {
-            let store = recorder.and_then(|recorder| recorder.store(inst, hart));
+    /// [`DecodedBlock::run`], with a report of each store.
+    pub(super) fn run_recorded(&self, hart: &mut Hart, window: &Window, recorder: &Recorder) -> End {
+        for inst in self.insts() {
+            let store = recorder.store(inst, hart);
             // The result of an AMO may overwrite the address.
             let base = hart.x[usize::from(inst.rs1 & 31)];
             let flow = exec(inst, hart, window);
-            if let (Some(recorder), Some(store)) = (recorder, store) {
-                recorder.stored(store);
-            }
+            store.into_iter().for_each(|store| recorder.stored(store));
             match flow {
                 Ok(Flow::Next) => {}
                 Ok(Flow::Jump) => return End::Next,
                 Ok(Flow::FenceI) => return End::FenceI,
-                Err(trap) => return End::Trap(trap),
+                Err(_) => return End::Trap,
             }
             // A store into the block itself: the next instructions may have changed.
             if inst.op.stores() && self.is_overwritten(inst.address(base), inst.op.stored_bytes()) {

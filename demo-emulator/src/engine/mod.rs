@@ -24,6 +24,7 @@
 //! | `events` | events for listeners |
 //! | `first_runs` | code that runs for the first time |
 //! | `source` | a block's instructions and bytes |
+//! | `threaded` | the form of their instructions |
 //! | `tier0` | decoded blocks |
 //! | `payload` | the blocks of the cache, and their keys |
 //! | `maintenance` | the thread that maintains the tracker |
@@ -43,6 +44,7 @@ mod observer;
 mod payload;
 mod recorder;
 mod source;
+mod threaded;
 mod tier0;
 
 use std::sync::{Arc, Mutex};

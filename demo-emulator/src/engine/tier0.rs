@@ -1,6 +1,11 @@
-//! Tier 0: decoded blocks. codewarden's cache holds them like any other translation, and the
-//! interpreter's own definition of each instruction runs them. So code that runs a few times need
-//! not be compiled.
+//! Tier 0: decoded blocks. codewarden's cache holds them like any other translation, as threaded
+//! code ([`threaded`](super::threaded)). So code that runs a few times need not be compiled.
+//!
+//! # Exits
+//!
+//! A block remembers the first two places that it goes on to, each by a link to its entry cell. So
+//! most blocks are found without a lookup. The link leads to no block if the next one was killed,
+//! or removed because it is compiled now: then the dispatcher looks for it.
 //!
 //! # Entries
 //!
@@ -16,11 +21,14 @@
 #![allow(unsafe_code)]
 
 use std::ptr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use codewarden::Entry;
+use codewarden::{Entry, Link};
 
 use super::source::Source;
+use super::threaded::{End, OwnBytes, ThreadedCode};
+use crate::hart::Hart;
 use crate::memory::Window;
 use crate::riscv::inst::Inst;
 use crate::translate::OwnStores;
@@ -35,13 +43,24 @@ const FAILURES: u32 = 8;
 /// Runs between two failed checks that make decoding worthwhile.
 const RUNS_WORTH_DECODING: u32 = 2;
 
+/// Runs of a block before it remembers the places that it goes on to.
+const RUNS_BEFORE_LINKS: u32 = 4;
+
+/// A place that a block goes on to.
+#[derive(Debug)]
+struct Exit {
+    pc: u64,
+    link: Link,
+}
+
 /// A decoded block.
 #[derive(Debug)]
 #[repr(align(2))]
 pub struct DecodedBlock {
-    start: u64,
-    pub(super) source: Source,
-    own_stores: OwnStores,
+    own: OwnBytes,
+    code: ThreadedCode,
+    bytes: Box<[u8]>,
+    exits: [OnceLock<Exit>; 2],
     /// How often it ran.
     runs: AtomicU32,
     /// Runs since its check failed.
@@ -67,14 +86,52 @@ pub(super) enum Admission {
 
 impl DecodedBlock {
     /// A block of the code at `start`.
-    pub(super) fn new(start: u64, source: Source, own_stores: OwnStores) -> Self {
+    pub(super) fn new(start: u64, source: &Source, own_stores: OwnStores) -> Self {
         let [runs, admitted, failed] = [(); 3].map(|()| AtomicU32::new(0));
-        Self { start, source, own_stores, runs, admitted, failed }
+        let own = OwnBytes { start, len_bytes: source.bytes.len() as u64, own_stores };
+        let (code, bytes) = (ThreadedCode::new(&source.insts), source.bytes.as_slice().into());
+        Self { own, code, bytes, exits: [const { OnceLock::new() }; 2], runs, admitted, failed }
     }
 
     /// Its size in bytes.
     pub(super) fn owned_bytes(&self) -> usize {
-        size_of::<Self>() + self.source.insts.capacity() * size_of::<Inst>() + self.source.bytes.capacity()
+        size_of::<Self>() + self.code.len_bytes() + self.bytes.len()
+    }
+
+    /// Its instructions.
+    pub(super) fn insts(&self) -> impl Iterator<Item = &Inst> {
+        self.code.insts()
+    }
+
+    /// Runs it on `hart`, which is at its start.
+    #[inline]
+    pub(super) fn run(&self, hart: &mut Hart, window: &Window) -> End {
+        self.code.run(hart, window, &self.own)
+    }
+
+    /// The link to the decoded block at `pc`, which `make` makes, if this block goes on there often
+    /// enough.
+    #[inline]
+    pub(super) fn exit(&self, pc: u64, make: impl FnOnce() -> Option<Link>) -> Option<&Link> {
+        for exit in &self.exits {
+            match exit.get() {
+                Some(exit) if exit.pc == pc => return Some(&exit.link),
+                Some(_) => {}
+                None => return self.new_exit(exit, pc, make),
+            }
+        }
+        None
+    }
+
+    #[cold]
+    fn new_exit<'a>(&self, exit: &'a OnceLock<Exit>, pc: u64, make: impl FnOnce() -> Option<Link>) -> Option<&'a Link> {
+        if self.runs.load(Ordering::Relaxed) < RUNS_BEFORE_LINKS {
+            return None;
+        }
+        let link = make()?;
+        let exit = exit.get_or_init(|| Exit { pc, link });
+        // Another hart may have gone elsewhere.
+        (exit.pc == pc).then_some(&exit.link)
     }
 
     /// Its entry in the cache.
@@ -101,7 +158,7 @@ impl DecodedBlock {
     /// Compares the guest's bytes with those that the block was made from.
     pub(super) fn admits(&self, window: &Window) -> Admission {
         // If the bytes can no longer be read, the decoder finds the reason.
-        if window.has_code(self.start, &self.source.bytes).unwrap_or(false) {
+        if window.has_code(self.own.start, &self.bytes).unwrap_or(false) {
             count(&self.admitted);
             return Admission::Run;
         }
@@ -115,15 +172,7 @@ impl DecodedBlock {
 
     /// Whether a store of `len_bytes` to `addr` may have hit the block's bytes.
     pub(super) fn is_overwritten(&self, addr: u64, len_bytes: u64) -> bool {
-        match self.own_stores {
-            OwnStores::Ignore => false,
-            OwnStores::Compare => {
-                let first = self.start.wrapping_sub(len_bytes - 1);
-                addr.wrapping_sub(first) < self.source.bytes.len() as u64 + len_bytes - 1
-            }
-            // SAFETY: the flag lives as long as this block.
-            OwnStores::Poll(flag) => unsafe { flag.as_ref() }.load(Ordering::Relaxed) != 0,
-        }
+        self.own.is_overwritten(addr, len_bytes)
     }
 }
 
@@ -161,7 +210,7 @@ mod tests {
     fn block(window: &Window, count: usize, own_stores: OwnStores) -> DecodedBlock {
         (START..).step_by(4).take(count).for_each(|at| window.store_u32(at, NOP).unwrap());
         let source = Source { insts: vec![decode(NOP); count], bytes: NOP.to_le_bytes().repeat(count) };
-        DecodedBlock::new(START, source, own_stores)
+        DecodedBlock::new(START, &source, own_stores)
     }
 
     #[test]
@@ -186,7 +235,7 @@ mod tests {
     fn a_block_with_unreadable_bytes_is_not_admitted() {
         let window = window();
         let source = Source { insts: vec![decode(NOP)], bytes: NOP.to_le_bytes().to_vec() };
-        let behind = DecodedBlock::new(0x1_0000 + 2 * PAGE_LEN_BYTES - 2, source, OwnStores::Ignore);
+        let behind = DecodedBlock::new(0x1_0000 + 2 * PAGE_LEN_BYTES - 2, &source, OwnStores::Ignore);
         assert_ne!(behind.admits(&window), Admission::Run);
     }
 

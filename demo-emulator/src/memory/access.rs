@@ -1,11 +1,12 @@
 //! Loads, stores and atomics on guest memory that answer a fault with an
 //! error.
 //!
-//! Each access is one leaf routine in assembly, all of them in one contiguous range of code. If a
-//! host SIGSEGV or SIGBUS has its pc in that range, [`host_fault`](super::host_fault) resumes at a
-//! landing pad. The landing pad returns to the routine's caller with the faulting host address, in
-//! the place of the 0 of a finished access. A routine touches no stack and no callee-saved
-//! register, so the landing pad is a bare return.
+//! Loads and stores are single instructions ([`plain`]). Each atomic is one leaf routine in
+//! assembly, all of them in one contiguous range of code. If a host SIGSEGV or SIGBUS has its pc in
+//! that range, [`host_fault`](super::host_fault) resumes at a landing pad. The landing pad returns
+//! to the routine's caller with the faulting host address, in the place of the 0 of a finished
+//! access. A routine touches no stack and no callee-saved register, so the landing pad is a bare
+//! return.
 //!
 //! Atomics are sequentially consistent among each other: lock-prefixed instructions on x86-64,
 //! exclusive loads and stores with acquire and release on aarch64. They need natural alignment; the
@@ -20,6 +21,7 @@
 
 use std::arch::global_asm;
 
+use super::plain::{self, Outcome};
 use super::window::{WINDOW_LEN_BYTES, Window};
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -67,51 +69,16 @@ pub enum AmoOp {
     Maxu,
 }
 
-/// The result of a routine, in rax and rdx, or x0 and x1.
-#[repr(C)]
-struct Outcome {
-    /// The value read; after a fault the signal's number.
-    value: u64,
-    /// 0, or the host address of the fault.
-    fault: u64,
-}
-
 #[cfg(target_arch = "x86_64")]
 global_asm!(
     ".pushsection .text.guest_access,\"ax\",@progbits",
     // Other codegen units of this crate refer to them.
-    ".globl guest_access_start, guest_load_8, guest_load_16, guest_load_32, guest_load_64, guest_store_8",
-    ".globl guest_store_16, guest_store_32, guest_store_64, guest_swap_32, guest_swap_64, guest_add_32",
-    ".globl guest_add_64, guest_cas_32, guest_cas_64, guest_access_landing, guest_access_end",
-    ".hidden guest_access_start, guest_load_8, guest_load_16, guest_load_32, guest_load_64, guest_store_8",
-    ".hidden guest_store_16, guest_store_32, guest_store_64, guest_swap_32, guest_swap_64, guest_add_32",
-    ".hidden guest_add_64, guest_cas_32, guest_cas_64, guest_access_landing, guest_access_end",
+    ".globl guest_access_start, guest_swap_32, guest_swap_64, guest_add_32, guest_add_64",
+    ".globl guest_cas_32, guest_cas_64, guest_access_landing, guest_access_end",
+    ".hidden guest_access_start, guest_swap_32, guest_swap_64, guest_add_32, guest_add_64",
+    ".hidden guest_cas_32, guest_cas_64, guest_access_landing, guest_access_end",
     ".balign 16",
     "guest_access_start:",
-    "guest_load_8:  movzx eax, byte ptr [rdi]",
-    "               xor edx, edx",
-    "               ret",
-    "guest_load_16: movzx eax, word ptr [rdi]",
-    "               xor edx, edx",
-    "               ret",
-    "guest_load_32: mov eax, dword ptr [rdi]",
-    "               xor edx, edx",
-    "               ret",
-    "guest_load_64: mov rax, qword ptr [rdi]",
-    "               xor edx, edx",
-    "               ret",
-    "guest_store_8: mov byte ptr [rdi], sil",
-    "               xor edx, edx",
-    "               ret",
-    "guest_store_16: mov word ptr [rdi], si",
-    "               xor edx, edx",
-    "               ret",
-    "guest_store_32: mov dword ptr [rdi], esi",
-    "               xor edx, edx",
-    "               ret",
-    "guest_store_64: mov qword ptr [rdi], rsi",
-    "               xor edx, edx",
-    "               ret",
     "guest_swap_32: mov eax, esi",
     "               xchg dword ptr [rdi], eax",
     "               xor edx, edx",
@@ -146,30 +113,12 @@ global_asm!(
 global_asm!(
     ".pushsection .text.guest_access,\"ax\",@progbits",
     // Other codegen units of this crate refer to them.
-    ".globl guest_access_start, guest_load_8, guest_load_16, guest_load_32, guest_load_64, guest_store_8",
-    ".globl guest_store_16, guest_store_32, guest_store_64, guest_swap_32, guest_swap_64, guest_add_32",
-    ".globl guest_add_64, guest_cas_32, guest_cas_64, guest_access_landing, guest_access_end",
-    ".hidden guest_access_start, guest_load_8, guest_load_16, guest_load_32, guest_load_64, guest_store_8",
-    ".hidden guest_store_16, guest_store_32, guest_store_64, guest_swap_32, guest_swap_64, guest_add_32",
-    ".hidden guest_add_64, guest_cas_32, guest_cas_64, guest_access_landing, guest_access_end",
+    ".globl guest_access_start, guest_swap_32, guest_swap_64, guest_add_32, guest_add_64",
+    ".globl guest_cas_32, guest_cas_64, guest_access_landing, guest_access_end",
+    ".hidden guest_access_start, guest_swap_32, guest_swap_64, guest_add_32, guest_add_64",
+    ".hidden guest_cas_32, guest_cas_64, guest_access_landing, guest_access_end",
     ".balign 16",
     "guest_access_start:",
-    "guest_load_8:  ldrb w0, [x0]",
-    "               b 9f",
-    "guest_load_16: ldrh w0, [x0]",
-    "               b 9f",
-    "guest_load_32: ldr w0, [x0]",
-    "               b 9f",
-    "guest_load_64: ldr x0, [x0]",
-    "               b 9f",
-    "guest_store_8: strb w1, [x0]",
-    "               b 9f",
-    "guest_store_16: strh w1, [x0]",
-    "               b 9f",
-    "guest_store_32: str w1, [x0]",
-    "               b 9f",
-    "guest_store_64: str x1, [x0]",
-    "               b 9f",
     "guest_swap_32: ldaxr w2, [x0]",
     "               stlxr w3, w1, [x0]",
     "               cbnz w3, guest_swap_32",
@@ -204,7 +153,7 @@ global_asm!(
     "               cbnz w5, guest_cas_64",
     "               mov x2, x3",
     "8:             mov x0, x2",
-    "9:             mov x1, xzr",
+    "               mov x1, xzr",
     "               ret",
     // The handler has put the signal into x0 and the address into x1.
     "guest_access_landing: ret",
@@ -213,14 +162,6 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    fn guest_load_8(at: *const u8) -> Outcome;
-    fn guest_load_16(at: *const u8) -> Outcome;
-    fn guest_load_32(at: *const u8) -> Outcome;
-    fn guest_load_64(at: *const u8) -> Outcome;
-    fn guest_store_8(at: *mut u8, value: u8) -> Outcome;
-    fn guest_store_16(at: *mut u8, value: u16) -> Outcome;
-    fn guest_store_32(at: *mut u8, value: u32) -> Outcome;
-    fn guest_store_64(at: *mut u8, value: u64) -> Outcome;
     fn guest_swap_32(at: *mut u8, value: u32) -> Outcome;
     fn guest_swap_64(at: *mut u8, value: u64) -> Outcome;
     fn guest_add_32(at: *mut u8, value: u32) -> Outcome;
@@ -232,11 +173,12 @@ unsafe extern "C" {
     static guest_access_end: u8;
 }
 
-/// The landing pad for a host pc in the routines.
+/// The place to resume at after a fault at a host pc, if the pc is an access's.
 pub(super) fn landing_pad(pc: usize) -> Option<usize> {
     let start = &raw const guest_access_start as usize;
     let end = &raw const guest_access_end as usize;
-    (start..end).contains(&pc).then_some(&raw const guest_access_landing as usize)
+    let is_routine = (start..end).contains(&pc);
+    is_routine.then_some(&raw const guest_access_landing as usize).or_else(|| plain::behind(pc))
 }
 
 impl Outcome {
@@ -258,13 +200,13 @@ const fn outside(addr: u64) -> Fault {
 }
 
 macro_rules! loads_and_stores {
-    ($($type:ty: $load:ident $guest_load:ident, $store:ident $guest_store:ident;)*) => {$(
+    ($($type:ty: $load:ident $plain_load:ident, $store:ident $plain_store:ident;)*) => {$(
         #[doc = concat!("Loads a `", stringify!($type), "`, aligned or not.")]
         #[inline]
         pub fn $load(&self, addr: u64) -> Result<$type, Fault> {
             let at = self.host(addr).ok_or(outside(addr))?;
             // SAFETY: an address of the window, as the module's head demands.
-            let outcome = unsafe { $guest_load(at) };
+            let outcome = unsafe { plain::$plain_load(at) };
             Ok(outcome.check(self, addr)? as $type)
         }
 
@@ -273,7 +215,7 @@ macro_rules! loads_and_stores {
         pub fn $store(&self, addr: u64, value: $type) -> Result<(), Fault> {
             let at = self.host(addr).ok_or(outside(addr))?;
             // SAFETY: an address of the window, as the module's head demands.
-            let outcome = unsafe { $guest_store(at, value) };
+            let outcome = unsafe { plain::$plain_store(at, value) };
             outcome.check(self, addr).map(drop)
         }
     )*};
@@ -328,10 +270,10 @@ macro_rules! atomics {
 
 impl Window {
     loads_and_stores! {
-        u8: load_u8 guest_load_8, store_u8 guest_store_8;
-        u16: load_u16 guest_load_16, store_u16 guest_store_16;
-        u32: load_u32 guest_load_32, store_u32 guest_store_32;
-        u64: load_u64 guest_load_64, store_u64 guest_store_64;
+        u8: load_u8 load_8, store_u8 store_8;
+        u16: load_u16 load_16, store_u16 store_16;
+        u32: load_u32 load_32, store_u32 store_32;
+        u64: load_u64 load_64, store_u64 store_64;
     }
 
     atomics! {

@@ -5,6 +5,7 @@ pub mod access;
 pub mod code;
 pub mod host_fault;
 pub mod limits;
+mod plain;
 pub mod window;
 
 pub use access::{AmoOp, Fault, FaultKind};

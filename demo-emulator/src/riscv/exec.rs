@@ -9,10 +9,36 @@ use super::{atomic, bits, csr, encode, fp};
 use crate::hart::Hart;
 use crate::memory::Window;
 
+/// The hart's way after an instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum After {
+    /// To the next instruction.
+    Next,
+    /// To this address: a jump, or a branch that was taken.
+    Jump(u64),
+    /// To the next instruction, behind a FENCE.I.
+    FenceI,
+}
+
 /// Executes one instruction. `hart.pc` is the instruction's address; it becomes the next one's, or
 /// stays if the instruction traps.
 #[inline]
 pub fn exec(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<Flow, Trap> {
+    let next = hart.pc.wrapping_add(u64::from(inst.len));
+    let (pc, flow) = match effect(inst.op, inst, hart.pc, hart, mem)? {
+        After::Next => (next, Flow::Next),
+        After::Jump(target) => (target, Flow::Jump),
+        After::FenceI => (next, Flow::FenceI),
+    };
+    hart.pc = pc;
+    hart.instret = hart.instret.wrapping_add(1);
+    Ok(flow)
+}
+
+/// The effect of the instruction at `pc` on all but `hart.pc` and `hart.instret`. `op` is
+/// `inst.op`: if the caller has it as a constant, only the code of that operation remains.
+#[inline(always)]
+pub fn effect(op: Op, inst: &Inst, pc: u64, hart: &mut Hart, mem: &Window) -> Result<After, Trap> {
     use Op::*;
     let a = hart.x[usize::from(inst.rs1 & 31)];
     let b = hart.x[usize::from(inst.rs2 & 31)];
@@ -20,17 +46,17 @@ pub fn exec(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<Flow, Trap> {
     let addr = a.wrapping_add(imm);
     let (a32, b32, imm32) = (a as u32, b as u32, inst.imm as u32);
     let word = |value: u32| value as i32 as i64 as u64;
-    let value = match inst.op {
+    let value = match op {
         Lui => imm,
-        Auipc => hart.pc.wrapping_add(imm),
-        Jal => return jump(inst, hart, hart.pc.wrapping_add(imm)),
-        Jalr => return jump(inst, hart, addr & !1),
-        Beq => return branch(inst, hart, a == b),
-        Bne => return branch(inst, hart, a != b),
-        Blt => return branch(inst, hart, (a as i64) < b as i64),
-        Bge => return branch(inst, hart, a as i64 >= b as i64),
-        Bltu => return branch(inst, hart, a < b),
-        Bgeu => return branch(inst, hart, a >= b),
+        Auipc => pc.wrapping_add(imm),
+        Jal => return jump(inst, pc, hart, pc.wrapping_add(imm)),
+        Jalr => return jump(inst, pc, hart, addr & !1),
+        Beq => return branch(inst, pc, a == b),
+        Bne => return branch(inst, pc, a != b),
+        Blt => return branch(inst, pc, (a as i64) < b as i64),
+        Bge => return branch(inst, pc, a as i64 >= b as i64),
+        Bltu => return branch(inst, pc, a < b),
+        Bgeu => return branch(inst, pc, a >= b),
 
         Lb => mem.load_u8(addr).map_err(Trap::LoadFault)? as i8 as u64,
         Lh => mem.load_u16(addr).map_err(Trap::LoadFault)? as i16 as u64,
@@ -39,10 +65,10 @@ pub fn exec(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<Flow, Trap> {
         Lbu => mem.load_u8(addr).map_err(Trap::LoadFault)?.into(),
         Lhu => mem.load_u16(addr).map_err(Trap::LoadFault)?.into(),
         Lwu => mem.load_u32(addr).map_err(Trap::LoadFault)?.into(),
-        Sb => return stored(inst, hart, mem.store_u8(addr, b as u8)),
-        Sh => return stored(inst, hart, mem.store_u16(addr, b as u16)),
-        Sw => return stored(inst, hart, mem.store_u32(addr, b32)),
-        Sd => return stored(inst, hart, mem.store_u64(addr, b)),
+        Sb => return stored(mem.store_u8(addr, b as u8)),
+        Sh => return stored(mem.store_u16(addr, b as u16)),
+        Sw => return stored(mem.store_u32(addr, b32)),
+        Sd => return stored(mem.store_u64(addr, b)),
 
         Addi => addr,
         Slti => u64::from((a as i64) < imm as i64),
@@ -108,11 +134,11 @@ pub fn exec(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<Flow, Trap> {
 
         Fence => {
             fence(Ordering::SeqCst);
-            return retire(inst, hart, Flow::Next);
+            return Ok(After::Next);
         }
         Fence_i => {
             fence(Ordering::SeqCst);
-            return retire(inst, hart, Flow::FenceI);
+            return Ok(After::FenceI);
         }
         Ecall => return Err(Trap::Ecall),
         Ebreak => return Err(Trap::Ebreak),
@@ -130,12 +156,12 @@ pub fn exec(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<Flow, Trap> {
         // The memory has no cache that a program could see. These still fault.
         Cbo_clean | Cbo_flush => {
             mem.load_u8(inst.address(a)).map_err(Trap::StoreFault)?;
-            return retire(inst, hart, Flow::Next);
+            return Ok(After::Next);
         }
         Cbo_zero => {
             let start = inst.address(a);
             let mut words = (0..BLOCK_BYTES).step_by(8);
-            return stored(inst, hart, words.try_for_each(|offset| mem.store_u64(start + offset, 0)));
+            return stored(words.try_for_each(|offset| mem.store_u64(start + offset, 0)));
         }
 
         Flh => {
@@ -150,53 +176,38 @@ pub fn exec(inst: &Inst, hart: &mut Hart, mem: &Window) -> Result<Flow, Trap> {
             let bits = mem.load_u64(addr).map_err(Trap::LoadFault)?;
             return loaded_fp(inst, hart, bits);
         }
-        Fsh => return stored(inst, hart, mem.store_u16(addr, hart.f[usize::from(inst.rs2 & 31)] as u16)),
-        Fsw => return stored(inst, hart, mem.store_u32(addr, hart.f[usize::from(inst.rs2 & 31)] as u32)),
-        Fsd => return stored(inst, hart, mem.store_u64(addr, hart.f[usize::from(inst.rs2 & 31)])),
+        Fsh => return stored(mem.store_u16(addr, hart.f[usize::from(inst.rs2 & 31)] as u16)),
+        Fsw => return stored(mem.store_u32(addr, hart.f[usize::from(inst.rs2 & 31)] as u32)),
+        Fsd => return stored(mem.store_u64(addr, hart.f[usize::from(inst.rs2 & 31)])),
         _ => {
             return match fp::exec(inst, hart) {
-                true => retire(inst, hart, Flow::Next),
+                true => Ok(After::Next),
                 false => Err(Trap::Illegal(encode::encode(inst))),
             };
         }
     };
     hart.set_x(inst.rd, value);
-    retire(inst, hart, Flow::Next)
+    Ok(After::Next)
 }
 
 #[inline(always)]
-fn retire(inst: &Inst, hart: &mut Hart, flow: Flow) -> Result<Flow, Trap> {
-    hart.pc = hart.pc.wrapping_add(u64::from(inst.len));
-    hart.instret = hart.instret.wrapping_add(1);
-    Ok(flow)
+fn jump(inst: &Inst, pc: u64, hart: &mut Hart, target: u64) -> Result<After, Trap> {
+    hart.set_x(inst.rd, pc.wrapping_add(u64::from(inst.len)));
+    Ok(After::Jump(target))
 }
 
 #[inline(always)]
-fn jump(inst: &Inst, hart: &mut Hart, target: u64) -> Result<Flow, Trap> {
-    hart.set_x(inst.rd, hart.pc.wrapping_add(u64::from(inst.len)));
-    hart.pc = target;
-    hart.instret = hart.instret.wrapping_add(1);
-    Ok(Flow::Jump)
+fn branch(inst: &Inst, pc: u64, taken: bool) -> Result<After, Trap> {
+    Ok(if taken { After::Jump(pc.wrapping_add(inst.imm as i64 as u64)) } else { After::Next })
 }
 
 #[inline(always)]
-fn branch(inst: &Inst, hart: &mut Hart, taken: bool) -> Result<Flow, Trap> {
-    if !taken {
-        return retire(inst, hart, Flow::Next);
-    }
-    hart.pc = hart.pc.wrapping_add(inst.imm as i64 as u64);
-    hart.instret = hart.instret.wrapping_add(1);
-    Ok(Flow::Jump)
+fn stored(outcome: Result<(), crate::memory::Fault>) -> Result<After, Trap> {
+    outcome.map(|()| After::Next).map_err(Trap::StoreFault)
 }
 
 #[inline(always)]
-fn stored(inst: &Inst, hart: &mut Hart, outcome: Result<(), crate::memory::Fault>) -> Result<Flow, Trap> {
-    outcome.map_err(Trap::StoreFault)?;
-    retire(inst, hart, Flow::Next)
-}
-
-#[inline(always)]
-fn loaded_fp(inst: &Inst, hart: &mut Hart, bits: u64) -> Result<Flow, Trap> {
+fn loaded_fp(inst: &Inst, hart: &mut Hart, bits: u64) -> Result<After, Trap> {
     hart.f[usize::from(inst.rd & 31)] = bits;
-    retire(inst, hart, Flow::Next)
+    Ok(After::Next)
 }
