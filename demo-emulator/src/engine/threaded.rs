@@ -175,3 +175,77 @@ macro_rules! define_run_of {
     };
 }
 each_op!(define_run_of);
+
+#[cfg(test)]
+mod tests {
+    use codewarden::addr::{HostAddr, HostRange, PageSize};
+    use codewarden::protection::Access;
+
+    use super::*;
+    use crate::linux::host_memory;
+    use crate::memory::host_fault;
+    use crate::memory::window::PAGE_LEN_BYTES;
+    use crate::riscv::decode::decode;
+
+    const START: u64 = 0x1_0000;
+    /// addi x1, x1, 1
+    const COUNT: u32 = 0x0010_8093;
+    /// sw x0, 0(x2)
+    const STORE: u32 = 0x0001_2023;
+    /// csrr x3, instret
+    const READ_COUNT: u32 = 0xc020_21f3;
+    /// jal x4, -8
+    const BACK: u32 = 0xff9f_f26f;
+    const FENCE_I: u32 = 0x0000_100f;
+
+    fn window() -> Window {
+        host_fault::install().unwrap();
+        let window = Window::reserve().unwrap();
+        let host = HostAddr(window.base() as usize + START as usize);
+        let range = HostRange::new(host, PAGE_LEN_BYTES as usize, PageSize::host()).unwrap();
+        host_memory::protect(range, Access::ReadWrite).unwrap();
+        window
+    }
+
+    /// Runs a block with x2 = `addr`; returns its end and the hart.
+    fn run(code: &[u32], own_stores: OwnStores, addr: u64) -> (End, Hart) {
+        let insts: Vec<Inst> = code.iter().map(|&bits| decode(bits)).collect();
+        let own = OwnBytes { start: START, len_bytes: 4 * code.len() as u64, own_stores };
+        let mut hart = Hart::new(START);
+        (hart.x[2], hart.instret) = (addr, 100);
+        let end = ThreadedCode::new(&insts).run(&mut hart, &window(), &own);
+        (end, hart)
+    }
+
+    #[test]
+    fn each_end_leaves_the_pc_and_the_count() {
+        let (end, hart) = run(&[COUNT; 3], OwnStores::Ignore, 0);
+        assert_eq!((end, hart.pc, hart.x[1], hart.instret), (End::Next, START + 12, 3, 103));
+        let (end, hart) = run(&[COUNT, COUNT, BACK], OwnStores::Ignore, 0);
+        assert_eq!((end, hart.pc, hart.x[4], hart.instret), (End::Next, START, START + 12, 103));
+        let (end, hart) = run(&[COUNT, FENCE_I], OwnStores::Ignore, 0);
+        assert_eq!((end, hart.pc, hart.instret), (End::FenceI, START + 8, 102));
+    }
+
+    #[test]
+    fn a_refused_instruction_has_no_effect() {
+        let (end, hart) = run(&[COUNT, STORE, COUNT], OwnStores::Ignore, 0x10);
+        assert_eq!((end, hart.pc, hart.x[1], hart.instret), (End::Trap, START + 4, 1, 101));
+    }
+
+    #[test]
+    fn the_count_is_exact_in_the_middle_of_a_block() {
+        let (_, hart) = run(&[COUNT, COUNT, READ_COUNT, COUNT], OwnStores::Ignore, 0);
+        assert_eq!((hart.x[3], hart.instret), (102, 104));
+    }
+
+    #[test]
+    fn a_store_into_the_block_is_its_last_instruction() {
+        for offset in 0..12 {
+            let (end, hart) = run(&[COUNT, STORE, COUNT], OwnStores::Compare, START + offset);
+            assert_eq!((end, hart.pc, hart.x[1], hart.instret), (End::Next, START + 8, 1, 102), "{offset}");
+        }
+        let (_, hart) = run(&[COUNT, STORE, COUNT], OwnStores::Compare, START + 12);
+        assert_eq!((hart.pc, hart.x[1], hart.instret), (START + 12, 2, 103));
+    }
+}

@@ -53,19 +53,20 @@ struct Exit {
     link: Link,
 }
 
-/// A decoded block.
+/// A decoded block. Each run reads the first four fields, which are in one or two lines of the
+/// processor's cache.
 #[derive(Debug)]
-#[repr(align(2))]
+#[repr(C, align(16))]
 pub struct DecodedBlock {
-    own: OwnBytes,
     code: ThreadedCode,
-    bytes: Box<[u8]>,
-    exits: [OnceLock<Exit>; 2],
+    own: OwnBytes,
     /// How often it ran.
     runs: AtomicU32,
     /// Runs since its check failed.
     admitted: AtomicU32,
+    exits: [OnceLock<Exit>; 2],
     failed: AtomicU32,
+    bytes: Box<[u8]>,
 }
 
 // SAFETY: the flag is an atomic that lives as long as the block.
@@ -270,5 +271,20 @@ mod tests {
                 assert_eq!(block.is_overwritten(addr, len_bytes), overlaps, "{len_bytes} bytes at {addr:#x}");
             }
         }
+    }
+
+    #[test]
+    fn two_places_are_remembered_and_only_after_some_runs() {
+        let window = window();
+        let block = block(&window, 1, OwnStores::Ignore);
+        let cache = codewarden::CodeCache::<()>::new(codewarden::EntryStubs::NOT_CODE).unwrap();
+        let link = |pc| cache.link(codewarden::Key::new(pc));
+        let cell = |pc| block.exit(pc, || link(pc).ok()).map(|link| ptr::from_ref(link.cell()));
+        assert_eq!(cell(0x100), None);
+        (0..RUNS_BEFORE_LINKS).for_each(|_| drop(block.count_run()));
+        for pc in [0x100, 0x200, 0x100, 0x200] {
+            assert_eq!(cell(pc), Some(ptr::from_ref(link(pc).unwrap().cell())), "{pc:#x}");
+        }
+        assert_eq!(cell(0x300), None);
     }
 }
