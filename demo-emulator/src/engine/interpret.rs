@@ -33,10 +33,10 @@ impl DecodedBlock {
     /// [`DecodedBlock::run`], with a report of each store.
     pub(super) fn run_recorded(&self, hart: &mut Hart, window: &Window, recorder: &Recorder) -> End {
         for inst in self.insts() {
-            let store = recorder.store(inst, hart);
+            let store = recorder.store(&inst, hart);
             // The result of an AMO may overwrite the address.
             let base = hart.x[usize::from(inst.rs1 & 31)];
-            let flow = exec(inst, hart, window);
+            let flow = exec(&inst, hart, window);
             store.into_iter().for_each(|store| recorder.stored(store));
             match flow {
                 Ok(Flow::Next) => {}

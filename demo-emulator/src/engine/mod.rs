@@ -10,6 +10,12 @@
 //!        store keeps hitting it
 //! ```
 //!
+//! Most code of a program runs a few thousand times at most. To compile such a block costs more than
+//! it saves, so tier 0 must be fast. It keeps a block as threaded code, with one function for each
+//! instruction or frequent pair, and a block finds the next one by a link, without a lookup. A
+//! block costs about a microsecond to make and 2 ns for each instruction that it runs. To compile it
+//! costs about 100 us.
+//!
 //! A decoded block and a compiled one of the same pc are two blocks of the cache with two keys. A
 //! write to their bytes kills both, and the new bytes are decoded afresh. If the guest writes to a
 //! page all the time, for instance to data beside code, its blocks stay valid and compare their

@@ -3,7 +3,7 @@
 //! Each decoded instruction has the address of a function that runs it, and that goes on to the
 //! next instruction's by a jump. There is one function for each operation: the definition of all
 //! instructions ([`effect`]) with the operation fixed, so the compiler keeps the code of that
-//! operation alone. Neither `hart.pc` nor `hart.instret` is written before the end of the block.
+//! operation alone. The most frequent pairs have one function for both. Neither `hart.pc` nor `hart.instret` is written before the end of the block.
 //!
 //! The compiler makes the last call of a function a jump when it optimises. Otherwise the calls
 //! nest, as deep as the block has instructions.
@@ -11,7 +11,7 @@
 //! # Safety
 //!
 //! A sequence ends with an instruction that leaves, so a function that goes on has a next one. Only
-//! [`ThreadedCode::run`] starts it, and keeps it alive by its borrow.
+//! [`ThreadedBlock::run`] starts it, and keeps it alive by its borrow.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::Ordering;
@@ -57,52 +57,81 @@ impl OwnBytes {
     }
 }
 
-/// Runs the instruction and those behind it.
-type Run = unsafe fn(at: *const Threaded, hart: &mut Hart, window: &Window, own: &OwnBytes) -> End;
+/// Runs the instruction, which is at `pc`, and those behind it.
+type Run = unsafe fn(at: *const Threaded, pc: u64, hart: &mut Hart, window: &Window, block: &ThreadedBlock) -> End;
 
-/// An instruction of a sequence.
+/// An instruction of a sequence; small, since the speed of code that runs seldom is that of the
+/// processor's caches. `run` stands for the operation.
 #[derive(Clone, Copy, Debug)]
 struct Threaded {
     run: Run,
-    inst: Inst,
-    /// Its distance from the start of the block.
-    offset_bytes: u16,
-    /// How many instructions are before it.
-    index: u16,
+    rd: u8,
+    rs1: u8,
+    rs2: u8,
+    len: u8,
+    /// The immediate; `rs3` and `rm` of an operation that has those.
+    rest: i32,
 }
 
-/// The instructions of a block.
+const _: () = assert!(size_of::<Threaded>() == 16);
+
+impl Threaded {
+    fn new(run: Run, inst: &Inst) -> Self {
+        let &Inst { rd, rs1, rs2, len, .. } = inst;
+        let rest = if inst.op.has_rs3_or_rm() { i32::from(inst.rs3) | i32::from(inst.rm) << 8 } else { inst.imm };
+        Self { run, rd, rs1, rs2, len, rest }
+    }
+
+    /// The instruction again.
+    #[inline(always)]
+    fn inst(&self, op: Op) -> Inst {
+        let &Self { rd, rs1, rs2, len, rest, .. } = self;
+        let (rs3, rm, imm) = if op.has_rs3_or_rm() { (rest as u8, (rest >> 8) as u8, 0) } else { (0, 0, rest) };
+        Inst { op, rd, rs1, rs2, rs3, rm, len, imm }
+    }
+}
+
+/// The instructions of a block, and its place.
 #[derive(Debug)]
-pub(super) struct ThreadedCode(Box<[Threaded]>);
+pub(super) struct ThreadedBlock {
+    code: Box<[Threaded]>,
+    own: OwnBytes,
+}
 
-impl ThreadedCode {
-    pub(super) fn new(insts: &[Inst]) -> Self {
-        let (mut offset_bytes, mut code) = (0, Vec::with_capacity(insts.len() + 1));
-        for (index, &inst) in (0..).zip(insts) {
-            code.push(Threaded { run: run_of(inst.op), inst, offset_bytes, index });
-            offset_bytes += u16::from(inst.len);
+impl ThreadedBlock {
+    pub(super) fn new(insts: &[Inst], own: OwnBytes) -> Self {
+        let mut code = Vec::with_capacity(insts.len() + 1);
+        for (index, inst) in insts.iter().enumerate() {
+            let pair = insts.get(index + 1).and_then(|next| pair_of(inst.op, next.op));
+            let threaded = Threaded::new(pair.unwrap_or_else(|| run_of(inst.op)), inst);
+            debug_assert_eq!(threaded.inst(inst.op), *inst, "nothing is lost");
+            code.push(threaded);
         }
-        let inst = Inst { op: Op::Illegal, rd: 0, rs1: 0, rs2: 0, rs3: 0, rm: 0, len: 0, imm: 0 };
-        code.push(Threaded { run: leave, inst, offset_bytes, index: insts.len() as u16 });
-        Self(code.into())
+        code.push(Threaded { run: leave, rd: 0, rs1: 0, rs2: 0, len: 0, rest: 0 });
+        Self { code: code.into(), own }
     }
 
-    /// The instructions.
-    pub(super) fn insts(&self) -> impl Iterator<Item = &Inst> {
-        self.0[..self.0.len() - 1].iter().map(|threaded| &threaded.inst)
+    /// Its place.
+    pub(super) fn own(&self) -> &OwnBytes {
+        &self.own
     }
 
-    /// Its size in bytes.
-    pub(super) fn len_bytes(&self) -> usize {
-        size_of_val(&*self.0)
+    /// The size of its instructions in bytes.
+    pub(super) fn code_bytes(&self) -> usize {
+        size_of_val(&*self.code)
     }
 
-    /// Runs the block, the bytes of which are `own`, on `hart`.
+    /// Runs it on `hart`.
     #[inline]
-    pub(super) fn run(&self, hart: &mut Hart, window: &Window, own: &OwnBytes) -> End {
-        let first = self.0.as_ptr();
+    pub(super) fn run(&self, hart: &mut Hart, window: &Window) -> End {
+        let first = self.code.as_ptr();
         // SAFETY: the sequence is never empty.
-        unsafe { ((*first).run)(first, hart, window, own) }
+        unsafe { ((*first).run)(first, self.own.start, hart, window, self) }
+    }
+
+    /// How many instructions are before `at`.
+    fn index(&self, at: *const Threaded) -> u64 {
+        (at.addr() - self.code.as_ptr().addr()) as u64 / size_of::<Threaded>() as u64
     }
 }
 
@@ -111,70 +140,137 @@ trait Operation {
     const OP: Op;
 }
 
-/// Runs an instruction of the operation `O`.
-///
-/// # Safety
-///
-/// `at` is an instruction of a sequence, and not its last.
-unsafe fn run<O: Operation>(at: *const Threaded, hart: &mut Hart, window: &Window, own: &OwnBytes) -> End {
-    // SAFETY: by this function's contract.
-    let Threaded { inst, offset_bytes, index, .. } = unsafe { &*at };
-    let pc = own.start.wrapping_add(u64::from(*offset_bytes));
+/// Runs one instruction of the operation `O`, at `pc`. `None`: the hart goes on to the next one.
+#[inline(always)]
+fn step<O: Operation>(at: &Threaded, pc: u64, hart: &mut Hart, window: &Window, block: &ThreadedBlock) -> Option<End> {
+    let inst = at.inst(O::OP);
     // The result of an AMO may overwrite the address.
     let addr = hart.x[usize::from(inst.rs1 & 31)].wrapping_add(inst.imm as i64 as u64);
     if O::OP.reads_counters() {
-        hart.instret = hart.instret.wrapping_add(u64::from(*index));
+        hart.instret = hart.instret.wrapping_add(block.index(at));
     }
-    let after = effect(O::OP, inst, pc, hart, window);
+    let after = effect(O::OP, &inst, pc, hart, window);
     if O::OP.reads_counters() {
-        hart.instret = hart.instret.wrapping_sub(u64::from(*index));
+        hart.instret = hart.instret.wrapping_sub(block.index(at));
     }
+    let next = pc.wrapping_add(u64::from(inst.len));
     let (pc, retired, end) = match after {
         Ok(After::Next) => {
             // A store into the block itself: the next instructions may have changed.
-            if O::OP.stores() && own.is_overwritten(addr, O::OP.stored_bytes()) {
-                (pc.wrapping_add(u64::from(inst.len)), index + 1, End::Next)
-            } else {
-                let next = at.wrapping_add(1);
-                // SAFETY: there is a next one, by this function's contract.
-                return unsafe { ((*next).run)(next, hart, window, own) };
+            if !O::OP.stores() || !block.own.is_overwritten(addr, O::OP.stored_bytes()) {
+                return None;
             }
+            (next, 1, End::Next)
         }
-        Ok(After::Jump(target)) => (target, index + 1, End::Next),
-        Ok(After::FenceI) => (pc.wrapping_add(u64::from(inst.len)), index + 1, End::FenceI),
-        Err(_) => (pc, *index, End::Trap),
+        Ok(After::Jump(target)) => (target, 1, End::Next),
+        Ok(After::FenceI) => (next, 1, End::FenceI),
+        Err(_) => (pc, 0, End::Trap),
     };
     hart.pc = pc;
-    hart.instret = hart.instret.wrapping_add(u64::from(retired));
-    end
+    hart.instret = hart.instret.wrapping_add(block.index(at) + retired);
+    Some(end)
+}
+
+/// Runs an instruction of the operation `O`, and those behind it.
+///
+/// # Safety
+///
+/// `at` is an instruction of `block`, and not its last.
+unsafe fn run<O: Operation>(
+    at: *const Threaded,
+    pc: u64,
+    hart: &mut Hart,
+    window: &Window,
+    block: &ThreadedBlock,
+) -> End {
+    // SAFETY: by this function's contract; so there is a next one.
+    unsafe {
+        if let Some(end) = step::<O>(&*at, pc, hart, window, block) {
+            return end;
+        }
+        let (next, pc) = (at.add(1), pc.wrapping_add(u64::from((*at).len)));
+        ((*next).run)(next, pc, hart, window, block)
+    }
+}
+
+/// Runs two instructions, and those behind them. A processor predicts the jump from one function to
+/// the next badly, so the most frequent pairs have functions of their own.
+///
+/// # Safety
+///
+/// `at` and the instruction behind it are of `block`, and neither is its last.
+unsafe fn run_pair<O: Operation, P: Operation>(
+    at: *const Threaded,
+    pc: u64,
+    hart: &mut Hart,
+    window: &Window,
+    block: &ThreadedBlock,
+) -> End {
+    // SAFETY: by this function's contract; so there is a next one.
+    unsafe {
+        if let Some(end) = step::<O>(&*at, pc, hart, window, block) {
+            return end;
+        }
+        let (second, pc) = (at.add(1), pc.wrapping_add(u64::from((*at).len)));
+        if let Some(end) = step::<P>(&*second, pc, hart, window, block) {
+            return end;
+        }
+        let (next, pc) = (second.add(1), pc.wrapping_add(u64::from((*second).len)));
+        ((*next).run)(next, pc, hart, window, block)
+    }
 }
 
 /// The end of a sequence.
-unsafe fn leave(at: *const Threaded, hart: &mut Hart, _: &Window, own: &OwnBytes) -> End {
-    // SAFETY: the caller's `at` is the last of a sequence.
-    let Threaded { offset_bytes, index, .. } = unsafe { &*at };
-    hart.pc = own.start.wrapping_add(u64::from(*offset_bytes));
-    hart.instret = hart.instret.wrapping_add(u64::from(*index));
+unsafe fn leave(at: *const Threaded, pc: u64, hart: &mut Hart, _: &Window, block: &ThreadedBlock) -> End {
+    hart.pc = pc;
+    hart.instret = hart.instret.wrapping_add(block.index(at));
     End::Next
 }
 
 macro_rules! define_run_of {
     ($($op:ident,)*) => {
+        /// Each operation as a type.
+        #[allow(non_camel_case_types)]
+        mod operations {
+            $(pub(super) struct $op;
+            impl super::Operation for $op {
+                const OP: super::Op = super::Op::$op;
+            })*
+        }
+
         /// The function of an operation.
         fn run_of(op: Op) -> Run {
             match op {
-                $(Op::$op => {
-                    struct This;
-                    impl Operation for This {
-                        const OP: Op = Op::$op;
-                    }
-                    run::<This>
-                })*
+                $(Op::$op => run::<operations::$op>,)*
             }
         }
     };
 }
 each_op!(define_run_of);
+
+macro_rules! define_pair_of {
+    ([$($first:ident)*] $seconds:tt) => {
+        /// The function of a frequent pair.
+        fn pair_of(first: Op, second: Op) -> Option<Run> {
+            match first {
+                $(Op::$first => second_of!($first, second, $seconds),)*
+                _ => None,
+            }
+        }
+    };
+}
+macro_rules! second_of {
+    ($first:ident, $second:ident, [$($op:ident)*]) => {
+        match $second {
+            $(Op::$op => Some(run_pair::<operations::$first, operations::$op> as Run),)*
+            _ => None,
+        }
+    };
+}
+define_pair_of! {
+    [Ld Sd Addi Lw Sw Lbu Add Sub Slli Srli Andi And Or Addiw Lui Auipc]
+    [Ld Sd Addi Lw Sw Lbu Add Sub Slli Srli Andi And Or Addiw Lui Auipc Beq Bne Blt Bge Bltu Bgeu Jal Jalr]
+}
 
 #[cfg(test)]
 mod tests {
@@ -213,7 +309,7 @@ mod tests {
         let own = OwnBytes { start: START, len_bytes: 4 * code.len() as u64, own_stores };
         let mut hart = Hart::new(START);
         (hart.x[2], hart.instret) = (addr, 100);
-        let end = ThreadedCode::new(&insts).run(&mut hart, &window(), &own);
+        let end = ThreadedBlock::new(&insts, own).run(&mut hart, &window());
         (end, hart)
     }
 
@@ -247,5 +343,34 @@ mod tests {
         }
         let (_, hart) = run(&[COUNT, STORE, COUNT], OwnStores::Compare, START + 12);
         assert_eq!((hart.pc, hart.x[1], hart.instret), (START + 12, 2, 103));
+    }
+
+    #[test]
+    fn nothing_of_an_instruction_is_lost() {
+        let mut bits: u32 = 1;
+        for _ in 0..2_000_000 {
+            bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            for inst in [decode(bits.rotate_left(13) | 3), decode(bits >> 16)] {
+                assert_eq!(Threaded::new(leave, &inst).inst(inst.op), inst);
+            }
+        }
+    }
+
+    #[test]
+    fn pairs_and_single_instructions_do_the_same() {
+        // add x5, x5, x1
+        let add = 0x0012_82b3;
+        for code in [vec![COUNT; 5], vec![COUNT, add, COUNT, FENCE_I], vec![COUNT, READ_COUNT, COUNT, BACK]] {
+            let (end, hart) = run(&code, OwnStores::Ignore, 0);
+            let mut single = Hart::new(START);
+            single.instret = 100;
+            let mut last = Ok(crate::riscv::trap::Flow::Next);
+            for &bits in &code {
+                last = crate::riscv::exec::exec(&decode(bits), &mut single, &window());
+            }
+            assert!(last.is_ok() && end != End::Trap);
+            assert_eq!((hart.x[1], hart.x[3], hart.x[5]), (single.x[1], single.x[3], single.x[5]));
+            assert_eq!((hart.pc, hart.instret), (single.pc, single.instret));
+        }
     }
 }

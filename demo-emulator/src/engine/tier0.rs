@@ -20,6 +20,7 @@
 //! an entry is a block's, and the reader's pin keeps that block's payload.
 #![allow(unsafe_code)]
 
+use std::iter;
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,9 +28,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use codewarden::{Entry, Link};
 
 use super::source::Source;
-use super::threaded::{End, OwnBytes, ThreadedCode};
+use super::threaded::{End, OwnBytes, ThreadedBlock};
 use crate::hart::Hart;
 use crate::memory::Window;
+use crate::riscv::decode::decode;
 use crate::riscv::inst::Inst;
 use crate::translate::OwnStores;
 
@@ -53,13 +55,12 @@ struct Exit {
     link: Link,
 }
 
-/// A decoded block. Each run reads the first four fields, which are in one or two lines of the
+/// A decoded block. Each run reads the first fields, which are in one or two lines of the
 /// processor's cache.
 #[derive(Debug)]
 #[repr(C, align(16))]
 pub struct DecodedBlock {
-    code: ThreadedCode,
-    own: OwnBytes,
+    code: ThreadedBlock,
     /// How often it ran.
     runs: AtomicU32,
     /// Runs since its check failed.
@@ -90,24 +91,31 @@ impl DecodedBlock {
     pub(super) fn new(start: u64, source: &Source, own_stores: OwnStores) -> Self {
         let [runs, admitted, failed] = [(); 3].map(|()| AtomicU32::new(0));
         let own = OwnBytes { start, len_bytes: source.bytes.len() as u64, own_stores };
-        let (code, bytes) = (ThreadedCode::new(&source.insts), source.bytes.as_slice().into());
-        Self { own, code, bytes, exits: [const { OnceLock::new() }; 2], runs, admitted, failed }
+        let (code, bytes) = (ThreadedBlock::new(&source.insts, own), source.bytes.as_slice().into());
+        Self { code, bytes, exits: [const { OnceLock::new() }; 2], runs, admitted, failed }
     }
 
     /// Its size in bytes.
     pub(super) fn owned_bytes(&self) -> usize {
-        size_of::<Self>() + self.code.len_bytes() + self.bytes.len()
+        size_of::<Self>() + self.code.code_bytes() + self.bytes.len()
     }
 
-    /// Its instructions.
-    pub(super) fn insts(&self) -> impl Iterator<Item = &Inst> {
-        self.code.insts()
+    /// Its instructions, decoded again.
+    pub(super) fn insts(&self) -> impl Iterator<Item = Inst> {
+        let mut rest = &*self.bytes;
+        iter::from_fn(move || {
+            let low = rest.first_chunk().copied().map(u16::from_le_bytes)?;
+            let high = rest.get(2..4).map_or(0, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]));
+            let inst = decode(u32::from(high) << 16 | u32::from(low));
+            rest = &rest[usize::from(inst.len)..];
+            Some(inst)
+        })
     }
 
     /// Runs it on `hart`, which is at its start.
     #[inline]
     pub(super) fn run(&self, hart: &mut Hart, window: &Window) -> End {
-        self.code.run(hart, window, &self.own)
+        self.code.run(hart, window)
     }
 
     /// The link to the decoded block at `pc`, which `make` makes, if this block goes on there often
@@ -159,7 +167,7 @@ impl DecodedBlock {
     /// Compares the guest's bytes with those that the block was made from.
     pub(super) fn admits(&self, window: &Window) -> Admission {
         // If the bytes can no longer be read, the decoder finds the reason.
-        if window.has_code(self.own.start, &self.bytes).unwrap_or(false) {
+        if window.has_code(self.code.own().start, &self.bytes).unwrap_or(false) {
             count(&self.admitted);
             return Admission::Run;
         }
@@ -173,7 +181,7 @@ impl DecodedBlock {
 
     /// Whether a store of `len_bytes` to `addr` may have hit the block's bytes.
     pub(super) fn is_overwritten(&self, addr: u64, len_bytes: u64) -> bool {
-        self.own.is_overwritten(addr, len_bytes)
+        self.code.own().is_overwritten(addr, len_bytes)
     }
 }
 
@@ -193,7 +201,6 @@ mod tests {
     use crate::linux::host_memory;
     use crate::memory::host_fault;
     use crate::memory::window::PAGE_LEN_BYTES;
-    use crate::riscv::decode::decode;
 
     const START: u64 = 0x1_0000 + PAGE_LEN_BYTES - 6;
     const NOP: u32 = 0x13;
@@ -281,7 +288,9 @@ mod tests {
         let link = |pc| cache.link(codewarden::Key::new(pc));
         let cell = |pc| block.exit(pc, || link(pc).ok()).map(|link| ptr::from_ref(link.cell()));
         assert_eq!(cell(0x100), None);
-        (0..RUNS_BEFORE_LINKS).for_each(|_| drop(block.count_run()));
+        for _ in 0..RUNS_BEFORE_LINKS {
+            block.count_run();
+        }
         for pc in [0x100, 0x200, 0x100, 0x200] {
             assert_eq!(cell(pc), Some(ptr::from_ref(link(pc).unwrap().cell())), "{pc:#x}");
         }

@@ -81,6 +81,12 @@ impl Op {
         self.stored_bytes() != 0
     }
 
+    /// Whether it has a third source, a rounding mode or `aq`/`rl` bits; it has no immediate then.
+    pub fn has_rs3_or_rm(self) -> bool {
+        let is_in = |first: Op, last: Op| (first as u8..=last as u8).contains(&(self as u8));
+        is_in(Op::Lr_w, Op::Amomaxu_d) || is_in(Op::Fmadd_s, Op::Fclass_s) || is_in(Op::Fmadd_d, Op::Fclass_d)
+    }
+
     /// Whether it may read the count of instructions.
     pub fn reads_counters(self) -> bool {
         use Op::*;
