@@ -1,7 +1,7 @@
 //! Loads, stores and atomics on guest memory that answer a fault with an
 //! error.
 //!
-//! Loads and stores are single instructions ([`plain`]). Each atomic is one leaf routine in
+//! Loads and stores are single instructions (`plain`). Each atomic is one leaf routine in
 //! assembly, all of them in one contiguous range of code. If a host SIGSEGV or SIGBUS has its pc in
 //! that range, [`host_fault`](super::host_fault) resumes at a landing pad. The landing pad returns
 //! to the routine's caller with the faulting host address, in the place of the 0 of a finished
