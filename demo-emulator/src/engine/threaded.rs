@@ -144,8 +144,8 @@ trait Operation {
 #[inline(always)]
 fn step<O: Operation>(at: &Threaded, pc: u64, hart: &mut Hart, window: &Window, block: &ThreadedBlock) -> Option<End> {
     let inst = at.inst(O::OP);
-    // The result of an AMO may overwrite the address.
-    let addr = hart.x[usize::from(inst.rs1 & 31)].wrapping_add(inst.imm as i64 as u64);
+    // The result of an AMO may overwrite it.
+    let base = hart.x[usize::from(inst.rs1 & 31)];
     if O::OP.reads_counters() {
         hart.instret = hart.instret.wrapping_add(block.index(at));
     }
@@ -157,7 +157,7 @@ fn step<O: Operation>(at: &Threaded, pc: u64, hart: &mut Hart, window: &Window, 
     let (pc, retired, end) = match after {
         Ok(After::Next) => {
             // A store into the block itself: the next instructions may have changed.
-            if !O::OP.stores() || !block.own.is_overwritten(addr, O::OP.stored_bytes()) {
+            if !O::OP.stores() || !block.own.is_overwritten(inst.address(base), O::OP.stored_bytes()) {
                 return None;
             }
             (next, 1, End::Next)

@@ -84,7 +84,10 @@ impl Op {
     /// Whether it has a third source, a rounding mode or `aq`/`rl` bits; it has no immediate then.
     pub fn has_rs3_or_rm(self) -> bool {
         let is_in = |first: Op, last: Op| (first as u8..=last as u8).contains(&(self as u8));
-        is_in(Op::Lr_w, Op::Amomaxu_d) || is_in(Op::Fmadd_s, Op::Fclass_s) || is_in(Op::Fmadd_d, Op::Fclass_d)
+        is_in(Op::Lr_w, Op::Amomaxu_d)
+            || is_in(Op::Fmadd_s, Op::Fclass_s)
+            || is_in(Op::Fmadd_d, Op::Fclass_d)
+            || is_in(Op::Fcvt_s_h, Op::Fmv_h_x)
     }
 
     /// Whether it may read the count of instructions.
@@ -134,6 +137,7 @@ pub struct Inst {
 
 impl Inst {
     /// The address of the first byte that it loads or stores, if `base` is the value of `rs1`.
+    #[inline]
     pub fn address(&self, base: u64) -> u64 {
         match self.op {
             Op::Cbo_clean | Op::Cbo_flush | Op::Cbo_zero => base & !(BLOCK_BYTES - 1),
