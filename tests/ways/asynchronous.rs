@@ -115,7 +115,10 @@ fn io_uring_registering_a_protected_page() {
         }
 
         let block = guest.block(2, 0);
-        let held = guest.prepare(2, 0, page_bytes());
+        let held = (
+            waits.then(|| guest.prepare(2, 0, page_bytes())),
+            (!waits).then(|| guest.prepare_unseen(2, 0, page_bytes())),
+        );
         let Some((_second_ring, result)) = registered(guest, 2) else { return };
         drop(held);
         result.unwrap();
