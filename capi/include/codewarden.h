@@ -571,7 +571,8 @@ bool cw_claim_is_current(const cw_claim *claim);
  * and gives it back. Use anonymous memory for private memory, not of MAP_HUGETLB. Memory that the guest
  * maps at several places is a memfd, with each mapping in a region and declared. If
  * you write through a mapping of your own, it is not tracked: call
- * cw_tracker_invalidate().
+ * cw_tracker_invalidate(). Never leave tracked memory to MADV_FREE or MADV_MERGEABLE by a call of
+ * your own: the kernel changes it, or forgets its protection, later and without notice.
  */
 
 /// The device of memory that has no file: see cw_shared_memory.
@@ -699,6 +700,8 @@ cw_status cw_tracker_map(const cw_tracker *tracker,
 /// and no block dies. CW_BAD_RANGE, and nothing is done, if the range wraps or not all of its
 /// pages lie in regions and are tracked: carry it out yourself on those that are
 /// CW_UNTRACKABLE.
+/// Mode mprotect does not ask the kernel about pages that it protects itself: if they may never be written
+/// (a file that was opened for reading) a store is refused, and tracking is lost.
 ///
 /// If the guest may no longer run the pages, or read them, call cw_tracker_unmap() before and
 /// cw_tracker_map() after your own mprotect instead.

@@ -84,6 +84,8 @@ pub unsafe extern "C" fn cw_tracker_map(
 /// and no block dies. CW_BAD_RANGE, and nothing is done, if the range wraps or not all of its
 /// pages lie in regions and are tracked: carry it out yourself on those that are
 /// CW_UNTRACKABLE.
+/// Mode mprotect does not ask the kernel about pages that it protects itself: if they may never be written
+/// (a file that was opened for reading) a store is refused, and tracking is lost.
 ///
 /// If the guest may no longer run the pages, or read them, call cw_tracker_unmap() before and
 /// cw_tracker_map() after your own mprotect instead.

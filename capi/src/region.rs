@@ -4,7 +4,8 @@
 //! and gives it back. Use anonymous memory for private memory, not of MAP_HUGETLB. Memory that the guest
 //! maps at several places is a memfd, with each mapping in a region and declared. If
 //! you write through a mapping of your own, it is not tracked: call
-//! cw_tracker_invalidate().
+//! cw_tracker_invalidate(). Never leave tracked memory to MADV_FREE or MADV_MERGEABLE by a call of
+//! your own: the kernel changes it, or forgets its protection, later and without notice.
 //!
 //! # Safety
 //!
