@@ -10,7 +10,7 @@ use super::record::Block;
 use crate::error::Error;
 use crate::sync::{MutexGuard, lock};
 use crate::sys::fork::{Fork, Keeping};
-use crate::tracker::Standing;
+use crate::tracker::{Blocks, Standing};
 
 /// A cache that stands still during a `fork`: see [`CodeCache::before_fork`].
 #[must_use = "the cache stands still until this is dropped"]
@@ -84,7 +84,7 @@ impl<P: Payload> CacheForkGuard<'_, P> {
         drop((keeping, commits));
         // This drops hooks of the embedder.
         epoch.after_fork_child();
-        let done = tracker.continue_in_child();
+        let done = tracker.continue_in_child(Blocks::Die);
         drop(fork);
         // No translation is retained either: code may lie in memory that belongs to the parent.
         cache.discard_retained();

@@ -45,13 +45,6 @@ impl<D> PageTable<D> {
         }
     }
 
-    /// In a fork's child, in a table without descriptors: copies the holds of `thread` in
-    /// `parent` to this table. They last until they are released.
-    pub(crate) fn take_over_holds(&self, parent: &Self, thread: u64) {
-        let parent = lock(&parent.book);
-        lock(&self.book).take_over(&parent, thread);
-    }
-
     /// Whether `page` is held now, and only for writing.
     pub(crate) fn is_held_for_writing(&self, page: PageIndex) -> bool {
         lock(&self.book).of_page(page.0).is_for_writing()

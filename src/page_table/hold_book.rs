@@ -58,7 +58,7 @@ impl Hold {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct HeldPages {
     pub(super) pages: Range<usize>,
     pub(super) why: HeldFor,
@@ -82,13 +82,9 @@ impl HoldBook {
         let number = self.next;
         self.next += 1;
         let pages = held.pages.clone();
-        self.add(number, held);
-        Hold { number, pages }
-    }
-
-    fn add(&mut self, number: u64, held: HeldPages) {
-        self.change(&held.pages, |holds| *holds.of(held.why) += 1);
+        self.change(&pages, |holds| *holds.of(held.why) += 1);
         self.held.insert(number, held);
+        Hold { number, pages }
     }
 
     /// Ends hold `number`, if it is here.
@@ -98,11 +94,11 @@ impl HoldBook {
         Some(held)
     }
 
-    /// Takes over the holds of `thread` in `parent`, with their numbers.
-    pub(super) fn take_over(&mut self, parent: &Self, thread: u64) {
-        let own = parent.held.iter().filter(|(_, held)| held.thread == thread);
-        own.for_each(|(number, held)| self.add(*number, held.clone()));
-        self.next = parent.next;
+    /// Ends the holds of every other thread.
+    pub(super) fn keep(&mut self, thread: u64) {
+        let others: Vec<u64> =
+            self.held.iter().filter(|(_, held)| held.thread != thread).map(|(number, _)| *number).collect();
+        others.into_iter().for_each(|number| drop(self.leave(number)));
     }
 
     /// The holds of `page`.
@@ -160,12 +156,11 @@ mod tests {
             let differ = book.holds.values().zip(book.holds.values().skip(1)).all(|(one, next)| one != next);
             assert!(differ && book.holds.len() <= 2 * held.len());
         }
-        let mut child = HoldBook::default();
-        child.take_over(&book, 1);
-        for (hold, _) in held {
-            let is_own = book.leave(hold.number).is_some_and(|held| held.thread == 1);
-            assert_eq!(child.leave(hold.number).is_some(), is_own);
-        }
-        assert!(book.holds.is_empty() && child.holds.is_empty());
+        book.keep(1);
+        assert!(book.held.values().all(|held| held.thread == 1));
+        let own = book.held.len();
+        let left = held.into_iter().filter(|(hold, _)| book.leave(hold.number).is_some()).count();
+        assert_eq!(left, own);
+        assert!(book.holds.is_empty());
     }
 }

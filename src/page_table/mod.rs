@@ -11,7 +11,9 @@
 //! | `claimed` | pages that a handler opens or a translator protects |
 //! | `hold` | pages that are held open |
 //! | `stop` | all pages of a region at once |
+//! | `child` | all pages of a region in a fork's child |
 
+mod child;
 mod claimed;
 mod history;
 mod hold;

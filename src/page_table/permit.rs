@@ -11,6 +11,7 @@
 //! | a translator that undoes its own begin | [`Protecting`](super::Protecting), its own state of the word | it is dropped |
 //! | the opener of all pages | [`OpeningAll`](super::stop::OpeningAll) | it is dropped |
 //! | the finder of a loss | `PageTable::lose` | the table's end |
+//! | a fork's child | the tracker's gate, through which no thread has come yet | the gate opens |
 
 use core::marker::PhantomData;
 

@@ -318,6 +318,22 @@ impl PageWord {
         Word(before - COUNT_ONE)
     }
 
+    /// In a fork's child, with no other thread inside. The threads of the parent that were un-protecting
+    /// the page do not exist here; one count stays if `is_held`. If there were such threads, or if the
+    /// page does not `keep` its blocks, it is open afterwards, and its blocks must die: the result. The
+    /// memory is not written if nothing changes: the child would copy it.
+    pub(super) fn continue_in_child(&self, is_held: bool, keep: bool) -> bool {
+        let word = self.load();
+        let has_blocks = matches!(word.state(), PageState::Protected | PageState::SelfChecking);
+        let is_settled = word.unprotects_in_flight() == u64::from(is_held);
+        if is_settled && (keep || !has_blocks) {
+            return false;
+        }
+        let open = if word.state() == PageState::Open { word } else { word.to_state(PageState::Open) };
+        self.0.store(open.without_count() | u64::from(is_held) * COUNT_ONE, Ordering::Release);
+        true
+    }
+
     /// A harvest found the page written and protected it again, or its bytes
     /// were announced to have changed: no generation stays valid.
     pub(crate) fn bump(&self) {

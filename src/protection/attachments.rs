@@ -106,6 +106,11 @@ impl Attachments {
         drop(gone);
     }
 
+    /// In a fork's child: see [`GivenUp::clear`].
+    pub(super) fn begin_in_child(&self) -> bool {
+        self.given_up.clear()
+    }
+
     /// Gives up everything, calling `detach` for each range first.
     pub(super) fn clear(&self, mut detach: impl FnMut(HostRange)) {
         let list = core::mem::take(&mut *self.list());

@@ -157,31 +157,56 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
     /// tracking's protection of any page of it.
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error>;
 
-    /// In a fork's child, of a mechanism of the parent's: the mechanism that replaces it in this
-    /// process. Inherited descriptors are closed first, since the child may get no other numbers.
-    /// Called once; then [`Protection::continue_in_child`] for each range.
-    fn open_in_child(self: Arc<Self>) -> Result<Arc<dyn Protection>, Error> {
+    /// In a fork's child, with no other thread inside: makes the parent's mechanism this process's own.
+    /// Inherited descriptors are closed first, since the child may get no other numbers. Called once; then
+    /// [`Protection::reserve_in_child`] for each region. After an error nothing uses the mechanism any more.
+    fn open_in_child(&self) -> Result<Inherited, Error> {
         Err(Error::InForkChild)
     }
 
-    /// In a fork's child, of a mechanism of the parent's that `own` replaces: gives `range`, a whole
-    /// region, up here, has `sink` made, and reserves the range in `own`.
-    fn continue_in_child(
-        &self,
-        own: &dyn Protection,
-        range: HostRange,
-        _leave: Permit<'_>,
-        sink: &mut dyn FnMut() -> Result<Arc<dyn FaultSink>, Error>,
-    ) -> Result<(), Error> {
-        // The descriptor acts on the parent and is not used.
+    /// In a fork's child, behind [`Protection::open_in_child`]: the faults of `range`, a whole region, go
+    /// to `sink`, as in the parent. Threads of the parent that were in a handler are not waited for.
+    fn reserve_in_child(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
         self.give_up(range);
-        own.reserve(range, &sink()?)
+        self.reserve(range, sink)
     }
 
-    /// In a fork's child, of a mechanism that [`Protection::open_in_child`] has made: attaches
-    /// `range`, which was attached in the parent. The guest's access stays.
-    fn attach_again(&self, range: HostRange, sink: &Arc<dyn FaultSink>, leave: Permit<'_>) -> Result<(), Error> {
-        self.attach(range, sink, Access::ReadWrite, leave)
+    /// In a fork's child, behind [`Protection::reserve_in_child`]: attaches `range`, which was attached in
+    /// the parent with `access`. The guest's access stays.
+    fn attach_again(
+        &self,
+        range: HostRange,
+        sink: &Arc<dyn FaultSink>,
+        access: Access,
+        leave: Permit<'_>,
+    ) -> Result<(), Error> {
+        self.attach(range, sink, access, leave)
+    }
+
+    /// In a fork's child: protects `range`, all of it attached again, as it was in the parent. Errors as
+    /// of [`Protection::protect`].
+    fn protect_again(&self, range: HostRange) -> Result<(), Error> {
+        self.protect(range)
+    }
+
+    /// In a fork's child: opens `range`, if its protection was inherited.
+    fn open_again(&self, _range: HostRange, _opening: Opening<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// The pages that were protected by their words when a process forked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Inherited {
+    /// None had been written up to then.
+    Protected,
+    /// They may have been: the parent had lost its mechanism, or would have asked later.
+    Unknown,
+}
+
+impl Inherited {
+    pub(super) fn if_intact(is_intact: bool) -> Self {
+        if is_intact { Self::Protected } else { Self::Unknown }
     }
 }
 

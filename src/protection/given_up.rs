@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::sync::{
     AtomicBool,
-    Ordering::{Acquire, Release},
+    Ordering::{AcqRel, Acquire, Release},
     Rule, fence,
 };
 
@@ -24,6 +24,12 @@ impl GivenUp {
     pub(crate) fn mark(&self) {
         self.0.store(true, Release);
         fence(Rule::FenceBehindGivenUp);
+    }
+
+    /// In a fork's child, with no other thread inside, of a mechanism that is this process's own from
+    /// now on: nothing is lost yet. Returns whether the parent's was.
+    pub(crate) fn clear(&self) -> bool {
+        self.0.swap(false, AcqRel)
     }
 
     /// An error if a range that was entered just now may not have been told.

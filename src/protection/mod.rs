@@ -61,7 +61,7 @@ mod uffd_thread;
 pub(crate) use attached::Attached;
 pub use choice::best_synchronous;
 pub use contract::{Access, FaultLock};
-pub(crate) use contract::{KernelWrites, Opening, Options, Protection};
+pub(crate) use contract::{Inherited, KernelWrites, Opening, Options, Protection};
 #[cfg(feature = "userfaultfd")]
 pub(crate) use handed_uffd::open_on;
 #[cfg(feature = "userfaultfd")]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::contract::{Access, KernelWrites, Opening, Protection};
+use super::contract::{Access, Inherited, KernelWrites, Opening, Protection};
 use crate::addr::HostRange;
 use crate::error::Error;
 use crate::mode::Mode;
@@ -48,8 +48,8 @@ impl Protection for NoProtection {
         Ok(())
     }
 
-    fn open_in_child(self: Arc<Self>) -> Result<Arc<dyn Protection>, Error> {
-        Ok(self)
+    fn open_in_child(&self) -> Result<Inherited, Error> {
+        Ok(Inherited::Protected)
     }
 
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {

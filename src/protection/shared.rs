@@ -61,21 +61,6 @@ impl Mechanisms {
             }
         }
     }
-
-    /// In a fork's child: `own` replaces `parents`, if that is a shared one. It has no regions yet.
-    pub(crate) fn replace(&mut self, parents: &Arc<dyn Protection>, own: &Arc<dyn Protection>) {
-        if let Some(at) = self.position(parents) {
-            let shared = &mut self.0[at];
-            (shared.mechanism, shared.regions) = (own.clone(), 0);
-        }
-    }
-
-    /// In a fork's child: a region has the mechanism from now on.
-    pub(crate) fn take(&mut self, own: &Arc<dyn Protection>) {
-        if let Some(at) = self.position(own) {
-            self.0[at].regions += 1;
-        }
-    }
 }
 
 /// Tells mechanisms apart, as long as they exist.

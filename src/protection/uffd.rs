@@ -16,7 +16,7 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use super::contract::{Access, KernelWrites, Opening, Protection};
+use super::contract::{Access, Inherited, KernelWrites, Opening, Protection};
 use super::uffd_ranges::UffdRanges;
 use crate::addr::HostRange;
 use crate::error::Error;
@@ -114,13 +114,25 @@ impl Protection for UffdProtection {
         }
     }
 
-    fn open_in_child(self: Arc<Self>) -> Result<Arc<dyn Protection>, Error> {
-        // Both inherited descriptors are closed before an error of either.
-        let (uffd, scan) = (self.ranges.reopen_in_child(), self.scan.as_ref().map(Pagemap::reopen_in_child));
-        Ok(Arc::new(match scan {
-            Some(scan) => Self::deferred(uffd?, scan?),
-            None => Self::sigbus(uffd?),
-        }))
+    fn open_in_child(&self) -> Result<Inherited, Error> {
+        let was_intact = self.ranges.close_inherited();
+        if let Some(scan) = &self.scan {
+            scan.close_inherited();
+        }
+        self.ranges.open_in_child()?;
+        self.scan.as_ref().map_or(Ok(()), Pagemap::open_in_child)?;
+        // A fresh range counts as written: the writes since the last harvest are not known here.
+        Ok(Inherited::if_intact(was_intact && self.scan.is_none()))
+    }
+
+    fn attach_again(
+        &self,
+        range: HostRange,
+        sink: &Arc<dyn FaultSink>,
+        _: Access,
+        leave: Permit<'_>,
+    ) -> Result<(), Error> {
+        self.ranges.attach_again(range, sink, leave)
     }
 
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {

@@ -115,9 +115,20 @@ impl UffdRanges {
         self.uffd.close();
     }
 
-    /// See [`Uffd::reopen_in_child`].
-    pub(super) fn reopen_in_child(&self) -> Result<Uffd, Error> {
-        self.uffd.reopen_in_child()
+    /// See [`Uffd::close_inherited`]. Returns whether the parent's mechanism had its pages as it believed.
+    pub(super) fn close_inherited(&self) -> bool {
+        let was_given_up = self.attachments.begin_in_child();
+        self.uffd.close_inherited() && !was_given_up
+    }
+
+    /// See [`Uffd::open_in_child`].
+    pub(super) fn open_in_child(&self) -> Result<(), Error> {
+        self.uffd.open_in_child()
+    }
+
+    /// In a fork's child: `range` is open there, and was attached in the parent.
+    pub(super) fn attach_again(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Permit<'_>) -> Result<(), Error> {
+        self.attachments.add(range, sink, || self.uffd.register(range))
     }
 
     /// The kernel keeps write protection over `mprotect`, both ways.

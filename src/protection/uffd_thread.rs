@@ -31,9 +31,9 @@ use core::ffi::CStr;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::contract::{Access, FaultLock, KernelWrites, Opening, Protection};
+use super::contract::{Access, FaultLock, Inherited, KernelWrites, Opening, Protection};
 use super::uffd_ranges::UffdRanges;
 use crate::addr::{HostRange, PageSize};
 use crate::error::Error;
@@ -102,9 +102,13 @@ impl UffdThread {
         Ok(Self { shared, kernel_faults, thread: Mutex::new(Some(thread)) })
     }
 
+    fn thread(&self) -> MutexGuard<'_, Option<Thread<Shared>>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends the thread and gives the descriptors back, once.
     fn stop(&self) {
-        let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let Some(thread) = self.thread().take() else { return };
         if !self.shared.ranges.is_own() {
             // A fork's child has no such thread. The event is the parent's.
             return;
@@ -288,11 +292,32 @@ impl Protection for UffdThread {
         Ok(()) // every write was reported when it was made
     }
 
-    fn open_in_child(self: Arc<Self>) -> Result<Arc<dyn Protection>, Error> {
-        self.shared.stop.close();
-        let uffd = self.shared.ranges.reopen_in_child()?;
-        let Lock(lock) = self.shared.lock.clone();
-        Ok(Arc::new(Self::start(uffd, self.kernel_faults, self.shared.page, lock)?))
+    fn open_in_child(&self) -> Result<Inherited, Error> {
+        let Shared { ranges, stop, lost, tid, is_at_lock, .. } = &*self.shared;
+        let was_intact = ranges.close_inherited();
+        stop.close_inherited();
+        // Until the thread runs no writer would be woken.
+        let was_lost = lost.swap(true, Ordering::SeqCst);
+        ranges.open_in_child()?;
+        stop.open_in_child()?;
+        tid.store(0, Ordering::SeqCst);
+        is_at_lock.store(false, Ordering::SeqCst);
+        // The parent's thread is not here: its handle only gives its reference up.
+        *self.thread() = None;
+        let thread = with_all_blocked(|| Thread::start(&self.shared))?;
+        lost.store(false, Ordering::SeqCst);
+        *self.thread() = Some(thread);
+        Ok(Inherited::if_intact(was_intact && !was_lost))
+    }
+
+    fn attach_again(
+        &self,
+        range: HostRange,
+        sink: &Arc<dyn FaultSink>,
+        _: Access,
+        leave: Permit<'_>,
+    ) -> Result<(), Error> {
+        self.shared.ranges.attach_again(range, sink, leave)
     }
 
     fn set_access(&self, range: HostRange, access: Access) -> Result<(), Error> {

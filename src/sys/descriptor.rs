@@ -2,7 +2,9 @@
 //! guest finds the low numbers free, as in a process of its own. Such a guest does not
 //! close a descriptor that it never opened.
 
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
 /// The lowest number of a descriptor of the library's, if the limit on descriptors
 /// allows it.
@@ -10,7 +12,12 @@ pub const LOWEST_OWN_DESCRIPTOR: RawFd = 800;
 
 /// Moves `fd` up; if the limit is too low it stays. Closed on exec.
 pub(crate) fn raise(fd: OwnedFd) -> OwnedFd {
-    rustix::io::fcntl_dupfd_cloexec(&fd, LOWEST_OWN_DESCRIPTOR).unwrap_or(fd)
+    fcntl_dupfd_cloexec(&fd, LOWEST_OWN_DESCRIPTOR).unwrap_or(fd)
+}
+
+/// Another number of the same file, as high as [`raise`] has them. Closed on exec.
+pub(crate) fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    fcntl_dupfd_cloexec(fd, LOWEST_OWN_DESCRIPTOR).or_else(|_| fcntl_dupfd_cloexec(fd, 0))
 }
 
 #[cfg(test)]

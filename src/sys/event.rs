@@ -1,6 +1,6 @@
 //! An event that wakes a thread, and the call that waits for it and for two copies of a descriptor.
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -17,9 +17,19 @@ pub(crate) struct Event(GuardedFd);
 
 impl Event {
     pub(crate) fn new() -> Result<Self, Error> {
-        silent_socket()
-            .map(|fd| Self(GuardedFd::new(descriptor::raise(fd))))
-            .map_err(|errno| Error::system("socket", 0, 0, errno))
+        Ok(Self(GuardedFd::new(open()?)))
+    }
+
+    /// In a fork's child, with no other thread inside: closes what it inherited.
+    /// [`Event::open_in_child`] follows.
+    pub(crate) fn close_inherited(&self) {
+        self.0.close_inherited();
+    }
+
+    /// Makes it an event of this process, not signalled.
+    pub(crate) fn open_in_child(&self) -> Result<(), Error> {
+        self.0.renew(open()?);
+        Ok(())
     }
 
     /// Ends the [`wait`] of every thread. Returns whether the event is now signalled, which it is
@@ -37,6 +47,10 @@ impl Event {
     pub(crate) fn close(&self) {
         self.0.close();
     }
+}
+
+fn open() -> Result<OwnedFd, Error> {
+    silent_socket().map(descriptor::raise).map_err(|errno| Error::system("socket", 0, 0, errno))
 }
 
 /// The result of a [`wait`].

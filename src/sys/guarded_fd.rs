@@ -11,12 +11,11 @@
 //!
 //! The number is closed once, by the drop, by `give_up` or by `close`, and only
 //! while it names the library's own file. `dup3` over it replaces that with another file of
-//! the library.
+//! the library. `renew` gives the object another number, when it has none any more.
 #![allow(unsafe_code)]
 
-use core::mem::ManuallyDrop;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -24,34 +23,77 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 /// See the module head.
 #[derive(Debug)]
 pub(crate) struct GuardedFd {
-    fd: ManuallyDrop<OwnedFd>,
-    /// Device and inode of the file that was opened; `None` if the kernel could not tell: then
-    /// the number is trusted.
-    file: Option<(u64, u64)>,
+    fd: AtomicI32,
+    /// The file that was opened. If the kernel could not tell, the number is trusted.
+    file: FileId,
     /// The library itself put another file in its place.
     replaced: AtomicBool,
-    /// Device and inode of that file.
-    inert: [AtomicU64; 2],
+    /// That file.
+    inert: FileId,
     /// The number is free.
     closed: AtomicBool,
+}
+
+/// Device and inode of a file, if they are known.
+#[derive(Debug)]
+struct FileId([AtomicU64; 2]);
+
+impl FileId {
+    const UNKNOWN: (u64, u64) = (u64::MAX, u64::MAX);
+
+    fn new(file: Option<(u64, u64)>) -> Self {
+        let (device, inode) = file.unwrap_or(Self::UNKNOWN);
+        Self([device, inode].map(AtomicU64::new))
+    }
+
+    fn set(&self, file: Option<(u64, u64)>) {
+        let (device, inode) = file.unwrap_or(Self::UNKNOWN);
+        self.0[0].store(device, Ordering::SeqCst);
+        self.0[1].store(inode, Ordering::SeqCst);
+    }
+
+    fn get(&self) -> Option<(u64, u64)> {
+        let file = (self.0[0].load(Ordering::SeqCst), self.0[1].load(Ordering::SeqCst));
+        (file != Self::UNKNOWN).then_some(file)
+    }
 }
 
 impl GuardedFd {
     pub(crate) fn new(fd: OwnedFd) -> Self {
         let file = file_of(fd.as_fd());
         Self {
-            fd: ManuallyDrop::new(fd),
-            file,
+            fd: AtomicI32::new(fd.into_raw_fd()),
+            file: FileId::new(file),
             replaced: AtomicBool::new(false),
-            inert: [0; 2].map(AtomicU64::new),
+            inert: FileId::new(None),
             closed: AtomicBool::new(false),
         }
+    }
+
+    fn raw(&self) -> RawFd {
+        self.fd.load(Ordering::Relaxed)
+    }
+
+    /// In a fork's child, with no other thread inside: closes the number that it inherited.
+    /// [`GuardedFd::renew`] follows, or nothing more.
+    pub(crate) fn close_inherited(&self) {
+        self.close();
+        // If another file has the number it is left alone.
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// After [`GuardedFd::close_inherited`]: takes `fd` over.
+    pub(crate) fn renew(&self, fd: OwnedFd) {
+        self.file.set(file_of(fd.as_fd()));
+        self.fd.store(fd.into_raw_fd(), Ordering::SeqCst);
+        self.replaced.store(false, Ordering::SeqCst);
+        self.closed.store(false, Ordering::SeqCst);
     }
 
     /// Whether the number still names the file that was opened. One system call;
     /// async-signal-safe but for errno.
     pub(crate) fn is_ours(&self) -> bool {
-        self.file.is_none_or(|file| file_of(self.fd.as_fd()) == Some(file))
+        self.file.get().is_none_or(|file| file_of(self.as_fd()) == Some(file))
     }
 
     /// When it is not used any more: closes the number, which frees it for other descriptors. In a
@@ -60,7 +102,7 @@ impl GuardedFd {
         if self.is_the_librarys() && !self.closed.swap(true, Ordering::SeqCst) {
             // SAFETY: the number is this object's own, and `closed` says from here on that it is
             // not.
-            unsafe { libc::close(self.fd.as_raw_fd()) };
+            unsafe { libc::close(self.raw()) };
         }
     }
 
@@ -72,12 +114,9 @@ impl GuardedFd {
         if self.replaced.load(Ordering::SeqCst) || !self.is_ours() {
             return Ok(());
         }
-        let number = self.fd.as_raw_fd();
+        let number = self.raw();
         if let Ok(inert) = silent_socket() {
-            if let Some((device, inode)) = file_of(inert.as_fd()) {
-                self.inert[0].store(device, Ordering::SeqCst);
-                self.inert[1].store(inode, Ordering::SeqCst);
-            }
+            self.inert.set(file_of(inert.as_fd()));
             // SAFETY: takes two numbers and touches no memory; the second is this object's own.
             let replaced = unsafe { libc::dup3(inert.as_raw_fd(), number, libc::O_CLOEXEC) } == number;
             self.replaced.store(replaced, Ordering::SeqCst);
@@ -99,31 +138,28 @@ impl GuardedFd {
         if !self.replaced.load(Ordering::SeqCst) {
             return self.is_ours();
         }
-        let inert = (self.inert[0].load(Ordering::SeqCst), self.inert[1].load(Ordering::SeqCst));
-        file_of(self.fd.as_fd()) == Some(inert)
+        file_of(self.as_fd()).is_some_and(|file| Some(file) == self.inert.get())
     }
 
     /// Its number, as long as it names a file of the library: the opened one or the inert
     /// one.
     pub(crate) fn number(&self) -> Option<RawFd> {
-        self.is_the_librarys().then(|| self.fd.as_raw_fd())
+        self.is_the_librarys().then(|| self.raw())
     }
 }
 
 impl AsFd for GuardedFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        // SAFETY: only names the number for calls. It may name another file, or none, as the module's
+        // head says; the caller asks `is_ours`.
+        unsafe { BorrowedFd::borrow_raw(self.raw()) }
     }
 }
 
 impl Drop for GuardedFd {
     fn drop(&mut self) {
-        if self.closed.load(Ordering::SeqCst) {
-            return;
-        }
-        if self.is_the_librarys() {
-            // SAFETY: dropped once, here.
-            unsafe { ManuallyDrop::drop(&mut self.fd) };
+        if !self.closed.load(Ordering::SeqCst) {
+            self.close();
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::sys::descriptor;
 use crate::sys::guarded_fd::GuardedFd;
-use crate::sys::process::ProcessNumber;
+use crate::sys::process::Owner;
 
 /// Bits of an entry. `Documentation/admin-guide/mm/pagemap.rst` of the kernel has them all.
 pub(crate) mod entry {
@@ -48,21 +48,26 @@ const REGIONS_PER_CALL: usize = 128;
 pub(crate) struct Pagemap {
     fd: GuardedFd,
     page: PageSize,
-    generation: ProcessNumber,
+    owner: Owner,
 }
 
 impl Pagemap {
     /// Opens it.
     pub(crate) fn open(page: PageSize) -> Result<Self, Error> {
-        let generation = ProcessNumber::current()?;
-        let fd = open_file().map_err(|errno| Error::system("open(/proc/self/pagemap)", 0, 0, errno))?;
-        Ok(Self { fd: GuardedFd::new(fd), page, generation })
+        let owner = Owner::this_process()?;
+        Ok(Self { fd: GuardedFd::new(open_own()?), page, owner })
     }
 
-    /// In a fork's child: closes the parent's and opens this process's own.
-    pub(crate) fn reopen_in_child(&self) -> Result<Self, Error> {
-        self.close();
-        Self::open(self.page)
+    /// In a fork's child, with no other thread inside: closes the parent's file.
+    /// [`Pagemap::open_in_child`] follows.
+    pub(crate) fn close_inherited(&self) {
+        self.fd.close_inherited();
+    }
+
+    /// Opens this process's own file in the place of its parent's.
+    pub(crate) fn open_in_child(&self) -> Result<(), Error> {
+        self.fd.renew(open_own()?);
+        self.owner.take_over()
     }
 
     /// Closes it, when it is not used any more.
@@ -77,12 +82,12 @@ impl Pagemap {
 
     /// Its number in this process.
     pub(crate) fn descriptor(&self) -> Option<RawFd> {
-        self.fd.number().filter(|_| self.generation.is_current())
+        self.fd.number().filter(|_| self.owner.is_current())
     }
 
     /// Reads the entry of each host page from `start` on.
     pub(crate) fn entries(&self, start: HostAddr, into: &mut [u64]) -> Result<(), Error> {
-        if !self.generation.is_current() {
+        if !self.owner.is_current() {
             return Err(Error::InForkChild);
         }
         read_entries(self.fd.as_fd(), start, into).map_err(|errno| match errno {
@@ -141,7 +146,7 @@ impl Pagemap {
     }
 
     fn scan(&self, what: &What, range: HostRange, found: &mut dyn FnMut(HostRange)) -> Result<(), Errno> {
-        if !self.generation.is_current() {
+        if !self.owner.is_current() {
             return Err(Errno::PERM);
         }
         let mut regions = [const { MaybeUninit::uninit() }; REGIONS_PER_CALL];
@@ -165,6 +170,10 @@ impl Pagemap {
         }
         Ok(())
     }
+}
+
+fn open_own() -> Result<OwnedFd, Error> {
+    open_file().map_err(|errno| Error::system("open(/proc/self/pagemap)", 0, 0, errno))
 }
 
 fn open_file() -> Result<OwnedFd, Errno> {

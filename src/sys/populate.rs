@@ -80,11 +80,6 @@ impl Populating {
         Ok(Self { pagemap: Pagemap::open(PageSize::host())?, check })
     }
 
-    /// In a fork's child: the same for this process.
-    pub(crate) fn reopen_in_child(&self) -> Result<Self, Error> {
-        Ok(Self { pagemap: self.pagemap.reopen_in_child()?, check: self.check })
-    }
-
     /// Protects `range` by `protect`, which skips unmapped pieces and pages that are not populated.
     pub(crate) fn protect(
         &self,

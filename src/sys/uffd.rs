@@ -33,7 +33,7 @@ use crate::sys::descriptor;
 use crate::sys::guarded_fd::GuardedFd;
 use crate::sys::mmap::is_mapped;
 use crate::sys::populate::{Check, Populating};
-use crate::sys::process::ProcessNumber;
+use crate::sys::process::Owner;
 use crate::sys::ranges::WriteFault;
 use crate::sys::split::split_on_error;
 pub(crate) use crate::sys::uffd_calls::MessageBuffer;
@@ -128,7 +128,7 @@ pub(crate) struct Uffd {
     features: u64,
     /// If the kernel protects populated pages only.
     populating: Option<Populating>,
-    generation: ProcessNumber,
+    owner: Owner,
 }
 
 impl Uffd {
@@ -136,7 +136,7 @@ impl Uffd {
     /// `check` says how pages are checked that are populated before they are protected; `None`
     /// leaves those out that are not populated.
     pub(crate) fn new(opened: Opened, features: u64, check: Option<Check>) -> Result<Self, Error> {
-        uffd_calls::api(opened.as_fd(), features).map_err(|errno| Error::system("UFFDIO_API", 0, 0, errno))?;
+        negotiate(opened.as_fd(), features)?;
         Self::negotiated(opened, features, check.map(Populating::new).transpose()?)
     }
 
@@ -154,23 +154,38 @@ impl Uffd {
 
     fn negotiated(opened: Opened, features: u64, populating: Option<Populating>) -> Result<Self, Error> {
         let Opened { fd, door, faults } = opened;
-        let generation = ProcessNumber::current()?;
-        let spare = rustix::io::fcntl_dupfd_cloexec(&fd, 0)
-            .map(descriptor::raise)
-            .map_err(|errno| Error::system("fcntl(F_DUPFD_CLOEXEC)", 0, 0, errno))?;
+        let owner = Owner::this_process()?;
+        let spare = duplicate(&fd)?;
         let (copy, spare) = (GuardedFd::new(fd), GuardedFd::new(spare));
-        Ok(Self { copy, spare, door, faults, features, populating, generation })
+        Ok(Self { copy, spare, door, faults, features, populating, owner })
     }
 
-    /// In a fork's child: closes both copies, which are the parent's, and opens the same for
-    /// this process. The kernel is not probed again: that takes more descriptors, and the
-    /// environment, which a lock guards.
-    pub(crate) fn reopen_in_child(&self) -> Result<Self, Error> {
-        self.close();
-        let populating = self.populating.as_ref().map(Populating::reopen_in_child).transpose()?;
-        let opened = open(self.door, self.faults).map_err(|errno| Error::system("userfaultfd", 0, 0, errno))?;
-        uffd_calls::api(opened.as_fd(), self.features).map_err(|errno| Error::system("UFFDIO_API", 0, 0, errno))?;
-        Self::negotiated(opened, self.features, populating)
+    /// In a fork's child, with no other thread inside: closes every descriptor that it inherited.
+    /// [`Uffd::open_in_child`] follows. Returns whether they were those that its parent had opened: then
+    /// every page that was protected when the process forked had been protected up to then.
+    pub(crate) fn close_inherited(&self) -> bool {
+        let was_intact = self.copy.is_ours() && self.spare.is_ours();
+        self.copy.close_inherited();
+        self.spare.close_inherited();
+        if let Some(populating) = &self.populating {
+            populating.pagemap.close_inherited();
+        }
+        was_intact
+    }
+
+    /// Opens the same for this process. Nothing is registered. The kernel is not probed again: that
+    /// takes more descriptors, and the environment, which a lock guards.
+    pub(crate) fn open_in_child(&self) -> Result<(), Error> {
+        if let Some(populating) = &self.populating {
+            populating.pagemap.open_in_child()?;
+        }
+        let Opened { fd, .. } =
+            open(self.door, self.faults).map_err(|errno| Error::system("userfaultfd", 0, 0, errno))?;
+        negotiate(fd.as_fd(), self.features)?;
+        let spare = duplicate(&fd)?;
+        self.copy.renew(fd);
+        self.spare.renew(spare);
+        self.owner.take_over()
     }
 
     /// Closes every descriptor, when none is used any more.
@@ -185,7 +200,7 @@ impl Uffd {
     /// Whether this process, not a parent of it, made the descriptor.
     #[inline]
     pub(crate) fn is_own(&self) -> bool {
-        self.generation.is_current()
+        self.owner.is_current()
     }
 
     /// Whether both copies are still the descriptor that was opened, and the pagemap too.
@@ -350,6 +365,14 @@ impl Uffd {
     ) -> Result<(), Error> {
         split_on_error(range, PageSize::host(), split_on, apply, leaf).map_err(|errno| system(call, range, errno))
     }
+}
+
+fn negotiate(fd: BorrowedFd<'_>, features: u64) -> Result<(), Error> {
+    uffd_calls::api(fd, features).map(drop).map_err(|errno| Error::system("UFFDIO_API", 0, 0, errno))
+}
+
+fn duplicate(fd: &OwnedFd) -> Result<OwnedFd, Error> {
+    descriptor::duplicate(fd.as_fd()).map_err(|errno| Error::system("fcntl(F_DUPFD_CLOEXEC)", 0, 0, errno))
 }
 
 fn system(call: &'static str, range: HostRange, errno: Errno) -> Error {

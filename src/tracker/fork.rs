@@ -1,19 +1,20 @@
 //! Keeps a tracker consistent over a `fork`.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use crate::addr::HostAddr;
+use crate::addr::{HostAddr, Span};
 use crate::error::Error;
-use crate::page_table::Permit;
-use crate::protection::{Mechanisms, Protection, name_of};
+use crate::page_table::PageState;
+use crate::protection::{Inherited, Opening, Protection, name_of};
 use crate::sync::Arc;
 use crate::sys::errno::this_thread;
 use crate::sys::fork::Fork;
 
-use super::observer::PageData;
-use super::region::{Region, Wiring};
+use super::observer::{Cause, PageData};
+use super::region::Region;
 use super::regions::Tracker;
-use super::space::{Space, Standing};
+use super::space::{Space, Standing, Tracked};
 
 /// A tracker that stands still over a `fork`: see [`Tracker::before_fork`].
 #[derive(Debug)]
@@ -56,10 +57,22 @@ impl<D: PageData> Tracker<D> {
 }
 
 impl<D: PageData> TrackerForkGuard<'_, D> {
-    /// In the child: all translations become unreachable, and the child's own memory is
-    /// tracked from now on. The forking thread's holds ([`Held`](super::Held),
+    /// In the child: its own memory is tracked from now on. Translations stay as they are, and so do
+    /// claims: a page that was protected is protected here, with the same bytes. The observer is told
+    /// ([`Cause::Lost`]) of the pages for which this does not hold:
+    ///
+    /// - those that another thread was writing, and those of other threads' holds, which end here;
+    /// - shared memory that was declared ([`SharedMemory`](super::SharedMemory)): the parent may have
+    ///   written it meanwhile;
+    /// - all pages of regions in mode deferred, whose last writes are not known here, and of regions
+    ///   that cannot be tracked here, or whose tracking had been lost.
+    ///
+    /// The forking thread's holds ([`Held`](super::Held),
     /// [`MappingChange`](super::MappingChange)) hold here too, until they are dropped here.
-    /// Holds of the parent's other threads are released.
+    ///
+    /// Until this call nothing in the child stores to guest memory, except on pages that the forking
+    /// thread holds. If the fork itself has changed memory (`MADV_WIPEONFORK`, `MADV_DONTFORK`), announce
+    /// that afterwards, as any other change of a mapping.
     ///
     /// # Errors
     ///
@@ -68,80 +81,95 @@ impl<D: PageData> TrackerForkGuard<'_, D> {
     /// translation begins in it. The others are tracked.
     pub fn after_fork_child(self) -> Result<(), Error> {
         self.fork.check_child()?;
-        self.standing.continue_in_child()
+        self.standing.continue_in_child(Blocks::Stay)
     }
+}
+
+/// The translations of a tracker in a fork's child.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Blocks {
+    /// All that are not known to be stale.
+    Stay,
+    /// All of them.
+    Die,
 }
 
 impl<D: PageData> Standing<'_, D> {
     /// In a child of the process that made it: see [`TrackerForkGuard::after_fork_child`].
-    pub(crate) fn continue_in_child(mut self) -> Result<(), Error> {
-        self.forget_regions();
+    pub(crate) fn continue_in_child(self, blocks: Blocks) -> Result<(), Error> {
+        let Space { regions, views, .. } = &*self.space;
+        let mut opened = Opened::default();
         let mut done = Ok(());
-        let thread = this_thread();
-        let Space { regions, mechanisms, .. } = &mut *self.space;
-        let mut own = OwnMechanisms::default();
-        for tracked in regions {
-            // Even if it cannot be continued.
-            let leave = tracked.region.lose();
-            let own = own.open(&tracked.region.protection, mechanisms);
-            match own.and_then(|own| tracked.region.continue_in_child(&own, leave)) {
-                Ok((child, attached)) => {
-                    // Its pages are open, and no translation has begun on one.
-                    mechanisms.take(&child.protection);
-                    child.pages.take_over_holds(&tracked.region.pages, thread);
-                    tracked.region = child;
-                    done = done.and(attached);
-                }
-                Err(error) => done = Err(error),
-            }
+        for Tracked { region, .. } in regions {
+            let opened = opened.open(&region.protection);
+            let keep = blocks == Blocks::Stay && opened == Ok(Inherited::Protected);
+            let shared = views.parts(region.span()).into_iter().map(|(at, _)| at);
+            let continued = region.continue_in_child(opened.map(drop), keep, shared);
+            done = done.and(continued);
         }
         done
     }
 }
 
-/// The mechanisms of the child, by those of the parent's that they replace.
+/// The mechanisms that were opened in this child, by their names.
 #[derive(Default)]
-struct OwnMechanisms(BTreeMap<HostAddr, Replaced>);
+struct Opened(BTreeMap<HostAddr, Result<Inherited, Error>>);
 
-struct Replaced {
-    /// As long as it is there no other one has its name.
-    _parents: Arc<dyn Protection>,
-    own: Result<Arc<dyn Protection>, Error>,
-}
-
-impl OwnMechanisms {
-    /// The one that replaces `parents`, which may be one of `shared`.
-    fn open(&mut self, parents: &Arc<dyn Protection>, shared: &mut Mechanisms) -> Result<Arc<dyn Protection>, Error> {
-        let open = || {
-            let own = parents.clone().open_in_child();
-            if let Ok(own) = &own {
-                shared.replace(parents, own);
-            }
-            Replaced { _parents: parents.clone(), own }
-        };
-        self.0.entry(name_of(parents)).or_insert_with(open).own.clone()
+impl Opened {
+    fn open(&mut self, mechanism: &Arc<dyn Protection>) -> Result<Inherited, Error> {
+        self.0.entry(name_of(mechanism)).or_insert_with(|| mechanism.open_in_child()).clone()
     }
 }
 
 impl<D: PageData> Region<D> {
-    /// In a fork's child: returns the region that replaces this one, which is lost, with the mechanism
-    /// `own`. With it comes the error of a mapping that cannot be attached here.
+    /// In a fork's child. `opened` says whether the mechanism is this process's own; `shared` are the guest
+    /// addresses of memory that the parent has too.
     fn continue_in_child(
-        &self,
-        own: &Arc<dyn Protection>,
-        leave: Permit<'_>,
-    ) -> Result<(Arc<Self>, Result<(), Error>), Error> {
-        let mut child = None;
-        self.protection.continue_in_child(&**own, self.host, leave, &mut || {
-            let (observer, counters) = (self.observer.clone(), self.counters.clone());
-            let wiring = Wiring { observer, counters, policy: self.policy.clone() };
-            // The policy was asked when the region was added.
-            let region = Region::new(self.options, self.page, own.clone(), self.limits, wiring)?;
-            let region = region.keeping(self.memory.clone());
-            Ok(child.insert(Arc::new(region)).clone())
-        })?;
-        let child = child.ok_or(Error::InForkChild)?;
-        let attached = child.attach_again(self, leave);
-        Ok((child, attached))
+        self: &Arc<Self>,
+        opened: Result<(), Error>,
+        keep: bool,
+        shared: impl Iterator<Item = Span>,
+    ) -> Result<(), Error> {
+        let mut stale = Vec::new();
+        let leave = self.pages.continue_in_child(this_thread(), keep, |page, desc| {
+            self.invalidated(page, desc, Cause::Lost);
+            stale.push(page.0..page.0 + 1);
+        });
+        // The harvest looks at pages with blocks.
+        self.forget(self.all_pages());
+        for pages in shared.filter_map(|at| self.pages_within(at)) {
+            self.stop_translating(pages.clone());
+            self.for_each_used_run(pages, |run| stale.push(run));
+        }
+        if let Err(error) = opened.and_then(|()| self.reserve_in_child()) {
+            let _ = self.lose();
+            return Err(error);
+        }
+        let attached = self.attach_again(leave);
+        let opening = Opening::without_barrier(leave);
+        let open = |pages: Range<usize>| self.protection.open_again(self.host_of(&pages), opening);
+        let opened = stale.into_iter().try_for_each(open).or_else(|_| self.open_all());
+        self.protect_again(opening);
+        opened.and(attached)
+    }
+
+    /// Protects the pages that have kept their blocks.
+    fn protect_again(&self, opening: Opening<'_>) {
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for (page, desc) in self.pages.existing(self.all_pages()) {
+            if desc.word.load().state() == PageState::Protected {
+                match runs.last_mut().filter(|run| run.end == page.0) {
+                    Some(run) => run.end += 1,
+                    None => runs.push(page.0..page.0 + 1),
+                }
+            }
+        }
+        for run in runs {
+            let host = self.host_of(&run);
+            if self.protection.protect_again(host).is_err() {
+                self.stop_translating(run);
+                let _ = self.protection.unprotect(host, opening).or_else(|_| self.abandon());
+            }
+        }
     }
 }

@@ -76,6 +76,7 @@ mod views;
 
 pub use claim::{PageClaim, PageDataRef};
 pub use errors::BeginError;
+pub(crate) use fork::Blocks;
 pub use fork::TrackerForkGuard;
 pub use generations::{Generations, PageGeneration};
 pub use hold::Held;

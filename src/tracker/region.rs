@@ -137,7 +137,7 @@ pub(crate) struct Region<D: PageData> {
     /// is mapped there, or its mapping cannot be tracked.
     pub(super) attached: Mutex<Attached>,
     /// The memory behind it, if the library allocated it. Dropped last.
-    pub(super) memory: Option<Arc<GuestMemory>>,
+    _memory: Option<Arc<GuestMemory>>,
 }
 
 impl<D: PageData> std::fmt::Debug for Region<D> {
@@ -178,13 +178,13 @@ impl<D: PageData> Region<D> {
             streams: Streams::new(),
             has_self_checking: AtomicBool::new(false),
             attached: Mutex::default(),
-            memory: None,
+            _memory: None,
         })
     }
 
     /// Keeps `memory`, the memory behind it.
     pub(super) fn keeping(self, memory: Option<Arc<GuestMemory>>) -> Self {
-        Self { memory, ..self }
+        Self { _memory: memory, ..self }
     }
 
     pub(crate) fn mode(&self) -> Mode {
@@ -276,15 +276,28 @@ impl<D: PageData> Region<D> {
         self.attach_by(pages, access, |range| self.protection.attach(range, &sink, access, leave))
     }
 
-    /// In a fork's child: attaches the pages that were attached in `parent`.
-    pub(super) fn attach_again(self: &Arc<Self>, parent: &Self, leave: Permit<'_>) -> Result<(), Error> {
+    /// In a fork's child: attaches the pages that were attached in the parent. No block is left on those that
+    /// cannot be.
+    pub(super) fn attach_again(self: &Arc<Self>, leave: Permit<'_>) -> Result<(), Error> {
         let sink = self.sink();
         let mut done = Ok(());
-        for (pages, access) in lock(&parent.attached).runs(self.all_pages()) {
-            let attach = |range| self.protection.attach_again(range, &sink, leave);
-            done = done.and(self.attach_by(pages, access, attach));
+        for (pages, access) in self.attached_within(self.all_pages()) {
+            let attach = |range| self.protection.attach_again(range, &sink, access, leave);
+            if let Err(error) = self.attach_by(pages.clone(), access, attach) {
+                done = done.and(Err(error));
+                let mut at = pages.start;
+                for (attached, _) in self.attached_within(pages.clone()).into_iter().chain([(pages.end..pages.end, access)]) {
+                    self.stop_translating(at..attached.start);
+                    at = attached.end;
+                }
+            }
         }
         done
+    }
+
+    /// In a fork's child: the faults of the region go to it here, too.
+    pub(super) fn reserve_in_child(self: &Arc<Self>) -> Result<(), Error> {
+        self.protection.reserve_in_child(self.host, &self.sink())
     }
 
     /// Attaches `pages` in one call. If one of their mappings cannot be attached, attaches the others, and

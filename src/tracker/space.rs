@@ -40,8 +40,7 @@ struct Meanwhile<D: PageData> {
     released: Vec<(RegionId, Hold)>,
 }
 
-/// A region from the call that adds it to the call that removes it. In a fork's child
-/// another [`Region`] replaces it under the same name.
+/// A region from the call that adds it to the call that removes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct RegionId {
     /// Its first address, which leads to it.
@@ -217,13 +216,6 @@ pub(crate) struct Standing<'a, D: PageData> {
     _keeping: Keeping<'a>,
     pub(super) space: RwLockWriteGuard<'a, Space<D>>,
     gate: &'a Gate<D>,
-}
-
-impl<D: PageData> Standing<'_, D> {
-    /// The regions are about to be replaced.
-    pub(super) fn forget_regions(&self) {
-        lock(&self.gate.0.meanwhile).regions.clear();
-    }
 }
 
 impl<D: PageData> Drop for Standing<'_, D> {

@@ -45,7 +45,7 @@ use rustix::io::Errno;
 
 use super::attached::Attached;
 use super::attachments::Attachments;
-use super::contract::{Access, KernelWrites, Opening, Protection};
+use super::contract::{Access, Inherited, KernelWrites, Opening, Protection};
 use crate::addr::{HostAddr, HostRange, PageSize};
 use crate::error::Error;
 use crate::mode::Mode;
@@ -354,28 +354,37 @@ impl<K: Kernel> Protection for Mprotect<K> {
     }
 
     /// The words and the kernel's access are the child's already.
-    fn open_in_child(self: Arc<Self>) -> Result<Arc<dyn Protection>, Error> {
+    fn open_in_child(&self) -> Result<Inherited, Error> {
         self.owner.take_over()?;
-        Ok(self)
+        Ok(Inherited::Protected)
     }
 
-    /// Threads that were opening or changing pages do not exist here.
-    fn continue_in_child(
-        &self,
-        _own: &dyn Protection,
-        range: HostRange,
-        _: Permit<'_>,
-        sink: &mut dyn FnMut() -> Result<Arc<dyn FaultSink>, Error>,
-    ) -> Result<(), Error> {
-        let open = self.change(&self.attached(), self.pages_of(range), None, |seen| seen.open().without_openers());
+    /// Threads that were opening pages do not exist here. A page that one of them had entered is open by
+    /// its word; the tracker opens it.
+    fn reserve_in_child(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+        self.for_words(&self.pages_of(range), Word::forget_openers);
         self.attachments.give_up(range);
-        self.attachments.reserve(range, &sink()?)?;
-        open
+        self.attachments.reserve(range, sink)
     }
 
-    /// It was never detached.
-    fn attach_again(&self, _: HostRange, _: &Arc<dyn FaultSink>, _: Permit<'_>) -> Result<(), Error> {
+    /// It was never detached, unless a move of it has begun.
+    fn attach_again(
+        &self,
+        range: HostRange,
+        sink: &Arc<dyn FaultSink>,
+        access: Access,
+        leave: Permit<'_>,
+    ) -> Result<(), Error> {
+        let missing = self.attached().first_missing(self.pages_of(range));
+        if missing.is_none() { Ok(()) } else { self.attach(range, sink, access, leave) }
+    }
+
+    fn protect_again(&self, _: HostRange) -> Result<(), Error> {
         Ok(())
+    }
+
+    fn open_again(&self, range: HostRange, opening: Opening<'_>) -> Result<(), Error> {
+        self.unprotect(range, opening)
     }
 }
 

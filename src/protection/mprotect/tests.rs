@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 
-use super::super::contract::{Access, Protection};
+use super::super::contract::{Access, Inherited, Protection};
 use super::Mprotect;
 use super::fake::FakeKernel;
 use crate::addr::{HostAddr, HostRange, PageSize};
@@ -128,10 +128,10 @@ fn a_change_is_reported_from_its_first_step_to_its_last() {
     protection.detach(range, Permit::for_test()).unwrap();
 }
 
-/// A thread of the parent was opening a page, and another had protected one. The child
-/// has neither thread, and must not wait for the page or refuse it for ever.
+/// A thread of the parent was opening a page. The child does not have that thread, and must not wait for
+/// it. The other page stays protected, without a call.
 #[test]
-fn a_forks_child_has_no_openers_and_open_pages() {
+fn a_forks_child_has_no_openers_and_keeps_its_protection() {
     const START: HostAddr = HostAddr(8 << 44);
     let kernel = FakeKernel::new(START, PAGE);
     let (protection, range) = two_pages(START, kernel.clone());
@@ -141,13 +141,34 @@ fn a_forks_child_has_no_openers_and_open_pages() {
     // More steps than it takes without waiting, so that a wait ends.
     let late = protection.clone();
     interrupt_at(1000, move || late.words.get(START.0 >> PAGE.shift()).unwrap().leave());
-    let own = protection.clone().open_in_child().unwrap();
-    let mut sink = || Ok(Arc::new(NoObserver) as Arc<dyn FaultSink>);
-    protection.continue_in_child(&*own, range, Permit::for_test(), &mut sink).unwrap();
+    let sink: Arc<dyn FaultSink> = Arc::new(NoObserver);
+    let calls = kernel.calls();
+    assert_eq!(protection.open_in_child(), Ok(Inherited::Protected));
+    protection.reserve_in_child(range, &sink).unwrap();
+    protection.attach_again(range, &sink, Access::ReadWrite, Permit::for_test()).unwrap();
+    let [first, second] = [0, 1].map(|page| HostRange::of_pages(HostAddr(START.0 + (page << PAGE.shift())), 1, PAGE));
+    protection.protect_again(second).unwrap();
+    assert_eq!(kernel.calls(), calls);
+    protection.open_again(first, Opening::for_test()).unwrap();
+    assert_eq!([kernel.access_of(0), kernel.access_of(1)], [Access::ReadWrite, Access::Read]);
+    protection.set_access(range, Access::Read).unwrap();
     assert!(!was_interrupted(), "the child waited for a thread that is not there");
     assert!(!word.is_being_opened());
-    assert_eq!([kernel.access_of(0), kernel.access_of(1)], [Access::ReadWrite; 2]);
-    assert_eq!(protection.access_changes(START), Some(2), "protected, and opened");
+}
+
+/// The mapping of a page was about to be moved when the process forked: it is detached, and attached again.
+#[test]
+fn a_forks_child_attaches_a_mapping_that_was_about_to_be_moved() {
+    const START: HostAddr = HostAddr(9 << 44);
+    let kernel = FakeKernel::new(START, PAGE);
+    let (protection, range) = two_pages(START, kernel.clone());
+    protection.detach(range, Permit::for_test()).unwrap();
+    let sink: Arc<dyn FaultSink> = Arc::new(NoObserver);
+    protection.open_in_child().unwrap();
+    protection.reserve_in_child(range, &sink).unwrap();
+    protection.attach_again(range, &sink, Access::ReadWrite, Permit::for_test()).unwrap();
+    protection.protect(range).unwrap();
+    assert_eq!([kernel.access_of(0), kernel.access_of(1)], [Access::Read; 2]);
 }
 
 /// The cost of a region follows the number of protected pages.

@@ -72,11 +72,6 @@ impl Seen {
     pub(super) fn open(self) -> Self {
         Self(self.0 & !PROTECTED)
     }
-
-    /// The threads that were opening it do not exist in this process.
-    pub(super) fn without_openers(self) -> Self {
-        Self(self.0 & !OPENERS)
-    }
 }
 
 impl Word {
@@ -115,6 +110,14 @@ impl Word {
     /// Its call to the kernel is over.
     pub(super) fn leave(&self) {
         self.0.fetch_sub(OPENER, Ordering::AcqRel);
+    }
+
+    /// The threads that were opening it do not exist in this process. Nothing is written, to a page that
+    /// the parent shares, if there were none.
+    pub(super) fn forget_openers(&self) {
+        if self.is_being_opened() {
+            self.update(|seen| Seen(seen.0 & !OPENERS));
+        }
     }
 
     pub(super) fn is_being_opened(&self) -> bool {
