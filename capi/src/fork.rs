@@ -17,6 +17,16 @@
 //! answers CW_BAD_ARGUMENT, and the guard stays as it was. The thread may look blocks up, ask for statistics, and free its tickets,
 //! links, vCPUs, holds and allocations.
 //!
+//! The child of a tracker of yours keeps its blocks: its memory has the bytes that the parent's had, and
+//! cw_after_fork_child() protects the same pages again. So told() is called, with CW_TOLD_LOST, for
+//! these pages alone: another thread was writing it or held it; it shows shared memory that you
+//! declared, which the parent may have written since; it cannot be tracked here (no descriptor is
+//! left, for instance); its region is in mode deferred. For that, nothing in the child stores to guest memory
+//! between fork and cw_after_fork_child(), unless you hold the page (cw_tracker_prepare_kernel_write()):
+//! store a thread id for the guest after it. If the fork itself has changed memory
+//! (MADV_WIPEONFORK, MADV_DONTFORK), call cw_tracker_unmap() for it after that, and cw_tracker_map()
+//! if it is still there.
+//!
 //! In a child without a guard no call touches anything of the parent's, not even a
 //! _free. A call that needs a userfaultfd or a code buffer answers CW_IN_FORK_CHILD
 //! there, and then CW_TRACKING_LOST.
@@ -170,8 +180,9 @@ pub unsafe extern "C" fn cw_after_fork_parent(guard: *mut cw_fork_guard) -> cw_s
     })
 }
 
-/// In the child: every block is dead (a tracker of yours tells CW_TOLD_LOST of each page), and
-/// the child's own memory is tracked from now on. The buffers have new memory, empty of code: emit the stubs anew, at the same
+/// In the child: its own memory is tracked from now on. Every block of a cache is dead. A tracker of
+/// yours tells CW_TOLD_LOST of the pages whose blocks it cannot keep; the other blocks, and claims, go on.
+/// The buffers have new memory, empty of code: emit the stubs anew, at the same
 /// addresses. vCPUs of the parent's other threads hold nothing back; free them or leave
 /// them. A vCPU that this thread has pinned stays pinned, and its holds hold here too; those of
 /// other threads hold nothing any more, but count for CW_IN_USE until they are freed. Frees the guard.

@@ -51,7 +51,8 @@ pub enum cw_told {
     /// bytes. No block may stay, also none that compares: nothing more is told of it.
     CW_TOLD_COOLED = 2,
     /// The page is tracked no more: its region was removed, the kernel's tracking was lost, or
-    /// the process is a fork's child. A claim tells whether that has changed.
+    /// the process is a fork's child that cannot keep its blocks. A claim tells whether that has
+    /// changed.
     CW_TOLD_LOST = 3,
 }
 

@@ -51,13 +51,8 @@ mod tests {
         }
         table.get(PageIndex(1)).unwrap().word.enter_unprotect(Unprotect::Write);
         for (thread, page) in [(7, 2), (7, 4), (8, 3), (8, 5)] {
-            let hold = table.hold(
-                page..page + 1,
-                HeldFor::Writing,
-                thread,
-                |_, _| Unprotect::Write,
-                |_, _, _, _, _| (),
-            );
+            let hold =
+                table.hold(page..page + 1, HeldFor::Writing, thread, |_, _| Unprotect::Write, |_, _, _, _, _| ());
             core::mem::forget(hold);
         }
         table

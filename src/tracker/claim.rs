@@ -93,7 +93,7 @@ impl<D: PageData> PageClaim<D> {
         self.region.pages.get(self.page).unwrap_or_else(|| unreachable!("a claimed page has a descriptor"))
     }
 
-    /// Whether no write came since the page was claimed, and no fork before
+    /// Whether no write came since the page was claimed. In a fork's child it is not current before
     /// [`after_fork_child`](super::TrackerForkGuard::after_fork_child) was called. Enter the
     /// translation at a place that the observer finds before you ask this, and let it be run after that.
     pub fn is_current(&self) -> bool {

@@ -286,7 +286,9 @@ impl<D: PageData> Region<D> {
             if let Err(error) = self.attach_by(pages.clone(), access, attach) {
                 done = done.and(Err(error));
                 let mut at = pages.start;
-                for (attached, _) in self.attached_within(pages.clone()).into_iter().chain([(pages.end..pages.end, access)]) {
+                for (attached, _) in
+                    self.attached_within(pages.clone()).into_iter().chain([(pages.end..pages.end, access)])
+                {
                     self.stop_translating(at..attached.start);
                     at = attached.end;
                 }
