@@ -9,6 +9,8 @@
 
 #[path = "support/child.rs"]
 mod child;
+#[path = "support/limit.rs"]
+mod limit;
 #[path = "support/modes.rs"]
 mod modes;
 

@@ -53,6 +53,14 @@ use crate::payload::Owned;
 use crate::status::{Failure, cw_status, guarded};
 use crate::tracker::{Child, Of, UNDER_GUARD, cw_tracker};
 
+/// The calling thread. A look at it writes nothing that a child would have to copy.
+fn this_thread() -> ThreadId {
+    thread_local! {
+        static THIS: ThreadId = thread::current().id();
+    }
+    THIS.with(|this| *this)
+}
+
 /// A tracker, its cache and the code buffers that stand still during a fork.
 pub struct cw_fork_guard {
     // Dropped in this order: allocations that are freed with the child's blocks lie in
@@ -66,7 +74,7 @@ pub struct cw_fork_guard {
 impl cw_fork_guard {
     /// The thread that took the locks gives them up.
     fn check_thread(&self) -> Result<(), Failure> {
-        if self.thread == thread::current().id() {
+        if self.thread == this_thread() {
             return Ok(());
         }
         Err(Failure::bad_argument(c"the guard of a fork is given back by the thread that made it"))
@@ -153,7 +161,7 @@ pub unsafe extern "C" fn cw_tracker_before_fork(
         let of: &'static cw_tracker = unsafe { NonNull::from(of).as_ref() };
         // Before the fork: a thread's first call may take a lock of the standard
         // library.
-        let thread = thread::current().id();
+        let thread = this_thread();
         let tracker = match of.of() {
             Of::Cache(cache) => Standing::Cache(cache.before_fork()),
             Of::Embedder(codes) => Standing::Embedder(codes.tracker().before_fork(), codes),

@@ -15,10 +15,12 @@ impl<D> PageTable<D> {
         keep: bool,
         mut stale: impl FnMut(PageIndex, &PageDesc<D>),
     ) -> Permit<'_> {
-        let was_lost = self.whole.lost.swap(false, Ordering::AcqRel);
-        let was_opening = self.whole.opening.swap(0, Ordering::AcqRel) != 0;
         // Such a thread may have changed a word, and told nobody of it.
-        let is_told = !was_lost && !was_opening;
+        let is_told = !self.is_lost() && !self.is_opening();
+        if !is_told {
+            self.whole.lost.store(false, Ordering::Release);
+            self.whole.opening.store(0, Ordering::Release);
+        }
         let mut book = lock(&self.book);
         book.keep(thread);
         for (page, desc) in self.existing(0..self.pages()) {
@@ -51,9 +53,9 @@ mod tests {
         }
         table.get(PageIndex(1)).unwrap().word.enter_unprotect(Unprotect::Write);
         for (thread, page) in [(7, 2), (7, 4), (8, 3), (8, 5)] {
-            let hold =
+            // Never released.
+            let _hold =
                 table.hold(page..page + 1, HeldFor::Writing, thread, |_, _| Unprotect::Write, |_, _, _, _, _| ());
-            core::mem::forget(hold);
         }
         table
     }

@@ -98,7 +98,9 @@ impl HoldBook {
     pub(super) fn keep(&mut self, thread: u64) {
         let others: Vec<u64> =
             self.held.iter().filter(|(_, held)| held.thread != thread).map(|(number, _)| *number).collect();
-        others.into_iter().for_each(|number| drop(self.leave(number)));
+        for number in others {
+            self.leave(number);
+        }
     }
 
     /// The holds of `page`.

@@ -330,7 +330,7 @@ impl PageWord {
             return false;
         }
         let open = if word.state() == PageState::Open { word } else { word.to_state(PageState::Open) };
-        self.0.store(open.without_count() | u64::from(is_held) * COUNT_ONE, Ordering::Release);
+        self.0.store(open.without_count() | (u64::from(is_held) * COUNT_ONE), Ordering::Release);
         true
     }
 

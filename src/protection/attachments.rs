@@ -111,6 +111,12 @@ impl Attachments {
         self.given_up.clear()
     }
 
+    /// In a fork's child: the faults of `range`, a whole region, go to its sink here, as in the parent.
+    pub(super) fn take_over(&self, range: HostRange) -> Result<(), Error> {
+        let mut list = self.list();
+        list.range_mut(range.start()..range.end()).try_for_each(|(_, known)| known.registration.take_over())
+    }
+
     /// Gives up everything, calling `detach` for each range first.
     pub(super) fn clear(&self, mut detach: impl FnMut(HostRange)) {
         let list = core::mem::take(&mut *self.list());

@@ -159,19 +159,18 @@ pub(crate) trait Protection: Send + Sync + fmt::Debug {
 
     /// In a fork's child, with no other thread inside: makes the parent's mechanism this process's own.
     /// Inherited descriptors are closed first, since the child may get no other numbers. Called once; then
-    /// [`Protection::reserve_in_child`] for each region. After an error nothing uses the mechanism any more.
+    /// [`Protection::take_over`] for each region. After an error nothing uses the mechanism any more.
     fn open_in_child(&self) -> Result<Inherited, Error> {
         Err(Error::InForkChild)
     }
 
     /// In a fork's child, behind [`Protection::open_in_child`]: the faults of `range`, a whole region, go
-    /// to `sink`, as in the parent. Threads of the parent that were in a handler are not waited for.
-    fn reserve_in_child(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
-        self.give_up(range);
-        self.reserve(range, sink)
+    /// to its sink as in the parent. Threads of the parent that were in a handler are not waited for.
+    fn take_over(&self, _range: HostRange) -> Result<(), Error> {
+        Ok(())
     }
 
-    /// In a fork's child, behind [`Protection::reserve_in_child`]: attaches `range`, which was attached in
+    /// In a fork's child, behind [`Protection::take_over`]: attaches `range`, which was attached in
     /// the parent with `access`. The guest's access stays.
     fn attach_again(
         &self,

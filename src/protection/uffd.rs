@@ -125,6 +125,10 @@ impl Protection for UffdProtection {
         Ok(Inherited::if_intact(was_intact && self.scan.is_none()))
     }
 
+    fn take_over(&self, range: HostRange) -> Result<(), Error> {
+        self.ranges.take_over(range)
+    }
+
     fn attach_again(
         &self,
         range: HostRange,

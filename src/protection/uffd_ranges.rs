@@ -126,6 +126,10 @@ impl UffdRanges {
         self.uffd.open_in_child()
     }
 
+    pub(super) fn take_over(&self, range: HostRange) -> Result<(), Error> {
+        self.attachments.take_over(range)
+    }
+
     /// In a fork's child: `range` is open there, and was attached in the parent.
     pub(super) fn attach_again(&self, range: HostRange, sink: &Arc<dyn FaultSink>, _: Permit<'_>) -> Result<(), Error> {
         self.attachments.add(range, sink, || self.uffd.register(range))

@@ -310,6 +310,10 @@ impl Protection for UffdThread {
         Ok(Inherited::if_intact(was_intact && !was_lost))
     }
 
+    fn take_over(&self, range: HostRange) -> Result<(), Error> {
+        self.shared.ranges.take_over(range)
+    }
+
     fn attach_again(
         &self,
         range: HostRange,

@@ -34,7 +34,7 @@
 //!
 //! Readers among the parent's other threads do not exist in the child, and `users` stays as they left it.
 //! So the child waits for no reader when it takes out a range of the parent's, and it uses no slot again
-//! that the parent had retired.
+//! that the parent had retired. A range that it goes on with is taken over, and forgets such readers.
 //!
 //! # Safety
 //!
@@ -372,6 +372,16 @@ impl<T> RangeTable<T> {
         }
         // SAFETY: it has that much room, and stays memory.
         unsafe { core::slice::from_raw_parts(index.entries.load(Relaxed), writing.rooms[which]) }
+    }
+
+    /// In a fork's child, with no other thread inside: a range of the parent's is this process's own from
+    /// now on. Readers among the parent's other threads do not exist here.
+    pub(crate) fn take_over(&self, id: &SlotId) {
+        let users = &self.slot(id.0).users;
+        // The memory is not written if there were none: the child would copy it.
+        if users.load(Relaxed) != 0 {
+            users.store(0, Relaxed);
+        }
     }
 
     /// Takes a range out and waits until no reader is inside its value. Must not be called from

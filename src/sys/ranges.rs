@@ -128,6 +128,13 @@ pub(super) fn some_was_given_up() -> bool {
     GIVEN_UP.load(Ordering::Acquire)
 }
 
+/// See [`RangeTable::take_over`].
+pub(super) fn take_over(slot: &SlotId) {
+    if let Some(table) = RANGES.get() {
+        table.take_over(slot);
+    }
+}
+
 /// See [`RangeTable::take_out`].
 pub(super) fn take_out(slot: SlotId, in_fork_child: bool) -> Option<FreeSlot> {
     // Before the range goes.

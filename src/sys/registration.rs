@@ -7,7 +7,7 @@ use crate::addr::HostRange;
 use crate::error::Error;
 use crate::sys::process::ProcessNumber;
 use crate::sys::range_table::SlotId;
-use crate::sys::ranges::{Delivery, FaultSink, RangeOwner, TrackedRange, take_out};
+use crate::sys::ranges::{Delivery, FaultSink, RangeOwner, TrackedRange, take_out, take_over};
 use crate::sys::statics;
 
 /// Sends the faults of a range to a sink, until this is dropped. Dropping waits until no
@@ -36,6 +36,13 @@ impl Registration {
         let slot = statics::with(|all| all.ranges.insert(entry, process.number()))
             .map_err(|_| Error::AlreadyTracked { start: range.start().0, len: range.len() })?;
         Ok(Self { range, slot: Some(slot), process })
+    }
+
+    /// In a fork's child, with no other thread inside: it is this process's own from now on.
+    pub(crate) fn take_over(&mut self) -> Result<(), Error> {
+        self.slot.iter().for_each(take_over);
+        self.process = ProcessNumber::current()?;
+        Ok(())
     }
 
     /// Its range.

@@ -1,6 +1,5 @@
 //! Keeps a tracker consistent over a `fork`.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::addr::{HostAddr, Span};
@@ -111,13 +110,19 @@ impl<D: PageData> Standing<'_, D> {
     }
 }
 
-/// The mechanisms that were opened in this child, by their names.
+/// The mechanisms that were opened in this child, by their names: a few at most.
 #[derive(Default)]
-struct Opened(BTreeMap<HostAddr, Result<Inherited, Error>>);
+struct Opened(Vec<(HostAddr, Result<Inherited, Error>)>);
 
 impl Opened {
     fn open(&mut self, mechanism: &Arc<dyn Protection>) -> Result<Inherited, Error> {
-        self.0.entry(name_of(mechanism)).or_insert_with(|| mechanism.open_in_child()).clone()
+        let name = name_of(mechanism);
+        if let Some((_, opened)) = self.0.iter().find(|(known, _)| *known == name) {
+            return opened.clone();
+        }
+        let opened = mechanism.open_in_child();
+        self.0.push((name, opened.clone()));
+        opened
     }
 }
 
@@ -141,7 +146,7 @@ impl<D: PageData> Region<D> {
             self.stop_translating(pages.clone());
             self.for_each_used_run(pages, |run| stale.push(run));
         }
-        if let Err(error) = opened.and_then(|()| self.reserve_in_child()) {
+        if let Err(error) = opened.and_then(|()| self.protection.take_over(self.host)) {
             let _ = self.lose();
             return Err(error);
         }

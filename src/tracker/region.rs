@@ -297,11 +297,6 @@ impl<D: PageData> Region<D> {
         done
     }
 
-    /// In a fork's child: the faults of the region go to it here, too.
-    pub(super) fn reserve_in_child(self: &Arc<Self>) -> Result<(), Error> {
-        self.protection.reserve_in_child(self.host, &self.sink())
-    }
-
     /// Attaches `pages` in one call. If one of their mappings cannot be attached, attaches the others, and
     /// returns the error.
     fn attach_by(

@@ -361,10 +361,9 @@ impl<K: Kernel> Protection for Mprotect<K> {
 
     /// Threads that were opening pages do not exist here. A page that one of them had entered is open by
     /// its word; the tracker opens it.
-    fn reserve_in_child(&self, range: HostRange, sink: &Arc<dyn FaultSink>) -> Result<(), Error> {
+    fn take_over(&self, range: HostRange) -> Result<(), Error> {
         self.for_words(&self.pages_of(range), Word::forget_openers);
-        self.attachments.give_up(range);
-        self.attachments.reserve(range, sink)
+        self.attachments.take_over(range)
     }
 
     /// It was never detached, unless a move of it has begun.

@@ -144,7 +144,7 @@ fn a_forks_child_has_no_openers_and_keeps_its_protection() {
     let sink: Arc<dyn FaultSink> = Arc::new(NoObserver);
     let calls = kernel.calls();
     assert_eq!(protection.open_in_child(), Ok(Inherited::Protected));
-    protection.reserve_in_child(range, &sink).unwrap();
+    protection.take_over(range).unwrap();
     protection.attach_again(range, &sink, Access::ReadWrite, Permit::for_test()).unwrap();
     let [first, second] = [0, 1].map(|page| HostRange::of_pages(HostAddr(START.0 + (page << PAGE.shift())), 1, PAGE));
     protection.protect_again(second).unwrap();
@@ -165,7 +165,7 @@ fn a_forks_child_attaches_a_mapping_that_was_about_to_be_moved() {
     protection.detach(range, Permit::for_test()).unwrap();
     let sink: Arc<dyn FaultSink> = Arc::new(NoObserver);
     protection.open_in_child().unwrap();
-    protection.reserve_in_child(range, &sink).unwrap();
+    protection.take_over(range).unwrap();
     protection.attach_again(range, &sink, Access::ReadWrite, Permit::for_test()).unwrap();
     protection.protect(range).unwrap();
     assert_eq!([kernel.access_of(0), kernel.access_of(1)], [Access::Read; 2]);

@@ -127,6 +127,17 @@ fn a_child_does_not_wait_for_its_parents_threads() {
     }
 }
 
+/// A range that a child has taken over waits for its own readers alone.
+#[test]
+fn a_child_takes_a_range_over() {
+    let owned = Owned::new();
+    let inherited = owned.insert(pages(9, 1), 9).unwrap();
+    core::mem::forget(owned.table.slot(inherited.0).enter());
+    owned.table.take_over(&inherited);
+    assert_eq!(owned.table.slot(inherited.0).users.load(SeqCst), 0, "a reader of the parent's");
+    owned.remove_in(false, inherited);
+}
+
 /// Against a list, over growth of slots and of the index.
 #[test]
 fn agrees_with_a_list() {
