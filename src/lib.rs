@@ -42,7 +42,7 @@
 //! | 3 | [`promises`](guide::promises): each promise about stale code, its limits, a test for each sentence |
 //! | 4 | [`ways`](guide::ways): every way that bytes change, and the call for each |
 //! | 5 | [`failures`](guide::failures): everything that can fail, and the consequences |
-//! | 6 | [`moving_over`](guide::moving_over): from a tracker with `mprotect` and SIGSEGV; [`qemu`](guide::qemu): such a move, carried out |
+//! | 6 | [`moving_over`](guide::moving_over): from a tracker with `mprotect` and SIGSEGV; [`qemu`](guide::qemu) and [`blink`](guide::blink): two such moves, carried out |
 //! | 7 | [`executable_memory`](guide::executable_memory): code buffers, and the rules of instruction streams on x86-64 and aarch64 |
 //! | 8 | [`limits`](guide::limits): memory, eviction, a full code buffer |
 //! | 9 | [`forks`](guide::forks): both sides of a fork |

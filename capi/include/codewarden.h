@@ -470,6 +470,8 @@ cw_status cw_tracker_maintain(const cw_tracker *tracker);
  * earlier write ends the claim, a later one finds the block. What told() has killed stays dead,
  * also if allow() comes after it. A number for each page does all of that: take it before the
  * claim, keep it in the block, compare it at each look-up; told() raises it (own_cache.cpp).
+ * A lock that is held at the end only does it, too: take it, ask, and enter the block if the claim is
+ * current.
  *
  * Claim every page that you read code from, also if the guest may not write it: another
  * mapping of its bytes may be writable (a JIT's writable half). Such a claim is cheap, as one
@@ -481,7 +483,9 @@ cw_status cw_tracker_maintain(const cw_tracker *tracker);
  * A store into the running block. Some processors (x86) run the new bytes at the next instruction.
  * If cw_handle_fault() returned true, look whether the block that stored is dead: if so, carry out
  * its store alone and look the next instruction up. That needs the signal of mode sigbus or
- * mprotect. A self-checking page does not fault, so end its blocks behind each store.
+ * mprotect. In every mode: told() sets a flag of each vCPU, and blocks ask for it at their entry and
+ * behind each store, and leave. A self-checking page does not fault, so end its blocks behind each
+ * store, or let them compare there again.
  *
  * Self-checking. A page with the answer CW_NEEDS_CHECK stays writable. Its blocks compare the
  * guest's bytes with those that they were made from at each entry. The guest may store while you
@@ -705,7 +709,7 @@ cw_status cw_tracker_map(const cw_tracker *tracker,
 /// (a file that was opened for reading) a store is refused, and tracking is lost.
 ///
 /// If the guest may no longer run the pages, or read them, call cw_tracker_unmap() before and
-/// cw_tracker_map() after your own mprotect instead.
+/// cw_tracker_map() after your own mprotect instead, or end their blocks yourself.
 cw_status cw_tracker_protect(const cw_tracker *tracker,
                              uint64_t guest,
                              uint64_t len_bytes,

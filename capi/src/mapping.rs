@@ -88,7 +88,7 @@ pub unsafe extern "C" fn cw_tracker_map(
 /// (a file that was opened for reading) a store is refused, and tracking is lost.
 ///
 /// If the guest may no longer run the pages, or read them, call cw_tracker_unmap() before and
-/// cw_tracker_map() after your own mprotect instead.
+/// cw_tracker_map() after your own mprotect instead, or end their blocks yourself.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_tracker_protect(
     tracker: *const cw_tracker,

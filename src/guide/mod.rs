@@ -8,6 +8,7 @@
 //! - [`failures`]: everything that can fail, and the result in each mode.
 //! - [`moving_over`]: from a tracker of your own, with mprotect and SIGSEGV.
 //! - [`qemu`]: such a move, carried out: QEMU's user mode.
+//! - [`blink`]: another one, of an emulator that traces and holds no lock meanwhile.
 //! - [`executable_memory`]: the memory for code, and when another core may run it.
 //! - [`limits`]: memory use, and the order of eviction.
 //! - [`mixed_pages`]: pages that hold code and data.
@@ -40,6 +41,9 @@ pub mod moving_over {}
 
 #[doc = include_str!("qemu.md")]
 pub mod qemu {}
+
+#[doc = include_str!("blink.md")]
+pub mod blink {}
 
 #[doc = include_str!("executable_memory.md")]
 pub mod executable_memory {}
