@@ -138,7 +138,7 @@ macro_rules! check {
     };
 }
 
-/// In a child of a child too, and a page that one of them has written is its own affair.
+/// E3, also in a child of a child: a page that one of them has written is its own affair.
 #[test]
 fn a_child_hears_of_each_store_to_what_it_keeps() {
     let _alone = alone();

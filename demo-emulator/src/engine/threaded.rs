@@ -229,19 +229,19 @@ unsafe fn leave(at: *const Threaded, pc: u64, hart: &mut Hart, _: &Window, block
 
 macro_rules! define_run_of {
     ($($op:ident,)*) => {
-        /// Each operation as a type.
-        #[allow(non_camel_case_types)]
-        mod operations {
-            $(pub(super) struct $op;
-            impl super::Operation for $op {
-                const OP: super::Op = super::Op::$op;
-            })*
-        }
+        $(
+            /// The operation as a type.
+            #[allow(non_camel_case_types)]
+            struct $op;
+            impl Operation for $op {
+                const OP: Op = Op::$op;
+            }
+        )*
 
         /// The function of an operation.
         fn run_of(op: Op) -> Run {
             match op {
-                $(Op::$op => run::<operations::$op>,)*
+                $(Op::$op => run::<$op>,)*
             }
         }
     };
@@ -262,7 +262,7 @@ macro_rules! define_pair_of {
 macro_rules! second_of {
     ($first:ident, $second:ident, [$($op:ident)*]) => {
         match $second {
-            $(Op::$op => Some(run_pair::<operations::$first, operations::$op> as Run),)*
+            $(Op::$op => Some(run_pair::<$first, $op> as Run),)*
             _ => None,
         }
     };
