@@ -10,7 +10,7 @@ use std::time::Instant;
 use codewarden::code_buffer::CodeBuffer;
 use demo_emulator::memory::Window;
 use demo_emulator::riscv::inst::{Inst, Op};
-use demo_emulator::translate::{BlockOptions, CodeSpace, OwnStores, Translator};
+use demo_emulator::translate::{Block, BlockOptions, CodeSpace, OwnStores, Translator};
 
 const ROUNDS: usize = 2_000;
 
@@ -27,8 +27,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("floating point", &[Op::Fld, Op::Fmul_d, Op::Fadd_d, Op::Fsd, Op::Addi]),
     ] {
         for count in [10, 50] {
-            let insts = block(ops, count);
-            let source = Some(&bytes[..4 * insts.len()]);
+            let blocks = [block(ops, count)];
+            let source = Some(&bytes[..4 * blocks[0].len()]);
             let polls = OwnStores::Poll(NonNull::from(&flag));
             for (stores, own_stores, source) in [
                 ("ignored", OwnStores::Ignore, None),
@@ -36,11 +36,12 @@ fn main() -> Result<(), Box<dyn Error>> {
                 ("compared", OwnStores::Compare, None),
                 ("compared, two entries", OwnStores::Compare, source),
             ] {
+                let options = BlockOptions { own_stores, source, ..BlockOptions::default() };
                 let mut times = Vec::with_capacity(ROUNDS);
                 let mut code_bytes = 0;
                 for _ in 0..ROUNDS {
                     let start = Instant::now();
-                    let compiled = translator.compile(&insts, &BlockOptions { own_stores, source }, &mut |_| None)?;
+                    let compiled = translator.compile(&blocks, &options, &mut |_| None)?;
                     times.push(start.elapsed().as_nanos() as f64 / 1e3);
                     code_bytes = compiled.len_bytes();
                 }
@@ -54,7 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// `count` instructions, the last of them a branch.
-fn block(ops: &[Op], count: u64) -> Vec<(u64, Inst)> {
+fn block(ops: &[Op], count: u64) -> Block {
     let inst = |index: u64| {
         let op = if index + 1 == count { Op::Bne } else { ops[index as usize % ops.len()] };
         let register = |offset: u64| (10 + (index + offset) % 6) as u8;

@@ -12,13 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use codewarden::addr::GuestAddr;
 use codewarden::protection::Mode;
-use codewarden::{CodeCache, Entry, EntryStubs, Pin, Ticket, VCpu};
+use codewarden::{CodeCache, Entry, EntryStubs, Key, Pin, Ticket, VCpu};
 
 use super::counters::{Counters, count};
 use super::first_runs::FirstRuns;
 use super::interpret;
 use super::payload::{Compiled, Payload, compiled_key, decoded_key};
 use super::recorder::Recorder;
+use super::region;
 use super::source::{self, ReadError, Source};
 use super::threaded::End;
 use super::tier0::{Admission, DecodedBlock};
@@ -28,7 +29,9 @@ use crate::linux::machine::{Executor, Exit};
 use crate::memory::Window;
 use crate::memory::window::WRITE;
 use crate::riscv::trap::{Flow, Trap};
-use crate::translate::{BlockOptions, CodeSpace, ExitReason, OwnStores, TranslateError, Translator, entry_stubs};
+use crate::translate::{
+    Block, BlockOptions, CodeSpace, ExitReason, OwnStores, TranslateError, Translator, entry_stubs,
+};
 
 /// Runs of a decoded block before it is compiled. Compiling costs about 100 us, and compiled code
 /// saves about 20 ns a run. So a block that is compiled has cost at most twice its best price.
@@ -93,6 +96,9 @@ pub(super) struct Shared {
     pub(super) recorder: Option<Arc<Recorder>>,
 }
 
+/// A ticket, and the blocks that were read under it, with their addresses.
+type Read = (Ticket<Payload>, Vec<(u64, Source)>);
+
 /// Runs one hart.
 pub(super) struct EngineExecutor {
     vcpu: VCpu<Payload>,
@@ -126,37 +132,77 @@ impl EngineExecutor {
         }
     }
 
-    /// The block's action after its own stores, if the very next instruction must see a store.
-    fn own_stores(&self, ticket: &mut Ticket<Payload>, pc: u64, source: &Source) -> OwnStores {
-        if !self.mode.is_synchronous() || !source.stores() {
+    /// The reaction of a block or region to its own stores, if the very next instruction must see a
+    /// store.
+    fn own_stores(&self, ticket: &mut Ticket<Payload>, sources: &[(u64, Source)]) -> OwnStores {
+        if !self.mode.is_synchronous() || !sources.iter().any(|(_, source)| source.stores()) {
             return OwnStores::Ignore;
         }
-        let last = pc + source.bytes.len() as u64 - 1;
-        let is_shared = |addr| !self.cache.tracker().aliases(GuestAddr(addr)).is_empty();
-        if !is_shared(pc) && !is_shared(last) {
-            // A store to a page that may not be written is the guest's fault. The block dies if the
-            // permissions change.
-            let may_write = [pc, last].into_iter().any(|addr| self.window.permissions(addr) & WRITE != 0);
-            return if may_write { OwnStores::Compare } else { OwnStores::Ignore };
+        let ends = |(pc, source): &(u64, Source)| [*pc, pc + source.bytes.len() as u64 - 1];
+        let ends = || sources.iter().flat_map(ends);
+        // A store to a page that may not be written is the guest's fault. The block dies if the
+        // permissions change.
+        let is_shared = ends().any(|addr| !self.cache.tracker().aliases(GuestAddr(addr)).is_empty());
+        if !is_shared && !ends().any(|addr| self.window.permissions(addr) & WRITE != 0) {
+            return OwnStores::Ignore;
+        }
+        if !is_shared && sources.len() == 1 {
+            return OwnStores::Compare;
         }
         NonNull::new(ticket.stale_flag().cast_mut().cast()).map_or(OwnStores::Compare, OwnStores::Poll)
     }
 
-    /// Reads the block at `hart.pc` under a ticket, and makes or revives a payload with its
-    /// entries. If that is impossible now, the interpreter runs for a while.
+    /// The blocks to compile together with the one at `pc`.
+    fn region(&mut self, pc: u64) -> Vec<u64> {
+        // A listener that wants blocks gets each of its own.
+        if self.wants_blocks() {
+            return vec![pc];
+        }
+        let mut pin = self.vcpu.pin();
+        region::plan(pc, |pc| {
+            let entry = pin.lookup_shared(decoded_key(pc))?;
+            // SAFETY: the entry of a decoded key is its payload's block, which the pin keeps alive.
+            let (block, must_ask) = unsafe { DecodedBlock::of_entry(entry) };
+            (!must_ask).then(|| block.known())
+        })
+    }
+
+    /// Reads the blocks at `starts` under a ticket of the first. If a page of theirs is
+    /// self-checking, only the first.
+    fn read(&self, key: Key, starts: &[u64]) -> Result<Read, ReadError> {
+        let mut ticket = self.cache.begin(key);
+        let mut sources = Vec::with_capacity(starts.len());
+        for &pc in starts {
+            match source::read(&mut ticket, &self.window, pc, starts) {
+                Ok(source) => {
+                    // These pages were claimed, so this succeeds.
+                    ticket.add_source(GuestAddr(pc), &source.bytes).map_err(|_| ReadError::Busy)?;
+                    sources.push((pc, source));
+                }
+                Err(error) if sources.is_empty() => return Err(error),
+                Err(_) => return self.read(key, &starts[..1]),
+            }
+            if starts.len() > 1 && ticket.needs_check() {
+                return self.read(key, &starts[..1]);
+            }
+        }
+        Ok((ticket, sources))
+    }
+
+    /// Reads the block at `hart.pc`, or the region to compile from there, under a ticket, and makes
+    /// or revives a payload with its entries. If that is impossible now, the interpreter runs for a
+    /// while.
     fn make(&mut self, hart: &mut Hart, compile: bool) -> Step {
         let pc = hart.pc;
-        let key = if compile { compiled_key(pc) } else { decoded_key(pc) };
-        let mut ticket = self.cache.begin(key);
-        let source = match source::read(&mut ticket, &self.window, pc) {
-            Ok(source) => source,
+        let (key, starts) = if compile { (compiled_key(pc), self.region(pc)) } else { (decoded_key(pc), vec![pc]) };
+        let (mut ticket, mut sources) = match self.read(key, &starts) {
+            Ok(read) => read,
             Err(ReadError::Fetch(trap)) => return Step::Exit(Exit::Trap(trap)),
             Err(ReadError::Busy) => return self.interpret(hart),
         };
-        // These pages were claimed, so this succeeds.
-        let Ok(()) = ticket.add_source(GuestAddr(pc), &source.bytes) else { return self.interpret(hart) };
-        let own_stores = self.own_stores(&mut ticket, pc, &source);
-        ticket.set_options(own_stores.kind());
+        let own_stores = self.own_stores(&mut ticket, &sources);
+        // A region has no self-checking entry.
+        ticket.set_options(own_stores.kind() << 1 | u64::from(sources.len() > 1));
         match ticket.revive() {
             Ok(None) => {
                 self.recorder.iter().for_each(|recorder| recorder.revived(pc, compile));
@@ -165,10 +211,12 @@ impl EngineExecutor {
             Ok(Some(unmade)) => ticket = unmade,
             Err(_) => return self.refused(hart),
         }
-        let (len_bytes, bytes) = (source.bytes.len(), self.wants_blocks().then(|| source.bytes.clone()));
+        let ranges: Vec<(u64, usize)> = sources.iter().map(|(pc, source)| (*pc, source.bytes.len())).collect();
+        let bytes = self.wants_blocks().then(|| sources[0].1.bytes.clone());
         let made = if compile {
-            self.compile(&mut ticket, pc, &source, own_stores)
+            self.compile(&mut ticket, &sources, own_stores)
         } else {
+            let (pc, source) = sources.swap_remove(0);
             Some(decoded(pc, source, own_stores))
         };
         // Without memory for code the guest goes on, interpreted for a while.
@@ -176,7 +224,7 @@ impl EngineExecutor {
         count(if compile { &self.counters.blocks_compiled } else { &self.counters.blocks_decoded });
         if let Some(recorder) = &self.recorder {
             let _alive = self.vcpu.pin();
-            recorder.made(pc, len_bytes);
+            ranges.iter().for_each(|&(pc, len_bytes)| recorder.made(pc, len_bytes));
             bytes.iter().for_each(|bytes| recorder.translated(pc, bytes, payload.compiled(), ticket.needs_check()));
         }
         ticket.set_payload_bytes(payload.owned_bytes());
@@ -208,21 +256,22 @@ impl EngineExecutor {
     fn compile(
         &mut self,
         ticket: &mut Ticket<Payload>,
-        pc: u64,
-        source: &Source,
+        sources: &[(u64, Source)],
         own_stores: OwnStores,
     ) -> Option<(Entry, Payload)> {
         // Without tracking a page becomes self-checking only while a write to it is announced.
-        let bytes = (self.mode != Mode::None || ticket.needs_check()).then_some(&*source.bytes);
-        let options = BlockOptions { own_stores, source: bytes };
-        let placed = source.placed(pc);
+        let checks = sources.len() == 1 && (self.mode != Mode::None || ticket.needs_check());
+        let source = checks.then_some(&*sources[0].1.bytes);
+        let stale_flag = NonNull::new(ticket.stale_flag().cast_mut().cast());
+        let options = BlockOptions { own_stores, stale_flag, source };
+        let blocks: Vec<Block> = sources.iter().map(|(pc, source)| source.placed(*pc)).collect();
         let (space, translator) = self.compiler.as_mut()?;
         let mut link = |pc| NonNull::new(ticket.link(compiled_key(pc)).ok()?.cast_mut());
-        let mut block = translator.compile(&placed, &options, &mut link);
+        let mut block = translator.compile(&blocks, &options, &mut link);
         if let Err(TranslateError::NoCodeMemory(_)) = block {
             // Memory that other harts are still in is free only for a later attempt.
             self.cache.evict(space.buffer().executable().len() / EVICTED_SHARE);
-            block = translator.compile(&placed, &options, &mut link);
+            block = translator.compile(&blocks, &options, &mut link);
         }
         let block = block.ok()?;
         let plain = block.entry();

@@ -17,7 +17,8 @@
 //! costs about 100 us.
 //!
 //! A decoded block and a compiled one of the same pc are two blocks of the cache with two keys. A
-//! write to their bytes kills both, and the new bytes are decoded afresh. If the guest writes to a
+//! compiled one may be a region: it holds copies of the hot blocks around it too. A write to their
+//! bytes kills both, and the new bytes are decoded afresh. If the guest writes to a
 //! page all the time, for instance to data beside code, its blocks stay valid and compare their
 //! bytes at each entry.
 //!
@@ -35,6 +36,7 @@
 //! | `payload` | the blocks of the cache, and their keys |
 //! | `maintenance` | the thread that maintains the tracker |
 //! | `recorder` | the reports of translations and writes to the listeners |
+//! | `region` | the blocks that are compiled together |
 //! | `interpret` | runs instructions without host code |
 //! | `observer` | reports Linux's changes of memory to the tracker |
 //! | `executor` | the dispatcher of one hart |
@@ -49,6 +51,7 @@ mod maintenance;
 mod observer;
 mod payload;
 mod recorder;
+mod region;
 mod source;
 mod threaded;
 mod tier0;

@@ -9,7 +9,7 @@ use crate::memory::window::PAGE_LEN_BYTES;
 use crate::riscv::fetch::fetch;
 use crate::riscv::inst::Inst;
 use crate::riscv::trap::Trap;
-use crate::translate::ends_block;
+use crate::translate::{Block, ends_block};
 
 /// The most instructions of a block.
 pub(super) const MAX_INSTS: usize = 64;
@@ -34,7 +34,7 @@ pub(super) enum ReadError {
 
 impl Source {
     /// Its instructions with their addresses, for a block at `pc`.
-    pub(super) fn placed(&self, pc: u64) -> Vec<(u64, Inst)> {
+    pub(super) fn placed(&self, pc: u64) -> Block {
         let mut next = pc;
         let place = |&inst: &Inst| {
             let at = next;
@@ -50,10 +50,15 @@ impl Source {
     }
 }
 
-/// Reads the block at `pc`: over page boundaries up to the first instruction that may jump, at most
-/// [`MAX_INSTS`] instructions. Each aligned chunk is read once, after its page was claimed, so the
+/// Reads the block at `pc`: over page boundaries up to the first instruction that may jump or to the
+/// start of another block in `starts`, at most [`MAX_INSTS`] instructions. Each aligned chunk is read once, after its page was claimed, so the
 /// instructions and the bytes come from the same reads.
-pub(super) fn read<P: Payload>(ticket: &mut Ticket<P>, window: &Window, pc: u64) -> Result<Source, ReadError> {
+pub(super) fn read<P: Payload>(
+    ticket: &mut Ticket<P>,
+    window: &Window,
+    pc: u64,
+    starts: &[u64],
+) -> Result<Source, ReadError> {
     let mut reader = Reader { ticket, window, first: pc & !(FETCH_BYTES - 1), chunks: Vec::with_capacity(8) };
     let (mut insts, mut end) = (Vec::with_capacity(16), pc);
     while insts.len() < MAX_INSTS {
@@ -61,7 +66,7 @@ pub(super) fn read<P: Payload>(ticket: &mut Ticket<P>, window: &Window, pc: u64)
             Ok(inst) => {
                 insts.push(inst);
                 end = end.wrapping_add(u64::from(inst.len));
-                if ends_block(inst.op) {
+                if ends_block(inst.op) || starts.contains(&end) {
                     break;
                 }
             }

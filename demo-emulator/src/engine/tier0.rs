@@ -27,13 +27,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use codewarden::{Entry, Link};
 
+use super::region::Known;
 use super::source::Source;
 use super::threaded::{End, OwnBytes, ThreadedBlock};
 use crate::hart::Hart;
 use crate::memory::Window;
 use crate::riscv::decode::decode;
 use crate::riscv::inst::Inst;
-use crate::translate::OwnStores;
+use crate::translate::{OwnStores, Targets};
 
 /// The bit of an entry that asks for a check.
 const CHECK: usize = 1;
@@ -162,6 +163,14 @@ impl DecodedBlock {
     /// Counts a run; returns the count before it.
     pub(super) fn count_run(&self) -> u32 {
         count(&self.runs)
+    }
+
+    /// What is known of it, for the choice of a region.
+    pub(super) fn known(&self) -> Known {
+        let before: u64 = self.source.insts.iter().rev().skip(1).map(|inst| u64::from(inst.len)).sum();
+        let targets = self.source.insts.last().map(|last| Targets::of(self.start + before, last));
+        let runs = self.runs.load(Ordering::Relaxed);
+        Known { runs, insts: self.source.insts.len(), targets: targets.unwrap_or_default() }
     }
 
     /// Compares the guest's bytes with those that the block was made from.

@@ -1,12 +1,14 @@
-//! The exits of a block: jumps to other blocks, and returns to the dispatcher.
+//! The end of a block: ways to other blocks, in the region or outside, and returns to the dispatcher.
 
 use codewarden::FRONT_SLOTS;
-use cranelift_codegen::ir::{self, AbiParam, InstBuilder, Signature, Value, types};
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Value, types};
 use cranelift_codegen::isa::CallConv;
 
 use super::entry::ExitReason;
 use super::lower::emitter::{Emitter, HOST};
 use super::lower::field;
+use super::region::is_backward;
 use crate::riscv::inst::{Inst, Op};
 
 /// Whether this operation ends a block; any other may stand anywhere.
@@ -15,7 +17,7 @@ pub fn ends_block(op: Op) -> bool {
     matches!(op, Jal | Jalr | Beq | Bne | Blt | Bge | Bltu | Bgeu | Fence_i | Ecall | Ebreak | Illegal)
 }
 
-/// The signature of every block: hart and base; returns the reason.
+/// The signature of every region: hart and base; returns the reason.
 pub(super) fn signature() -> Signature {
     let mut signature = Signature::new(CallConv::Tail);
     signature.params.extend([AbiParam::new(types::I64), AbiParam::new(types::I64)]);
@@ -24,16 +26,16 @@ pub(super) fn signature() -> Signature {
 }
 
 impl Emitter<'_> {
-    /// The last instruction of a block and the exits after it.
-    pub(super) fn end_block(&mut self, pc: u64, inst: &Inst) {
+    /// The last instruction of a block and the ways on from it. `returns`: the addresses in the
+    /// region that a return probably leads to.
+    pub(super) fn end_block(&mut self, pc: u64, inst: &Inst, returns: &[u64]) {
         let next = pc.wrapping_add(u64::from(inst.len));
         let target = pc.wrapping_add(inst.imm as i64 as u64);
         match inst.op {
             Op::Jal => {
                 let link = self.constant(next);
                 self.set_x(inst.rd, link);
-                self.flush();
-                self.exit_direct(target, target <= pc);
+                self.go(pc, target);
             }
             Op::Jalr => {
                 let base = self.x(inst.rs1);
@@ -41,39 +43,63 @@ impl Emitter<'_> {
                 let target = self.builder.ins().band_imm_s(target, !1);
                 let link = self.constant(next);
                 self.set_x(inst.rd, link);
-                self.flush();
+                for &back in returns {
+                    let leads_there = self.builder.ins().icmp_imm_u(IntCC::Equal, target, back as i64);
+                    let (there, on) = (self.builder.create_block(), self.builder.create_block());
+                    self.builder.ins().brif(leads_there, there, &[], on, &[]);
+                    self.builder.switch_to_block(there);
+                    self.go(pc, back);
+                    self.builder.switch_to_block(on);
+                }
                 self.exit_indirect(target);
             }
             Op::Fence_i => {
                 self.builder.ins().fence();
-                self.flush();
+                self.store_dirty();
                 self.set_pc(next);
                 self.leave(ExitReason::FenceI);
             }
             Op::Ecall | Op::Ebreak | Op::Illegal => {
-                self.flush();
+                self.store_dirty();
                 self.set_pc(pc);
                 self.leave(ExitReason::Trap);
             }
             _ => {
                 let taken = self.branch_condition(inst);
-                self.flush();
                 let (then, otherwise) = (self.builder.create_block(), self.builder.create_block());
                 self.builder.ins().brif(taken, then, &[], otherwise, &[]);
                 self.builder.switch_to_block(then);
-                self.exit_direct(target, target <= pc);
+                self.go(pc, target);
                 self.builder.switch_to_block(otherwise);
-                self.exit_direct(next, false);
+                self.go(pc, next);
             }
         }
     }
 
-    /// Goes to a constant address through the cell of its block. Registers are in the hart.
-    pub(super) fn exit_direct(&mut self, target: u64, backward: bool) {
-        self.set_pc(target);
-        if backward {
-            self.poll();
+    /// Goes from the instruction at `pc` to a constant address, in the region or outside.
+    pub(super) fn go(&mut self, pc: u64, target: u64) {
+        let backward = is_backward(pc, target);
+        match self.labels.get(&target).copied() {
+            Some((label, dirty)) => {
+                if backward {
+                    self.poll_within(target);
+                }
+                self.store_dirty_but(dirty);
+                self.builder.ins().jump(label, &[]);
+            }
+            None => {
+                self.store_dirty();
+                self.set_pc(target);
+                if backward {
+                    self.poll();
+                }
+                self.exit_direct(target);
+            }
         }
+    }
+
+    /// Goes to a constant address through the cell of its block. The hart is up to date.
+    fn exit_direct(&mut self, target: u64) {
         match (self.link)(target) {
             Some(cell) => {
                 let cell = self.constant(cell.as_ptr() as u64);
@@ -83,23 +109,19 @@ impl Emitter<'_> {
         }
     }
 
-    /// Goes through the front's slot for `target`. Registers are in the hart.
+    /// Goes through the front's slot for `target`.
     fn exit_indirect(&mut self, target: Value) {
+        self.store_dirty();
         self.builder.ins().store(HOST, target, self.hart, field::PC);
         self.poll();
-        let (hit, miss) = (self.builder.create_block(), self.builder.create_block());
-        self.builder.set_cold_block(miss);
         let front = self.builder.ins().load(types::I64, HOST, self.hart, field::FRONT);
         // `Key::front_index`; slots have 16 bytes.
         let row = self.builder.ins().ishl_imm_u(target, 3);
         let row = self.builder.ins().band_imm_u(row, (FRONT_SLOTS as i64 - 1) << 4);
         let row = self.builder.ins().iadd(front, row);
         let pc = self.builder.ins().load(types::I64, HOST, row, 0);
-        let same = self.builder.ins().icmp(ir::condcodes::IntCC::Equal, pc, target);
-        self.builder.ins().brif(same, hit, &[], miss, &[]);
-        self.builder.switch_to_block(miss);
-        self.leave(ExitReason::IndirectMiss);
-        self.builder.switch_to_block(hit);
+        let differs = self.builder.ins().icmp(IntCC::NotEqual, pc, target);
+        self.rarely(differs, |this| this.leave(ExitReason::IndirectMiss));
         let cell = self.builder.ins().load(types::I64, HOST, row, 8);
         self.jump_through(cell);
     }
@@ -110,12 +132,39 @@ impl Emitter<'_> {
         self.builder.ins().return_call_indirect(signature, code, &[self.hart, self.base]);
     }
 
-    /// Leaves if the hart was asked to. The pc is in the hart.
+    /// Leaves if the hart was asked to. The hart is up to date, with its pc.
     fn poll(&mut self) {
+        let request = self.exit_request();
+        self.rarely(request, |this| this.leave(ExitReason::Interrupted));
+    }
+
+    /// Before a jump backward within the region: leaves at `target` if the hart was asked to. If the
+    /// region was overwritten, goes on through the cell.
+    fn poll_within(&mut self, target: u64) {
+        let request = self.exit_request();
+        let stale = self.environment.stale_flag.map(|flag| {
+            let flag = self.constant(flag.as_ptr() as u64);
+            self.builder.ins().load(types::I8, HOST, flag, 0)
+        });
+        let either = stale.map_or(request, |stale| self.builder.ins().bor(request, stale));
+        self.rarely(either, |this| {
+            this.store_dirty();
+            this.set_pc(target);
+            if stale.is_some() {
+                let request = this.exit_request();
+                let (asked, overwritten) = (this.builder.create_block(), this.builder.create_block());
+                this.builder.ins().brif(request, asked, &[], overwritten, &[]);
+                this.builder.switch_to_block(overwritten);
+                this.exit_direct(target);
+                this.builder.switch_to_block(asked);
+            }
+            this.leave(ExitReason::Interrupted);
+        });
+    }
+
+    fn exit_request(&mut self) -> Value {
         // A request that comes later must be seen: no earlier load may serve for this one.
         self.builder.ins().sequence_point();
-        let request = self.builder.ins().load(types::I8, HOST, self.hart, field::EXIT_REQUEST);
-        let (asked, on) = (self.builder.create_block(), self.builder.create_block());
-        self.leave_if(request, asked, on, ExitReason::Interrupted);
+        self.builder.ins().load(types::I8, HOST, self.hart, field::EXIT_REQUEST)
     }
 }

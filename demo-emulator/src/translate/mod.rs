@@ -1,56 +1,75 @@
-//! Compiles guest blocks into host code, by Cranelift.
+//! Compiles hot guest code into host code, by Cranelift.
 //!
-//! A [`Translator`] turns decoded instructions into a [`CompiledBlock`]. The block's memory comes
-//! from a codewarden code buffer and goes back there when the block is dropped. The engine decides
-//! which code to translate; the code cache holds the blocks.
+//! # The tiers, and why
+//!
+//! Most guest code runs a few times. To compile a block costs as much as to interpret it hundreds
+//! of times, so first the engine interprets, then it keeps the decoded instructions (tier 0), and
+//! it asks the compiler only for a block that tier 0 has run often.
+//!
+//! A hot block alone is still slow code: it would load its registers from the hart, store them and
+//! jump, every few instructions. So the compiler gets a **region**: the hot block and the warm ones
+//! around it, as far as constant targets lead (loops, both ways of a branch, called functions). The
+//! region becomes one host function that is entered at the hot block. All its blocks are read under
+//! one ticket of codewarden, so a write to any of them ends the region. A block alone is a region of
+//! one. Only such a region has a self-checking entry; on pages that the guest writes to all the
+//! time, regions have one block.
+//!
+//! A [`Translator`] turns the blocks into a [`CompiledBlock`]. Its memory comes from a codewarden
+//! code buffer and goes back there when it is dropped.
 //!
 //! # How compiled code runs
 //!
-//! [`CodeSpace::enter`] calls a block; blocks jump to each other, and the last one returns an
+//! [`CodeSpace::enter`] calls a region; regions jump to each other, and the last one returns an
 //! [`ExitReason`]. For every reason, the hart's registers are then the guest's at `hart.pc`.
 //!
 //! - A **direct exit** stores the next pc, loads the target's *entry cell*, whose address is a
-//!   constant, and jumps to the host code that the cell holds. Killing a block is one store to its
-//!   cell and reaches every link. The cell of no block holds code that returns.
-//! - An **indirect jump** probes the hart's own direct-mapped
-//!   front of the code cache ([`codewarden::FrontSlot`], its keys guest pcs).
-//! - A backward or indirect jump **polls** `hart.exit_request` first.
+//!   constant, and jumps to the host code that the cell holds. Killing a region is one store to its
+//!   cell and reaches every link. The cell of no region holds code that returns.
+//! - An **indirect jump** probes the hart's own direct-mapped front of the code cache
+//!   ([`codewarden::FrontSlot`], its keys guest pcs). A return is first compared with the return
+//!   addresses of the region's calls that may have led to it.
+//! - A backward or indirect jump **polls** `hart.exit_request` first. Within the region it also polls
+//!   the stale flag, since a kill cannot stop a loop inside; if the flag is set, the jump goes through
+//!   the target's cell.
 //! - A **fault** of a guest access is a host SIGSEGV or SIGBUS. If an inline check refuses an
 //!   instruction (an address beyond the window, a misaligned atomic, a rounding mode that does not
-//!   exist), the code runs an instruction that does not exist (`ud2`, `udf`). The signal handler finds the guest pc by the host pc and
-//!   returns from `enter` with [`ExitReason::Fault`]. The instruction has had no effect: to learn
-//!   the reason, the caller runs the interpreter on it.
+//!   exist), the code runs an instruction that does not exist (`ud2`, `udf`). The signal handler
+//!   finds the guest pc by the host pc and returns from `enter` with [`ExitReason::Fault`]. The
+//!   instruction has had no effect: to learn the reason, the caller runs the interpreter on it.
 //!
-//! # Entries and the block's own stores
+//! # The block's own stores
 //!
-//! A block has two entries. The **plain** one is for pages that are protected.
-//! The **self-checking** one compares the guest's bytes with the snapshot that the block
-//! was made from, on a page that the guest may write at any time (`check`).
-//!
-//! A block ends after a store that hits its own bytes, in every state of its page: see
-//! [`OwnStores`].
+//! The **plain** entry is for pages that are protected. The **self-checking** one compares the
+//! guest's bytes with the snapshot that the block was made from, on a page that the guest may write
+//! at any time (`check`). After a store that may have hit its own bytes, a region leaves before the
+//! next instruction: see [`OwnStores`].
 //!
 //! # Registers
 //!
-//! Within a block guest registers are SSA values, loaded from the hart at the first use. Changed
-//! ones are stored back before each point that can leave the block: guest accesses, helpers that
-//! may trap, exits. A `sequence_point`, which is no code, follows each guest access. It stops
-//! Cranelift from folding a load into a later instruction, which would make it fault with the wrong
-//! pc, and from leaving out accesses whose only effect is their fault.
+//! Within a region guest registers are variables of Cranelift, loaded from the hart at the entry if
+//! they matter there. Changed ones are stored back before each point that can leave the region:
+//! guest accesses, helpers, exits; `region` finds out which may be changed at the start of each
+//! block. Base addresses are tested once for accesses close to each other (`lower::near`). The hart
+//! and the window's base are the parameters of every region, so they stay in registers.
+//!
+//! A `sequence_point`, which is no code, follows each guest access. It stops Cranelift from folding
+//! a load into a later instruction, which would make it fault with the wrong pc, and from leaving
+//! out accesses whose only effect is their fault.
 //!
 //! | file | contents |
 //! |---|---|
 //! | `error` | the reasons why a block cannot be compiled |
 //! | `fault_index` | the index from a faulting host pc to the guest's pc |
-//! | `options` | the options of a block |
+//! | `options` | the options of a region |
 //! | `entry` | calls compiled code from Rust, and returns |
 //! | `check`, `check_aarch64` | the self-checking entry, on each host |
 //! | `code_space` | the instruction set, code buffer and window that all translators share |
-//! | `compiled` | a block's host code |
+//! | `compiled` | a region's host code |
 //! | `lower` | the effect of each instruction in Cranelift's terms |
 //! | `disasm` | listings of guest and host code |
-//! | `exits` | the exits of a block |
-//! | `translator` | compiles one block |
+//! | `exits` | the end of a block: ways within the region and out of it |
+//! | `region` | the control flow of a region |
+//! | `translator` | compiles one region |
 
 #[cfg_attr(target_arch = "aarch64", path = "check_aarch64.rs")]
 mod check;
@@ -63,6 +82,7 @@ mod exits;
 mod fault_index;
 mod lower;
 mod options;
+mod region;
 mod translator;
 
 pub use code_space::CodeSpace;
@@ -72,6 +92,7 @@ pub use error::TranslateError;
 pub use exits::ends_block;
 pub use lower::emitter::LinkTo;
 pub use options::{BlockOptions, OwnStores};
+pub use region::{Block, Targets};
 pub use translator::Translator;
 
 #[cfg(test)]

@@ -28,12 +28,16 @@ impl OwnStores {
     }
 }
 
-/// How a block is to be compiled.
+/// How a region is to be compiled.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BlockOptions<'a> {
-    /// The reaction to its own stores.
+    /// The reaction to its own stores. [`OwnStores::Compare`] is for a region of one block.
     pub own_stores: OwnStores,
+    /// The byte that says that the region was overwritten
+    /// ([`codewarden::Ticket::stale_flag`]), polled in loops. Without it a loop sees that only when
+    /// it leaves the region. The byte must stay in place as long as the region can run.
+    pub stale_flag: Option<NonNull<AtomicU8>>,
     /// The guest bytes that the instructions were decoded from, at the first one's address. With
-    /// them the block gets a self-checking entry.
+    /// them the region, which has one block then, gets a self-checking entry.
     pub source: Option<&'a [u8]>,
 }

@@ -1,4 +1,4 @@
-//! Compiles one basic block.
+//! Compiles one region.
 //!
 //! # Safety
 //!
@@ -21,7 +21,8 @@ use super::error::TranslateError;
 use super::exits::{ends_block, signature};
 use super::fault_index::{FaultPoint, FaultTable};
 use super::lower::emitter::{Emitter, Environment, LinkTo};
-use super::options::BlockOptions;
+use super::options::{BlockOptions, OwnStores};
+use super::region::{Block, Region};
 use crate::riscv::inst::Inst;
 
 /// Compiles blocks; each compiling thread has one.
@@ -43,9 +44,8 @@ impl Translator {
         Self { space, context: Context::new(), builder_context: FunctionBuilderContext::new() }
     }
 
-    /// Compiles one block: instructions with their addresses. Only the last may be one that
-    /// [`ends_block`]; if it is not, the block continues at the next instruction. `link` gives the
-    /// cell of the block at a pc; without one the exit leads to the dispatcher.
+    /// Compiles the region of these blocks, which is entered at the first. `link` gives the cell of
+    /// the block at a pc outside; without one the exit leads to the dispatcher.
     ///
     /// # Errors
     ///
@@ -53,16 +53,18 @@ impl Translator {
     /// others.
     pub fn compile(
         &mut self,
-        insts: &[(u64, Inst)],
+        blocks: &[Block],
         options: &BlockOptions,
         link: LinkTo,
     ) -> Result<CompiledBlock, TranslateError> {
-        if insts.is_empty() {
+        if blocks.is_empty() || blocks.iter().any(Vec::is_empty) {
             return Err(TranslateError::Empty);
         }
+        debug_assert!(blocks.len() == 1 || options.source.is_none() && options.own_stores != OwnStores::Compare);
+        let insts: Vec<(u64, Inst)> = blocks.iter().flatten().copied().collect();
         let kept: Box<[Inst]> = insts.iter().map(|&(_, inst)| inst).collect();
         self.context.clear();
-        self.build(insts, &kept, options, link);
+        self.build(&Region::new(blocks), &kept, options, link);
 
         let start = insts[0].0;
         let check = options
@@ -77,7 +79,7 @@ impl Translator {
         module.finalize_definitions()?;
         let place_taken = place.lock().unwrap_or_else(PoisonError::into_inner).take();
         let place = place_taken.ok_or_else(|| TranslateError::Compile("the module took no memory".into()))?;
-        let mut points = self.fault_points(insts);
+        let mut points = self.fault_points(&insts);
         let check = check.map(|check| {
             let at = check.insts(place.behind());
             place.put_behind(&check.placed(at.start));
@@ -93,25 +95,26 @@ impl Translator {
         Ok(CompiledBlock { space: Arc::clone(&self.space), code, entry, function_bytes, check, faults, insts: kept })
     }
 
-    fn build(&mut self, insts: &[(u64, Inst)], kept: &[Inst], options: &BlockOptions, link: LinkTo) {
+    fn build(&mut self, region: &Region<'_>, kept: &[Inst], options: &BlockOptions, link: LinkTo) {
         self.context.func.signature = signature();
         let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder_context);
-        let end = insts.last().map_or(0, |&(pc, inst)| pc.wrapping_add(u64::from(inst.len)));
-        let own_bytes = insts.first().map_or(0..0, |&(pc, _)| pc..end);
-        let environment = Environment::new(&self.space, own_bytes, options);
-        let mut emitter = Emitter::new(builder, environment, link);
-        for (index, (&(pc, inst), kept)) in insts.iter().zip(kept).enumerate() {
-            if ends_block(inst.op) {
-                debug_assert!(index + 1 == insts.len(), "{inst:?} stands within a block");
-                emitter.end_block(pc, &inst);
-                emitter.finish(self.space.isa.0.frontend_config());
-                return;
+        let environment = Environment::new(&self.space, region.nodes[0].bytes(), options);
+        let mut emitter = Emitter::new(builder, environment, link, region);
+        for node in &region.nodes {
+            emitter.begin(node);
+            let &(mut pc, mut last) = &node.insts[0];
+            for (index, kept) in (node.first_index..).zip(&kept[node.first_index as usize..][..node.insts.len()]) {
+                (pc, last) = node.insts[(index - node.first_index) as usize];
+                if !ends_block(last.op) {
+                    emitter.lower(index, pc, kept);
+                }
             }
-            emitter.lower(index as u32, pc, kept);
+            if ends_block(last.op) {
+                emitter.end_block(pc, &last, &node.returns);
+            } else {
+                emitter.go(pc, pc.wrapping_add(u64::from(last.len)));
+            }
         }
-        emitter.flush();
-        // Straight on: never backward.
-        emitter.exit_direct(end, false);
         emitter.finish(self.space.isa.0.frontend_config());
     }
 

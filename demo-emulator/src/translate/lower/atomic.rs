@@ -49,8 +49,6 @@ impl Emitter<'_> {
         self.builder.ins().brif(holds, attempt, &[], done, &[BlockArg::Value(one)]);
 
         self.builder.switch_to_block(attempt);
-        // What is tested here is not tested on the other way.
-        let near = self.near;
         let expected = self.builder.ins().load(width, HOST, self.hart, field::RESERVATION_VALUE);
         let seen = self.may_fault(index, |this| {
             let host = this.host_address(inst, addr);
@@ -60,7 +58,6 @@ impl Emitter<'_> {
         let differs = self.builder.ins().uextend(types::I64, differs);
         self.builder.ins().jump(done, &[BlockArg::Value(differs)]);
 
-        self.near = near;
         self.builder.switch_to_block(done);
         let free = self.builder.ins().iconst(types::I8, 0);
         self.builder.ins().store(HOST, free, self.hart, field::RESERVED);

@@ -1,7 +1,9 @@
 //! A function that is being built: its guest registers, its constants, its exits.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicU8;
 
 use codewarden::EntryCell;
 use cranelift_codegen::ir::{Block, InstBuilder, MemFlagsData, SourceLoc, TrapCode, Value, types};
@@ -11,10 +13,13 @@ use cranelift_frontend::FunctionBuilder;
 use super::super::code_space::CodeSpace;
 use super::super::entry::ExitReason;
 use super::super::options::{BlockOptions, OwnStores};
+use super::effects::Masks;
 use super::field;
 use super::near::Near;
+use super::registers::Registers;
 use crate::memory::Window;
 use crate::memory::window::WINDOW_LEN_BYTES;
+use crate::translate::region::{Node, Region};
 
 /// The emulator's own memory: aligned, never faults.
 pub(crate) const HOST: MemFlagsData = MemFlagsData::trusted();
@@ -39,6 +44,8 @@ pub(crate) struct Environment {
     /// One past the last.
     pub(super) end: u64,
     pub(super) own_stores: OwnStores,
+    /// Not 0 if the region was overwritten.
+    pub(crate) stale_flag: Option<NonNull<AtomicU8>>,
     pub(super) has_fma: bool,
 }
 
@@ -51,51 +58,13 @@ impl Environment {
             start: own_bytes.start,
             end: own_bytes.end,
             own_stores: options.own_stores,
+            stale_flag: options.stale_flag,
             has_fma: space.has_fma,
         }
     }
 }
 
-/// The registers of one of the two files.
-pub(super) struct Registers {
-    /// Offset of the first in the hart.
-    offset: i32,
-    pub(super) values: [Option<Value>; 32],
-    /// Registers that the hart does not have yet.
-    dirty: u32,
-}
-
-impl Registers {
-    fn new(offset: i32) -> Self {
-        Self { offset, values: [None; 32], dirty: 0 }
-    }
-
-    pub(super) fn offset_of(&self, register: u8) -> i32 {
-        self.offset + i32::from(register) * field::REGISTER_BYTES
-    }
-
-    pub(super) fn get(&mut self, register: u8, hart: Value, builder: &mut FunctionBuilder) -> Value {
-        let offset = self.offset_of(register);
-        *self.values[usize::from(register)].get_or_insert_with(|| builder.ins().load(types::I64, HOST, hart, offset))
-    }
-
-    pub(super) fn set(&mut self, register: u8, value: Value) {
-        self.values[usize::from(register)] = Some(value);
-        self.dirty |= 1 << register;
-    }
-
-    fn flush(&mut self, hart: Value, builder: &mut FunctionBuilder) {
-        while self.dirty != 0 {
-            let register = self.dirty.trailing_zeros() as u8;
-            self.dirty &= self.dirty - 1;
-            if let Some(value) = self.values[usize::from(register)] {
-                builder.ins().store(HOST, value, hart, self.offset_of(register));
-            }
-        }
-    }
-}
-
-/// Builds a function, instruction by instruction.
+/// Builds the function of a region, instruction by instruction.
 pub(crate) struct Emitter<'a> {
     pub(crate) builder: FunctionBuilder<'a>,
     pub(crate) hart: Value,
@@ -106,17 +75,44 @@ pub(crate) struct Emitter<'a> {
     pub(super) f: Registers,
     /// Which integer registers are known to hold addresses in or near the window.
     pub(super) near: Near,
-    pub(super) environment: Environment,
+    /// The code of each block of the region, by its address, and the registers that may be dirty
+    /// there.
+    pub(crate) labels: HashMap<u64, (Block, Masks)>,
+    pub(crate) environment: Environment,
 }
 
 impl<'a> Emitter<'a> {
-    pub(crate) fn new(mut builder: FunctionBuilder<'a>, environment: Environment, link: LinkTo<'a>) -> Self {
+    /// At the entry of the function: loads the registers that the region needs.
+    pub(crate) fn new(
+        mut builder: FunctionBuilder<'a>,
+        environment: Environment,
+        link: LinkTo<'a>,
+        region: &Region<'_>,
+    ) -> Self {
         let entry = builder.create_block();
         builder.append_block_params_for_function_params(entry);
         builder.switch_to_block(entry);
         let (hart, base) = (builder.block_params(entry)[0], builder.block_params(entry)[1]);
-        let (x, f) = (Registers::new(field::X), Registers::new(field::F));
-        Self { builder, hart, base, link, x, f, near: Near::new(), environment }
+        let (mut x, mut f) = (Registers::new(field::X, types::I64), Registers::new(field::F, types::F64));
+        for register in 0..32 {
+            if region.needed.x & 1 << register != 0 {
+                x.load(register, hart, &mut builder);
+            }
+            if region.needed.f & 1 << register != 0 {
+                f.load(register, hart, &mut builder);
+            }
+        }
+        let label = |node: &Node<'_>| (node.start(), (builder.create_block(), node.dirty));
+        let labels: HashMap<u64, (Block, Masks)> = region.nodes.iter().map(label).collect();
+        builder.ins().jump(labels[&region.nodes[0].start()].0, &[]);
+        Self { builder, hart, base, link, x, f, near: Near::new(), labels, environment }
+    }
+
+    /// Goes on at the start of a block of the region.
+    pub(crate) fn begin(&mut self, node: &Node<'_>) {
+        self.builder.switch_to_block(self.labels[&node.start()].0);
+        (self.x.dirty, self.f.dirty) = (node.dirty.x, node.dirty.f);
+        self.near = node.near;
     }
 
     pub(crate) fn finish(mut self, config: TargetFrontendConfig) {
@@ -126,29 +122,39 @@ impl<'a> Emitter<'a> {
 
     /// An integer register's value.
     pub(crate) fn x(&mut self, register: u8) -> Value {
-        if register == 0 { self.constant(0) } else { self.x.get(register, self.hart, &mut self.builder) }
+        if register == 0 { self.constant(0) } else { self.x.get(register, &mut self.builder) }
     }
 
     pub(crate) fn set_x(&mut self, register: u8, value: Value) {
         if register != 0 {
-            self.x.set(register, value);
-            self.near.forget(register);
+            self.x.set(register, value, &mut self.builder);
         }
     }
 
-    /// A floating-point register's 64 bits.
+    /// A floating-point register's value as a double.
     pub(super) fn f(&mut self, register: u8) -> Value {
-        self.f.get(register, self.hart, &mut self.builder)
+        self.f.get(register, &mut self.builder)
     }
 
-    pub(super) fn set_f(&mut self, register: u8, bits: Value) {
-        self.f.set(register, bits);
+    pub(super) fn set_f(&mut self, register: u8, value: Value) {
+        self.f.set(register, value, &mut self.builder);
+    }
+
+    /// Stores to the hart the registers that it does not have; does not count on it afterwards.
+    pub(crate) fn store_dirty(&mut self) {
+        self.store_dirty_but(Masks::NONE);
+    }
+
+    /// The same, but for the registers in `kept`.
+    pub(crate) fn store_dirty_but(&mut self, kept: Masks) {
+        self.x.store_dirty(kept.x, self.hart, &mut self.builder);
+        self.f.store_dirty(kept.f, self.hart, &mut self.builder);
     }
 
     /// Brings the hart's registers up to date.
     pub(crate) fn flush(&mut self) {
-        self.x.flush(self.hart, &mut self.builder);
-        self.f.flush(self.hart, &mut self.builder);
+        self.store_dirty();
+        (self.x.dirty, self.f.dirty) = (0, 0);
     }
 
     pub(crate) fn constant(&mut self, value: u64) -> Value {
@@ -176,16 +182,17 @@ impl<'a> Emitter<'a> {
         self.builder.ins().trapnz(condition, REFUSED);
     }
 
-    /// Branches to `out`, which leaves, if `condition` is not 0; goes on at `on`.
-    pub(crate) fn leave_if(&mut self, condition: Value, out: Block, on: Block, reason: ExitReason) {
+    /// If `condition` is not 0, goes to code that `emit` makes, and that does not come back.
+    pub(crate) fn rarely(&mut self, condition: Value, emit: impl FnOnce(&mut Self)) {
+        let (out, on) = (self.builder.create_block(), self.builder.create_block());
         self.builder.set_cold_block(out);
         self.builder.ins().brif(condition, out, &[], on, &[]);
         self.builder.switch_to_block(out);
-        self.leave(reason);
+        emit(self);
         self.builder.switch_to_block(on);
     }
 
-    /// Returns from compiled code.
+    /// Returns from compiled code. Registers are in the hart.
     pub(crate) fn leave(&mut self, reason: ExitReason) {
         let reason = self.constant(reason as u64);
         self.builder.ins().return_(&[reason]);

@@ -25,6 +25,7 @@ impl Emitter<'_> {
                 Lbu => ins.uload8(types::I64, GUEST, host, inst.imm),
                 Lhu | Flh => ins.uload16(types::I64, GUEST, host, inst.imm),
                 Lwu | Flw => ins.uload32(GUEST, host, inst.imm),
+                Fld => ins.load(types::F64, GUEST, host, inst.imm),
                 _ => ins.load(types::I64, GUEST, host, inst.imm),
             }
         });
@@ -32,11 +33,11 @@ impl Emitter<'_> {
             Fld => self.set_f(inst.rd, value),
             Flh => {
                 let boxed = self.builder.ins().bor_imm_s(value, HALF_BOX);
-                self.set_f(inst.rd, boxed);
+                self.set_f_bits(inst.rd, boxed);
             }
             Flw => {
                 let boxed = self.builder.ins().bor_imm_s(value, BOX);
-                self.set_f(inst.rd, boxed);
+                self.set_f_bits(inst.rd, boxed);
             }
             _ => self.set_x(inst.rd, value),
         }
@@ -45,7 +46,11 @@ impl Emitter<'_> {
     /// A store; the value of its address register.
     pub(super) fn store(&mut self, index: u32, inst: &Inst) -> Value {
         use Op::*;
-        let value = if matches!(inst.op, Fsh | Fsw | Fsd) { self.f(inst.rs2) } else { self.x(inst.rs2) };
+        let value = match inst.op {
+            Fsd => self.f(inst.rs2),
+            Fsw | Fsh => self.f_bits(inst.rs2),
+            _ => self.x(inst.rs2),
+        };
         let addr = self.x(inst.rs1);
         self.may_fault(index, |this| {
             let host = this.host_address(inst, addr);
@@ -93,11 +98,10 @@ impl Emitter<'_> {
     /// The host address of `addr`, the value of the address register. Refuses the instruction if it
     /// is outside the window, unless the register is known to be near enough.
     pub(super) fn host_address(&mut self, inst: &Inst, addr: Value) -> Value {
-        if !self.near.reaches(inst.rs1, inst.imm) {
+        if !self.near.reaches(inst) {
             let limit = if self.environment.base_is_limit { self.base } else { self.constant(WINDOW_LEN_BYTES) };
             let beyond = self.builder.ins().icmp(IntCC::UnsignedGreaterThanOrEqual, addr, limit);
             self.refuse_if(beyond);
-            self.near.found(inst.rs1);
         }
         self.builder.ins().iadd(self.base, addr)
     }

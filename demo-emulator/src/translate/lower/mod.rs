@@ -1,18 +1,21 @@
 //! One instruction's effect, in Cranelift's terms.
 //!
-//! An [`Emitter`] holds the guest registers of the code that is being built. It does not depend on
-//! the instructions before and after the current one.
+//! An [`Emitter`] holds the guest registers of the region that is being built, and what is known
+//! about them at the current instruction.
 
 mod atomic;
 mod bits;
 mod csr;
+pub(super) mod effects;
 pub(super) mod emitter;
 pub(super) mod field;
 mod float;
 mod integer;
 mod memory;
-mod near;
+pub(super) mod near;
 mod own_store;
+mod registers;
+mod rounding_error;
 
 use crate::riscv::inst::{Inst, Op};
 use emitter::Emitter;
@@ -21,11 +24,8 @@ impl Emitter<'_> {
     /// Emits an instruction that does not end a block. `index` identifies it in the fault table;
     /// `inst` stays in place as long as the code.
     pub(super) fn lower(&mut self, index: u32, pc: u64, inst: &Inst) {
-        let near = self.near.after(inst);
         self.lower_inst(index, pc, inst);
-        if let Some(distance) = near {
-            self.near.set(inst.rd, distance);
-        }
+        self.near.pass(inst);
     }
 
     fn lower_inst(&mut self, index: u32, pc: u64, inst: &Inst) {

@@ -4,6 +4,7 @@
 //! a small distance from it, and for every register that was made from it by adding constants. If
 //! the address of such an access is outside the window, the access meets a guard and faults.
 
+use super::effects::Effects;
 use crate::memory::window::GUARD_LEN_BYTES;
 use crate::riscv::inst::{Inst, Op};
 
@@ -12,42 +13,50 @@ const ACCESS_BYTES: i64 = 8;
 
 /// The distances of registers from addresses in the window; `None` if nothing is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Near([Option<i64>; 32]);
+pub(crate) struct Near([Option<i64>; 32]);
 
 impl Near {
     /// Nothing is known but that register 0 holds the window's first address.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut distances = [None; 32];
         distances[0] = Some(0);
         Self(distances)
     }
 
-    /// A register changes.
-    pub(super) fn forget(&mut self, register: u8) {
-        self.0[usize::from(register)] = None;
+    /// What both know.
+    pub(crate) fn and(&self, other: &Self) -> Self {
+        let both = |register: usize| self.0[register].filter(|_| self.0[register] == other.0[register]);
+        Self(std::array::from_fn(both))
     }
 
-    /// A register was found to hold an address in the window.
-    pub(super) fn found(&mut self, register: u8) {
-        self.0[usize::from(register)] = Some(0);
-    }
-
-    /// Whether an access at so many bytes from the register stays within the window and its guards.
-    pub(super) fn reaches(&self, register: u8, offset: i32) -> bool {
-        let reach = GUARD_LEN_BYTES as i64 - ACCESS_BYTES;
-        self.0[usize::from(register)].is_some_and(|distance| (distance + i64::from(offset)).abs() <= reach)
-    }
-
-    /// The distance of the result of `inst`, if it adds a constant.
-    pub(super) fn after(&self, inst: &Inst) -> Option<i64> {
-        let distance = self.0[usize::from(inst.rs1)].filter(|_| inst.op == Op::Addi)? + i64::from(inst.imm);
-        (distance.abs() <= GUARD_LEN_BYTES as i64).then_some(distance)
-    }
-
-    /// Sets the distance of a register that holds such a result.
-    pub(super) fn set(&mut self, register: u8, distance: i64) {
-        if register != 0 {
-            self.0[usize::from(register)] = Some(distance);
+    /// The address register of `inst` was tested, if that was necessary.
+    pub(super) fn test(&mut self, inst: &Inst) {
+        if !self.reaches(inst) {
+            self.0[usize::from(inst.rs1)] = Some(0);
         }
+    }
+
+    /// Whether the access of `inst` stays within the window and its guards.
+    pub(super) fn reaches(&self, inst: &Inst) -> bool {
+        let reach = GUARD_LEN_BYTES as i64 - ACCESS_BYTES;
+        self.0[usize::from(inst.rs1)].is_some_and(|distance| (distance + i64::from(inst.imm)).abs() <= reach)
+    }
+
+    /// The register that `inst` writes has changed.
+    fn write(&mut self, inst: &Inst) {
+        let moved = self.0[usize::from(inst.rs1)].filter(|_| inst.op == Op::Addi);
+        let distance = moved.map(|distance| distance + i64::from(inst.imm));
+        if Effects::of(inst).writes.x & 1 << inst.rd != 0 {
+            self.0[usize::from(inst.rd)] = distance.filter(|distance| distance.abs() <= GUARD_LEN_BYTES as i64);
+        }
+    }
+
+    /// `inst` was executed, and went on to the next.
+    pub(crate) fn pass(&mut self, inst: &Inst) {
+        // An SC without a reservation makes no access.
+        if Effects::of(inst).brings_hart_up_to_date && !matches!(inst.op, Op::Sc_w | Op::Sc_d) {
+            self.test(inst);
+        }
+        self.write(inst);
     }
 }

@@ -1,10 +1,10 @@
 //! The check after a store: did it hit its own block?
 //!
 //! A store that overlaps the block's own bytes ends the block, because the next instructions were
-//! decoded from bytes that are gone. Comparing addresses shows the overlap in every state of the
-//! page, and costs less than reading a flag in memory. It is not enough if the same bytes have
-//! other addresses too; then the block polls the cache's stale flag
-//! ([`codewarden::Ticket::stale_flag`]).
+//! decoded from bytes that are gone. For a single block, comparing addresses shows the overlap in
+//! every state of the page, and costs less than reading a flag in memory. It is not enough if the
+//! same bytes have other addresses too, or for several blocks; then the code polls the cache's stale
+//! flag ([`codewarden::Ticket::stale_flag`]).
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value, types};
@@ -25,15 +25,11 @@ impl Emitter<'_> {
                 self.builder.ins().load(types::I8, HOST, flag, 0)
             }
         };
-        // An SC or an AMO has a result that the hart does not have yet.
-        self.flush();
-        let (out, on) = (self.builder.create_block(), self.builder.create_block());
-        self.builder.set_cold_block(out);
-        self.builder.ins().brif(condition, out, &[], on, &[]);
-        self.builder.switch_to_block(out);
-        self.set_pc(pc.wrapping_add(u64::from(inst.len)));
-        self.leave(ExitReason::SelfModified);
-        self.builder.switch_to_block(on);
+        self.rarely(condition, |this| {
+            this.store_dirty();
+            this.set_pc(pc.wrapping_add(u64::from(inst.len)));
+            this.leave(ExitReason::SelfModified);
+        });
     }
 
     /// Whether a byte of the block was stored to. A store may also begin before the block, by less

@@ -118,7 +118,7 @@ fn a_store_that_kills_its_block_is_its_last_instruction() {
     let mut bench = Bench::new(1 << 20);
     // The block's own store raises the flag: it lies in guest memory.
     let flag = NonNull::new(bench.window.base().wrapping_add(DATA as usize + 64).cast::<AtomicU8>()).unwrap();
-    let options = BlockOptions { own_stores: OwnStores::Poll(flag), source: None };
+    let options = BlockOptions { own_stores: OwnStores::Poll(flag), ..BlockOptions::default() };
     let stores = [
         store(Op::Sb, 11, 5, 64),
         store(Op::Fsw, 11, 5, 64),
@@ -172,7 +172,7 @@ fn links_lead_through_cells_and_can_be_killed_and_made_again() {
 fn without_a_cell_an_exit_leads_to_the_dispatcher() {
     let mut bench = Bench::new(1 << 20);
     let insts = placed(&[addi(10, 10, 1), jal(0, 0x100 - 4)]);
-    let block = bench.translator.compile(&insts, &BlockOptions::default(), &mut |_| None).unwrap();
+    let block = bench.translator.compile(&[insts], &BlockOptions::default(), &mut |_| None).unwrap();
     let mut hart = bench.hart();
     assert_eq!(bench.enter(&mut hart, block.entry()), ExitReason::Miss);
     assert_eq!((hart.x[10], hart.pc), (1, CODE + 0x100));

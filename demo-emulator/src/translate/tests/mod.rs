@@ -10,6 +10,7 @@
 mod blocks;
 mod own_stores;
 mod random;
+mod regions;
 mod self_checking;
 
 use std::collections::HashMap;
@@ -75,7 +76,13 @@ impl Bench {
         options: &BlockOptions,
     ) -> Result<CompiledBlock, TranslateError> {
         let Self { translator, cells, .. } = self;
-        translator.compile(insts, options, &mut |pc| NonNull::new(as_cell(cell(cells, pc)).cast_mut()))
+        translator.compile(&[insts.to_vec()], options, &mut |pc| NonNull::new(as_cell(cell(cells, pc)).cast_mut()))
+    }
+
+    /// Compiles a region of these blocks.
+    fn compile_region(&mut self, blocks: &[Block], options: &BlockOptions) -> CompiledBlock {
+        let Self { translator, cells, .. } = self;
+        translator.compile(blocks, options, &mut |pc| NonNull::new(as_cell(cell(cells, pc)).cast_mut())).unwrap()
     }
 
     /// The cell of the block at `pc`: at first it leads to none.

@@ -9,7 +9,7 @@ const END: u64 = START + 20;
 /// A block with `inst` in the middle.
 fn block(bench: &mut Bench, inst: Inst) -> CompiledBlock {
     let insts = [addi(12, 12, 1), inst, addi(12, 12, 1), addi(12, 12, 1), jal(0, 0x100)];
-    let options = BlockOptions { own_stores: OwnStores::Compare, source: None };
+    let options = BlockOptions { own_stores: OwnStores::Compare, ..BlockOptions::default() };
     bench.compile_placed(&placed_at(START, &insts), &options).unwrap()
 }
 
@@ -67,7 +67,7 @@ fn the_offset_belongs_to_the_address() {
 fn a_block_at_address_0() {
     let mut bench = Bench::new(1 << 20);
     let insts = [store(Op::Sd, 11, 5, 0), addi(12, 0, 1), jal(0, 8)];
-    let options = BlockOptions { own_stores: OwnStores::Compare, source: None };
+    let options = BlockOptions { own_stores: OwnStores::Compare, ..BlockOptions::default() };
     let block = bench.compile_placed(&placed_at(0, &insts), &options).unwrap();
     map(&bench.window, 0, 1, libc::PROT_READ | libc::PROT_WRITE);
     for (addr, reason) in [(0, ExitReason::SelfModified), (11, ExitReason::SelfModified), (12, ExitReason::Miss)] {

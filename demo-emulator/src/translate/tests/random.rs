@@ -7,6 +7,7 @@ use super::*;
 use crate::riscv::exec::exec;
 use crate::riscv::random::{OPS, Random, accesses_memory, is_atomic, is_rounded};
 use crate::riscv::trap::{Flow, Trap};
+use crate::translate::region::Region;
 
 const BLOCKS: u32 = if cfg!(debug_assertions) { 4_000 } else { 40_000 };
 
@@ -141,34 +142,123 @@ fn random_blocks_agree_with_the_interpreter() {
     let mut blocks = Blocks::new(20_261_120);
     let mut ran = HashMap::new();
     let mut reasons: HashMap<ExitReason, u32> = HashMap::new();
-    for round in 0..BLOCKS {
-        let insts = placed(&blocks.block());
-        let block = bench.compile_placed(&insts, &BlockOptions::default()).unwrap();
-        for _ in 0..4 {
-            let mut expected = blocks.hart();
-            let mut hart = bench.hart();
-            (hart.x, hart.f, hart.fflags, hart.frm) = (expected.x, expected.f, expected.fflags, expected.frm);
-            hart.reserved = expected.reserved;
-            (hart.reservation_addr, hart.reservation_value) = (expected.reservation_addr, expected.reservation_value);
-            let memory: Vec<u8> = (0..1024).flat_map(|_| blocks.random.register().to_le_bytes()).collect();
-
-            bench.set_data(&memory);
-            let expected_reason = interpret(&insts, &mut expected, &bench.window, &mut ran);
-            let expected_memory = bench.data();
-            bench.set_data(&memory);
-            let reason = bench.enter(&mut hart, block.entry());
-            let found = (reason, state(&hart));
-            let wanted = (expected_reason, state(&expected));
-            assert_eq!(found, wanted, "block {round}: {insts:#?}\n{}", disasm::host_listing(&block));
-            assert!(bench.data() == expected_memory, "block {round}, memory: {insts:#?}");
-            *reasons.entry(reason).or_default() += 1;
-        }
+    for _ in 0..BLOCKS {
+        let block = placed(&blocks.block());
+        compare(&mut bench, &mut blocks, &[block], &mut ran, &mut reasons);
     }
     for op in OPS {
         assert!(ran.get(op).is_some_and(|&count| count > 20), "{op:?} retired {:?} times", ran.get(op));
     }
     println!("ends: {reasons:?}");
     assert!(reasons[&ExitReason::Fault] > 100 && reasons[&ExitReason::Miss] > 100, "{reasons:?}");
+}
+
+/// Blocks that lead to each other, from `CODE` on.
+fn region(blocks: &mut Blocks) -> Vec<Block> {
+    let count = blocks.random.below(6) as usize + 2;
+    let mut region: Vec<Block> = Vec::new();
+    let mut start = CODE;
+    for _ in 0..count {
+        let mut insts = blocks.block();
+        if !insts.last().is_some_and(|inst| ends_block(inst.op)) && blocks.chance(70) {
+            let op = blocks.random.pick(&[Op::Jal, Op::Jalr, Op::Beq, Op::Bne, Op::Blt, Op::Bgeu]);
+            insts.push(blocks.inst(op));
+        }
+        let block = placed_at(start, &insts);
+        start = block.last().map_or(start, |(pc, inst)| pc + u64::from(inst.len));
+        region.push(block);
+    }
+    let starts: Vec<u64> = region.iter().map(|block| block[0].0).collect();
+    for (pc, last) in region.iter_mut().filter_map(|block| block.last_mut()) {
+        if !matches!(last.op, Op::Jalr) && ends_block(last.op) && blocks.chance(90) {
+            last.imm = (blocks.random.pick(&starts) - *pc) as i32;
+            if last.op == Op::Jal {
+                last.rd = blocks.random.pick(&[0, 1]);
+            }
+        } else if last.op == Op::Jalr && blocks.chance(80) {
+            (last.rd, last.rs1, last.imm) = (0, 1, 0);
+        }
+    }
+    region
+}
+
+/// Runs a region by the interpreter; `None` if it takes too long.
+fn interpret_region(
+    blocks: &[Block],
+    hart: &mut Hart,
+    window: &Window,
+    ran: &mut HashMap<Op, u32>,
+) -> Option<ExitReason> {
+    let region = Region::new(blocks);
+    for _ in 0..200 {
+        let Some(node) = region.nodes.iter().find(|node| node.start() == hart.pc) else {
+            return Some(ExitReason::Miss);
+        };
+        let reason = interpret(node.insts, hart, window, ran);
+        let goes_on = match reason {
+            ExitReason::Miss => true,
+            ExitReason::IndirectMiss => node.returns.contains(&hart.pc),
+            _ => false,
+        };
+        if !goes_on {
+            return Some(reason);
+        }
+    }
+    None
+}
+
+/// Compiles a region and runs it a few times; returns how many runs were not compared, because they
+/// take too long.
+fn compare(
+    bench: &mut Bench,
+    blocks: &mut Blocks,
+    region: &[Block],
+    ran: &mut HashMap<Op, u32>,
+    reasons: &mut HashMap<ExitReason, u32>,
+) -> u32 {
+    let compiled = bench.compile_region(region, &BlockOptions::default());
+    let mut loops = 0;
+    for _ in 0..4 {
+        let mut expected = blocks.hart();
+        let mut hart = bench.hart();
+        (hart.x, hart.f, hart.fflags, hart.frm) = (expected.x, expected.f, expected.fflags, expected.frm);
+        hart.reserved = expected.reserved;
+        (hart.reservation_addr, hart.reservation_value) = (expected.reservation_addr, expected.reservation_value);
+        let memory: Vec<u8> = (0..1024).flat_map(|_| blocks.random.register().to_le_bytes()).collect();
+
+        bench.set_data(&memory);
+        let Some(expected_reason) = interpret_region(region, &mut expected, &bench.window, ran) else {
+            loops += 1;
+            continue;
+        };
+        let expected_memory = bench.data();
+        bench.set_data(&memory);
+        let reason = bench.enter(&mut hart, compiled.entry());
+        let (found, wanted) = ((reason, state(&hart)), (expected_reason, state(&expected)));
+        assert_eq!(found, wanted, "{region:#?}\n{}", disasm::host_listing(&compiled));
+        assert!(bench.data() == expected_memory, "memory: {region:#?}");
+        *reasons.entry(reason).or_default() += 1;
+    }
+    loops
+}
+
+#[test]
+fn random_regions_agree_with_the_interpreter() {
+    let mut bench = Bench::new(1 << 20);
+    let mut blocks = Blocks::new(20_261_129);
+    let mut reasons: HashMap<ExitReason, u32> = HashMap::new();
+    let mut ran = HashMap::new();
+    let loops: u32 = (0..BLOCKS / 8)
+        .map(|_| {
+            let region = region(&mut blocks);
+            compare(&mut bench, &mut blocks, &region, &mut ran, &mut reasons)
+        })
+        .sum();
+    println!("ends: {reasons:?}, {loops} loops");
+    assert!(reasons.values().sum::<u32>() > 10 * loops, "{reasons:?}, {loops} loops");
+    for reason in [ExitReason::Fault, ExitReason::Miss, ExitReason::IndirectMiss, ExitReason::Trap] {
+        assert!(reasons.get(&reason).is_some_and(|&count| count > 100), "{reasons:?}");
+    }
 }
 
 /// All the state of a hart that a guest can see, as text that shows a difference.

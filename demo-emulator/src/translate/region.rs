@@ -1,0 +1,247 @@
+//! The control flow of a region, and the knowledge about registers that holds at each block's
+//! start.
+//!
+//! A region is a graph of blocks: branches, jumps, calls and the ways on from a long block, as far
+//! as their targets are blocks of the region. A return has no constant target. The region's own
+//! calls tell where it probably leads: from a call's target, over the blocks of the called
+//! function, to its returns.
+//!
+//! Two analyses run forward over the graph. One finds the registers that may be *dirty*: changed
+//! since the hart last had them. At the start of a loop these are only the ones that the loop itself
+//! changes: others are stored on the way into the loop, once. The other analysis finds registers
+//! that hold addresses [near](Near) the window. A third runs backward: it finds the registers whose
+//! value at the entry matters.
+
+use std::ops::Range;
+
+use super::exits::ends_block;
+use super::lower::effects::{Effects, Masks};
+use super::lower::near::Near;
+use crate::riscv::inst::{Inst, Op};
+
+/// The registers that a call keeps its return address in.
+const LINKS: [u8; 2] = [1, 5];
+
+/// A return compares its target with so many return addresses at most.
+const MAX_RETURNS: usize = 4;
+
+/// A basic block: instructions with their addresses. Only the last may be one that [`ends_block`];
+/// if it is not, the block continues at the next instruction.
+pub type Block = Vec<(u64, Inst)>;
+
+/// The constant targets of a block that ends with `inst`, at `pc`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Targets {
+    /// The next block or blocks.
+    pub next: [Option<u64>; 2],
+    /// If `next` is a call's target: the address that the call returns to.
+    pub after_call: Option<u64>,
+}
+
+impl Targets {
+    /// The targets of the block with this last instruction.
+    pub fn of(pc: u64, inst: &Inst) -> Self {
+        let next = pc.wrapping_add(u64::from(inst.len));
+        let target = pc.wrapping_add(inst.imm as i64 as u64);
+        match inst.op {
+            Op::Jal => Self { next: [Some(target), None], after_call: LINKS.contains(&inst.rd).then_some(next) },
+            Op::Beq | Op::Bne | Op::Blt | Op::Bge | Op::Bltu | Op::Bgeu => {
+                Self { next: [Some(target), Some(next)], after_call: None }
+            }
+            op if ends_block(op) => Self::default(),
+            _ => Self { next: [Some(next), None], after_call: None },
+        }
+    }
+}
+
+/// Whether a jump from `pc` to `target` may close a loop: every loop has such a jump.
+pub(super) fn is_backward(pc: u64, target: u64) -> bool {
+    target <= pc
+}
+
+/// A block of a region that is being compiled.
+#[derive(Debug)]
+pub(super) struct Node<'a> {
+    pub(super) insts: &'a [(u64, Inst)],
+    /// The place of its first instruction among all of the region.
+    pub(super) first_index: u32,
+    /// The addresses in the region that its return may lead to.
+    pub(super) returns: Vec<u64>,
+    /// Registers that the hart may not have at its start.
+    pub(super) dirty: Masks,
+    /// Registers near the window at its start.
+    pub(super) near: Near,
+}
+
+impl Node<'_> {
+    pub(super) fn start(&self) -> u64 {
+        self.insts[0].0
+    }
+
+    /// The guest addresses of its bytes.
+    pub(super) fn bytes(&self) -> Range<u64> {
+        let (pc, inst) = self.last();
+        self.start()..pc.wrapping_add(u64::from(inst.len))
+    }
+
+    fn last(&self) -> (u64, &Inst) {
+        let (pc, inst) = &self.insts[self.insts.len() - 1];
+        (*pc, inst)
+    }
+
+    fn targets(&self) -> Targets {
+        let (pc, inst) = self.last();
+        Targets::of(pc, inst)
+    }
+
+    fn is_return(&self) -> bool {
+        let (_, inst) = self.last();
+        inst.op == Op::Jalr && inst.rd == 0 && LINKS.contains(&inst.rs1)
+    }
+}
+
+/// The blocks of a region that its entry leads to; the entry's is the first.
+#[derive(Debug)]
+pub(super) struct Region<'a> {
+    pub(super) nodes: Vec<Node<'a>>,
+    /// Registers whose value at the entry matters.
+    pub(super) needed: Masks,
+}
+
+impl<'a> Region<'a> {
+    pub(super) fn new(blocks: &'a [Block]) -> Self {
+        let mut first_index = 0;
+        let nodes = blocks.iter().map(|insts| {
+            let node = Node { insts, first_index, returns: Vec::new(), dirty: Masks::NONE, near: Near::new() };
+            first_index += insts.len() as u32;
+            node
+        });
+        let mut region = Self { nodes: nodes.collect(), needed: Masks::NONE };
+        region.find_returns();
+        region.drop_unreachable();
+        let successors: Vec<Vec<usize>> = region.nodes.iter().map(|node| region.successors(node)).collect();
+        region.find_dirty(&successors);
+        region.find_near(&successors);
+        region.find_needed(&successors);
+        region
+    }
+
+    fn at(&self, pc: u64) -> Option<usize> {
+        self.nodes.iter().position(|node| node.start() == pc)
+    }
+
+    fn successors(&self, node: &Node<'_>) -> Vec<usize> {
+        let next = node.targets().next.into_iter().flatten();
+        next.chain(node.returns.iter().copied()).filter_map(|pc| self.at(pc)).collect()
+    }
+
+    /// From each call over the blocks of the called function to its returns.
+    fn find_returns(&mut self) {
+        for call in 0..self.nodes.len() {
+            let Targets { next: [Some(callee), _], after_call: Some(back) } = self.nodes[call].targets() else {
+                continue;
+            };
+            let (Some(callee), Some(_)) = (self.at(callee), self.at(back)) else { continue };
+            let (mut seen, mut open) = (vec![false; self.nodes.len()], vec![callee]);
+            while let Some(index) = open.pop() {
+                if std::mem::replace(&mut seen[index], true) {
+                    continue;
+                }
+                let node = &mut self.nodes[index];
+                if node.is_return() && !node.returns.contains(&back) && node.returns.len() < MAX_RETURNS {
+                    node.returns.push(back);
+                }
+                let targets = self.nodes[index].targets();
+                let within = if targets.after_call.is_some() { [targets.after_call, None] } else { targets.next };
+                open.extend(within.into_iter().flatten().filter_map(|pc| self.at(pc)));
+            }
+        }
+    }
+
+    fn drop_unreachable(&mut self) {
+        let (mut seen, mut open) = (vec![false; self.nodes.len()], vec![0]);
+        while let Some(index) = open.pop() {
+            if !std::mem::replace(&mut seen[index], true) {
+                open.extend(self.successors(&self.nodes[index]));
+            }
+        }
+        let mut seen = seen.into_iter();
+        self.nodes.retain(|_| seen.next() == Some(true));
+        let starts: Vec<u64> = self.nodes.iter().map(Node::start).collect();
+        self.nodes.iter_mut().for_each(|node| node.returns.retain(|pc| starts.contains(pc)));
+    }
+
+    fn find_dirty(&mut self, successors: &[Vec<usize>]) {
+        let is_backward =
+            |region: &Self, from: usize, to: usize| is_backward(region.nodes[from].last().0, region.nodes[to].start());
+        let mut starts_loop = vec![false; self.nodes.len()];
+        for (index, next) in successors.iter().enumerate() {
+            next.iter().filter(|&&next| is_backward(self, index, next)).for_each(|&next| starts_loop[next] = true);
+        }
+        let mut open: Vec<usize> = (0..self.nodes.len()).rev().collect();
+        while let Some(index) = open.pop() {
+            let node = &self.nodes[index];
+            let mut dirty = node.dirty;
+            for (_, inst) in node.insts {
+                let effects = Effects::of(inst);
+                dirty = if effects.brings_hart_up_to_date { effects.writes } else { dirty.or(effects.writes) };
+            }
+            for &next in &successors[index] {
+                if starts_loop[next] && !is_backward(self, index, next) {
+                    continue;
+                }
+                let joined = self.nodes[next].dirty.or(dirty);
+                if joined != self.nodes[next].dirty {
+                    self.nodes[next].dirty = joined;
+                    open.push(next);
+                }
+            }
+        }
+    }
+
+    fn find_near(&mut self, successors: &[Vec<usize>]) {
+        // `None`: no way to it was found yet.
+        let mut starts: Vec<Option<Near>> = vec![None; self.nodes.len()];
+        starts[0] = Some(Near::new());
+        let mut open = vec![0];
+        while let Some(index) = open.pop() {
+            let Some(mut near) = starts[index] else { continue };
+            self.nodes[index].insts.iter().for_each(|(_, inst)| near.pass(inst));
+            for &next in &successors[index] {
+                let joined = starts[next].map_or(near, |other| other.and(&near));
+                if starts[next] != Some(joined) {
+                    starts[next] = Some(joined);
+                    open.push(next);
+                }
+            }
+        }
+        for (node, near) in self.nodes.iter_mut().zip(starts) {
+            node.near = near.unwrap_or_else(Near::new);
+        }
+    }
+
+    fn find_needed(&mut self, successors: &[Vec<usize>]) {
+        let count = self.nodes.len();
+        let (mut reads, mut writes) = (vec![Masks::NONE; count], vec![Masks::NONE; count]);
+        for (index, node) in self.nodes.iter().enumerate() {
+            // A register that may be dirty is stored.
+            reads[index] = node.dirty;
+            for (_, inst) in node.insts {
+                let effects = Effects::of(inst);
+                reads[index] = reads[index].or(effects.reads.without(writes[index]));
+                writes[index] = writes[index].or(effects.writes);
+            }
+        }
+        let mut needed = reads.clone();
+        let mut changed = true;
+        while std::mem::take(&mut changed) {
+            for index in (0..count).rev() {
+                let after = successors[index].iter().fold(Masks::NONE, |all, &next| all.or(needed[next]));
+                let before = reads[index].or(after.without(writes[index]));
+                changed |= before != needed[index];
+                needed[index] = before;
+            }
+        }
+        self.needed = needed[0];
+    }
+}
