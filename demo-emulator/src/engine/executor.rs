@@ -37,6 +37,9 @@ use crate::translate::{
 /// saves about 20 ns a run. So a block that is compiled has cost at most twice its best price.
 const HOT_RUNS: u32 = 4096;
 
+/// Runs that make a block worth compiling together with a hot one.
+const WARM_RUNS: u32 = HOT_RUNS / 8;
+
 /// Instructions that the interpreter runs while a page is busy, before the dispatcher asks the
 /// cache again.
 const INTERPRETER_STEPS: u32 = 32;
@@ -159,12 +162,15 @@ impl EngineExecutor {
             return vec![pc];
         }
         let mut pin = self.vcpu.pin();
-        region::plan(pc, |pc| {
-            let entry = pin.lookup_shared(decoded_key(pc))?;
-            // SAFETY: the entry of a decoded key is its payload's block, which the pin keeps alive.
-            let (block, must_ask) = unsafe { DecodedBlock::of_entry(entry) };
-            (!must_ask).then(|| block.known())
-        })
+        let runs = |pc| match pin.lookup_shared(decoded_key(pc)) {
+            Some(entry) => {
+                // SAFETY: the entry of a decoded key is its payload's block, which the pin keeps.
+                let (block, must_ask) = unsafe { DecodedBlock::of_entry(entry) };
+                Some(block.runs()).filter(|runs| !must_ask && *runs >= WARM_RUNS)
+            }
+            None => pin.lookup_shared(compiled_key(pc)).map(|_| HOT_RUNS),
+        };
+        region::plan(pc, runs, |pc| source::shape(&self.window, pc))
     }
 
     /// Reads the blocks at `starts` under a ticket of the first. If a page of theirs is

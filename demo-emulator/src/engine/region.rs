@@ -1,8 +1,8 @@
 //! The blocks that are compiled together with a hot one.
 //!
 //! From the hot block the plan follows the constant targets: both ways of a branch, jumps, calls
-//! and the addresses that they return to. It takes blocks that tier 0 has run often, the most often
-//! run first. So a loop and the functions that it calls become one function of the host.
+//! and the addresses that they return to. It takes blocks that tier 0 has run often, and compiled
+//! ones; the most often run first. So a loop and the functions that it calls become one function of the host.
 
 use std::collections::BinaryHeap;
 
@@ -14,44 +14,31 @@ const MAX_BLOCKS: usize = 32;
 /// The most instructions of a region, of which the compiler's time and memory depend.
 const MAX_INSTS: usize = 300;
 
-/// Runs that make a block worth compiling together with a hot one.
-const WARM_RUNS: u32 = 8;
-
-/// A block as tier 0 knows it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Known {
-    /// How often it ran.
-    pub(super) runs: u32,
-    /// Its number of instructions.
-    pub(super) insts: usize,
-    /// The ways on from it.
-    pub(super) targets: Targets,
-}
-
 /// The addresses of the blocks of the region that is entered at `entry`, the entry first, then in
-/// the order of their addresses. `known` tells of a block that tier 0 has decoded.
-pub(super) fn plan(entry: u64, mut known: impl FnMut(u64) -> Option<Known>) -> Vec<u64> {
+/// the order of their addresses. `runs` tells how often a block ran, or `None` if it is not worth
+/// compiling together with a hot one. `shape` gives its number of instructions and the ways on.
+pub(super) fn plan(
+    entry: u64,
+    mut runs: impl FnMut(u64) -> Option<u32>,
+    shape: impl Fn(u64) -> Option<(usize, Targets)>,
+) -> Vec<u64> {
     let (mut taken, mut insts) = (Vec::new(), 0);
     let mut open = BinaryHeap::from([(u32::MAX, entry)]);
     while let Some((_, pc)) = open.pop() {
         if taken.contains(&pc) {
             continue;
         }
-        let Some(block) = known(pc) else { continue };
-        if !taken.is_empty() && insts + block.insts > MAX_INSTS {
+        let Some((more, Targets { next, after_call })) = shape(pc) else { continue };
+        if !taken.is_empty() && insts + more > MAX_INSTS {
             continue;
         }
         taken.push(pc);
-        insts += block.insts;
+        insts += more;
         if taken.len() == MAX_BLOCKS {
             break;
         }
-        let Targets { next, after_call } = block.targets;
-        for pc in next.into_iter().chain([after_call]).flatten() {
-            if let Some(Known { runs, .. }) = known(pc).filter(|known| known.runs >= WARM_RUNS) {
-                open.push((runs, pc));
-            }
-        }
+        let targets = next.into_iter().chain([after_call]).flatten();
+        open.extend(targets.filter_map(|pc| Some((runs(pc)?, pc))));
     }
     if taken.is_empty() {
         taken.push(entry);
@@ -66,13 +53,17 @@ mod tests {
 
     use super::*;
 
+    /// How often a block ran, and the ways on from it.
+    type Known = (u32, Targets);
+
     fn block(runs: u32, next: [Option<u64>; 2], after_call: Option<u64>) -> Known {
-        Known { runs, insts: 10, targets: Targets { next, after_call } }
+        (runs, Targets { next, after_call })
     }
 
     fn planned(blocks: &[(u64, Known)]) -> Vec<u64> {
         let blocks: HashMap<u64, Known> = blocks.iter().copied().collect();
-        plan(0x1000, |pc| blocks.get(&pc).copied())
+        let runs = |pc| blocks.get(&pc).map(|(runs, _)| *runs).filter(|runs| *runs >= 8);
+        plan(0x1000, runs, |pc| blocks.get(&pc).map(|(_, targets)| (10, *targets)))
     }
 
     #[test]
@@ -106,6 +97,6 @@ mod tests {
 
     #[test]
     fn an_unknown_entry_is_a_region_of_one_block() {
-        assert_eq!(plan(0x1000, |_| None), [0x1000]);
+        assert_eq!(plan(0x1000, |_| None, |_| None), [0x1000]);
     }
 }

@@ -9,7 +9,7 @@ use crate::memory::window::PAGE_LEN_BYTES;
 use crate::riscv::fetch::fetch;
 use crate::riscv::inst::Inst;
 use crate::riscv::trap::Trap;
-use crate::translate::{Block, ends_block};
+use crate::translate::{Block, Targets, ends_block};
 
 /// The most instructions of a block.
 pub(super) const MAX_INSTS: usize = 64;
@@ -78,6 +78,23 @@ pub(super) fn read<P: Payload>(
     let (lead, len_bytes) = ((pc - reader.first) as usize, end.wrapping_sub(pc) as usize);
     let bytes = reader.chunks.into_iter().flat_map(u64::to_le_bytes).skip(lead).take(len_bytes).collect();
     Ok(Source { insts, bytes })
+}
+
+/// The number of instructions of the block at `pc` and the ways on from it, as its bytes are now.
+/// `None` if it cannot be fetched.
+pub(super) fn shape(window: &Window, pc: u64) -> Option<(usize, Targets)> {
+    let mut at = pc;
+    let mut targets = None;
+    for insts in 1..=MAX_INSTS {
+        let fetched = fetch(at, |at| window.fetch(at));
+        let Ok(inst) = fetched else { break };
+        targets = Some((insts, Targets::of(at, &inst)));
+        if ends_block(inst.op) {
+            break;
+        }
+        at = at.wrapping_add(u64::from(inst.len));
+    }
+    targets
 }
 
 /// Reads for the decoder, never from a page that is not needed.

@@ -27,14 +27,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use codewarden::{Entry, Link};
 
-use super::region::Known;
 use super::source::Source;
 use super::threaded::{End, OwnBytes, ThreadedBlock};
 use crate::hart::Hart;
 use crate::memory::Window;
 use crate::riscv::decode::decode;
 use crate::riscv::inst::Inst;
-use crate::translate::{OwnStores, Targets};
+use crate::translate::OwnStores;
 
 /// The bit of an entry that asks for a check.
 const CHECK: usize = 1;
@@ -165,12 +164,9 @@ impl DecodedBlock {
         count(&self.runs)
     }
 
-    /// What is known of it, for the choice of a region.
-    pub(super) fn known(&self) -> Known {
-        let before: u64 = self.source.insts.iter().rev().skip(1).map(|inst| u64::from(inst.len)).sum();
-        let targets = self.source.insts.last().map(|last| Targets::of(self.start + before, last));
-        let runs = self.runs.load(Ordering::Relaxed);
-        Known { runs, insts: self.source.insts.len(), targets: targets.unwrap_or_default() }
+    /// How often it ran.
+    pub(super) fn runs(&self) -> u32 {
+        self.runs.load(Ordering::Relaxed)
     }
 
     /// Compares the guest's bytes with those that the block was made from.
