@@ -9,7 +9,7 @@ use std::collections::BinaryHeap;
 use crate::translate::Targets;
 
 /// The most blocks of a region.
-const MAX_BLOCKS: usize = 32;
+const MAX_BLOCKS: usize = 64;
 
 /// The most instructions of a region, of which the compiler's time and memory depend.
 const MAX_INSTS: usize = 300;

@@ -11,12 +11,6 @@ use super::lower::field;
 use super::region::is_backward;
 use crate::riscv::inst::{Inst, Op};
 
-/// Whether this operation ends a block; any other may stand anywhere.
-pub fn ends_block(op: Op) -> bool {
-    use Op::*;
-    matches!(op, Jal | Jalr | Beq | Bne | Blt | Bge | Bltu | Bgeu | Fence_i | Ecall | Ebreak | Illegal)
-}
-
 /// The signature of every region: hart and base; returns the reason.
 pub(super) fn signature() -> Signature {
     let mut signature = Signature::new(CallConv::Tail);

@@ -49,7 +49,7 @@
 //! Within a region guest registers are variables of Cranelift, loaded from the hart at the entry if
 //! they matter there. Changed ones are stored back before each point that can leave the region:
 //! guest accesses, helpers, exits; `region` finds out which may be changed at the start of each
-//! block. Base addresses are tested once for accesses close to each other (`lower::near`). The hart
+//! block. Base addresses are tested once for accesses close to each other (`near`). The hart
 //! and the window's base are the parameters of every region, so they stay in registers.
 //!
 //! A `sequence_point`, which is no code, follows each guest access. It stops Cranelift from folding
@@ -65,10 +65,12 @@
 //! | `check`, `check_aarch64` | the self-checking entry, on each host |
 //! | `code_space` | the instruction set, code buffer and window that all translators share |
 //! | `compiled` | a region's host code |
+//! | `effects` | the registers that an instruction reads and writes |
+//! | `near` | which registers hold addresses near the window |
+//! | `region` | the control flow of a region |
 //! | `lower` | the effect of each instruction in Cranelift's terms |
 //! | `disasm` | listings of guest and host code |
 //! | `exits` | the end of a block: ways within the region and out of it |
-//! | `region` | the control flow of a region |
 //! | `translator` | compiles one region |
 
 #[cfg_attr(target_arch = "aarch64", path = "check_aarch64.rs")]
@@ -76,11 +78,13 @@ mod check;
 mod code_space;
 mod compiled;
 pub mod disasm;
+mod effects;
 mod entry;
 mod error;
 mod exits;
 mod fault_index;
 mod lower;
+mod near;
 mod options;
 mod region;
 mod translator;
@@ -89,10 +93,9 @@ pub use code_space::CodeSpace;
 pub use compiled::CompiledBlock;
 pub use entry::{ExitReason, entry_stubs};
 pub use error::TranslateError;
-pub use exits::ends_block;
 pub use lower::emitter::LinkTo;
 pub use options::{BlockOptions, OwnStores};
-pub use region::{Block, Targets};
+pub use region::{Block, Targets, ends_block};
 pub use translator::Translator;
 
 #[cfg(test)]

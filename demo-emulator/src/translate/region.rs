@@ -14,16 +14,21 @@
 
 use std::ops::Range;
 
-use super::exits::ends_block;
-use super::lower::effects::{Effects, Masks};
-use super::lower::near::Near;
+use super::effects::{Effects, Masks};
+use super::near::Near;
 use crate::riscv::inst::{Inst, Op};
 
 /// The registers that a call keeps its return address in.
 const LINKS: [u8; 2] = [1, 5];
 
 /// A return compares its target with so many return addresses at most.
-const MAX_RETURNS: usize = 4;
+const MAX_RETURNS: usize = 8;
+
+/// Whether this operation ends a block; any other may stand anywhere.
+pub fn ends_block(op: Op) -> bool {
+    use Op::*;
+    matches!(op, Jal | Jalr | Beq | Bne | Blt | Bge | Bltu | Bgeu | Fence_i | Ecall | Ebreak | Illegal)
+}
 
 /// A basic block: instructions with their addresses. Only the last may be one that [`ends_block`];
 /// if it is not, the block continues at the next instruction.

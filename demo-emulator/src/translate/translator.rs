@@ -18,11 +18,11 @@ use super::check::Check;
 use super::code_space::{CodeSpace, OneFunction, Place};
 use super::compiled::CompiledBlock;
 use super::error::TranslateError;
-use super::exits::{ends_block, signature};
+use super::exits::signature;
 use super::fault_index::{FaultPoint, FaultTable};
 use super::lower::emitter::{Emitter, Environment, LinkTo};
 use super::options::{BlockOptions, OwnStores};
-use super::region::{Block, Region};
+use super::region::{Block, Region, ends_block};
 use crate::riscv::inst::Inst;
 
 /// Compiles blocks; each compiling thread has one.

@@ -13,16 +13,15 @@ use cranelift_frontend::FunctionBuilder;
 use super::super::code_space::CodeSpace;
 use super::super::entry::ExitReason;
 use super::super::options::{BlockOptions, OwnStores};
-use super::effects::Masks;
 use super::field;
-use super::near::Near;
+pub(crate) use super::field::HOST;
 use super::registers::Registers;
 use crate::memory::Window;
 use crate::memory::window::WINDOW_LEN_BYTES;
+use crate::translate::effects::Masks;
+use crate::translate::near::Near;
 use crate::translate::region::{Node, Region};
 
-/// The emulator's own memory: aligned, never faults.
-pub(crate) const HOST: MemFlagsData = MemFlagsData::trusted();
 /// The guest's: any alignment, may fault.
 pub(super) const GUEST: MemFlagsData = MemFlagsData::new();
 

@@ -1,8 +1,13 @@
-//! Offsets in the hart.
+//! The fields of the hart: their offsets, and the flags of accesses to them.
 
 use std::mem::offset_of;
 
+use cranelift_codegen::ir::MemFlagsData;
+
 use crate::hart::Hart;
+
+/// The emulator's own memory: aligned, never faults.
+pub(crate) const HOST: MemFlagsData = MemFlagsData::trusted();
 
 const fn of(offset: usize) -> i32 {
     offset as i32

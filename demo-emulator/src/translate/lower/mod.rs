@@ -6,13 +6,11 @@
 mod atomic;
 mod bits;
 mod csr;
-pub(super) mod effects;
 pub(super) mod emitter;
 pub(super) mod field;
 mod float;
 mod integer;
 mod memory;
-pub(super) mod near;
 mod own_store;
 mod registers;
 mod rounding_error;

@@ -3,8 +3,7 @@
 use cranelift_codegen::ir::{InstBuilder, Type, Value};
 use cranelift_frontend::{FunctionBuilder, Variable};
 
-use super::emitter::HOST;
-use super::field;
+use super::field::{self, HOST};
 
 /// The registers of one of the two files. Each one that the region uses is a variable.
 pub(super) struct Registers {

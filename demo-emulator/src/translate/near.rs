@@ -6,25 +6,25 @@
 
 use super::effects::Effects;
 use crate::memory::window::GUARD_LEN_BYTES;
-use crate::riscv::inst::{Inst, Op};
+use crate::riscv::inst::{BLOCK_BYTES, Inst, Op};
 
-/// The longest guest access in bytes.
-const ACCESS_BYTES: i64 = 8;
+/// The longest guest access in bytes: that of a cache block.
+const ACCESS_BYTES: i64 = BLOCK_BYTES as i64;
 
 /// The distances of registers from addresses in the window; `None` if nothing is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Near([Option<i64>; 32]);
+pub(super) struct Near([Option<i64>; 32]);
 
 impl Near {
     /// Nothing is known but that register 0 holds the window's first address.
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut distances = [None; 32];
         distances[0] = Some(0);
         Self(distances)
     }
 
     /// What both know.
-    pub(crate) fn and(&self, other: &Self) -> Self {
+    pub(super) fn and(&self, other: &Self) -> Self {
         let both = |register: usize| self.0[register].filter(|_| self.0[register] == other.0[register]);
         Self(std::array::from_fn(both))
     }
@@ -52,7 +52,7 @@ impl Near {
     }
 
     /// `inst` was executed, and went on to the next.
-    pub(crate) fn pass(&mut self, inst: &Inst) {
+    pub(super) fn pass(&mut self, inst: &Inst) {
         // An SC without a reservation makes no access.
         if Effects::of(inst).brings_hart_up_to_date && !matches!(inst.op, Op::Sc_w | Op::Sc_d) {
             self.test(inst);

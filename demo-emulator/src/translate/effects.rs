@@ -5,15 +5,15 @@ use crate::riscv::inst::{Inst, Op};
 
 /// A set of registers: one bit for each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Masks {
+pub(super) struct Masks {
     /// Integer registers; never register 0.
-    pub(crate) x: u32,
+    pub(super) x: u32,
     /// Floating-point registers.
-    pub(crate) f: u32,
+    pub(super) f: u32,
 }
 
 impl Masks {
-    pub(crate) const NONE: Self = Self { x: 0, f: 0 };
+    pub(super) const NONE: Self = Self { x: 0, f: 0 };
 
     fn x(registers: &[u8]) -> Self {
         Self { x: registers.iter().fold(0, |mask, register| mask | 1 << (register & 31)) & !1, f: 0 }
@@ -23,23 +23,23 @@ impl Masks {
         Self { x: 0, f: registers.iter().fold(0, |mask, register| mask | 1 << (register & 31)) }
     }
 
-    pub(crate) fn or(self, other: Self) -> Self {
+    pub(super) fn or(self, other: Self) -> Self {
         Self { x: self.x | other.x, f: self.f | other.f }
     }
 
-    pub(crate) fn without(self, other: Self) -> Self {
+    pub(super) fn without(self, other: Self) -> Self {
         Self { x: self.x & !other.x, f: self.f & !other.f }
     }
 }
 
 /// An instruction's effects on registers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Effects {
-    pub(crate) reads: Masks,
+pub(super) struct Effects {
+    pub(super) reads: Masks,
     /// Each of them is written in any case, unless the instruction faults.
-    pub(crate) writes: Masks,
+    pub(super) writes: Masks,
     /// The hart has all registers before the instruction takes effect, in any case.
-    pub(crate) brings_hart_up_to_date: bool,
+    pub(super) brings_hart_up_to_date: bool,
 }
 
 /// Major opcodes.
@@ -54,7 +54,7 @@ const FUSED: [u32; 4] = [0x43, 0x47, 0x4b, 0x4f];
 const OP_FP: u32 = 0x53;
 
 impl Effects {
-    pub(crate) fn of(inst: &Inst) -> Self {
+    pub(super) fn of(inst: &Inst) -> Self {
         if inst.op == Op::Illegal {
             return Self { reads: Masks::NONE, writes: Masks::NONE, brings_hart_up_to_date: false };
         }
