@@ -163,7 +163,9 @@ fn the_counters_of_a_run_make_sense() {
         let protecting = stats["histograms"]["protect_pages"]["count"].as_u64().unwrap();
         assert!(count("protection_calls") >= protecting + count("faults"), "{stats}");
         let ended = count("invalidated") + count("removed");
-        assert!(ended >= count("retranslated") && count("retranslated") >= 3, "{stats}");
+        // `auto` interprets the first run of new code.
+        let fewest = if tier == "auto" { 2 } else { 3 };
+        assert!(ended >= count("retranslated") && count("retranslated") >= fewest, "{stats}");
         assert!(count("committed") > count("retranslated"), "{stats}");
         // No block of this guest runs often enough for `auto`.
         assert_eq!(count("blocks_compiled") > 0, tier == "translated", "{stats}");
