@@ -5,9 +5,20 @@
 //! another one after each report. A claim is current while the stamp is the same.
 //!
 //! If the page's bytes have other addresses too, a store there must reach its code. Each of those
-//! pages has a list of the codes that it shows. Fault handlers walk the lists, so they only
-//! grow, and end with their region. The tracker keeps one such code for each page, so that a page
-//! that is mapped anew again and again does not make a list longer.
+//! pages has a list of the codes that it shows. Fault handlers walk the lists, so a node stays until its
+//! region ends; but a node with an idle code is used again for another one. The tracker keeps one such
+//! code for each page.
+//!
+//! A code is idle if it was told of since its last claim. It has a number for each claim, so that a slow
+//! writer makes no code idle that was claimed meanwhile:
+//!
+//! ```text
+//!        a claim                     a writer, before it tells       the same, when it has told
+//! any ────────────▶ live (number+1) ─────────────────────▶ dying ─────────────────────▶ idle
+//! ```
+//!
+//! A writer that meets a dying code tells as well: the first one may not be done. Claims take turns. A
+//! claim reads the stamp and then finds the code live yet; otherwise it begins again.
 //!
 //! # Orderings
 //!
@@ -19,15 +30,15 @@
 //!
 //! # Safety
 //!
-//! Nodes of a list live as long as the list. C's functions may be called as its options say.
+//! Nodes of a list live as long as the list, and codes as long as the tracker. C's functions may be called as its options say.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::process;
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst, fence};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -48,14 +59,63 @@ fn new_stamp() -> u64 {
 
 /// The code of one page whose bytes have other addresses too.
 #[derive(Debug)]
-struct SharedCode {
+pub(crate) struct SharedCode {
     page: u64,
     stamp: AtomicU64,
+    /// The number of its last claim, and below that its phase.
+    phase: AtomicU64,
 }
+
+const IDLE: u64 = 0;
+const LIVE: u64 = 1;
+const DYING: u64 = 2;
+const PHASES: u64 = 3;
+
+impl SharedCode {
+    fn new(page: u64) -> Self {
+        Self { page, stamp: AtomicU64::new(new_stamp()), phase: AtomicU64::new(IDLE) }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.phase.load(SeqCst) & PHASES == IDLE
+    }
+
+    /// Claims it, by one thread at a time. `enter` puts it into lists. Returns its stamp.
+    fn claim(&self, mut enter: impl FnMut()) -> u64 {
+        loop {
+            let live = (self.phase.load(SeqCst) & !PHASES) + (PHASES + 1) + LIVE;
+            self.phase.store(live, SeqCst);
+            enter();
+            let stamp = self.stamp.load(SeqCst);
+            if self.phase.load(SeqCst) == live {
+                return stamp;
+            }
+        }
+    }
+
+    /// Calls `report` unless it is idle, in which case it was told of.
+    fn tell(&self, report: impl FnOnce()) {
+        let mut phase = self.phase.load(SeqCst);
+        while phase & PHASES == LIVE {
+            match self.phase.compare_exchange(phase, phase - LIVE + DYING, SeqCst, SeqCst) {
+                Ok(_) => phase = phase - LIVE + DYING,
+                Err(now) => phase = now,
+            }
+        }
+        if phase & PHASES == IDLE {
+            return;
+        }
+        report();
+        let _ = self.phase.compare_exchange(phase, phase - DYING + IDLE, SeqCst, SeqCst);
+    }
+}
+
+/// The codes of pages whose bytes have several addresses, by the pages. They live as long as the tracker.
+pub(crate) type SharedCodes = BTreeMap<u64, Box<SharedCode>>;
 
 #[derive(Debug)]
 struct Node {
-    code: Arc<SharedCode>,
+    code: AtomicPtr<SharedCode>,
     next: *const Node,
 }
 
@@ -80,45 +140,37 @@ impl CodePage {
         self.own.load(SeqCst)
     }
 
-    /// A store to this page changes `code`, from now on.
-    fn shows(&self, code: &Arc<SharedCode>) {
-        let mut head = self.others.load(SeqCst);
-        let mut known = ptr::null();
-        let mut node: Option<Box<Node>> = None;
-        loop {
-            // The nodes that another thread has added since the last look.
-            if self.walk_until(head, known, |other| Arc::ptr_eq(other, code)) {
+    /// A store to this page changes `code`, from now on. By one thread at a time.
+    ///
+    /// # Safety
+    ///
+    /// The code lives as long as this.
+    unsafe fn shows(&self, code: &SharedCode) {
+        let new = ptr::from_ref(code).cast_mut();
+        let mut idle = None;
+        for node in self.nodes() {
+            let old = node.code.load(SeqCst);
+            if old == new {
                 return;
             }
-            known = head;
-            let mut new = node.take().unwrap_or_else(|| Box::new(Node { code: code.clone(), next: ptr::null() }));
-            new.next = head;
-            let new = Box::into_raw(new);
-            match self.others.compare_exchange(head, new, SeqCst, SeqCst) {
-                Ok(_) => return,
-                Err(now) => {
-                    // SAFETY: made above, and not in the list.
-                    node = Some(unsafe { Box::from_raw(new) });
-                    head = now;
-                }
+            // SAFETY: in the list: the caller's promise of an earlier call.
+            if unsafe { &*old }.is_idle() {
+                idle = Some(node);
+            }
+        }
+        match idle {
+            Some(node) => node.code.store(new, SeqCst),
+            None => {
+                let node = Node { code: AtomicPtr::new(new), next: self.others.load(SeqCst) };
+                self.others.store(Box::into_raw(Box::new(node)), SeqCst);
             }
         }
     }
 
-    /// Whether `found` is true of a code from `from` on, up to `end`.
-    fn walk_until(&self, from: *const Node, end: *const Node, mut found: impl FnMut(&Arc<SharedCode>) -> bool) -> bool {
-        let mut at = from;
-        while at != end
-            && let Some(node) = NonNull::new(at.cast_mut())
-        {
-            // SAFETY: in the list, whose nodes live as long as this.
-            let node = unsafe { node.as_ref() };
-            if found(&node.code) {
-                return true;
-            }
-            at = node.next;
-        }
-        false
+    fn nodes(&self) -> impl Iterator<Item = &Node> {
+        // SAFETY: in the list, whose nodes live as long as this.
+        let node = |at: *const Node| unsafe { at.as_ref() };
+        std::iter::successors(node(self.others.load(SeqCst)), move |at| node(at.next))
     }
 }
 
@@ -209,10 +261,11 @@ impl Embedder {
         if page.own.load(SeqCst) != 0 {
             report(&page.own, guest.0);
         }
-        page.walk_until(page.others.load(SeqCst), ptr::null(), |code| {
-            report(&code.stamp, code.page);
-            false
-        });
+        for node in page.nodes() {
+            // SAFETY: a code of a list lives as long as the list.
+            let code = unsafe { &*node.code.load(SeqCst) };
+            code.tell(|| report(&code.stamp, code.page));
+        }
     }
 }
 
@@ -257,8 +310,8 @@ pub(crate) struct Claimed {
 pub(crate) struct Codes {
     tracker: Tracker<CodePage>,
     lock: Option<Lock>,
-    /// Codes whose bytes have several addresses, by their pages.
-    shared: Mutex<BTreeMap<u64, Arc<SharedCode>>>,
+    /// Dropped behind the tracker, whose pages name them.
+    shared: Mutex<SharedCodes>,
 }
 
 impl Codes {
@@ -277,7 +330,8 @@ impl Codes {
 
     /// Ends the tracker, under the embedder's lock.
     pub(crate) fn end(self) {
-        let Self { tracker, lock, .. } = self;
+        // (The codes are dropped at the end.)
+        let Self { tracker, lock, shared: _codes } = self;
         let Some(Lock(shared)) = lock else { return drop(tracker) };
         // SAFETY: C's promise. This thread has not taken it.
         unsafe { (shared.lock)(shared.context) };
@@ -298,10 +352,9 @@ impl Codes {
         }
     }
 
-    fn shared_code(&self, page: u64) -> Arc<SharedCode> {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(SharedCode { page, stamp: AtomicU64::new(new_stamp()) });
-        shared.entry(page).or_insert_with(new).clone()
+    /// Claims take turns by this. No call of the tracker is made under it.
+    pub(crate) fn shared(&self) -> MutexGuard<'_, SharedCodes> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Claims the page that holds `guest` under each address of its bytes.
@@ -311,15 +364,19 @@ impl Codes {
         let aliases = self.tracker.aliases(page);
         let stamp = claim.data().claim();
         let mut claims: Vec<PageClaim<CodePage>> = Vec::new();
+        for alias in aliases {
+            claims.push(self.tracker.begin(alias)?);
+        }
         let mut shared_stamp = 0;
-        if !aliases.is_empty() {
-            let code = self.shared_code(page.0);
-            for alias in aliases {
-                let other = self.tracker.begin(alias)?;
-                other.data().shows(&code);
-                claims.push(other);
-            }
-            shared_stamp = code.stamp.load(SeqCst);
+        if !claims.is_empty() {
+            let shared = &mut *self.shared();
+            let code: &SharedCode = shared.entry(page.0).or_insert_with(|| Box::new(SharedCode::new(page.0)));
+            shared_stamp = code.claim(|| {
+                for other in &claims {
+                    // SAFETY: boxed, and dropped behind the tracker.
+                    unsafe { other.data().shows(code) };
+                }
+            });
         }
         claims.push(claim);
         // A write after this finds the code.
@@ -335,7 +392,8 @@ impl Codes {
         // Its block was entered before. Pairs with the fence in `tell`.
         fence(SeqCst);
         let Some(data) = self.tracker.data(page) else { return false };
-        let is_shared_current = shared_stamp == 0 || self.shared_code(page.0).stamp.load(SeqCst) == shared_stamp;
+        let stamp_of_shared = || self.shared().get(&page.0).map(|code| code.stamp.load(SeqCst));
+        let is_shared_current = shared_stamp == 0 || stamp_of_shared() == Some(shared_stamp);
         data.own.load(SeqCst) == stamp && is_shared_current && data.is_own()
     }
 
@@ -352,5 +410,75 @@ impl Codes {
     pub(crate) fn read(&self, guest: GuestAddr, into: &mut [u8]) -> Result<(), BeginError> {
         let claim = self.tracker.begin(guest)?;
         self.tracker.read(&claim, guest, into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn codes_of(page: &CodePage) -> Vec<u64> {
+        // SAFETY: the tests' codes live as long as their pages.
+        page.nodes().map(|node| unsafe { &*node.code.load(SeqCst) }.page).collect()
+    }
+
+    fn claim(code: &SharedCode, page: &CodePage) -> u64 {
+        // SAFETY: as above.
+        code.claim(|| unsafe { page.shows(code) })
+    }
+
+    /// Memory that is written by one address, and run by ever new ones.
+    #[test]
+    fn a_list_is_as_long_as_its_codes_are_many_at_once() {
+        let codes: Vec<SharedCode> = (0..100).map(SharedCode::new).collect();
+        let page = CodePage::default();
+        for (at, pair) in codes.chunks(2).enumerate() {
+            pair.iter().for_each(|code| _ = claim(code, &page));
+            pair.iter().for_each(|code| _ = claim(code, &page));
+            let mut known = codes_of(&page);
+            known.sort_unstable();
+            assert_eq!(known, [2 * at as u64, 2 * at as u64 + 1]);
+            pair.iter().for_each(|code| code.tell(|| ()));
+        }
+    }
+
+    /// The place of a code is not given away until it was told of.
+    #[test]
+    fn a_code_is_idle_when_it_was_told_of_and_not_claimed_since() {
+        let (first, second) = (SharedCode::new(1), SharedCode::new(2));
+        let page = CodePage::default();
+        claim(&first, &page);
+        let mut told = 0;
+        first.tell(|| {
+            // A second writer tells as well, and another claim finds no place.
+            first.tell(|| told += 1);
+            told += 1;
+        });
+        assert_eq!(told, 2);
+        first.tell(|| told += 1);
+        assert_eq!(told, 2, "it was told of");
+        claim(&first, &page);
+        first.tell(|| {
+            claim(&second, &page);
+            claim(&first, &page);
+        });
+        assert_eq!(codes_of(&page), [2, 1]);
+        first.tell(|| told += 1);
+        assert_eq!(told, 3, "it was claimed while it was told of");
+    }
+
+    /// A report between the two reads of a claim: the claim begins again.
+    #[test]
+    fn a_claim_has_no_stamp_of_a_code_that_is_dying() {
+        let code = SharedCode::new(1);
+        let mut rounds = 0;
+        let stamp = code.claim(|| {
+            rounds += 1;
+            if rounds == 1 {
+                code.tell(|| code.stamp.store(new_stamp(), SeqCst));
+            }
+        });
+        assert_eq!((rounds, code.stamp.load(SeqCst)), (2, stamp));
+        assert!(!code.is_idle());
     }
 }

@@ -38,6 +38,7 @@
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
+use std::sync::MutexGuard;
 use std::thread::{self, ThreadId};
 
 use engine::CacheForkGuard;
@@ -47,7 +48,7 @@ use engine::tracker::TrackerForkGuard;
 use libc::size_t;
 
 use crate::code_buffer::cw_code_buffer;
-use crate::code_page::{CodePage, Codes};
+use crate::code_page::{CodePage, Codes, SharedCodes};
 use crate::handle::{borrow, out_handle, take_back};
 use crate::payload::Owned;
 use crate::status::{Failure, cw_status, guarded};
@@ -84,14 +85,14 @@ impl cw_fork_guard {
 /// A tracker that stands still, with its cache if it has one.
 enum Standing {
     Cache(CacheForkGuard<'static, Owned>),
-    Embedder(TrackerForkGuard<'static, CodePage>, &'static Codes),
+    Embedder(TrackerForkGuard<'static, CodePage>, &'static Codes, MutexGuard<'static, SharedCodes>),
 }
 
 impl Standing {
     fn after_fork_child(self) -> Result<(), Error> {
         match self {
             Self::Cache(cache) => cache.after_fork_child(),
-            Self::Embedder(tracker, codes) => {
+            Self::Embedder(tracker, codes, _lists) => {
                 codes.begin_in_child();
                 tracker.after_fork_child()
             }
@@ -164,7 +165,7 @@ pub unsafe extern "C" fn cw_tracker_before_fork(
         let thread = this_thread();
         let tracker = match of.of() {
             Of::Cache(cache) => Standing::Cache(cache.before_fork()),
-            Of::Embedder(codes) => Standing::Embedder(codes.tracker().before_fork(), codes),
+            Of::Embedder(codes) => Standing::Embedder(codes.tracker().before_fork(), codes, codes.shared()),
         };
         let buffers = buffers.iter().map(CodeBuffer::before_fork).collect();
         new.give(cw_fork_guard { buffers, tracker, lasting, thread });

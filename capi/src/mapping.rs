@@ -59,9 +59,9 @@ pub unsafe extern "C" fn cw_tracker_unmap(tracker: *const cw_tracker, guest: u64
 /// it. memory: the memory that its first page shows, if that may be mapped elsewhere too; NULL if
 /// it is private. What was there before counts as gone.
 ///
-/// CW_SYSTEM if the mode cannot track the mapping, CW_BAD_RANGE if the offset in memory is not a
-/// multiple of the page size or wraps: a claim answers CW_UNTRACKABLE until another mapping
-/// comes; parts that can be tracked are. CW_BAD_RANGE too, and nothing is done, if the range
+/// CW_UNTRACKABLE if the mode cannot track the mapping, or another userfaultfd does: a claim there answers
+/// the same until another mapping comes; parts that can be tracked are. CW_BAD_RANGE if the offset in
+/// memory is not a multiple of the page size or wraps: then nothing is tracked there. CW_BAD_RANGE too, and nothing is done, if the range
 /// wraps or no byte of it lies in a region.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_tracker_map(
@@ -76,7 +76,10 @@ pub unsafe extern "C" fn cw_tracker_map(
         let (tracker, memory) = unsafe { (borrow(tracker)?.any(), memory.as_ref()) };
         let access = cw_access::read(access)?;
         let change = tracker.change_mapping(GuestAddr(guest), len_bytes)?;
-        Ok(change.finish_replaced(access, memory.map(|memory| memory.read()))?)
+        change.finish_replaced(access, memory.map(|memory| memory.read())).map_err(|error| match error {
+            Error::System { .. } | Error::AlreadyTracked { .. } => untrackable(&error),
+            error => error.into(),
+        })
     })
 }
 
@@ -175,8 +178,10 @@ fn free_now(host: *mut c_void, len: usize, page_bytes: usize, advised: &Result<(
 /// (Linux 6.17), what was at to there stays mapped, and is not tracked: cw_tracker_map() it.
 ///
 /// CW_BAD_RANGE, and nothing is done, if a range wraps or does not lie in one region, or to
-/// begins inside a page. CW_BAD_ARGUMENT for another flag, and for a from_bytes of 0: map that
-/// second mapping yourself, and call cw_tracker_map(). CW_UNTRACKABLE if the mapping was moved but
+/// begins inside a page. CW_BAD_ARGUMENT for another flag, and for a from_bytes of 0, which makes a second
+/// mapping of shared memory: carry that out yourself, and call cw_tracker_map() with the memory that from
+/// was declared to show. (If it was not, give it a number of yours, and declare from as well:
+/// cw_shared_number(), cw_tracker_declare_shared().) CW_UNTRACKABLE if the mapping was moved but
 /// a part of it that was tracked cannot be at its new place: a claim there answers the same.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_tracker_move(
@@ -214,8 +219,13 @@ pub unsafe extern "C" fn cw_tracker_move(
         }
         // The guest's call has succeeded. No failure from here on may be taken for its failure.
         let tracked = target.finish_moved(source, left);
-        tracked.map_err(|error| Failure::told(cw_status::CW_UNTRACKABLE, &error.to_string()))
+        tracked.map_err(|error| untrackable(&error))
     })
+}
+
+/// The guest's mapping is there, and cannot be tracked.
+fn untrackable(why: &Error) -> Failure {
+    Failure::told(cw_status::CW_UNTRACKABLE, &why.to_string())
 }
 
 /// The place of a range in this process, in whole pages of one region.

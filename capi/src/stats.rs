@@ -404,7 +404,13 @@ pub unsafe extern "C" fn cw_tracker_hottest_pages(
 /// Lists the numbers of the file descriptors that the tracker keeps open, most of them at most;
 /// count receives how many were written. If the guest shares its descriptors with this process,
 /// keep it from closing these: with all of a region's the protection of its pages is gone. Ask again
-/// after a region was added or removed, and in a fork's child.
+/// after a region was added or removed, and in a fork's child. Whether a descriptor of the guest's is one:
+///
+/// ```c
+/// int own[16]; size_t count;
+/// cw_tracker_descriptors(tracker, own, 16, &count);
+/// for (size_t at = 0; at < count; at++) if (own[at] == fd) return -EBADF;
+/// ```
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_tracker_descriptors(
     tracker: *const cw_tracker,

@@ -78,6 +78,7 @@ pub struct cw_tracker_options {
     /// right only if each other thread that looks blocks up passes a sequentially consistent
     /// fence between this call and its next look-up. NULL: always a barrier.
     pub others_may_look: Option<unsafe extern "C" fn(context: *mut c_void) -> bool>,
-    /// Passed to these functions.
+    /// Passed to these functions. It stays valid until cw_tracker_free() has returned: also behind the end
+    /// of its last region the library's thread (CW_MODE_THREAD) may be waiting in lock().
     pub context: *mut c_void,
 }

@@ -185,7 +185,8 @@ impl<D: PageData> ChangedPages for HeldPages<D> {
             match shared {
                 Some(memory) => {
                     let offset = memory.offset + (at.first() - changing.first());
-                    self.gate.declare(space, at, SharedMemory { offset, ..memory });
+                    // (It was checked as a whole.)
+                    self.gate.declare(space, at, SharedMemory { offset, ..memory })?;
                 }
                 None => space.views.remove(at),
             }
@@ -238,14 +239,13 @@ impl<D: PageData> Tracker<D> {
         self.gate.check_moves()?;
         let Some(span) = Span::new(start.0, len_bytes)? else { return Ok(()) };
         let mask = self.page.bytes() as u64 - 1;
-        if (start.0 | len_bytes | memory.offset) & mask != 0 || span.moved_to(memory.offset).is_none() {
-            let why = "a view of shared memory is whole pages and does not wrap";
+        if (start.0 | len_bytes | memory.offset) & mask != 0 {
+            let why = "a view of shared memory is whole pages";
             return Err(Error::BadRange { start: start.0, len: len_bytes, why });
         }
         let space = &mut *self.gate.write();
         space.tracks_all(span)?;
-        self.gate.declare(space, span, memory);
-        Ok(())
+        self.gate.declare(space, span, memory)
     }
 
     /// The embedder is about to change the mapping at `len_bytes` from `start`, or to

@@ -11,7 +11,7 @@ use super::hold::HeldPages;
 use super::observer::PageData;
 use super::region::Region;
 use super::space::{Space, not_tracked};
-use super::views::SharedMemory;
+use super::views::{SharedMemory, Views};
 use crate::addr::Span;
 use crate::error::Error;
 use crate::page_table::Permit;
@@ -98,10 +98,19 @@ impl<D: PageData> HeldPages<D> {
             let all = region.span_of(hold.pages());
             space.views.remove(all);
             region.detach(hold.pages().clone());
+            // Memory that has grown behind the end of the 64-bit space.
+            let mut wrapping: Vec<Range<usize>> = Vec::new();
             for (at, memory) in &views {
                 if let Some(part) = at.intersection(all) {
-                    let offset = memory.offset + (part.first() - at.first());
-                    self.gate.declare(space, part, SharedMemory { offset, ..*memory });
+                    let offset = at.moved_to(memory.offset).map(|shown| shown.first() + (part.first() - at.first()));
+                    let declared = match offset {
+                        Some(offset) => self.gate.declare(space, part, SharedMemory { offset, ..*memory }),
+                        None => Err(Views::wraps(*at)),
+                    };
+                    if declared.is_err() {
+                        wrapping.extend(region.pages_within(part));
+                    }
+                    done = done.and(declared);
                 }
             }
             for (at, access) in &attached {
@@ -109,6 +118,7 @@ impl<D: PageData> HeldPages<D> {
                     done = done.and(region.attach(pages, *access, hold.permit()));
                 }
             }
+            wrapping.into_iter().for_each(|pages| region.detach(pages));
         }
         done.and(self.stop_unheld(space, to)).and(source.stop_unheld(space, from))
     }

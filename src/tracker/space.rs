@@ -203,10 +203,10 @@ impl<D: PageData> Gate<D> {
         self.read().views.aliases(page)
     }
 
-    /// Records a view, then ends claims that were made without it.
-    pub(super) fn declare(&self, space: &mut Space<D>, at: Span, memory: SharedMemory) {
+    /// Records a view, then ends claims that were made without it. An error as of [`Views::insert`].
+    pub(super) fn declare(&self, space: &mut Space<D>, at: Span, memory: SharedMemory) -> Result<(), Error> {
         self.0.has_views.store(true, Ordering::Release);
-        space.declare(at, memory);
+        space.declare(at, memory)
     }
 }
 
@@ -324,11 +324,12 @@ impl<D: PageData> Space<D> {
 
     /// Earlier translations of `at` did not know of its other views, nor those of the
     /// other views of `at`.
-    fn declare(&mut self, at: Span, memory: SharedMemory) {
-        self.views.insert(at, memory);
+    fn declare(&mut self, at: Span, memory: SharedMemory) -> Result<(), Error> {
+        self.views.insert(at, memory)?;
         for span in self.views.others(at).into_iter().chain([at]) {
             self.within(span).for_each(|(tracked, pages)| tracked.region.invalidate(pages));
         }
+        Ok(())
     }
 }
 

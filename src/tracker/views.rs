@@ -21,6 +21,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::addr::{GuestAddr, Span};
+use crate::error::Error;
 use crate::memory::guest_memory::BackingId;
 
 /// Memory that may be mapped at several places.
@@ -75,12 +76,22 @@ struct Shown {
 }
 
 impl Views {
-    /// `at` shows `memory`, which is not cut short by the end of the 64-bit space.
-    pub(super) fn insert(&mut self, at: Span, memory: SharedMemory) {
+    /// `at` shows `memory`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadRange`] if the end of the 64-bit space cuts the memory short: nothing was changed.
+    pub(super) fn insert(&mut self, at: Span, memory: SharedMemory) -> Result<(), Error> {
+        let shown = at.moved_to(memory.offset).ok_or_else(|| Self::wraps(at))?;
         self.remove(at);
-        if let Some(shown) = at.moved_to(memory.offset) {
-            self.enter(View { at, backing: memory.backing, shown });
-        }
+        self.enter(View { at, backing: memory.backing, shown });
+        Ok(())
+    }
+
+    /// The error for a view at `at` of memory that ends before it.
+    pub(super) fn wraps(at: Span) -> Error {
+        let why = "a view of shared memory does not wrap";
+        Error::BadRange { start: at.first(), len: at.len_bytes(), why }
     }
 
     fn enter(&mut self, view: View) {
@@ -173,10 +184,10 @@ mod tests {
     #[test]
     fn views_of_the_same_bytes_find_each_other() {
         let mut views = Views::default();
-        views.insert(pages(0, 4), memory(7, 0));
+        views.insert(pages(0, 4), memory(7, 0)).unwrap();
         assert!(aliases(&views, 0).is_empty());
-        views.insert(pages(10, 2), memory(7, 2 * P));
-        views.insert(pages(20, 4), memory(8, 0));
+        views.insert(pages(10, 2), memory(7, 2 * P)).unwrap();
+        views.insert(pages(20, 4), memory(8, 0)).unwrap();
         assert_eq!(aliases(&views, 2), [10]);
         assert_eq!(aliases(&views, 11), [3]);
         assert!(aliases(&views, 1).is_empty() && aliases(&views, 20).is_empty());
@@ -189,9 +200,9 @@ mod tests {
     fn a_search_looks_at_few_of_many_views() {
         let mut views = Views::default();
         for view in 0..1000 {
-            views.insert(pages(2 * view, 1), memory(view % 2, view * P));
+            views.insert(pages(2 * view, 1), memory(view % 2, view * P)).unwrap();
         }
-        views.insert(pages(5000, 1), memory(0, 0));
+        views.insert(pages(5000, 1), memory(0, 0)).unwrap();
         assert_eq!((aliases(&views, 5000), aliases(&views, 0)), (vec![0], vec![5000]));
         assert_eq!(views.memories[&BackingId::of_file(1, 1)].starts.len(), 500);
         (0..1000).for_each(|view| views.remove(pages(2 * view, 1)));
@@ -201,12 +212,23 @@ mod tests {
     #[test]
     fn a_view_that_is_cut_keeps_its_offsets() {
         let mut views = Views::default();
-        views.insert(pages(0, 8), memory(7, 0));
-        views.insert(pages(100, 8), memory(7, 0));
+        views.insert(pages(0, 8), memory(7, 0)).unwrap();
+        views.insert(pages(100, 8), memory(7, 0)).unwrap();
         views.remove(pages(2, 2));
         assert!(aliases(&views, 103).is_empty());
         assert_eq!(aliases(&views, 101), [1]);
         assert_eq!(aliases(&views, 105), [5]);
+    }
+
+    /// The last page of the space, and one more.
+    #[test]
+    fn a_view_that_wraps_is_refused() {
+        let mut views = Views::default();
+        views.insert(pages(0, 1), memory(7, 0)).unwrap();
+        views.insert(pages(5, 1), memory(7, u64::MAX - P + 1)).unwrap();
+        assert!(views.insert(pages(0, 2), memory(7, u64::MAX - P + 1)).is_err());
+        views.insert(pages(9, 1), memory(7, 0)).unwrap();
+        assert_eq!(aliases(&views, 9), [0], "nothing was changed");
     }
 
     /// A memory, and a page of it.
@@ -236,7 +258,7 @@ mod tests {
                     oracle.retain(|page, _| !(first..first + count).contains(page));
                 } else {
                     let (inode, offset) = (next(2), next(PAGES - count + 1));
-                    views.insert(at, memory(inode, (file_base + offset) * P));
+                    views.insert(at, memory(inode, (file_base + offset) * P)).unwrap();
                     oracle.extend((0..count).map(|page| (first + page, (inode, offset + page))));
                 }
                 let first = next(PAGES);

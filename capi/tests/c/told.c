@@ -269,7 +269,7 @@ static void memory_without_a_file(void)
     CHECK(first == memory);
     CHECK(mremap(first, 0, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, memory + 4 * PAGE) == memory + 4 * PAGE);
     CHECK(cw_tracker_claim(f.tracker, code, &of_code) == CW_UNTRACKABLE);
-    if (cw_tracker_map(f.tracker, GUEST, PAGE, CW_ACCESS_READ_WRITE, &shown) == CW_SYSTEM) {
+    if (cw_tracker_map(f.tracker, GUEST, PAGE, CW_ACCESS_READ_WRITE, &shown) == CW_UNTRACKABLE) {
         printf("SKIPPED shared memory: %s\n", cw_last_error_message()); /* an older kernel */
         teardown(&f);
         return;
@@ -335,6 +335,54 @@ static void mappings_come_and_go(void)
     CHECK(cw_tracker_move(f.tracker, there, PAGE, at, PAGE, 0) == CW_SYSTEM && cw_last_errno() == EFAULT);
     CHECK(cw_tracker_unmap(f.tracker, 0, PAGE) == CW_BAD_RANGE);
     CHECK(cw_tracker_map(f.tracker, at, PAGE, (cw_access)9, NULL) == CW_BAD_ARGUMENT);
+    teardown(&f);
+}
+
+/* Address space in two regions, of which the first has mode mprotect. */
+static struct fixture two_halves(void)
+{
+    struct fixture f = empty(CW_POLICY_ADAPTIVE);
+    f.memory = mmap(NULL, LEN, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(f.memory != MAP_FAILED);
+    for (int half = 0; half < 2; half++) {
+        const size_t at = half * (LEN / 2);
+        cw_region_options region =
+            cw_region_options_default(GUEST + at, f.memory + at, LEN / 2, half ? mode : CW_MODE_MPROTECT);
+        region.reserved = true;
+        MUST(cw_tracker_add_region(f.tracker, &region));
+    }
+    return f;
+}
+
+/* The guest's calls have succeeded, so the library's answers say more than that they failed. */
+static void mappings_that_cannot_be_tracked(void)
+{
+    struct fixture f = two_halves();
+    const uint64_t there = GUEST + LEN / 2;
+    cw_claim code;
+    /* A private mapping of a file on a disk; on others it may be tracked. */
+    const int file = open("/proc/self/exe", O_RDONLY);
+    CHECK(mmap(f.memory, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file, 0) == f.memory);
+    MUST(cw_tracker_map(f.tracker, GUEST, PAGE, CW_ACCESS_READ_WRITE, NULL));
+    MUST(claim(&f, GUEST, &code));
+    const cw_status moved = cw_tracker_move(f.tracker, GUEST, PAGE, there, PAGE, 0);
+    CHECK(moved == CW_OK || moved == CW_UNTRACKABLE);
+    CHECK(f.memory[LEN / 2] == 0x7f && claim(&f, there, &code) == moved);
+    CHECK(claim(&f, GUEST, &code) == CW_UNTRACKABLE);
+    CHECK(cw_tracker_map(f.tracker, there, PAGE, CW_ACCESS_READ_WRITE, NULL) == moved);
+
+    /* The second page of the memory has no number. */
+    const int fd = memfd_create("guest", MFD_CLOEXEC);
+    const cw_shared_memory last = cw_shared_number(1, 0 - (uint64_t)PAGE);
+    CHECK(fd >= 0 && ftruncate(fd, 2 * PAGE) == 0);
+    CHECK(mmap(f.memory + PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == f.memory + PAGE);
+    MUST(cw_tracker_map(f.tracker, GUEST + PAGE, PAGE, CW_ACCESS_READ_WRITE, &last));
+    MUST(claim(&f, GUEST + PAGE, &code));
+    const uint64_t grown = GUEST + 3 * PAGE;
+    CHECK(cw_tracker_move(f.tracker, GUEST + PAGE, PAGE, grown, 2 * PAGE, 0) == CW_UNTRACKABLE);
+    CHECK(claim(&f, grown, &code) == CW_UNTRACKABLE && claim(&f, grown + PAGE, &code) == CW_UNTRACKABLE);
+    close(file);
+    close(fd);
     teardown(&f);
 }
 
@@ -545,6 +593,7 @@ int main(int argc, char **argv)
     told_names_the_page_with_the_code();
     memory_without_a_file();
     mappings_come_and_go();
+    mappings_that_cannot_be_tracked();
     writes_that_are_announced();
     forks();
     puts("all holds");
