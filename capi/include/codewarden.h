@@ -407,7 +407,8 @@ typedef struct cw_tracker_options {
     /// right only if each other thread that looks blocks up passes a sequentially consistent
     /// fence between this call and its next look-up. NULL: always a barrier.
     bool (*others_may_look)(void *context);
-    /// Passed to these functions.
+    /// Passed to these functions. It stays valid until cw_tracker_free() has returned: also behind the end
+    /// of its last region the library's thread (CW_MODE_THREAD) may be waiting in lock().
     void *context;
 } cw_tracker_options;
 
@@ -691,9 +692,9 @@ cw_status cw_tracker_unmap(const cw_tracker *tracker, uint64_t guest, uint64_t l
 /// it. memory: the memory that its first page shows, if that may be mapped elsewhere too; NULL if
 /// it is private. What was there before counts as gone.
 ///
-/// CW_SYSTEM if the mode cannot track the mapping, CW_BAD_RANGE if the offset in memory is not a
-/// multiple of the page size or wraps: a claim answers CW_UNTRACKABLE until another mapping
-/// comes; parts that can be tracked are. CW_BAD_RANGE too, and nothing is done, if the range
+/// CW_UNTRACKABLE if the mode cannot track the mapping, or another userfaultfd does: a claim there answers
+/// the same until another mapping comes; parts that can be tracked are. CW_BAD_RANGE if the offset in
+/// memory is not a multiple of the page size or wraps: then nothing is tracked there. CW_BAD_RANGE too, and nothing is done, if the range
 /// wraps or no byte of it lies in a region.
 cw_status cw_tracker_map(const cw_tracker *tracker,
                          uint64_t guest,
@@ -735,8 +736,10 @@ cw_status cw_tracker_discard(const cw_tracker *tracker,
 /// (Linux 6.17), what was at to there stays mapped, and is not tracked: cw_tracker_map() it.
 ///
 /// CW_BAD_RANGE, and nothing is done, if a range wraps or does not lie in one region, or to
-/// begins inside a page. CW_BAD_ARGUMENT for another flag, and for a from_bytes of 0: map that
-/// second mapping yourself, and call cw_tracker_map(). CW_UNTRACKABLE if the mapping was moved but
+/// begins inside a page. CW_BAD_ARGUMENT for another flag, and for a from_bytes of 0, which makes a second
+/// mapping of shared memory: carry that out yourself, and call cw_tracker_map() with the memory that from
+/// was declared to show. (If it was not, give it a number of yours, and declare from as well:
+/// cw_shared_number(), cw_tracker_declare_shared().) CW_UNTRACKABLE if the mapping was moved but
 /// a part of it that was tracked cannot be at its new place: a claim there answers the same.
 cw_status cw_tracker_move(const cw_tracker *tracker,
                           uint64_t from,
@@ -1506,7 +1509,13 @@ cw_status cw_tracker_hottest_pages(const cw_tracker *tracker,
 /// Lists the numbers of the file descriptors that the tracker keeps open, most of them at most;
 /// count receives how many were written. If the guest shares its descriptors with this process,
 /// keep it from closing these: with all of a region's the protection of its pages is gone. Ask again
-/// after a region was added or removed, and in a fork's child.
+/// after a region was added or removed, and in a fork's child. Whether a descriptor of the guest's is one:
+///
+/// ```c
+/// int own[16]; size_t count;
+/// cw_tracker_descriptors(tracker, own, 16, &count);
+/// for (size_t at = 0; at < count; at++) if (own[at] == fd) return -EBADF;
+/// ```
 cw_status cw_tracker_descriptors(const cw_tracker *tracker,
                                  int *descriptors,
                                  size_t most,

@@ -280,7 +280,7 @@ static void tell_of(int first, int count)
     cw_status status;
     CALL(status, cw_tracker_map(tracker, guest_of(first), (uint64_t)count * PAGE, page->access,
                                 page->kind == SHARED ? &shared : NULL));
-    if (status != (is_untrackable(page->kind) ? CW_SYSTEM : CW_OK))
+    if (status != (is_untrackable(page->kind) ? CW_UNTRACKABLE : CW_OK))
         wrong("mapping page %d answers %d", first, status);
 }
 
