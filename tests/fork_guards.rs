@@ -256,8 +256,16 @@ fn a_page_that_a_thread_was_opening_is_open_in_the_child() {
                 if guard.after_fork_child().is_err() || claim.is_current() {
                     return 1;
                 }
+                // By the kernel, which no fault would help.
+                let held = tracker.prepare_kernel_write(GuestAddr(0), 1);
+                // SAFETY: a new descriptor, and one byte of the memory.
+                let read = unsafe {
+                    let zero = libc::open(c"/dev/zero".as_ptr(), libc::O_RDONLY);
+                    libc::read(zero, memory.range().start().as_ptr().cast(), 1)
+                };
+                drop(held);
                 memory.write(0, &[2]).unwrap();
-                0
+                2 * u8::from(read != 1)
             });
             gate.open.store(true, SeqCst);
             status
