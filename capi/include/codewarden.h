@@ -705,7 +705,7 @@ cw_status cw_tracker_map(const cw_tracker *tracker,
 /// Carries out the guest's mprotect of len_bytes from guest. The tracking's protection stays,
 /// and no block dies. CW_BAD_RANGE, and nothing is done, if the range wraps or not all of its
 /// pages lie in regions and are tracked: carry it out yourself on those that are
-/// CW_UNTRACKABLE.
+/// CW_UNTRACKABLE. Try each half of the range to find them.
 /// Mode mprotect does not ask the kernel about pages that it protects itself: if they may never be written
 /// (a file that was opened for reading) a store is refused, and tracking is lost.
 ///
