@@ -60,6 +60,7 @@ macro_rules! access {
                 "3:",
                 // R: the linker keeps it, although no code refers to it.
                 ".pushsection guest_accesses, \"aR\", @progbits",
+                ".balign 4",
                 ".long 2b - .",
                 ".long 3b - .",
                 ".popsection",
@@ -85,6 +86,7 @@ macro_rules! access {
                 "3:",
                 // R: the linker keeps it, although no code refers to it.
                 ".pushsection guest_accesses, \"aR\", @progbits",
+                ".balign 4",
                 ".long 2b - .",
                 ".long 3b - .",
                 ".popsection",
