@@ -171,7 +171,7 @@ fn region(blocks: &mut Blocks) -> Vec<Block> {
     let starts: Vec<u64> = region.iter().map(|block| block[0].0).collect();
     for (pc, last) in region.iter_mut().filter_map(|block| block.last_mut()) {
         if !matches!(last.op, Op::Jalr) && ends_block(last.op) && blocks.chance(90) {
-            last.imm = (blocks.random.pick(&starts) - *pc) as i32;
+            last.imm = blocks.random.pick(&starts).wrapping_sub(*pc) as i32;
             if last.op == Op::Jal {
                 last.rd = blocks.random.pick(&[0, 1]);
             }
