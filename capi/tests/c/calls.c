@@ -447,13 +447,7 @@ static void generations_of_forks(void)
 
 int main(int argc, char **argv)
 {
-    CHECK(argc == 2);
-    alarm(300); /* ends a wait that would never end */
-    MUST(cw_mode_from_name(argv[1], &mode));
-    if (cw_mode_check(mode) == CW_MODE_UNAVAILABLE) {
-        printf("SKIPPED %s\n", cw_last_error_message());
-        return 0;
-    }
+    mode = mode_to_test(argc, argv);
     /* Before the library's handler is there. */
     signals_of_my_own();
     payloads_outlive_pins();

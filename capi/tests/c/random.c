@@ -569,13 +569,7 @@ static void run(unsigned count)
 
 int main(int argc, char **argv)
 {
-    CHECK(argc >= 2);
-    alarm(300); /* ends a wait that would never end */
-    MUST(cw_mode_from_name(argv[1], &mode));
-    if (cw_mode_check(mode) == CW_MODE_UNAVAILABLE) {
-        printf("SKIPPED %s\n", cw_last_error_message());
-        return 0;
-    }
+    mode = mode_to_test(argc, argv);
     const struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
     sigaction(SIGBUS, &action, NULL);
     sigaction(SIGSEGV, &action, NULL);

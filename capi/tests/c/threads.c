@@ -246,13 +246,7 @@ int main(int argc, char **argv)
 {
     static void *(*const others[])(void *) = {translator, translator, mapper};
     pthread_t writers[2], threads[3];
-    CHECK(argc == 2);
-    alarm(300); /* ends a wait that would never end */
-    MUST(cw_mode_from_name(argv[1], &mode));
-    if (cw_mode_check(mode) == CW_MODE_UNAVAILABLE) {
-        printf("SKIPPED %s\n", cw_last_error_message());
-        return 0;
-    }
+    mode = mode_to_test(argc, argv);
     memfd = memfd_create("guest", 0);
     CHECK(ftruncate(memfd, SHARED * PAGE) == 0 && fstat(memfd, &memfd_stat) == 0);
     memory = mmap(NULL, PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

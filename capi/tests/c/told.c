@@ -576,13 +576,7 @@ static void a_fork_under_the_lock(void)
 
 int main(int argc, char **argv)
 {
-    CHECK(argc == 2);
-    alarm(300); /* ends a wait that would never end */
-    MUST(cw_mode_from_name(argv[1], &mode));
-    if (cw_mode_check(mode) == CW_MODE_UNAVAILABLE) {
-        printf("SKIPPED %s\n", cw_last_error_message());
-        return 0;
-    }
+    mode = mode_to_test(argc, argv);
     /* Before the library's handler is there. */
     the_lock_ends_after_the_tracker();
     a_fork_under_the_lock();

@@ -176,6 +176,7 @@ fn step<O: Operation>(at: &Threaded, pc: u64, hart: &mut Hart, window: &Window, 
 /// # Safety
 ///
 /// `at` is an instruction of `block`, and not its last.
+#[inline(always)]
 unsafe fn run<O: Operation>(
     at: *const Threaded,
     pc: u64,
@@ -206,17 +207,12 @@ unsafe fn run_pair<O: Operation, P: Operation>(
     window: &Window,
     block: &ThreadedBlock,
 ) -> End {
-    // SAFETY: by this function's contract; so there is a next one.
+    // SAFETY: by this function's contract; so there is a second one, and it is not the last.
     unsafe {
         if let Some(end) = step::<O>(&*at, pc, hart, window, block) {
             return end;
         }
-        let (second, pc) = (at.add(1), pc.wrapping_add(u64::from((*at).len)));
-        if let Some(end) = step::<P>(&*second, pc, hart, window, block) {
-            return end;
-        }
-        let (next, pc) = (second.add(1), pc.wrapping_add(u64::from((*second).len)));
-        ((*next).run)(next, pc, hart, window, block)
+        run::<P>(at.add(1), pc.wrapping_add(u64::from((*at).len)), hart, window, block)
     }
 }
 

@@ -48,6 +48,18 @@ pub(super) fn behind(pc: usize) -> Option<usize> {
     })
 }
 
+/// The table's entry of the access between the labels 2 and 3. R: the linker keeps it, although no
+/// code refers to it.
+macro_rules! entry {
+    () => {
+        ".pushsection guest_accesses, \"aR\", @progbits
+         .balign 4
+         .long 2b - .
+         .long 3b - .
+         .popsection"
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 macro_rules! access {
     ($x86_64:literal, $aarch64:literal, $($operand:tt)*) => {{
@@ -58,12 +70,7 @@ macro_rules! access {
                 "xor edx, edx",
                 concat!("2: ", $x86_64),
                 "3:",
-                // R: the linker keeps it, although no code refers to it.
-                ".pushsection guest_accesses, \"aR\", @progbits",
-                ".balign 4",
-                ".long 2b - .",
-                ".long 3b - .",
-                ".popsection",
+                entry!(),
                 $($operand)*,
                 lateout("rax") value,
                 out("rdx") fault,
@@ -84,12 +91,7 @@ macro_rules! access {
                 "mov x1, xzr",
                 concat!("2: ", $aarch64),
                 "3:",
-                // R: the linker keeps it, although no code refers to it.
-                ".pushsection guest_accesses, \"aR\", @progbits",
-                ".balign 4",
-                ".long 2b - .",
-                ".long 3b - .",
-                ".popsection",
+                entry!(),
                 $($operand)*,
                 lateout("x0") value,
                 out("x1") fault,

@@ -1,4 +1,4 @@
-//! Which registers hold addresses near the guest's window.
+//! The registers that hold addresses near the guest's window.
 //!
 //! A guard lies before and behind the window. So one test of a register serves for every access at
 //! a small distance from it, and for every register that was made from it by adding constants. If
@@ -23,7 +23,7 @@ impl Near {
         Self(distances)
     }
 
-    /// What both know.
+    /// The knowledge that both have.
     pub(super) fn and(&self, other: &Self) -> Self {
         let both = |register: usize| self.0[register].filter(|_| self.0[register] == other.0[register]);
         Self(std::array::from_fn(both))

@@ -2,9 +2,9 @@
 //! start.
 //!
 //! A region is a graph of blocks: branches, jumps, calls and the ways on from a long block, as far
-//! as their targets are blocks of the region. A return has no constant target. The region's own
-//! calls tell where it probably leads: from a call's target, over the blocks of the called
-//! function, to its returns.
+//! as their targets are blocks of the region. A return has no constant target, but the calls of the
+//! region give probable ones: a walk from a call's target over the blocks of the called function
+//! ends at its returns, and these lead behind the call.
 //!
 //! Two analyses run forward over the graph. One finds the registers that may be *dirty*: changed
 //! since the hart last had them. At the start of a loop these are only the ones that the loop itself

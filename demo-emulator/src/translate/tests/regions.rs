@@ -2,6 +2,7 @@
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use super::*;
@@ -71,13 +72,21 @@ fn run_endless(stale: Option<&AtomicU8>, stop: impl FnOnce(&AtomicU8) + Send) ->
     let region = bench.compile_region(&endless, &options);
     let mut hart = bench.hart();
     let asked = ptr::from_ref(&hart.exit_request) as usize;
+    let (left, has_left) = mpsc::channel::<()>();
     let reason = std::thread::scope(|scope| {
         scope.spawn(move || {
             std::thread::sleep(Duration::from_millis(20));
             // SAFETY: the hart lives until this thread is joined.
-            stop(unsafe { &*(asked as *const AtomicU8) });
+            let asked = unsafe { &*(asked as *const AtomicU8) };
+            stop(asked);
+            // If that did not end it, the test shall end all the same.
+            if has_left.recv_timeout(Duration::from_secs(20)) == Err(mpsc::RecvTimeoutError::Timeout) {
+                asked.store(1, Ordering::Release);
+            }
         });
-        bench.enter(&mut hart, region.entry())
+        let reason = bench.enter(&mut hart, region.entry());
+        drop(left);
+        reason
     });
     (reason, hart)
 }
