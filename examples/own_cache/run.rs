@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use codewarden::addr::GuestAddr;
 use codewarden::error::Error;
@@ -23,7 +24,10 @@ use codewarden::protection::{FaultLock, Handled, Mode, handle_fault};
 use codewarden::tracker::{BeginError, PageObserver, PageWrite, RegionOptions, Tracker};
 
 const PAGES: usize = 16;
-const ROUNDS: u32 = 20_000;
+/// The least rounds, and the least time. A fast machine rewrites its pages so often that the policy
+/// soon interprets them. A slow one, emulated for instance, takes at least a fault in each round.
+const ROUNDS: u32 = 500;
+const TIME: Duration = Duration::from_millis(200);
 
 /// The blocks by their pc, which is the start of a page here.
 type Table = BTreeMap<u64, u32>;
@@ -158,8 +162,10 @@ pub(crate) fn stale_runs(mode: Mode) -> Result<u32, Error> {
     let is_over = &AtomicBool::new(false);
     let stale = std::thread::scope(|scope| {
         let writer = scope.spawn(move || {
-            let mut stale = 0;
-            for round in 1..=ROUNDS {
+            let started = Instant::now();
+            let (mut stale, mut round) = (0, 0);
+            while round < ROUNDS || started.elapsed() < TIME {
+                round += 1;
                 let page = round as usize % PAGES;
                 emulator.patch(page, round)?;
                 least[page].store(round, SeqCst);

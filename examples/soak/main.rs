@@ -40,6 +40,8 @@
 
 #[path = "../../tests/support/heap.rs"]
 mod heap;
+#[path = "../../tests/support/limit.rs"]
+mod limit;
 mod outcome;
 mod taken;
 
@@ -86,8 +88,8 @@ const LIMIT: MemoryLimit = MemoryLimit::of_bytes(32 << 20);
 const BUFFER_BYTES: usize = 28 << 20;
 /// This much is evicted at once if the buffer is full.
 const EVICTED_BYTES: usize = BUFFER_BYTES / 32;
-/// A vCPU that does not leave within this time never will.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// A vCPU that does not leave within this time never will, in seconds.
+const PATIENCE_S: u32 = 30;
 
 const WARM_CYCLES: u64 = 100_000;
 
@@ -182,10 +184,10 @@ impl Soak {
     }
 
     fn alloc(&self, len_bytes: usize) -> Result<Allocation, Error> {
-        let started = Instant::now();
+        let (started, patience) = (Instant::now(), Duration::from_secs(limit::limit_s(PATIENCE_S).into()));
         loop {
             match self.buffer.alloc(len_bytes, 64) {
-                Err(Error::Full { .. }) if started.elapsed() < PATIENCE => self.cache.evict(EVICTED_BYTES),
+                Err(Error::Full { .. }) if started.elapsed() < patience => self.cache.evict(EVICTED_BYTES),
                 done => return done,
             }
             // Until the vCPUs inside evicted blocks have left.
