@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use codewarden::addr::GuestAddr;
 use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{FaultLock, Handled, Mode, handle_fault};
+use codewarden::protection::{AltStack, FaultLock, Handled, Mode, handle_fault};
 use codewarden::tracker::{BeginError, PageObserver, PageWrite, RegionOptions, Tracker};
 
 const PAGES: usize = 16;
@@ -162,6 +162,8 @@ pub(crate) fn stale_runs(mode: Mode) -> Result<u32, Error> {
     let is_over = &AtomicBool::new(false);
     let stale = std::thread::scope(|scope| {
         let writer = scope.spawn(move || {
+            // The observer's own code runs in the handler too. Std's stack for that has no room for it.
+            let _stack = AltStack::for_this_thread()?;
             let started = Instant::now();
             let (mut stale, mut round) = (0, 0);
             while round < ROUNDS || started.elapsed() < TIME {
