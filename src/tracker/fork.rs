@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::addr::{HostAddr, Span};
 use crate::error::Error;
-use crate::page_table::PageState;
+use crate::page_table::{PageDesc, PageState};
 use crate::protection::{Inherited, Opening, Protection, name_of};
 use crate::sync::Arc;
 use crate::sys::errno::this_thread;
@@ -158,23 +158,16 @@ impl<D: PageData> Region<D> {
         opened.and(attached)
     }
 
-    /// Protects the pages that have kept their blocks.
+    /// Protects the pages that have kept their blocks. It makes no list of them: at the limit of mappings there
+    /// may be no memory for it.
     fn protect_again(&self, opening: Opening<'_>) {
-        let mut runs: Vec<Range<usize>> = Vec::new();
-        for (page, desc) in self.pages.existing(self.all_pages()) {
-            if desc.word.load().state() == PageState::Protected {
-                match runs.last_mut().filter(|run| run.end == page.0) {
-                    Some(run) => run.end += 1,
-                    None => runs.push(page.0..page.0 + 1),
-                }
-            }
-        }
-        for run in runs {
+        let keeps_blocks = |desc: &PageDesc<D>| desc.word.load().state() == PageState::Protected;
+        self.for_each_run(self.all_pages(), keeps_blocks, |run| {
             let host = self.host_of(&run);
             if self.protection.protect_again(host).is_err() {
                 self.stop_translating(run);
                 let _ = self.protection.unprotect(host, opening).or_else(|_| self.abandon());
             }
-        }
+        });
     }
 }

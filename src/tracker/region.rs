@@ -336,9 +336,19 @@ impl<D: PageData> Region<D> {
     }
 
     /// Calls `each` for runs of pages. No page outside them was ever protected. Async-signal-safe if `each` is.
-    pub(super) fn for_each_used_run(&self, pages: Range<usize>, mut each: impl FnMut(Range<usize>)) {
+    pub(super) fn for_each_used_run(&self, pages: Range<usize>, each: impl FnMut(Range<usize>)) {
+        self.for_each_run(pages, |_| true, each);
+    }
+
+    /// Calls `each` for runs of used pages that are `wanted`. Async-signal-safe if both are.
+    pub(super) fn for_each_run(
+        &self,
+        pages: Range<usize>,
+        wanted: impl Fn(&PageDesc<D>) -> bool,
+        mut each: impl FnMut(Range<usize>),
+    ) {
         let mut run = 0..0;
-        for (page, _) in self.pages.existing(pages) {
+        for (page, _) in self.pages.existing(pages).filter(|(_, desc)| wanted(desc)) {
             if page.0 != run.end && !run.is_empty() {
                 each(run.clone());
             }

@@ -2,20 +2,20 @@
 //!
 //! # Safety
 //!
-//! Sets limits and makes mappings of its own, in processes of their own.
+//! Sets limits and makes mappings of its own, in processes of their own. An observer does nothing.
 #![allow(unsafe_code)]
 
 use core::ffi::c_int;
 use core::ptr;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Barrier};
 
 use codewarden::addr::GuestAddr;
 use codewarden::code_buffer::CodeBuffer;
 use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Access, Mode};
-use codewarden::tracker::BeginError;
+use codewarden::tracker::{BeginError, PageClaim, PageObserver, PageWrite, Tracker};
 use codewarden::{CodeCache, EntryStubs, Key};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -172,14 +172,19 @@ fn open_files_of_a_forks_child() {
     });
 }
 
-/// Makes mappings until the kernel gives no more; `None` if it gives more than a test should
-/// take.
-fn use_up_mappings() -> Option<()> {
+/// The kernel's limit of mappings; `None` if it is more than a test should take.
+fn most_mappings() -> Option<usize> {
     let most: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
     if most > 100_000 {
         skip(&format!("vm.max_map_count is {most}"));
         return None;
     }
+    Some(most)
+}
+
+/// Makes mappings until the kernel gives no more; `None` as of [`most_mappings`].
+fn use_up_mappings() -> Option<()> {
+    let most = most_mappings()?;
     let len = (most + 64) * page_bytes();
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a new mapping, without users; its pages change between two kinds of access.
@@ -242,6 +247,52 @@ fn mappings_under_mprotect() {
         (0..PAGES).for_each(|page| guest.store_to(page));
         // The mappings of the five pages are free again.
         guest.expect_tracked(0);
+    });
+}
+
+/// Leaves pages to their observer.
+struct Silent;
+
+// SAFETY: does nothing.
+unsafe impl PageObserver for Silent {
+    type Data = ();
+
+    fn written(&self, (): &(), _: &PageWrite) {}
+}
+
+/// The translations of a fork's child are as many as the mappings allow: it protects them again without memory
+/// for a list of them.
+#[test]
+fn mappings_of_a_forks_child() {
+    if !allocates_without_mappings() {
+        return;
+    }
+    scenario("limits::mappings_of_a_forks_child", &[Mode::Mprotect], End::Well, |mode| {
+        let Some(most) = most_mappings() else { return };
+        let tracker = Tracker::new(Arc::new(Silent));
+        let memory = Arc::new(GuestMemory::anonymous(most * page_bytes()).unwrap());
+        tracker.add_memory(GuestAddr(0), memory.clone(), mode).unwrap();
+        let mut claims = Vec::with_capacity(most);
+        claims.extend((0..most).step_by(2).map_while(|page| {
+            let claim = tracker.begin(GuestAddr((page * page_bytes()) as u64)).ok()?;
+            claim.add_code(0..1);
+            Some(claim)
+        }));
+        assert!(claims.len() > most / 3 && claims.len() < most / 2, "the limit was met: {}", claims.len());
+        let guard = tracker.before_fork();
+        let ended = in_child(|| {
+            if guard.after_fork_child().is_err() || !claims.iter().all(PageClaim::is_current) {
+                return 1;
+            }
+            // The first one is opened by itself, or all of them are.
+            let hears = (0..claims.len()).rev().step_by(100).all(|at| {
+                memory.write(2 * at * page_bytes(), &[1]).unwrap();
+                !claims[at].is_current()
+            });
+            if hears { 0 } else { 2 }
+        });
+        assert_eq!(ended, Ended::Returned(0), "{mode}");
+        assert!(claims.iter().all(PageClaim::is_current), "{mode}: in the parent");
     });
 }
 
