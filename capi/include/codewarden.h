@@ -1235,11 +1235,13 @@ cw_status cw_alt_stack_free(cw_alt_stack *stack);
  * between fork and cw_after_fork_child(), unless you hold the page (cw_tracker_prepare_kernel_write()):
  * store a thread id for the guest after it. If the fork itself has changed memory
  * (MADV_WIPEONFORK, MADV_DONTFORK), call cw_tracker_unmap() for it after that, and cw_tracker_map()
- * if it is still there.
+ * if it is still there. A child that shares the descriptors of its parent (clone with CLONE_FILES) must not
+ * call it: it would close those of the parent.
  *
  * In a child without a guard no call touches anything of the parent's, not even a
  * _free. A call that needs a userfaultfd or a code buffer answers CW_IN_FORK_CHILD
- * there, and then CW_TRACKING_LOST.
+ * there, and then CW_TRACKING_LOST. cw_tracker_free() takes your lock there too. Another thread of the parent
+ * may have had it, also the library's, and is missing: make your lock anew before.
  */
 
 /// A tracker, its cache and the code buffers that stand still during a fork.

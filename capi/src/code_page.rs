@@ -35,19 +35,20 @@
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
-use std::process;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst, fence};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use engine::Busy;
 use engine::addr::GuestAddr;
+use engine::error::Error;
 use engine::policy::Policy;
 use engine::protection::FaultLock;
 use engine::tracker::{BeginError, Cause, PageClaim, PageObserver, PageWrite, Tracker};
 
+use crate::of_process::OfProcess;
 use crate::status::Failure;
 use crate::told::{cw_told, cw_tracker_options};
 
@@ -210,7 +211,7 @@ struct Shared {
     is_over: AtomicBool,
     /// Threads of the library at the lock, of this process.
     inside: AtomicUsize,
-    process: AtomicU32,
+    process: OfProcess,
 }
 
 // SAFETY: as for the embedder's other functions.
@@ -241,7 +242,7 @@ impl Embedder {
         let lock = match (lock, unlock) {
             (Some(lock), Some(unlock)) => {
                 let (is_over, inside) = (AtomicBool::new(false), AtomicUsize::new(0));
-                let process = AtomicU32::new(process::id());
+                let process = OfProcess::this()?;
                 Some(Lock(Arc::new(Shared { lock, unlock, context, is_over, inside, process })))
             }
             (None, None) => None,
@@ -339,17 +340,18 @@ impl Codes {
         drop(tracker);
         // SAFETY: as above.
         unsafe { (shared.unlock)(shared.context) };
-        while shared.inside.load(SeqCst) != 0 && shared.process.load(SeqCst) == process::id() {
+        while shared.inside.load(SeqCst) != 0 && shared.process.is_current() {
             thread::sleep(Duration::from_micros(50));
         }
     }
 
     /// In a fork's child, which has none of its parent's threads, before it has one of its own.
-    pub(crate) fn begin_in_child(&self) {
+    pub(crate) fn begin_in_child(&self) -> Result<(), Error> {
         if let Some(Lock(shared)) = &self.lock {
             shared.inside.store(0, SeqCst);
-            shared.process.store(process::id(), SeqCst);
+            shared.process.take_over()?;
         }
+        Ok(())
     }
 
     /// Claims take turns by this. No call of the tracker is made under it.

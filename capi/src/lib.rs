@@ -33,6 +33,7 @@ mod handle;
 pub mod link;
 pub mod mapping;
 pub mod mode;
+mod of_process;
 mod payload;
 pub mod policy;
 pub mod region;
