@@ -27,6 +27,10 @@ impl Masks {
         Self { x: self.x | other.x, f: self.f | other.f }
     }
 
+    pub(super) fn and(self, other: Self) -> Self {
+        Self { x: self.x & other.x, f: self.f & other.f }
+    }
+
     pub(super) fn without(self, other: Self) -> Self {
         Self { x: self.x & !other.x, f: self.f & !other.f }
     }

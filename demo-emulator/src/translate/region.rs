@@ -24,6 +24,15 @@ const LINKS: [u8; 2] = [1, 5];
 /// A return compares its target with so many return addresses at most.
 const MAX_RETURNS: usize = 8;
 
+/// How many registers a region keeps: the host's 16, but for its stack and frame pointers, the hart,
+/// the base and what an instruction needs for itself.
+const KEPT_X: usize = 10;
+const KEPT_F: usize = 14;
+
+/// A register that is used in a loop counts so many times as much, for each loop around it.
+const LOOP_WEIGHT: u32 = 8;
+const MAX_DEPTH: usize = 3;
+
 /// Whether this operation ends a block; any other may stand anywhere.
 pub fn ends_block(op: Op) -> bool {
     use Op::*;
@@ -109,7 +118,9 @@ impl Node<'_> {
 #[derive(Debug)]
 pub(super) struct Region<'a> {
     pub(super) nodes: Vec<Node<'a>>,
-    /// Registers whose value at the entry matters.
+    /// Registers that are variables in all blocks; the others live in the hart between blocks.
+    pub(super) kept: Masks,
+    /// Kept registers whose value at the entry matters.
     pub(super) needed: Masks,
 }
 
@@ -121,9 +132,10 @@ impl<'a> Region<'a> {
             first_index += insts.len() as u32;
             node
         });
-        let mut region = Self { nodes: nodes.collect(), needed: Masks::NONE };
+        let mut region = Self { nodes: nodes.collect(), kept: Masks::NONE, needed: Masks::NONE };
         region.find_returns();
         region.drop_unreachable();
+        region.choose_kept();
         let successors: Vec<Vec<usize>> = region.nodes.iter().map(|node| region.successors(node)).collect();
         region.find_dirty(&successors);
         region.find_near(&successors);
@@ -176,6 +188,33 @@ impl<'a> Region<'a> {
         self.nodes.iter_mut().for_each(|node| node.returns.retain(|pc| starts.contains(pc)));
     }
 
+    /// Keeps the registers that the region uses, or as many as the host has registers for. What does
+    /// not fit would be spilled all the time, and the hart is as good a place as the stack.
+    fn choose_kept(&mut self) {
+        let ranges: Vec<Range<u64>> = self.nodes.iter().flat_map(|node| self.loops_closed_by(node)).collect();
+        let (mut x, mut f) = ([0; 32], [0; 32]);
+        for node in &self.nodes {
+            let depth = ranges.iter().filter(|range| range.contains(&node.start())).count();
+            let weight = LOOP_WEIGHT.pow(depth.min(MAX_DEPTH) as u32);
+            for (_, inst) in node.insts {
+                let Effects { reads, writes, .. } = Effects::of(inst);
+                for register in 0..32 {
+                    let uses = |mask: fn(Masks) -> u32| [reads, writes].map(|masks| mask(masks) >> register & 1);
+                    x[register] += weight * uses(|masks| masks.x).iter().sum::<u32>();
+                    f[register] += weight * uses(|masks| masks.f).iter().sum::<u32>();
+                }
+            }
+        }
+        self.kept = Masks { x: most_used(&x, KEPT_X), f: most_used(&f, KEPT_F) };
+    }
+
+    /// The addresses from the targets of a node's backward jumps to itself.
+    fn loops_closed_by(&self, node: &Node<'_>) -> impl Iterator<Item = Range<u64>> {
+        let (pc, _) = node.last();
+        let targets = node.targets().next.into_iter().flatten();
+        targets.filter(move |&target| is_backward(pc, target) && self.at(target).is_some()).map(move |target| target..pc)
+    }
+
     fn find_dirty(&mut self, successors: &[Vec<usize>]) {
         let is_backward =
             |region: &Self, from: usize, to: usize| is_backward(region.nodes[from].last().0, region.nodes[to].start());
@@ -195,7 +234,7 @@ impl<'a> Region<'a> {
                 if starts_loop[next] && !is_backward(self, index, next) {
                     continue;
                 }
-                let joined = self.nodes[next].dirty.or(dirty);
+                let joined = self.nodes[next].dirty.or(dirty.and(self.kept));
                 if joined != self.nodes[next].dirty {
                     self.nodes[next].dirty = joined;
                     open.push(next);
@@ -247,6 +286,13 @@ impl<'a> Region<'a> {
                 needed[index] = before;
             }
         }
-        self.needed = needed[0];
+        self.needed = needed[0].and(self.kept);
     }
+}
+
+/// The `most` registers with the highest numbers of uses.
+fn most_used(uses: &[u32; 32], most: usize) -> u32 {
+    let mut used: Vec<usize> = (0..32).filter(|&register| uses[register] != 0).collect();
+    used.sort_by_key(|&register| std::cmp::Reverse(uses[register]));
+    used.iter().take(most).fold(0, |mask, register| mask | 1 << register)
 }

@@ -105,6 +105,7 @@ impl Translator {
             let &(mut pc, mut last) = &node.insts[0];
             for (index, kept) in (node.first_index..).zip(&kept[node.first_index as usize..][..node.insts.len()]) {
                 (pc, last) = node.insts[(index - node.first_index) as usize];
+                emitter.load_operands(&last);
                 if !ends_block(last.op) {
                     emitter.lower(index, pc, kept);
                 }

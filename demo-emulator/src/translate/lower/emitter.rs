@@ -18,7 +18,8 @@ pub(crate) use super::field::HOST;
 use super::registers::Registers;
 use crate::memory::Window;
 use crate::memory::window::WINDOW_LEN_BYTES;
-use crate::translate::effects::Masks;
+use crate::riscv::inst::Inst;
+use crate::translate::effects::{Effects, Masks};
 use crate::translate::near::Near;
 use crate::translate::region::{Node, Region};
 
@@ -92,15 +93,10 @@ impl<'a> Emitter<'a> {
         builder.append_block_params_for_function_params(entry);
         builder.switch_to_block(entry);
         let (hart, base) = (builder.block_params(entry)[0], builder.block_params(entry)[1]);
-        let (mut x, mut f) = (Registers::new(field::X, types::I64), Registers::new(field::F, types::F64));
-        for register in 0..32 {
-            if region.needed.x & 1 << register != 0 {
-                x.load(register, hart, &mut builder);
-            }
-            if region.needed.f & 1 << register != 0 {
-                f.load(register, hart, &mut builder);
-            }
-        }
+        let mut x = Registers::new(field::X, types::I64, region.kept.x);
+        let mut f = Registers::new(field::F, types::F64, region.kept.f);
+        x.load(region.needed.x, hart, &mut builder);
+        f.load(region.needed.f, hart, &mut builder);
         let label = |node: &Node<'_>| (node.start(), (builder.create_block(), node.dirty));
         let labels: HashMap<u64, (Block, Masks)> = region.nodes.iter().map(label).collect();
         builder.ins().jump(labels[&region.nodes[0].start()].0, &[]);
@@ -110,8 +106,16 @@ impl<'a> Emitter<'a> {
     /// Goes on at the start of a block of the region.
     pub(crate) fn begin(&mut self, node: &Node<'_>) {
         self.builder.switch_to_block(self.labels[&node.start()].0);
-        (self.x.dirty, self.f.dirty) = (node.dirty.x, node.dirty.f);
+        self.x.begin(node.dirty.x);
+        self.f.begin(node.dirty.f);
         self.near = node.near;
+    }
+
+    /// Before `inst`: its registers get values. Here, since the code of an instruction has branches.
+    pub(crate) fn load_operands(&mut self, inst: &Inst) {
+        let Masks { x, f } = Effects::of(inst).reads;
+        self.x.load_missing(x, self.hart, &mut self.builder);
+        self.f.load_missing(f, self.hart, &mut self.builder);
     }
 
     pub(crate) fn finish(mut self, config: TargetFrontendConfig) {
