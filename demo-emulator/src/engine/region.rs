@@ -12,7 +12,7 @@ use crate::translate::Targets;
 const MAX_BLOCKS: usize = 64;
 
 /// The most instructions of a region, of which the compiler's time and memory depend.
-const MAX_INSTS: usize = 300;
+const MAX_INSTS: usize = 600;
 
 /// The addresses of the blocks of the region that is entered at `entry`, the entry first, then in
 /// the order of their addresses. `runs` tells how often a block ran, or `None` if it is not worth

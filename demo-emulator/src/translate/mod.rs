@@ -46,8 +46,10 @@
 //!
 //! # Registers
 //!
-//! Within a region guest registers are variables of Cranelift, loaded from the hart at the entry if
-//! they matter there. Changed ones are stored back before each point that can leave the region:
+//! Within a region the guest registers that it uses most are variables of Cranelift, loaded from the
+//! hart at the entry if they matter there. They are no more than the host has registers for. The
+//! others live in the hart between blocks: a block loads them before their first use. Changed ones
+//! are stored back before each point that can leave the region:
 //! guest accesses, helpers, exits; `region` finds out which may be changed at the start of each
 //! block. Base addresses are tested once for accesses close to each other (`near`). The hart
 //! and the window's base are the parameters of every region, so they stay in registers.

@@ -26,7 +26,7 @@ const MAX_RETURNS: usize = 8;
 
 /// How many registers a region keeps: the host's 16, but for its stack and frame pointers, the hart,
 /// the base and what an instruction needs for itself.
-const KEPT_X: usize = 10;
+const KEPT_X: usize = 8;
 const KEPT_F: usize = 14;
 
 /// A register that is used in a loop counts so many times as much, for each loop around it.
