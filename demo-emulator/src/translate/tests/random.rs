@@ -11,10 +11,10 @@ use crate::translate::region::Region;
 
 const BLOCKS: u32 = if cfg!(debug_assertions) { 4_000 } else { 40_000 };
 
-/// The blocks use only these registers, so that results are used again. The registers from
-/// `POINTERS` on mostly hold data addresses.
-const REGISTERS: [u8; 8] = [0, 1, 5, 6, 10, 11, 12, 13];
-const POINTERS: usize = 4;
+/// The blocks use only these registers, so that results are used again; more than a region keeps.
+/// The registers from `POINTERS` on mostly hold data addresses.
+const REGISTERS: [u8; 17] = [0, 1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 18, 31, 10, 11, 12, 13];
+const POINTERS: usize = 13;
 
 /// Makes blocks; their instructions may also fault.
 struct Blocks {
