@@ -435,7 +435,7 @@ fn run_compiled(
             // use, takes care of that.
             (tier == Tier::Translated).then_some(Step::InterpretBlock)
         }
-        ExitReason::Miss | ExitReason::IndirectMiss | ExitReason::SelfModified => None,
+        ExitReason::Miss | ExitReason::IndirectMiss | ExitReason::SelfModified | ExitReason::Hot => None,
         ExitReason::Interrupted => Some(Step::Exit(Exit::Interrupted)),
         ExitReason::FenceI => Some(Step::Flush),
         ExitReason::Trap | ExitReason::Fault => Some(Step::Interpret),

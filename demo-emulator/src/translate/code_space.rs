@@ -101,6 +101,21 @@ impl CodeSpace {
         self.faults.guest_pc(host_pc)
     }
 
+    /// The runs until the quick compiler's block with this entry, plain or self-checking, leaves as
+    /// [`ExitReason::Hot`]. `None` if the entry is a region's. The block must be alive.
+    pub fn runs_left(&self, entry: usize) -> Option<u32> {
+        let counter = self.faults.table(entry)?.runs_left.as_ref()?;
+        Some(u32::try_from(counter.load(Ordering::Relaxed)).unwrap_or(0))
+    }
+
+    /// Makes the quick compiler's block with this entry leave as [`ExitReason::Hot`] after `runs`
+    /// more runs. Does nothing to a region. The block must be alive.
+    pub fn set_runs_left(&self, entry: usize, runs: u32) {
+        if let Some(counter) = self.faults.table(entry).and_then(|table| table.runs_left.as_ref()) {
+            counter.store(counter_of(runs), Ordering::Relaxed);
+        }
+    }
+
     /// Runs compiled code until it returns.
     ///
     /// # Safety
@@ -112,6 +127,11 @@ impl CodeSpace {
         // SAFETY: the caller's promise.
         unsafe { entry::enter(hart, code, self.window.base(), &self.faults) }
     }
+}
+
+/// The counter of a block that leaves as hot after `runs` runs.
+pub(super) fn counter_of(runs: u32) -> i32 {
+    i32::try_from(runs).unwrap_or(i32::MAX)
 }
 
 fn target() -> Result<OwnedTargetIsa, TranslateError> {
@@ -164,9 +184,9 @@ impl JITMemoryProvider for OneFunction {
         if place.is_some() || !matches!(kind, JITMemoryKind::Executable) {
             return Err(io::Error::other("a block is one function and no data"));
         }
-        let all = if self.behind_bytes == 0 { size } else { behind(size) + self.behind_bytes };
-        let code = self.buffer.alloc(all, CODE_ALIGN_BYTES.max(align as usize)).map_err(io::Error::other)?;
-        Ok(place.insert(Place { code, function_bytes: size }).code.rw())
+        let align = CODE_ALIGN_BYTES.max(align as usize);
+        let new = Place::new(&self.buffer, size, self.behind_bytes, align).map_err(io::Error::other)?;
+        Ok(place.insert(new).code.rw())
     }
 
     /// Nothing: the block that the code belongs to owns its memory.
@@ -180,16 +200,35 @@ impl JITMemoryProvider for OneFunction {
 }
 
 impl Place {
+    fn new(
+        buffer: &CodeBuffer,
+        function_bytes: usize,
+        behind_bytes: usize,
+        align: usize,
+    ) -> Result<Self, codewarden::error::Error> {
+        let all = if behind_bytes == 0 { function_bytes } else { behind(function_bytes) + behind_bytes };
+        Ok(Self { code: buffer.alloc(all, align)?, function_bytes })
+    }
+
+    /// Memory with `function` in it, and room for `behind_bytes` behind it, aligned for a check.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn of(function: &[u8], space: &CodeSpace, behind_bytes: usize) -> Result<Self, TranslateError> {
+        let place = Self::new(&space.buffer, function.len(), behind_bytes, CODE_ALIGN_BYTES)
+            .map_err(|error| TranslateError::NoCodeMemory(io::Error::other(error)))?;
+        place.put(0, function);
+        Ok(place)
+    }
+
     /// The offset of a check behind the function.
     pub(super) fn behind(&self) -> usize {
         behind(self.function_bytes)
     }
 
-    /// Puts `bytes` there; the provider left room for them.
-    pub(super) fn put_behind(&self, bytes: &[u8]) {
-        assert!(self.behind() + bytes.len() <= self.code.len(), "the provider left room");
+    /// Puts `bytes` at an offset; there is room for them.
+    pub(super) fn put(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= self.code.len(), "there is room");
         // SAFETY: within the allocation's writable view; no hart runs the code yet.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.code.rw().add(self.behind()), bytes.len()) };
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.code.rw().add(offset), bytes.len()) };
     }
 }
 

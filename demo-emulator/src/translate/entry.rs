@@ -47,11 +47,14 @@ pub enum ExitReason {
     Fault = 6,
     /// The guest's bytes differ from the source of the block at `hart.pc`.
     CheckFailed = 7,
+    /// A block of the quick compiler has run so often that a region is worthwhile. It has done
+    /// nothing of this run.
+    Hot = 8,
 }
 
 impl ExitReason {
     /// The number of reasons, for tables of counters.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 
     fn of(code: u64) -> Self {
         use ExitReason::*;
@@ -63,7 +66,8 @@ impl ExitReason {
             4 => FenceI,
             5 => Trap,
             6 => Fault,
-            _ => CheckFailed,
+            7 => CheckFailed,
+            _ => Hot,
         }
     }
 }

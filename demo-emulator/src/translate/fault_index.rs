@@ -13,7 +13,7 @@
 #![allow(unsafe_code)]
 
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 
 use codewarden::addr::{HostAddr, HostRange};
 
@@ -26,8 +26,13 @@ pub(super) struct FaultTable {
     pub(super) start: usize,
     /// Its length.
     pub(super) len_bytes: usize,
+    /// The guest address that the points are relative to: that of the first instruction.
+    pub(super) guest_start: u64,
     /// By `start`; they do not overlap.
     pub(super) points: Box<[FaultPoint]>,
+    /// Only a block of the quick compiler counts its runs: the runs until it leaves as hot. The
+    /// block's code has the address of this.
+    pub(super) runs_left: Option<AtomicI32>,
 }
 
 /// Host code of one guest instruction that can fault.
@@ -37,8 +42,15 @@ pub(super) struct FaultPoint {
     pub(super) start: u32,
     /// Offset one past the last.
     pub(super) end: u32,
-    /// Address of the guest instruction.
-    pub(super) guest_pc: u64,
+    /// Distance of the guest instruction from the table's `guest_start`.
+    pub(super) guest_offset: i32,
+}
+
+impl FaultTable {
+    /// The table of a block at `guest_start` whose code has no place yet.
+    pub(super) fn new(guest_start: u64) -> Self {
+        Self { start: 0, len_bytes: 0, guest_start, points: Box::default(), runs_left: None }
+    }
 }
 
 /// The tables of all blocks of one code buffer.
@@ -81,6 +93,16 @@ impl FaultIndex {
     /// The guest instruction that makes an access at `host_pc`. `None` if the pc is in no block, or
     /// at a place without a guest access.
     pub(super) fn guest_pc(&self, host_pc: usize) -> Option<u64> {
+        let table = self.table(host_pc)?;
+        let offset = host_pc - table.start;
+        let after = table.points.partition_point(|point| point.start as usize <= offset);
+        let point = table.points[..after].last()?;
+        let guest_pc = table.guest_start.wrapping_add(point.guest_offset as i64 as u64);
+        (offset < point.end as usize).then_some(guest_pc)
+    }
+
+    /// The table of the block that `host_pc` is in.
+    pub(super) fn table(&self, host_pc: usize) -> Option<&FaultTable> {
         let line = self.line(host_pc)?;
         let table =
             self.lines[..=line].iter().rev().map(|line| line.load(Ordering::Acquire)).find(|at| !at.is_null())?;
@@ -88,13 +110,7 @@ impl FaultIndex {
         // all, the compiled code has jumped astray, and a table that goes away meanwhile is the
         // lesser problem.
         let table = unsafe { &*table };
-        let offset = host_pc - table.start;
-        if offset >= table.len_bytes {
-            return None;
-        }
-        let after = table.points.partition_point(|point| point.start as usize <= offset);
-        let point = table.points[..after].last()?;
-        (offset < point.end as usize).then_some(point.guest_pc)
+        (host_pc - table.start < table.len_bytes).then_some(table)
     }
 
     fn line(&self, address: usize) -> Option<usize> {
@@ -113,8 +129,14 @@ mod tests {
     fn a_pc_is_found_only_in_its_own_block_and_at_its_own_points() {
         let index = FaultIndex::new(HostRange::new(HostAddr(0x10000), 0x1000, PageSize::from_shift(12)).unwrap());
         let points =
-            [(4, 9, 0x100), (200, 204, 0x102)].map(|(start, end, guest_pc)| FaultPoint { start, end, guest_pc });
-        let tables = [0x10040, 0x10200].map(|start| FaultTable { start, len_bytes: 300, points: Box::new(points) });
+            [(4, 9, 0), (200, 204, 2)].map(|(start, end, guest_offset)| FaultPoint { start, end, guest_offset });
+        let tables = [0x10040, 0x10200].map(|start| FaultTable {
+            start,
+            len_bytes: 300,
+            guest_start: 0x100,
+            points: Box::new(points),
+            runs_left: None,
+        });
         for table in &tables {
             // SAFETY: the tables outlive the index's last use below.
             unsafe { index.insert(table) };

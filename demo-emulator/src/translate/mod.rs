@@ -1,21 +1,26 @@
-//! Compiles hot guest code into host code, by Cranelift.
+//! Compiles guest code into host code: warm blocks one by one and quickly, hot ones together and by
+//! Cranelift.
 //!
 //! # The tiers, and why
 //!
-//! Most guest code runs a few times. To compile a block costs as much as to interpret it hundreds
-//! of times, so first the engine interprets, then it keeps the decoded instructions (tier 0), and
-//! it asks the compiler only for a block that tier 0 has run often.
+//! Most guest code runs a few times. So first the engine interprets, then it keeps the decoded
+//! instructions (tier 0). A block that tier 0 has run some times goes to the **quick compiler**
+//! ([`Translator::compile_quick`]). It takes a few microseconds, and its code is a few times as fast
+//! as tier 0. The block counts its runs, and leaves as [`ExitReason::Hot`] when it is worth more.
+//! Only x86-64 hosts have this compiler: see [`HAS_QUICK`].
 //!
-//! A hot block alone is still slow code: it would load its registers from the hart, store them and
-//! jump, every few instructions. So the compiler gets a **region**: the hot block and the warm ones
-//! around it, as far as constant targets lead (loops, both ways of a branch, called functions). The
+//! Cranelift makes better code, but takes 100 us and more. A hot block alone is still slow code: it
+//! loads its registers from the hart, stores them and jumps, every few instructions. So Cranelift
+//! gets a **region**: the hot block and the warm ones around it, as far as constant targets lead (loops, both ways of a branch, called functions). The
 //! region becomes one host function that is entered at the hot block. All its blocks are read under
 //! one ticket of codewarden, so a write to any of them ends the region. A block alone is a region of
 //! one. Only such a region has a self-checking entry; on pages that the guest writes to all the
 //! time, regions have one block.
 //!
 //! A [`Translator`] turns the blocks into a [`CompiledBlock`]. Its memory comes from a codewarden
-//! code buffer and goes back there when it is dropped.
+//! code buffer and goes back there when it is dropped. A block of the quick compiler is a region of
+//! one for everything below, except that its registers are always in the hart; `quick` has the
+//! details.
 //!
 //! # How compiled code runs
 //!
@@ -73,7 +78,8 @@
 //! | `lower` | the effect of each instruction in Cranelift's terms |
 //! | `disasm` | listings of guest and host code |
 //! | `exits` | the end of a block: ways within the region and out of it |
-//! | `translator` | compiles one region |
+//! | `quick` | the quick compiler |
+//! | `translator` | compiles one region, or one block quickly |
 
 #[cfg_attr(target_arch = "aarch64", path = "check_aarch64.rs")]
 mod check;
@@ -88,6 +94,8 @@ mod fault_index;
 mod lower;
 mod near;
 mod options;
+#[cfg(target_arch = "x86_64")]
+mod quick;
 mod region;
 mod translator;
 
@@ -98,7 +106,7 @@ pub use error::TranslateError;
 pub use lower::emitter::LinkTo;
 pub use options::{BlockOptions, OwnStores};
 pub use region::{Block, Targets, ends_block};
-pub use translator::Translator;
+pub use translator::{HAS_QUICK, Translator};
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! Compiles one region.
+//! Compiles one region by Cranelift, or one block by the quick compiler.
 //!
 //! # Safety
 //!
@@ -7,6 +7,8 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
+#[cfg(target_arch = "x86_64")]
+use std::sync::atomic::AtomicI32;
 use std::sync::{Arc, PoisonError};
 
 use cranelift_codegen::Context;
@@ -15,6 +17,8 @@ use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{Module, default_libcall_names};
 
 use super::check::Check;
+#[cfg(target_arch = "x86_64")]
+use super::code_space::counter_of;
 use super::code_space::{CodeSpace, OneFunction, Place};
 use super::compiled::CompiledBlock;
 use super::error::TranslateError;
@@ -22,14 +26,21 @@ use super::exits::signature;
 use super::fault_index::{FaultPoint, FaultTable};
 use super::lower::emitter::{Emitter, Environment, LinkTo};
 use super::options::{BlockOptions, OwnStores};
+#[cfg(target_arch = "x86_64")]
+use super::quick;
 use super::region::{Block, Region, ends_block};
 use crate::riscv::inst::Inst;
+
+/// Whether this host has a quick compiler.
+pub const HAS_QUICK: bool = cfg!(target_arch = "x86_64");
 
 /// Compiles blocks; each compiling thread has one.
 pub struct Translator {
     space: Arc<CodeSpace>,
     context: Context,
     builder_context: FunctionBuilderContext,
+    #[cfg(target_arch = "x86_64")]
+    quick: quick::BlockCompiler,
 }
 
 impl fmt::Debug for Translator {
@@ -41,7 +52,13 @@ impl fmt::Debug for Translator {
 impl Translator {
     /// A translator into `space`.
     pub fn new(space: Arc<CodeSpace>) -> Self {
-        Self { space, context: Context::new(), builder_context: FunctionBuilderContext::new() }
+        Self {
+            space,
+            context: Context::new(),
+            builder_context: FunctionBuilderContext::new(),
+            #[cfg(target_arch = "x86_64")]
+            quick: quick::BlockCompiler::new(),
+        }
     }
 
     /// Compiles the region of these blocks, which is entered at the first. `link` gives the cell of
@@ -67,9 +84,7 @@ impl Translator {
         self.build(&Region::new(blocks), &kept, options, link);
 
         let start = insts[0].0;
-        let check = options
-            .source
-            .map(|source| Check::new(self.space.host_address(start), source, self.space.loads_vectors_at_once));
+        let check = self.check(start, options);
         let (provider, place) = OneFunction::new(&self.space, check.as_ref().map_or(0, Check::len_bytes));
         let mut builder = JITBuilder::with_isa(Arc::clone(&self.space.isa.0), default_libcall_names());
         builder.memory_provider(Box::new(provider));
@@ -79,20 +94,82 @@ impl Translator {
         module.finalize_definitions()?;
         let place_taken = place.lock().unwrap_or_else(PoisonError::into_inner).take();
         let place = place_taken.ok_or_else(|| TranslateError::Compile("the module took no memory".into()))?;
-        let mut points = self.fault_points(&insts);
+        let points = self.fault_points(&insts);
+        self.finish(place, check, Box::new(FaultTable::new(start)), points, kept)
+    }
+
+    /// Compiles one block by the quick compiler. The block leaves as
+    /// [`ExitReason::Hot`](super::ExitReason::Hot) after `runs` runs. `link` as for
+    /// [`compile`](Self::compile).
+    ///
+    /// # Errors
+    ///
+    /// As for [`compile`](Self::compile).
+    #[cfg(target_arch = "x86_64")]
+    pub fn compile_quick(
+        &mut self,
+        block: &Block,
+        options: &BlockOptions,
+        runs: u32,
+        link: LinkTo,
+    ) -> Result<CompiledBlock, TranslateError> {
+        let &(start, _) = block.first().ok_or(TranslateError::Empty)?;
+        let mut faults = Box::new(FaultTable::new(start));
+        let counter = faults.runs_left.insert(AtomicI32::new(counter_of(runs)));
+        let kept = quick::kept(block);
+        self.quick.compile(&self.space, block, options, &kept, counter, link);
+        let check = self.check(start, options);
+        let place = Place::of(self.quick.code(), &self.space, check.as_ref().map_or(0, Check::len_bytes))?;
+        let mut points = Vec::with_capacity(self.quick.points().len() + usize::from(check.is_some()));
+        points.extend_from_slice(self.quick.points());
+        self.finish(place, check, faults, points, kept)
+    }
+
+    /// Compiles one block. This host has no quick compiler, so it makes a region, which counts no
+    /// runs.
+    ///
+    /// # Errors
+    ///
+    /// As for [`compile`](Self::compile).
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn compile_quick(
+        &mut self,
+        block: &Block,
+        options: &BlockOptions,
+        _: u32,
+        link: LinkTo,
+    ) -> Result<CompiledBlock, TranslateError> {
+        self.compile(std::slice::from_ref(block), options, link)
+    }
+
+    /// The self-checking entry, if the options ask for one.
+    fn check(&self, start: u64, options: &BlockOptions) -> Option<Check> {
+        let host = self.space.host_address(start);
+        options.source.map(|source| Check::new(host, source, self.space.loads_vectors_at_once))
+    }
+
+    /// Makes a block of the function in `place`: puts the check behind it, publishes it, and enters
+    /// its fault table in the index.
+    fn finish(
+        &self,
+        place: Place,
+        check: Option<Check>,
+        mut faults: Box<FaultTable>,
+        mut points: Vec<FaultPoint>,
+        insts: Box<[Inst]>,
+    ) -> Result<CompiledBlock, TranslateError> {
         let check = check.map(|check| {
             let at = check.insts(place.behind());
-            place.put_behind(&check.placed(at.start));
-            points.push(FaultPoint { start: at.start as u32, end: at.end as u32, guest_pc: start });
+            place.put(at.start, &check.placed(at.start));
+            points.push(FaultPoint { start: at.start as u32, end: at.end as u32, guest_offset: 0 });
             at
         });
         let Place { code, function_bytes } = place;
         let entry = code.publish().and_then(|()| code.entry(0)).map_err(TranslateError::Publish)?;
-
-        let faults = Box::new(FaultTable { start: entry, len_bytes: code.len(), points: points.into() });
+        (faults.start, faults.len_bytes, faults.points) = (entry, code.len(), points.into());
         // SAFETY: boxed, and removed when the block is dropped.
         unsafe { self.space.faults.insert(&*faults) };
-        Ok(CompiledBlock { space: Arc::clone(&self.space), code, entry, function_bytes, check, faults, insts: kept })
+        Ok(CompiledBlock { space: Arc::clone(&self.space), code, entry, function_bytes, check, faults, insts })
     }
 
     fn build(&mut self, region: &Region<'_>, kept: &[Inst], options: &BlockOptions, link: LinkTo) {
@@ -128,7 +205,8 @@ impl Translator {
             .map(|location| FaultPoint {
                 start: location.start,
                 end: location.end,
-                guest_pc: insts[location.loc.bits() as usize].0,
+                // Regions reach as far as jumps with constant targets lead, which is much less.
+                guest_offset: insts[location.loc.bits() as usize].0.wrapping_sub(insts[0].0) as i32,
             })
             .collect()
     }

@@ -16,14 +16,14 @@ const fn of(offset: usize) -> i32 {
 pub(crate) const PC: i32 = of(offset_of!(Hart, pc));
 pub(crate) const EXIT_REQUEST: i32 = of(offset_of!(Hart, exit_request));
 pub(crate) const FRONT: i32 = of(offset_of!(Hart, front));
-pub(super) const X: i32 = of(offset_of!(Hart, x));
-pub(super) const F: i32 = of(offset_of!(Hart, f));
-pub(super) const FFLAGS: i32 = of(offset_of!(Hart, fflags));
-pub(super) const FRM: i32 = of(offset_of!(Hart, frm));
-pub(super) const RESERVED: i32 = of(offset_of!(Hart, reserved));
-pub(super) const RESERVATION_ADDR: i32 = of(offset_of!(Hart, reservation_addr));
-pub(super) const RESERVATION_VALUE: i32 = of(offset_of!(Hart, reservation_value));
-pub(super) const REGISTER_BYTES: i32 = 8;
+pub(crate) const X: i32 = of(offset_of!(Hart, x));
+pub(crate) const F: i32 = of(offset_of!(Hart, f));
+pub(crate) const FFLAGS: i32 = of(offset_of!(Hart, fflags));
+pub(crate) const FRM: i32 = of(offset_of!(Hart, frm));
+pub(crate) const RESERVED: i32 = of(offset_of!(Hart, reserved));
+pub(crate) const RESERVATION_ADDR: i32 = of(offset_of!(Hart, reservation_addr));
+pub(crate) const RESERVATION_VALUE: i32 = of(offset_of!(Hart, reservation_value));
+pub(crate) const REGISTER_BYTES: i32 = 8;
 
 // The floating-point guard reads both bytes at once.
 const _: () = assert!(FRM == FFLAGS + 1 && FFLAGS % 2 == 0);

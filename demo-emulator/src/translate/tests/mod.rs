@@ -9,6 +9,8 @@
 
 mod blocks;
 mod own_stores;
+#[cfg(target_arch = "x86_64")]
+mod quick;
 mod random;
 mod regions;
 mod self_checking;
@@ -39,8 +41,35 @@ const NOP: Inst = Inst { op: Op::Addi, rd: 0, rs1: 0, rs2: 0, rs3: 0, rm: 0, len
 
 const EMPTY: FrontSlot = FrontSlot { key: u64::MAX, cell: ptr::null() };
 
+/// A compiler of single blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Compiler {
+    /// The one of regions.
+    Region,
+    #[cfg(target_arch = "x86_64")]
+    Quick,
+}
+
+impl Compiler {
+    const ALL: &[Self] = &[
+        Self::Region,
+        #[cfg(target_arch = "x86_64")]
+        Self::Quick,
+    ];
+}
+
+/// Runs a test with each compiler, with room for so many bytes of code.
+fn each_compiler(code_bytes: usize, test: impl Fn(&mut Bench)) {
+    for &compiler in Compiler::ALL {
+        println!("{compiler:?}");
+        test(&mut Bench { compiler, ..Bench::new(code_bytes) });
+    }
+}
+
 /// A guest with some memory, and a translator for it.
 struct Bench {
+    /// The compiler of its single blocks.
+    compiler: Compiler,
     window: Window,
     space: Arc<CodeSpace>,
     translator: Translator,
@@ -56,7 +85,8 @@ impl Bench {
         map(&window, READ_ONLY, 1, libc::PROT_READ);
         let space = CodeSpace::new(window, CodeBuffer::new(code_bytes).unwrap()).unwrap();
         let translator = Translator::new(Arc::clone(&space));
-        Self { window, space, translator, front: vec![EMPTY; FRONT_SLOTS].into(), cells: HashMap::new() }
+        let front = vec![EMPTY; FRONT_SLOTS].into();
+        Self { compiler: Compiler::Region, window, space, translator, front, cells: HashMap::new() }
     }
 
     /// A hart at the start of the code, with this bench's front.
@@ -75,8 +105,8 @@ impl Bench {
         insts: &[(u64, Inst)],
         options: &BlockOptions,
     ) -> Result<CompiledBlock, TranslateError> {
-        let Self { translator, cells, .. } = self;
-        translator.compile(&[insts.to_vec()], options, &mut |pc| NonNull::new(as_cell(cell(cells, pc)).cast_mut()))
+        let Self { compiler, translator, cells, .. } = self;
+        compile(*compiler, translator, insts, options, &mut |pc| NonNull::new(as_cell(cell(cells, pc)).cast_mut()))
     }
 
     /// Compiles a region of these blocks.
@@ -106,6 +136,20 @@ impl Bench {
         assert!(bytes.len() <= (DATA_PAGES * PAGE_LEN_BYTES) as usize);
         // SAFETY: the pages are mapped.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.window.base().add(DATA as usize), bytes.len()) };
+    }
+}
+
+fn compile(
+    compiler: Compiler,
+    translator: &mut Translator,
+    insts: &[(u64, Inst)],
+    options: &BlockOptions,
+    link: LinkTo,
+) -> Result<CompiledBlock, TranslateError> {
+    match compiler {
+        Compiler::Region => translator.compile(&[insts.to_vec()], options, link),
+        #[cfg(target_arch = "x86_64")]
+        Compiler::Quick => translator.compile_quick(&insts.to_vec(), options, u32::MAX, link),
     }
 }
 

@@ -27,13 +27,14 @@ fn leaves(bench: &mut Bench, block: &CompiledBlock, addr: u64) -> bool {
 
 /// Stores all around the block and far from it.
 fn try_all(inst: Inst, width: u64, align: u64) {
-    let mut bench = Bench::new(1 << 20);
-    let block = block(&mut bench, inst);
-    let far = [DATA, DATA + 2 * PAGE_LEN_BYTES - 8];
-    for addr in (START - 20..END + 20).chain(far).filter(|addr| addr % align == 0) {
-        let overlaps = addr < END && addr + width > START;
-        assert_eq!(leaves(&mut bench, &block, addr), overlaps, "{:?} at {addr:#x}", inst.op);
-    }
+    each_compiler(1 << 20, |bench| {
+        let block = block(bench, inst);
+        let far = [DATA, DATA + 2 * PAGE_LEN_BYTES - 8];
+        for addr in (START - 20..END + 20).chain(far).filter(|addr| addr % align == 0) {
+            let overlaps = addr < END && addr + width > START;
+            assert_eq!(leaves(bench, &block, addr), overlaps, "{:?} at {addr:#x}", inst.op);
+        }
+    });
 }
 
 #[test]
@@ -55,24 +56,26 @@ fn atomics() {
 
 #[test]
 fn the_offset_belongs_to_the_address() {
-    let mut bench = Bench::new(1 << 20);
-    let block = block(&mut bench, store(Op::Sd, 11, 5, -64));
-    assert!(leaves(&mut bench, &block, START + 64));
-    assert!(leaves(&mut bench, &block, START + 64 - 7));
-    assert!(!leaves(&mut bench, &block, START + 64 - 8));
-    assert!(!leaves(&mut bench, &block, END + 64));
+    each_compiler(1 << 20, |bench| {
+        let block = block(bench, store(Op::Sd, 11, 5, -64));
+        assert!(leaves(bench, &block, START + 64));
+        assert!(leaves(bench, &block, START + 64 - 7));
+        assert!(!leaves(bench, &block, START + 64 - 8));
+        assert!(!leaves(bench, &block, END + 64));
+    });
 }
 
 #[test]
 fn a_block_at_address_0() {
-    let mut bench = Bench::new(1 << 20);
-    let insts = [store(Op::Sd, 11, 5, 0), addi(12, 0, 1), jal(0, 8)];
-    let options = BlockOptions { own_stores: OwnStores::Compare, ..BlockOptions::default() };
-    let block = bench.compile_placed(&placed_at(0, &insts), &options).unwrap();
-    map(&bench.window, 0, 1, libc::PROT_READ | libc::PROT_WRITE);
-    for (addr, reason) in [(0, ExitReason::SelfModified), (11, ExitReason::SelfModified), (12, ExitReason::Miss)] {
-        let mut hart = bench.hart();
-        (hart.pc, hart.x[5]) = (0, addr);
-        assert_eq!(bench.enter(&mut hart, block.entry()), reason, "{addr}");
-    }
+    each_compiler(1 << 20, |bench| {
+        let insts = [store(Op::Sd, 11, 5, 0), addi(12, 0, 1), jal(0, 8)];
+        let options = BlockOptions { own_stores: OwnStores::Compare, ..BlockOptions::default() };
+        let block = bench.compile_placed(&placed_at(0, &insts), &options).unwrap();
+        map(&bench.window, 0, 1, libc::PROT_READ | libc::PROT_WRITE);
+        for (addr, reason) in [(0, ExitReason::SelfModified), (11, ExitReason::SelfModified), (12, ExitReason::Miss)] {
+            let mut hart = bench.hart();
+            (hart.pc, hart.x[5]) = (0, addr);
+            assert_eq!(bench.enter(&mut hart, block.entry()), reason, "{addr}");
+        }
+    });
 }

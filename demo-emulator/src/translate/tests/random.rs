@@ -2,6 +2,7 @@
 //! must agree, and so must the place and the reason of the block's end.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::*;
 use crate::riscv::exec::exec;
@@ -16,19 +17,25 @@ const BLOCKS: u32 = if cfg!(debug_assertions) { 4_000 } else { 40_000 };
 const REGISTERS: [u8; 17] = [0, 1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 18, 31, 10, 11, 12, 13];
 const POINTERS: usize = 13;
 
+/// The addresses of single blocks: apart from the data, amid it, and where addresses get another
+/// high half.
+const STARTS: [u64; 4] = [CODE, CODE, DATA + 2048 + 60, (1 << 32) - 20];
+
 /// Makes blocks; their instructions may also fault.
 struct Blocks {
     random: Random,
     /// Operations that may stand anywhere, and those that end a block.
     ops: Vec<Op>,
     last_ops: Vec<Op>,
+    /// Whether instructions use all registers.
+    uses_all: bool,
 }
 
 impl Blocks {
     fn new(seed: u64) -> Self {
         let (mut last_ops, ops): (Vec<Op>, Vec<Op>) = OPS.iter().partition(|op| ends_block(**op));
         last_ops.extend([Op::Ecall, Op::Ebreak, Op::Illegal]);
-        Self { random: Random::new(seed), ops, last_ops }
+        Self { random: Random::new(seed), ops, last_ops, uses_all: false }
     }
 
     fn chance(&mut self, percent: u64) -> bool {
@@ -36,7 +43,10 @@ impl Blocks {
     }
 
     fn inst(&mut self, op: Op) -> Inst {
-        let register = |random: &mut Self| random.random.pick(&REGISTERS);
+        let register = |this: &mut Self| match this.uses_all {
+            true => this.random.below(32) as u8,
+            false => this.random.pick(&REGISTERS),
+        };
         let (rd, rs1, rs2, rs3) = (register(self), register(self), register(self), register(self));
         let mut inst = Inst { op, rd, rs1, rs2, rs3, len: self.random.pick(&[2, 4]), ..NOP };
         let imm = self.random.bits() as i32 >> 20;
@@ -64,12 +74,14 @@ impl Blocks {
         if is_rounded(op) {
             inst.rm = self.random.pick(&[0, 0, 0, 0, 0, 7, 7, 7, 7, 7, 1, 1, 1, 2, 3, 4, 5]);
         } else if is_atomic(op) {
+            inst.imm = 0;
             inst.rm = self.random.below(4) as u8;
         }
         inst
     }
 
     fn block(&mut self) -> Vec<Inst> {
+        self.uses_all = self.chance(30);
         let mut insts: Vec<Inst> = (0..self.random.below(16) + 1)
             .map(|_| {
                 let op = self.random.pick(&self.ops);
@@ -118,14 +130,32 @@ impl Blocks {
 }
 
 /// Runs a block by the interpreter.
-fn interpret(insts: &[(u64, Inst)], hart: &mut Hart, window: &Window, ran: &mut HashMap<Op, u32>) -> ExitReason {
-    let last = insts.last().unwrap().1.op;
+fn interpret(
+    insts: &[(u64, Inst)],
+    own_stores: OwnStores,
+    hart: &mut Hart,
+    window: &Window,
+    ran: &mut HashMap<Op, u32>,
+) -> ExitReason {
+    let (last_pc, Inst { op: last, len, .. }) = *insts.last().unwrap();
+    let (start, end) = (insts[0].0, last_pc + u64::from(len));
     for (_, inst) in insts {
+        let addr = inst.address(hart.x[usize::from(inst.rs1)]);
         match exec(inst, hart, window) {
             Ok(flow) => {
                 *ran.entry(inst.op).or_default() += 1;
                 if flow == Flow::FenceI {
                     return ExitReason::FenceI;
+                }
+                let is_overwritten = inst.op.stores()
+                    && match own_stores {
+                        OwnStores::Ignore => false,
+                        OwnStores::Compare => addr < end && addr.wrapping_add(inst.op.stored_bytes()) > start,
+                        // SAFETY: the flag is a byte of the window.
+                        OwnStores::Poll(flag) => unsafe { flag.as_ref() }.load(Ordering::Relaxed) != 0,
+                    };
+                if is_overwritten {
+                    return ExitReason::SelfModified;
                 }
             }
             Err(Trap::Ecall | Trap::Ebreak) => return ExitReason::Trap,
@@ -138,19 +168,38 @@ fn interpret(insts: &[(u64, Inst)], hart: &mut Hart, window: &Window, ran: &mut 
 
 #[test]
 fn random_blocks_agree_with_the_interpreter() {
-    let mut bench = Bench::new(1 << 20);
-    let mut blocks = Blocks::new(20_261_120);
-    let mut ran = HashMap::new();
-    let mut reasons: HashMap<ExitReason, u32> = HashMap::new();
-    for _ in 0..BLOCKS {
-        let block = placed(&blocks.block());
-        compare(&mut bench, &mut blocks, &[block], &mut ran, &mut reasons);
-    }
-    for op in OPS {
-        assert!(ran.get(op).is_some_and(|&count| count > 20), "{op:?} retired {:?} times", ran.get(op));
-    }
-    println!("ends: {reasons:?}");
-    assert!(reasons[&ExitReason::Fault] > 100 && reasons[&ExitReason::Miss] > 100, "{reasons:?}");
+    each_compiler(1 << 20, |bench| {
+        let mut blocks = Blocks::new(20_261_120);
+        let mut ran = HashMap::new();
+        let mut reasons: HashMap<ExitReason, u32> = HashMap::new();
+        for _ in 0..BLOCKS {
+            let start = blocks.random.pick(&STARTS);
+            let block = placed_at(start, &blocks.block());
+            let own_stores = match blocks.random.below(4) {
+                0 => OwnStores::Compare,
+                1 => OwnStores::Poll(flag(bench)),
+                _ => OwnStores::Ignore,
+            };
+            let compiled =
+                bench.compile_placed(&block, &BlockOptions { own_stores, ..BlockOptions::default() }).unwrap();
+            // The quick compiler goes back to the start through the cell.
+            bench.cell(start).store(compiled.entry(), Ordering::Release);
+            compare(bench, &mut blocks, &[block], &compiled, own_stores, &mut ran, &mut reasons);
+            bench.cell(start).store(entry_stubs().dead, Ordering::Release);
+        }
+        for op in OPS {
+            assert!(ran.get(op).is_some_and(|&count| count > 20), "{op:?} retired {:?} times", ran.get(op));
+        }
+        println!("ends: {reasons:?}");
+        for reason in [ExitReason::Fault, ExitReason::Miss, ExitReason::SelfModified] {
+            assert!(reasons[&reason] > 100, "{reasons:?}");
+        }
+    });
+}
+
+/// A byte that the guest writes now and then.
+fn flag(bench: &Bench) -> NonNull<AtomicU8> {
+    NonNull::new(bench.window.base().wrapping_add(DATA as usize + 2048 + 80).cast()).unwrap()
 }
 
 /// Blocks that lead to each other, from `CODE` on.
@@ -185,6 +234,7 @@ fn region(blocks: &mut Blocks) -> Vec<Block> {
 /// Runs a region by the interpreter; `None` if it takes too long.
 fn interpret_region(
     blocks: &[Block],
+    own_stores: OwnStores,
     hart: &mut Hart,
     window: &Window,
     ran: &mut HashMap<Op, u32>,
@@ -194,7 +244,7 @@ fn interpret_region(
         let Some(node) = region.nodes.iter().find(|node| node.start() == hart.pc) else {
             return Some(ExitReason::Miss);
         };
-        let reason = interpret(node.insts, hart, window, ran);
+        let reason = interpret(node.insts, own_stores, hart, window, ran);
         let goes_on = match reason {
             ExitReason::Miss => true,
             ExitReason::IndirectMiss => node.returns.contains(&hart.pc),
@@ -207,27 +257,28 @@ fn interpret_region(
     None
 }
 
-/// Compiles a region and runs it a few times; returns how many runs were not compared, because they
-/// take too long.
+/// Runs a region a few times; returns how many runs were not compared, because they take too long.
 fn compare(
     bench: &mut Bench,
     blocks: &mut Blocks,
     region: &[Block],
+    compiled: &CompiledBlock,
+    own_stores: OwnStores,
     ran: &mut HashMap<Op, u32>,
     reasons: &mut HashMap<ExitReason, u32>,
 ) -> u32 {
-    let compiled = bench.compile_region(region, &BlockOptions::default());
     let mut loops = 0;
     for _ in 0..4 {
         let mut expected = blocks.hart();
         let mut hart = bench.hart();
+        (expected.pc, hart.pc) = (region[0][0].0, region[0][0].0);
         (hart.x, hart.f, hart.fflags, hart.frm) = (expected.x, expected.f, expected.fflags, expected.frm);
         hart.reserved = expected.reserved;
         (hart.reservation_addr, hart.reservation_value) = (expected.reservation_addr, expected.reservation_value);
         let memory: Vec<u8> = (0..1024).flat_map(|_| blocks.random.register().to_le_bytes()).collect();
 
         bench.set_data(&memory);
-        let Some(expected_reason) = interpret_region(region, &mut expected, &bench.window, ran) else {
+        let Some(expected_reason) = interpret_region(region, own_stores, &mut expected, &bench.window, ran) else {
             loops += 1;
             continue;
         };
@@ -235,7 +286,7 @@ fn compare(
         bench.set_data(&memory);
         let reason = bench.enter(&mut hart, compiled.entry());
         let (found, wanted) = ((reason, state(&hart)), (expected_reason, state(&expected)));
-        assert_eq!(found, wanted, "{region:#?}\n{}", disasm::host_listing(&compiled));
+        assert_eq!(found, wanted, "{region:#?}\n{}", disasm::host_listing(compiled));
         assert!(bench.data() == expected_memory, "memory: {region:#?}");
         *reasons.entry(reason).or_default() += 1;
     }
@@ -251,7 +302,8 @@ fn random_regions_agree_with_the_interpreter() {
     let loops: u32 = (0..BLOCKS / 8)
         .map(|_| {
             let region = region(&mut blocks);
-            compare(&mut bench, &mut blocks, &region, &mut ran, &mut reasons)
+            let compiled = bench.compile_region(&region, &BlockOptions::default());
+            compare(&mut bench, &mut blocks, &region, &compiled, OwnStores::Ignore, &mut ran, &mut reasons)
         })
         .sum();
     println!("ends: {reasons:?}, {loops} loops");

@@ -33,8 +33,8 @@ fn put(bench: &Bench, start: u64, bytes: &[u8]) {
 }
 
 /// A bench for a host that loads aligned vectors at once, or for one that does not.
-fn bench(vectors: bool) -> Bench {
-    let mut bench = Bench::new(1 << 20);
+fn bench(compiler: Compiler, vectors: bool) -> Bench {
+    let mut bench = Bench { compiler, ..Bench::new(1 << 20) };
     let mut space = CodeSpace::new(bench.window, CodeBuffer::new(1 << 20).unwrap()).unwrap();
     Arc::get_mut(&mut space).unwrap().loads_vectors_at_once = vectors;
     bench.translator = Translator::new(Arc::clone(&space));
@@ -44,8 +44,8 @@ fn bench(vectors: bool) -> Bench {
 
 #[test]
 fn equal_bytes_run_and_each_byte_counts() {
-    for vectors in [false, true] {
-        each_byte_counts(&mut bench(vectors));
+    for (&compiler, vectors) in Compiler::ALL.iter().flat_map(|compiler| [(compiler, false), (compiler, true)]) {
+        each_byte_counts(&mut bench(compiler, vectors));
     }
 }
 
@@ -81,7 +81,7 @@ fn each_byte_counts(bench: &mut Bench) {
 #[test]
 fn a_fault_of_the_check_is_one_of_the_first_instruction() {
     for (vectors, len) in [false, true].into_iter().flat_map(|v| [2, 4, 6, 8, 10, 16, 18, 40].map(|len| (v, len))) {
-        let mut bench = bench(vectors);
+        let mut bench = bench(Compiler::Region, vectors);
         let source = source(len);
         for start in [END, END - 2, END - len as u64 + 2, READ_ONLY - 2, 2 * PAGE_LEN_BYTES] {
             if start + len as u64 <= END {
@@ -98,24 +98,26 @@ fn a_fault_of_the_check_is_one_of_the_first_instruction() {
 
 #[test]
 fn a_fault_behind_the_check_has_its_own_address() {
-    let mut bench = Bench::new(1 << 20);
-    let insts = [addi(10, 0, 7), load(Op::Ld, 11, 0, 8), NOP];
-    let source = source(12);
-    put(&bench, DATA, &source);
-    let options = BlockOptions { source: Some(&source), ..BlockOptions::default() };
-    let block = bench.compile_placed(&placed_at(DATA, &insts), &options).unwrap();
-    assert_eq!(enter(&mut bench, DATA, &block), (ExitReason::Fault, DATA + 4, 7));
+    each_compiler(1 << 20, |bench| {
+        let insts = [addi(10, 0, 7), load(Op::Ld, 11, 0, 8), NOP];
+        let source = source(12);
+        put(bench, DATA, &source);
+        let options = BlockOptions { source: Some(&source), ..BlockOptions::default() };
+        let block = bench.compile_placed(&placed_at(DATA, &insts), &options).unwrap();
+        assert_eq!(enter(bench, DATA, &block), (ExitReason::Fault, DATA + 4, 7));
+    });
 }
 
 #[test]
 fn both_entries_are_listed() {
-    let mut bench = Bench::new(1 << 20);
-    let block = compile(&mut bench, DATA, &source(40));
-    let listing = disasm::host_listing(&block);
-    let (plain, checked) = listing.split_once("CHECKED:\n").unwrap();
-    assert!(plain.contains("jmp") && !plain.contains("pcmpeqb"), "{listing}");
-    assert_eq!(checked.matches("pcmpeqb").count(), 3, "{listing}");
-    assert!(checked.trim_end().ends_with("ret"), "no constants: {listing}");
-    let entry = format!("je                    {:#x}", block.entry());
-    assert!(checked.replace(' ', "").contains(&entry.replace(' ', "")), "{listing}");
+    each_compiler(1 << 20, |bench| {
+        let block = compile(bench, DATA, &source(40));
+        let listing = disasm::host_listing(&block);
+        let (plain, checked) = listing.split_once("CHECKED:\n").unwrap();
+        assert!(plain.contains("jmp") && !plain.contains("pcmpeqb"), "{listing}");
+        assert_eq!(checked.matches("pcmpeqb").count(), 3, "{listing}");
+        assert!(checked.trim_end().ends_with("ret"), "no constants: {listing}");
+        let entry = format!("je                    {:#x}", block.entry());
+        assert!(checked.replace(' ', "").contains(&entry.replace(' ', "")), "{listing}");
+    });
 }
