@@ -5,17 +5,17 @@
 //!
 //! Most guest code runs a few times. So first the engine interprets, then it keeps the decoded
 //! instructions (tier 0). A block that tier 0 has run some times goes to the **quick compiler**
-//! ([`Translator::compile_quick`]). It takes a few microseconds, and its code is a few times as fast
-//! as tier 0. The block counts its runs, and leaves as [`ExitReason::Hot`] when it is worth more.
-//! Only x86-64 hosts have this compiler: see [`HAS_QUICK`].
+//! ([`Translator::compile_quick`]). It takes about a microsecond, and its code needs no dispatch.
+//! The block counts its runs, and leaves as [`ExitReason::Hot`] when it is worth more. Only x86-64
+//! hosts have this compiler: see [`HAS_QUICK`].
 //!
 //! Cranelift makes better code, but takes 100 us and more. A hot block alone is still slow code: it
 //! loads its registers from the hart, stores them and jumps, every few instructions. So Cranelift
-//! gets a **region**: the hot block and the warm ones around it, as far as constant targets lead (loops, both ways of a branch, called functions). The
-//! region becomes one host function that is entered at the hot block. All its blocks are read under
-//! one ticket of codewarden, so a write to any of them ends the region. A block alone is a region of
-//! one. Only such a region has a self-checking entry; on pages that the guest writes to all the
-//! time, regions have one block.
+//! gets a **region**: the hot block and the warm ones around it, as far as constant targets lead
+//! (loops, both ways of a branch, called functions). The region becomes one host function that is
+//! entered at the hot block. All its blocks are read under one ticket of codewarden, so a write to
+//! any of them ends the region. A block alone is a region of one. Only such a region has a
+//! self-checking entry; on pages that the guest writes to all the time, regions have one block.
 //!
 //! A [`Translator`] turns the blocks into a [`CompiledBlock`]. Its memory comes from a codewarden
 //! code buffer and goes back there when it is dropped. A block of the quick compiler is a region of
