@@ -136,3 +136,25 @@ fn a_value_that_is_overwritten_at_once_is_not_stored() {
     let stores = |block: &CompiledBlock| disasm::host_listing(block).matches("[rdi + 0x50], ").count();
     assert_eq!((stores(&twice), stores(&once)), (1, 1), "{}", disasm::host_listing(&twice));
 }
+
+/// Each takes the registers as the other leaves them: also those that a region keeps for itself.
+#[test]
+fn blocks_and_regions_lead_to_each_other() {
+    let mut bench = Bench { compiler: Compiler::Quick, ..Bench::new(1 << 20) };
+    let count = |start, to: i32| {
+        let mut insts: Vec<Inst> = (1..=14).map(|register| addi(register, register, 1)).collect();
+        insts.push(Inst { op: Op::Fdiv_d, rd: 1, rs1: 2, rs2: 3, ..NOP });
+        insts.push(Inst { op: Op::Cpop, rd: 15, rs1: 14, ..NOP });
+        insts.push(jal(0, to - 4 * insts.len() as i32));
+        placed_at(start, &insts)
+    };
+    let first = bench.compile_placed(&count(CODE, 0x100), &BlockOptions::default()).unwrap();
+    let region = bench.compile_region(&[count(CODE + 0x100, 0x100)], &BlockOptions::default());
+    let last = bench.compile_placed(&count(CODE + 0x200, 0x100), &BlockOptions::default()).unwrap();
+    for (pc, entry) in [(CODE + 0x100, region.entry()), (CODE + 0x200, last.entry())] {
+        bench.cell(pc).store(entry, std::sync::atomic::Ordering::Release);
+    }
+    let mut hart = bench.hart();
+    assert_eq!(bench.enter(&mut hart, first.entry()), ExitReason::Miss);
+    assert_eq!((hart.pc, &hart.x[1..16]), (CODE + 0x300, &[3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2][..]));
+}
