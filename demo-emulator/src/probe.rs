@@ -123,7 +123,7 @@ fn about(probe: &Probe, mode: Mode) -> &'static str {
 const WAYS: [(&str, &str, Option<Facility>); 3] = [
     ("--interpret", "every instruction is fetched and decoded", None),
     ("--tier 0", "decoded blocks are kept", None),
-    ("translated", "blocks are compiled; --tier auto does without where it must", Some(Facility::MembarrierSyncCore)),
+    ("compiled", "--tier 1 and 2: blocks are compiled; auto does without where it must", Some(Facility::MembarrierSyncCore)),
 ];
 
 /// The reason why `mode` is unavailable, and the change that makes it available.
@@ -142,7 +142,7 @@ const BETTER: [(Facility, &str); 6] = [
     (Facility::ExactAddress, "the byte that was written, in mode thread"),
     (Facility::ThreadId, "who wrote, in mode thread"),
     (Facility::WpShmem, "memfd and shared memory in modes sigbus and thread"),
-    (Facility::MembarrierSyncCore, "compiled code (--tier translated)"),
+    (Facility::MembarrierSyncCore, "compiled code (--tier 1 and 2)"),
 ];
 
 /// For each mode and then each facility that is unavailable, the change that makes it available.
@@ -223,9 +223,9 @@ mod tests {
         assert_eq!(without.iter().map(|line| has(line)).collect::<Vec<_>>(), [true, true, false], "{without:?}");
         assert!(line("").iter().all(|line| has(line)));
         let parsed: Value = serde_json::from_str(&json(&Probe::with_hidden("membarrier_sync_core"))).unwrap();
-        assert_eq!(parsed["ways"]["translated"]["available"], false);
+        assert_eq!(parsed["ways"]["compiled"]["available"], false);
         assert_eq!(parsed["ways"]["--tier 0"]["available"], true);
-        let why = parsed["ways"]["translated"]["why_missing"].as_str().unwrap();
+        let why = parsed["ways"]["compiled"]["why_missing"].as_str().unwrap();
         assert!(why.contains("membarrier_sync_core is hidden by CODEWARDEN_HIDE"), "{why}");
     }
 

@@ -104,7 +104,7 @@ impl Guest {
 fn for_each_way(test: impl Fn(&mut Guest)) {
     host_fault::install().unwrap();
     for mode in [Mode::Sigbus, Mode::Thread, Mode::Mprotect, Mode::Deferred] {
-        for tier in [Tier::Decoded, Tier::Translated, Tier::Auto] {
+        for tier in [Tier::Decoded, Tier::Quick, Tier::Region, Tier::Auto] {
             match Guest::new(mode, tier) {
                 Ok(mut guest) => test(&mut guest),
                 Err(why) => {
@@ -141,8 +141,7 @@ fn a_data_write_ends_no_block() {
         // A page that cooled meanwhile becomes self-checking again.
         if guest.is_self_checking(CODE) {
             let after = (guest.engine.stats(), guest.engine.cache().stats().invalidated);
-            let made = |stats: demo_emulator::engine::EngineStats| stats.blocks_decoded + stats.blocks_compiled;
-            let new = (made(after.0) - made(before.0), after.1 - before.1);
+            let new = (after.0.made() - before.0.made(), after.1 - before.1);
             assert!(new.0 < ROUNDS / 4 && new.1 < ROUNDS / 4, "{}: {new:?}", guest.name);
         }
     });
@@ -245,7 +244,7 @@ fn code_that_changes_all_the_time_makes_progress() {
     for_each_way(|guest| {
         guest.put(CODE, &[li(7), ecall()]);
         guest.make_checked(CODE, DATA);
-        let made = |guest: &Guest| guest.engine.stats().blocks_compiled + guest.engine.stats().blocks_decoded;
+        let made = |guest: &Guest| guest.engine.stats().made();
         let (window, stop) = (guest.window, AtomicBool::new(false));
         let (stored, mut most) = (AtomicU64::new(0), 0);
         std::thread::scope(|scope| {

@@ -30,7 +30,7 @@ fn code_is_evicted_and_comes_back() {
             println!("skipped: {error}");
             continue;
         }
-        for tier in ["translated", "0"] {
+        for tier in ["2", "1", "0"] {
             let stats = run(mode, tier, "128K");
             let count = |name: &str| stats[name].as_u64().unwrap_or_else(|| panic!("no {name} in {stats}"));
             println!("{mode} {tier}: {stats}");
@@ -44,6 +44,6 @@ fn code_is_evicted_and_comes_back() {
 
 #[test]
 fn code_that_has_room_is_not_evicted() {
-    let stats = run(Mode::Mprotect, "translated", "64M");
+    let stats = run(Mode::Mprotect, "1", "64M");
     assert_eq!(stats["evicted"], 0, "{stats}");
 }

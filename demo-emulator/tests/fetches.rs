@@ -95,7 +95,7 @@ fn by_the_interpreter() {
 fn in_every_mode_and_tier() {
     host_fault::install().unwrap();
     for mode in [Mode::Sigbus, Mode::Thread, Mode::Mprotect, Mode::Deferred] {
-        for tier in [Tier::Decoded, Tier::Translated, Tier::Auto] {
+        for tier in [Tier::Decoded, Tier::Quick, Tier::Region, Tier::Auto] {
             let window = Window::reserve().unwrap();
             let name = format!("{} {tier:?}", mode.name());
             match Engine::new(window, Tracking::Mode(mode), tier, 64 << 20) {

@@ -397,7 +397,7 @@ fn run_under(limit: &str, options: &[&str]) -> Output {
 }
 
 const WAYS_TO_RUN: [&[&str]; 3] =
-    [&["--interpret"], &["--tracking", "none", "--tier", "0"], &["--tracking", "none", "--tier", "translated"]];
+    [&["--interpret"], &["--tracking", "none", "--tier", "0"], &["--tracking", "none", "--tier", "2"]];
 
 #[test]
 fn a_low_limit_on_data_is_an_error_that_names_it() {

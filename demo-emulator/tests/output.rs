@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use codewarden::protection::Mode;
+use demo_emulator::translate::HAS_QUICK;
 use serde_json::Value;
 
 fn emulator() -> Command {
@@ -99,7 +100,7 @@ const DEMO: &[&str] = &[
 fn the_demo_reports_in_order_in_every_synchronous_mode_and_tier() {
     let folder = folder("demo");
     for tracking in ["auto", "mprotect"] {
-        for tier in ["auto", "0", "translated"] {
+        for tier in ["auto", "0", "1", "2"] {
             // The demo works from any directory.
             let options = ["--tracking", tracking, "--tier", tier];
             let run = output(emulator().args(options).current_dir(&folder));
@@ -118,7 +119,7 @@ fn the_demo_reports_in_order_in_every_synchronous_mode_and_tier() {
             assert!(reported_stores + reported_entries + repeated >= 3, "{stdout}");
             // Interpreters know the storing hart.
             let by_hart_0 = stdout.matches(" on hart 0 stored to version (").count();
-            assert_eq!(by_hart_0, if tier == "translated" { 0 } else { reported_stores }, "{stdout}");
+            assert_eq!(by_hart_0, if ["1", "2"].contains(&tier) { 0 } else { reported_stores }, "{stdout}");
             assert!(!stdout.contains('\x1b'), "colours without a terminal");
             let long: Vec<_> = stdout.lines().filter(|line| line.chars().count() > 100).collect();
             assert!(long.is_empty(), "{long:?}");
@@ -148,7 +149,7 @@ fn count(stats: &Value, name: &str) -> u64 {
 
 #[test]
 fn the_counters_of_a_run_make_sense() {
-    for (tracking, tier) in [("auto", "auto"), ("mprotect", "0"), ("mprotect", "translated")] {
+    for (tracking, tier) in [("auto", "auto"), ("mprotect", "0"), ("mprotect", "1"), ("mprotect", "2")] {
         let stats = stats(&["--tracking", tracking, "--tier", tier]);
         let count = |name| count(&stats, name);
         let mode = stats["mode"].as_str().unwrap();
@@ -168,9 +169,9 @@ fn the_counters_of_a_run_make_sense() {
         assert!(ended >= count("retranslated") && count("retranslated") >= fewest, "{stats}");
         assert!(count("committed") > count("retranslated"), "{stats}");
         // No block of this guest runs often enough for `auto`.
-        assert_eq!(count("blocks_compiled") > 0, tier == "translated", "{stats}");
-        assert_eq!(count("blocks_decoded") > 0, tier != "translated", "{stats}");
-        let made = count("blocks_decoded") + count("blocks_compiled");
+        let made = ["blocks_decoded", "blocks_compiled", "regions_compiled"].map(count);
+        assert_eq!(made.map(|made| made > 0), [["0", "auto"].contains(&tier), tier == "1", tier == "2"], "{stats}");
+        let made: u64 = made.iter().sum();
         // A revival may be refused as well.
         assert!(made >= count("committed") && made <= count("committed") + count("refused"), "{stats}");
         assert!(count("vmas") > 5 && count("run_time_us") > 0, "{stats}");
@@ -183,10 +184,11 @@ fn auto_compiles_hot_blocks_alone() {
     let run = output(emulator().arg("--stats=json").arg(hot));
     assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
     let stats: Value = serde_json::from_slice(&run.stderr).unwrap();
-    let [decoded, compiled] = ["blocks_decoded", "blocks_compiled"].map(|name| count(&stats, name));
-    assert!(0 < compiled && compiled < decoded, "{stats}");
+    let [decoded, compiled, regions] =
+        ["blocks_decoded", "blocks_compiled", "regions_compiled"].map(|name| count(&stats, name));
+    assert!(0 < compiled && compiled < decoded && (!HAS_QUICK || 0 < regions && regions < compiled), "{stats}");
     // The decoded block of a compiled one is removed.
-    assert_eq!(count(&stats, "removed"), compiled, "{stats}");
+    assert_eq!(count(&stats, "removed"), if HAS_QUICK { compiled } else { regions }, "{stats}");
 }
 
 #[test]
@@ -225,7 +227,7 @@ fn stats_for_people_name_their_units() {
 fn guest_and_host_code_are_logged_as_it_is_translated() {
     let folder = folder("asm");
     let log = folder.join("log");
-    let options = ["-d", "in_asm,out_asm", "--tier", "translated", "--tracking", "mprotect", "-D"];
+    let options = ["-d", "in_asm,out_asm", "--tier", "2", "--tracking", "mprotect", "-D"];
     let run = output(emulator().args(options).arg(&log).arg(guest()));
     assert_eq!((run.status.code(), text(&run.stderr)), (Some(0), String::new()));
     let text = fs::read_to_string(&log).unwrap();
@@ -311,9 +313,9 @@ fn errors_give_advice_and_end_with_a_shells_statuses() {
             &["CODEWARDEN_HIDE", "nothing is called: no_such_thing", "wp_async"],
         ),
         (
-            emulator().args(["--tier", "translated"]).arg(guest()).env("CODEWARDEN_HIDE", "membarrier_sync_core"),
+            emulator().args(["--tier", "2"]).arg(guest()).env("CODEWARDEN_HIDE", "membarrier_sync_core"),
             125,
-            &["--tier translated", "membarrier_sync_core is hidden by CODEWARDEN_HIDE", "--tier 0"],
+            &["--tier 2", "membarrier_sync_core is hidden by CODEWARDEN_HIDE", "--tier 0"],
         ),
         (
             emulator().arg(guest()).env("CODEWARDEN_HIDE", "uffd,membarrier"),
@@ -359,7 +361,7 @@ fn without_a_barrier_for_code_the_rest_works() {
     assert_eq!(stats["tier"], "0");
     assert!(stats["why"].as_str().unwrap().contains("membarrier_sync_core is hidden by CODEWARDEN_HIDE"), "{stats}");
     let probe = text(&output(emulator().arg("--probe").env("CODEWARDEN_HIDE", "membarrier_sync_core")).stdout);
-    assert_in_order(&probe, &["--tier 0      yes", "translated    no", "for compiled code"]);
+    assert_in_order(&probe, &["--tier 0      yes", "compiled      no", "for compiled code"]);
 }
 
 /// If the requested mode is hidden, the message names both, for every mode.
@@ -414,7 +416,7 @@ fn limited(limit: &str, options: &str, name: &str) -> Output {
 fn small_limits_leave_every_mode_as_it_is() {
     for limit in ["-n 16", "-n 10", "-n 8", "-f 32768", "-f 0", "-l 0"] {
         for mode in modes() {
-            let run = limited(limit, &format!("--tracking {mode} --tier translated"), "demo.elf");
+            let run = limited(limit, &format!("--tracking {mode} --tier 2"), "demo.elf");
             assert_eq!(run.status.code(), Some(0), "{limit}, {mode}: {}", text(&run.stderr));
         }
     }

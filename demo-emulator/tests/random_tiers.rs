@@ -217,11 +217,13 @@ fn from_environment(name: &str, otherwise: u64) -> u64 {
 fn guests() -> Vec<Guest> {
     let wanted = [
         (Mode::Sigbus, Tier::Decoded),
-        (Mode::Sigbus, Tier::Translated),
+        (Mode::Sigbus, Tier::Quick),
+        (Mode::Sigbus, Tier::Region),
         (Mode::Sigbus, Tier::Auto),
         // Blocks do not check their own stores.
-        (Mode::Deferred, Tier::Translated),
-        (Mode::Mprotect, Tier::Translated),
+        (Mode::Deferred, Tier::Quick),
+        (Mode::Deferred, Tier::Region),
+        (Mode::Mprotect, Tier::Region),
     ];
     let mut guests = Vec::new();
     for (mode, tier) in wanted {

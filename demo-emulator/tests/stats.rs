@@ -64,7 +64,7 @@ impl Run {
         assert_eq!(self.count("pages_scanned"), self.histogram("harvest_scanned_pages", "sum"), "{stats}");
         assert_eq!(self.count("pages_harvested"), self.histogram("harvest_found_pages", "sum"), "{stats}");
         assert!(self.count("protects") <= self.histogram("protect_pages", "sum"), "{stats}");
-        let made = self.count("blocks_decoded") + self.count("blocks_compiled");
+        let made: u64 = ["blocks_decoded", "blocks_compiled", "regions_compiled"].map(|name| self.count(name)).iter().sum();
         assert!(self.count("committed") <= made && self.count("freed") <= made, "{stats}");
         assert!(self.count("pages_kernel_written") <= self.count("pages_announced"), "{stats}");
         self.check_histograms();
@@ -135,14 +135,16 @@ fn modes(wanted: impl Fn(Mode) -> bool) -> impl Iterator<Item = Mode> {
 /// so once: without the check each commit would be refused.
 #[test]
 fn code_on_a_held_page_is_compiled_once() {
-    let run = Run::new("file-writes", Mode::None, "translated");
-    assert!(run.count("blocks_compiled") < 2 * run.count("committed"), "{}", run.0);
+    for (tier, compiled) in [("1", "blocks_compiled"), ("2", "regions_compiled")] {
+        let run = Run::new("file-writes", Mode::None, tier);
+        assert!(run.count(compiled) < 2 * run.count("committed"), "{}", run.0);
+    }
 }
 
 #[test]
 fn a_guest_that_patches_is_listed_with_the_writer() {
     for mode in modes(Mode::is_synchronous) {
-        for tier in ["0", "translated", "auto"] {
+        for tier in ["0", "1", "2", "auto"] {
             let run = Run::new("demo", mode, tier);
             run.check();
             // Later steps may find the page self-checking: it is written to again and again.

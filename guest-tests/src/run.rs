@@ -22,9 +22,11 @@ const TIMEOUT: Duration = Duration::from_secs(100);
 pub enum Tier {
     /// Decoded blocks only.
     Zero,
-    /// Compiled blocks only.
-    Translated,
-    /// The emulator's choice: cold code in tier 0, hot code compiled.
+    /// Quickly compiled blocks only.
+    One,
+    /// Compiled regions only.
+    Two,
+    /// The emulator's choice: the more often code runs, the higher its tier.
     Auto,
 }
 
@@ -44,7 +46,8 @@ impl Way {
             Way::Cached(mode, tier) => {
                 let tier = match tier {
                     Tier::Zero => "0",
-                    Tier::Translated => "translated",
+                    Tier::One => "1",
+                    Tier::Two => "2",
                     Tier::Auto => "auto",
                 };
                 vec!["--tracking", mode.name(), "--tier", tier]

@@ -67,19 +67,24 @@ macro_rules! ways {
 ways! {
     interpreter: Way::Interpreter;
     sigbus_tier_0: Way::Cached(Mode::Sigbus, Tier::Zero);
-    sigbus_translated: Way::Cached(Mode::Sigbus, Tier::Translated);
+    sigbus_tier_1: Way::Cached(Mode::Sigbus, Tier::One);
+    sigbus_tier_2: Way::Cached(Mode::Sigbus, Tier::Two);
     sigbus_auto: Way::Cached(Mode::Sigbus, Tier::Auto);
     thread_tier_0: Way::Cached(Mode::Thread, Tier::Zero);
-    thread_translated: Way::Cached(Mode::Thread, Tier::Translated);
+    thread_tier_1: Way::Cached(Mode::Thread, Tier::One);
+    thread_tier_2: Way::Cached(Mode::Thread, Tier::Two);
     thread_auto: Way::Cached(Mode::Thread, Tier::Auto);
     mprotect_tier_0: Way::Cached(Mode::Mprotect, Tier::Zero);
-    mprotect_translated: Way::Cached(Mode::Mprotect, Tier::Translated);
+    mprotect_tier_1: Way::Cached(Mode::Mprotect, Tier::One);
+    mprotect_tier_2: Way::Cached(Mode::Mprotect, Tier::Two);
     mprotect_auto: Way::Cached(Mode::Mprotect, Tier::Auto);
     deferred_tier_0: Way::Cached(Mode::Deferred, Tier::Zero);
-    deferred_translated: Way::Cached(Mode::Deferred, Tier::Translated);
+    deferred_tier_1: Way::Cached(Mode::Deferred, Tier::One);
+    deferred_tier_2: Way::Cached(Mode::Deferred, Tier::Two);
     deferred_auto: Way::Cached(Mode::Deferred, Tier::Auto);
     none_tier_0: Way::Cached(Mode::None, Tier::Zero);
-    none_translated: Way::Cached(Mode::None, Tier::Translated);
+    none_tier_1: Way::Cached(Mode::None, Tier::One);
+    none_tier_2: Way::Cached(Mode::None, Tier::Two);
     none_auto: Way::Cached(Mode::None, Tier::Auto);
 }
 
@@ -88,7 +93,7 @@ ways! {
 fn code_that_changes_through_a_file() {
     let guest = GUESTS.iter().find(|guest| guest.name == "file-writes").unwrap();
     for mode in [Mode::None, Mode::Sigbus, Mode::Mprotect] {
-        for way in [Tier::Zero, Tier::Translated].map(|tier| Way::Cached(mode, tier)) {
+        for way in [Tier::Zero, Tier::One, Tier::Two].map(|tier| Way::Cached(mode, tier)) {
             if can_run("code_that_changes_through_a_file", way) {
                 assert_eq!(judge(guest, way, &emulator().run(guest, way).unwrap()), None);
             }

@@ -9,7 +9,7 @@ function mode_of(name, parts, count, at, part) {
     count = split(name, parts, "::")
     for (at = 1; at <= count; at++) {
         part = parts[at]
-        if (part ~ /^(sigbus|thread|mprotect|deferred|none)(_larger_pages|_populating|_unreported|_tier_0|_translated|_auto)?$/) {
+        if (part ~ /^(sigbus|thread|mprotect|deferred|none)(_larger_pages|_populating|_unreported|_tier_[012]|_auto)?$/) {
             sub(/_.*/, "", part)
             return part
         }

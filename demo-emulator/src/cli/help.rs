@@ -9,7 +9,7 @@ Usage: demo-emulator [OPTIONS] [PROGRAM [ARGUMENTS...]]
 
 How the program is run:
   --interpret          fetch and decode every instruction, keep nothing
-  --tier TIER          auto, 0 (decoded blocks) or translated (compiled blocks)
+  --tier TIER          auto, 0 (decoded), 1 (compiled quickly) or 2 (compiled well)
   --tracking MODE      auto, sigbus, thread, deferred, mprotect or none: how
                        writes to translated code are learned of
   --code-limit SIZE    memory for translations, 128K to 4G, else 256M; the oldest

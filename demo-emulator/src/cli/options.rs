@@ -27,13 +27,15 @@ pub enum Command {
 /// `--tier`.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Tier {
-    /// Cold code in tier 0, hot code compiled.
+    /// The more often code runs, the higher its tier.
     #[default]
     Auto,
     /// Decoded blocks alone.
     Decoded,
-    /// Everything compiled.
-    Translated,
+    /// Every block compiled alone and quickly.
+    Quick,
+    /// Every block compiled with the hot ones around it.
+    Region,
 }
 
 impl Tier {
@@ -42,7 +44,8 @@ impl Tier {
         match self {
             Self::Auto => "auto",
             Self::Decoded => "0",
-            Self::Translated => "translated",
+            Self::Quick => "1",
+            Self::Region => "2",
         }
     }
 }

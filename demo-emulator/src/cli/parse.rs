@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use codewarden::protection::Mode;
 
 use super::options::{Cli, Command, Form, Log, Tier, Tracking};
+use crate::translate::HAS_QUICK;
 
 /// Exit status of a command line that cannot be parsed.
 pub const USAGE_STATUS: u8 = 2;
@@ -135,8 +136,10 @@ fn valued(cli: &mut Cli, name: &str, value: &OsStr) -> Result<bool, UsageError> 
             cli.tier = match &*text {
                 "auto" => Tier::Auto,
                 "0" => Tier::Decoded,
-                "translated" => Tier::Translated,
-                _ => return Err(UsageError(format!("--tier {text}: must be auto, 0 or translated"))),
+                "1" if HAS_QUICK => Tier::Quick,
+                "1" => return Err(UsageError("--tier 1: there is none on this processor, only on x86-64".to_owned())),
+                "2" => Tier::Region,
+                _ => return Err(UsageError(format!("--tier {text}: must be auto, 0, 1 or 2"))),
             }
         }
         "tracking" => cli.tracking = tracking(&text)?,

@@ -30,8 +30,8 @@ fn options_end_at_the_program() {
 
 #[test]
 fn values_are_understood() {
-    let cli = run("--tier translated --tracking=deferred -d in_asm,out_asm -s 16M -L /root --stats=json p");
-    assert_eq!((cli.tier, cli.tracking), (Tier::Translated, Tracking::Mode(Mode::Deferred)));
+    let cli = run("--tier 2 --tracking=deferred -d in_asm,out_asm -s 16M -L /root --stats=json p");
+    assert_eq!((cli.tier, cli.tracking), (Tier::Region, Tracking::Mode(Mode::Deferred)));
     assert_eq!((cli.log, cli.stack_bytes()), (Log { in_asm: true, out_asm: true }, 16 << 20));
     assert_eq!((cli.sysroot, cli.stats), (Some("/root".into()), Some(Form::Json)));
     assert_eq!(run("--code-limit 1M p").code_limit_bytes(), 1 << 20);

@@ -23,6 +23,11 @@ macro_rules! counters {
         }
 
         impl EngineStats {
+            /// Translations of any tier.
+            pub fn made(&self) -> u64 {
+                self.blocks_decoded + self.blocks_compiled + self.regions_compiled
+            }
+
             /// Every counter with its name.
             pub fn entries(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name),)+].into_iter()
@@ -34,8 +39,10 @@ macro_rules! counters {
 counters! {
     /// Blocks decoded for tier 0.
     blocks_decoded,
-    /// Blocks compiled.
+    /// Blocks compiled by the quick compiler.
     blocks_compiled,
+    /// Regions compiled.
+    regions_compiled,
     /// First runs of code, by the interpreter: no block was made.
     first_runs,
     /// Runs handed to the interpreter because a page was busy or a write came.

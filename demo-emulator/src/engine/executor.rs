@@ -30,15 +30,21 @@ use crate::memory::Window;
 use crate::memory::window::WRITE;
 use crate::riscv::trap::{Flow, Trap};
 use crate::translate::{
-    Block, BlockOptions, CodeSpace, ExitReason, OwnStores, TranslateError, Translator, entry_stubs,
+    Block, BlockOptions, CodeSpace, ExitReason, HAS_QUICK, OwnStores, TranslateError, Translator, entry_stubs,
 };
 
-/// Runs of a decoded block before it is compiled. Compiling costs about 100 us, and compiled code
-/// saves about 20 ns a run. So a block that is compiled has cost at most twice its best price.
-const HOT_RUNS: u32 = 4096;
+/// Runs of a decoded block before it is compiled. The quick compiler takes 1 or 2 us, which some
+/// runs of decoded instructions take as well.
+const WARM_RUNS: u32 = if HAS_QUICK { 4 } else { HOT_RUNS };
 
-/// Runs that make a block worth compiling together with a hot one.
-const WARM_RUNS: u32 = HOT_RUNS / 8;
+/// Runs of a quickly compiled block before its region is compiled. A region costs 60 to 100 us for
+/// each block, and saves about 1 ns a run of each. So when the counter is down, the block has cost
+/// about as much as its region will.
+/// Instead of a decoded block it saves more than 10 ns a run.
+const HOT_RUNS: u32 = if HAS_QUICK { 100_000 } else { 4096 };
+
+/// The part of the runs that makes a block worth compiling together with a hot one.
+const WARM_SHARE: u32 = 8;
 
 /// Instructions that the interpreter runs while a page is busy, before the dispatcher asks the
 /// cache again.
@@ -54,7 +60,7 @@ enum Step {
     /// Decodes the block at `hart.pc`, unless this is its first run.
     Decode,
     /// Compiles it.
-    Compile,
+    Compile(Compiler),
     /// Applies the guest's writes, then looks up `hart.pc`.
     Flush,
     /// Lets the interpreter run one instruction that compiled code refused.
@@ -63,6 +69,22 @@ enum Step {
     InterpretBlock,
     /// Goes back to Linux.
     Exit(Exit),
+}
+
+/// Makes host code.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Compiler {
+    /// Of one block, quickly.
+    Quick,
+    /// Of the block and the hot ones around it.
+    Region,
+}
+
+impl Compiler {
+    /// The compiler of a block that tier 0 has run often.
+    fn after_tier_0(tier: Tier) -> Self {
+        if HAS_QUICK && tier != Tier::Region { Self::Quick } else { Self::Region }
+    }
 }
 
 /// The hart that the cache may ask to leave its code; null while there is none.
@@ -162,15 +184,19 @@ impl EngineExecutor {
             return vec![pc];
         }
         let mut pin = self.vcpu.pin();
-        let runs = |pc| match pin.lookup_shared(decoded_key(pc)) {
-            Some(entry) => {
+        let space = self.compiler.as_ref().map(|(space, _)| &**space);
+        let mut runs = |pc| match pin.lookup_shared(compiled_key(pc)) {
+            // A region does not count.
+            Some(entry) => Some(space.and_then(|space| space.runs_left(entry)).map_or(HOT_RUNS, |left| HOT_RUNS - left)),
+            None => {
+                let entry = pin.lookup_shared(decoded_key(pc))?;
                 // SAFETY: the entry of a decoded key is its payload's block, which the pin keeps.
                 let (block, must_ask) = unsafe { DecodedBlock::of_entry(entry) };
-                Some(block.runs()).filter(|runs| !must_ask && *runs >= WARM_RUNS)
+                (!must_ask).then(|| block.runs())
             }
-            None => pin.lookup_shared(compiled_key(pc)).map(|_| HOT_RUNS),
         };
-        region::plan(pc, runs, |pc| source::shape(&self.window, pc))
+        let warm = |pc| runs(pc).filter(|runs| *runs >= HOT_RUNS / WARM_SHARE);
+        region::plan(pc, warm, |pc| source::shape(&self.window, pc))
     }
 
     /// Reads the blocks at `starts` under a ticket of the first. If a page of theirs is
@@ -198,20 +224,22 @@ impl EngineExecutor {
     /// Reads the block at `hart.pc`, or the region to compile from there, under a ticket, and makes
     /// or revives a payload with its entries. If that is impossible now, the interpreter runs for a
     /// while.
-    fn make(&mut self, hart: &mut Hart, compile: bool) -> Step {
+    fn make(&mut self, hart: &mut Hart, compiler: Option<Compiler>) -> Step {
         let pc = hart.pc;
-        let (key, starts) = if compile { (compiled_key(pc), self.region(pc)) } else { (decoded_key(pc), vec![pc]) };
+        let key = if compiler.is_some() { compiled_key(pc) } else { decoded_key(pc) };
+        let starts = if compiler == Some(Compiler::Region) { self.region(pc) } else { vec![pc] };
         let (mut ticket, mut sources) = match self.read(key, &starts) {
             Ok(read) => read,
             Err(ReadError::Fetch(trap)) => return Step::Exit(Exit::Trap(trap)),
             Err(ReadError::Busy) => return self.interpret(hart),
         };
         let own_stores = self.own_stores(&mut ticket, &sources);
-        // A region has no self-checking entry.
-        ticket.set_options(own_stores.kind() << 1 | u64::from(sources.len() > 1));
+        // A compiler's block does not serve for the other's, and a region has no self-checking entry.
+        let [is_quick, has_many] = [compiler == Some(Compiler::Quick), sources.len() > 1].map(u64::from);
+        ticket.set_options(own_stores.kind() << 2 | is_quick << 1 | has_many);
         match ticket.revive() {
             Ok(None) => {
-                self.recorder.iter().for_each(|recorder| recorder.revived(pc, compile));
+                self.recorder.iter().for_each(|recorder| recorder.revived(pc, compiler.is_some()));
                 return Step::Dispatch;
             }
             Ok(Some(unmade)) => ticket = unmade,
@@ -219,15 +247,20 @@ impl EngineExecutor {
         }
         let ranges: Vec<(u64, usize)> = sources.iter().map(|(pc, source)| (*pc, source.bytes.len())).collect();
         let bytes = self.wants_blocks().then(|| sources[0].1.bytes.clone());
-        let made = if compile {
-            self.compile(&mut ticket, &sources, own_stores)
-        } else {
-            let (pc, source) = sources.swap_remove(0);
-            Some(decoded(pc, source, own_stores))
+        let made = match compiler {
+            Some(compiler) => self.compile(&mut ticket, &sources, own_stores, compiler),
+            None => {
+                let (pc, source) = sources.swap_remove(0);
+                Some(decoded(pc, source, own_stores))
+            }
         };
         // Without memory for code the guest goes on, interpreted for a while.
         let Some((entry, payload)) = made else { return self.interpret(hart) };
-        count(if compile { &self.counters.blocks_compiled } else { &self.counters.blocks_decoded });
+        count(match compiler {
+            None => &self.counters.blocks_decoded,
+            Some(Compiler::Quick) => &self.counters.blocks_compiled,
+            Some(Compiler::Region) => &self.counters.regions_compiled,
+        });
         if let Some(recorder) = &self.recorder {
             let _alive = self.vcpu.pin();
             ranges.iter().for_each(|&(pc, len_bytes)| recorder.made(pc, len_bytes));
@@ -241,9 +274,9 @@ impl EngineExecutor {
     }
 
     /// Compiles the block at `hart.pc`, or revives its code.
-    fn make_compiled(&mut self, hart: &mut Hart) -> Step {
+    fn make_compiled(&mut self, hart: &mut Hart, compiler: Compiler) -> Step {
         let pc = hart.pc;
-        let step = self.make(hart, true);
+        let step = self.make(hart, Some(compiler));
         if self.tier == Tier::Auto && matches!(step, Step::Dispatch) {
             // Links to it lead to the dispatcher now, which finds the compiled one.
             self.cache.remove(decoded_key(pc));
@@ -264,20 +297,31 @@ impl EngineExecutor {
         ticket: &mut Ticket<Payload>,
         sources: &[(u64, Source)],
         own_stores: OwnStores,
+        compiler: Compiler,
     ) -> Option<(Entry, Payload)> {
-        // Without tracking a page becomes self-checking only while a write to it is announced.
-        let checks = sources.len() == 1 && (self.mode != Mode::None || ticket.needs_check());
+        // Without tracking a page becomes self-checking only while a write to it is announced. A
+        // quick block without a check is soon made again with one.
+        let may_check = self.mode != Mode::None && compiler == Compiler::Region;
+        let checks = sources.len() == 1 && (may_check || ticket.needs_check());
         let source = checks.then_some(&*sources[0].1.bytes);
-        let stale_flag = NonNull::new(ticket.stale_flag().cast_mut().cast());
+        let stale_flag = match compiler {
+            // Nothing loops within one block.
+            Compiler::Quick => None,
+            Compiler::Region => NonNull::new(ticket.stale_flag().cast_mut().cast()),
+        };
         let options = BlockOptions { own_stores, stale_flag, source };
         let blocks: Vec<Block> = sources.iter().map(|(pc, source)| source.placed(*pc)).collect();
         let (space, translator) = self.compiler.as_mut()?;
         let mut link = |pc| NonNull::new(ticket.link(compiled_key(pc)).ok()?.cast_mut());
-        let mut block = translator.compile(&blocks, &options, &mut link);
+        let mut compile = || match compiler {
+            Compiler::Quick => translator.compile_quick(&blocks[0], &options, HOT_RUNS, &mut link),
+            Compiler::Region => translator.compile(&blocks, &options, &mut link),
+        };
+        let mut block = compile();
         if let Err(TranslateError::NoCodeMemory(_)) = block {
             // Memory that other harts are still in is free only for a later attempt.
             self.cache.evict(space.buffer().executable().len() / EVICTED_SHARE);
-            block = translator.compile(&blocks, &options, &mut link);
+            block = compile();
         }
         let block = block.ok()?;
         let plain = block.entry();
@@ -364,7 +408,7 @@ fn run_block(
     if let Some(space) = space {
         match pin.lookup(compiled_key(hart.pc)) {
             Some(entry) => return run_compiled(pin, cache, space, tier, hart, entry, recorder),
-            None if tier == Tier::Translated => return Some(Step::Compile),
+            None if tier != Tier::Auto => return Some(Step::Compile(Compiler::after_tier_0(tier))),
             None => {}
         }
     }
@@ -386,8 +430,8 @@ fn run_block(
                 }
             }
         }
-        if decoded.count_run() % HOT_RUNS == HOT_RUNS - 1 && space.is_some() {
-            return Some(Step::Compile);
+        if decoded.count_run() % WARM_RUNS == WARM_RUNS - 1 && space.is_some() {
+            return Some(Step::Compile(Compiler::after_tier_0(tier)));
         }
         let end = match recorder {
             Some(recorder) => decoded.run_recorded(hart, window, recorder),
@@ -415,7 +459,7 @@ fn is_block(entry: usize) -> bool {
 }
 
 fn run_compiled(
-    pin: &Pin<'_, Payload>,
+    pin: &mut Pin<'_, Payload>,
     cache: &CodeCache<Payload>,
     space: &CodeSpace,
     tier: Tier,
@@ -433,9 +477,16 @@ fn run_compiled(
             recorder.iter().for_each(|recorder| recorder.overwritten(hart.pc, true));
             // Another hart may patch the block faster than it can be compiled. Tier 0, if it is in
             // use, takes care of that.
-            (tier == Tier::Translated).then_some(Step::InterpretBlock)
+            (tier != Tier::Auto).then_some(Step::InterpretBlock)
         }
-        ExitReason::Miss | ExitReason::IndirectMiss | ExitReason::SelfModified | ExitReason::Hot => None,
+        ExitReason::Hot => {
+            // If no region can be made now, the block goes on as before.
+            if let Some(entry) = pin.lookup_shared(compiled_key(hart.pc)) {
+                space.set_runs_left(entry, HOT_RUNS);
+            }
+            (tier == Tier::Auto).then_some(Step::Compile(Compiler::Region))
+        }
+        ExitReason::Miss | ExitReason::IndirectMiss | ExitReason::SelfModified => None,
         ExitReason::Interrupted => Some(Step::Exit(Exit::Interrupted)),
         ExitReason::FenceI => Some(Step::Flush),
         ExitReason::Trap | ExitReason::Fault => Some(Step::Interpret),
@@ -458,8 +509,8 @@ impl Executor for EngineExecutor {
                     count(&self.counters.first_runs);
                     self.run_interpreter(hart)
                 }
-                Step::Decode => self.make(hart, false),
-                Step::Compile => self.make_compiled(hart),
+                Step::Decode => self.make(hart, None),
+                Step::Compile(compiler) => self.make_compiled(hart, compiler),
                 Step::Interpret => self.step(hart),
                 Step::InterpretBlock => self.interpret(hart),
                 Step::Flush => {

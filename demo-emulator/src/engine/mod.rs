@@ -2,27 +2,32 @@
 //! codewarden's cache.
 //!
 //! ```text
-//!                    ran once              ran often
-//!   interpreter ──────────────▶ tier 0 ──────────────▶ translated
-//!     ▲                            │                       │
-//!     └────────────────────────────┴───────────────────────┘
+//!                ran once         ran 4 times         ran 100,000 times
+//!   interpreter ──────────▶ tier 0 ──────────▶ tier 1 ──────────▶ tier 2
+//!     ▲                       │                  │                  │
+//!     └───────────────────────┴──────────────────┴──────────────────┘
 //!        the page is busy: a write is going on, or the same
 //!        store keeps hitting it
 //! ```
 //!
-//! Most code of a program runs a few thousand times at most. To compile such a block costs more than
-//! it saves, so tier 0 must be fast. It keeps a block as threaded code, with one function for each
-//! instruction or frequent pair, and a block finds the next one by a link, without a lookup. A
-//! block costs about a microsecond to make and 2 ns for each instruction that it runs. To compile it
-//! costs about 100 us.
+//! | tier | a block is | to make it costs about | to run an instruction costs about |
+//! |---|---|---|---|
+//! | 0 | threaded code: a function for each instruction or frequent pair | 1 us | 2 ns |
+//! | 1 | host code from the quick compiler | 2 us | 0.5 ns |
+//! | 2 | a part of a region, which Cranelift compiled | 60 to 100 us | 0.3 ns |
+//!
+//! Most code of a program runs a few thousand times at most, and there tier 1 matters. Tier 0 is for
+//! code that the guest writes, runs a few times and overwrites, and for code that changes while it
+//! runs. A block finds the next one by a link to its entry cell, without a lookup.
 //!
 //! A decoded block and a compiled one of the same pc are two blocks of the cache with two keys. A
-//! compiled one may be a region: it holds copies of the hot blocks around it too. A write to their
+//! region replaces the quickly compiled block where it is entered: it holds copies of the hot blocks around it too. A write to their
 //! bytes kills both, and the new bytes are decoded afresh. If the guest writes to a
 //! page all the time, for instance to data beside code, its blocks stay valid and compare their
 //! bytes at each entry.
 //!
-//! If the emulator cannot compile code, tier 0 runs it instead.
+//! On a processor other than x86-64 there is no tier 1, and hot blocks go from tier 0 to tier 2. If
+//! the emulator cannot compile code, tier 0 runs it instead.
 //!
 //! | file | contents |
 //! |---|---|
@@ -82,6 +87,10 @@ use observer::Tracking;
 pub use payload::{Compiled, Payload};
 use recorder::Recorder;
 
+/// The most memory for dead blocks that may come back. Each compiled block leaves a decoded one
+/// behind, so there are many that never do.
+const RETAINED_BYTES: usize = 16 << 20;
+
 /// A machine with a code cache.
 pub struct Engine {
     shared: Shared,
@@ -107,7 +116,8 @@ impl Engine {
         let cache = CodeCache::with_policy(entry_stubs(), Arc::new(Adaptive::with_checks()))?;
         // The limit counts more than code. So it is reached before the buffer is full, although the
         // buffer is fragmented and holds code that harts have not left yet.
-        cache.set_limit(MemoryLimit::of_bytes(code_limit_bytes));
+        let retained_bytes = RETAINED_BYTES.min(code_limit_bytes / 4);
+        cache.set_limit(MemoryLimit { live_bytes: code_limit_bytes - retained_bytes, retained_bytes });
         let base = HostAddr(window.base() as usize);
         let host = HostRange::new(base, WINDOW_LEN_BYTES as usize, PageSize::host())?;
         let add = |mode| {

@@ -53,7 +53,8 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
         "Tiers",
         &[
             ("blocks_decoded", "blocks decoded for tier 0"),
-            ("blocks_compiled", "blocks compiled"),
+            ("blocks_compiled", "blocks compiled quickly"),
+            ("regions_compiled", "regions compiled"),
             ("first_runs", "first runs of code, interpreted"),
             ("interpreter_runs", "runs handed to the interpreter"),
         ],
