@@ -123,7 +123,11 @@ fn about(probe: &Probe, mode: Mode) -> &'static str {
 const WAYS: [(&str, &str, Option<Facility>); 3] = [
     ("--interpret", "every instruction is fetched and decoded", None),
     ("--tier 0", "decoded blocks are kept", None),
-    ("compiled", "--tier 1 and 2: blocks are compiled; auto does without where it must", Some(Facility::MembarrierSyncCore)),
+    (
+        "compiled",
+        "--tier 1 and 2: blocks are compiled; auto does without where it must",
+        Some(Facility::MembarrierSyncCore),
+    ),
 ];
 
 /// The reason why `mode` is unavailable, and the change that makes it available.

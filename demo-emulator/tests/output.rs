@@ -168,9 +168,13 @@ fn the_counters_of_a_run_make_sense() {
         let fewest = if tier == "auto" { 2 } else { 3 };
         assert!(ended >= count("retranslated") && count("retranslated") >= fewest, "{stats}");
         assert!(count("committed") > count("retranslated"), "{stats}");
-        // No block of this guest runs often enough for `auto`.
+        // No block of this guest runs often enough for a region in `auto`.
         let made = ["blocks_decoded", "blocks_compiled", "regions_compiled"].map(count);
-        assert_eq!(made.map(|made| made > 0), [["0", "auto"].contains(&tier), tier == "1", tier == "2"], "{stats}");
+        assert_eq!(
+            made.map(|made| made > 0),
+            [["0", "auto"].contains(&tier), ["1", if HAS_QUICK { "auto" } else { "1" }].contains(&tier), tier == "2"],
+            "{stats}"
+        );
         let made: u64 = made.iter().sum();
         // A revival may be refused as well.
         assert!(made >= count("committed") && made <= count("committed") + count("refused"), "{stats}");
@@ -315,7 +319,7 @@ fn errors_give_advice_and_end_with_a_shells_statuses() {
         (
             emulator().args(["--tier", "2"]).arg(guest()).env("CODEWARDEN_HIDE", "membarrier_sync_core"),
             125,
-            &["--tier 2", "membarrier_sync_core is hidden by CODEWARDEN_HIDE", "--tier 0"],
+            &["--tier 1 and 2: ", "membarrier_sync_core is hidden by CODEWARDEN_HIDE", "--tier 0"],
         ),
         (
             emulator().arg(guest()).env("CODEWARDEN_HIDE", "uffd,membarrier"),

@@ -64,7 +64,8 @@ impl Run {
         assert_eq!(self.count("pages_scanned"), self.histogram("harvest_scanned_pages", "sum"), "{stats}");
         assert_eq!(self.count("pages_harvested"), self.histogram("harvest_found_pages", "sum"), "{stats}");
         assert!(self.count("protects") <= self.histogram("protect_pages", "sum"), "{stats}");
-        let made: u64 = ["blocks_decoded", "blocks_compiled", "regions_compiled"].map(|name| self.count(name)).iter().sum();
+        let made: u64 =
+            ["blocks_decoded", "blocks_compiled", "regions_compiled"].map(|name| self.count(name)).iter().sum();
         assert!(self.count("committed") <= made && self.count("freed") <= made, "{stats}");
         assert!(self.count("pages_kernel_written") <= self.count("pages_announced"), "{stats}");
         self.check_histograms();

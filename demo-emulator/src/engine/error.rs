@@ -26,7 +26,7 @@ impl fmt::Display for EngineError {
             Self::Codewarden(error) => error.fmt(f),
             Self::Translate(error) => error.fmt(f),
             Self::NoMode(why) => write!(f, "--tracking auto: {why}"),
-            Self::NoCompiler(error) => write!(f, "--tier translated: {}", no_compiler(error)),
+            Self::NoCompiler(error) => write!(f, "--tier 1 and 2: {}", no_compiler(error)),
         }
     }
 }

@@ -187,7 +187,9 @@ impl EngineExecutor {
         let space = self.compiler.as_ref().map(|(space, _)| &**space);
         let mut runs = |pc| match pin.lookup_shared(compiled_key(pc)) {
             // A region does not count.
-            Some(entry) => Some(space.and_then(|space| space.runs_left(entry)).map_or(HOT_RUNS, |left| HOT_RUNS - left)),
+            Some(entry) => {
+                Some(space.and_then(|space| space.runs_left(entry)).map_or(HOT_RUNS, |left| HOT_RUNS - left))
+            }
             None => {
                 let entry = pin.lookup_shared(decoded_key(pc))?;
                 // SAFETY: the entry of a decoded key is its payload's block, which the pin keeps.

@@ -212,7 +212,9 @@ impl<'a> Region<'a> {
     fn loops_closed_by(&self, node: &Node<'_>) -> impl Iterator<Item = Range<u64>> {
         let (pc, _) = node.last();
         let targets = node.targets().next.into_iter().flatten();
-        targets.filter(move |&target| is_backward(pc, target) && self.at(target).is_some()).map(move |target| target..pc)
+        targets
+            .filter(move |&target| is_backward(pc, target) && self.at(target).is_some())
+            .map(move |target| target..pc)
     }
 
     fn find_dirty(&mut self, successors: &[Vec<usize>]) {

@@ -180,7 +180,8 @@ impl Comparison {
         host_fault::install().expect("signal handlers");
         let (mut ways, mut missing) = (Vec::new(), Vec::new());
         let modes = [Mode::Sigbus, Mode::Thread, Mode::Deferred, Mode::Mprotect, Mode::None];
-        let pairs = modes.into_iter().flat_map(|mode| [Tier::Decoded, Tier::Quick, Tier::Region].map(|tier| (mode, tier)));
+        let pairs =
+            modes.into_iter().flat_map(|mode| [Tier::Decoded, Tier::Quick, Tier::Region].map(|tier| (mode, tier)));
         for (mode, tier) in pairs.chain([(Mode::Sigbus, Tier::Auto), (Mode::Deferred, Tier::Auto)]) {
             match Way::new(mode, tier) {
                 Ok(way) => ways.push(way),

@@ -65,11 +65,12 @@ impl Blocks {
             _ => {}
         }
         if accesses_memory(op) {
-            // Pointers, and seldom something else; atomics have no displacement.
+            // Pointers, and seldom something else; atomics and cache blocks have no displacement.
             if self.chance(98) {
                 inst.rs1 = self.random.pick(&REGISTERS[POINTERS..]);
             }
-            inst.imm = self.random.pick(&[0, 0, 8, 16, 7, -8, 2047]);
+            let is_block = matches!(op, Op::Cbo_clean | Op::Cbo_flush | Op::Cbo_zero);
+            inst.imm = if is_block { 0 } else { self.random.pick(&[0, 0, 8, 16, 7, -8, 2047]) };
         }
         if is_rounded(op) {
             inst.rm = self.random.pick(&[0, 0, 0, 0, 0, 7, 7, 7, 7, 7, 1, 1, 1, 2, 3, 4, 5]);
