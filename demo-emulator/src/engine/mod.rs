@@ -21,10 +21,10 @@
 //! runs. A block finds the next one by a link to its entry cell, without a lookup.
 //!
 //! A decoded block and a compiled one of the same pc are two blocks of the cache with two keys. A
-//! region replaces the quickly compiled block where it is entered: it holds copies of the hot blocks around it too. A write to their
-//! bytes kills both, and the new bytes are decoded afresh. If the guest writes to a
-//! page all the time, for instance to data beside code, its blocks stay valid and compare their
-//! bytes at each entry.
+//! region takes the place of the quickly compiled block at its entry. It holds copies of the hot
+//! blocks around it, which may still be entered by themselves. A write to their bytes kills all of
+//! them, and the new bytes are decoded afresh. If the guest writes to a page all the time, for
+//! instance to data beside code, its blocks stay valid and compare their bytes at each entry.
 //!
 //! On a processor other than x86-64 there is no tier 1, and hot blocks go from tier 0 to tier 2. If
 //! the emulator cannot compile code, tier 0 runs it instead.
