@@ -9,6 +9,8 @@
 
 #[path = "support/child.rs"]
 mod child;
+#[path = "support/facilities.rs"]
+mod facilities;
 #[path = "support/limit.rs"]
 mod limit;
 #[path = "support/modes.rs"]
@@ -20,12 +22,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use codewarden::addr::{GuestAddr, PageSize};
 use codewarden::guest_memory::{BackingId, GuestMemory};
-use codewarden::protection::{Facility, Mode, Probe};
+use codewarden::protection::{Facility, Mode};
 use codewarden::tracker::{
     BeginError, Cause, PageClaim, PageObserver, PageWrite, RegionOptions, SharedMemory, Tracker,
 };
 
 use child::{Ended, in_child};
+use facilities::has_or_skips;
 use modes::tracking_modes;
 
 const PAGES: usize = 8;
@@ -201,8 +204,7 @@ fn a_child_does_not_keep_memory_that_it_shares_with_its_parent() {
     let _alone = alone();
     for mode in tracking_modes() {
         let Ok(memory) = GuestMemory::memfd(PAGES * page_bytes()) else { continue };
-        if Probe::of_this_process().why_missing(Facility::WpShmem).is_some() {
-            println!("skipped: {mode} with memfd");
+        if !has_or_skips(mode, Facility::WpShmem) {
             continue;
         }
         let guest = Guest::on(mode, memory);

@@ -6,6 +6,8 @@
 //! The memory outlives its tracker; the observer counts and does nothing else.
 #![allow(unsafe_code)]
 
+#[path = "support/facilities.rs"]
+mod facilities;
 #[path = "support/modes.rs"]
 mod modes;
 
@@ -15,9 +17,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use codewarden::addr::{GuestAddr, PageSize};
 use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::{Adaptive, Decision, Limits, PageHistory, Plain, Policy};
-use codewarden::protection::{Access, Mode};
+use codewarden::protection::{Access, Facility, Mode};
 use codewarden::tracker::{BeginError, PageClaim, PageObserver, PageWrite, RegionOptions, Tracker};
 use codewarden::{Busy, Stats};
+
+use facilities::has_or_skips;
 
 const PAGES: usize = 200;
 
@@ -98,6 +102,10 @@ impl Guest {
     }
 }
 
+fn names_the_byte(mode: Mode) -> bool {
+    mode.is_synchronous() && has_or_skips(mode, Facility::ExactAddress)
+}
+
 /// The modes that are available and of which `wanted` is true.
 fn modes_that(wanted: impl Fn(Mode) -> bool) -> Vec<Mode> {
     modes::tracking_modes().into_iter().filter(|&mode| wanted(mode)).collect()
@@ -105,7 +113,7 @@ fn modes_that(wanted: impl Fn(Mode) -> bool) -> Vec<Mode> {
 
 #[test]
 fn a_data_write_makes_its_page_self_checking_and_then_costs_nothing() {
-    for mode in modes_that(Mode::is_synchronous) {
+    for mode in modes_that(names_the_byte) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let claim = guest.translate(3);
         assert!(!claim.is_self_checking());
@@ -292,7 +300,7 @@ fn a_batch_goes_round_a_held_page() {
 
 #[test]
 fn a_kernel_write_to_data_kills_nothing() {
-    for mode in modes_that(Mode::is_synchronous) {
+    for mode in modes_that(names_the_byte) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let claim = guest.translate(2);
         let tracked = mode == Mode::Thread;
@@ -349,7 +357,7 @@ fn a_held_page_is_self_checking_where_the_policy_has_self_checking_pages() {
 /// A JIT appends code to its pages, one after the other, and runs the code that it made before.
 #[test]
 fn code_that_is_appended_page_by_page_ends_nothing() {
-    for mode in modes_that(Mode::is_synchronous) {
+    for mode in modes_that(names_the_byte) {
         let guest = Guest::new(mode, Adaptive::with_checks());
         let claims: Vec<_> = (0..20).map(|page| guest.translate(page)).collect();
         for (page, claim) in claims.iter().enumerate() {

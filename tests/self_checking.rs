@@ -8,6 +8,8 @@
 
 #[path = "support/alarm.rs"]
 mod alarm;
+#[path = "support/facilities.rs"]
+mod facilities;
 #[path = "support/limit.rs"]
 mod limit;
 
@@ -17,9 +19,11 @@ use std::sync::{Arc, Barrier};
 use codewarden::addr::{GuestAddr, PageSize};
 use codewarden::guest_memory::GuestMemory;
 use codewarden::policy::{Adaptive, Decision, Limits, PageHistory, Policy};
-use codewarden::protection::{Mode, Probe};
+use codewarden::protection::{Facility, Mode, Probe};
 use codewarden::tracker::{BeginError, RegionOptions, SharedMemory};
 use codewarden::{CodeCache, CommitError, Entry, EntryStubs, Key, StaleFlag, Ticket};
+
+use facilities::has_or_skips;
 
 const PAGES: usize = 16;
 const PLAIN: usize = 0x1000;
@@ -48,7 +52,9 @@ impl Guest {
 
     fn with_policy(mode: Mode, policy: Arc<dyn Policy>) -> Self {
         let page = PageSize::host().bytes();
-        let memory = GuestMemory::memfd(PAGES * page).unwrap();
+        let on_memfd = has_or_skips(mode, Facility::WpShmem);
+        let memory =
+            if on_memfd { GuestMemory::memfd(PAGES * page) } else { GuestMemory::anonymous(PAGES * page) }.unwrap();
         let cache = CodeCache::with_policy(EntryStubs::NOT_CODE, policy).unwrap();
         add_region(&cache, 0, &memory, mode);
         Self { cache, memory, page: page as u64 }
@@ -108,9 +114,13 @@ fn synchronous_modes() -> impl Iterator<Item = Mode> {
     })
 }
 
+fn names_the_byte(mode: &Mode) -> bool {
+    has_or_skips(*mode, Facility::ExactAddress)
+}
+
 #[test]
 fn a_data_write_leaves_a_block_its_self_checking_entry() {
-    for mode in synchronous_modes() {
+    for mode in synchronous_modes().filter(names_the_byte) {
         let guest = Guest::new(mode);
         let page = 3 * guest.page;
         let stale = guest.block(KEY, page, BOTH);
@@ -158,7 +168,7 @@ fn without_a_source_every_byte_of_the_page_counts() {
 
 #[test]
 fn a_block_on_a_self_checking_page_needs_a_self_checking_entry() {
-    for mode in synchronous_modes() {
+    for mode in synchronous_modes().filter(names_the_byte) {
         let guest = Guest::new(mode);
         guest.block(KEY, 0, BOTH);
         guest.store(1024, 1);
@@ -173,7 +183,7 @@ fn a_block_on_a_self_checking_page_needs_a_self_checking_entry() {
 
 #[test]
 fn a_block_over_two_pages_is_self_checking_of_either_and_dies_of_either() {
-    for mode in synchronous_modes() {
+    for mode in synchronous_modes().filter(names_the_byte) {
         for written in [0, 1] {
             let guest = Guest::new(mode);
             let start = 2 * guest.page - 4;
@@ -190,7 +200,7 @@ fn a_block_over_two_pages_is_self_checking_of_either_and_dies_of_either() {
 
 #[test]
 fn a_block_is_used_again_by_its_self_checking_entry() {
-    for mode in synchronous_modes() {
+    for mode in synchronous_modes().filter(names_the_byte) {
         let guest = Guest::new(mode);
         let stale = guest.block(KEY, 0, BOTH);
         guest.cache.remove(Key::new(KEY));
@@ -213,7 +223,8 @@ fn a_block_is_used_again_by_its_self_checking_entry() {
 /// block's self-checking entry and the rule for stores cover it.
 #[test]
 fn a_block_with_shared_bytes_leaves_after_any_store() {
-    for mode in synchronous_modes() {
+    let modes = synchronous_modes().filter(names_the_byte);
+    for mode in modes.filter(|&mode| has_or_skips(mode, Facility::WpShmem)) {
         let guest = Guest::new(mode);
         let other = guest.memory.another_view().unwrap();
         let there = 0x100_0000;

@@ -14,7 +14,7 @@ use codewarden::protection::{Facility, Mode, Probe};
 use codewarden::{CodeCache, EntryStubs};
 
 use crate::scenario::{End, byte_of, fixture, populates, scenario};
-use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, skip};
+use crate::support::{Fixture, GUEST, PAGES, memories, page_bytes, region, skip};
 
 const NOBODY: libc::uid_t = 65_534;
 
@@ -64,8 +64,8 @@ fn read_into(guest: &Fixture, page: usize) -> std::io::Result<usize> {
 #[test]
 fn every_mode_works() {
     as_nobody("user::every_mode_works", &Mode::ALL, |mode| {
-        for memory in [GuestMemory::anonymous(PAGES * page_bytes()), GuestMemory::memfd(PAGES * page_bytes())] {
-            let guest = Fixture::new(mode, memory.unwrap());
+        for memory in memories(mode) {
+            let guest = Fixture::new(mode, memory);
             guest.expect_tracked(1);
             guest.expect_tracked(2);
         }

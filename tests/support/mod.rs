@@ -6,15 +6,17 @@
 //! Each region's memory outlives its cache.
 #![allow(unsafe_code)]
 
+mod facilities;
 mod modes;
 mod region;
 
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::Mode;
+use codewarden::protection::{Facility, Mode};
 use codewarden::tracker::BeginError;
 use codewarden::{CodeCache, CommitError, EntryStubs, Key};
 
+pub(crate) use facilities::*;
 pub(crate) use modes::*;
 pub(crate) use region::*;
 
@@ -69,12 +71,19 @@ impl Fixture {
     }
 }
 
+/// Anonymous memory, and a memfd if `mode` can track it here.
+pub(crate) fn memories(mode: Mode) -> impl Iterator<Item = GuestMemory> {
+    let len = PAGES * page_bytes();
+    let memfd = has_or_skips(mode, Facility::WpShmem).then(|| GuestMemory::memfd(len));
+    [Some(GuestMemory::anonymous(len)), memfd].into_iter().flatten().map(Result::unwrap)
+}
+
 /// Runs `test` in each of `modes`, over anonymous and memfd memory.
 pub(crate) fn in_modes(modes: impl IntoIterator<Item = Mode>, test: impl Fn(&Fixture)) {
     for mode in modes {
-        for memory in [GuestMemory::anonymous(PAGES * page_bytes()), GuestMemory::memfd(PAGES * page_bytes())] {
+        for memory in memories(mode) {
             println!("{mode}");
-            test(&Fixture::new(mode, memory.unwrap()));
+            test(&Fixture::new(mode, memory));
         }
     }
 }

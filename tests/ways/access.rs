@@ -8,12 +8,12 @@
 
 use codewarden::addr::HostAddr;
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{Access, Mode};
+use codewarden::protection::{Access, Facility, Mode};
 use codewarden::{CodeCache, EntryStubs};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
 use crate::expect::in_every_mode;
-use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, tracking_modes};
+use crate::support::{Fixture, GUEST, PAGES, has_or_skips, page_bytes, region, tracking_modes};
 
 impl Fixture {
     fn set_access(&self, page: usize, access: Access) {
@@ -136,6 +136,9 @@ fn mapped_as(mode: Mode, on_memfd: bool, access: Access, flags: ProtFlags) -> Fi
 fn from_the_start(access: Access, flags: ProtFlags, kinds: &[bool]) {
     for mode in tracking_modes().into_iter().chain([Mode::None]) {
         for &on_memfd in kinds {
+            if on_memfd && !has_or_skips(mode, Facility::WpShmem) {
+                continue;
+            }
             let guest = mapped_as(mode, on_memfd, access, flags);
             let block = guest.block(1, 3);
             guest.expect_reachable(block);

@@ -15,16 +15,16 @@ use codewarden::protection::{Facility, Mode, Probe};
 use codewarden::tracker::BeginError;
 use codewarden::{CodeCache, Entry, EntryStubs, Key};
 
-use crate::support::{Fixture, GUEST, PAGES, page_bytes, region, tracking_modes};
+use crate::support::{Fixture, GUEST, memories, page_bytes, region, tracking_modes};
 
 /// Runs `way` in every mode, `none` included, over anonymous and memfd memory, under
 /// the policy without self-checking pages and under the one with.
 pub(crate) fn in_every_mode(way: impl Fn(&Fixture)) {
     for mode in tracking_modes().into_iter().chain([Mode::None]) {
         for policy in [Adaptive::new(), Adaptive::with_checks()] {
-            for memory in [GuestMemory::anonymous(PAGES * page_bytes()), GuestMemory::memfd(PAGES * page_bytes())] {
+            for memory in memories(mode) {
                 println!("{mode}, {policy:?}");
-                way(&fixture(mode, memory.unwrap(), policy));
+                way(&fixture(mode, memory, policy));
             }
         }
     }

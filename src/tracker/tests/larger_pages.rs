@@ -14,7 +14,7 @@ use super::super::{PageObserver, PageWrite, RegionOptions, Tracker};
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::memory::guest_memory::GuestMemory;
 use crate::policy::Adaptive;
-use crate::protection::Mode;
+use crate::protection::{Facility, Mode, Probe};
 use crate::sys::probe::has_or_skips;
 
 struct Counting;
@@ -72,7 +72,11 @@ fn a_tracker_of_larger_pages() {
         (0..4).for_each(|part| store(bytes + part * host_page));
         assert_eq!(claim.data().written.load(Relaxed), 1, "{mode}");
 
-        // Beside the code: a line is a sixty-fourth of the page.
+        // Beside the code: a line is a sixty-fourth of the page. Before Linux 5.18 mode thread does
+        // not know the byte.
+        if mode == Mode::Thread && !Probe::of_this_process().has(Facility::ExactAddress) {
+            continue;
+        }
         let other = begin(3);
         other.add_code(0..1);
         store(3 * bytes + bytes / 64);
