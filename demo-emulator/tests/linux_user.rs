@@ -94,7 +94,7 @@ fn death_by_a_signal_is_passed_on() {
     let mut trap = Program::default();
     trap.put(Op::Ebreak, 0, 0, 0, 0);
     assert_eq!(run(&trap).status.signal(), Some(libc::SIGTRAP));
-    for signal in [libc::SIGTERM, libc::SIGSEGV, libc::SIGBUS, libc::SIGKILL, libc::SIGPIPE] {
+    for signal in [libc::SIGTERM, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGKILL, libc::SIGPIPE] {
         let mut program = Program::default();
         kill_self(&mut program, signal.into());
         program.li(A0, 1).exit();
@@ -208,10 +208,8 @@ fn a_handler_runs_and_returns_to_the_same_registers() {
     assert_eq!(run(&program).status.code(), Some(1));
 }
 
-#[test]
-fn a_fault_has_its_address_and_can_be_skipped() {
-    let mut program = Program::default();
-    // The handler keeps si_addr and moves the frame's pc over the store.
+/// Makes SIGSEGV's handler keep si_addr in memory and move the frame's pc over the instruction.
+fn skip_faults(program: &mut Program) {
     program.put(Op::Jal, 0, 0, 0, 32);
     let handler = program.here() as u64;
     program.put(Op::Lui, 5, 0, 0, SCRATCH as i64);
@@ -220,10 +218,47 @@ fn a_fault_has_its_address_and_can_be_skipped() {
     program.put(Op::Jalr, 0, 1, 0, 0);
     let action = program.data(&words(&[handler, 4, 0]));
     program.call(SIGACTION, &[libc::SIGSEGV.into(), action, 0, 8]);
+}
+
+#[test]
+fn a_fault_has_its_address_and_can_be_skipped() {
+    let mut program = Program::default();
+    skip_faults(&mut program);
     program.li(9, 0x1234).put(Op::Sd, 0, 9, 9, 4);
     load_count(&mut program);
     program.expect(S0, 0x1238, 1).expect(9, 0x1234, 2).li(A0, 33).exit();
     assert_eq!(run(&program).status.code(), Some(33));
+}
+
+/// Compiled code refuses such an access by an illegal host instruction.
+#[test]
+fn an_address_beyond_the_window_is_a_fault_whatever_the_guest_does_with_sigill() {
+    let ill = i64::from(libc::SIGILL);
+    let handle = |program: &mut Program, handler: u64| {
+        let action = program.data(&words(&[handler, 4, 0]));
+        program.call(SIGACTION, &[ill, action, 0, 8]);
+    };
+    let block = |program: &mut Program| {
+        let set = program.data(&words(&[1 << (ill - 1)]));
+        program.call(SIGPROCMASK, &[0, set, 0, 8]);
+    };
+    let ways: [&dyn Fn(&mut Program); 3] = [&|p| handle(p, 0x1000), &|p| handle(p, 1), &block];
+    for (way, prepare) in ways.iter().enumerate() {
+        let mut program = Program::default();
+        skip_faults(&mut program);
+        prepare(&mut program);
+        // The loop runs 2,000 times with a good address, then once with a bad one.
+        program.li(9, SCRATCH as i64 + 64).li(7, 2000).li(28, 1).put(Op::Slli, 28, 28, 0, 63).li(29, 1).li(30, 2);
+        program.put(Op::Sd, 0, 9, 0, 8).put(Op::Addi, 7, 7, 0, -1).put(Op::Bne, 0, 7, 0, -8);
+        program.put(Op::Addi, 9, 28, 0, 0).put(Op::Addi, 7, 29, 0, 0).put(Op::Addi, 30, 30, 0, -1);
+        program.put(Op::Bne, 0, 30, 0, -24);
+        load_count(&mut program);
+        program.put(Op::Sub, S0, S0, 28, 0).expect(S0, 8, 1).li(A0, 33).exit();
+        let folder = Folder::new();
+        let path = folder.file("program", &program.elf());
+        let status = emulator().args(["--tier", "2"]).arg(path).status().unwrap();
+        assert_eq!(status.code(), Some(33), "way {way}: {status:?}");
+    }
 }
 
 /// A `read` of an empty pipe with a timer in 20 ms; `flags` are those of the signal's action.

@@ -7,9 +7,9 @@
 //! built and the guest's mask is set again. So a mailbox of one place never overflows, and later
 //! signals wait in the kernel with their order and their `siginfo`.
 //!
-//! SIGSEGV and SIGBUS stay the emulator's: its own fault handlers need them, so they are neither
-//! mirrored nor ever blocked. If a process sends one, the signal reaches the end of the chain of
-//! fault handlers, which is here. A separate bit in the mailbox notes it, without its `siginfo`.
+//! SIGSEGV, SIGBUS and SIGILL stay the emulator's: its own fault handlers need them, so they are
+//! neither mirrored nor ever blocked. If a process sends one, the signal reaches the end of the chain
+//! of fault handlers, which is here. A separate bit in the mailbox notes it, without its `siginfo`.
 //!
 //! The handler finds its mailbox in a table by thread id, without thread-locals. If a signal
 //! reaches a thread that is no hart, it is sent to the process again, and the thread blocks it.
@@ -43,7 +43,10 @@ pub const fn set_of(signal: u32) -> SigSet {
 }
 
 /// Signals that the emulator needs for itself: the host never blocks them.
-pub const NEVER_BLOCKED: SigSet = set_of(libc::SIGSEGV as u32) | set_of(libc::SIGBUS as u32);
+pub const NEVER_BLOCKED: SigSet = set_of(FAULTS[0]) | set_of(FAULTS[1]) | set_of(FAULTS[2]);
+
+/// The signals of [`NEVER_BLOCKED`].
+const FAULTS: [u32; 3] = [libc::SIGSEGV as u32, libc::SIGBUS as u32, libc::SIGILL as u32];
 
 /// A signal and its `siginfo_t`.
 #[derive(Clone, Copy, Debug)]
@@ -55,14 +58,14 @@ pub struct Signal {
 }
 
 const NUMBER_BITS: u32 = 0x7f;
-const SENT_SEGV: u32 = 1 << 8;
-const SENT_BUS: u32 = 1 << 9;
+/// The bit of a sent signal, by its place in [`FAULTS`].
+const SENT: [u32; 3] = [1 << 8, 1 << 9, 1 << 10];
 
 /// The handler's place for a thread's signal.
 #[derive(Debug)]
 pub struct Mailbox {
     /// The waiting signals. The low bits hold the number of the signal that `info` records; above
-    /// them are [`SENT_SEGV`] and [`SENT_BUS`]. A safe system call checks whether it is 0.
+    /// them are the bits of [`SENT`]. A safe system call checks whether it is 0.
     signal: AtomicU32,
     info: UnsafeCell<[u8; SIGINFO_BYTES]>,
     /// The hart's `exit_request`.
@@ -92,7 +95,7 @@ impl Mailbox {
             self.signal.fetch_and(!NUMBER_BITS, Ordering::AcqRel);
             return Some(Signal { number, info });
         }
-        for (bit, number) in [(SENT_SEGV, libc::SIGSEGV as u32), (SENT_BUS, libc::SIGBUS as u32)] {
+        for (bit, number) in SENT.into_iter().zip(FAULTS) {
             if waiting & bit != 0 {
                 self.signal.fetch_and(!bit, Ordering::AcqRel);
                 return Some(Signal { number, info: sent_info(number, 0, 0, 0) });
@@ -267,13 +270,14 @@ unsafe fn notify(mailbox: &Mailbox, waiting: u32, context: &mut libc::ucontext_t
     }
 }
 
-/// The actions of SIGSEGV and SIGBUS before [`catch_sent_faults`].
-static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [OnceLock::new(), OnceLock::new()];
+/// The actions of [`FAULTS`] before [`catch_sent_faults`].
+static PREVIOUS: [OnceLock<libc::sigaction>; 3] = [const { OnceLock::new() }; 3];
 
 /// Puts this module at the end of the chain of fault handlers, for signals that were sent and are
 /// no faults. Call it before those handlers are installed.
 pub fn catch_sent_faults() -> Result<(), Errno> {
-    for (signal, previous) in [libc::SIGSEGV, libc::SIGBUS].into_iter().zip(&PREVIOUS) {
+    for (signal, previous) in FAULTS.into_iter().zip(&PREVIOUS) {
+        let signal = signal as i32;
         // SAFETY: zeroed is a valid action; the previous one is kept before the
         // handler that reads it is installed.
         unsafe {
@@ -295,14 +299,13 @@ pub fn catch_sent_faults() -> Result<(), Errno> {
 extern "C" fn on_sent_fault(number: i32, info: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel's arguments, passed on by the handlers before this one.
     unsafe {
+        let place = FAULTS.iter().position(|&fault| fault == number as u32);
         if (*info).si_code <= 0
-            && let Some(slot) = slot_of(thread_id())
+            && let (Some(slot), Some(place)) = (slot_of(thread_id()), place)
         {
-            let bit = if number == libc::SIGSEGV { SENT_SEGV } else { SENT_BUS };
-            return notify(&*slot.mailbox.load(Ordering::Acquire), bit, &mut *context);
+            return notify(&*slot.mailbox.load(Ordering::Acquire), SENT[place], &mut *context);
         }
-        let previous = &PREVIOUS[usize::from(number == libc::SIGBUS)];
-        match previous.get() {
+        match place.and_then(|place| PREVIOUS[place].get()) {
             Some(action) if action.sa_sigaction > libc::SIG_IGN && action.sa_flags & libc::SA_SIGINFO != 0 => {
                 let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::ucontext_t) =
                     std::mem::transmute(action.sa_sigaction);
