@@ -256,9 +256,26 @@ fn an_address_beyond_the_window_is_a_fault_whatever_the_guest_does_with_sigill()
         program.put(Op::Sub, S0, S0, 28, 0).expect(S0, 8, 1).li(A0, 33).exit();
         let folder = Folder::new();
         let path = folder.file("program", &program.elf());
-        let status = emulator().args(["--tier", "2"]).arg(path).status().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_demo-emulator"));
+        let status = command.args(["--tier", "2"]).arg(path).status().unwrap();
         assert_eq!(status.code(), Some(33), "way {way}: {status:?}");
     }
+}
+
+/// The host's handlers of both need room at once.
+#[test]
+fn signals_come_while_faults_are_handled() {
+    let mut program = Program::default();
+    skip_faults(&mut program);
+    let handler = counting_handler(&mut program);
+    let action = program.data(&words(&[handler, SA_RESTART, 0]));
+    let timer = program.data(&words(&[0, 100, 0, 100]));
+    program.call(SIGACTION, &[SIGALRM, action, 0, 8]).call(SETITIMER, &[0, timer, 0]);
+    program.li(9, 8).li(7, 20_000);
+    program.put(Op::Sd, 0, 9, 0, 0).put(Op::Addi, 7, 7, 0, -1).put(Op::Bne, 0, 7, 0, -8);
+    program.li(A0, 33).exit();
+    let status = run(&program).status;
+    assert_eq!(status.code(), Some(33), "{status:?}");
 }
 
 /// A `read` of an empty pipe with a timer in 20 ms; `flags` are those of the signal's action.

@@ -27,6 +27,8 @@ use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use codewarden::protection::AltStack;
+
 use super::errno::Errno;
 use super::safe_syscall;
 use crate::host_context;
@@ -141,6 +143,9 @@ fn slot_of(tid: u32) -> Option<&'static ThreadSlot> {
 pub struct Registration {
     mailbox: Arc<Mailbox>,
     tid: u32,
+    /// A signal may come in the handler of a fault. The standard library's stack has no room for
+    /// the frames of both.
+    _stack: AltStack,
 }
 
 impl Registration {
@@ -152,7 +157,8 @@ impl Registration {
             info: UnsafeCell::new([0; SIGINFO_BYTES]),
             exit_request: AtomicPtr::new(exit_request.cast_mut()),
         });
-        let mut registration = Self { mailbox, tid: 0 };
+        let stack = AltStack::for_this_thread().map_err(|_| Errno::ENOMEM)?;
+        let mut registration = Self { mailbox, tid: 0, _stack: stack };
         registration.enter()?;
         Ok(registration)
     }
