@@ -83,6 +83,30 @@ fn faults(mode: Mode, policy: Arc<dyn Policy>, checked: bool) {
     assert!(cache.stats().faults > 0);
 }
 
+/// The deepest way: a descriptor is closed, and a fault in one region ends the blocks of another too.
+/// The library's copy of the descriptor keeps the memory protected until then.
+fn fault_of_a_loss(mode: Mode) {
+    let page = PageSize::host().bytes();
+    let memories = [(); 2].map(|()| GuestMemory::anonymous(page).unwrap());
+    let cache = CodeCache::<()>::new(EntryStubs::NOT_CODE).unwrap();
+    for (number, memory) in memories.iter().enumerate() {
+        let guest = GuestAddr((number * page) as u64);
+        // SAFETY: the memory outlives the cache.
+        unsafe { cache.tracker().add_region(RegionOptions::new(guest, memory.range(), mode)) }.unwrap();
+        let mut ticket = cache.begin(Key::from(guest));
+        ticket.claim(guest).unwrap();
+        ticket.commit(Entry::plain(0x1000), ()).unwrap();
+    }
+    let descriptors = cache.tracker().descriptors();
+    // SAFETY: only the cache uses them.
+    descriptors.iter().take(1).for_each(|&number| assert_eq!(unsafe { libc::close(number) }, 0));
+    memories[0].write(0, &[1]).unwrap();
+    let mut vcpu = cache.attach_vcpu();
+    let mut pin = vcpu.pin();
+    assert_eq!(pin.lookup(Key::new(0)), None);
+    assert_eq!(pin.lookup(Key::new(page as u64)).is_none(), !descriptors.is_empty());
+}
+
 #[test]
 fn a_fault_takes_no_more_than_is_promised() {
     // Installs the handlers, and does the work of a process's first fault.
@@ -92,6 +116,7 @@ fn a_fault_takes_no_more_than_is_promised() {
             used_bytes(|| {
                 faults(mode, Arc::new(Plain), false);
                 faults(mode, Arc::new(Adaptive::with_checks()), true);
+                fault_of_a_loss(mode);
             })
         });
         let ours = used.join().unwrap() - kernel;

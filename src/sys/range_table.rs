@@ -428,8 +428,10 @@ impl<T> RangeTable<T> {
     /// with [`RangeTable::with`], a remover waits for it.
     pub(crate) fn for_each(&self, mut each: impl FnMut(&T)) {
         // Others are not entered: their removers need not wait.
-        for slot in self.slots().filter(|slot| slot.is_live()) {
-            if let Some(inside) = slot.enter() {
+        for slot in self.slots() {
+            if slot.is_live()
+                && let Some(inside) = slot.enter()
+            {
                 each(inside.value());
             }
         }

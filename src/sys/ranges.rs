@@ -153,6 +153,7 @@ impl RangeOwner {
 
     /// Calls `each` for every range that is registered for this owner. A thread that drops a
     /// [`Registration`] waits for it. Takes no lock.
+    #[inline(always)]
     pub(crate) fn for_each_range(&self, mut each: impl FnMut(HostRange, &dyn FaultSink)) {
         let Some(table) = RANGES.get() else { return };
         table.for_each(|entry| {
@@ -167,7 +168,8 @@ impl RangeOwner {
 /// of that range arrive in another way. Async-signal-safe.
 #[inline]
 pub(crate) fn dispatch(delivery: Delivery, fault: &WriteFault) -> Option<Handled> {
-    let on_entry = |entry: &TrackedRange| (entry.delivery == delivery).then(|| entry.sink.on_write(fault));
+    let on_entry =
+        |entry: &TrackedRange| if entry.delivery == delivery { Some(entry.sink.on_write(fault)) } else { None };
     match RANGES.get()?.with(fault.addr, on_entry) {
         Lookup::Found(handled) => handled,
         // The store faulted before the range was given up: a new try goes through.

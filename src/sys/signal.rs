@@ -35,10 +35,10 @@ use crate::sys::statics;
 /// kernel's own frame comes in addition (`AT_MINSIGSTKSZ` of `getauxval`), and so do the frames of
 /// your own handler and observer. An alternate signal stack of a thread that stores to guest memory
 /// needs room for all of them. The standard library gives its threads one of 8,192 bytes, or of
-/// `AT_MINSIGSTKSZ` if that is more. If `AT_MINSIGSTKSZ` is more than 4,096, or if you have an
+/// `AT_MINSIGSTKSZ` if that is more. If `AT_MINSIGSTKSZ` is more than 3,840, or if you have an
 /// observer or a handler of your own, that has no room, and an
 /// [`AltStack`](crate::protection::AltStack) is needed.
-pub const HANDLER_STACK_BYTES: usize = 4096;
+pub const HANDLER_STACK_BYTES: usize = 4352;
 
 /// The signals that write protection can give.
 const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];

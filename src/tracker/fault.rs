@@ -100,7 +100,11 @@ impl<D: PageData> Region<D> {
     /// Opens the pages, or all of them if the kernel refuses to open these.
     #[inline]
     fn open(&self, counted: &Counted<'_, D>) -> Result<(), Error> {
-        self.unprotect_pages(counted.pages(), counted.permit()).or_else(|_| self.open_all())
+        // No closure: the way on is the deepest on a signal stack.
+        if self.unprotect_pages(counted.pages(), counted.permit()).is_ok() {
+            return Ok(());
+        }
+        self.open_all()
     }
 
     /// Ends the un-protect, and notes the fault and the stream.

@@ -42,12 +42,18 @@ impl<D: PageData> Region<D> {
     ///
     /// The caller keeps its own permit until this is over: a hold that comes between the two would
     /// take the page for open.
+    #[inline(always)]
     pub(super) fn open_all(&self) -> Result<(), Error> {
+        // One after the other: `abandon` takes most of what a signal stack has.
+        if self.opens_all() { Ok(()) } else { self.abandon() }
+    }
+
+    /// Makes all translations of the region unreachable and opens every page; returns whether that
+    /// worked.
+    fn opens_all(&self) -> bool {
         let all = self.pages.open_all(|page, desc, _| self.invalidated(page, desc, Cause::Lost));
         let opening = self.opening(all.permit());
-        let opened = opening.and_then(|opening| self.unprotect_used(opening));
-        drop(all);
-        opened.or_else(|_| self.abandon())
+        opening.and_then(|opening| self.unprotect_used(opening)).is_ok()
     }
 
     fn unprotect_used(&self, opening: Opening<'_>) -> Result<(), Error> {
