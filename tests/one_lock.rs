@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use codewarden::addr::{GuestAddr, PageSize};
 use codewarden::guest_memory::GuestMemory;
-use codewarden::protection::{Access, FaultLock, Handled, Mode, handle_fault};
+use codewarden::protection::{Access, AltStack, FaultLock, Handled, Mode, handle_fault};
 use codewarden::tracker::{BeginError, Cause, PageObserver, PageWrite, RegionOptions, Tracker};
 
 use alarm::Alarm;
@@ -185,6 +185,8 @@ fn every_call_may_be_made_under_it() {
         let over = &AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(move || {
+                // The observer runs in the handler.
+                let _stack = AltStack::for_this_thread().unwrap();
                 let mut stored = 0_u64;
                 while !over.load(SeqCst) {
                     stored += 1;
@@ -257,7 +259,10 @@ fn a_fault_waits_for_it_while_its_region_is_removed() {
                 locked(|| {
                     let claim = tracker.begin(GuestAddr(0)).unwrap();
                     let others = LOCK.inside.load(SeqCst);
-                    scope.spawn(move || memory.write(0, &[7]).unwrap());
+                    scope.spawn(move || {
+                        let _stack = AltStack::for_this_thread().unwrap();
+                        memory.write(0, &[7]).unwrap();
+                    });
                     while LOCK.inside.load(SeqCst) == others {
                         std::thread::yield_now();
                     }
