@@ -65,6 +65,8 @@ pub(super) struct State {
     /// For each page, whether it may have memory behind it.
     pub(super) resident: Vec<bool>,
     pub(super) resident_pages: usize,
+    /// The pages from here on never had memory.
+    pub(super) resident_end: usize,
     pub(super) allocations: usize,
     pub(super) given_back_bytes: u64,
 }
@@ -109,6 +111,7 @@ impl CodeBuffer {
             free: FreeList::new(len),
             resident: vec![false; len >> page.shift()],
             resident_pages: 0,
+            resident_end: 0,
             allocations: 0,
             given_back_bytes: 0,
         };
@@ -306,6 +309,7 @@ impl Shared {
 impl State {
     /// Notes that the pages of `start..end` are about to be written.
     fn populate(&mut self, start: usize, end: usize, page: PageSize) {
+        self.resident_end = self.resident_end.max(((end - 1) >> page.shift()) + 1);
         for resident in &mut self.resident[start >> page.shift()..=(end - 1) >> page.shift()] {
             self.resident_pages += usize::from(!*resident);
             *resident = true;
@@ -324,6 +328,11 @@ impl State {
             if start >= end {
                 // All later ranges are smaller, and few of them hold a page.
                 break;
+            }
+            // Most of the largest range was never used.
+            let end = end.min(self.resident_end << page.shift());
+            if start >= end {
+                continue;
             }
             let pages = &mut self.resident[start >> page.shift()..end >> page.shift()];
             let resident = pages.iter().filter(|resident| **resident).count();
