@@ -47,7 +47,7 @@ mod tests {
 
     /// Runs `body` in a child, and returns its result.
     fn in_child(body: impl FnOnce() -> i32) -> i32 {
-        // SAFETY: the child does what `body` does, and ends. It waits for no thread.
+        // SAFETY: the child runs `body` and ends. It waits for no thread.
         unsafe {
             let pid = libc::fork();
             if pid == 0 {

@@ -73,6 +73,7 @@ impl<D> PageTable<D> {
     /// Writes are no longer noticed: from here on nothing begins, and `told` makes the
     /// blocks of each page unreachable. Every caller does all of it, because the first
     /// one may not have finished. Async-signal-safe if `told` is.
+    // Even in a debug build: a signal stack is small.
     #[inline(always)]
     pub(crate) fn lose(&self, told: impl FnMut(PageIndex, &PageDesc<D>, Word)) -> Permit<'_> {
         self.whole.lost.store(true, Ordering::Release);

@@ -131,6 +131,7 @@ impl Attachments {
     /// All ranges are about to be opened at once. Tells every sink of those outside `told` that they
     /// are stale, and makes every thread pass a barrier, if another one may be looking at a
     /// translation there. Takes no lock.
+    // Even in a debug build: a signal stack is small.
     #[inline(always)]
     pub(super) fn tell_of_loss(&self, told: Option<HostRange>) -> Result<(), Error> {
         self.given_up.mark();

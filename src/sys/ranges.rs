@@ -153,6 +153,7 @@ impl RangeOwner {
 
     /// Calls `each` for every range that is registered for this owner. A thread that drops a
     /// [`Registration`] waits for it. Takes no lock.
+    // Even in a debug build: a signal stack is small.
     #[inline(always)]
     pub(crate) fn for_each_range(&self, mut each: impl FnMut(HostRange, &dyn FaultSink)) {
         let Some(table) = RANGES.get() else { return };

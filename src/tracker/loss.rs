@@ -42,6 +42,7 @@ impl<D: PageData> Region<D> {
     ///
     /// The caller keeps its own permit until this is over: a hold that comes between the two would
     /// take the page for open.
+    // Even in a debug build: a signal stack is small.
     #[inline(always)]
     pub(super) fn open_all(&self) -> Result<(), Error> {
         // One after the other: `abandon` takes most of what a signal stack has.

@@ -21,6 +21,7 @@ impl<D: PageData> Region<D> {
         self.tell_data_written(page, desc, cause);
     }
 
+    // Even in a debug build: a signal stack is small.
     #[inline(always)]
     fn tell_written(&self, page: PageIndex, desc: &PageDesc<D>, cause: Cause) {
         self.observer.written(&desc.data, &PageWrite { page: self.guest_of(page), cause });

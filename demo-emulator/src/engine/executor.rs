@@ -39,12 +39,11 @@ const WARM_RUNS: u32 = if HAS_QUICK { 4 } else { HOT_RUNS };
 
 /// Runs of a quickly compiled block before its region is compiled. A region costs 60 to 100 us for
 /// each block, and saves about 1 ns a run of each. So when the counter is down, the block has cost
-/// about as much as its region will.
-/// Instead of a decoded block it saves more than 10 ns a run.
+/// about as much as its region will. Where no quick compiler is, a region saves more than 10 ns a run.
 const HOT_RUNS: u32 = if HAS_QUICK { 100_000 } else { 4096 };
 
-/// The part of the runs that makes a block worth compiling together with a hot one.
-const WARM_SHARE: u32 = 8;
+/// A block is compiled together with a hot one after `HOT_RUNS` divided by this.
+const NEIGHBOUR_SHARE: u32 = 8;
 
 /// Instructions that the interpreter runs while a page is busy, before the dispatcher asks the
 /// cache again.
@@ -197,7 +196,7 @@ impl EngineExecutor {
                 (!must_ask).then(|| block.runs())
             }
         };
-        let warm = |pc| runs(pc).filter(|runs| *runs >= HOT_RUNS / WARM_SHARE);
+        let warm = |pc| runs(pc).filter(|runs| *runs >= HOT_RUNS / NEIGHBOUR_SHARE);
         region::plan(pc, warm, |pc| source::shape(&self.window, pc))
     }
 

@@ -24,8 +24,8 @@ const LINKS: [u8; 2] = [1, 5];
 /// A return compares its target with so many return addresses at most.
 const MAX_RETURNS: usize = 8;
 
-/// How many registers a region keeps: the host's 16, but for its stack and frame pointers, the hart,
-/// the base and what an instruction needs for itself.
+/// How many registers a region keeps. The host has 16. Its stack and frame pointers, the hart and the
+/// base take four, and the values within a block want some too: with more than 8, programs were slower.
 const KEPT_X: usize = 8;
 const KEPT_F: usize = 14;
 
@@ -120,7 +120,7 @@ pub(super) struct Region<'a> {
     pub(super) nodes: Vec<Node<'a>>,
     /// Registers that are variables in all blocks; the others live in the hart between blocks.
     pub(super) kept: Masks,
-    /// Kept registers whose value at the entry matters.
+    /// Kept registers that are read before they are written.
     pub(super) needed: Masks,
 }
 
@@ -188,8 +188,8 @@ impl<'a> Region<'a> {
         self.nodes.iter_mut().for_each(|node| node.returns.retain(|pc| starts.contains(pc)));
     }
 
-    /// Keeps the registers that the region uses, or as many as the host has registers for. What does
-    /// not fit would be spilled all the time, and the hart is as good a place as the stack.
+    /// Keeps the registers that the region uses, or as many as the host has registers for. The
+    /// others would be spilled all the time, and the hart is as good a place as the stack.
     fn choose_kept(&mut self) {
         let ranges: Vec<Range<u64>> = self.nodes.iter().flat_map(|node| self.loops_closed_by(node)).collect();
         let (mut x, mut f) = ([0; 32], [0; 32]);

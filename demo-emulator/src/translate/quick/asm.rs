@@ -1,5 +1,5 @@
 //! Host instructions as bytes. Cranelift's assembler encodes them; here are the registers, the
-//! choice of the shorter forms, and jumps whose target comes later.
+//! choice of the shorter forms, and jumps to places that are not known yet.
 
 use std::num::NonZeroU8;
 
@@ -141,7 +141,7 @@ impl Condition {
     }
 }
 
-/// A jump whose target is not known yet: the offset behind it.
+/// A jump without a target so far: the offset behind it.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub(super) struct Jump(usize);
@@ -364,7 +364,7 @@ impl Assembler {
         ShortJump(self.offset())
     }
 
-    /// Calls code whose place comes later.
+    /// Calls code at a place that is not known yet.
     pub(super) fn call(&mut self) -> Jump {
         inst::callq_d::new(0).encode(&mut self.code);
         Jump(self.offset())
