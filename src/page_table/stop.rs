@@ -40,6 +40,12 @@ impl<D> PageTable<D> {
         self.whole.lost.load(Ordering::Relaxed)
     }
 
+    /// Whether the region is lost and all its blocks are unreachable. A thread that is between the two may have slept
+    /// for long: nobody may rely on it.
+    pub(crate) fn is_told_of_loss(&self) -> bool {
+        self.whole.is_told_of_loss.load(Ordering::Acquire)
+    }
+
     /// Whether all pages are being opened.
     pub(crate) fn is_opening(&self) -> bool {
         self.whole.opening.load(Ordering::Acquire) != 0
@@ -79,6 +85,7 @@ impl<D> PageTable<D> {
         self.whole.lost.store(true, Ordering::Release);
         fence(Rule::FenceBehindStop);
         self.stop(0..self.pages(), told);
+        self.whole.is_told_of_loss.store(true, Ordering::Release);
         Permit::new()
     }
 

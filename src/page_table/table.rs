@@ -91,13 +91,15 @@ fn lines_of(bytes: Range<usize>, page_bytes: usize) -> u64 {
 pub(super) struct Whole {
     /// Writes are no longer noticed.
     pub(super) lost: AtomicBool,
+    /// Some thread has made every block unreachable since.
+    pub(super) is_told_of_loss: AtomicBool,
     /// How many threads are opening all pages.
     pub(super) opening: AtomicUsize,
 }
 
 impl Default for Whole {
     fn default() -> Self {
-        Self { lost: AtomicBool::new(false), opening: AtomicUsize::new(0) }
+        Self { lost: AtomicBool::new(false), is_told_of_loss: AtomicBool::new(false), opening: AtomicUsize::new(0) }
     }
 }
 

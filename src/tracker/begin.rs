@@ -27,6 +27,7 @@ impl<D: PageData> Region<D> {
     /// after this call.
     pub(crate) fn begin(&self, page: PageIndex) -> Result<ReadyPage, BeginError> {
         if self.pages.is_lost() {
+            self.ensure_abandoned();
             return Err(BeginError::Failed(Error::TrackingLost));
         }
         if !self.protection.is_own() {

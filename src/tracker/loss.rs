@@ -35,6 +35,15 @@ impl<D: PageData> Region<D> {
         self.protection.abandon(self.host, opening)
     }
 
+    /// The mechanism has failed: returns when the region's translations are unreachable. The thread that noticed it may
+    /// not have come so far.
+    #[cold]
+    pub(super) fn ensure_abandoned(&self) {
+        if !self.pages.is_told_of_loss() {
+            let _ = self.abandon();
+        }
+    }
+
     /// An un-protect failed. At the limit of mappings, for example, one page cannot be opened
     /// but all pages together can. Makes all translations of the region unreachable and then
     /// opens every page; translators may begin again. If that fails, abandons the region.

@@ -44,8 +44,8 @@ impl<D: PageData> Region<D> {
     /// Gives the region up unless the mechanism `works`, and lets cooled self-checking pages be
     /// protected again. If the policy panics for a page, the page stays self-checking.
     pub(super) fn maintain(&self, works: bool, panics: &mut FirstPanic) {
-        if !works && !self.pages.is_lost() {
-            let _ = self.abandon();
+        if !works {
+            self.ensure_abandoned();
         }
         if !self.has_self_checking.load(Ordering::Relaxed) || !self.has_self_checking.swap(false, Ordering::AcqRel) {
             return;

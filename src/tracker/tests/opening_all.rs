@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
-use super::super::{BeginError, RegionOptions, Tracker};
+use super::super::{BeginError, PageObserver, PageWrite, RegionOptions, Tracker};
 use super::NoObserver;
 use crate::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use crate::error::Error;
@@ -90,6 +90,10 @@ impl Protection for OpensAllOrNone {
         let _held = tracker.prepare_kernel_write(guest(1), 1)?;
         self.for_kernel_write.store(self.single.load(SeqCst) - before, SeqCst);
         Ok(())
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.opens_nothing.load(SeqCst) { Err(Error::TrackingLost) } else { Ok(()) }
     }
 
     fn abandon(&self, _: HostRange, _: Opening<'_>) -> Result<(), Error> {
@@ -202,4 +206,57 @@ fn what_cannot_be_opened_whole_is_abandoned() {
     let lost = Some(Err(BeginError::Failed(Error::TrackingLost)));
     assert_eq!(*mechanism.meanwhile.lock().unwrap(), lost, "before the pages are opened");
     assert_eq!(tracker.begin(guest(2)).map(drop), Err(BeginError::Failed(Error::TrackingLost)));
+}
+
+/// While the first page is told of a loss, another thread calls the tracker.
+struct CallsMeanwhile {
+    call: fn(&Tracker<()>),
+    mechanism: Arc<OpensAllOrNone>,
+    told: Mutex<Vec<GuestAddr>>,
+    has_called: AtomicBool,
+    told_behind_the_call: Mutex<Vec<GuestAddr>>,
+}
+
+#[allow(unsafe_code)]
+// SAFETY: the test's writes are calls, of which no lock or tracked memory is in the way.
+unsafe impl PageObserver for CallsMeanwhile {
+    type Data = ();
+
+    fn written(&self, (): &(), write: &PageWrite) {
+        if !self.has_called.swap(true, SeqCst) {
+            let tracker = self.mechanism.tracker().unwrap();
+            std::thread::scope(|scope| scope.spawn(|| (self.call)(&tracker)).join().unwrap());
+            *self.told_behind_the_call.lock().unwrap() = self.told.lock().unwrap().clone();
+        }
+        self.told.lock().unwrap().push(write.page);
+    }
+}
+
+/// The thread that noticed the loss may sleep before it has told of the second page, and the kernel may have opened that
+/// already.
+#[test]
+fn a_call_that_finds_a_region_lost_tells_of_every_page() {
+    let calls: [fn(&Tracker<()>); 2] = [Tracker::maintain, |tracker| {
+        assert_eq!(tracker.begin(guest(3)).map(drop), Err(BeginError::Failed(Error::TrackingLost)));
+    }];
+    for call in calls {
+        let mechanism = Arc::new(OpensAllOrNone { opens_nothing: true.into(), ..Default::default() });
+        let observer = Arc::new(CallsMeanwhile {
+            call,
+            mechanism: mechanism.clone(),
+            told: Mutex::default(),
+            has_called: false.into(),
+            told_behind_the_call: Mutex::default(),
+        });
+        let tracker = Arc::new(Tracker::new(observer.clone()));
+        assert!(mechanism.tracker.set(Arc::downgrade(&tracker)).is_ok());
+        let host = HostRange::of_pages(HostAddr(HOST), 4, PAGE);
+        let open = |_: &mut _| Ok(mechanism.clone() as Arc<dyn Protection>);
+        tracker.add_region_on(RegionOptions::new(guest(0), host, mechanism.mode()), None, open).unwrap();
+        let claims = [1, 2].map(|page| tracker.begin(guest(page)).unwrap());
+        let _leave = mechanism.sink.get().and_then(Weak::upgrade).unwrap().on_lost();
+        assert!(claims.iter().all(|claim| !claim.is_current()));
+        let told = observer.told_behind_the_call.lock().unwrap();
+        assert!([1, 2].iter().all(|&page| told.contains(&guest(page))), "{told:?}");
+    }
 }
