@@ -1,6 +1,6 @@
 //! The forking thread's holds go on in the child too, until it drops them. The holds of the
 //! parent's other threads do not, as the child has no thread to drop them. A change of mappings
-//! over a fork ends on both sides.
+//! over a fork ends on both sides. A fork waits for another thread that is moving a mapping.
 //!
 //! One process forks here, so one test runs everything.
 //!
@@ -18,12 +18,14 @@ mod limit;
 mod support;
 
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
 
-use codewarden::Key;
 use codewarden::addr::GuestAddr;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Access;
-use codewarden::tracker::{BeginError, MappingChange};
+use codewarden::tracker::{BeginError, MappingChange, MovedFrom};
+use codewarden::{CacheForkGuard, Key};
 
 use crate::child::{Ended, in_child};
 use crate::support::{Fixture, GUEST, in_modes, page_bytes, tracking_modes};
@@ -117,7 +119,73 @@ fn holds_go_over(guest: &Fixture) {
     assert!(is_tracked(guest, 2), "{mode}");
 }
 
+/// Moves the mapping of page 5 to page 7.
+fn remap(guest: &Fixture) {
+    let host = |page: usize| guest.memory.range().start().as_ptr().wrapping_add(page * page_bytes());
+    let (from, to, bytes) = (host(5).cast(), host(7).cast(), page_bytes());
+    // SAFETY: two pages of the guest's memory, under changes of mappings.
+    let moved = unsafe { libc::mremap(from, bytes, bytes, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, to) };
+    assert_eq!(moved, to);
+    // No hole for any mapping.
+    replace(guest, 5);
+}
+
+/// In the child page 7 is tracked, and page 5 is known to be no mapping of the guest's.
+fn is_moved(guest: &Fixture) -> bool {
+    matches!(guest.cache.begin(Key::new(0)).claim(at(5)), Err(BeginError::Untrackable)) && is_tracked(guest, 7)
+}
+
+fn a_move_by_another_thread(guest: &Fixture) {
+    let tracker = guest.cache.tracker();
+    let (begun, is_over) = (Barrier::new(2), AtomicBool::new(false));
+    let ended = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let source = tracker.change_mapping(at(5), 1).unwrap().moving().unwrap();
+            begun.wait();
+            // Time for a fork that does not wait.
+            std::thread::sleep(Duration::from_millis(50));
+            let target = tracker.change_mapping(at(7), 1).unwrap();
+            remap(guest);
+            is_over.store(true, SeqCst);
+            target.finish_moved(source, MovedFrom::Unmapped).unwrap();
+        });
+        begun.wait();
+        let guard = guest.cache.before_fork();
+        assert!(is_over.load(SeqCst), "{}: forked in the middle of a move", guest.mode);
+        in_child(|| {
+            guard.after_fork_child().unwrap();
+            u8::from(!is_moved(guest))
+        })
+    });
+    assert_eq!(ended, Ended::Returned(0), "{}", guest.mode);
+    assert!(is_moved(guest), "{}", guest.mode);
+}
+
+/// It would wait for itself.
+fn a_move_by_the_forking_thread(guest: &Fixture) {
+    let tracker = guest.cache.tracker();
+    let source = tracker.change_mapping(at(5), 1).unwrap().moving().unwrap();
+    let target = tracker.change_mapping(at(7), 1).unwrap();
+    let guard = guest.cache.before_fork();
+    let mut both = Some((source, target));
+    let mut go_on = |guard: CacheForkGuard<'_, u32>, is_child: bool| {
+        let (source, target) = both.take().unwrap();
+        if is_child { guard.after_fork_child().unwrap() } else { drop(guard) }
+        remap(guest);
+        target.finish_moved(source, MovedFrom::Unmapped).unwrap();
+        u8::from(!is_moved(guest))
+    };
+    let mut guard = Some(guard);
+    let ended = in_child(|| go_on(guard.take().unwrap(), true));
+    assert_eq!(go_on(guard.unwrap(), false), 0, "{}: the parent", guest.mode);
+    assert_eq!(ended, Ended::Returned(0), "{}: the child", guest.mode);
+    // Its move is over.
+    drop(guest.cache.before_fork());
+}
+
 #[test]
-fn what_the_forking_thread_holds_is_held_in_the_child() {
+fn holds_and_moves_over_a_fork() {
     in_modes(tracking_modes(), holds_go_over);
+    in_modes(tracking_modes(), a_move_by_another_thread);
+    in_modes(tracking_modes(), a_move_by_the_forking_thread);
 }

@@ -19,6 +19,7 @@ impl<D> PageTable<D> {
         let is_told = !self.is_lost() && !self.is_opening();
         if !is_told {
             self.whole.lost.store(false, Ordering::Release);
+            self.whole.is_told_of_loss.store(false, Ordering::Release);
             self.whole.opening.store(0, Ordering::Release);
         }
         let mut book = lock(&self.book);

@@ -24,7 +24,9 @@ pub struct TrackerForkGuard<'a, D: PageData> {
 }
 
 impl<D: PageData> Tracker<D> {
-    /// Call it before `fork`: it waits until no thread is inside the tracker. In the parent
+    /// Call it before `fork`: it waits until no thread is inside the tracker, and until no other thread is moving
+    /// a mapping ([`MovingMapping`](super::MovingMapping)). So a thread that moves one takes no lock meanwhile that
+    /// a thread has while it calls this. In the parent
     /// this lasts until the guard is dropped, in the child until
     /// [`TrackerForkGuard::after_fork_child`] is called. During that time no other thread gets in,
     /// and none adds or removes a region or a code buffer of any other instance. Faults are

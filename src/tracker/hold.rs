@@ -45,7 +45,7 @@ pub(super) struct HeldPages<D: PageData> {
     pub(super) gate: Gate<D>,
     why: HeldFor,
     /// The thread that made this.
-    thread: u64,
+    pub(super) thread: u64,
     pub(super) holds: Vec<(RegionId, Hold)>,
 }
 

@@ -54,11 +54,17 @@ trait ChangedPages: Any + Send + Sync {
 
     fn finish_unmapped(&self, changing: Span) -> Result<(), Error>;
 
+    /// A fork by another thread waits until `end_move`.
+    fn begin_move(&self) -> Result<(), Error>;
+
     /// See [`MappingChange::moving`].
     fn release(&self) -> Result<(), Error>;
 
     /// It was not moved.
     fn take_back(&self);
+
+    /// The records say where the mapping is.
+    fn end_move(&self);
 
     /// See [`MappingChange::finish_moved`].
     fn finish_moved(&self, to: Span, from: (&dyn ChangedPages, Span), left: MovedFrom) -> Result<(), Error>;
@@ -110,13 +116,16 @@ impl MappingChange {
     /// change of the new place by [`MappingChange::finish_moved`]. If the call of `mremap` fails, drop the result:
     /// the range is tracked as before.
     ///
+    /// A fork by another thread waits until the move is over ([`Tracker::before_fork`](super::Tracker::before_fork)).
+    ///
     /// # Errors
     ///
     /// The kernel cannot give it up, as at the limit of mappings: then do not call `mremap`.
     pub fn moving(self) -> Result<MovingMapping, Error> {
-        let done = self.held.release();
+        self.held.begin_move()?;
         let moving = MovingMapping { change: self, is_over: false };
-        done.map(|()| moving)
+        moving.change.held.release()?;
+        Ok(moving)
     }
 
     /// The mapping of `from` was moved to this range by `mremap`: access
@@ -156,6 +165,7 @@ impl Drop for MovingMapping {
         if !self.is_over {
             self.change.held.take_back();
         }
+        self.change.held.end_move();
     }
 }
 
@@ -202,12 +212,20 @@ impl<D: PageData> ChangedPages for HeldPages<D> {
         })
     }
 
+    fn begin_move(&self) -> Result<(), Error> {
+        self.gate.begin_move(self.thread)
+    }
+
     fn release(&self) -> Result<(), Error> {
         self.release_all()
     }
 
     fn take_back(&self) {
         self.take_back_all();
+    }
+
+    fn end_move(&self) {
+        self.gate.end_move(self.thread);
     }
 
     fn finish_moved(&self, to: Span, from: (&dyn ChangedPages, Span), left: MovedFrom) -> Result<(), Error> {

@@ -8,7 +8,8 @@ use crate::addr::{GuestAddr, HostAddr, HostRange, Span};
 use crate::error::Error;
 use crate::page_table::Hold;
 use crate::protection::Mechanisms;
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, write};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, write, yield_now};
+use crate::sys::errno::this_thread;
 use crate::sys::fork::{Keeper, Keeping};
 
 use super::observer::PageData;
@@ -38,6 +39,8 @@ struct Meanwhile<D: PageData> {
     regions: Vec<Arc<Region<D>>>,
     /// The holds that it released.
     released: Vec<(RegionId, Hold)>,
+    /// The movers ([`Space`]) of the moves that it ended.
+    moved: Vec<u64>,
 }
 
 /// A region from the call that adds it to the call that removes it.
@@ -63,6 +66,8 @@ pub(super) struct Space<D: PageData> {
     pub(super) regions: Vec<Tracked<D>>,
     pub(super) views: Views,
     pub(super) mechanisms: Mechanisms,
+    /// The threads with a mapping that is being moved, once for each.
+    movers: Vec<u64>,
     /// The end of each region's host range, by its start.
     hosts: BTreeMap<HostAddr, HostAddr>,
     next_number: u64,
@@ -74,6 +79,7 @@ impl<D: PageData> Default for Space<D> {
             regions: Vec::new(),
             views: Views::default(),
             mechanisms: Mechanisms::default(),
+            movers: Vec::new(),
             hosts: BTreeMap::new(),
             next_number: 0,
         }
@@ -86,7 +92,7 @@ impl<D: PageData> Default for Gate<D> {
             keeper: Keeper::default(),
             has_views: AtomicBool::new(false),
             space: RwLock::new(Space::default()),
-            meanwhile: Mutex::new(Meanwhile { regions: Vec::new(), released: Vec::new() }),
+            meanwhile: Mutex::new(Meanwhile { regions: Vec::new(), released: Vec::new(), moved: Vec::new() }),
         }))
     }
 }
@@ -125,9 +131,19 @@ impl<D: PageData> Gate<D> {
         self.0.keeper.assert();
     }
 
-    /// Lets no thread in until the result is dropped.
+    /// Lets no thread in until the result is dropped. Waits until no other thread is moving a mapping: a fork's
+    /// child would not know where the mapping is.
     pub(super) fn stand_still(&self) -> Standing<'_, D> {
-        let space = self.write();
+        let this = this_thread();
+        let space = loop {
+            let space = self.write();
+            if space.movers.iter().all(|&mover| mover == this) {
+                break space;
+            }
+            drop(space);
+            // A move is about one system call long.
+            yield_now();
+        };
         lock(&self.0.meanwhile).regions = space.regions.iter().map(|tracked| tracked.region.clone()).collect();
         Standing { _keeping: self.0.keeper.begin(), space, gate: self }
     }
@@ -157,6 +173,22 @@ impl<D: PageData> Gate<D> {
             lock(&self.0.meanwhile).released.extend(holds);
         } else {
             self.read().release(holds);
+        }
+    }
+
+    /// The thread `mover` moves a mapping, until [`Gate::end_move`].
+    pub(super) fn begin_move(&self, mover: u64) -> Result<(), Error> {
+        self.check_moves()?;
+        self.write().movers.push(mover);
+        Ok(())
+    }
+
+    /// A move by the thread `mover` is over. Under the guard of a fork it ends with that.
+    pub(super) fn end_move(&self, mover: u64) {
+        if self.stands_still_here() {
+            lock(&self.0.meanwhile).moved.push(mover);
+        } else {
+            self.write().end_move(mover);
         }
     }
 
@@ -222,6 +254,7 @@ impl<D: PageData> Drop for Standing<'_, D> {
     fn drop(&mut self) {
         let meanwhile = &mut *lock(&self.gate.0.meanwhile);
         self.space.release(meanwhile.released.drain(..));
+        meanwhile.moved.drain(..).for_each(|mover| self.space.end_move(mover));
         meanwhile.regions.clear();
     }
 }
@@ -299,6 +332,11 @@ impl<D: PageData> Space<D> {
             return Err(not_tracked(span));
         }
         Ok(found)
+    }
+
+    fn end_move(&mut self, mover: u64) {
+        let at = self.movers.iter().position(|&other| other == mover);
+        at.map(|at| self.movers.swap_remove(at));
     }
 
     /// Whether every byte of `span` lies in a region.
