@@ -170,7 +170,11 @@ fn a_move_by_the_forking_thread(guest: &Fixture) {
     let mut both = Some((source, target));
     let mut go_on = |guard: CacheForkGuard<'_, u32>, is_child: bool| {
         let (source, target) = both.take().unwrap();
-        if is_child { guard.after_fork_child().unwrap() } else { drop(guard) }
+        if is_child {
+            guard.after_fork_child().unwrap()
+        } else {
+            drop(guard)
+        }
         remap(guest);
         target.finish_moved(source, MovedFrom::Unmapped).unwrap();
         u8::from(!is_moved(guest))

@@ -1236,8 +1236,7 @@ cw_status cw_alt_stack_free(cw_alt_stack *stack);
  * store a thread id for the guest after it. If the fork itself has changed memory
  * (MADV_WIPEONFORK, MADV_DONTFORK), call cw_tracker_unmap() for it after that, and cw_tracker_map()
  * if it is still there. A child that shares the descriptors of its parent (clone with CLONE_FILES) must not
- * call it: it would close those of the parent. No other thread is inside cw_tracker_move() when the process forks:
- * the child would not know where the mapping is.
+ * call it: it would close those of the parent.
  *
  * In a child without a guard no call touches anything of the parent's, not even a
  * _free. A call that needs a userfaultfd or a code buffer answers CW_IN_FORK_CHILD

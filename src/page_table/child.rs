@@ -89,12 +89,12 @@ mod tests {
         for lost in [true, false] {
             let table = parent();
             if lost {
-                table.whole.lost.store(true, Ordering::Release);
+                let _ = table.lose(|_, _, _| ());
             } else {
                 table.whole.opening.fetch_add(1, Ordering::AcqRel);
             }
             assert_eq!(child_of(&table, true), [0, 1, 2, 3, 5]);
-            assert!(!table.is_lost() && !table.is_opening());
+            assert!(!table.is_lost() && !table.is_told_of_loss() && !table.is_opening());
             assert_eq!(child_of(&table, true), [0; 0], "once is enough");
         }
     }

@@ -8,7 +8,9 @@ use crate::addr::{GuestAddr, HostAddr, HostRange, Span};
 use crate::error::Error;
 use crate::page_table::Hold;
 use crate::protection::Mechanisms;
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, write, yield_now};
+use crate::sync::{
+    Arc, AtomicBool, Mutex, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, write, yield_now,
+};
 use crate::sys::errno::this_thread;
 use crate::sys::fork::{Keeper, Keeping};
 
