@@ -9,6 +9,7 @@ use codewarden::protection::{Facility, Mode, Probe};
 use serde_json::{Map, Value, json};
 
 use crate::style::wrapped;
+use crate::translate::COMPILED_TIERS;
 
 /// The report for people.
 pub fn text(probe: &Probe) -> String {
@@ -36,7 +37,8 @@ fn describe(probe: &Probe, text: &mut String) -> std::fmt::Result {
     writeln!(text, "\nways to run guest code")?;
     for (name, about, needs) in WAYS {
         let state = if needs.is_none_or(|facility| probe.has(facility)) { "yes" } else { "no" };
-        writeln!(text, "  {name:<14}{state:<5}{about}")?;
+        let option = if name == "compiled" { COMPILED_TIERS } else { name };
+        writeln!(text, "  {option:<16}{state:<5}{about}")?;
     }
     writeln!(text, "\ntracking modes")?;
     for mode in Mode::ALL {
@@ -125,7 +127,7 @@ const WAYS: [(&str, &str, Option<Facility>); 3] = [
     ("--tier 0", "decoded blocks are kept", None),
     (
         "compiled",
-        "--tier 1 and 2: blocks are compiled; auto does without where it must",
+        "blocks are compiled; auto keeps to decoded ones if they cannot be",
         Some(Facility::MembarrierSyncCore),
     ),
 ];
@@ -141,12 +143,12 @@ fn why_not(probe: &Probe, mode: Mode) -> Option<String> {
 
 /// The use of each facility that no mode needs.
 const BETTER: [(Facility, &str); 6] = [
-    (Facility::WpUnpopulated, "cheaper protection (without it each page is populated first)"),
+    (Facility::WpUnpopulated, "cheaper protection (now each page is populated first)"),
     (Facility::KernelFaults, "kernel writes in mode thread"),
     (Facility::ExactAddress, "the byte that was written, in mode thread"),
     (Facility::ThreadId, "who wrote, in mode thread"),
     (Facility::WpShmem, "memfd and shared memory in modes sigbus and thread"),
-    (Facility::MembarrierSyncCore, "compiled code (--tier 1 and 2)"),
+    (Facility::MembarrierSyncCore, "compiled code"),
 ];
 
 /// For each mode and then each facility that is unavailable, the change that makes it available.
@@ -158,9 +160,16 @@ fn changes(probe: &Probe) -> impl Iterator<Item = String> {
         let needs_it = has_userfaultfd || facility == Facility::MembarrierSyncCore;
         Some((for_what, probe.why_missing(facility).filter(|_| needs_it)?))
     });
+    // The report begins with this kernel's version.
+    let briefly = |why: String| {
+        let is_it = |facility: &Facility| probe.why_missing(*facility).is_some_and(|known| known == why);
+        let missing = Facility::NAMES.into_iter().map(|(facility, ..)| facility).find(is_it);
+        let since = missing.and_then(|facility| probe.newer_kernel(facility));
+        since.map_or(why, |since| format!("Linux {since} or newer"))
+    };
     // One sentence for each reason.
     let mut sentences: Vec<(String, String)> = Vec::new();
-    for (for_what, why) in modes.chain(better) {
+    for (for_what, why) in modes.chain(better).map(|(for_what, why)| (for_what, briefly(why))) {
         match sentences.iter_mut().find(|(_, known)| *known == why) {
             Some((all, _)) => *all = format!("{all}, {for_what}"),
             None => sentences.push((for_what.to_owned(), why)),

@@ -252,6 +252,13 @@ impl Probe {
         })
     }
 
+    /// The first Linux that has `facility`, if only the age of this kernel is in the way. No permission helps then.
+    pub fn newer_kernel(&self, facility: Facility) -> Option<&'static str> {
+        let by_age_alone = facility != Facility::Wp || WP_SINCE != NONE_YET && WP_NEEDS.is_empty();
+        let why = self.why_missing(facility).filter(|_| by_age_alone)?;
+        (why == self.too_old(facility)).then(|| facility.since())
+    }
+
     fn too_old(&self, facility: Facility) -> String {
         if facility == Facility::Wp && WP_SINCE == NONE_YET {
             let processor = std::env::consts::ARCH;
@@ -490,6 +497,19 @@ mod tests {
                 assert!(why.contains(hidden) && why.contains("CODEWARDEN_HIDE") && !why.contains("container"), "{why}");
             }
         }
+    }
+
+    #[test]
+    fn a_newer_kernel_is_named_if_nothing_else_would_help() {
+        let mut probe = Probe::that_knows_nothing(Facility::WpAsync.bit(), Vec::new());
+        assert_eq!(probe.newer_kernel(Facility::WpShmem), None, "there is no userfaultfd");
+        probe.note(Facility::Uffd, true);
+        assert_eq!(probe.newer_kernel(Facility::WpShmem), Some("5.19"));
+        assert_eq!(probe.newer_kernel(Facility::WpAsync), None, "hidden");
+        assert_eq!(probe.newer_kernel(Facility::KernelFaults), None, "a permission");
+        assert_eq!(probe.newer_kernel(Facility::Membarrier), None, "perhaps a seccomp filter");
+        probe.api_errno = Some(Errno::PERM);
+        assert_eq!(probe.newer_kernel(Facility::WpShmem), None, "a seccomp filter");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 use codewarden::error::Error;
 use codewarden::protection::{Facility, Probe};
 
-use crate::translate::TranslateError;
+use crate::translate::{COMPILED_TIERS, TranslateError};
 
 /// Why the engine cannot start.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl fmt::Display for EngineError {
             Self::Codewarden(error) => error.fmt(f),
             Self::Translate(error) => error.fmt(f),
             Self::NoMode(why) => write!(f, "--tracking auto: {why}"),
-            Self::NoCompiler(error) => write!(f, "--tier 1 and 2: {}", no_compiler(error)),
+            Self::NoCompiler(error) => write!(f, "{COMPILED_TIERS}: {}", no_compiler(error)),
         }
     }
 }

@@ -106,7 +106,7 @@ pub use error::TranslateError;
 pub use lower::emitter::LinkTo;
 pub use options::{BlockOptions, OwnStores};
 pub use region::{Block, Targets, ends_block};
-pub use translator::{HAS_QUICK, Translator};
+pub use translator::{COMPILED_TIERS, HAS_QUICK, Translator};
 
 #[cfg(test)]
 mod tests;

@@ -34,6 +34,9 @@ use crate::riscv::inst::Inst;
 /// Whether this host has a quick compiler.
 pub const HAS_QUICK: bool = cfg!(target_arch = "x86_64");
 
+/// The values of `--tier` that compile.
+pub const COMPILED_TIERS: &str = if HAS_QUICK { "--tier 1 and 2" } else { "--tier 2" };
+
 /// Compiles blocks; each compiling thread has one.
 pub struct Translator {
     space: Arc<CodeSpace>,
