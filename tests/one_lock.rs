@@ -286,3 +286,33 @@ fn a_fault_waits_for_it_while_its_region_is_removed() {
         }
     }
 }
+
+/// A thread announces a write and makes it under the lock, itself and by a system call.
+#[test]
+fn an_announced_write_does_not_wait_for_it() {
+    let _alone = alone();
+    for mode in tracking_modes() {
+        let _alarm = Alarm::while_waiting_for("a store under the lock, which was announced");
+        let _stack = AltStack::for_this_thread().unwrap();
+        let guest = &Guest::new(mode);
+        for page in 0..PAGES {
+            let host = guest.memory.range().start().as_ptr().wrapping_add((page * guest.page) as usize);
+            locked(|| {
+                guest.translate(page).unwrap();
+                let held = guest.tracker.prepare_kernel_write(GuestAddr(page * guest.page), 1).unwrap();
+                if page % 2 == 0 {
+                    guest.store(page, 7);
+                } else {
+                    let zeros = std::fs::File::open("/dev/zero").unwrap();
+                    // SAFETY: one byte of the guest's memory.
+                    let read = unsafe { libc::read(std::os::fd::AsRawFd::as_raw_fd(&zeros), host.cast(), 1) };
+                    assert_eq!(read, 1, "{mode}: {}", std::io::Error::last_os_error());
+                }
+                drop(held);
+                guest.tracker.sync().unwrap();
+                with_blocks(|blocks| assert!(!blocks.contains_key(&(page * guest.page)), "{mode}: a stale block"));
+            });
+        }
+        locked(|| guest.tracker.remove_region(GuestAddr(0))).unwrap();
+    }
+}

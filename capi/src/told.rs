@@ -17,8 +17,8 @@
 //!   that faults does not hold it, by the third rule.
 //! - Give lock() and unlock(): the library's thread of CW_MODE_THREAD calls them around each
 //!   fault, and cw_tracker_free() around the end. No other call takes the lock.
-//! - Store to no tracked page while you hold it, unless the write was announced. Your store
-//!   would wait for the lock that you hold. (If a thread may take your lock twice it does not wait
+//! - Store to no tracked page while you hold it, unless the write was announced
+//!   (cw_tracker_announce_write(), cw_tracker_prepare_kernel_write()). Your store would wait for the lock that you hold. (If a thread may take your lock twice it does not wait
 //!   in modes sigbus and mprotect, but told() may then run amid your own work under the lock.)
 //!
 //! Without a lock told() may only change atomic words: it may interrupt a thread that holds

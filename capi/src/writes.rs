@@ -65,8 +65,9 @@ pub unsafe extern "C" fn cw_tracker_invalidate(tracker: *const cw_tracker, guest
 /// The kernel is about to write len_bytes from guest for the guest (read, recvmsg, an
 /// out parameter of any system call). Until cw_hold_free() the pages are writable, and
 /// no block is made from them except one with a self-checking entry, if the policy has
-/// checks. Costs next to nothing if the kernel's writes are tracked like the guest's.
-/// Without it such a system call may fail with EFAULT in modes sigbus and mprotect.
+/// checks. Where the kernel's writes are tracked like the guest's it does nothing, and the pages stay
+/// protected: in mode deferred, and in mode thread with the permission for that, if the tracker has no lock().
+/// Without it such a system call may fail with EFAULT in modes sigbus, thread and mprotect.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_tracker_prepare_kernel_write(
     tracker: *const cw_tracker,
@@ -85,8 +86,8 @@ pub unsafe extern "C" fn cw_tracker_prepare_kernel_write(
 
 /// cw_tracker_prepare_kernel_write() without an end, for a hook that has none (access_ok, a
 /// lock of user memory): announces one write by the kernel. When this returns the pages are
-/// writable and none of their blocks can be reached; those that compare their bytes may stay. The next
-/// claim of a page protects it again, so announce as late as possible.
+/// writable and none of their blocks can be reached; those that compare their bytes may stay. (Where
+/// cw_tracker_prepare_kernel_write() does nothing this does nothing either.) The next claim of a page protects it again, so announce as late as possible.
 ///
 /// If another thread claims a page between this call and the write, the kernel refuses the
 /// write: the system call fails with EFAULT or is cut short, and no block is stale. Announce

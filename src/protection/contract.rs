@@ -32,6 +32,8 @@ use crate::sys::{maps, membarrier};
 pub(crate) enum KernelWrites {
     /// It works and is noticed like any other.
     Tracked,
+    /// The same, but it waits for the embedder's lock, which the writer may have: announce the write.
+    WaitForTheLock,
     /// The system call fails with EFAULT or is cut short: announce the write.
     Refused,
     /// It works and is not noticed.

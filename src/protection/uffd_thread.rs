@@ -223,6 +223,7 @@ impl Protection for UffdThread {
 
     fn kernel_writes(&self) -> KernelWrites {
         match self.kernel_faults {
+            KernelFaults::Delivered if self.shared.lock.0.is_some() => KernelWrites::WaitForTheLock,
             KernelFaults::Delivered => KernelWrites::Tracked,
             KernelFaults::Refused => KernelWrites::Refused,
         }

@@ -79,9 +79,10 @@ impl<D: PageData> Tracker<D> {
     /// The kernel is about to write `len_bytes` from `start` for the guest (`read`, an
     /// out parameter). Until the result is dropped the pages are writable. During that
     /// time only blocks that compare themselves are made from their bytes, through any
-    /// view of them, if the policy has such blocks. Costs nothing if the kernel's writes
-    /// are tracked like the guest's, and next to nothing on pages that are open or
-    /// self-checking already.
+    /// view of them, if the policy has such blocks. Costs next to nothing on pages that are open or
+    /// self-checking already. Where the kernel's writes are tracked like the guest's nothing is done,
+    /// and the pages stay protected: in mode deferred, and in mode thread with the permission for it, if
+    /// the observer has no [lock](super::PageObserver::fault_lock).
     ///
     /// A hook that has no end (`access_ok`, a lock of user memory) drops the result at once: the pages
     /// are open, and the next translator protects them again. If one comes before the write, the
@@ -95,8 +96,11 @@ impl<D: PageData> Tracker<D> {
     /// [`Error::BadRange`] if the range wraps, [`Error::NotTracked`] if no byte of it is
     /// tracked; a page that could not be made writable.
     pub fn prepare_kernel_write(&self, start: GuestAddr, len_bytes: u64) -> Result<Held, Error> {
-        let refused = |tracked: &Tracked<D>| tracked.region.protection.kernel_writes() == KernelWrites::Refused;
-        self.hold(HeldFor::Writing, start, len_bytes, refused)
+        let fails_or_waits = |tracked: &Tracked<D>| match tracked.region.protection.kernel_writes() {
+            KernelWrites::Refused | KernelWrites::WaitForTheLock => true,
+            KernelWrites::Tracked | KernelWrites::Missed => false,
+        };
+        self.hold(HeldFor::Writing, start, len_bytes, fails_or_waits)
     }
 
     /// Announces a write to `len_bytes` from `start` for which the kernel delivers no

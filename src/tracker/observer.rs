@@ -53,7 +53,8 @@ pub struct PageWrite {
 ///   [`embedder_owns_signals`](super::RegionOptions::embedder_owns_signals), and the embedder's handler
 ///   takes the lock before it calls `handle_fault`.
 /// - [`PageObserver::fault_lock`] returns the lock: the handler thread of mode thread takes it.
-/// - A thread that holds the lock stores to no tracked page, unless it announced the write: the
+/// - A thread that holds the lock stores to no tracked page, unless it announced the write
+///   ([`Tracker::prepare_kernel_write`](super::Tracker::prepare_kernel_write)): the
 ///   fault would wait for the lock.
 ///
 /// # Safety

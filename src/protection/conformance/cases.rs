@@ -321,7 +321,7 @@ pub(super) fn kernel_writes_do_what_the_mechanism_says(rig: &Rig) {
             rig.protection.unprotect(rig.pages(2, 1), Opening::for_test()).unwrap();
             assert_eq!(rig.kernel_store(2, 5), Ok(1));
         }
-        KernelWrites::Missed => unreachable!("a mechanism that tracks"),
+        KernelWrites::WaitForTheLock | KernelWrites::Missed => unreachable!("a mechanism that tracks, without a lock"),
     }
 }
 
