@@ -114,8 +114,8 @@ impl fmt::Display for Error {
             Self::BadRange { start, len, why } => write!(f, "bad range {start:#x} + {len:#x}: {why}"),
             Self::NotTracked { start, len } => write!(
                 f,
-                "guest range {start:#x} + {len:#x}: no tracked region holds it, or not all of it, or it is untrackable; \
-                 add the region first, or leave the call out where nothing is tracked"
+                "guest range {start:#x} + {len:#x}: no region has all of it, or a part of it has no mapping that can be \
+                 tracked; add the region or declare the mapping first, or leave the call out where nothing is tracked"
             ),
             Self::NotMapped { start, len, hole } => write!(
                 f,
@@ -146,9 +146,11 @@ impl fmt::Display for Error {
                 "no memory for {what} ({len_bytes} bytes): raise the limit of addresses (ulimit -v), and of locked \
                  memory (ulimit -l) where that is locked, or free some, and try again"
             ),
-            Self::InForkChild => f.write_str("this is a fork's child: call after_fork_child first"),
+            Self::InForkChild => {
+                f.write_str("this is a fork's child that tracks nothing: after_fork_child was not called, or it failed")
+            }
             Self::NotInForkChild => f.write_str(
-                "this is no fork's child: call after_fork_child in the child alone, and drop the guard here",
+                "this is no fork's child: call after_fork_child in the child alone, and give the guard back here",
             ),
             Self::TrackingLost => f.write_str(
                 "the kernel no longer tracks this region, and none of its translations can be reached: interpret, or \

@@ -347,8 +347,8 @@ cw_status cw_cache_evict(const cw_cache *cache, size_t payload_bytes);
  * told(context, page, why) is called for a page that you have claimed, before the store
  * goes through (synchronous modes) or before cw_tracker_sync() returns. It names the page
  * with the code, by its guest address: if memory is mapped twice, that may be another page
- * than the one that was stored to. It may be called for a page that has no blocks any more, and
- * twice for one. The calling thread is the one that stored, in its
+ * than the one that was stored to. It may be called for a page that has no blocks any more, or that shows
+ * other memory by now (its claims stay current), and twice for one. The calling thread is the one that stored, in its
  * signal handler; the library's (CW_MODE_THREAD); or one that is in a call of yours for this
  * tracker. So several threads may call it at once, unless you have a lock:
  *
@@ -361,8 +361,8 @@ cw_status cw_cache_evict(const cw_cache *cache, size_t payload_bytes);
  *   that faults does not hold it, by the third rule.
  * - Give lock() and unlock(): the library's thread of CW_MODE_THREAD calls them around each
  *   fault, and cw_tracker_free() around the end. No other call takes the lock.
- * - Store to no tracked page while you hold it, unless the write was announced. Your store
- *   would wait for the lock that you hold. (If a thread may take your lock twice it does not wait
+ * - Store to no tracked page while you hold it, unless the write was announced
+ *   (cw_tracker_announce_write(), cw_tracker_prepare_kernel_write()). Your store would wait for the lock that you hold. (If a thread may take your lock twice it does not wait
  *   in modes sigbus and mprotect, but told() may then run amid your own work under the lock.)
  *
  * Without a lock told() may only change atomic words: it may interrupt a thread that holds
@@ -478,7 +478,7 @@ cw_status cw_tracker_maintain(const cw_tracker *tracker);
  * mapping of its bytes may be writable (a JIT's writable half). Such a claim is cheap, as one
  * system call protects its read-only neighbours too. Only private memory that the guest may not
  * write needs none, if your own hooks end its blocks when it may be written or is mapped anew.
- * Bytes are read through a claim, so none can be read without one. A claim covers all declared
+ * Read the bytes of blocks through their claims (cw_claim_read()): then none can be forgotten. A claim covers all declared
  * mappings of its page; a block on two pages has two claims.
  *
  * A store into the running block. Some processors (x86) run the new bytes at the next instruction.
@@ -601,7 +601,7 @@ typedef struct cw_region_options {
     /// The guest's rights to it, as it is mapped now.
     cw_access access;
     /// Whether your own handlers of SIGBUS and SIGSEGV call cw_handle_fault(): the
-    /// library installs no handler then.
+    /// library installs no handler then. Modes thread and deferred use no signal.
     bool embedder_owns_signals;
     /// The guest's processor may run old bytes until it executes an instruction for that
     /// (FENCE.I on RISC-V, ISB on Arm, isync on POWER), at which you call cw_tracker_sync()
@@ -751,7 +751,8 @@ cw_status cw_tracker_move(const cw_tracker *tracker,
 /// Declares that len_bytes from guest, in a region and mapped already, show memory that
 /// may be mapped elsewhere too. Then a store through any declared mapping reaches the
 /// blocks of all. If memory has several mappings, declare each of them before the guest
-/// can store to it. (cw_tracker_map() declares too.) CW_BAD_RANGE, and nothing is done, if the range or the offset is
+/// can store to it. (cw_tracker_map() declares too.) While one of them lies where nothing is mapped, the others
+/// cannot be claimed (CW_UNTRACKABLE). CW_BAD_RANGE, and nothing is done, if the range or the offset is
 /// not whole pages or wraps, or if not all of the range lies in regions.
 cw_status cw_tracker_declare_shared(const cw_tracker *tracker,
                                     uint64_t guest,
@@ -1135,8 +1136,9 @@ cw_status cw_tracker_invalidate(const cw_tracker *tracker, uint64_t guest, uint6
 /// The kernel is about to write len_bytes from guest for the guest (read, recvmsg, an
 /// out parameter of any system call). Until cw_hold_free() the pages are writable, and
 /// no block is made from them except one with a self-checking entry, if the policy has
-/// checks. Costs next to nothing if the kernel's writes are tracked like the guest's.
-/// Without it such a system call may fail with EFAULT in modes sigbus and mprotect.
+/// checks. Where the kernel's writes are tracked like the guest's it does nothing, and the pages stay
+/// protected: in mode deferred, and in mode thread with the permission for that, if the tracker has no lock().
+/// Without it such a system call may fail with EFAULT in modes sigbus, thread and mprotect.
 cw_status cw_tracker_prepare_kernel_write(const cw_tracker *tracker,
                                           uint64_t guest,
                                           uint64_t len_bytes,
@@ -1144,8 +1146,8 @@ cw_status cw_tracker_prepare_kernel_write(const cw_tracker *tracker,
 
 /// cw_tracker_prepare_kernel_write() without an end, for a hook that has none (access_ok, a
 /// lock of user memory): announces one write by the kernel. When this returns the pages are
-/// writable and none of their blocks can be reached; those that compare their bytes may stay. The next
-/// claim of a page protects it again, so announce as late as possible.
+/// writable and none of their blocks can be reached; those that compare their bytes may stay. (Where
+/// cw_tracker_prepare_kernel_write() does nothing this does nothing either.) The next claim of a page protects it again, so announce as late as possible.
 ///
 /// If another thread claims a page between this call and the write, the kernel refuses the
 /// write: the system call fails with EFAULT or is cut short, and no block is stale. Announce
@@ -1230,7 +1232,7 @@ cw_status cw_alt_stack_free(cw_alt_stack *stack);
  * The child of a tracker of yours keeps its blocks: its memory has the bytes that the parent's had, and
  * cw_after_fork_child() protects the same pages again. So told() is called, with CW_TOLD_LOST, for
  * these pages alone: another thread was writing it or held it; it shows shared memory that you
- * declared, which the parent may have written since; it cannot be tracked here (no descriptor is
+ * declared, which the parent may have written since (no process is told of another's later stores to it); it cannot be tracked here (no descriptor is
  * left, for instance); its region is in mode deferred. For that, nothing in the child stores to guest memory
  * between fork and cw_after_fork_child(), unless you hold the page (cw_tracker_prepare_kernel_write()):
  * store a thread id for the guest after it. If the fork itself has changed memory
@@ -1249,7 +1251,7 @@ typedef struct cw_fork_guard cw_fork_guard;
 
 /// Call it before fork: it waits until no other thread is inside the tracker, its cache or the
 /// buffers. Until the guard is given back no other thread adds or removes a region or a
-/// code buffer of any other.
+/// code buffer of any other. Threads that each take the guards of several trackers take them in one order.
 ///
 /// buffers: every code buffer that contains blocks of the cache, buffer_count of them,
 /// each once; NULL if there is none. They are shared mappings: otherwise a child's code

@@ -249,7 +249,8 @@ fn refused(call: &'static str, at: *mut c_void, len: usize) -> Failure {
 /// Declares that len_bytes from guest, in a region and mapped already, show memory that
 /// may be mapped elsewhere too. Then a store through any declared mapping reaches the
 /// blocks of all. If memory has several mappings, declare each of them before the guest
-/// can store to it. (cw_tracker_map() declares too.) CW_BAD_RANGE, and nothing is done, if the range or the offset is
+/// can store to it. (cw_tracker_map() declares too.) While one of them lies where nothing is mapped, the others
+/// cannot be claimed (CW_UNTRACKABLE). CW_BAD_RANGE, and nothing is done, if the range or the offset is
 /// not whole pages or wraps, or if not all of the range lies in regions.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_tracker_declare_shared(

@@ -47,7 +47,7 @@ pub struct cw_region_options {
     /// The guest's rights to it, as it is mapped now.
     pub access: MaybeUninit<cw_access>,
     /// Whether your own handlers of SIGBUS and SIGSEGV call cw_handle_fault(): the
-    /// library installs no handler then.
+    /// library installs no handler then. Modes thread and deferred use no signal.
     pub embedder_owns_signals: MaybeUninit<bool>,
     /// The guest's processor may run old bytes until it executes an instruction for that
     /// (FENCE.I on RISC-V, ISB on Arm, isync on POWER), at which you call cw_tracker_sync()

@@ -109,7 +109,7 @@ impl From<BeginError> for Failure {
             BeginError::Failed(error) => error.into(),
             BeginError::Untrackable => Self::new(
                 cw_status::CW_UNTRACKABLE,
-                c"nothing is mapped there, or a mapping that cannot be tracked: interpret until another one comes",
+                c"nothing is mapped there or at a declared view of its bytes, or a mapping that cannot be tracked: interpret until another one comes",
             ),
             BeginError::Busy(busy) => Self::new(cw_status::CW_BUSY, sentence(busy)),
         }

@@ -17,6 +17,7 @@
 
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::addr::PageSize;
@@ -94,7 +95,10 @@ fn map_cookie() -> Result<*mut AtomicU64, Error> {
     let page = unsafe {
         rustix::mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
     }
-    .map_err(|errno| Error::system("mmap", 0, len, errno))?;
+    .map_err(|errno| match errno {
+        Errno::NOMEM => Error::NoMemory { what: "the page by which a fork's child is known", len_bytes: len },
+        errno => Error::system("mmap", 0, len, errno),
+    })?;
     // SAFETY: it is our own fresh page, still empty.
     unsafe { rustix::mm::madvise(page, len, Advice::LinuxWipeOnFork) }
         .map_err(|errno| Error::system("madvise(MADV_WIPEONFORK)", page as usize, len, errno))?;

@@ -30,7 +30,7 @@ impl<D: PageData> Tracker<D> {
     /// this lasts until the guard is dropped, in the child until
     /// [`TrackerForkGuard::after_fork_child`] is called. During that time no other thread gets in,
     /// and none adds or removes a region or a code buffer of any other instance. Faults are
-    /// handled.
+    /// handled. Threads that each take the guards of several trackers take them in one order.
     ///
     /// Until then, a call of this thread that would wait for itself returns
     /// [`Error::BadArgument`]. A call that has no error to return panics, and the guard stays
