@@ -54,7 +54,7 @@ impl Drop for Keeping<'_> {
 
 /// The error for a thread that would wait for itself.
 pub(crate) const UNDER_GUARD: &str =
-    "this thread holds the guard of a fork: give it back first, in the child by after_fork_child";
+    "this thread holds the fork guard: give it back first, in the child by after_fork_child";
 
 /// A part of each fork guard: the process that made the guard, and the static locks. Its
 /// thread holds them meanwhile, so it stays on that thread.
