@@ -834,6 +834,12 @@ size_t cw_allocation_len_bytes(const cw_allocation *allocation);
 /// old bytes. If it fails, the code must not be run.
 cw_status cw_allocation_publish(const cw_allocation *allocation);
 
+/// Publishes allocation_count allocations, of any buffers, by one interruption of the other
+/// processors. It costs more than to compile a small block quickly: so write many blocks,
+/// publish them together, then commit each. If it fails, none of the code must be run.
+cw_status cw_allocation_publish_all(const cw_allocation *const *allocations,
+                                    size_t allocation_count);
+
 /// Frees it. No thread may be running in it, or come to it. Does nothing for NULL.
 void cw_allocation_free(cw_allocation *allocation);
 

@@ -25,7 +25,7 @@ use engine::code_buffer::{Allocation, CodeBuffer};
 use libc::size_t;
 
 use crate::handle::{borrow, fill_in, out_handle, take_back};
-use crate::status::{cw_status, guarded};
+use crate::status::{Failure, cw_status, guarded};
 
 /// Executable memory of bounded size.
 pub struct cw_code_buffer(pub(crate) CodeBuffer);
@@ -146,6 +146,25 @@ pub unsafe extern "C" fn cw_allocation_publish(allocation: *const cw_allocation)
     guarded(|| {
         // SAFETY: the header's rules.
         Ok(unsafe { borrow(allocation) }?.0.publish()?)
+    })
+}
+
+/// Publishes allocation_count allocations, of any buffers, by one interruption of the other
+/// processors. It costs more than to compile a small block quickly: so write many blocks,
+/// publish them together, then commit each. If it fails, none of the code must be run.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_allocation_publish_all(
+    allocations: *const *const cw_allocation,
+    allocation_count: size_t,
+) -> cw_status {
+    guarded(|| {
+        if allocations.is_null() && allocation_count != 0 {
+            return Err(Failure::bad_argument(c"allocations is NULL and allocation_count is not 0"));
+        }
+        // SAFETY: C's array has allocation_count elements, and the header's rules.
+        let one = |at| Ok(&unsafe { borrow(*allocations.add(at)) }?.0);
+        let all = (0..allocation_count).map(one).collect::<Result<Vec<&Allocation>, Failure>>()?;
+        Ok(Allocation::publish_all(all.iter().copied())?)
     })
 }
 

@@ -404,6 +404,32 @@ fn code_that_is_not_there_and_buffers_that_are_full() {
     }
 }
 
+#[test]
+fn code_that_is_published_together() {
+    let fixture = Fixture::new(cw_policy::CW_POLICY_ADAPTIVE);
+    // SAFETY: see the module's head.
+    unsafe {
+        let buffer = given(|buffer| cw_code_buffer_new(4096, buffer));
+        let codes = [(); 2].map(|()| given(|code| cw_code_buffer_alloc(buffer, 64, 16, code)));
+        let commit = |code| {
+            let ticket = fixture.claimed();
+            let entry = cw_allocation_rx(code) as usize;
+            done(cw_ticket_keep_allocation(ticket, code));
+            let status = cw_ticket_commit(ticket, entry, 0, null_mut(), None);
+            cw_ticket_free(ticket);
+            status
+        };
+        refused(commit(given(|code| cw_code_buffer_alloc(buffer, 64, 16, code))), CW_BAD_ARGUMENT, "not published");
+        let all = codes.map(|code| code.cast_const());
+        refused(cw_allocation_publish_all(null(), 2), CW_BAD_ARGUMENT, "allocation_count");
+        refused(cw_allocation_publish_all([all[0], null()].as_ptr(), 2), CW_BAD_ARGUMENT, "NULL");
+        done(cw_allocation_publish_all(null(), 0));
+        done(cw_allocation_publish_all(all.as_ptr(), 2));
+        codes.into_iter().for_each(|code| done(commit(code)));
+        cw_code_buffer_free(buffer);
+    }
+}
+
 /// A program that was compiled with an older header, and one with a newer one.
 #[test]
 fn structures_may_be_shorter_or_longer_than_here() {

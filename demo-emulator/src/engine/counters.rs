@@ -43,6 +43,8 @@ counters! {
     blocks_compiled,
     /// Regions compiled.
     regions_compiled,
+    /// Barriers that published compiled code.
+    publications,
     /// First runs of code, by the interpreter: no block was made.
     first_runs,
     /// Runs handed to the interpreter because a page was busy or a write came.

@@ -31,6 +31,7 @@
 //!
 //! | file | contents |
 //! |---|---|
+//! | `batch` | the decoded blocks that are compiled next |
 //! | `counters` | the engine's counters |
 //! | `error` | the reasons why it cannot start |
 //! | `events` | events for listeners |
@@ -44,8 +45,10 @@
 //! | `region` | the blocks that are compiled together |
 //! | `interpret` | runs instructions without host code |
 //! | `observer` | reports Linux's changes of memory to the tracker |
+//! | `make` | makes blocks |
 //! | `executor` | the dispatcher of one hart |
 
+mod batch;
 mod counters;
 mod error;
 mod events;
@@ -53,6 +56,7 @@ mod executor;
 mod first_runs;
 mod interpret;
 mod maintenance;
+mod make;
 mod observer;
 mod payload;
 mod recorder;
@@ -82,7 +86,8 @@ pub use counters::EngineStats;
 pub use error::EngineError;
 use error::no_compiler;
 pub use events::{Event, Listener};
-use executor::{EngineExecutor, Shared};
+use executor::EngineExecutor;
+use make::Shared;
 use observer::Tracking;
 pub use payload::{Compiled, Payload};
 use recorder::Recorder;

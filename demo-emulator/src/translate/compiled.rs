@@ -11,6 +11,7 @@ use std::sync::Arc;
 use codewarden::code_buffer::Allocation;
 
 use super::code_space::CodeSpace;
+use super::error::TranslateError;
 use super::fault_index::FaultTable;
 use crate::riscv::inst::Inst;
 
@@ -29,6 +30,22 @@ pub struct CompiledBlock {
     pub(super) faults: Box<FaultTable>,
     /// Compiled code holds their addresses.
     pub(super) insts: Box<[Inst]>,
+}
+
+/// A block whose code may not be run yet: other processors may have fetched the bytes that were there
+/// before it.
+#[derive(Debug)]
+#[must_use = "the code cannot be run before it is published"]
+pub struct UnpublishedBlock(pub(super) CompiledBlock);
+
+/// Publishes the code of these blocks by one barrier.
+///
+/// # Errors
+///
+/// [`TranslateError::Publish`] if other processors could not be made to see the code.
+pub fn publish_all(blocks: Vec<UnpublishedBlock>) -> Result<Vec<CompiledBlock>, TranslateError> {
+    Allocation::publish_all(blocks.iter().map(|block| &block.0.code)).map_err(TranslateError::Publish)?;
+    Ok(blocks.into_iter().map(|block| block.0).collect())
 }
 
 impl CompiledBlock {

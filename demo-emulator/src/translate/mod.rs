@@ -100,7 +100,7 @@ mod region;
 mod translator;
 
 pub use code_space::CodeSpace;
-pub use compiled::CompiledBlock;
+pub use compiled::{CompiledBlock, UnpublishedBlock, publish_all};
 pub use entry::{ExitReason, entry_stubs};
 pub use error::TranslateError;
 pub use lower::emitter::LinkTo;

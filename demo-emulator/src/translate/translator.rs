@@ -20,7 +20,7 @@ use super::check::Check;
 #[cfg(target_arch = "x86_64")]
 use super::code_space::counter_of;
 use super::code_space::{CodeSpace, OneFunction, Place};
-use super::compiled::CompiledBlock;
+use super::compiled::{CompiledBlock, UnpublishedBlock};
 use super::error::TranslateError;
 use super::exits::signature;
 use super::fault_index::{FaultPoint, FaultTable};
@@ -76,7 +76,7 @@ impl Translator {
         blocks: &[Block],
         options: &BlockOptions,
         link: LinkTo,
-    ) -> Result<CompiledBlock, TranslateError> {
+    ) -> Result<UnpublishedBlock, TranslateError> {
         if blocks.is_empty() || blocks.iter().any(Vec::is_empty) {
             return Err(TranslateError::Empty);
         }
@@ -98,7 +98,7 @@ impl Translator {
         let place_taken = place.lock().unwrap_or_else(PoisonError::into_inner).take();
         let place = place_taken.ok_or_else(|| TranslateError::Compile("the module took no memory".into()))?;
         let points = self.fault_points(&insts);
-        self.finish(place, check, Box::new(FaultTable::new(start)), points, kept)
+        Ok(self.finish(place, check, Box::new(FaultTable::new(start)), points, kept))
     }
 
     /// Compiles one block by the quick compiler. The block leaves as
@@ -115,7 +115,7 @@ impl Translator {
         options: &BlockOptions,
         runs: u32,
         link: LinkTo,
-    ) -> Result<CompiledBlock, TranslateError> {
+    ) -> Result<UnpublishedBlock, TranslateError> {
         let &(start, _) = block.first().ok_or(TranslateError::Empty)?;
         let mut faults = Box::new(FaultTable::new(start));
         let counter = faults.runs_left.insert(AtomicI32::new(counter_of(runs)));
@@ -125,7 +125,7 @@ impl Translator {
         let place = Place::of(self.quick.code(), &self.space, check.as_ref().map_or(0, Check::len_bytes))?;
         let mut points = Vec::with_capacity(self.quick.points().len() + usize::from(check.is_some()));
         points.extend_from_slice(self.quick.points());
-        self.finish(place, check, faults, points, kept)
+        Ok(self.finish(place, check, faults, points, kept))
     }
 
     /// Compiles one block. This host has no quick compiler, so it makes a region, which counts no
@@ -141,7 +141,7 @@ impl Translator {
         options: &BlockOptions,
         _: u32,
         link: LinkTo,
-    ) -> Result<CompiledBlock, TranslateError> {
+    ) -> Result<UnpublishedBlock, TranslateError> {
         self.compile(std::slice::from_ref(block), options, link)
     }
 
@@ -151,8 +151,8 @@ impl Translator {
         options.source.map(|source| Check::new(host, source, self.space.loads_vectors_at_once))
     }
 
-    /// Makes a block of the function in `place`: puts the check behind it, publishes it, and enters
-    /// its fault table in the index.
+    /// Makes a block of the function in `place`: puts the check behind it, and enters its fault table
+    /// in the index.
     fn finish(
         &self,
         place: Place,
@@ -160,7 +160,7 @@ impl Translator {
         mut faults: Box<FaultTable>,
         mut points: Vec<FaultPoint>,
         insts: Box<[Inst]>,
-    ) -> Result<CompiledBlock, TranslateError> {
+    ) -> UnpublishedBlock {
         let check = check.map(|check| {
             let at = check.insts(place.behind());
             place.put(at.start, &check.placed(at.start));
@@ -168,11 +168,12 @@ impl Translator {
             at
         });
         let Place { code, function_bytes } = place;
-        let entry = code.publish().and_then(|()| code.entry(0)).map_err(TranslateError::Publish)?;
+        let entry = code.rx() as usize;
         (faults.start, faults.len_bytes, faults.points) = (entry, code.len(), points.into());
         // SAFETY: boxed, and removed when the block is dropped.
         unsafe { self.space.faults.insert(&*faults) };
-        Ok(CompiledBlock { space: Arc::clone(&self.space), code, entry, function_bytes, check, faults, insts })
+        let space = Arc::clone(&self.space);
+        UnpublishedBlock(CompiledBlock { space, code, entry, function_bytes, check, faults, insts })
     }
 
     fn build(&mut self, region: &Region<'_>, kept: &[Inst], options: &BlockOptions, link: LinkTo) {

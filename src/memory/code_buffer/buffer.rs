@@ -228,13 +228,39 @@ impl Allocation {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if `membarrier` fails: the code must not be run. [`Error::InForkChild`]:
-    /// the code must not be run in this child.
+    /// Those of [`Allocation::publish_all`].
     pub fn publish(&self) -> Result<(), Error> {
-        self.shared.check_owner()?;
-        clean_caches(self.rw(), self.rx(), self.len);
+        Self::publish_all([self])
+    }
+
+    /// Publishes several allocations by one barrier. The barrier interrupts each processor that
+    /// runs a thread of this process, which takes longer than to compile a small block quickly. So
+    /// write the code of many blocks, publish them together, then commit each.
+    ///
+    /// The allocations may be of several buffers. Without any there is no barrier.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] if `membarrier` fails, [`Error::InForkChild`] if one of them must not be
+    /// run in this child. Then this call has published none of them.
+    pub fn publish_all<'a, I>(allocations: I) -> Result<(), Error>
+    where
+        I: IntoIterator<Item = &'a Self, IntoIter: Clone>,
+    {
+        let allocations = allocations.into_iter();
+        let mut is_empty = true;
+        for allocation in allocations.clone() {
+            allocation.shared.check_owner()?;
+            clean_caches(allocation.rw(), allocation.rx(), allocation.len);
+            is_empty = false;
+        }
+        if is_empty {
+            return Ok(());
+        }
         membarrier::sync_core()?;
-        self.published_in.store(self.shared.owner.number(), Ordering::Release);
+        for allocation in allocations {
+            allocation.published_in.store(allocation.shared.owner.number(), Ordering::Release);
+        }
         Ok(())
     }
 

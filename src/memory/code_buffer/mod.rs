@@ -13,7 +13,7 @@
 //!
 //! One processor writes code as data, and others fetch it as instructions. [`Allocation::publish`]
 //! must come between: before the first pointer to the code is stored to a place that other threads
-//! read.
+//! read. [`Allocation::publish_all`] does it for many blocks at once.
 //!
 //! - **x86-64** keeps its instruction caches coherent with stores through any view. But a processor
 //!   may have fetched the old bytes ahead: the memory was another block's a moment ago, and the

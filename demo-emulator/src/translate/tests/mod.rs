@@ -112,7 +112,8 @@ impl Bench {
     /// Compiles a region of these blocks.
     fn compile_region(&mut self, blocks: &[Block], options: &BlockOptions) -> CompiledBlock {
         let Self { translator, cells, .. } = self;
-        translator.compile(blocks, options, &mut |pc| NonNull::new(as_cell(cell(cells, pc)).cast_mut())).unwrap()
+        let mut link = |pc| NonNull::new(as_cell(cell(cells, pc)).cast_mut());
+        published(translator.compile(blocks, options, &mut link).unwrap())
     }
 
     /// The cell of the block at `pc`: at first it leads to none.
@@ -146,11 +147,16 @@ fn compile(
     options: &BlockOptions,
     link: LinkTo,
 ) -> Result<CompiledBlock, TranslateError> {
-    match compiler {
-        Compiler::Region => translator.compile(&[insts.to_vec()], options, link),
+    let block = match compiler {
+        Compiler::Region => translator.compile(&[insts.to_vec()], options, link)?,
         #[cfg(target_arch = "x86_64")]
-        Compiler::Quick => translator.compile_quick(&insts.to_vec(), options, u32::MAX, link),
-    }
+        Compiler::Quick => translator.compile_quick(&insts.to_vec(), options, u32::MAX, link)?,
+    };
+    Ok(published(block))
+}
+
+fn published(block: UnpublishedBlock) -> CompiledBlock {
+    publish_all(vec![block]).unwrap().remove(0)
 }
 
 fn map(window: &Window, addr: u64, pages: u64, protection: i32) {

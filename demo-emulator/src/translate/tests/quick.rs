@@ -8,7 +8,7 @@ const ECALL: Inst = Inst { op: Op::Ecall, ..NOP };
 fn compile_counting(bench: &mut Bench, insts: &[(u64, Inst)], options: &BlockOptions, runs: u32) -> CompiledBlock {
     let Bench { translator, cells, .. } = bench;
     let mut link = |pc| NonNull::new(as_cell(cell(cells, pc)).cast_mut());
-    translator.compile_quick(&insts.to_vec(), options, runs, &mut link).unwrap()
+    published(translator.compile_quick(&insts.to_vec(), options, runs, &mut link).unwrap())
 }
 
 #[test]

@@ -150,6 +150,24 @@ fn an_entry_is_that_of_published_code() {
 }
 
 #[test]
+fn several_allocations_are_published_together_or_not_at_all() {
+    let buffers = [(); 2].map(|()| CodeBuffer::new(1 << 16).unwrap());
+    let [first, second, third] = [0, 0, 1].map(|buffer| buffers[buffer].alloc(64, 16).unwrap());
+    let nothing: [&Allocation; 0] = [];
+    Allocation::publish_all(nothing).unwrap();
+    Allocation::publish_all([&first, &third]).unwrap();
+    assert!(first.entry(0).is_ok() && second.entry(0).is_err() && third.entry(0).is_ok());
+    let [own, inherited] = [0, 1].map(|buffer| buffers[buffer].alloc(64, 16).unwrap());
+    let guard = buffers[0].before_fork();
+    let status = in_child(|| {
+        guard.after_fork_child().unwrap();
+        let is_refused = Allocation::publish_all([&own, &inherited]) == Err(Error::InForkChild);
+        u8::from(!is_refused || own.entry(0).is_ok())
+    });
+    assert_eq!(status, Ended::Returned(0));
+}
+
+#[test]
 fn impossible_requests_are_errors() {
     assert!(matches!(CodeBuffer::new(0), Err(Error::BadArgument(_))));
     assert!(matches!(CodeBuffer::new(usize::MAX), Err(Error::BadArgument(_))));
