@@ -253,7 +253,8 @@ impl Maker {
         compiler: Compiler,
     ) -> Made<(Read, UnpublishedBlock)> {
         let starts = if compiler == Compiler::Region { self.region(vcpu, pc) } else { vec![pc] };
-        // A compiler's block does not serve for the other's.
+        // While a region is made of one block, the quick block of the same bytes is still reachable, and
+        // must not serve for it.
         let Some(mut read) = self.read(compiled_key(pc), &starts, u64::from(compiler == Compiler::Quick))? else {
             self.replace_decoded(pc);
             return Ok(None);

@@ -16,6 +16,10 @@
 //! | 1 | host code from the quick compiler | 2 us | 0.5 ns |
 //! | 2 | a part of a region, which Cranelift compiled | 60 to 100 us | 0.3 ns |
 //!
+//! A block that ran 4 times waits until 16 blocks are to be compiled, and runs on meanwhile. They are
+//! published by one barrier, which costs more than to compile one of them. A block that has run 64
+//! times does not wait.
+//!
 //! Most code of a program runs a few thousand times at most, and there tier 1 matters. Tier 0 is for
 //! code that the guest writes, runs a few times and overwrites, and for code that changes while it
 //! runs. A block finds the next one by a link to its entry cell, without a lookup.
@@ -31,7 +35,6 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `batch` | the decoded blocks that are compiled next |
 //! | `counters` | the engine's counters |
 //! | `error` | the reasons why it cannot start |
 //! | `events` | events for listeners |
@@ -46,6 +49,7 @@
 //! | `interpret` | runs instructions without host code |
 //! | `observer` | reports Linux's changes of memory to the tracker |
 //! | `make` | makes blocks |
+//! | `batch` | the decoded blocks that wait to be compiled |
 //! | `executor` | the dispatcher of one hart |
 
 mod batch;

@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn warm_blocks_are_taken_and_cold_ones_are_not() {
+    fn blocks_that_run_often_are_taken_and_others_are_not() {
         let blocks = [
             (0x1000, block(50, [Some(0x1100), Some(0x1080)], None)),
             (0x1080, block(1, [Some(0x1200), None], None)),

@@ -55,6 +55,7 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
             ("blocks_decoded", "blocks decoded for tier 0"),
             ("blocks_compiled", "blocks compiled quickly"),
             ("regions_compiled", "regions compiled"),
+            ("publications", "barriers that published compiled code"),
             ("first_runs", "first runs of code, interpreted"),
             ("interpreter_runs", "runs handed to the interpreter"),
         ],

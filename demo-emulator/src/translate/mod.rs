@@ -1,5 +1,5 @@
-//! Compiles guest code into host code: warm blocks one by one and quickly, hot ones together and by
-//! Cranelift.
+//! Compiles guest code into host code: blocks that ran a few times one by one and quickly, hot ones
+//! together and by Cranelift.
 //!
 //! # The tiers, and why
 //!
@@ -11,7 +11,7 @@
 //!
 //! Cranelift makes better code, but takes 100 us and more. A hot block alone is still slow code: it
 //! loads its registers from the hart, stores them and jumps, every few instructions. So Cranelift
-//! gets a **region**: the hot block and the warm ones around it, as far as constant targets lead
+//! gets a **region**: the hot block and those around it that run often, as far as constant targets lead
 //! (loops, both ways of a branch, called functions). The region becomes one host function that is
 //! entered at the hot block. All its blocks are read under one ticket of codewarden, so a write to
 //! any of them ends the region. A block alone is a region of one. Only such a region has a
