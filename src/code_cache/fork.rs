@@ -80,14 +80,34 @@ impl<P: Payload> CacheForkGuard<'_, P> {
     /// the error of a region that cannot be tracked here: nothing can be translated from it.
     pub fn after_fork_child(self) -> Result<(), Error> {
         self.fork.check_child()?;
-        let Self { cache, keeping, tracker, commits, epoch, fork } = self;
+        let cache = self.cache;
+        let done = self.continue_in_child(Blocks::Die);
+        // No translation is retained either: code may lie in memory that belongs to the parent.
+        cache.discard_retained();
+        done
+    }
+
+    /// The same, for a child that has the code of the blocks, at the same addresses: it has no code in
+    /// memory that is shared, or [`copy_code`](crate::code_buffer::BufferForkGuard::copy_code) copied it
+    /// before the fork. Blocks stay valid, except on the pages that
+    /// [`TrackerForkGuard::after_fork_child`](crate::tracker::TrackerForkGuard::after_fork_child) lists.
+    /// Its rules hold here too: until this call nothing in the child stores to guest memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`after_fork_child`](Self::after_fork_child).
+    pub fn after_fork_child_with_blocks(self) -> Result<(), Error> {
+        self.fork.check_child()?;
+        self.continue_in_child(Blocks::Stay)
+    }
+
+    fn continue_in_child(self, blocks: Blocks) -> Result<(), Error> {
+        let Self { keeping, tracker, commits, epoch, fork, .. } = self;
         drop((keeping, commits));
         // This drops hooks of the embedder.
         epoch.after_fork_child();
-        let done = tracker.continue_in_child(Blocks::Die);
+        let done = tracker.continue_in_child(blocks);
         drop(fork);
-        // No translation is retained either: code may lie in memory that belongs to the parent.
-        cache.discard_retained();
         done
     }
 }

@@ -15,6 +15,8 @@
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
+use std::mem::ManuallyDrop;
+use std::ops::Range;
 use std::ptr;
 
 use rustix::io::Errno;
@@ -71,6 +73,34 @@ impl Views {
             return Err(Error::system("mremap of code", rw as usize, self.len, errno));
         }
         self.make_writable()
+    }
+
+    /// Views of new memory at addresses that the kernel chooses, with the same bytes in `ranges` and
+    /// zeroes elsewhere. Nothing writes to these ranges meanwhile.
+    pub(crate) fn copy(&self, ranges: impl Iterator<Item = Range<usize>>) -> Result<Self, Error> {
+        let copy = Self::map(self.len)?;
+        for range in ranges {
+            debug_assert!(range.end <= self.len);
+            let (from, to) = (self.rw.wrapping_add(range.start), copy.rw.wrapping_add(range.start));
+            // SAFETY: inside both views; the copy is new.
+            unsafe { ptr::copy_nonoverlapping(from, to, range.len()) };
+        }
+        Ok(copy)
+    }
+
+    /// Puts the memory of `other`, views of the same length, behind both views, at the same
+    /// addresses.
+    ///
+    /// After an error the old memory may be behind one of them or behind both.
+    pub(crate) fn replace_by(&self, other: Self) -> Result<(), Error> {
+        let other = ManuallyDrop::new(other);
+        for (from, to) in [(other.rx, self.rx), (other.rw, self.rw)] {
+            // SAFETY: moves a view of `other`, which is not used any more, in place of one of this
+            // object.
+            unsafe { rustix::mm::mremap_fixed(from.cast(), self.len, self.len, MremapFlags::MAYMOVE, to.cast()) }
+                .map_err(|errno| Error::system("mremap of code", to as usize, self.len, errno))?;
+        }
+        Ok(())
     }
 
     fn make_writable(&self) -> Result<(), Error> {

@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::sync::{Mutex, PoisonError};
 
 use codewarden::addr::{GuestAddr, HostAddr, HostRange};
-use codewarden::code_buffer;
+use codewarden::code_buffer::BufferForkGuard;
 use codewarden::guest_memory::BackingId;
 use codewarden::protection::{Access, Mode};
 use codewarden::tracker::{Held, MappingChange, SharedMemory};
@@ -25,7 +25,7 @@ thread_local! {
 
 thread_local! {
     /// The guards that this thread holds while it forks.
-    static FORK: RefCell<Option<(CacheForkGuard<'static, Payload>, Option<code_buffer::BufferForkGuard<'static>>)>> =
+    static FORK: RefCell<Option<(CacheForkGuard<'static, Payload>, Option<BufferForkGuard<'static>>)>> =
         const { RefCell::new(None) };
 }
 
@@ -124,7 +124,9 @@ impl MemoryObserver for Tracking {
     }
 
     fn before_fork(&self) {
-        let guards = (self.cache.before_fork(), self.space.map(|space| space.buffer().before_fork()));
+        let mut guards = (self.cache.before_fork(), self.space.map(|space| space.buffer().before_fork()));
+        // Without memory for it the child makes all its code anew.
+        let _ = guards.1.as_mut().map(BufferForkGuard::copy_code);
         FORK.with_borrow_mut(|fork| *fork = Some(guards));
     }
 
@@ -135,14 +137,15 @@ impl MemoryObserver for Tracking {
     fn after_fork_child(&self) {
         let Some((cache, buffer)) = FORK.with_borrow_mut(Option::take) else { return };
         // The buffer goes first: whatever frees code must find the child's own buffer.
-        if buffer.is_some_and(|buffer| buffer.after_fork_child().is_err()) {
+        let has_code = buffer.as_ref().is_none_or(BufferForkGuard::has_copy);
+        let is_lost = buffer.is_some_and(|buffer| buffer.after_fork_child().is_err());
+        if is_lost {
             // The buffer's memory is the parent's, so nothing may be compiled. Tier 0 runs
             // everything.
             self.space.iter().for_each(|space| space.lose());
         }
-        let tracking = cache.after_fork_child();
         // A region that cannot be tracked is interpreted.
-        let _ = tracking;
+        let _ = if has_code && !is_lost { cache.after_fork_child_with_blocks() } else { cache.after_fork_child() };
         maintenance::start(self.cache, self.mode);
     }
 

@@ -378,7 +378,7 @@ impl State {
 /// Cleans the data cache and invalidates the instruction caches, for a processor that keeps them
 /// apart.
 #[cfg(target_arch = "aarch64")]
-fn clean_caches(rw: *const u8, rx: *const u8, len: usize) {
+pub(super) fn clean_caches(rw: *const u8, rx: *const u8, len: usize) {
     use core::arch::asm;
     let cache_type: usize;
     // SAFETY: CTR_EL0 may be read in user mode on Linux.
@@ -400,7 +400,7 @@ fn clean_caches(rw: *const u8, rx: *const u8, len: usize) {
 
 /// Orders the bytes before the barrier that follows, in which each processor runs FENCE.I.
 #[cfg(target_arch = "riscv64")]
-fn clean_caches(_rw: *const u8, _rx: *const u8, _len: usize) {
+pub(super) fn clean_caches(_rw: *const u8, _rx: *const u8, _len: usize) {
     use core::arch::asm;
     // SAFETY: a fence.
     unsafe { asm!("fence rw, rw", options(nostack, preserves_flags)) };
@@ -408,7 +408,7 @@ fn clean_caches(_rw: *const u8, _rx: *const u8, _len: usize) {
 
 /// Does nothing: the caches of x86-64 see each other's stores.
 #[cfg(target_arch = "x86_64")]
-fn clean_caches(_rw: *const u8, _rx: *const u8, _len: usize) {}
+pub(super) fn clean_caches(_rw: *const u8, _rx: *const u8, _len: usize) {}
 
 #[cfg(test)]
 mod tests;

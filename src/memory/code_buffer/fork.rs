@@ -1,9 +1,11 @@
 //! A code buffer across a `fork`.
 
-use super::buffer::{CodeBuffer, Shared, State};
+use super::buffer::{CodeBuffer, Shared, State, clean_caches};
 use crate::error::Error;
 use crate::sync::{MutexGuard, lock};
+use crate::sys::code_views::Views;
 use crate::sys::fork::{Fork, Keeping};
+use crate::sys::membarrier;
 
 /// A buffer that stands still during a `fork`: see [`CodeBuffer::before_fork`].
 #[derive(Debug)]
@@ -13,6 +15,8 @@ pub struct BufferForkGuard<'a> {
     shared: &'a Shared,
     state: MutexGuard<'a, State>,
     fork: Fork,
+    /// The child's memory.
+    copy: Option<Views>,
 }
 
 impl Drop for BufferForkGuard<'_> {
@@ -40,7 +44,7 @@ impl CodeBuffer {
         self.shared.keeper.assert();
         let (state, fork) = Fork::around(|| lock(&self.shared.state));
         lock(&self.shared.meanwhile).stats = self.shared.stats_of(&state);
-        BufferForkGuard { _keeping: self.shared.keeper.begin(), shared: &self.shared, state, fork }
+        BufferForkGuard { _keeping: self.shared.keeper.begin(), shared: &self.shared, state, fork, copy: None }
     }
 
     /// Whether the calling thread holds the guard of a fork ([`CodeBuffer::before_fork`]).
@@ -50,9 +54,32 @@ impl CodeBuffer {
 }
 
 impl BufferForkGuard<'_> {
-    /// In the child: puts new memory, empty of code, behind the same addresses. Allocations stay,
-    /// to be dropped as usual, but their contents are gone. So code of the buffer must not call
-    /// this: there is nothing to return to.
+    /// Before the fork: copies the code, so that the child has it too and a cache keeps its blocks
+    /// ([`after_fork_child_with_blocks`](crate::CacheForkGuard::after_fork_child_with_blocks)). Hold the
+    /// guard of that cache already: then no block is made whose code the copy lacks. The copy takes as
+    /// much memory as the allocations do, until the guard is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] if the system refuses the memory: the child begins without code.
+    pub fn copy_code(&mut self) -> Result<(), Error> {
+        self.copy = Some(self.shared.views.copy(self.state.free.used())?);
+        Ok(())
+    }
+
+    /// Whether the child will have the code ([`copy_code`](Self::copy_code)).
+    pub fn has_copy(&self) -> bool {
+        self.copy.is_some()
+    }
+
+    /// In the child: puts memory of its own behind the same addresses. It has the code that was copied
+    /// ([`copy_code`](Self::copy_code)), published. Without a copy it is empty of code: allocations
+    /// stay, to be dropped as usual, but their contents are gone. So code of the buffer must not call
+    /// this then: there is nothing to return to.
+    ///
+    /// [`Allocation::entry`](super::Allocation::entry) needs another
+    /// [`publish`](super::Allocation::publish) here, also of code that was copied: another thread may
+    /// have written it after the copy.
     ///
     /// An allocation that the child drops before this call is not free afterwards: its memory was
     /// the parent's. So call this before
@@ -62,11 +89,19 @@ impl BufferForkGuard<'_> {
     ///
     /// [`Error::NotInForkChild`] in the process that made the guard: nothing was changed.
     /// [`Error::System`]: the buffer is still the parent's and must be neither written nor run.
-    pub fn after_fork_child(self) -> Result<(), Error> {
+    pub fn after_fork_child(mut self) -> Result<(), Error> {
         self.fork.check_child()?;
         // The registration for `membarrier` is inherited. Pages that were resident may become so
         // here as well: allocations that are dropped are filled.
-        self.shared.views.renew()?;
-        self.shared.owner.take_over()
+        let Shared { views, owner, page, .. } = self.shared;
+        match self.copy.take() {
+            None => views.renew()?,
+            Some(copy) => {
+                views.replace_by(copy)?;
+                clean_caches(views.rw, views.rx, self.state.resident_end << page.shift());
+                membarrier::sync_core()?;
+            }
+        }
+        owner.take_over()
     }
 }

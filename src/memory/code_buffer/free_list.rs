@@ -6,6 +6,7 @@
 //! block.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::ops::Range;
 
 /// Every range starts and ends at a multiple of this many bytes.
@@ -84,6 +85,13 @@ impl FreeList {
         self.by_len.last().map_or(0, |&(len, _)| len)
     }
 
+    /// The ranges that are not free, by their addresses.
+    pub(super) fn used(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let starts = iter::once(0).chain(self.by_address.values().copied());
+        let ends = self.by_address.keys().copied().chain([self.len]);
+        starts.zip(ends).map(|(start, end)| start..end).filter(|range| !range.is_empty())
+    }
+
     /// The free ranges, largest first.
     pub(super) fn largest_first(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         self.by_len.iter().rev().map(|&(len, start)| start..start + len)
@@ -119,6 +127,19 @@ mod tests {
             }
             assert!(list.largest_first().eq(std::iter::once(0..4096)), "{order:?}: {list:?}");
         }
+    }
+
+    #[test]
+    fn used_ranges_lie_between_the_free_ones() {
+        let mut list = FreeList::new(4096);
+        assert_eq!(list.used().count(), 0);
+        let taken: Vec<_> = (0..4).map(|_| list.take(1024, 16).unwrap()).collect();
+        assert!(list.used().eq([0..4096]));
+        list.give(taken[1].clone());
+        assert!(list.used().eq([0..1024, 2048..4096]));
+        list.give(taken[0].clone());
+        list.give(taken[3].clone());
+        assert!(list.used().eq([2048..3072]));
     }
 
     #[test]
