@@ -411,7 +411,7 @@ fn code_that_is_published_together() {
     unsafe {
         let buffer = given(|buffer| cw_code_buffer_new(4096, buffer));
         let codes = [(); 2].map(|()| given(|code| cw_code_buffer_alloc(buffer, 64, 16, code)));
-        let commit = |code| {
+        let commit = |code: *mut cw_allocation| {
             let ticket = fixture.claimed();
             let entry = cw_allocation_rx(code) as usize;
             done(cw_ticket_keep_allocation(ticket, code));

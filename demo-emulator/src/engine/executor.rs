@@ -154,14 +154,13 @@ impl EngineExecutor {
     /// Looks up and runs blocks until one needs another step.
     fn dispatch(&mut self, hart: &mut Hart) -> Step {
         let Self { vcpu, batch, maker, .. } = self;
-        let Maker { cache, window, compiler, tier, recorder, .. } = maker;
-        let space = compiler.as_ref().map(|(space, _)| &**space).filter(|space| space.is_usable());
+        let space = maker.compiler.as_ref().map(|(space, _)| &**space).filter(|space| space.is_usable());
         let mut pin = vcpu.pin();
         loop {
             if hart.exit_request.load(Ordering::Acquire) != 0 {
                 return Step::Exit(Exit::Interrupted);
             }
-            if let Some(step) = run_block(&mut pin, cache, window, space, *tier, batch, hart, recorder.as_deref()) {
+            if let Some(step) = run_block(&mut pin, maker, space, batch, hart) {
                 return step;
             }
         }
@@ -171,14 +170,13 @@ impl EngineExecutor {
 /// Runs the block at `hart.pc` and the blocks that it links to. `None`: look up the next.
 fn run_block(
     pin: &mut Pin<'_, Payload>,
-    cache: &CodeCache<Payload>,
-    window: &Window,
+    maker: &Maker,
     space: Option<&CodeSpace>,
-    tier: Tier,
     batch: &mut Batch,
     hart: &mut Hart,
-    recorder: Option<&Recorder>,
 ) -> Option<Step> {
+    let Maker { cache, window, tier, recorder, .. } = maker;
+    let (tier, recorder) = (*tier, recorder.as_deref());
     if let Some(space) = space {
         match pin.lookup(compiled_key(hart.pc)) {
             Some(entry) => return run_compiled(pin, cache, space, tier, hart, entry, recorder),

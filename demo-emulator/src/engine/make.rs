@@ -54,13 +54,15 @@ impl Compiler {
     }
 }
 
+/// Blocks, with their addresses.
+type Sources = Vec<(u64, Source)>;
+
 /// Guest code that was read under a ticket.
 struct Read {
     /// The key's address.
     pc: u64,
     ticket: Ticket<Payload>,
-    /// The blocks, with their addresses.
-    sources: Vec<(u64, Source)>,
+    sources: Sources,
     own_stores: OwnStores,
 }
 
@@ -200,7 +202,7 @@ impl Maker {
 
     /// Reads the blocks at `starts` under a ticket of the first. If a page of theirs is
     /// self-checking, only the first.
-    fn read_sources(&self, key: Key, starts: &[u64]) -> Result<(Ticket<Payload>, Vec<(u64, Source)>), ReadError> {
+    fn read_sources(&self, key: Key, starts: &[u64]) -> Result<(Ticket<Payload>, Sources), ReadError> {
         let mut ticket = self.cache.begin(key);
         let mut sources = Vec::with_capacity(starts.len());
         for &pc in starts {
