@@ -24,7 +24,6 @@ use super::tier0::{Admission, DecodedBlock};
 use crate::cli::Tier;
 use crate::hart::Hart;
 use crate::linux::machine::{Executor, Exit};
-use crate::memory::Window;
 use crate::riscv::trap::{Flow, Trap};
 use crate::translate::{CodeSpace, ExitReason, entry_stubs};
 
