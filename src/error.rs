@@ -115,7 +115,7 @@ impl fmt::Display for Error {
             Self::NotTracked { start, len } => write!(
                 f,
                 "guest range {start:#x} + {len:#x}: no region has all of it, or a part of it has no mapping that can be \
-                 tracked; add the region or declare the mapping first, or leave the call out where nothing is tracked"
+                 tracked; add the region first, or declare the mapping, or leave the call out where nothing is tracked"
             ),
             Self::NotMapped { start, len, hole } => write!(
                 f,

@@ -365,7 +365,7 @@ fn without_a_barrier_for_code_the_rest_works() {
     assert_eq!(stats["tier"], "0");
     assert!(stats["why"].as_str().unwrap().contains("membarrier_sync_core is hidden by CODEWARDEN_HIDE"), "{stats}");
     let probe = text(&output(emulator().arg("--probe").env("CODEWARDEN_HIDE", "membarrier_sync_core")).stdout);
-    assert_in_order(&probe, &["--tier 0      yes", "compiled      no", "for compiled code"]);
+    assert_in_order(&probe, &["--tier 0 ", "yes  decoded", "--tier ", "no   blocks are compiled", "for compiled code"]);
 }
 
 /// If the requested mode is hidden, the message names both, for every mode.

@@ -34,15 +34,13 @@ impl Batch {
     /// the batch is to be compiled now.
     #[inline]
     pub(super) fn is_due(&mut self, pc: u64, runs: u32) -> bool {
-        if runs == TIER_0_RUNS - 1 {
-            self.starts.push(pc);
-            return self.starts.len() >= BATCH_BLOCKS;
-        }
+        let is_warm = runs == TIER_0_RUNS - 1;
         let is_late = runs % MOST_RUNS == MOST_RUNS - 1;
-        if is_late && !self.starts.contains(&pc) {
+        // A block that was overwritten and decoded anew may be noted still.
+        if (is_warm || is_late) && !self.starts.contains(&pc) {
             self.starts.push(pc);
         }
-        is_late
+        is_late || (is_warm && self.starts.len() >= BATCH_BLOCKS)
     }
 
     /// Takes the blocks out, in the order in which they came.
@@ -70,6 +68,15 @@ mod tests {
         assert_eq!(run(&mut batch, *last, 0, MOST_RUNS), Some(TIER_0_RUNS - 1));
         assert_eq!(batch.take(), blocks);
         assert!(batch.take().is_empty());
+    }
+
+    #[test]
+    fn a_block_that_is_decoded_anew_is_compiled_once() {
+        let mut batch = Batch::new();
+        for _ in 0..2 * BATCH_BLOCKS {
+            assert_eq!(run(&mut batch, 0x1000, 0, MOST_RUNS - 1), None);
+        }
+        assert_eq!(batch.take(), [0x1000]);
     }
 
     #[test]
