@@ -147,7 +147,7 @@ impl fmt::Display for Error {
                  memory (ulimit -l) where that is locked, or free some, and try again"
             ),
             Self::InForkChild => {
-                f.write_str("this is a fork's child that tracks nothing: after_fork_child was not called, or it failed")
+                f.write_str("this is a fork's child, and the object is still its parent's: after_fork_child was not called, or it failed")
             }
             Self::NotInForkChild => f.write_str(
                 "this is no fork's child: call after_fork_child in the child alone, and give the guard back here",

@@ -17,6 +17,7 @@ use std::io::Read;
 
 use codewarden::addr::GuestAddr;
 use codewarden::code_buffer::{Allocation, CodeBuffer};
+use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::{Mode, Probe};
 use codewarden::tracker::RegionOptions;
@@ -31,7 +32,13 @@ fn constant(value: u8) -> Vec<u8> {
     if cfg!(target_arch = "x86_64") {
         return vec![0xb8, value, 0, 0, 0, 0xc3];
     }
-    [0x5280_0000 | u32::from(value) << 5, 0xd65f_03c0].map(u32::to_le_bytes).concat()
+    let value = u32::from(value);
+    let insts = if cfg!(target_arch = "riscv64") {
+        [0x0000_0513 | value << 20, 0x0000_8067]
+    } else {
+        [0x5280_0000 | value << 5, 0xd65f_03c0]
+    };
+    insts.map(u32::to_le_bytes).concat()
 }
 
 /// A cache with code for each page of a guest.
@@ -156,4 +163,35 @@ fn the_copy_is_the_childs_own() {
         u8::from(result != 7)
     });
     assert_eq!(status, Ended::Returned(0));
+}
+
+/// Both would have one memory, and each would write its code over the other's.
+#[test]
+fn one_child_takes_the_copy() {
+    let buffer = CodeBuffer::new(1 << 16).unwrap();
+    let code = buffer.emit(&constant(7)).unwrap();
+    let mut guard = Some(buffer.before_fork());
+    guard.as_mut().unwrap().copy_code().unwrap();
+    let status = in_child(|| {
+        let nested = in_child(|| u8::from(guard.take().unwrap().after_fork_child().is_err()));
+        let refused = guard.take().unwrap().after_fork_child();
+        let has_none = matches!(refused, Err(Error::BadArgument(_))) && buffer.alloc(1, 1).is_err();
+        u8::from(nested != Ended::Returned(0) || !has_none)
+    });
+    assert_eq!(status, Ended::Returned(0));
+    drop(code);
+}
+
+/// A child that never took over has the parent's memory behind its buffer, and copies nothing of it.
+#[test]
+fn a_child_without_memory_of_its_own_copies_none() {
+    let buffer = CodeBuffer::new(1 << 16).unwrap();
+    let code = buffer.emit(&constant(7)).unwrap();
+    let status = in_child(|| {
+        let mut guard = buffer.before_fork();
+        let is_refused = guard.copy_code() == Err(Error::InForkChild);
+        u8::from(!is_refused || guard.has_copy())
+    });
+    assert_eq!(status, Ended::Returned(0));
+    drop(code);
 }

@@ -139,8 +139,11 @@ fn a_move_by_another_thread(guest: &Fixture) {
     let tracker = guest.cache.tracker();
     let (begun, is_over) = (Barrier::new(2), AtomicBool::new(false));
     let ended = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let source = tracker.change_mapping(at(5), 1).unwrap().moving().unwrap();
+        // Begun by the thread that forks, and moved by another.
+        let change = tracker.change_mapping(at(5), 1).unwrap();
+        let (begun, is_over) = (&begun, &is_over);
+        scope.spawn(move || {
+            let source = change.moving().unwrap();
             begun.wait();
             // Time for a fork that does not wait.
             std::thread::sleep(Duration::from_millis(50));

@@ -347,8 +347,8 @@ cw_status cw_cache_evict(const cw_cache *cache, size_t payload_bytes);
  * told(context, page, why) is called for a page that you have claimed, before the store
  * goes through (synchronous modes) or before cw_tracker_sync() returns. It names the page
  * with the code, by its guest address: if memory is mapped twice, that may be another page
- * than the one that was stored to. It may be called for a page that has no blocks any more, or that shows
- * other memory by now (its claims stay current), and twice for one. The calling thread is the one that stored, in its
+ * than the one that was stored to. It may be called for a page that has no blocks any more, or whose
+ * mapping has changed since (claims of the new one stay current), and twice for one. The calling thread is the one that stored, in its
  * signal handler; the library's (CW_MODE_THREAD); or one that is in a call of yours for this
  * tracker. So several threads may call it at once, unless you have a lock:
  *
@@ -478,7 +478,7 @@ cw_status cw_tracker_maintain(const cw_tracker *tracker);
  * mapping of its bytes may be writable (a JIT's writable half). Such a claim is cheap, as one
  * system call protects its read-only neighbours too. Only private memory that the guest may not
  * write needs none, if your own hooks end its blocks when it may be written or is mapped anew.
- * Read the bytes of blocks through their claims (cw_claim_read()): then none can be forgotten. A claim covers all declared
+ * Read the bytes of blocks through their claims (cw_claim_read()): then no claim can be forgotten. A claim covers all declared
  * mappings of its page; a block on two pages has two claims.
  *
  * A store into the running block. Some processors (x86) run the new bytes at the next instruction.
@@ -1143,8 +1143,9 @@ cw_status cw_tracker_invalidate(const cw_tracker *tracker, uint64_t guest, uint6
 /// out parameter of any system call). Until cw_hold_free() the pages are writable, and
 /// no block is made from them except one with a self-checking entry, if the policy has
 /// checks. Where the kernel's writes are tracked like the guest's it does nothing, and the pages stay
-/// protected: in mode deferred, and in mode thread with the permission for that, if the tracker has no lock().
-/// Without it such a system call may fail with EFAULT in modes sigbus, thread and mprotect.
+/// protected: in mode deferred, and in mode thread with the permission for the kernel's faults, if the tracker has no lock().
+/// Without it such a system call may fail with EFAULT in modes sigbus, mprotect and (without the permission)
+/// thread. With the permission it waits for your lock(): for ever, if you hold that.
 cw_status cw_tracker_prepare_kernel_write(const cw_tracker *tracker,
                                           uint64_t guest,
                                           uint64_t len_bytes,
@@ -1238,7 +1239,7 @@ cw_status cw_alt_stack_free(cw_alt_stack *stack);
  * The child of a tracker of yours keeps its blocks: its memory has the bytes that the parent's had, and
  * cw_after_fork_child() protects the same pages again. So told() is called, with CW_TOLD_LOST, for
  * these pages alone: another thread was writing it or held it; it shows shared memory that you
- * declared, which the parent may have written since (no process is told of another's later stores to it); it cannot be tracked here (no descriptor is
+ * declared, which the parent may have written since; it cannot be tracked here (no descriptor is
  * left, for instance); its region is in mode deferred. For that, nothing in the child stores to guest memory
  * between fork and cw_after_fork_child(), unless you hold the page (cw_tracker_prepare_kernel_write()):
  * store a thread id for the guest after it. If the fork itself has changed memory
@@ -1257,7 +1258,8 @@ typedef struct cw_fork_guard cw_fork_guard;
 
 /// Call it before fork: it waits until no other thread is inside the tracker, its cache or the
 /// buffers. Until the guard is given back no other thread adds or removes a region or a
-/// code buffer of any other. Threads that each take the guards of several trackers take them in one order.
+/// code buffer of any other. If several threads each take the guards of several trackers, all take them in
+/// the same order.
 ///
 /// buffers: every code buffer that contains blocks of the cache, buffer_count of them,
 /// each once; NULL if there is none. They are shared mappings: otherwise a child's code

@@ -30,7 +30,7 @@
 //! mapping of its bytes may be writable (a JIT's writable half). Such a claim is cheap, as one
 //! system call protects its read-only neighbours too. Only private memory that the guest may not
 //! write needs none, if your own hooks end its blocks when it may be written or is mapped anew.
-//! Read the bytes of blocks through their claims (cw_claim_read()): then none can be forgotten. A claim covers all declared
+//! Read the bytes of blocks through their claims (cw_claim_read()): then no claim can be forgotten. A claim covers all declared
 //! mappings of its page; a block on two pages has two claims.
 //!
 //! A store into the running block. Some processors (x86) run the new bytes at the next instruction.

@@ -20,7 +20,7 @@
 //! The child of a tracker of yours keeps its blocks: its memory has the bytes that the parent's had, and
 //! cw_after_fork_child() protects the same pages again. So told() is called, with CW_TOLD_LOST, for
 //! these pages alone: another thread was writing it or held it; it shows shared memory that you
-//! declared, which the parent may have written since (no process is told of another's later stores to it); it cannot be tracked here (no descriptor is
+//! declared, which the parent may have written since; it cannot be tracked here (no descriptor is
 //! left, for instance); its region is in mode deferred. For that, nothing in the child stores to guest memory
 //! between fork and cw_after_fork_child(), unless you hold the page (cw_tracker_prepare_kernel_write()):
 //! store a thread id for the guest after it. If the fork itself has changed memory
@@ -119,7 +119,8 @@ impl Drop for Lasting {
 
 /// Call it before fork: it waits until no other thread is inside the tracker, its cache or the
 /// buffers. Until the guard is given back no other thread adds or removes a region or a
-/// code buffer of any other. Threads that each take the guards of several trackers take them in one order.
+/// code buffer of any other. If several threads each take the guards of several trackers, all take them in
+/// the same order.
 ///
 /// buffers: every code buffer that contains blocks of the cache, buffer_count of them,
 /// each once; NULL if there is none. They are shared mappings: otherwise a child's code

@@ -3,8 +3,8 @@
 //! told(context, page, why) is called for a page that you have claimed, before the store
 //! goes through (synchronous modes) or before cw_tracker_sync() returns. It names the page
 //! with the code, by its guest address: if memory is mapped twice, that may be another page
-//! than the one that was stored to. It may be called for a page that has no blocks any more, or that shows
-//! other memory by now (its claims stay current), and twice for one. The calling thread is the one that stored, in its
+//! than the one that was stored to. It may be called for a page that has no blocks any more, or whose
+//! mapping has changed since (claims of the new one stay current), and twice for one. The calling thread is the one that stored, in its
 //! signal handler; the library's (CW_MODE_THREAD); or one that is in a call of yours for this
 //! tracker. So several threads may call it at once, unless you have a lock:
 //!

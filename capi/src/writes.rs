@@ -66,8 +66,9 @@ pub unsafe extern "C" fn cw_tracker_invalidate(tracker: *const cw_tracker, guest
 /// out parameter of any system call). Until cw_hold_free() the pages are writable, and
 /// no block is made from them except one with a self-checking entry, if the policy has
 /// checks. Where the kernel's writes are tracked like the guest's it does nothing, and the pages stay
-/// protected: in mode deferred, and in mode thread with the permission for that, if the tracker has no lock().
-/// Without it such a system call may fail with EFAULT in modes sigbus, thread and mprotect.
+/// protected: in mode deferred, and in mode thread with the permission for the kernel's faults, if the tracker has no lock().
+/// Without it such a system call may fail with EFAULT in modes sigbus, mprotect and (without the permission)
+/// thread. With the permission it waits for your lock(): for ever, if you hold that.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_tracker_prepare_kernel_write(
     tracker: *const cw_tracker,

@@ -31,7 +31,8 @@ impl<P: Payload> fmt::Debug for CacheForkGuard<'_, P> {
 
 impl<P: Payload> CodeCache<P> {
     /// Call it before `fork`: it waits until no other thread is inside the cache. In the parent,
-    /// drop the guard. In the child, call [`CacheForkGuard::after_fork_child`] before anything else
+    /// drop the guard. In the child, call [`CacheForkGuard::after_fork_child`] or
+    /// [`CacheForkGuard::after_fork_child_with_blocks`] before anything else
     /// except a [code buffer's](crate::code_buffer::BufferForkGuard::after_fork_child), which comes
     /// first: [`forks`](crate::guide::forks) has both sides.
     ///
@@ -87,11 +88,12 @@ impl<P: Payload> CacheForkGuard<'_, P> {
         done
     }
 
-    /// The same, for a child that has the code of the blocks, at the same addresses: it has no code in
-    /// memory that is shared, or [`copy_code`](crate::code_buffer::BufferForkGuard::copy_code) copied it
-    /// before the fork. Blocks stay valid, except on the pages that
-    /// [`TrackerForkGuard::after_fork_child`](crate::tracker::TrackerForkGuard::after_fork_child) lists.
-    /// Its rules hold here too: until this call nothing in the child stores to guest memory.
+    /// Like [`after_fork_child`](Self::after_fork_child), but blocks stay valid. The child must have their code at the
+    /// same addresses: either no code lies in shared memory, or
+    /// [`copy_code`](crate::code_buffer::BufferForkGuard::copy_code) copied each buffer that has some. Blocks die on
+    /// the pages that [`TrackerForkGuard::after_fork_child`](crate::tracker::TrackerForkGuard::after_fork_child) lists.
+    /// Its rules hold here too: until this call nothing in the child stores to guest memory. Declare memory that both
+    /// processes share: blocks of undeclared memory stay, and the parent's stores to it are not noticed.
     ///
     /// # Errors
     ///

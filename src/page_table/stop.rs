@@ -40,8 +40,8 @@ impl<D> PageTable<D> {
         self.whole.lost.load(Ordering::Relaxed)
     }
 
-    /// Whether the region is lost and all its blocks are unreachable. A thread that is between the two may have slept
-    /// for long: nobody may rely on it.
+    /// Whether the region is lost and all its blocks are unreachable. After `is_lost` alone some may still be reachable: the
+    /// thread that set it may be asleep before it has told of them.
     pub(crate) fn is_told_of_loss(&self) -> bool {
         self.whole.is_told_of_loss.load(Ordering::Acquire)
     }

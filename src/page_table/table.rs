@@ -91,7 +91,7 @@ fn lines_of(bytes: Range<usize>, page_bytes: usize) -> u64 {
 pub(super) struct Whole {
     /// Writes are no longer noticed.
     pub(super) lost: AtomicBool,
-    /// Some thread has made every block unreachable since.
+    /// A thread has made every block unreachable since `lost` was set.
     pub(super) is_told_of_loss: AtomicBool,
     /// How many threads are opening all pages.
     pub(super) opening: AtomicUsize,

@@ -32,7 +32,7 @@ use crate::sys::{maps, membarrier};
 pub(crate) enum KernelWrites {
     /// It works and is noticed like any other.
     Tracked,
-    /// The same, but it waits for the embedder's lock, which the writer may have: announce the write.
+    /// It works and is noticed, but waits for the embedder's lock. The writer may have the lock: announce the write.
     WaitForTheLock,
     /// The system call fails with EFAULT or is cut short: announce the write.
     Refused,

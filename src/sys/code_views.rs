@@ -10,18 +10,20 @@
 //!
 //! # Safety
 //!
-//! A [`Views`] owns both address ranges: `map` maps them, `renew` replaces them in place and the
-//! drop unmaps them. No reference to the bytes is ever formed.
+//! A [`Views`] owns both address ranges: `map` maps them, `renew` and `replace_by` put other memory behind
+//! them, and the drop unmaps them. No reference to the bytes is ever formed, but for the word behind a
+//! copy's code, which is used as an atomic alone.
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
-use std::mem::ManuallyDrop;
+use core::sync::atomic::{AtomicU32, Ordering};
 use std::ops::Range;
 use std::ptr;
 
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 
+use crate::addr::PageSize;
 use crate::error::Error;
 
 /// See the module.
@@ -34,8 +36,8 @@ pub(crate) struct Views {
 
 // SAFETY: two addresses of mappings that belong to the process, not a thread.
 unsafe impl Send for Views {}
-// SAFETY: as for `Send`; only an allocation reaches bytes through a shared `Views`, and it owns its
-// range.
+// SAFETY: as for `Send`; an allocation reaches bytes of its own range through a shared `Views`, and the kernel
+// copies all for a fork's child.
 unsafe impl Sync for Views {}
 
 impl Views {
@@ -64,41 +66,42 @@ impl Views {
         unsafe { map_executable(rx, self.len, MapFlags::FIXED) }?;
         // SAFETY: replaces the writable view of this object by a copy of the other one.
         let copied = unsafe { rustix::mm::mremap_fixed(rx, 0, self.len, MremapFlags::MAYMOVE, rw) };
-        if let Err(errno) = copied {
-            // The kernel may have unmapped the view before it failed. The addresses stay this
-            // object's.
-            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
-            // SAFETY: FIXED_NOREPLACE replaces nothing.
-            let _ = unsafe { rustix::mm::mmap_anonymous(rw, self.len, ProtFlags::empty(), flags) };
-            return Err(Error::system("mremap of code", rw as usize, self.len, errno));
-        }
+        copied.map_err(|errno| self.not_replaced(rw, errno))?;
         self.make_writable()
     }
 
-    /// Views of new memory at addresses that the kernel chooses, with the same bytes in `ranges` and
-    /// zeroes elsewhere. Nothing writes to these ranges meanwhile.
-    pub(crate) fn copy(&self, ranges: impl Iterator<Item = Range<usize>>) -> Result<Self, Error> {
-        let copy = Self::map(self.len)?;
-        for range in ranges {
-            debug_assert!(range.end <= self.len);
-            let (from, to) = (self.rw.wrapping_add(range.start), copy.rw.wrapping_add(range.start));
-            // SAFETY: inside both views; the copy is new.
-            unsafe { ptr::copy_nonoverlapping(from, to, range.len()) };
-        }
-        Ok(copy)
+    /// The kernel may have unmapped the view before it failed. The addresses stay this object's.
+    fn not_replaced(&self, view: *mut c_void, errno: Errno) -> Error {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
+        // SAFETY: FIXED_NOREPLACE replaces nothing.
+        let _ = unsafe { rustix::mm::mmap_anonymous(view, self.len, ProtFlags::empty(), flags) };
+        Error::system("mremap of code", view as usize, self.len, errno)
     }
 
-    /// Puts the memory of `other`, views of the same length, behind both views, at the same
-    /// addresses.
+    /// A copy of `ranges`, with zeroes elsewhere, for one child of a fork. Another thread may be writing to
+    /// a range: the copy of its bytes is any.
+    pub(crate) fn copy(&self, ranges: impl Iterator<Item = Range<usize>>) -> Result<CodeCopy, Error> {
+        let views = Self::map(self.len + PageSize::host().bytes())?;
+        for Range { start, end } in ranges {
+            debug_assert!(end <= self.len);
+            copy_by_kernel(self.rw.wrapping_add(start), views.rw.wrapping_add(start), end - start)?;
+        }
+        Ok(CodeCopy(views))
+    }
+
+    /// In a fork's child: puts the memory of `copy` behind both views, at the same addresses.
     ///
-    /// After an error the old memory may be behind one of them or behind both.
-    pub(crate) fn replace_by(&self, other: Self) -> Result<(), Error> {
-        let other = ManuallyDrop::new(other);
-        for (from, to) in [(other.rx, self.rx), (other.rw, self.rw)] {
-            // SAFETY: moves a view of `other`, which is not used any more, in place of one of this
-            // object.
+    /// After an error each may have the old memory or none. [`Error::BadArgument`]: another child has taken the
+    /// copy, and nothing was changed.
+    pub(crate) fn replace_by(&self, copy: CodeCopy) -> Result<(), Error> {
+        if !copy.take() {
+            return Err(Error::BadArgument("another child has taken this copy of the code: fork once under a guard"));
+        }
+        for (from, to) in [(copy.0.rx, self.rx), (copy.0.rw, self.rw)] {
+            // SAFETY: moves a view of the copy, which is not used any more, in place of one of this object. The
+            // copy's drop unmaps what is left: no other thread maps anything in the hole.
             unsafe { rustix::mm::mremap_fixed(from.cast(), self.len, self.len, MremapFlags::MAYMOVE, to.cast()) }
-                .map_err(|errno| Error::system("mremap of code", to as usize, self.len, errno))?;
+                .map_err(|errno| self.not_replaced(to.cast(), errno))?;
         }
         Ok(())
     }
@@ -118,11 +121,42 @@ impl Views {
     }
 }
 
+/// A copy of code for a fork's child. Parent and children share it: so one child takes it. The views are a page
+/// longer than the code.
+#[derive(Debug)]
+pub(crate) struct CodeCopy(Views);
+
+impl CodeCopy {
+    /// Whether no process has taken it before.
+    fn take(&self) -> bool {
+        let word = self.0.rw.wrapping_add(self.0.len - PageSize::host().bytes());
+        // SAFETY: a page of the copy's own that has no code.
+        unsafe { AtomicU32::from_ptr(word.cast()) }.swap(1, Ordering::SeqCst) == 0
+    }
+}
+
+/// Copies bytes that another thread may be writing, which Rust's own copy must not.
+fn copy_by_kernel(from: *mut u8, into: *mut u8, len: usize) -> Result<(), Error> {
+    let mut done = 0;
+    while done < len {
+        let piece = |start: *mut u8| libc::iovec { iov_base: start.wrapping_add(done).cast(), iov_len: len - done };
+        let (local, remote) = (piece(into), piece(from));
+        // SAFETY: `into` is memory of a copy, which nobody else has.
+        let copied = unsafe { libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0) };
+        if copied <= 0 {
+            let errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::FAULT);
+            return Err(Error::system("process_vm_readv", from as usize, len, errno));
+        }
+        done += copied as usize;
+    }
+    Ok(())
+}
+
 impl Drop for Views {
     fn drop(&mut self) {
         for view in [self.rw, self.rx] {
-            // SAFETY: mapped by `map` with this length. Every allocation holds the `Shared` that
-            // contains this, so none is left.
+            // SAFETY: mapped by `map` with this length, and still this object's. Every allocation holds the
+            // `Shared` that contains this, so none is left.
             let _ = unsafe { rustix::mm::munmap(view.cast(), self.len) };
         }
     }

@@ -24,13 +24,14 @@ pub struct TrackerForkGuard<'a, D: PageData> {
 }
 
 impl<D: PageData> Tracker<D> {
-    /// Call it before `fork`: it waits until no thread is inside the tracker, and until no other thread is moving
-    /// a mapping ([`MovingMapping`](super::MovingMapping)). So a thread that moves one takes no lock meanwhile that
-    /// a thread has while it calls this. In the parent
-    /// this lasts until the guard is dropped, in the child until
+    /// Call it before `fork`: it waits until no other thread is inside the tracker or is moving a mapping
+    /// ([`MovingMapping`](super::MovingMapping)). A thread that is moving one waits for the caller in no way: for no lock
+    /// that the caller has, for no tracker or cache whose guard the caller has, and in no `before_fork` of its own.
+    ///
+    /// The guard lasts in the parent until it is dropped, and in the child until
     /// [`TrackerForkGuard::after_fork_child`] is called. During that time no other thread gets in,
     /// and none adds or removes a region or a code buffer of any other instance. Faults are
-    /// handled. Threads that each take the guards of several trackers take them in one order.
+    /// handled. If several threads each take the guards of several trackers, all take them in the same order.
     ///
     /// Until then, a call of this thread that would wait for itself returns
     /// [`Error::BadArgument`]. A call that has no error to return panics, and the guard stays

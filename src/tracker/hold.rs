@@ -45,7 +45,7 @@ pub(super) struct HeldPages<D: PageData> {
     pub(super) gate: Gate<D>,
     why: HeldFor,
     /// The thread that made this.
-    pub(super) thread: u64,
+    thread: u64,
     pub(super) holds: Vec<(RegionId, Hold)>,
 }
 
@@ -80,8 +80,8 @@ impl<D: PageData> Tracker<D> {
     /// out parameter). Until the result is dropped the pages are writable. During that
     /// time only blocks that compare themselves are made from their bytes, through any
     /// view of them, if the policy has such blocks. Costs next to nothing on pages that are open or
-    /// self-checking already. Where the kernel's writes are tracked like the guest's nothing is done,
-    /// and the pages stay protected: in mode deferred, and in mode thread with the permission for it, if
+    /// self-checking already. If the kernel's writes are tracked like the guest's, nothing is done,
+    /// and the pages stay protected: in mode deferred, and in mode thread with the permission for the kernel's faults, if
     /// the observer has no [lock](super::PageObserver::fault_lock).
     ///
     /// A hook that has no end (`access_ok`, a lock of user memory) drops the result at once: the pages

@@ -36,7 +36,7 @@ impl<D: PageData> Region<D> {
     }
 
     /// The mechanism has failed: returns when the region's translations are unreachable. The thread that noticed it may
-    /// not have come so far.
+    /// still be telling, so this tells of every page itself.
     #[cold]
     pub(super) fn ensure_abandoned(&self) {
         if !self.pages.is_told_of_loss() {

@@ -54,8 +54,8 @@ trait ChangedPages: Any + Send + Sync {
 
     fn finish_unmapped(&self, changing: Span) -> Result<(), Error>;
 
-    /// A fork by another thread waits until `end_move`.
-    fn begin_move(&self) -> Result<(), Error>;
+    /// A fork by another thread waits until `end_move`, which gets the result.
+    fn begin_move(&self) -> Result<u64, Error>;
 
     /// See [`MappingChange::moving`].
     fn release(&self) -> Result<(), Error>;
@@ -64,7 +64,7 @@ trait ChangedPages: Any + Send + Sync {
     fn take_back(&self);
 
     /// The records say where the mapping is.
-    fn end_move(&self);
+    fn end_move(&self, mover: u64);
 
     /// See [`MappingChange::finish_moved`].
     fn finish_moved(&self, to: Span, from: (&dyn ChangedPages, Span), left: MovedFrom) -> Result<(), Error>;
@@ -116,14 +116,15 @@ impl MappingChange {
     /// change of the new place by [`MappingChange::finish_moved`]. If the call of `mremap` fails, drop the result:
     /// the range is tracked as before.
     ///
-    /// A fork by another thread waits until the move is over ([`Tracker::before_fork`](super::Tracker::before_fork)).
+    /// The calling thread ends the move too. A fork by another thread waits for that
+    /// ([`Tracker::before_fork`](super::Tracker::before_fork)).
     ///
     /// # Errors
     ///
     /// The kernel cannot give it up, as at the limit of mappings: then do not call `mremap`.
     pub fn moving(self) -> Result<MovingMapping, Error> {
-        self.held.begin_move()?;
-        let moving = MovingMapping { change: self, is_over: false };
+        let mover = self.held.begin_move()?;
+        let moving = MovingMapping { change: self, mover, is_over: false };
         moving.change.held.release()?;
         Ok(moving)
     }
@@ -157,6 +158,8 @@ impl MappingChange {
 #[must_use = "the range is not tracked until this is passed on or dropped"]
 pub struct MovingMapping {
     change: MappingChange,
+    /// The thread that moves it.
+    mover: u64,
     is_over: bool,
 }
 
@@ -165,7 +168,7 @@ impl Drop for MovingMapping {
         if !self.is_over {
             self.change.held.take_back();
         }
-        self.change.held.end_move();
+        self.change.held.end_move(self.mover);
     }
 }
 
@@ -212,8 +215,8 @@ impl<D: PageData> ChangedPages for HeldPages<D> {
         })
     }
 
-    fn begin_move(&self) -> Result<(), Error> {
-        self.gate.begin_move(self.thread)
+    fn begin_move(&self) -> Result<u64, Error> {
+        self.gate.begin_move()
     }
 
     fn release(&self) -> Result<(), Error> {
@@ -224,8 +227,8 @@ impl<D: PageData> ChangedPages for HeldPages<D> {
         self.take_back_all();
     }
 
-    fn end_move(&self) {
-        self.gate.end_move(self.thread);
+    fn end_move(&self, mover: u64) {
+        self.gate.end_move(mover);
     }
 
     fn finish_moved(&self, to: Span, from: (&dyn ChangedPages, Span), left: MovedFrom) -> Result<(), Error> {

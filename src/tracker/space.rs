@@ -178,11 +178,12 @@ impl<D: PageData> Gate<D> {
         }
     }
 
-    /// The thread `mover` moves a mapping, until [`Gate::end_move`].
-    pub(super) fn begin_move(&self, mover: u64) -> Result<(), Error> {
+    /// This thread moves a mapping, until [`Gate::end_move`] gets the result.
+    pub(super) fn begin_move(&self) -> Result<u64, Error> {
         self.check_moves()?;
+        let mover = this_thread();
         self.write().movers.push(mover);
-        Ok(())
+        Ok(mover)
     }
 
     /// A move by the thread `mover` is over. Under the guard of a fork it ends with that.

@@ -2,7 +2,7 @@
 //!
 //! New code may be run only after a barrier on all threads, which interrupts the other processors
 //! and takes several times as long as the quick compiler takes for a block. So a block that ran
-//! often enough is noted, and runs on as it is. Some blocks are then compiled together and published
+//! often enough is noted, and runs on as it is. Several such blocks are then compiled together and published
 //! by one barrier.
 
 use crate::translate::HAS_QUICK;
@@ -16,8 +16,8 @@ const TIER_0_RUNS: u32 = if HAS_QUICK { 4 } else { HOT_RUNS };
 /// The blocks of a batch. A region takes much longer to compile than to publish.
 const BATCH_BLOCKS: usize = if HAS_QUICK { 16 } else { 1 };
 
-/// A block that has run as often does not wait for a full batch. If it could not be compiled, it is
-/// tried again after as many runs.
+/// A block that has run this often does not wait for a full batch. If it cannot be compiled, it is
+/// tried again after as many more runs.
 const MOST_RUNS: u32 = 16 * TIER_0_RUNS;
 
 /// The waiting blocks of one hart.

@@ -305,8 +305,8 @@ impl Maker {
             return Ok(());
         }
         let (reads, blocks): (Vec<_>, Vec<_>) = made.into_iter().unzip();
-        count(&self.counters.publications);
         let blocks = publish_all(blocks).map_err(|_| NotMade::Busy)?;
+        count(&self.counters.publications);
         let mut all = Ok(());
         for (read, block) in reads.into_iter().zip(blocks) {
             let (pc, plain) = (read.pc, block.entry());

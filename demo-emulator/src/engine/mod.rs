@@ -16,7 +16,7 @@
 //! | 1 | host code from the quick compiler | 2 us | 0.5 ns |
 //! | 2 | a part of a region, which Cranelift compiled | 60 to 100 us | 0.3 ns |
 //!
-//! A block that ran 4 times waits until 16 blocks are to be compiled, and runs on meanwhile. They are
+//! On x86-64 a block that ran 4 times waits until 16 blocks are to be compiled, and runs on meanwhile. They are
 //! published by one barrier, which costs more than to compile one of them. A block that has run 64
 //! times does not wait.
 //!

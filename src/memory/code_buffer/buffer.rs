@@ -197,7 +197,7 @@ pub struct Allocation {
     /// The length that was asked for; at most `end - start`.
     len: usize,
     /// The number of the process that published it last; 0 for none. A fork's child has another
-    /// number, and does not have its parent's code.
+    /// number: it publishes anew.
     published_in: AtomicU64,
 }
 
@@ -243,19 +243,14 @@ impl Allocation {
     ///
     /// [`Error::System`] if `membarrier` fails, [`Error::InForkChild`] if one of them must not be
     /// run in this child. Then this call has published none of them.
-    pub fn publish_all<'a, I>(allocations: I) -> Result<(), Error>
-    where
-        I: IntoIterator<Item = &'a Self, IntoIter: Clone>,
-    {
-        let allocations = allocations.into_iter();
-        let mut is_empty = true;
-        for allocation in allocations.clone() {
+    pub fn publish_all<'a>(allocations: impl IntoIterator<Item = &'a Self>) -> Result<(), Error> {
+        let allocations: Vec<&Self> = allocations.into_iter().collect();
+        if allocations.is_empty() {
+            return Ok(());
+        }
+        for allocation in &allocations {
             allocation.shared.check_owner()?;
             clean_caches(allocation.rw(), allocation.rx(), allocation.len);
-            is_empty = false;
-        }
-        if is_empty {
-            return Ok(());
         }
         membarrier::sync_core()?;
         for allocation in allocations {
@@ -327,7 +322,7 @@ impl Shared {
         }
     }
 
-    fn check_owner(&self) -> Result<(), Error> {
+    pub(super) fn check_owner(&self) -> Result<(), Error> {
         if self.owner.is_current() { Ok(()) } else { Err(Error::InForkChild) }
     }
 }

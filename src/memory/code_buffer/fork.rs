@@ -1,9 +1,11 @@
 //! A code buffer across a `fork`.
 
+use std::ops::Range;
+
 use super::buffer::{CodeBuffer, Shared, State, clean_caches};
 use crate::error::Error;
 use crate::sync::{MutexGuard, lock};
-use crate::sys::code_views::Views;
+use crate::sys::code_views::CodeCopy;
 use crate::sys::fork::{Fork, Keeping};
 use crate::sys::membarrier;
 
@@ -15,8 +17,8 @@ pub struct BufferForkGuard<'a> {
     shared: &'a Shared,
     state: MutexGuard<'a, State>,
     fork: Fork,
-    /// The child's memory.
-    copy: Option<Views>,
+    /// The memory that the child will have; `None` for empty memory.
+    copy: Option<CodeCopy>,
 }
 
 impl Drop for BufferForkGuard<'_> {
@@ -57,12 +59,20 @@ impl BufferForkGuard<'_> {
     /// Before the fork: copies the code, so that the child has it too and a cache keeps its blocks
     /// ([`after_fork_child_with_blocks`](crate::CacheForkGuard::after_fork_child_with_blocks)). Hold the
     /// guard of that cache already: then no block is made whose code the copy lacks. The copy takes as
-    /// much memory as the allocations do, until the guard is dropped.
+    /// much memory as the allocations do, until the guard is dropped. A child that only calls `exec` needs none.
+    ///
+    /// One child has it: fork once under a guard. The child has the code as of now, and the blocks as of the fork:
+    /// code is not patched between the two, by no fault handler of another thread either. (Links by entry
+    /// cells need no patch.)
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the system refuses the memory: the child begins without code.
+    /// [`Error::System`] if the system refuses the mappings or the copying (`process_vm_readv`), and
+    /// [`Error::InForkChild`] if the memory is still a parent's: the child begins without code. Memory itself is
+    /// found as it is written: a limit of memory may end the process instead.
     pub fn copy_code(&mut self) -> Result<(), Error> {
+        self.copy = None;
+        self.shared.check_owner()?;
         self.copy = Some(self.shared.views.copy(self.state.free.used())?);
         Ok(())
     }
@@ -74,12 +84,12 @@ impl BufferForkGuard<'_> {
 
     /// In the child: puts memory of its own behind the same addresses. It has the code that was copied
     /// ([`copy_code`](Self::copy_code)), published. Without a copy it is empty of code: allocations
-    /// stay, to be dropped as usual, but their contents are gone. So code of the buffer must not call
-    /// this then: there is nothing to return to.
+    /// stay, to be dropped as usual, but their contents are gone. Then code of the buffer must not call
+    /// this: its return address would be empty.
     ///
     /// [`Allocation::entry`](super::Allocation::entry) needs another
-    /// [`publish`](super::Allocation::publish) here, also of code that was copied: another thread may
-    /// have written it after the copy.
+    /// [`publish`](super::Allocation::publish) here, also of code that was copied: another thread, or
+    /// this one, may have written it after the copy.
     ///
     /// An allocation that the child drops before this call is not free afterwards: its memory was
     /// the parent's. So call this before
@@ -88,17 +98,20 @@ impl BufferForkGuard<'_> {
     /// # Errors
     ///
     /// [`Error::NotInForkChild`] in the process that made the guard: nothing was changed.
-    /// [`Error::System`]: the buffer is still the parent's and must be neither written nor run.
+    /// [`Error::System`], and [`Error::BadArgument`] if another child has taken the copy: the buffer is still the
+    /// parent's and must be neither written nor run.
     pub fn after_fork_child(mut self) -> Result<(), Error> {
         self.fork.check_child()?;
         // The registration for `membarrier` is inherited. Pages that were resident may become so
         // here as well: allocations that are dropped are filled.
-        let Shared { views, owner, page, .. } = self.shared;
+        let Shared { views, owner, .. } = self.shared;
         match self.copy.take() {
             None => views.renew()?,
             Some(copy) => {
                 views.replace_by(copy)?;
-                clean_caches(views.rw, views.rx, self.state.resident_end << page.shift());
+                for Range { start, end } in self.state.free.used() {
+                    clean_caches(views.rw.wrapping_add(start), views.rx.wrapping_add(start), end - start);
+                }
                 membarrier::sync_core()?;
             }
         }
