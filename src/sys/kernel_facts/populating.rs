@@ -98,8 +98,10 @@ fn a_page_that_is_freed_lazily_loses_its_protection_with_its_contents() {
                 eprintln!("skipped: the page never left");
                 continue;
             }
-            assert_eq!(fixture.load(1), 0);
-            assert!(!store_sleeps(&fixture.uffd, fixture.at(1)));
+            // With swap it may have kept both: the kernel marks freed pages in batches, and swaps one that is not
+            // marked yet.
+            let has_contents = fixture.load(1) == 1;
+            assert_eq!(store_sleeps(&fixture.uffd, fixture.at(1)), has_contents);
         }
     }
 }
