@@ -25,7 +25,7 @@ fn describe(probe: &Probe, text: &mut String) -> std::fmt::Result {
         let value = setting(path).unwrap_or_else(|| "not there".to_owned());
         writeln!(text, "          {name} = {value}")?;
     }
-    writeln!(text, "\nwhat userfaultfd and its neighbours offer to this process")?;
+    writeln!(text, "\nfacilities of the kernel, as this process has them")?;
     for (facility, name, since) in Facility::NAMES {
         let state = match (probe.has(facility), probe.is_hidden(facility)) {
             (true, _) => "yes",
@@ -145,8 +145,8 @@ fn why_not(probe: &Probe, mode: Mode) -> Option<String> {
 const BETTER: [(Facility, &str); 6] = [
     (Facility::WpUnpopulated, "cheaper protection (now each page is populated first)"),
     (Facility::KernelFaults, "kernel writes in mode thread"),
-    (Facility::ExactAddress, "the byte that was written, in mode thread"),
-    (Facility::ThreadId, "who wrote, in mode thread"),
+    (Facility::ExactAddress, "the exact byte of a write, in mode thread"),
+    (Facility::ThreadId, "the id of the writing thread, in mode thread"),
     (Facility::WpShmem, "memfd and shared memory in modes sigbus and thread"),
     (Facility::MembarrierSyncCore, "compiled code"),
 ];
@@ -154,11 +154,11 @@ const BETTER: [(Facility, &str); 6] = [
 /// For each mode and then each facility that is unavailable, the change that makes it available.
 fn changes(probe: &Probe) -> impl Iterator<Item = String> {
     let modes = Mode::ALL.into_iter().filter_map(|mode| Some((mode.name(), why_not(probe, mode)?)));
-    // What is better in them is of no use without them.
+    // An improvement of these modes is of no use without one of them.
     let has_userfaultfd = [Mode::Sigbus, Mode::Thread].into_iter().any(|mode| probe.check(mode).is_ok());
-    let better = BETTER.into_iter().filter_map(move |(facility, for_what)| {
+    let better = BETTER.into_iter().filter_map(move |(facility, purpose)| {
         let needs_it = has_userfaultfd || facility == Facility::MembarrierSyncCore;
-        Some((for_what, probe.why_missing(facility).filter(|_| needs_it)?))
+        Some((purpose, probe.why_missing(facility).filter(|_| needs_it)?))
     });
     // The report begins with this kernel's version.
     let briefly = |why: String| {
@@ -169,13 +169,13 @@ fn changes(probe: &Probe) -> impl Iterator<Item = String> {
     };
     // One sentence for each reason.
     let mut sentences: Vec<(String, String)> = Vec::new();
-    for (for_what, why) in modes.chain(better).map(|(for_what, why)| (for_what, briefly(why))) {
+    for (purpose, why) in modes.chain(better).map(|(purpose, why)| (purpose, briefly(why))) {
         match sentences.iter_mut().find(|(_, known)| *known == why) {
-            Some((all, _)) => *all = format!("{all}, {for_what}"),
-            None => sentences.push((for_what.to_owned(), why)),
+            Some((all, _)) => *all = format!("{all}, {purpose}"),
+            None => sentences.push((purpose.to_owned(), why)),
         }
     }
-    sentences.into_iter().map(|(for_what, why)| format!("for {for_what}: {why}"))
+    sentences.into_iter().map(|(purposes, why)| format!("for {purposes}: {why}"))
 }
 
 #[cfg(test)]
@@ -194,10 +194,10 @@ mod tests {
     }
 
     #[test]
-    fn without_a_mode_nothing_is_said_of_what_would_be_better_in_it() {
+    fn without_a_mode_no_improvement_of_it_is_named() {
         let text = text(&Probe::with_hidden("wp,wp_unpopulated,exact_address"));
         assert!(text.contains("for sigbus, thread, deferred: wp is hidden"), "{text}");
-        assert!(!text.contains("cheaper protection") && !text.contains("the byte that was written"), "{text}");
+        assert!(!text.contains("cheaper protection") && !text.contains("the exact byte of a write"), "{text}");
     }
 
     #[test]

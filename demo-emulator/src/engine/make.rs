@@ -126,7 +126,7 @@ impl Maker {
 
     /// Decodes the block at `pc`, or revives it.
     pub(super) fn decode(&mut self, vcpu: &mut VCpu<Payload>, pc: u64) -> Result<(), NotMade> {
-        let Some(read) = self.read(decoded_key(pc), &[pc], 0)? else { return Ok(()) };
+        let Some(read) = self.read(decoded_key(pc), &[pc], false)? else { return Ok(()) };
         let block = Box::new(DecodedBlock::new(pc, &read.sources[0].1, read.own_stores));
         count(&self.counters.blocks_decoded);
         self.commit(vcpu, read, block.entry(), Payload::Decoded(block))
@@ -222,15 +222,15 @@ impl Maker {
         Ok((ticket, sources))
     }
 
-    /// Reads the blocks at `starts`, unless an earlier translation of the same bytes for the same
-    /// `purpose` is still there.
-    fn read(&self, key: Key, starts: &[u64], purpose: u64) -> Made<Read> {
+    /// Reads the blocks at `starts`, unless an earlier translation of the same bytes, by the quick compiler or not, is
+    /// still there.
+    fn read(&self, key: Key, starts: &[u64], is_quick: bool) -> Made<Read> {
         let pc = starts[0];
         let (mut ticket, sources) = self.read_sources(key, starts)?;
         let own_stores = self.own_stores(&mut ticket, &sources);
         // A region has no self-checking entry.
         let has_many = u64::from(sources.len() > 1);
-        ticket.set_options(own_stores.kind() << 2 | purpose << 1 | has_many);
+        ticket.set_options(own_stores.kind() << 2 | u64::from(is_quick) << 1 | has_many);
         match ticket.revive() {
             Ok(None) => {
                 self.recorder.iter().for_each(|recorder| recorder.revived(pc, key == compiled_key(pc)));
@@ -257,7 +257,7 @@ impl Maker {
         let starts = if compiler == Compiler::Region { self.region(vcpu, pc) } else { vec![pc] };
         // While a region is made of one block, the quick block of the same bytes is still reachable, and
         // must not serve for it.
-        let Some(mut read) = self.read(compiled_key(pc), &starts, u64::from(compiler == Compiler::Quick))? else {
+        let Some(mut read) = self.read(compiled_key(pc), &starts, compiler == Compiler::Quick)? else {
             self.replace_decoded(pc);
             return Ok(None);
         };
@@ -294,8 +294,8 @@ impl Maker {
         Ok(Some((read, block)))
     }
 
-    /// Publishes the code of these blocks, and commits each. Commits all that can be; an error is
-    /// one of theirs.
+    /// Publishes the code of these blocks, and commits each that no write refused. An error is that of the last
+    /// one refused.
     fn commit_compiled(
         &mut self,
         vcpu: &mut VCpu<Payload>,
