@@ -5,7 +5,7 @@ use codewarden::protection::{Access, Mode};
 use demo_emulator::cli::{Tier, Tracking};
 use demo_emulator::engine::{Engine, EngineStats};
 use demo_emulator::hart::Hart;
-use demo_emulator::linux::machine::{Exit, Machine};
+use demo_emulator::linux::machine::{Executor, Exit, Machine};
 use demo_emulator::memory::window::{EXEC, PAGE_LEN_BYTES, READ};
 use demo_emulator::memory::{Window, host_fault};
 use demo_emulator::riscv::decode::decode;
@@ -19,8 +19,8 @@ fn inst(op: Op, rd: u8, rs1: u8, imm: i32) -> Inst {
     Inst { op, rd, rs1, imm, ..decode(0x13) }
 }
 
-/// Runs a program with a count in x5, up to the ECALL behind it. Returns x6 and the engine's counts.
-fn run(program: &[Inst], count: u64) -> (u64, EngineStats) {
+/// An engine with a program, and an ECALL behind it.
+fn with(program: &[Inst]) -> Engine {
     host_fault::install().unwrap();
     let window = Window::reserve().unwrap();
     let engine = Engine::new(window, Tracking::Mode(Mode::Mprotect), Tier::Auto, 64 << 20).unwrap();
@@ -31,11 +31,23 @@ fn run(program: &[Inst], count: u64) -> (u64, EngineStats) {
     for (addr, inst) in (CODE..).step_by(4).zip(program.iter().chain([&inst(Op::Ecall, 0, 0, 0)])) {
         window.store_u32(addr, encode(inst)).unwrap();
     }
-    let mut hart = Hart::new(CODE);
+    engine
+}
+
+/// Runs it from instruction `index` with a count in x5, up to the ECALL. Returns x6.
+fn go(executor: &mut dyn Executor, index: usize, count: u64) -> u64 {
+    let mut hart = Hart::new(CODE + 4 * index as u64);
     hart.x[5] = count;
-    let exit = engine.executor().unwrap().run(&mut hart);
+    let exit = executor.run(&mut hart);
     assert_eq!(exit, Exit::Trap(Trap::Ecall), "at {:#x}", hart.pc);
-    (hart.x[6], engine.stats())
+    hart.x[6]
+}
+
+/// Runs a program with a count in x5. Returns x6 and the engine's counts.
+fn run(program: &[Inst], count: u64) -> (u64, EngineStats) {
+    let engine = with(program);
+    let sum = go(&mut *engine.executor().unwrap(), 0, count);
+    (sum, engine.stats())
 }
 
 /// The quick compiler's block of the same bytes is still there: it must not serve for the region.
@@ -57,4 +69,22 @@ fn blocks_that_run_equally_often_are_published_together() {
     assert_eq!(sum, 20 * BLOCKS);
     assert!(stats.blocks_compiled >= BLOCKS * 3 / 4, "{stats:?}");
     assert!(stats.publications <= stats.blocks_compiled / 8, "{stats:?}");
+}
+
+/// One hart notes a block, and another one makes a region of it. The first one's batch leaves the region in place.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_batch_compiles_decoded_blocks_only() {
+    let one_loop = [inst(Op::Addi, 6, 6, 1), inst(Op::Addi, 5, 5, -1), inst(Op::Bne, 0, 5, -8)];
+    let program = [&one_loop[..], &[inst(Op::Jal, 0, 0, 16)], &one_loop[..]].concat();
+    let engine = with(&program);
+    let [mut first, mut second] = [(); 2].map(|()| engine.executor().unwrap());
+    assert_eq!(go(&mut *first, 0, 10), 10);
+    assert_eq!(go(&mut *second, 0, 300_000), 300_000);
+    let (before, revived) = (engine.stats(), engine.cache().stats().revived);
+    assert_eq!(before.regions_compiled, 1, "{before:?}");
+    assert_eq!(go(&mut *first, 4, 100), 100);
+    let after = engine.stats();
+    assert_eq!(after.blocks_compiled - before.blocks_compiled, 1, "{before:?} {after:?}");
+    assert_eq!(engine.cache().stats().revived, revived, "the quick block is back");
 }
