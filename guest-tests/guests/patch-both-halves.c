@@ -30,7 +30,7 @@ int main(int argc, char **argv) {
     store32(code, version(1));
     store32(code + 1, RET);
     flush_all_harts(code, 8);
-    warm("before", code, 0, value(1));
+    heat("before", code, 0, value(1));
     store_release(&stored, 1);
     for (u32 i = 0; i < RUNNERS; i++) start_hart(&harts[i], i, run);
     for (u32 i = 0; i < RUNNERS; i++) wait_at_least(&started[i], 1, "start");

@@ -25,7 +25,7 @@ enum {
     EXIT_SYSTEM = 13, // a system call failed
 };
 
-enum { PAGE = 4096, WARM = 2000 };
+enum { PAGE = 4096, WARM = 2000, HOT = 120000 };
 
 // System calls -----------------------------------------------------------
 
@@ -220,12 +220,19 @@ static void open_text(void *start, void *end) {
     checked(SYSCALL(SYS_mprotect, from, to - from, PROT_RWX), "mprotect");
 }
 
-// Runs code until every tier has a translation of it.
+// Runs code until it is translated.
 static inline void warm(const char *what, void *code, u64 arg, u64 want) {
     for (int i = 0; i < WARM; i++) {
         u64 got = call(code, arg);
         if (got != want) die(EXIT_WRONG, what, got, want);
     }
+}
+
+// Runs code until the last tier has translated it. A translation for the next tier reads the code
+// again: where code changes under a hart that calls it without end, an emulator that watches
+// nothing could read the last version by chance.
+static inline void heat(const char *what, void *code, u64 arg, u64 want) {
+    for (int i = 0; i < HOT / WARM; i++) warm(what, code, arg, want);
 }
 
 // Time --------------------------------------------------------------------
