@@ -14,7 +14,7 @@ use codewarden::protection::Mode;
 use codewarden::{CodeCache, Entry, Key, Ticket, VCpu};
 
 use super::counters::{Counters, count};
-use super::payload::{Compiled, Payload, compiled_key, decoded_key};
+use super::payload::{Payload, compiled_key, decoded_key};
 use super::recorder::Recorder;
 use super::region;
 use super::source::{self, ReadError, Source};
@@ -312,8 +312,7 @@ impl Maker {
             let (pc, plain) = (read.pc, block.entry());
             let entry =
                 block.self_checking_entry().map_or(Entry::plain(plain), |checked| Entry::with_check(plain, checked));
-            let recorder = self.recorder.clone().map(|recorder| recorder as _);
-            match self.commit(vcpu, read, entry, Payload::Compiled(Box::new(Compiled { block, recorder }))) {
+            match self.commit(vcpu, read, entry, Payload::Compiled(block)) {
                 Ok(()) => self.replace_decoded(pc),
                 Err(error) => all = Err(error),
             }

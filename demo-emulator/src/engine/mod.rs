@@ -93,7 +93,7 @@ pub use events::{Event, Listener};
 use executor::EngineExecutor;
 use make::Shared;
 use observer::Tracking;
-pub use payload::{Compiled, Payload};
+pub use payload::Payload;
 use recorder::Recorder;
 
 /// The most memory for dead blocks that may come back. Each compiled block leaves a decoded one
@@ -157,7 +157,11 @@ impl Engine {
     /// Reports to `listeners` the events of harts that start from now on.
     pub fn listen(&mut self, listeners: Vec<Box<dyn Listener>>) {
         let Shared { cache, space, recorder, .. } = &mut self.shared;
-        *recorder = Some(Arc::new(Recorder::new(listeners, cache, space.clone())));
+        let new = Arc::new(Recorder::new(listeners, cache, space.clone()));
+        if let Some(space) = space {
+            space.observe_blocks(new.clone());
+        }
+        *recorder = Some(new);
     }
 
     /// The guest has ended: gives the listeners the remaining events.

@@ -14,10 +14,10 @@ use codewarden::tracker::Cause;
 use codewarden::{CodeCache, RecentWrite};
 
 use super::events::{Event, Listener};
-use super::payload::{Payload, ReportWrites};
+use super::payload::Payload;
 use crate::hart::Hart;
 use crate::riscv::inst::Inst;
-use crate::translate::{CodeSpace, CompiledBlock};
+use crate::translate::{BlockObserver, CodeSpace, CompiledBlock};
 
 /// A store that an interpreter is about to run.
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +41,8 @@ pub(super) struct Recorder {
     pending: Mutex<Vec<RecentWrite>>,
 }
 
-impl ReportWrites for Recorder {
-    fn report_writes(&self) {
+impl BlockObserver for Recorder {
+    fn block_ends(&self) {
         if self.cache.writes_recorded() != self.taken.load(Ordering::Acquire) {
             self.report(|_| None);
         }

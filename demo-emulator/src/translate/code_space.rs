@@ -8,10 +8,11 @@
 //! allocation. `enter` passes its caller's obligation on.
 #![allow(unsafe_code)]
 
+use std::fmt;
 use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use codewarden::code_buffer::{Allocation, CodeBuffer};
 use cranelift_codegen::isa::OwnedTargetIsa;
@@ -22,7 +23,7 @@ use cranelift_module::ModuleResult;
 use super::check::CHECK_ALIGN_BYTES;
 use super::entry::{self, ExitReason};
 use super::error::TranslateError;
-use super::fault_index::FaultIndex;
+use super::fault_index::{FaultIndex, FaultTable};
 use crate::hart::Hart;
 use crate::memory::{Window, host_fault};
 
@@ -42,13 +43,20 @@ pub struct CodeSpace {
     buffer: CodeBuffer,
     /// Whether the buffer is the parent's, because this process could get none of its own.
     is_lost: AtomicBool,
+    block_observer: OnceLock<Arc<dyn BlockObserver>>,
+}
+
+/// Learns of the end of blocks. A trait, since the observer is the engine's.
+pub trait BlockObserver: fmt::Debug + Send + Sync {
+    /// A block is about to go, and the guest instructions of its stores with it.
+    fn block_ends(&self);
 }
 
 /// The target, which does not print itself.
 pub(super) struct OwnedIsa(pub(super) OwnedTargetIsa);
 
-impl std::fmt::Debug for OwnedIsa {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for OwnedIsa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0.name())
     }
 }
@@ -71,8 +79,18 @@ impl CodeSpace {
             [std::is_x86_feature_detected!("fma"), std::is_x86_feature_detected!("avx")];
         #[cfg(not(target_arch = "x86_64"))]
         let [has_fma, loads_vectors_at_once] = [true, false];
-        let is_lost = AtomicBool::new(false);
-        Ok(Arc::new(Self { isa, faults, window, has_fma, loads_vectors_at_once, buffer, is_lost }))
+        let (is_lost, block_observer) = (AtomicBool::new(false), OnceLock::new());
+        Ok(Arc::new(Self { isa, faults, window, has_fma, loads_vectors_at_once, buffer, is_lost, block_observer }))
+    }
+
+    /// Tells `observer` when a block ends, from now on. A space has at most one observer: a second
+    /// one is ignored.
+    pub fn observe_blocks(&self, observer: Arc<dyn BlockObserver>) {
+        let _ = self.block_observer.set(observer);
+    }
+
+    pub(super) fn block_observer(&self) -> Option<&dyn BlockObserver> {
+        self.block_observer.get().map(|observer| &**observer)
     }
 
     /// The host address of a guest address in the window.
@@ -104,14 +122,14 @@ impl CodeSpace {
     /// The runs until the quick compiler's block with this entry, plain or self-checking, leaves as
     /// [`ExitReason::Hot`]. `None` if the entry is a region's. The block must be alive.
     pub fn runs_left(&self, entry: usize) -> Option<u32> {
-        let counter = self.faults.table(entry)?.runs_left.as_ref()?;
+        let counter = self.faults.table(entry)?.counter()?;
         Some(u32::try_from(counter.load(Ordering::Relaxed)).unwrap_or(0))
     }
 
     /// Makes the quick compiler's block with this entry leave as [`ExitReason::Hot`] after `runs`
     /// more runs. Does nothing to a region. The block must be alive.
     pub fn set_runs_left(&self, entry: usize, runs: u32) {
-        if let Some(counter) = self.faults.table(entry).and_then(|table| table.runs_left.as_ref()) {
+        if let Some(counter) = self.faults.table(entry).and_then(FaultTable::counter) {
             counter.store(counter_of(runs), Ordering::Relaxed);
         }
     }

@@ -17,20 +17,26 @@ use crate::riscv::inst::Inst;
 
 /// Host code of one block. Dropping it frees the code: by then no hart may be in it or find it.
 #[derive(Debug)]
-pub struct CompiledBlock {
+pub struct CompiledBlock(pub(super) Box<Parts>);
+
+/// The parts of a block, in one place that does not move: the index has the address of its fault
+/// table. A large program has a few hundred thousand blocks, so the parts are small.
+#[derive(Debug)]
+pub(super) struct Parts {
     pub(super) space: Arc<CodeSpace>,
     pub(super) code: Allocation,
-    /// The entry's address.
-    pub(super) entry: usize,
-    /// The length of the compiler's part.
-    pub(super) function_bytes: usize,
-    /// The instructions of the self-checking entry.
-    pub(super) check: Option<Range<usize>>,
-    /// Boxed: the index holds its address.
-    pub(super) faults: Box<FaultTable>,
+    pub(super) faults: FaultTable,
     /// Compiled code holds their addresses.
     pub(super) insts: Box<[Inst]>,
+    /// The length of the compiler's part.
+    pub(super) function_bytes: u32,
+    /// The instructions of the self-checking entry; empty if there is none.
+    pub(super) check: Range<u32>,
 }
+
+// Two of the allocator's words less than the next size of its own.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Parts>() <= 120);
 
 /// A block whose code may not be run yet: other processors may have fetched the bytes that were there
 /// before it.
@@ -44,36 +50,41 @@ pub struct UnpublishedBlock(pub(super) CompiledBlock);
 ///
 /// [`TranslateError::Publish`] if other processors could not be made to see the code.
 pub fn publish_all(blocks: Vec<UnpublishedBlock>) -> Result<Vec<CompiledBlock>, TranslateError> {
-    Allocation::publish_all(blocks.iter().map(|block| &block.0.code)).map_err(TranslateError::Publish)?;
+    Allocation::publish_all(blocks.iter().map(|block| &block.0.0.code)).map_err(TranslateError::Publish)?;
     Ok(blocks.into_iter().map(|block| block.0).collect())
 }
 
 impl CompiledBlock {
     /// The plain value of an entry cell for this block.
     pub fn entry(&self) -> usize {
-        self.entry
+        self.0.faults.start
     }
 
     /// The value while a page of the block is self-checking.
     pub fn self_checking_entry(&self) -> Option<usize> {
-        self.check.as_ref().map(|check| self.entry() + check.start)
+        self.check().map(|check| self.entry() + check.start)
+    }
+
+    fn check(&self) -> Option<Range<usize>> {
+        let Range { start, end } = self.0.check;
+        (start < end).then_some(start as usize..end as usize)
     }
 
     /// Length of the code, with the self-checking entry.
     pub fn len_bytes(&self) -> usize {
-        self.code.len()
+        self.0.code.len()
     }
 
     /// The bytes that it owns: its code and its tables.
     pub fn owned_bytes(&self) -> usize {
-        let beside_bytes = size_of_val(&*self.faults) + size_of_val(&*self.faults.points) + size_of_val(&*self.insts);
-        self.code.len() + beside_bytes
+        let Parts { code, faults, insts, .. } = &*self.0;
+        code.len() + size_of::<Parts>() + faults.points.heap_bytes() + size_of_val(&**insts)
     }
 
     /// The instructions at the plain entry and at the self-checking one; each with its address.
     pub fn code(&self) -> impl Iterator<Item = (usize, Vec<u8>)> {
         let bytes = self.bytes();
-        [Some(0..self.function_bytes), self.check.clone()]
+        [Some(0..self.0.function_bytes as usize), self.check()]
             .into_iter()
             .flatten()
             .map(move |range| (self.entry() + range.start, bytes[range].to_vec()))
@@ -81,12 +92,16 @@ impl CompiledBlock {
 
     fn bytes(&self) -> &[u8] {
         // SAFETY: the executable view of the whole allocation, which is no longer written to.
-        unsafe { std::slice::from_raw_parts(self.code.rx(), self.code.len()) }
+        unsafe { std::slice::from_raw_parts(self.0.code.rx(), self.0.code.len()) }
     }
 }
 
-impl Drop for CompiledBlock {
+impl Drop for Parts {
     fn drop(&mut self) {
+        if let Some(observer) = self.space.block_observer() {
+            // Afterwards the index no longer finds the block's stores.
+            observer.block_ends();
+        }
         self.space.faults.remove(self.faults.start);
     }
 }

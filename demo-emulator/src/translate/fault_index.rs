@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 
 use codewarden::addr::{HostAddr, HostRange};
 
+use super::fault_points::FaultPoints;
+
 const LINE_SHIFT: u32 = 6;
 
 /// The places in a block that can fault.
@@ -24,32 +26,24 @@ const LINE_SHIFT: u32 = 6;
 pub(super) struct FaultTable {
     /// Address of the block's code.
     pub(super) start: usize,
-    /// Its length.
-    pub(super) len_bytes: usize,
     /// The guest address that the points are relative to: that of the first instruction.
     pub(super) guest_start: u64,
-    /// By `start`; they do not overlap.
-    pub(super) points: Box<[FaultPoint]>,
-    /// Only a block of the quick compiler counts its runs: the runs until it leaves as hot. The
-    /// block's code has the address of this.
-    pub(super) runs_left: Option<AtomicI32>,
+    pub(super) points: FaultPoints,
+    /// The length of the code.
+    pub(super) len_bytes: u32,
+    /// The runs until a block of the quick compiler leaves as hot. The block's code has the address
+    /// of this. [`NO_COUNTER`] in a region, which does not count its runs.
+    pub(super) runs_left: AtomicI32,
 }
 
-/// Host code of one guest instruction that can fault.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct FaultPoint {
-    /// Offset of the first byte.
-    pub(super) start: u32,
-    /// Offset one past the last.
-    pub(super) end: u32,
-    /// Distance of the guest instruction from the table's `guest_start`.
-    pub(super) guest_offset: i32,
-}
+/// The quick compiler's blocks count down from 0 at least, and are asked for their region or set
+/// back at every run below that. So none of them comes down to this.
+pub(super) const NO_COUNTER: i32 = i32::MIN;
 
 impl FaultTable {
-    /// The table of a block at `guest_start` whose code has no place yet.
-    pub(super) fn new(guest_start: u64) -> Self {
-        Self { start: 0, len_bytes: 0, guest_start, points: Box::default(), runs_left: None }
+    /// The counter of a block of the quick compiler.
+    pub(super) fn counter(&self) -> Option<&AtomicI32> {
+        (self.runs_left.load(Ordering::Relaxed) != NO_COUNTER).then_some(&self.runs_left)
     }
 }
 
@@ -94,11 +88,8 @@ impl FaultIndex {
     /// at a place without a guest access.
     pub(super) fn guest_pc(&self, host_pc: usize) -> Option<u64> {
         let table = self.table(host_pc)?;
-        let offset = host_pc - table.start;
-        let after = table.points.partition_point(|point| point.start as usize <= offset);
-        let point = table.points[..after].last()?;
-        let guest_pc = table.guest_start.wrapping_add(point.guest_offset as i64 as u64);
-        (offset < point.end as usize).then_some(guest_pc)
+        let guest_offset = table.points.guest_offset((host_pc - table.start) as u32)?;
+        Some(table.guest_start.wrapping_add(guest_offset as i64 as u64))
     }
 
     /// The table of the block that `host_pc` is in.
@@ -110,7 +101,7 @@ impl FaultIndex {
         // all, the compiled code has jumped astray, and a table that goes away meanwhile is the
         // lesser problem.
         let table = unsafe { &*table };
-        (host_pc - table.start < table.len_bytes).then_some(table)
+        (host_pc - table.start < table.len_bytes as usize).then_some(table)
     }
 
     fn line(&self, address: usize) -> Option<usize> {
@@ -123,6 +114,7 @@ impl FaultIndex {
 mod tests {
     use codewarden::addr::PageSize;
 
+    use super::super::fault_points::FaultPoint;
     use super::*;
 
     #[test]
@@ -134,8 +126,8 @@ mod tests {
             start,
             len_bytes: 300,
             guest_start: 0x100,
-            points: Box::new(points),
-            runs_left: None,
+            points: FaultPoints::new(&points),
+            runs_left: AtomicI32::new(NO_COUNTER),
         });
         for table in &tables {
             // SAFETY: the tables outlive the index's last use below.

@@ -66,6 +66,7 @@
 //! | file | contents |
 //! |---|---|
 //! | `error` | the reasons why a block cannot be compiled |
+//! | `fault_points` | the places in a block that can fault |
 //! | `fault_index` | the index from a faulting host pc to the guest's pc |
 //! | `options` | the options of a region |
 //! | `entry` | calls compiled code from Rust, and returns |
@@ -91,6 +92,7 @@ mod entry;
 mod error;
 mod exits;
 mod fault_index;
+mod fault_points;
 mod lower;
 mod near;
 mod options;
@@ -99,7 +101,7 @@ mod quick;
 mod region;
 mod translator;
 
-pub use code_space::CodeSpace;
+pub use code_space::{BlockObserver, CodeSpace};
 pub use compiled::{CompiledBlock, UnpublishedBlock, publish_all};
 pub use entry::{ExitReason, entry_stubs};
 pub use error::TranslateError;

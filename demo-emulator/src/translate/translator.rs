@@ -2,12 +2,13 @@
 //!
 //! # Safety
 //!
-//! The one unsafe call enters the block's fault table in the index. The table is boxed, and the
-//! block owns it and takes it out of the index when it is dropped.
+//! A block's fault table is entered in the index. The table is in the block's box, which takes it
+//! out of the index when it is dropped. Before that the address of the table's counter is taken,
+//! while the box has no contents yet; nothing is read there.
 #![allow(unsafe_code)]
 
 use std::fmt;
-#[cfg(target_arch = "x86_64")]
+use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicI32;
 use std::sync::{Arc, PoisonError};
 
@@ -20,10 +21,11 @@ use super::check::Check;
 #[cfg(target_arch = "x86_64")]
 use super::code_space::counter_of;
 use super::code_space::{CodeSpace, OneFunction, Place};
-use super::compiled::{CompiledBlock, UnpublishedBlock};
+use super::compiled::{CompiledBlock, Parts, UnpublishedBlock};
 use super::error::TranslateError;
 use super::exits::signature;
-use super::fault_index::{FaultPoint, FaultTable};
+use super::fault_index::{FaultTable, NO_COUNTER};
+use super::fault_points::{FaultPoint, FaultPoints};
 use super::lower::emitter::{Emitter, Environment, LinkTo};
 use super::options::{BlockOptions, OwnStores};
 #[cfg(target_arch = "x86_64")]
@@ -44,6 +46,17 @@ pub struct Translator {
     builder_context: FunctionBuilderContext,
     #[cfg(target_arch = "x86_64")]
     quick: quick::BlockCompiler,
+}
+
+/// The code of a block, and the parts that belong to it.
+struct Code {
+    /// The guest address of its first instruction.
+    start: u64,
+    points: Vec<FaultPoint>,
+    /// The instructions whose address it has.
+    insts: Box<[Inst]>,
+    /// Its counter at first.
+    runs_left: i32,
 }
 
 impl fmt::Debug for Translator {
@@ -98,7 +111,8 @@ impl Translator {
         let place_taken = place.lock().unwrap_or_else(PoisonError::into_inner).take();
         let place = place_taken.ok_or_else(|| TranslateError::Compile("the module took no memory".into()))?;
         let points = self.fault_points(&insts);
-        Ok(self.finish(place, check, Box::new(FaultTable::new(start)), points, kept))
+        let code = Code { start, points, insts: kept, runs_left: NO_COUNTER };
+        Ok(self.finish(Box::new_uninit(), place, check, code))
     }
 
     /// Compiles one block by the quick compiler. The block leaves as
@@ -117,15 +131,17 @@ impl Translator {
         link: LinkTo,
     ) -> Result<UnpublishedBlock, TranslateError> {
         let &(start, _) = block.first().ok_or(TranslateError::Empty)?;
-        let mut faults = Box::new(FaultTable::new(start));
-        let counter = faults.runs_left.insert(AtomicI32::new(counter_of(runs)));
+        let parts = Box::<Parts>::new_uninit();
+        // SAFETY: an address in the box, where nothing is read.
+        let counter = unsafe { &raw const (*parts.as_ptr()).faults.runs_left };
         let kept = quick::kept(block);
         self.quick.compile(&self.space, block, options, &kept, counter, link);
         let check = self.check(start, options);
         let place = Place::of(self.quick.code(), &self.space, check.as_ref().map_or(0, Check::len_bytes))?;
         let mut points = Vec::with_capacity(self.quick.points().len() + usize::from(check.is_some()));
         points.extend_from_slice(self.quick.points());
-        Ok(self.finish(place, check, faults, points, kept))
+        let code = Code { start, points, insts: kept, runs_left: counter_of(runs) };
+        Ok(self.finish(parts, place, check, code))
     }
 
     /// Compiles one block. This host has no quick compiler, so it makes a region, which counts no
@@ -152,28 +168,31 @@ impl Translator {
     }
 
     /// Makes a block of the function in `place`: puts the check behind it, and enters its fault table
-    /// in the index.
+    /// in the index. The block's parts go to `parts`.
     fn finish(
         &self,
+        parts: Box<MaybeUninit<Parts>>,
         place: Place,
         check: Option<Check>,
-        mut faults: Box<FaultTable>,
-        mut points: Vec<FaultPoint>,
-        insts: Box<[Inst]>,
+        code: Code,
     ) -> UnpublishedBlock {
-        let check = check.map(|check| {
+        let Code { start: guest_start, mut points, insts, runs_left } = code;
+        let check = check.map_or(0..0, |check| {
             let at = check.insts(place.behind());
             place.put(at.start, &check.placed(at.start));
-            points.push(FaultPoint { start: at.start as u32, end: at.end as u32, guest_offset: 0 });
-            at
+            let (start, end) = (at.start as u32, at.end as u32);
+            points.push(FaultPoint { start, end, guest_offset: 0 });
+            start..end
         });
         let Place { code, function_bytes } = place;
-        let entry = code.rx() as usize;
-        (faults.start, faults.len_bytes, faults.points) = (entry, code.len(), points.into());
+        let (start, len_bytes) = (code.rx() as usize, code.len() as u32);
+        let (points, runs_left) = (FaultPoints::new(&points), AtomicI32::new(runs_left));
+        let faults = FaultTable { start, guest_start, points, len_bytes, runs_left };
+        let (space, function_bytes) = (Arc::clone(&self.space), function_bytes as u32);
+        let parts = Box::write(parts, Parts { space, code, faults, insts, function_bytes, check });
         // SAFETY: boxed, and removed when the block is dropped.
-        unsafe { self.space.faults.insert(&*faults) };
-        let space = Arc::clone(&self.space);
-        UnpublishedBlock(CompiledBlock { space, code, entry, function_bytes, check, faults, insts })
+        unsafe { self.space.faults.insert(&parts.faults) };
+        UnpublishedBlock(CompiledBlock(parts))
     }
 
     fn build(&mut self, region: &Region<'_>, kept: &[Inst], options: &BlockOptions, link: LinkTo) {

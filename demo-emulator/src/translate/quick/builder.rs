@@ -9,7 +9,7 @@ use crate::memory::Window;
 use crate::memory::window::WINDOW_LEN_BYTES;
 use crate::riscv::inst::Inst;
 use crate::translate::entry::ExitReason;
-use crate::translate::fault_index::FaultPoint;
+use crate::translate::fault_points::FaultPoint;
 use crate::translate::lower::emitter::LinkTo;
 use crate::translate::lower::field;
 use crate::translate::near::Near;

@@ -21,8 +21,8 @@ const ROW_MASK: i32 = (FRONT_SLOTS as i32 - 1) << 4;
 
 impl Builder<'_> {
     /// Counts a run; leaves if it is one too many. Threads that count at once may lose a count.
-    pub(super) fn count_run(&mut self, counter: &AtomicI32) {
-        self.asm.constant(RAX, counter.as_ptr() as u64);
+    pub(super) fn count_run(&mut self, counter: *const AtomicI32) {
+        self.asm.constant(RAX, counter as u64);
         emit!(self.asm, subl_mi_sxb(at(RAX, 0), 1));
         self.rarely_if(Condition::Sign, Rare::Leave(ExitReason::Hot));
     }

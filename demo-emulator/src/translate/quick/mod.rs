@@ -41,7 +41,7 @@ use std::ptr;
 use std::sync::atomic::AtomicI32;
 
 use super::code_space::CodeSpace;
-use super::fault_index::FaultPoint;
+use super::fault_points::FaultPoint;
 use super::lower::emitter::LinkTo;
 use super::near::Near;
 use super::options::BlockOptions;
@@ -87,15 +87,15 @@ impl BlockCompiler {
     }
 
     /// Compiles a block, which has one instruction at least. `kept` are its instructions for the
-    /// helper, and `counter` is the count of runs that it has left; both stay in place as long as
-    /// the code.
+    /// helper, and `counter` is the place of the count of runs that it has left; both stay in place
+    /// as long as the code.
     pub(super) fn compile(
         &mut self,
         space: &CodeSpace,
         block: &Block,
         options: &BlockOptions,
         kept: &[Inst],
-        counter: &AtomicI32,
+        counter: *const AtomicI32,
         link: LinkTo,
     ) {
         let Buffers { asm, points, rare } = &mut self.0;
