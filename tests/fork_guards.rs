@@ -485,6 +485,7 @@ fn a_thread_that_holds_a_guard_gets_an_error() {
     assert!(told(cache.link(Key::new(1)).err()) && told(cache.wait_for_vcpus().err()));
     panics_under_the_guard(&[
         &|| cache.remove(Key::new(9)),
+        &|| cache.remove_for_good(Key::new(9)),
         &|| cache.collect(),
         &|| cache.evict(1),
         &|| cache.set_limit(MemoryLimit::default()),

@@ -142,6 +142,30 @@ fn a_block_is_removed_by_hand() {
 }
 
 #[test]
+fn a_block_that_is_removed_for_good_is_not_retained() {
+    in_every_mode(|guest| {
+        let (key, at) = (7, GUEST + 0x4000);
+        guest.cache.remove_for_good(Key::new(key));
+        ticket(guest, key, at, 4).commit(0x1000, 0).unwrap();
+        ticket(guest, key + 1, at, 4).commit(0x1001, 0).unwrap();
+        guest.cache.remove_for_good(Key::new(key));
+        guest.cache.remove_for_good(Key::new(key));
+        guest.cache.remove_for_good(Key::new(u64::MAX));
+        assert_eq!((guest.lookup(key), guest.lookup(key + 1)), (None, Some(0x1001)));
+        assert!(!revive(guest, key, at, 4));
+        guest.cache.collect();
+        let (stats, footprint) = (guest.cache.stats(), guest.cache.footprint());
+        assert_eq!((stats.removed, stats.discarded, stats.freed), (1, 1, 1));
+        assert_eq!((footprint.live.blocks, footprint.retained.blocks), (1, 0));
+        // A write was first: the block may come back.
+        guest.store(at + 9, 1);
+        guest.announce();
+        guest.cache.remove_for_good(Key::new(key + 1));
+        assert!(revive(guest, key + 1, at, 4));
+    });
+}
+
+#[test]
 fn the_last_block_of_a_key_ends_the_one_before() {
     in_every_mode(|guest| {
         let (key, at) = (7, GUEST + 0x4000);

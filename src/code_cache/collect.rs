@@ -57,6 +57,29 @@ impl<P: Payload> CodeCache<P> {
     ///
     /// It was committed and then killed, and is not reaped by another call.
     pub(super) unsafe fn reap_one(&self, commits: &mut Commits<P>, block: &Block<P>) {
+        // SAFETY: by this function's contract.
+        let (cell, block) = unsafe { self.take_out(commits, block) };
+        self.discard(commits, cell, block);
+    }
+
+    /// The same, but its translation is not retained.
+    ///
+    /// # Safety
+    ///
+    /// As [`CodeCache::reap_one`].
+    pub(super) unsafe fn reap_for_good(&self, commits: &mut Commits<P>, block: &Block<P>) {
+        // SAFETY: by this function's contract.
+        let (_, block) = unsafe { self.take_out(commits, block) };
+        commits.garbage.retire(Garbage::Block(block));
+        self.count_discarded(1);
+    }
+
+    /// Takes `block` out of its lists. Returns its cell, and the record for the queue of garbage.
+    ///
+    /// # Safety
+    ///
+    /// As [`CodeCache::reap_one`].
+    unsafe fn take_out<'a>(&self, commits: &mut Commits<P>, block: &'a Block<P>) -> (CellRef<'a>, RawBox<Block<P>>) {
         for BlockPage { claim, node, .. } in &block.pages {
             // SAFETY: under the commit lock; entered by `publish`, and taken out once.
             unsafe { claim.data().take_out(node) };
@@ -68,7 +91,7 @@ impl<P: Payload> CodeCache<P> {
         let block = unsafe { commits.live.remove(block) };
         // SAFETY: from `publish`'s box, and in no list any more. The queue of garbage keeps it as
         // long as a thread may have found it before.
-        self.discard(commits, cell, unsafe { RawBox::new(block) });
+        (cell, unsafe { RawBox::new(block) })
     }
 
     /// Retires a record. Its translation is retained for the key of `cell`, or retired as well.

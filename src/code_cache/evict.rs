@@ -20,6 +20,13 @@
 //! The block that was committed last stays, whatever its size and the limit: the thread that made
 //! it is about to run it. The memory of blocks that vCPUs may be inside stays, beyond the limit,
 //! until the vCPUs leave. If these are many bytes, the cache asks the vCPUs to leave.
+//!
+//! # Safety
+//!
+//! A block is reaped by the thread that killed it, under the commit lock.
+#![allow(unsafe_code)]
+
+use std::ptr::NonNull;
 
 use super::cache::{CodeCache, Commits};
 use super::key::{Key, Payload};
@@ -43,6 +50,28 @@ impl<P: Payload> CodeCache<P> {
             return;
         };
         self.0.counters.removed.add(u64::from(self.0.invalidator.kill(block)));
+    }
+
+    /// As [`CodeCache::remove`], but [`Ticket::revive`](super::Ticket::revive) does not find the
+    /// block, so it takes no room from dead blocks that may come back. For a block that another one
+    /// replaces for ever, for instance better code under another key. If a write has just killed the
+    /// block, it is retained like any other.
+    ///
+    /// # Panics
+    ///
+    /// If this thread holds the guard of a fork ([`CodeCache::before_fork`]).
+    #[track_caller]
+    pub fn remove_for_good(&self, key: Key) {
+        let mut commits = self.commits();
+        let newest = self.0.table.cell(&commits.cells, key).and_then(Self::newest);
+        let Some(block) = newest.filter(|block| block.life.kill(block.reach(self.0.invalidator.stubs))) else {
+            return;
+        };
+        self.0.counters.removed.add(1);
+        let block = NonNull::from(block);
+        // SAFETY: committed, not reaped, and killed by this call. The epoch frees it, which only a
+        // collection asks for.
+        unsafe { self.reap_for_good(&mut commits, block.as_ref()) };
     }
 
     /// Keeps the memory of translations within `limit` from now on. Without this call the limit is

@@ -338,7 +338,9 @@ impl Maker {
     /// finds the compiled one.
     fn replace_decoded(&self, pc: u64) {
         if self.tier == Tier::Auto {
-            self.cache.remove(decoded_key(pc));
+            // Otherwise each compiled block would leave a retained one behind. If the bytes change and
+            // come back, they are decoded afresh, which takes a microsecond.
+            self.cache.remove_for_good(decoded_key(pc));
         }
     }
 }
