@@ -11,6 +11,8 @@
 //! | [`EntryStubs::pending`] | a commit is under way; nothing to run |
 //! | [`EntryStubs::dead`] | nothing to run |
 
+use std::num::NonZeroUsize;
+
 use crate::sync::{AtomicUsize, Ordering, Rule, left_out};
 
 /// The two addresses that an entry cell holds while there is nothing to run.
@@ -36,7 +38,8 @@ impl EntryStubs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub(super) plain: usize,
-    pub(super) checked: Option<usize>,
+    /// Not zero, so that no entry takes a third word: each block has two entries.
+    checked: Option<NonZeroUsize>,
 }
 
 impl Entry {
@@ -51,24 +54,36 @@ impl Entry {
     /// [`CodeCache::remove`](crate::CodeCache::remove).
     ///
     /// A block with a self-checking entry can stay valid on a page that is written to.
+    ///
+    /// No code is at address 0: as `checked`, it is refused like an address equal to `plain`.
     pub const fn with_check(plain: usize, checked: usize) -> Self {
-        Self { plain, checked: Some(checked) }
+        let checked = match NonZeroUsize::new(checked) {
+            None => NonZeroUsize::new(plain),
+            checked => checked,
+        };
+        Self { plain, checked }
+    }
+
+    /// The self-checking entry.
+    #[inline]
+    pub(super) fn checked(self) -> Option<usize> {
+        self.checked.map(NonZeroUsize::get)
     }
 
     /// The address to enter at, with the comparison or without one.
     pub(crate) fn address(self, is_self_checking: bool) -> Option<usize> {
-        if is_self_checking { self.checked } else { Some(self.plain) }
+        if is_self_checking { self.checked() } else { Some(self.plain) }
     }
 
     /// Whether `address`, in a cell, leads into the block.
     #[inline]
     pub(crate) fn has(self, address: usize) -> bool {
-        self.plain == address || self.checked == Some(address)
+        self.plain == address || self.checked() == Some(address)
     }
 
     /// Whether each address differs from the other and from both stubs.
     pub(crate) fn is_usable(self, stubs: EntryStubs) -> bool {
-        self.checked != Some(self.plain) && !self.has(stubs.dead) && !self.has(stubs.pending)
+        self.checked() != Some(self.plain) && !self.has(stubs.dead) && !self.has(stubs.pending)
     }
 }
 
@@ -148,7 +163,12 @@ mod tests {
     #[test]
     fn distinct_entries() {
         assert!(Entry::from(10).is_usable(STUBS) && Entry::with_check(10, 11).is_usable(STUBS));
-        for bad in [Entry::plain(STUBS.dead), Entry::with_check(10, 10), Entry::with_check(10, STUBS.pending)] {
+        for bad in [
+            Entry::plain(STUBS.dead),
+            Entry::with_check(10, 10),
+            Entry::with_check(10, 0),
+            Entry::with_check(10, STUBS.pending),
+        ] {
             assert!(!bad.is_usable(STUBS));
         }
     }

@@ -121,7 +121,7 @@ impl<B> Life<B> {
     /// that are inside by `flag`. Async-signal-safe.
     pub(crate) fn downgrade(&self, reach: Reach<'_>, flag: u8) -> Downgrade {
         let killed = || if self.kill(reach) { Downgrade::Killed } else { Downgrade::Nothing };
-        let Entry { plain, checked: Some(checked) } = reach.entry else { return killed() };
+        let (plain, Some(checked)) = (reach.entry.plain, reach.entry.checked()) else { return killed() };
         if left_out(Rule::DowngradeCellFirst) && !reach.downgrade_flag(flag) {
             return Downgrade::Nothing;
         }

@@ -21,8 +21,12 @@ const INLINE_BYTES: usize = 32;
 /// The guest bytes that a block was made from.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(super) struct Source {
-    /// In the order of translation; neighbours are joined.
-    pieces: SmallVec<[Range<u64>; 1]>,
+    /// The address of the first byte.
+    start: u64,
+    /// All pieces in the order of translation, neighbours joined. Only a source of several pieces
+    /// has them; most have one, whose length is that of `bytes`.
+    #[allow(clippy::box_collection, reason = "one word in each block")]
+    pieces: Option<Box<Vec<Range<u64>>>>,
     /// The bytes of all pieces.
     bytes: SmallVec<[u8; INLINE_BYTES]>,
 }
@@ -30,19 +34,25 @@ pub(super) struct Source {
 impl Source {
     /// Adds `bytes` at `start`. A piece up to the last byte of the guest's space ends at 0.
     pub(super) fn add(&mut self, start: GuestAddr, bytes: &[u8]) {
-        let end = start.0.wrapping_add(bytes.len() as u64);
-        match self.pieces.last_mut() {
-            Some(last) if last.end == start.0 => last.end = end,
-            _ => self.pieces.push(start.0..end),
+        let new = start.0..start.0.wrapping_add(bytes.len() as u64);
+        let only = self.start..self.start.wrapping_add(self.bytes.len() as u64);
+        match self.pieces.as_deref_mut() {
+            None if self.bytes.is_empty() => self.start = new.start,
+            None if only.end == new.start => {}
+            None => self.pieces = Some(Box::new(vec![only, new])),
+            Some(pieces) => match pieces.last_mut() {
+                Some(last) if last.end == new.start => last.end = new.end,
+                _ => pieces.push(new),
+            },
         }
         self.bytes.extend_from_slice(bytes);
     }
 
     /// Its size on the heap, in bytes.
     pub(super) fn heap_bytes(&self) -> usize {
-        let pieces = if self.pieces.spilled() { self.pieces.capacity() } else { 0 };
+        let of_pieces = |pieces: &Vec<Range<u64>>| size_of_val(pieces) + pieces.capacity() * size_of::<Range<u64>>();
         let bytes = if self.bytes.spilled() { self.bytes.capacity() } else { 0 };
-        pieces * size_of::<Range<u64>>() + bytes
+        self.pieces.as_deref().map_or(0, of_pieces) + bytes
     }
 }
 
@@ -114,5 +124,12 @@ mod tests {
         apart.add(GuestAddr(10), &[2, 3]);
         assert_eq!(whole, parts);
         assert_ne!(whole, apart);
+        for source in [&mut parts, &mut apart] {
+            source.add(GuestAddr(20), &[4]);
+            source.add(GuestAddr(21), &[5]);
+        }
+        assert_eq!(parts.pieces.as_deref(), Some(&vec![8..11, 20..22]));
+        assert_eq!(apart.pieces.as_deref(), Some(&vec![8..9, 10..12, 20..22]));
+        assert_eq!((whole.heap_bytes(), apart.bytes.len()), (0, 5));
     }
 }
