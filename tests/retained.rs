@@ -41,6 +41,18 @@ fn revive(guest: &Fixture, key: u64, start: u64, len: usize) -> bool {
     ticket(guest, key, start, len).revive().unwrap().is_none()
 }
 
+/// Commits a block of `key` and one of the next key, and removes the first of them.
+fn commit_two_and_remove_one(guest: &Fixture, key: u64, at: u64, remove: fn(&CodeCache<u32>, Key)) {
+    let remove = |key| remove(&guest.cache, Key::new(key));
+    remove(key); // There is none yet.
+    ticket(guest, key, at, 4).commit(0x1000, 0).unwrap();
+    ticket(guest, key + 1, at, 4).commit(0x1001, 0).unwrap();
+    remove(key);
+    remove(key);
+    remove(u64::MAX);
+    assert_eq!((guest.lookup(key), guest.lookup(key + 1)), (None, Some(0x1001)));
+}
+
 fn flag_of<T: Send + Sync + 'static>(ticket: &mut Ticket<T>) -> *const AtomicU8 {
     ticket.stale_flag().cast()
 }
@@ -127,13 +139,7 @@ fn a_write_before_a_revival_refuses_it() {
 fn a_block_is_removed_by_hand() {
     in_every_mode(|guest| {
         let (key, at) = (7, GUEST + 0x4000);
-        guest.cache.remove(Key::new(key));
-        ticket(guest, key, at, 4).commit(0x1000, 0).unwrap();
-        ticket(guest, key + 1, at, 4).commit(0x1001, 0).unwrap();
-        guest.cache.remove(Key::new(key));
-        guest.cache.remove(Key::new(key));
-        guest.cache.remove(Key::new(u64::MAX));
-        assert_eq!((guest.lookup(key), guest.lookup(key + 1)), (None, Some(0x1001)));
+        commit_two_and_remove_one(guest, key, at, CodeCache::remove);
         assert!(revive(guest, key, at, 4));
         assert_eq!(guest.lookup(key), Some(0x1000));
         let stats = guest.cache.stats();
@@ -145,13 +151,7 @@ fn a_block_is_removed_by_hand() {
 fn a_block_that_is_removed_for_good_is_not_retained() {
     in_every_mode(|guest| {
         let (key, at) = (7, GUEST + 0x4000);
-        guest.cache.remove_for_good(Key::new(key));
-        ticket(guest, key, at, 4).commit(0x1000, 0).unwrap();
-        ticket(guest, key + 1, at, 4).commit(0x1001, 0).unwrap();
-        guest.cache.remove_for_good(Key::new(key));
-        guest.cache.remove_for_good(Key::new(key));
-        guest.cache.remove_for_good(Key::new(u64::MAX));
-        assert_eq!((guest.lookup(key), guest.lookup(key + 1)), (None, Some(0x1001)));
+        commit_two_and_remove_one(guest, key, at, CodeCache::remove_for_good);
         assert!(!revive(guest, key, at, 4));
         guest.cache.collect();
         let (stats, footprint) = (guest.cache.stats(), guest.cache.footprint());

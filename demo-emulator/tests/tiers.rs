@@ -1,9 +1,12 @@
 //! The engine's choice of a tier: what is compiled, by which compiler, and how much of it at once.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use codewarden::addr::{HostAddr, HostRange, PageSize};
 use codewarden::protection::{Access, Mode};
 use demo_emulator::cli::{Tier, Tracking};
-use demo_emulator::engine::{Engine, EngineStats};
+use demo_emulator::engine::{Engine, EngineStats, Event, Listener};
 use demo_emulator::hart::Hart;
 use demo_emulator::linux::machine::{Executor, Exit, Machine};
 use demo_emulator::memory::window::{EXEC, PAGE_LEN_BYTES, READ};
@@ -87,4 +90,24 @@ fn a_batch_compiles_decoded_blocks_only() {
     let after = engine.stats();
     assert_eq!(after.blocks_compiled - before.blocks_compiled, 1, "{before:?} {after:?}");
     assert_eq!(engine.cache().stats().revived, revived, "the quick block is back");
+}
+
+/// The space tells the recorder of blocks that end, and the recorder has the space.
+#[test]
+fn an_engine_lets_its_listeners_go() {
+    struct Ends(Arc<AtomicBool>);
+    impl Listener for Ends {
+        fn on_event(&self, _: &Event<'_>) {}
+    }
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let ended = Arc::new(AtomicBool::new(false));
+    let mut engine = with(&[inst(Op::Addi, 6, 6, 1)]);
+    engine.listen(vec![Box::new(Ends(ended.clone()))]);
+    assert_eq!(go(&mut *engine.executor().unwrap(), 0, 0), 1);
+    drop(engine);
+    assert!(ended.load(Ordering::Relaxed));
 }

@@ -2,8 +2,8 @@
 //!
 //! New code may be run only after a barrier on all threads, which interrupts the other processors
 //! and takes several times as long as the quick compiler takes for a block. So a block that ran
-//! often enough is noted, and runs on as it is. Several such blocks are then compiled together and published
-//! by one barrier.
+//! often enough is noted, and runs on as it is. Several such blocks are then compiled together and
+//! published by one barrier.
 
 use crate::translate::HAS_QUICK;
 

@@ -69,7 +69,7 @@ mod source;
 mod threaded;
 mod tier0;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use codewarden::addr::{GuestAddr, HostAddr, HostRange, PageSize};
 use codewarden::code_buffer::CodeBuffer;
@@ -158,7 +158,8 @@ impl Engine {
         let Shared { cache, space, recorder, .. } = &mut self.shared;
         let new = Arc::new(Recorder::new(listeners, cache, space.clone()));
         if let Some(space) = space {
-            space.observe_blocks(new.clone());
+            let observer: Weak<Recorder> = Arc::downgrade(&new);
+            space.observe_blocks(observer);
         }
         *recorder = Some(new);
     }

@@ -12,7 +12,7 @@ use std::fmt;
 use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use codewarden::code_buffer::{Allocation, CodeBuffer};
 use cranelift_codegen::isa::OwnedTargetIsa;
@@ -43,7 +43,8 @@ pub struct CodeSpace {
     buffer: CodeBuffer,
     /// Whether the buffer is the parent's, because this process could get none of its own.
     is_lost: AtomicBool,
-    block_observer: OnceLock<Arc<dyn BlockObserver>>,
+    /// Weak, since an observer may have the space.
+    block_observer: OnceLock<Weak<dyn BlockObserver>>,
 }
 
 /// Learns of the end of blocks. A trait, since the observer is the engine's.
@@ -83,14 +84,14 @@ impl CodeSpace {
         Ok(Arc::new(Self { isa, faults, window, has_fma, loads_vectors_at_once, buffer, is_lost, block_observer }))
     }
 
-    /// Tells `observer` when a block ends, from now on. A space has at most one observer: a second
-    /// one is ignored.
-    pub fn observe_blocks(&self, observer: Arc<dyn BlockObserver>) {
+    /// Tells `observer` when a block ends, from now on and as long as somebody else keeps it. A space
+    /// has at most one observer: a second one is ignored.
+    pub fn observe_blocks(&self, observer: Weak<dyn BlockObserver>) {
         let _ = self.block_observer.set(observer);
     }
 
-    pub(super) fn block_observer(&self) -> Option<&dyn BlockObserver> {
-        self.block_observer.get().map(|observer| &**observer)
+    pub(super) fn block_observer(&self) -> Option<Arc<dyn BlockObserver>> {
+        self.block_observer.get()?.upgrade()
     }
 
     /// The host address of a guest address in the window.

@@ -24,7 +24,7 @@ pub(super) struct FaultPoint {
 pub(super) struct FaultPoints(Box<[u8]>);
 
 impl FaultPoints {
-    /// These points, which are in the order of their starts and do not overlap.
+    /// These points, in the order of their starts. They do not overlap.
     pub(super) fn new(points: &[FaultPoint]) -> Self {
         let mut bytes = Vec::with_capacity(4 * points.len());
         let (mut end, mut guest_offset) = (0, 0);
@@ -50,7 +50,7 @@ impl FaultPoints {
         })
     }
 
-    /// The distance of the guest instruction whose host code is at `offset` from the block's first.
+    /// The guest instruction of the host code at `offset`, as its distance from the block's first.
     /// Async-signal-safe.
     pub(super) fn guest_offset(&self, offset: u32) -> Option<i32> {
         let point = self.iter().find(|point| offset < point.end)?;
@@ -63,7 +63,7 @@ impl FaultPoints {
     }
 }
 
-/// A number whose small values are the distances near 0, to both sides.
+/// Small numbers for the distances near 0, to both sides: a jump backward takes no more bytes.
 fn zigzag(distance: i32) -> u32 {
     (distance << 1 ^ distance >> 31) as u32
 }

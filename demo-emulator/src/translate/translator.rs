@@ -2,9 +2,9 @@
 //!
 //! # Safety
 //!
-//! A block's fault table is entered in the index. The table is in the block's box, which takes it
-//! out of the index when it is dropped. Before that the address of the table's counter is taken,
-//! while the box has no contents yet; nothing is read there.
+//! A block's fault table is entered in the index. The table is in the block's box, and leaves the
+//! index when the box is dropped. Before that the address of the table's counter is taken, while the
+//! box has no contents yet: nothing is read.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -53,7 +53,7 @@ struct Code {
     /// The guest address of its first instruction.
     start: u64,
     points: Vec<FaultPoint>,
-    /// The instructions whose address it has.
+    /// The instructions; the code has their addresses.
     insts: Box<[Inst]>,
     /// Its counter at first.
     runs_left: i32,
@@ -77,7 +77,7 @@ impl Translator {
         }
     }
 
-    /// Compiles the region of these blocks, which is entered at the first. `link` gives the cell of
+    /// Compiles the region of these blocks. Its entry is the first one's. `link` gives the cell of
     /// the block at a pc outside; without one the exit leads to the dispatcher.
     ///
     /// # Errors
@@ -132,7 +132,7 @@ impl Translator {
     ) -> Result<UnpublishedBlock, TranslateError> {
         let &(start, _) = block.first().ok_or(TranslateError::Empty)?;
         let parts = Box::<Parts>::new_uninit();
-        // SAFETY: an address in the box, where nothing is read.
+        // SAFETY: an address in the box; nothing is read.
         let counter = unsafe { &raw const (*parts.as_ptr()).faults.runs_left };
         let kept = quick::kept(block);
         self.quick.compile(&self.space, block, options, &kept, counter, link);
@@ -144,8 +144,7 @@ impl Translator {
         Ok(self.finish(parts, place, check, code))
     }
 
-    /// Compiles one block. This host has no quick compiler, so it makes a region, which counts no
-    /// runs.
+    /// Compiles one block. This host has no quick compiler, so it makes a region: no runs are counted.
     ///
     /// # Errors
     ///
