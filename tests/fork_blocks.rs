@@ -23,7 +23,7 @@ use codewarden::error::Error;
 use codewarden::guest_memory::GuestMemory;
 use codewarden::protection::Mode;
 use codewarden::tracker::RegionOptions;
-use codewarden::{CodeCache, EntryStubs, Key};
+use codewarden::{CodeCache, EntryStubs, Key, TranslateError};
 
 use child::{Ended, in_child};
 use modes::tracking_modes;
@@ -65,8 +65,15 @@ impl Guest {
     }
 
     fn translate(&self, page: u64, value: u8) {
-        let mut ticket = self.cache.begin(Key::new(page << 12));
-        ticket.read(GuestAddr(page << 12), &mut [0]).unwrap();
+        let ticket = loop {
+            let mut ticket = self.cache.begin(Key::new(page << 12));
+            match ticket.read(GuestAddr(page << 12), &mut [0]) {
+                Ok(()) => break ticket,
+                // The thread that answered a write is not done yet.
+                Err(error) => assert_eq!(error, TranslateError::Interpret),
+            }
+            std::thread::yield_now();
+        };
         let code = self.buffer.emit(&constant(value)).unwrap();
         ticket.commit(code.entry(0).unwrap(), code).unwrap();
     }
@@ -184,7 +191,9 @@ fn one_child_takes_the_copy() {
 fn a_child_without_memory_of_its_own_copies_none() {
     let buffer = CodeBuffer::new(1 << 16).unwrap();
     let code = buffer.emit(&constant(7)).unwrap();
+    let mut inherited = Some(buffer.before_fork());
     let status = in_child(|| {
+        drop(inherited.take());
         let mut guard = buffer.before_fork();
         let is_refused = guard.copy_code() == Err(Error::InForkChild);
         u8::from(!is_refused || guard.has_copy())
