@@ -96,6 +96,12 @@ impl Guest {
     const fn passes_untracked(self) -> Self {
         Self { none: Expected::Pass, ..self }
     }
+
+    /// Code is stale only if it runs at the moment of a mapping change. On a busy machine it may
+    /// never do so.
+    const fn may_pass_untracked(self) -> Self {
+        Self { none: Expected::MayFail, ..self }
+    }
 }
 
 const NO_FLUSH: &[&str] = &["no-flush"];
@@ -121,7 +127,7 @@ pub const GUESTS: &[Guest] = &[
     silent("store-next-insn", &[], 0x97d1_55db_aa0e_f9be),
     silent("store-same-block", &[], 0x7fa7_9c23_fc80_cba8),
     silent("store-after-mprotect", &[], 0x9b3d_caf2_5ddc_d0c5),
-    silent("view-comes-and-goes", &[], 0xaf63_4d49_fd1a_93eb),
+    silent("view-comes-and-goes", &[], 0xaf63_4d49_fd1a_93eb).may_pass_untracked(),
     // Changed and announced.
     announced("store-fence-next", &[], 0x97d1_55db_aa0e_f9be),
     announced("patch-fence-i", &[], 0xe8ac_eb75_7aca_b654),
