@@ -43,7 +43,7 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
             ("refused", "commits refused because a write came between"),
             ("invalidated", "blocks invalidated"),
             ("downgraded", "blocks on a page whose data was written, which compare their bytes from then on"),
-            ("removed", "blocks that found their bytes changed when they compared them"),
+            ("removed", "blocks removed: compiled ones replaced them, or their bytes had changed"),
             ("evicted", "blocks evicted, there being too many"),
             ("discarded", "dead blocks that are not retained, or no longer"),
             ("freed", "blocks freed"),
