@@ -44,7 +44,7 @@ use super::vma::{FileId, Kind, Mapping, Mappings, OnFork, Prot};
 pub const PAGE_BYTES: u64 = 4096;
 
 /// No mapping below this, so that null pointers fault.
-const LOWEST: u64 = 0x1_0000;
+pub(super) const LOWEST: u64 = 0x1_0000;
 
 /// Room between the stack's limit and the top of mmap's placement.
 const STACK_GAP_BYTES: u64 = 1 << 20;

@@ -8,7 +8,7 @@ use std::fmt;
 
 use crate::memory::window::{EXEC, READ, WINDOW_LEN_BYTES, WRITE};
 
-use super::address_space::PAGE_BYTES;
+use super::address_space::{LOWEST, PAGE_BYTES};
 use super::user_memory::{half_at, word_at};
 use super::vma::Prot;
 
@@ -52,6 +52,8 @@ pub enum ElfError {
         /// Its size in memory.
         len_bytes: u64,
     },
+    /// A segment that cannot be moved begins where nothing may be mapped: its address.
+    TooLow(u64),
 }
 
 impl fmt::Display for ElfError {
@@ -79,6 +81,9 @@ impl fmt::Display for ElfError {
                 f,
                 "the segment at {address:#x} of {len_bytes:#x} bytes does not fit the guest's address space of {WINDOW_LEN_BYTES:#x} bytes"
             ),
+            Self::TooLow(address) => {
+                write!(f, "the segment at {address:#x} begins below {LOWEST:#x}, where nothing may be mapped")
+            }
         }
     }
 }
@@ -213,6 +218,9 @@ pub fn parse(file_bytes: u64, read: &dyn Fn(u64, &mut [u8]) -> usize) -> Result<
     }
     if image.segments.is_empty() {
         return Err(ElfError::Malformed("it has nothing to load"));
+    }
+    if !image.is_position_independent && image.start() < LOWEST {
+        return Err(ElfError::TooLow(image.segments[0].address));
     }
     let holds_phdrs = |s: &&Segment| s.offset <= phdr_offset && phdr_offset - s.offset < s.file_bytes;
     image.phdr_address = image.segments.iter().find(holds_phdrs).map(|s| s.address + (phdr_offset - s.offset));
@@ -350,6 +358,7 @@ mod tests {
         for (offset, value) in [(16, 1 << 39), (40, 1 << 40), (40, u64::MAX)] {
             assert!(matches!(error_of(|b| put(b, 64 + offset, value)), ElfError::DoesNotFit { .. }));
         }
+        assert_eq!(error_of(|b| put(b, 64 + 16, 0xf000)), ElfError::TooLow(0xf000));
     }
 
     #[test]

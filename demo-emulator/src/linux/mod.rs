@@ -33,6 +33,7 @@
 //! | `signal_frame` | its frame on the guest's stack |
 //! | `processor` | the processor that the guest is told about |
 //! | `stack` | the first thread's stack with arguments and environment |
+//! | `guest_fault` | the faults of the guest's instructions |
 //! | `process` | the state that threads share |
 //! | `thread` | the state of one thread |
 //! | `fork` | a thread forks |
@@ -66,6 +67,7 @@ pub mod vma;
 
 mod clone;
 mod fork;
+mod guest_fault;
 mod host_exit;
 mod host_fs;
 mod madvise;

@@ -25,6 +25,8 @@ use super::program::{self, LoadError};
 use super::signal_actions::Actions;
 use super::signal_frame::TRAMPOLINE;
 use super::stack::{self, Arguments};
+use super::vma::FileId;
+use super::{host_fs, host_memory};
 
 /// The options of a run.
 #[derive(Debug, Default)]
@@ -57,10 +59,13 @@ impl AtExit {
         Self { action: Some(Box::new(action)), is_done: AtomicBool::new(false) }
     }
 
-    fn run(&self) {
-        if let (Some(action), false) = (&self.action, self.is_done.swap(true, Ordering::AcqRel)) {
+    /// Returns whether this is the first call. Several threads may end the process at once.
+    fn run(&self) -> bool {
+        let is_first = !self.is_done.swap(true, Ordering::AcqRel);
+        if let (Some(action), true) = (&self.action, is_first) {
             action();
         }
+        is_first
     }
 }
 
@@ -90,6 +95,8 @@ pub struct Process {
     pub thread_count: AtomicUsize,
     /// Its descriptors of `/proc/self/mem`.
     pub own_memory: OwnMemory,
+    /// The emulator's standard error, if it has one.
+    standard_error: Option<FileId>,
     space: Mutex<AddressSpace>,
     actions: Mutex<Actions>,
 }
@@ -123,8 +130,12 @@ impl Process {
         space.set_brk_start(loaded.end);
         let arguments =
             Arguments { argv: &argv, envp: &start.envp, exec_path: found.path.as_os_str().as_encoded_bytes() };
+        let no_stack = |errno| match errno {
+            Errno::EEXIST => LoadError::NoStack(path.clone(), options.stack_bytes),
+            errno => memory(errno),
+        };
         let stack_pointer =
-            stack::build(&window, &mut space, options.stack_bytes, &loaded, &arguments).map_err(memory)?;
+            stack::build(&window, &mut space, options.stack_bytes, &loaded, &arguments).map_err(no_stack)?;
         let trampoline = map_trampoline(&window, &mut space).map_err(memory)?;
 
         let mut hart = Box::new(Hart::new(loaded.start));
@@ -140,6 +151,7 @@ impl Process {
             trampoline,
             thread_count: AtomicUsize::new(1),
             own_memory: OwnMemory::default(),
+            standard_error: standard_error(),
             space: Mutex::new(space),
             actions: Mutex::new(Actions::inherited()),
         };
@@ -193,6 +205,16 @@ impl Process {
         exit_process(status)
     }
 
+    /// Ends the process by `signal`, a fault of the guest's, and says `why` on standard error: behind
+    /// the reports, and once. Says nothing if the guest has another file there: this would be a
+    /// write to a file of the guest's.
+    pub(super) fn die_of(&self, signal: u32, why: &dyn fmt::Display) -> ! {
+        if self.options.at_exit.run() && self.standard_error.is_some() && self.standard_error == standard_error() {
+            let _ = host_memory::write_stderr(format!("demo-emulator: {why}\n").as_bytes());
+        }
+        super::host_signals::die_by(signal)
+    }
+
     /// Ends the process by `signal`, as the guest's own would.
     pub fn die_by(&self, signal: u32) -> ! {
         self.options.at_exit.run();
@@ -232,6 +254,11 @@ impl Drop for FileChange<'_> {
         let mut space = self.process.space();
         self.change.take().into_iter().for_each(|change| space.file_change_end(change));
     }
+}
+
+/// The file behind descriptor 2.
+fn standard_error() -> Option<FileId> {
+    host_fs::stat_fd(libc::STDERR_FILENO).ok().map(|stat| file_id(&stat))
 }
 
 fn map_trampoline(window: &Window, space: &mut AddressSpace) -> Result<u64, Errno> {

@@ -45,6 +45,8 @@ pub enum LoadError {
     },
     /// There is no guest memory for it.
     Memory(PathBuf, Errno),
+    /// Its segments lie where a stack of so many bytes goes.
+    NoStack(PathBuf, u64),
 }
 
 impl LoadError {
@@ -61,6 +63,7 @@ impl LoadError {
             Self::Unreadable(_, error) => Errno(error.raw_os_error().unwrap_or(libc::EIO)),
             Self::Format(..) | Self::Script(..) => Errno::ENOEXEC,
             Self::Memory(_, errno) => *errno,
+            Self::NoStack(..) => Errno::ENOMEM,
         }
     }
 }
@@ -80,6 +83,11 @@ impl fmt::Display for LoadError {
                 loader.display()
             ),
             Self::Memory(path, errno) => write!(f, "{}: cannot be loaded into guest memory: {errno}", path.display()),
+            Self::NoStack(path, len_bytes) => write!(
+                f,
+                "{}: its segments leave no room for a stack of {len_bytes:#x} bytes at the top of the address space; -s asks for another size",
+                path.display()
+            ),
         }
     }
 }
@@ -197,15 +205,16 @@ pub struct Loaded {
 /// Loads `found`, and its dynamic loader.
 pub fn load(found: &Found, space: &mut AddressSpace, sysroot: Option<&Path>) -> Result<Loaded, LoadError> {
     let image = image_of(found)?;
-    let bias = if image.is_position_independent { PIE_BASE - image.start() } else { 0 };
+    // The sums wrap: an image may begin above the base.
+    let bias = if image.is_position_independent { PIE_BASE.wrapping_sub(image.start()) } else { 0 };
     map_image(found, &image, bias, space)?;
     let mut loaded = Loaded {
-        start: image.entry + bias,
-        entry: image.entry + bias,
-        phdr_address: image.phdr_address.map_or(0, |address| address + bias),
+        start: image.entry.wrapping_add(bias),
+        entry: image.entry.wrapping_add(bias),
+        phdr_address: image.phdr_address.map_or(0, |address| address.wrapping_add(bias)),
         phdr_count: image.phdr_count,
         interpreter_base: 0,
-        end: image.end() + bias,
+        end: image.end().wrapping_add(bias),
     };
     if let Some(name) = &image.interpreter {
         let name = Path::new(OsStr::from_bytes(name));
@@ -216,7 +225,7 @@ pub fn load(found: &Found, space: &mut AddressSpace, sysroot: Option<&Path>) -> 
         let loader_image = image_of(&loader)?;
         let base = place_loader(&loader, &loader_image, space)?;
         map_image(&loader, &loader_image, base, space)?;
-        loaded.start = loader_image.entry + base;
+        loaded.start = loader_image.entry.wrapping_add(base);
         loaded.interpreter_base = base;
     }
     Ok(loaded)

@@ -14,19 +14,13 @@ use crate::riscv::trap::Trap;
 use super::address_space::AccessKind;
 use super::clone::CloneRequest;
 use super::errno::{Errno, Stop};
+use super::guest_fault::GuestFault;
 use super::host_exit::end_host_thread;
 use super::host_signals::{self, SigSet};
 use super::machine::Exit;
 use super::process::Process;
 use super::syscalls::{self, Next};
 use super::thread::{Refused, Thread};
-
-const SEGV_MAPERR: i32 = 1;
-const SEGV_ACCERR: i32 = 2;
-const BUS_ADRALN: i32 = 1;
-const BUS_ADRERR: i32 = 2;
-const ILL_ILLOPC: i32 = 1;
-const TRAP_BRKPT: i32 = 1;
 
 /// Host stack of a guest thread: the executor's and the system calls' own.
 const HOST_STACK_BYTES: usize = 4 << 20;
@@ -65,20 +59,10 @@ impl Thread {
         if self.is_passing(&trap) {
             return;
         }
-        let (signal, code, address) = match trap {
-            Trap::Ecall => return,
-            Trap::Ebreak => (libc::SIGTRAP, TRAP_BRKPT, self.hart.pc),
-            Trap::Illegal(_) => (libc::SIGILL, ILL_ILLOPC, self.hart.pc),
-            Trap::LoadMisaligned(address) | Trap::StoreMisaligned(address) => (libc::SIGBUS, BUS_ADRALN, address),
-            Trap::LoadFault(fault) | Trap::StoreFault(fault) | Trap::FetchFault(fault) => match fault.kind {
-                FaultKind::Bus => (libc::SIGBUS, BUS_ADRERR, fault.addr),
-                FaultKind::Segv if self.process.space().mappings().at(fault.addr).is_some() => {
-                    (libc::SIGSEGV, SEGV_ACCERR, fault.addr)
-                }
-                FaultKind::Segv => (libc::SIGSEGV, SEGV_MAPERR, fault.addr),
-            },
-        };
-        self.raise_fault(signal, code, address);
+        let is_mapped = |address| self.process.space().mappings().at(address).is_some();
+        if let Some(fault) = GuestFault::of(trap, self.hart.pc, is_mapped) {
+            self.raise_fault(&fault);
+        }
     }
 
     /// Whether the mappings permit the access that the host refused. Then another hart was changing

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::guest_fault::GuestFault;
 use super::host_signals::{self, SIGINFO_BYTES, SigSet, Signal, set_of};
 use super::signal_actions::{Action, DEFAULT, IGNORE, UNBLOCKABLE};
 use super::signal_frame::{self, FRAME_BYTES};
@@ -90,13 +91,13 @@ impl Thread {
     }
 
     /// A fault of the instruction at `pc`.
-    pub fn raise_fault(&mut self, signal: i32, code: i32, address: u64) {
-        let number = signal as u32;
+    pub(super) fn raise_fault(&mut self, fault: &GuestFault) {
+        let number = fault.signal as u32;
         let action = self.process.actions().get(number);
         if self.mask & set_of(number) != 0 || matches!(action.handler, DEFAULT | IGNORE) {
-            self.process.die_by(number);
+            self.process.die_of(number, fault);
         }
-        self.enter_handler(&Signal { number, info: fault_info(number, code, address) }, action);
+        self.enter_handler(&Signal { number, info: fault_info(number, fault.code, fault.address) }, action);
     }
 
     /// Builds the frame and goes to the handler.
@@ -113,7 +114,11 @@ impl Thread {
         if overflows
             || signal_frame::write(&window, frame, &self.hart, &signal.info, return_mask, self.alt_stack).is_err()
         {
-            self.process.die_by(libc::SIGSEGV as u32);
+            let (pc, number) = (self.hart.pc, signal.number);
+            let why = format_args!(
+                "the guest died of SIGSEGV: its stack at address {frame:#x} has no room for the frame of signal {number}, which came at pc {pc:#x}"
+            );
+            self.process.die_of(libc::SIGSEGV as u32, &why);
         }
         let hart = &mut self.hart;
         hart.x[1] = self.process.trampoline;
@@ -143,7 +148,13 @@ impl Thread {
                 }
                 self.set_signal_mask(mask);
             }
-            Err(_) => self.process.die_by(libc::SIGSEGV as u32),
+            Err(_) => {
+                let pc = self.hart.pc;
+                let why = format_args!(
+                    "the guest died of SIGSEGV: rt_sigreturn at pc {pc:#x} found no frame of a signal at address {frame:#x}"
+                );
+                self.process.die_of(libc::SIGSEGV as u32, &why)
+            }
         }
     }
 }
