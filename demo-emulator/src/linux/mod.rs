@@ -5,6 +5,17 @@
 //! masks and dispositions are the host's own. Only the differences are translated: addresses, a few
 //! structures, signal frames.
 //!
+//! # Differences from Linux
+//!
+//! - A system call that the table in `syscalls` lacks answers ENOSYS, as on a kernel without it. Such
+//!   calls are `process_vm_readv`, `process_vm_writev`, `recvmmsg`, `sendmmsg`, `vmsplice`, `clone3`,
+//!   `rseq`, `ptrace`, and those of io_uring, aio, mounts, POSIX message queues and System V IPC.
+//! - A child of vfork has a copy of its parent's memory: its stores do not reach the parent. So a
+//!   `posix_spawn` that cannot execute its program succeeds, and its child ends with status 127.
+//! - A private mapping of a file is a copy of the file's bytes (`address_space`).
+//! - A SIGSEGV, SIGBUS or SIGILL that a process sends loses its sender (`host_signals`).
+//! - A guest that dies of a fault is reported in a sentence on standard error (`guest_fault`).
+//!
 //! | file | contents |
 //! |---|---|
 //! | `clone` | the arguments of clone |

@@ -4,6 +4,10 @@
 //! or ends in any way, the kernel releases the mutex and wakes the parent. A grandchild holds
 //! nothing. No descriptor is needed: a process may have no number left.
 //!
+//! The child has a copy of its parent's memory, as after a fork. So the parent does not see the
+//! child's stores, which it sees on Linux. If the two shared memory, they would share the emulator's
+//! own state, too.
+//!
 //! # Safety
 //!
 //! The page is shared memory of its own. It stays mapped while the value lives, and in a child

@@ -1,5 +1,6 @@
 //! The guest's system calls of riscv64 Linux, by number. All others answer ENOSYS, and programs
-//! fall back: clone3, rseq, openat2, io_uring and aio among them.
+//! fall back: clone3, rseq, openat2, io_uring, aio, process_vm_readv, process_vm_writev, recvmmsg,
+//! sendmmsg and vmsplice among them.
 
 use super::spec::Arg::{
     Address as A, Dir as D, Hex as X, In, InLen, Int as I, Octal as O, Out, OutLen, OutLenAt, Path as P, Text as T,
