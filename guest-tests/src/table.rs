@@ -118,7 +118,7 @@ pub const GUESTS: &[Guest] = &[
     control("fp-flags-order", 0x93bd_70e5_0ab2_332c),
     control("lr-sc-counter", 0xa46e_e64c_6dfc_1f65),
     control("amo-counter", 0x5bc5_b29b_ff40_5931),
-    control("fault-mid-block", 0xdabc_cbba_80c1_3782),
+    control("fault-mid-block", 0xc445_c6bf_599c_f19a),
     control("kernel-writes-beside-code", 0xe3ec_be30_0cf5_01aa),
     control("bit-manipulation", 0xdbbb_0da4_7f97_1c00),
     control("workload-compute", 0xb15e_bcdf_63fc_8ddf),

@@ -24,8 +24,9 @@ use super::tier0::{Admission, DecodedBlock};
 use crate::cli::Tier;
 use crate::hart::Hart;
 use crate::linux::machine::{Executor, Exit};
+use crate::riscv::interpreter;
 use crate::riscv::trap::{Flow, Trap};
-use crate::translate::{CodeSpace, ExitReason, entry_stubs};
+use crate::translate::{CodeSpace, ExitReason, entry_stubs, may_run_again};
 
 /// Instructions that the interpreter runs while a page is busy, before the dispatcher asks the
 /// cache again.
@@ -45,6 +46,8 @@ enum Step {
     Flush,
     /// Lets the interpreter run one instruction that compiled code refused.
     Interpret,
+    /// Lets the interpreter run until it meets the fault of compiled code.
+    Restart,
     /// Lets the interpreter run to the end of the block.
     InterpretBlock,
     /// Goes back to Linux.
@@ -141,6 +144,19 @@ impl EngineExecutor {
             Ok(Flow::Next | Flow::Jump) => Step::Dispatch,
             Ok(Flow::FenceI) => Step::Flush,
             Err(trap) => Step::Exit(Exit::Trap(trap)),
+        }
+    }
+
+    /// Runs again what compiled code gave up because of a fault, and the fault. Compiled code cannot do
+    /// it: it would meet the fault again, and come back to the same place.
+    fn restart(&mut self, hart: &mut Hart) -> Step {
+        loop {
+            let again = interpreter::fetch(&self.maker.window, hart.pc).is_ok_and(|inst| may_run_again(inst.op));
+            match self.step(hart) {
+                // Another hart may have changed what the guest loads, so that it never comes to the fault.
+                Step::Dispatch if again && hart.exit_request.load(Ordering::Acquire) == 0 => {}
+                step => return step,
+            }
         }
     }
 
@@ -261,7 +277,8 @@ fn run_compiled(
         ExitReason::Miss | ExitReason::IndirectMiss | ExitReason::SelfModified => None,
         ExitReason::Interrupted => Some(Step::Exit(Exit::Interrupted)),
         ExitReason::FenceI => Some(Step::Flush),
-        ExitReason::Trap | ExitReason::Fault => Some(Step::Interpret),
+        ExitReason::Trap => Some(Step::Interpret),
+        ExitReason::Fault => Some(Step::Restart),
     }
 }
 
@@ -289,6 +306,7 @@ impl Executor for EngineExecutor {
                     Step::Dispatch
                 }
                 Step::Interpret => self.step(hart),
+                Step::Restart => self.restart(hart),
                 Step::InterpretBlock => self.interpret(hart),
                 Step::Flush => {
                     self.flush();

@@ -42,8 +42,8 @@ pub(super) struct Effects {
     pub(super) reads: Masks,
     /// Each of them is written in any case, unless the instruction faults.
     pub(super) writes: Masks,
-    /// The hart has all registers before the instruction takes effect, in any case.
-    pub(super) brings_hart_up_to_date: bool,
+    /// It may access memory, but for the cache-block operations.
+    pub(super) accesses: bool,
 }
 
 /// Major opcodes.
@@ -60,7 +60,7 @@ const OP_FP: u32 = 0x53;
 impl Effects {
     pub(super) fn of(inst: &Inst) -> Self {
         if inst.op == Op::Illegal {
-            return Self { reads: Masks::NONE, writes: Masks::NONE, brings_hart_up_to_date: false };
+            return Self { reads: Masks::NONE, writes: Masks::NONE, accesses: false };
         }
         let blank = Inst { op: inst.op, rd: 0, rs1: 0, rs2: 0, rs3: 0, rm: 0, len: 4, imm: 0 };
         let bits = encode(&blank);
@@ -87,7 +87,7 @@ impl Effects {
             _ if FUSED.contains(&opcode) => (Masks::f(&[rs1, rs2, rs3]), Masks::f(&[rd])),
             _ => (Masks::x(&[rs1, rs2]), Masks::x(&[rd])),
         };
-        let brings_hart_up_to_date = matches!(opcode, LOAD | LOAD_FP | STORE | STORE_FP | AMO);
-        Self { reads, writes, brings_hart_up_to_date }
+        let accesses = matches!(opcode, LOAD | LOAD_FP | STORE | STORE_FP | AMO);
+        Self { reads, writes, accesses }
     }
 }

@@ -43,7 +43,8 @@ pub enum ExitReason {
     FenceI = 4,
     /// ECALL, EBREAK or an illegal instruction, at `hart.pc`.
     Trap = 5,
-    /// The instruction at `hart.pc` cannot retire in the current state. It has had no effect.
+    /// An instruction cannot retire in the current state. The hart is as it was before it, or before
+    /// an earlier one at `hart.pc`. All between [may run again](super::may_run_again).
     Fault = 6,
     /// The guest's bytes differ from the source of the block at `hart.pc`.
     CheckFailed = 7,
@@ -235,7 +236,7 @@ pub(super) unsafe extern "C" fn fault_hook(_: c_int, _: *const siginfo_t, contex
     // SAFETY: `enter` is on this thread's stack, and its `running` with it; the
     // context is the kernel's.
     unsafe {
-        let Some(pc) = (*running).faults.guest_pc(host_context::pc(&*context)) else {
+        let Some(pc) = (*running).faults.restart_pc(host_context::pc(&*context)) else {
             return false;
         };
         (*(*running).hart).pc = pc;

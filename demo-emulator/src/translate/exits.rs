@@ -5,8 +5,9 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Value, types};
 use cranelift_codegen::isa::CallConv;
 
+use super::effects::Masks;
 use super::entry::ExitReason;
-use super::lower::emitter::{Emitter, HOST};
+use super::lower::emitter::{Emitter, HOST, Label};
 use super::lower::field;
 use super::region::is_backward;
 use crate::riscv::inst::{Inst, Op};
@@ -74,12 +75,13 @@ impl Emitter<'_> {
     pub(super) fn go(&mut self, pc: u64, target: u64) {
         let backward = is_backward(pc, target);
         match self.labels.get(&target).copied() {
-            Some((label, dirty)) => {
+            Some(Label { code, dirty, quiet_loop }) => {
                 if backward {
                     self.poll_within(target);
                 }
-                self.store_dirty_but(dirty);
-                self.builder.ins().jump(label, &[]);
+                let enters_quiet_loop = quiet_loop.is_some() && quiet_loop != self.quiet_loop;
+                self.store_dirty_but(if enters_quiet_loop { Masks::NONE } else { dirty });
+                self.builder.ins().jump(code, &[]);
             }
             None => {
                 self.store_dirty();

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 
 use codewarden::addr::{HostAddr, HostRange};
 
-use super::fault_points::FaultPoints;
+use super::fault_points::{FaultPoint, FaultPoints};
 
 const LINE_SHIFT: u32 = 6;
 
@@ -87,9 +87,20 @@ impl FaultIndex {
     /// The guest instruction that makes an access at `host_pc`. `None` if the pc is in no block, or
     /// at a place without a guest access.
     pub(super) fn guest_pc(&self, host_pc: usize) -> Option<u64> {
+        self.point(host_pc).map(|(start, point)| offset(start, point.guest_offset))
+    }
+
+    /// The guest instruction whose registers the hart has at `host_pc`: that of the access, or its
+    /// [restart](super::restart) before it. `None` as above.
+    pub(super) fn restart_pc(&self, host_pc: usize) -> Option<u64> {
+        self.point(host_pc).map(|(start, point)| offset(start, point.restart_offset))
+    }
+
+    /// The point at `host_pc`, and the address that its offsets begin at.
+    fn point(&self, host_pc: usize) -> Option<(u64, FaultPoint)> {
         let table = self.table(host_pc)?;
-        let guest_offset = table.points.guest_offset((host_pc - table.start) as u32)?;
-        Some(table.guest_start.wrapping_add(guest_offset as i64 as u64))
+        let point = table.points.at((host_pc - table.start) as u32)?;
+        Some((table.guest_start, point))
     }
 
     /// The table of the block that `host_pc` is in.
@@ -110,18 +121,23 @@ impl FaultIndex {
     }
 }
 
+fn offset(start: u64, distance: i32) -> u64 {
+    start.wrapping_add(distance as i64 as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use codewarden::addr::PageSize;
 
-    use super::super::fault_points::FaultPoint;
     use super::*;
 
     #[test]
     fn a_pc_is_found_only_in_its_own_block_and_at_its_own_points() {
         let index = FaultIndex::new(HostRange::new(HostAddr(0x10000), 0x1000, PageSize::from_shift(12)).unwrap());
-        let points =
-            [(4, 9, 0), (200, 204, 2)].map(|(start, end, guest_offset)| FaultPoint { start, end, guest_offset });
+        let points = [(4, 9, 0), (200, 204, 2)].map(|(start, end, guest_offset)| {
+            let restart_offset = guest_offset - 0x10;
+            FaultPoint { start, end, guest_offset, restart_offset }
+        });
         let tables = [0x10040, 0x10200].map(|start| FaultTable {
             start,
             len_bytes: 300,
@@ -139,6 +155,7 @@ mod tests {
         assert_eq!(index.guest_pc(0x10040 + 9), None);
         assert_eq!(index.guest_pc(0x10040 + 203), Some(0x102), "two lines behind the block's first");
         assert_eq!(index.guest_pc(0x10200 + 201), Some(0x102));
+        assert_eq!(index.restart_pc(0x10200 + 201), Some(0xf2));
         assert_eq!(index.guest_pc(0x10040 + 310), None, "between the blocks");
         assert_eq!(index.guest_pc(0x10000), None);
         assert_eq!(index.guest_pc(0x11000), None);

@@ -1,10 +1,11 @@
 //! The places in a block's host code that can fault, in few bytes: there are about as many of them
 //! as loads and stores in the whole program, and a fault is rare.
 //!
-//! Each point is three numbers: the distance of its start from the end of the point before, its
-//! length, and the distance of its guest instruction from that of the point before. A number takes
+//! Each point is three numbers or four: the distance of its start from the end of the point before,
+//! its length, the distance of its guest instruction from that of the point before, and the distance
+//! of that instruction from its [restart](super::restart), unless it is its own. A number takes
 //! seven bits of each byte, the lowest first. The highest bit of a byte says that more follow. So
-//! most points take three bytes instead of twelve.
+//! most points take three bytes instead of sixteen.
 
 use std::iter;
 
@@ -17,11 +18,16 @@ pub(super) struct FaultPoint {
     pub(super) end: u32,
     /// Distance of the guest instruction from the block's first.
     pub(super) guest_offset: i32,
+    /// Distance of its restart from the block's first instruction.
+    pub(super) restart_offset: i32,
 }
 
 /// The points of a block.
 #[derive(Debug)]
 pub(super) struct FaultPoints(Box<[u8]>);
+
+/// The lowest bit of a point's third number: a fourth follows.
+const HAS_RESTART: u64 = 1;
 
 impl FaultPoints {
     /// These points, in the order of their starts. They do not overlap.
@@ -30,9 +36,16 @@ impl FaultPoints {
         let (mut end, mut guest_offset) = (0, 0);
         for point in points {
             debug_assert!(point.start >= end && point.end >= point.start);
-            put(&mut bytes, point.start.wrapping_sub(end));
-            put(&mut bytes, point.end.wrapping_sub(point.start));
-            put(&mut bytes, zigzag(point.guest_offset.wrapping_sub(guest_offset)));
+            put(&mut bytes, (point.start - end).into());
+            put(&mut bytes, (point.end - point.start).into());
+            let back = point.guest_offset.wrapping_sub(point.restart_offset);
+            let distance = zigzag(point.guest_offset.wrapping_sub(guest_offset)) << 1;
+            if back == 0 {
+                put(&mut bytes, distance);
+            } else {
+                put(&mut bytes, distance | HAS_RESTART);
+                put(&mut bytes, zigzag(back));
+            }
             (end, guest_offset) = (point.end, point.guest_offset);
         }
         Self(bytes.into())
@@ -43,18 +56,18 @@ impl FaultPoints {
         let mut bytes = self.0.iter().copied();
         let (mut end, mut guest_offset) = (0_u32, 0_i32);
         iter::from_fn(move || {
-            let start = end.wrapping_add(take(&mut bytes)?);
-            end = start.wrapping_add(take(&mut bytes)?);
-            guest_offset = guest_offset.wrapping_add(from_zigzag(take(&mut bytes)?));
-            Some(FaultPoint { start, end, guest_offset })
+            let start = end.wrapping_add(take(&mut bytes)? as u32);
+            end = start.wrapping_add(take(&mut bytes)? as u32);
+            let distance = take(&mut bytes)?;
+            guest_offset = guest_offset.wrapping_add(from_zigzag(distance >> 1));
+            let back = if distance & HAS_RESTART == 0 { 0 } else { from_zigzag(take(&mut bytes)?) };
+            Some(FaultPoint { start, end, guest_offset, restart_offset: guest_offset.wrapping_sub(back) })
         })
     }
 
-    /// The guest instruction of the host code at `offset`, as its distance from the block's first.
-    /// Async-signal-safe.
-    pub(super) fn guest_offset(&self, offset: u32) -> Option<i32> {
-        let point = self.iter().find(|point| offset < point.end)?;
-        (point.start <= offset).then_some(point.guest_offset)
+    /// The point whose host code is at `offset`. Async-signal-safe.
+    pub(super) fn at(&self, offset: u32) -> Option<FaultPoint> {
+        self.iter().find(|point| offset < point.end).filter(|point| point.start <= offset)
     }
 
     /// Its size on the heap.
@@ -64,15 +77,15 @@ impl FaultPoints {
 }
 
 /// Small numbers for the distances near 0, to both sides: a jump backward takes no more bytes.
-fn zigzag(distance: i32) -> u32 {
-    (distance << 1 ^ distance >> 31) as u32
+fn zigzag(distance: i32) -> u64 {
+    ((distance << 1 ^ distance >> 31) as u32).into()
 }
 
-fn from_zigzag(number: u32) -> i32 {
+fn from_zigzag(number: u64) -> i32 {
     (number >> 1) as i32 ^ -((number & 1) as i32)
 }
 
-fn put(bytes: &mut Vec<u8>, mut number: u32) {
+fn put(bytes: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         bytes.push(number as u8 | 0x80);
         number >>= 7;
@@ -81,11 +94,11 @@ fn put(bytes: &mut Vec<u8>, mut number: u32) {
 }
 
 /// The next number. `None` at the end.
-fn take(bytes: &mut impl Iterator<Item = u8>) -> Option<u32> {
+fn take(bytes: &mut impl Iterator<Item = u8>) -> Option<u64> {
     let (mut number, mut shift) = (0, 0);
     loop {
         let byte = bytes.next()?;
-        number |= u32::from(byte & 0x7f) << shift;
+        number |= u64::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {
             return Some(number);
         }
@@ -97,17 +110,21 @@ fn take(bytes: &mut impl Iterator<Item = u8>) -> Option<u32> {
 mod tests {
     use super::*;
 
+    fn point((start, end, guest_offset, back): (u32, u32, i32, i32)) -> FaultPoint {
+        FaultPoint { start, end, guest_offset, restart_offset: guest_offset.wrapping_sub(back) }
+    }
+
     #[test]
     fn points_come_back_as_they_were() {
         let points = [
-            (0, 1, 0),
-            (1, 5, 4),
-            (127, 128, i32::MAX),
-            (300, 300 + 128, i32::MIN),
-            (1 << 20, (1 << 20) + 9, -2),
-            (u32::MAX - 1, u32::MAX, 126),
+            (0, 1, 0, 0),
+            (1, 5, 4, 4),
+            (127, 128, i32::MAX, -1),
+            (300, 300 + 128, i32::MIN, 0),
+            (1 << 20, (1 << 20) + 9, -2, i32::MIN),
+            (u32::MAX - 1, u32::MAX, 126, i32::MAX),
         ]
-        .map(|(start, end, guest_offset)| FaultPoint { start, end, guest_offset });
+        .map(point);
         for count in 0..=points.len() {
             let some = &points[..count];
             assert!(FaultPoints::new(some).iter().eq(some.iter().copied()));
@@ -115,19 +132,19 @@ mod tests {
     }
 
     #[test]
-    fn a_point_of_short_distances_takes_three_bytes() {
-        let points =
-            [(9, 13, 6), (20, 27, 2)].map(|(start, end, guest_offset)| FaultPoint { start, end, guest_offset });
-        assert_eq!(FaultPoints::new(&points).heap_bytes(), 6);
+    fn a_point_of_short_distances_takes_three_bytes_and_one_more_for_its_restart() {
+        let points = [(9, 13, 6, 0), (20, 27, 2, 0), (30, 34, 8, 6)].map(point);
+        assert_eq!(FaultPoints::new(&points[..2]).heap_bytes(), 6);
+        assert_eq!(FaultPoints::new(&points).heap_bytes(), 10);
     }
 
     #[test]
     fn only_the_code_of_a_point_has_a_guest_instruction() {
-        let points = [(4, 9, 6), (9, 12, 2), (20, 24, 8)];
-        let table = FaultPoints::new(&points.map(|(start, end, guest_offset)| FaultPoint { start, end, guest_offset }));
+        let points = [(4, 9, 6, 0), (9, 12, 2, 2), (20, 24, 8, 0)].map(point);
+        let table = FaultPoints::new(&points);
         for offset in 0..30 {
-            let wanted = points.iter().find(|(start, end, _)| (*start..*end).contains(&offset)).map(|point| point.2);
-            assert_eq!(table.guest_offset(offset), wanted, "{offset}");
+            let wanted = points.iter().find(|point| (point.start..point.end).contains(&offset));
+            assert_eq!(table.at(offset), wanted.copied(), "{offset}");
         }
     }
 }

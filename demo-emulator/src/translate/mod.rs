@@ -39,8 +39,9 @@
 //! - A **fault** of a guest access is a host SIGSEGV or SIGBUS. If an inline check refuses an
 //!   instruction (an address beyond the window, a misaligned atomic, a rounding mode that does not
 //!   exist), the code runs an instruction that does not exist (`ud2`, `udf`). The signal handler
-//!   finds the guest pc by the host pc and returns from `enter` with [`ExitReason::Fault`]. The
-//!   instruction has had no effect: to learn the reason, the caller runs the interpreter on it.
+//!   finds the guest pc by the host pc and returns from `enter` with [`ExitReason::Fault`]. To learn
+//!   the reason, the caller runs the interpreter. It may have to run some instructions again
+//!   before it comes to the fault: see `restart`.
 //!
 //! # The block's own stores
 //!
@@ -54,8 +55,8 @@
 //! Within a region the guest registers that it uses most are variables of Cranelift, loaded from the
 //! hart at the entry if they matter there. They are no more than the host has registers for. The
 //! others live in the hart between blocks: a block loads them before their first use. Changed ones
-//! are stored back before each point that can leave the region:
-//! guest accesses, helpers, exits; `region` finds out which may be changed at the start of each
+//! are stored back before helpers and exits, and where `restart` wants the hart up to date for the
+//! next guest accesses; `region` finds out which may be changed at the start of each
 //! block. Base addresses are tested once for accesses close to each other (`near`). The hart
 //! and the window's base are the parameters of every region, so they stay in registers.
 //!
@@ -75,6 +76,7 @@
 //! | `compiled` | a region's host code |
 //! | `effects` | the registers that an instruction reads and writes |
 //! | `near` | which registers hold addresses near the window |
+//! | `restart` | the instruction that a fault goes back to |
 //! | `region` | the control flow of a region |
 //! | `lower` | the effect of each instruction in Cranelift's terms |
 //! | `disasm` | listings of guest and host code |
@@ -99,6 +101,7 @@ mod options;
 #[cfg(target_arch = "x86_64")]
 mod quick;
 mod region;
+mod restart;
 mod translator;
 
 pub use code_space::{BlockObserver, CodeSpace};
@@ -108,6 +111,7 @@ pub use error::TranslateError;
 pub use lower::emitter::LinkTo;
 pub use options::{BlockOptions, OwnStores};
 pub use region::{Block, Targets, ends_block};
+pub use restart::may_run_again;
 pub use translator::{COMPILED_TIERS, HAS_QUICK, Translator};
 
 #[cfg(test)]

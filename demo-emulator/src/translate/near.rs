@@ -54,7 +54,7 @@ impl Near {
     /// `inst` was executed, and went on to the next.
     pub(super) fn pass(&mut self, inst: &Inst) {
         // An SC without a reservation makes no access.
-        if Effects::of(inst).brings_hart_up_to_date && !matches!(inst.op, Op::Sc_w | Op::Sc_d) {
+        if Effects::of(inst).accesses && !matches!(inst.op, Op::Sc_w | Op::Sc_d) {
             self.test(inst);
         }
         self.write(inst);

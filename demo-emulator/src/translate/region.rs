@@ -6,16 +6,18 @@
 //! region give probable ones: a walk from a call's target over the blocks of the called function
 //! ends at its returns, and these lead behind the call.
 //!
-//! Two analyses run forward over the graph. One finds the registers that may be *dirty*: changed
+//! Three analyses run forward over the graph. One finds the [restart](super::restart) at each block's
+//! start. One finds the registers that may be *dirty*: changed
 //! since the hart last had them. At the start of a loop these are only the ones that the loop itself
-//! changes: others are stored on the way into the loop, once. The other analysis finds registers
-//! that hold addresses [near](Near) the window. A third runs backward: it finds the registers whose
+//! changes: others are stored on the way into the loop, once. The third finds registers
+//! that hold addresses [near](Near) the window. A fourth runs backward: it finds the registers whose
 //! value at the entry matters.
 
 use std::ops::Range;
 
 use super::effects::{Effects, Masks};
 use super::near::Near;
+use super::restart::{self, Progress, Restart};
 use crate::riscv::inst::{Inst, Op};
 
 /// The registers that a call keeps its return address in.
@@ -85,6 +87,12 @@ pub(super) struct Node<'a> {
     pub(super) dirty: Masks,
     /// Registers near the window at its start.
     pub(super) near: Near,
+    /// Whether a jump backward leads here.
+    pub(super) starts_loop: bool,
+    /// The restart of the quiet loop that it belongs to.
+    pub(super) quiet_loop: Restart,
+    /// The restart at its start.
+    pub(super) restart: Restart,
 }
 
 impl Node<'_> {
@@ -128,7 +136,16 @@ impl<'a> Region<'a> {
     pub(super) fn new(blocks: &'a [Block]) -> Self {
         let mut first_index = 0;
         let nodes = blocks.iter().map(|insts| {
-            let node = Node { insts, first_index, returns: Vec::new(), dirty: Masks::NONE, near: Near::new() };
+            let node = Node {
+                insts,
+                first_index,
+                returns: Vec::new(),
+                dirty: Masks::NONE,
+                near: Near::new(),
+                starts_loop: false,
+                quiet_loop: None,
+                restart: None,
+            };
             first_index += insts.len() as u32;
             node
         });
@@ -137,6 +154,8 @@ impl<'a> Region<'a> {
         region.drop_unreachable();
         region.choose_kept();
         let successors: Vec<Vec<usize>> = region.nodes.iter().map(|node| region.successors(node)).collect();
+        region.find_loop_starts(&successors);
+        region.find_restarts(&successors);
         region.find_dirty(&successors);
         region.find_near(&successors);
         region.find_needed(&successors);
@@ -217,23 +236,125 @@ impl<'a> Region<'a> {
             .map(move |target| target..pc)
     }
 
-    fn find_dirty(&mut self, successors: &[Vec<usize>]) {
-        let is_backward =
-            |region: &Self, from: usize, to: usize| is_backward(region.nodes[from].last().0, region.nodes[to].start());
-        let mut starts_loop = vec![false; self.nodes.len()];
+    fn find_loop_starts(&mut self, successors: &[Vec<usize>]) {
         for (index, next) in successors.iter().enumerate() {
-            next.iter().filter(|&&next| is_backward(self, index, next)).for_each(|&next| starts_loop[next] = true);
+            let (pc, _) = self.nodes[index].last();
+            for &next in next {
+                self.nodes[next].starts_loop |= is_backward(pc, self.nodes[next].start());
+            }
         }
+    }
+
+    /// Finds the quiet loops, and the restart at the start of each block.
+    fn find_restarts(&mut self, successors: &[Vec<usize>]) {
+        self.find_quiet_loops(successors);
+        // `None`: no way to it was found yet.
+        let mut starts: Vec<Option<Restart>> = self.nodes.iter().map(|node| node.quiet_loop.map(Some)).collect();
+        starts[0] = Some(Some(0));
+        let mut open: Vec<usize> = (0..self.nodes.len()).filter(|&index| starts[index].is_some()).collect();
+        while let Some(index) = open.pop() {
+            let Some(start) = starts[index] else { continue };
+            let end = self.restart_at_end(index, start);
+            for &next in &successors[index] {
+                if self.nodes[next].quiet_loop.is_some() {
+                    continue;
+                }
+                let end = end.filter(|_| !self.stores_on_the_way(index, next));
+                let joined = starts[next].map_or(end, |other| other.filter(|_| other == end));
+                if starts[next] != Some(joined) {
+                    starts[next] = Some(joined);
+                    open.push(next);
+                }
+            }
+        }
+        for (node, start) in self.nodes.iter_mut().zip(starts) {
+            node.restart = start.flatten();
+        }
+    }
+
+    /// Whether a quiet loop begins on the way from one block to another.
+    fn enters_quiet_loop(&self, from: usize, to: usize) -> bool {
+        let to = self.nodes[to].quiet_loop;
+        to.is_some() && to != self.nodes[from].quiet_loop
+    }
+
+    /// Whether kept registers are stored on the way from one block to another, because the loop that
+    /// begins there does not change them.
+    fn stores_on_the_way(&self, from: usize, to: usize) -> bool {
+        let is_within =
+            self.nodes[from].quiet_loop.is_some() && self.nodes[from].quiet_loop == self.nodes[to].quiet_loop;
+        let (pc, start) = (self.nodes[from].last().0, self.nodes[to].start());
+        self.nodes[to].starts_loop && !is_backward(pc, start) && !is_within
+    }
+
+    fn restart_at_end(&self, index: usize, start: Restart) -> Restart {
+        let node = &self.nodes[index];
+        let mut progress = Progress::new(start);
+        for (index, (_, inst)) in (node.first_index..).zip(node.insts) {
+            progress.pass(index, inst, self.kept);
+        }
+        progress.restart.filter(|_| !progress.is_waiting)
+    }
+
+    fn find_quiet_loops(&mut self, successors: &[Vec<usize>]) {
+        let count = self.nodes.len();
+        let is_quiet: Vec<bool> = self.nodes.iter().map(|node| self.is_quiet(node.insts)).collect();
+        // The blocks that each block leads to by way of quiet ones.
+        let reached: Vec<Vec<bool>> = (0..count)
+            .map(|from| {
+                let (mut reached, mut open) = (vec![false; count], vec![from]);
+                while let Some(index) = open.pop() {
+                    for &next in successors[index].iter().filter(|&&next| is_quiet[index] && is_quiet[next]) {
+                        if !std::mem::replace(&mut reached[next], true) {
+                            open.push(next);
+                        }
+                    }
+                }
+                reached
+            })
+            .collect();
+        let mut is_known = vec![false; count];
+        for index in 0..count {
+            if is_known[index] || !reached[index][index] {
+                continue;
+            }
+            let is_member = |other: usize| reached[index][other] && reached[other][index];
+            let members: Vec<usize> = (0..count).filter(|&other| is_member(other)).collect();
+            let is_entered =
+                |to: usize| to == 0 || (0..count).any(|from| !is_member(from) && successors[from].contains(&to));
+            let entries: Vec<usize> = members.iter().copied().filter(|&member| is_entered(member)).collect();
+            let loads = members.iter().any(|&member| self.loads(member));
+            for &member in &members {
+                is_known[member] = true;
+                if let ([entry], true) = (&entries[..], loads) {
+                    self.nodes[member].quiet_loop = Some(self.nodes[*entry].first_index);
+                }
+            }
+        }
+    }
+
+    fn loads(&self, index: usize) -> bool {
+        self.nodes[index].insts.iter().any(|(_, inst)| restart::loads(inst.op))
+    }
+
+    fn is_quiet(&self, insts: &[(u64, Inst)]) -> bool {
+        insts.iter().all(|(_, inst)| {
+            restart::may_run_again(inst.op) && Effects::of(inst).writes.without(self.kept) == Masks::NONE
+        })
+    }
+
+    fn find_dirty(&mut self, successors: &[Vec<usize>]) {
         let mut open: Vec<usize> = (0..self.nodes.len()).rev().collect();
         while let Some(index) = open.pop() {
             let node = &self.nodes[index];
-            let mut dirty = node.dirty;
-            for (_, inst) in node.insts {
-                let effects = Effects::of(inst);
-                dirty = if effects.brings_hart_up_to_date { effects.writes } else { dirty.or(effects.writes) };
+            let (mut dirty, mut progress) = (node.dirty, Progress::new(node.restart));
+            for (index, (_, inst)) in (node.first_index..).zip(node.insts) {
+                let writes = Effects::of(inst).writes;
+                dirty = if progress.updates_hart(inst) { writes } else { dirty.or(writes) };
+                progress.pass(index, inst, self.kept);
             }
             for &next in &successors[index] {
-                if starts_loop[next] && !is_backward(self, index, next) {
+                if self.stores_on_the_way(index, next) || self.enters_quiet_loop(index, next) {
                     continue;
                 }
                 let joined = self.nodes[next].dirty.or(dirty.and(self.kept));

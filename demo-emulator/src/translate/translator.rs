@@ -97,7 +97,7 @@ impl Translator {
         let insts: Vec<(u64, Inst)> = blocks.iter().flatten().copied().collect();
         let kept: Box<[Inst]> = insts.iter().map(|&(_, inst)| inst).collect();
         self.context.clear();
-        self.build(&Region::new(blocks), &kept, options, link);
+        let restarts = self.build(&Region::new(blocks), &kept, options, link);
 
         let start = insts[0].0;
         let check = self.check(start, options);
@@ -110,7 +110,7 @@ impl Translator {
         module.finalize_definitions()?;
         let place_taken = place.lock().unwrap_or_else(PoisonError::into_inner).take();
         let place = place_taken.ok_or_else(|| TranslateError::Compile("the module took no memory".into()))?;
-        let points = self.fault_points(&insts);
+        let points = self.fault_points(&insts, &restarts);
         let code = Code { start, points, insts: kept, runs_left: NO_COUNTER };
         Ok(self.finish(Box::new_uninit(), place, check, code))
     }
@@ -180,7 +180,7 @@ impl Translator {
             let at = check.insts(place.behind());
             place.put(at.start, &check.placed(at.start));
             let (start, end) = (at.start as u32, at.end as u32);
-            points.push(FaultPoint { start, end, guest_offset: 0 });
+            points.push(FaultPoint { start, end, guest_offset: 0, restart_offset: 0 });
             start..end
         });
         let Place { code, function_bytes } = place;
@@ -194,7 +194,8 @@ impl Translator {
         UnpublishedBlock(CompiledBlock(parts))
     }
 
-    fn build(&mut self, region: &Region<'_>, kept: &[Inst], options: &BlockOptions, link: LinkTo) {
+    /// Builds the function; returns the restart of each instruction that can fault.
+    fn build(&mut self, region: &Region<'_>, kept: &[Inst], options: &BlockOptions, link: LinkTo) -> Vec<u32> {
         self.context.func.signature = signature();
         let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder_context);
         let environment = Environment::new(&self.space, region.nodes[0].bytes(), options);
@@ -215,20 +216,25 @@ impl Translator {
                 emitter.go(pc, pc.wrapping_add(u64::from(last.len)));
             }
         }
-        emitter.finish(self.space.isa.0.frontend_config());
+        emitter.finish(self.space.isa.0.frontend_config())
     }
 
     /// Host code ranges that can fault, as the compiler placed them.
-    fn fault_points(&self, insts: &[(u64, Inst)]) -> Vec<FaultPoint> {
+    fn fault_points(&self, insts: &[(u64, Inst)], restarts: &[u32]) -> Vec<FaultPoint> {
         let Some(compiled) = self.context.compiled_code() else { return Vec::new() };
         let locations = compiled.buffer.get_srclocs_sorted();
+        // Regions reach as far as jumps with constant targets lead, which is much less.
+        let offset = |index: u32| insts[index as usize].0.wrapping_sub(insts[0].0) as i32;
         let located = locations.iter().filter(|location| !location.loc.is_default());
         located
-            .map(|location| FaultPoint {
-                start: location.start,
-                end: location.end,
-                // Regions reach as far as jumps with constant targets lead, which is much less.
-                guest_offset: insts[location.loc.bits() as usize].0.wrapping_sub(insts[0].0) as i32,
+            .map(|location| {
+                let index = location.loc.bits();
+                FaultPoint {
+                    start: location.start,
+                    end: location.end,
+                    guest_offset: offset(index),
+                    restart_offset: offset(restarts[index as usize]),
+                }
             })
             .collect()
     }

@@ -22,6 +22,7 @@ use crate::riscv::inst::Inst;
 use crate::translate::effects::{Effects, Masks};
 use crate::translate::near::Near;
 use crate::translate::region::{Node, Region};
+use crate::translate::restart::{Progress, Restart};
 
 /// The guest's: any alignment, may fault.
 pub(super) const GUEST: MemFlagsData = MemFlagsData::new();
@@ -75,10 +76,26 @@ pub(crate) struct Emitter<'a> {
     pub(super) f: Registers,
     /// Which integer registers are known to hold addresses in or near the window.
     pub(super) near: Near,
-    /// The code of each block of the region, by its address, and the registers that may be dirty
-    /// there.
-    pub(crate) labels: HashMap<u64, (Block, Masks)>,
+    /// The blocks of the region, by address.
+    pub(crate) labels: HashMap<u64, Label>,
     pub(crate) environment: Environment,
+    /// At the current instruction.
+    pub(super) progress: Progress,
+    /// The registers that the region keeps.
+    pub(super) kept: Masks,
+    /// The restart of the quiet loop around it.
+    pub(crate) quiet_loop: Restart,
+    /// The restart of each instruction that can fault.
+    restarts: Vec<u32>,
+}
+
+/// The start of a block of the region.
+#[derive(Clone, Copy)]
+pub(crate) struct Label {
+    pub(crate) code: Block,
+    /// Registers that may be dirty there.
+    pub(crate) dirty: Masks,
+    pub(crate) quiet_loop: Restart,
 }
 
 impl<'a> Emitter<'a> {
@@ -97,18 +114,25 @@ impl<'a> Emitter<'a> {
         let mut f = Registers::new(field::F, types::F64, region.kept.f);
         x.load(region.needed.x, hart, &mut builder);
         f.load(region.needed.f, hart, &mut builder);
-        let label = |node: &Node<'_>| (node.start(), (builder.create_block(), node.dirty));
-        let labels: HashMap<u64, (Block, Masks)> = region.nodes.iter().map(label).collect();
-        builder.ins().jump(labels[&region.nodes[0].start()].0, &[]);
-        Self { builder, hart, base, link, x, f, near: Near::new(), labels, environment }
+        let label = |node: &Node<'_>| {
+            let label = Label { code: builder.create_block(), dirty: node.dirty, quiet_loop: node.quiet_loop };
+            (node.start(), label)
+        };
+        let labels: HashMap<u64, Label> = region.nodes.iter().map(label).collect();
+        builder.ins().jump(labels[&region.nodes[0].start()].code, &[]);
+        let near = Near::new();
+        let (progress, quiet_loop, restarts) = (Progress::new(None), None, Vec::new());
+        let kept = region.kept;
+        Self { builder, hart, base, link, x, f, near, labels, environment, progress, kept, quiet_loop, restarts }
     }
 
     /// Goes on at the start of a block of the region.
     pub(crate) fn begin(&mut self, node: &Node<'_>) {
-        self.builder.switch_to_block(self.labels[&node.start()].0);
+        self.builder.switch_to_block(self.labels[&node.start()].code);
         self.x.begin(node.dirty.x);
         self.f.begin(node.dirty.f);
         self.near = node.near;
+        (self.progress, self.quiet_loop) = (Progress::new(node.restart), node.quiet_loop);
     }
 
     /// Before `inst`: its registers get values. Here, since the code of an instruction has branches.
@@ -118,9 +142,12 @@ impl<'a> Emitter<'a> {
         self.f.load_missing(f, self.hart, &mut self.builder);
     }
 
-    pub(crate) fn finish(mut self, config: TargetFrontendConfig) {
+    /// The function is complete. Returns the restart of each instruction that can fault, up to the
+    /// last of these.
+    pub(crate) fn finish(mut self, config: TargetFrontendConfig) -> Vec<u32> {
         self.builder.seal_all_blocks();
         self.builder.finalize(config);
+        self.restarts
     }
 
     /// An integer register's value.
@@ -173,10 +200,34 @@ impl<'a> Emitter<'a> {
     /// stays in its place, and no other access serves for it: see the module's head.
     pub(super) fn may_fault<T>(&mut self, index: u32, emit: impl FnOnce(&mut Self) -> T) -> T {
         self.flush();
+        self.faults_at(index, index, |this| {
+            let result = emit(this);
+            this.builder.ins().sequence_point();
+            result
+        })
+    }
+
+    /// As [`may_fault`](Self::may_fault), for a load or a store. Brings the hart up to date only if
+    /// a fault cannot go back to an earlier restart.
+    pub(super) fn access<T>(&mut self, index: u32, inst: &Inst, emit: impl FnOnce(&mut Self) -> T) -> T {
+        match self.progress.restart {
+            Some(restart) if !self.progress.updates_hart(inst) => self.faults_at(index, restart, |this| {
+                let result = emit(this);
+                this.builder.ins().sequence_point();
+                result
+            }),
+            _ => self.may_fault(index, emit),
+        }
+    }
+
+    /// The code that `emit` emits may fault for instruction `index`.
+    pub(super) fn faults_at<T>(&mut self, index: u32, restart: u32, emit: impl FnOnce(&mut Self) -> T) -> T {
+        let place = index as usize;
+        self.restarts.resize(self.restarts.len().max(place + 1), index);
+        self.restarts[place] = restart;
         self.builder.set_srcloc(SourceLoc::new(index));
         let result = emit(self);
         self.builder.set_srcloc(SourceLoc::default());
-        self.builder.ins().sequence_point();
         result
     }
 

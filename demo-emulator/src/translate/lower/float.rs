@@ -26,7 +26,7 @@
 #![allow(unsafe_code)]
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
-use cranelift_codegen::ir::{Block, BlockArg, InstBuilder, MemFlagsData, SourceLoc, Type, Value, types};
+use cranelift_codegen::ir::{Block, BlockArg, InstBuilder, MemFlagsData, Type, Value, types};
 
 use super::emitter::{Emitter, HOST};
 use super::field;
@@ -145,9 +145,7 @@ impl Emitter<'_> {
     /// dirty stay so: another way may lead past the call.
     fn help(&mut self, index: u32, inst: &Inst) -> Value {
         self.store_dirty();
-        self.builder.set_srcloc(SourceLoc::new(index));
-        self.call_helper(float_helper as *const () as usize, inst, &[]);
-        self.builder.set_srcloc(SourceLoc::default());
+        self.faults_at(index, index, |this| this.call_helper(float_helper as *const () as usize, inst, &[]));
         let (file, format) = if writes_integer(inst.op) { (&self.x, types::I64) } else { (&self.f, types::F64) };
         let offset = file.offset_of(inst.rd);
         self.builder.ins().load(format, HOST, self.hart, offset)

@@ -15,7 +15,7 @@ impl Emitter<'_> {
     pub(super) fn load(&mut self, index: u32, inst: &Inst) {
         use Op::*;
         let addr = self.x(inst.rs1);
-        let value = self.may_fault(index, |this| {
+        let value = self.access(index, inst, |this| {
             let host = this.host_address(inst, addr);
             let ins = this.builder.ins();
             match inst.op {
@@ -52,7 +52,7 @@ impl Emitter<'_> {
             _ => self.x(inst.rs2),
         };
         let addr = self.x(inst.rs1);
-        self.may_fault(index, |this| {
+        self.access(index, inst, |this| {
             let host = this.host_address(inst, addr);
             let ins = this.builder.ins();
             match inst.op {

@@ -208,7 +208,8 @@ impl Builder<'_> {
     }
 
     fn add_point(&mut self, start: u32, guest_offset: i32) {
-        self.points.push(FaultPoint { start, end: self.asm.offset() as u32, guest_offset });
+        let end = self.asm.offset() as u32;
+        self.points.push(FaultPoint { start, end, guest_offset, restart_offset: guest_offset });
     }
 
     fn offset_of(&self, pc: u64) -> i32 {

@@ -46,6 +46,7 @@ use super::lower::emitter::LinkTo;
 use super::near::Near;
 use super::options::BlockOptions;
 use super::region::{Block, ends_block};
+use super::restart::computes_integer;
 use crate::memory::window::WINDOW_LEN_BYTES;
 use crate::riscv::inst::{Inst, Op};
 use asm::Assembler;
@@ -60,12 +61,7 @@ pub(super) fn kept(block: &Block) -> Box<[Inst]> {
 
 /// Whether the code of an operation only computes its result, an integer register's new value.
 fn only_computes(op: Op) -> bool {
-    let is_in = |first: Op, last: Op| (first as u8..=last as u8).contains(&(op as u8));
-    let is_integer = matches!(op, Op::Lui | Op::Auipc)
-        || is_in(Op::Addi, Op::Sraw)
-        || is_in(Op::Mul, Op::Remuw)
-        || is_in(Op::Add_uw, Op::Bseti);
-    is_integer && !is_helped(op)
+    computes_integer(op) && !is_helped(op)
 }
 
 /// Compiles one block after another.

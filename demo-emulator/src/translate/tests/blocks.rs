@@ -326,14 +326,14 @@ fn a_freed_blocks_fault_table_is_gone() {
         let small: Vec<_> = (0..16).map(|_| bench.compile(&[fault, jal(0, 8)])).collect();
         let (first, last) = (small[0].entry(), small[15].entry());
         drop(small);
-        let insts: Vec<Inst> = (0..200).map(|_| load(Op::Ld, 10, 5, 0)).chain([fault, jal(0, 8)]).collect();
+        let insts: Vec<Inst> = (0..300).map(|_| load(Op::Ld, 10, 5, 0)).chain([fault, jal(0, 8)]).collect();
         let large = bench.compile(&insts);
         let (start, end) = (large.entry(), large.entry() + large.len_bytes());
         assert!(start <= first && end > last, "{start:#x}..{end:#x} {first:#x} {last:#x}");
         let mut hart = bench.hart();
         hart.x[5] = DATA;
         assert_eq!(bench.enter(&mut hart, large.entry()), ExitReason::Fault);
-        assert_eq!(hart.pc, CODE + 800);
+        assert_eq!(hart.pc, CODE + 1200);
     });
 }
 

@@ -15,6 +15,7 @@ mod random;
 mod regions;
 mod self_checking;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use super::*;
 use crate::hart::Hart;
 use crate::memory::Window;
 use crate::memory::window::PAGE_LEN_BYTES;
+use crate::riscv::exec::exec;
 use crate::riscv::inst::{Inst, Op};
 
 /// First of the guest's readable and writable pages.
@@ -76,6 +78,10 @@ struct Bench {
     front: Box<[FrontSlot]>,
     /// The cells that blocks are linked to, by guest pc.
     cells: HashMap<u64, Box<AtomicUsize>>,
+    /// The instructions that were compiled last, by pc.
+    insts: HashMap<u64, Inst>,
+    /// How often a fault went back to an instruction before it.
+    restarts: Cell<u32>,
 }
 
 impl Bench {
@@ -86,7 +92,8 @@ impl Bench {
         let space = CodeSpace::new(window, CodeBuffer::new(code_bytes).unwrap()).unwrap();
         let translator = Translator::new(Arc::clone(&space));
         let front = vec![EMPTY; FRONT_SLOTS].into();
-        Self { compiler: Compiler::Region, window, space, translator, front, cells: HashMap::new() }
+        let (cells, insts, restarts) = (HashMap::new(), HashMap::new(), Cell::new(0));
+        Self { compiler: Compiler::Region, window, space, translator, front, cells, insts, restarts }
     }
 
     /// A hart at the start of the code, with this bench's front.
@@ -106,12 +113,14 @@ impl Bench {
         options: &BlockOptions,
     ) -> Result<CompiledBlock, TranslateError> {
         let Self { compiler, translator, cells, .. } = self;
+        self.insts = insts.iter().copied().collect();
         compile(*compiler, translator, insts, options, &mut |pc| NonNull::new(as_cell(cell(cells, pc)).cast_mut()))
     }
 
     /// Compiles a region of these blocks.
     fn compile_region(&mut self, blocks: &[Block], options: &BlockOptions) -> CompiledBlock {
         let Self { translator, cells, .. } = self;
+        self.insts = blocks.iter().flatten().copied().collect();
         let mut link = |pc| NonNull::new(as_cell(cell(cells, pc)).cast_mut());
         published(translator.compile(blocks, options, &mut link).unwrap())
     }
@@ -121,9 +130,28 @@ impl Bench {
         cell(&mut self.cells, pc)
     }
 
-    fn enter(&self, hart: &mut Hart, code: usize) -> ExitReason {
+    /// Runs code. After a fault, the hart is at the restart.
+    fn enter_only(&self, hart: &mut Hart, code: usize) -> ExitReason {
         // SAFETY: see the module's head.
         unsafe { self.space.enter(hart, code) }
+    }
+
+    /// Runs code. After a fault the interpreter goes on until it meets the fault.
+    fn enter(&self, hart: &mut Hart, code: usize) -> ExitReason {
+        let reason = self.enter_only(hart, code);
+        if reason != ExitReason::Fault {
+            return reason;
+        }
+        let mut is_restart = false;
+        loop {
+            let inst = self.insts[&hart.pc];
+            if exec(&inst, hart, &self.window).is_err() {
+                self.restarts.set(self.restarts.get() + u32::from(is_restart));
+                return reason;
+            }
+            assert!(may_run_again(inst.op), "{inst:?}");
+            is_restart = true;
+        }
     }
 
     fn data(&self) -> Vec<u8> {

@@ -61,6 +61,95 @@ fn a_fault_within_a_loop_finds_all_registers() {
     assert_eq!((hart.pc, hart.x[12], hart.x[5], hart.x[13]), (CODE + 4, 3 * (count + 1), DATA + 8 * count, 0));
 }
 
+/// The loads of a loop do not bring the hart up to date, a store does: a fault behind it must not run
+/// it again.
+#[test]
+fn a_fault_goes_back_to_where_its_loop_was_entered_but_not_over_a_store() {
+    let mut bench = Bench::new(1 << 20);
+    let walk = |between: Inst| {
+        let before = [addi(12, 12, 3), store(Op::Sd, 12, 6, 0), jal(0, 4)];
+        let head = [load(Op::Ld, 13, 5, 0), addi(14, 14, 1), between, branch(Op::Beq, 13, 11, 16)];
+        let body = [addi(5, 5, 8), addi(13, 0, 0), jal(0, -24)];
+        [
+            placed_at(CODE, &before),
+            placed_at(CODE + 12, &head),
+            placed_at(CODE + 28, &body),
+            placed_at(CODE + 40, &[ECALL]),
+        ]
+    };
+    let count = DATA_PAGES * PAGE_LEN_BYTES / 8;
+    for (between, restart, rounds) in [
+        (NOP, CODE + 12, 0),
+        (store(Op::Sd, 14, 6, 8), CODE + 12, count),
+        (Inst { op: Op::Fence, ..NOP }, CODE + 12, count),
+    ] {
+        let region = bench.compile_region(&walk(between), &BlockOptions::default());
+        for replays in [false, true] {
+            bench.set_data(&[0; 64]);
+            let mut hart = bench.hart();
+            (hart.x[5], hart.x[6], hart.x[11]) = (DATA, DATA, u64::MAX);
+            let reason = if replays {
+                bench.enter(&mut hart, region.entry())
+            } else {
+                bench.enter_only(&mut hart, region.entry())
+            };
+            assert_eq!(reason, ExitReason::Fault);
+            let rounds = if replays { count } else { rounds };
+            let wanted = (restart, 3, DATA + 8 * rounds, rounds);
+            assert_eq!((hart.pc, hart.x[12], hart.x[5], hart.x[14]), wanted, "{between:?}");
+        }
+    }
+}
+
+/// The way into the inner loop, which only counts down, must not store x12 to the hart: a fault runs the
+/// count of x12 again.
+#[test]
+fn a_loop_within_stores_nothing_that_runs_again() {
+    let mut bench = Bench::new(1 << 20);
+    for is_around in [true, false] {
+        // x13 is the last word that was loaded. Without a loop around, the second load is behind the inner loop.
+        let head = [load(Op::Ld, 13, 5, 0), addi(12, 12, 1), addi(14, 0, 3), jal(0, 4)];
+        let inner = [addi(14, 14, -1), branch(Op::Bne, 14, 0, -4)];
+        let again = [addi(5, 5, 8), if is_around { jal(0, -28) } else { jal(0, 4) }];
+        let behind = [addi(5, 5, 2047), addi(5, 5, 2047), load(Op::Ld, 13, 5, 0), ECALL];
+        let mut blocks = vec![
+            placed_at(CODE, &head),
+            placed_at(CODE + 16, &inner),
+            placed_at(CODE + 24, &again),
+            placed_at(CODE + 32, &behind),
+        ];
+        if is_around {
+            blocks.insert(0, placed_at(CODE - 8, &[store(Op::Sd, 12, 5, 0), jal(0, 4)]));
+        }
+        let region = bench.compile_region(&blocks, &BlockOptions::default());
+        bench.set_data(&[0; 64]);
+        let mut hart = bench.hart();
+        let end = DATA + DATA_PAGES * PAGE_LEN_BYTES;
+        (hart.pc, hart.x[5]) = (blocks[0][0].0, end - 4096);
+        assert_eq!(bench.enter(&mut hart, region.entry()), ExitReason::Fault);
+        let wanted = if is_around { (CODE, 512, end) } else { (CODE + 40, 1, end + 6) };
+        assert_eq!((hart.pc, hart.x[12], hart.x[5]), wanted);
+    }
+    assert_eq!(bench.restarts.get(), 1, "the store on the way into the inner loop ends the restart");
+}
+
+/// A loop with another one in it, and one with two entries.
+#[test]
+fn quiet_loops_are_entered_at_one_place() {
+    let walk = |to: i32| vec![load(Op::Ld, 13, 5, 0), branch(Op::Bne, 13, 11, to)];
+    let quiet = |blocks: &[Block]| -> Vec<_> { Region::new(blocks).nodes.iter().map(|node| node.quiet_loop).collect() };
+    let start = placed_at(CODE, &[store(Op::Sd, 12, 6, 0), branch(Op::Beq, 12, 0, 12)]);
+    let (first, second) = (placed_at(CODE + 8, &walk(-4)), placed_at(CODE + 16, &walk(-12)));
+    let end = placed_at(CODE + 24, &[ECALL]);
+    // The second block leads back to the first, both to themselves or on. The entry leads to both.
+    assert_eq!(quiet(&[start.clone(), first.clone(), second.clone(), end.clone()]), [None; 4]);
+    let start = placed_at(CODE, &[store(Op::Sd, 12, 6, 0), branch(Op::Beq, 12, 0, 20)]);
+    assert_eq!(quiet(&[start.clone(), first.clone(), second, end.clone()]), [None, Some(2), Some(2), None]);
+    let storing = placed_at(CODE + 16, &[store(Op::Sd, 12, 6, 0), branch(Op::Bne, 13, 11, -12)]);
+    let first = placed_at(CODE + 8, &walk(0 - 4));
+    assert_eq!(quiet(&[start, first, storing, end]), [None, Some(2), None, None]);
+}
+
 /// Runs an endless loop until another thread has done `stop`; returns the exit.
 fn run_endless(stale: Option<&AtomicU8>, stop: impl FnOnce(&AtomicU8) + Send) -> (ExitReason, Hart) {
     let mut bench = Bench::new(1 << 20);
