@@ -5,12 +5,13 @@
 //! stops a call before each of its instructions, and the signal comes at each. So the gap is met
 //! every time, not by luck. The call would sleep for ever; it must answer "restart" instead.
 //!
-//! A binary of its own: SIGTRAP's handler belongs to the process.
+//! Only x86-64, whose trap flag this is. A binary of its own: SIGTRAP's handler belongs to the process.
 //!
 //! # Safety
 //!
 //! The handler stores to atomics and to the kernel's context. The trap flag is set alone, and
 //! cleared in the saved flags.
+#![cfg(target_arch = "x86_64")]
 #![allow(unsafe_code)]
 
 use std::arch::asm;
