@@ -26,6 +26,10 @@ use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 use crate::addr::PageSize;
 use crate::error::Error;
 
+/// A copy of code has the pages of this many bytes mapped at a time: a process is near its largest size
+/// when it forks.
+const COPIED_AT_ONCE_BYTES: usize = 1 << 20;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Views {
@@ -82,9 +86,15 @@ impl Views {
     /// a range: the copy of its bytes is any.
     pub(crate) fn copy(&self, ranges: impl Iterator<Item = Range<usize>>) -> Result<CodeCopy, Error> {
         let views = Self::map(self.len + PageSize::host().bytes())?;
-        for Range { start, end } in ranges {
+        for Range { mut start, end } in ranges {
             debug_assert!(end <= self.len);
-            copy_by_kernel(self.rw.wrapping_add(start), views.rw.wrapping_add(start), end - start)?;
+            while start < end {
+                let piece_bytes = COPIED_AT_ONCE_BYTES.min(end - start);
+                // Reading the writable view would map its pages again.
+                copy_by_kernel(self.rx.wrapping_add(start), views.rw.wrapping_add(start), piece_bytes)?;
+                views.unmap_written();
+                start += piece_bytes;
+            }
         }
         Ok(CodeCopy(views))
     }
@@ -111,6 +121,16 @@ impl Views {
         // SAFETY: a mapping of this object, which has not been written to or run yet.
         unsafe { rustix::mm::mprotect(self.rw.cast(), self.len, flags) }
             .map_err(|errno| Error::system("mprotect of code", self.rw as usize, self.len, errno))
+    }
+
+    /// Takes the pages of the writable view out of the process's page table, so that written code counts once in
+    /// the resident size and not twice. No byte is lost: the memory is shared, and the executable view shows it.
+    /// A later access maps its page again, and so does one of another thread at this moment.
+    ///
+    /// If the system refuses (locked memory), the pages stay.
+    pub(crate) fn unmap_written(&self) {
+        // SAFETY: a shared mapping of this object, whose bytes no view loses by it.
+        let _ = unsafe { rustix::mm::madvise(self.rw.cast(), self.len, Advice::LinuxDontNeed) };
     }
 
     /// Gives the memory of `len` bytes at `start`, whole pages that are not in use, back to the

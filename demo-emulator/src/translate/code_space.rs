@@ -251,6 +251,7 @@ impl Place {
     }
 }
 
-fn behind(function_bytes: usize) -> usize {
+/// The offset of a check behind a function.
+pub(super) fn behind(function_bytes: usize) -> usize {
     function_bytes.next_multiple_of(CHECK_ALIGN_BYTES)
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use codewarden::code_buffer::Allocation;
 
-use super::code_space::CodeSpace;
+use super::code_space::{CodeSpace, behind};
 use super::error::TranslateError;
 use super::fault_index::FaultTable;
 use crate::riscv::inst::Inst;
@@ -30,13 +30,13 @@ pub(super) struct Parts {
     pub(super) insts: Box<[Inst]>,
     /// The length of the compiler's part.
     pub(super) function_bytes: u32,
-    /// The instructions of the self-checking entry; empty if there is none.
-    pub(super) check: Range<u32>,
+    /// The length of the self-checking entry's instructions; 0 if there is none.
+    pub(super) check_bytes: u32,
 }
 
 // Two of the allocator's words less than the next size of its own.
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<Parts>() <= 120);
+const _: () = assert!(size_of::<Parts>() <= 104);
 
 /// A block whose code may not be run yet: other processors may have fetched the bytes that were there
 /// before it.
@@ -57,7 +57,7 @@ pub fn publish_all(blocks: Vec<UnpublishedBlock>) -> Result<Vec<CompiledBlock>, 
 impl CompiledBlock {
     /// The plain value of an entry cell for this block.
     pub fn entry(&self) -> usize {
-        self.0.faults.start
+        self.0.code.rx() as usize
     }
 
     /// The value while a page of the block is self-checking.
@@ -66,8 +66,8 @@ impl CompiledBlock {
     }
 
     fn check(&self) -> Option<Range<usize>> {
-        let Range { start, end } = self.0.check;
-        (start < end).then_some(start as usize..end as usize)
+        let start = behind(self.0.function_bytes as usize);
+        (self.0.check_bytes != 0).then(|| start..start + self.0.check_bytes as usize)
     }
 
     /// Length of the code, with the self-checking entry.
@@ -102,6 +102,6 @@ impl Drop for Parts {
             // Afterwards the index no longer finds the block's stores.
             observer.block_ends();
         }
-        self.space.faults.remove(self.faults.start);
+        self.space.faults.remove(self.code.rx() as usize);
     }
 }

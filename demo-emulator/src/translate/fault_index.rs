@@ -24,8 +24,6 @@ const LINE_SHIFT: u32 = 6;
 /// The places in a block that can fault.
 #[derive(Debug)]
 pub(super) struct FaultTable {
-    /// Address of the block's code.
-    pub(super) start: usize,
     /// The guest address that the points are relative to: that of the first instruction.
     pub(super) guest_start: u64,
     pub(super) points: FaultPoints,
@@ -63,14 +61,13 @@ impl FaultIndex {
         Self { view, lines: unsafe { lines.assume_init() } }
     }
 
-    /// Enters a table. Code is aligned to lines: no two blocks share one.
+    /// Enters the table of the code at `start`. Code is aligned to lines: no two blocks share one.
     ///
     /// # Safety
     ///
     /// `table` stays in place until [`remove`](Self::remove).
-    pub(super) unsafe fn insert(&self, table: *const FaultTable) {
-        // SAFETY: the caller's promise.
-        let line = self.line(unsafe { (*table).start });
+    pub(super) unsafe fn insert(&self, start: usize, table: *const FaultTable) {
+        let line = self.line(start);
         debug_assert!(line.is_some(), "code lies in the view");
         if let Some(line) = line {
             self.lines[line].store(table.cast_mut(), Ordering::Release);
@@ -98,21 +95,27 @@ impl FaultIndex {
 
     /// The point at `host_pc`, and the address that its offsets begin at.
     fn point(&self, host_pc: usize) -> Option<(u64, FaultPoint)> {
-        let table = self.table(host_pc)?;
-        let point = table.points.at((host_pc - table.start) as u32)?;
+        let (table, offset) = self.find(host_pc)?;
+        let point = table.points.at(offset)?;
         Some((table.guest_start, point))
     }
 
     /// The table of the block that `host_pc` is in.
     pub(super) fn table(&self, host_pc: usize) -> Option<&FaultTable> {
-        let line = self.line(host_pc)?;
-        let table =
-            self.lines[..=line].iter().rev().map(|line| line.load(Ordering::Acquire)).find(|at| !at.is_null())?;
+        Some(self.find(host_pc)?.0)
+    }
+
+    /// The same, with the offset of `host_pc` in the block.
+    fn find(&self, host_pc: usize) -> Option<(&FaultTable, u32)> {
+        let lines = &self.lines[..=self.line(host_pc)?];
+        let tables = lines.iter().enumerate().rev().map(|(line, table)| (line, table.load(Ordering::Acquire)));
+        let (first, table) = { tables }.find(|(_, table)| !table.is_null())?;
         // SAFETY: in the index, hence alive, if the pc is in its block. If it is in no block at
         // all, the compiled code has jumped astray, and a table that goes away meanwhile is the
         // lesser problem.
         let table = unsafe { &*table };
-        (host_pc - table.start < table.len_bytes as usize).then_some(table)
+        let offset = host_pc - (self.view.start().0 + (first << LINE_SHIFT));
+        (offset < table.len_bytes as usize).then_some((table, offset as u32))
     }
 
     fn line(&self, address: usize) -> Option<usize> {
@@ -138,16 +141,15 @@ mod tests {
             let restart_offset = guest_offset - 0x10;
             FaultPoint { start, end, guest_offset, restart_offset }
         });
-        let tables = [0x10040, 0x10200].map(|start| FaultTable {
-            start,
+        let tables = [(); 2].map(|()| FaultTable {
             len_bytes: 300,
             guest_start: 0x100,
             points: FaultPoints::new(&points),
             runs_left: AtomicI32::new(NO_COUNTER),
         });
-        for table in &tables {
+        for (start, table) in [0x10040, 0x10200].into_iter().zip(&tables) {
             // SAFETY: the tables outlive the index's last use below.
-            unsafe { index.insert(table) };
+            unsafe { index.insert(start, table) };
         }
         assert_eq!(index.guest_pc(0x10040 + 3), None);
         assert_eq!(index.guest_pc(0x10040 + 4), Some(0x100));

@@ -9,6 +9,11 @@
 
 use std::iter;
 
+use smallvec::SmallVec;
+
+/// Points of up to this size need no memory of their own. Most blocks have no more than four accesses.
+const INLINE_BYTES: usize = 16;
+
 /// Host code of one guest instruction that can fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct FaultPoint {
@@ -24,7 +29,12 @@ pub(super) struct FaultPoint {
 
 /// The points of a block.
 #[derive(Debug)]
-pub(super) struct FaultPoints(Box<[u8]>);
+pub(super) struct FaultPoints(Bytes);
+
+type Bytes = SmallVec<[u8; INLINE_BYTES]>;
+
+/// Bytes on the stack, for nearly every block.
+type Scratch = SmallVec<[u8; 256]>;
 
 /// The lowest bit of a point's third number: a fourth follows.
 const HAS_RESTART: u64 = 1;
@@ -32,7 +42,8 @@ const HAS_RESTART: u64 = 1;
 impl FaultPoints {
     /// These points, in the order of their starts. They do not overlap.
     pub(super) fn new(points: &[FaultPoint]) -> Self {
-        let mut bytes = Vec::with_capacity(4 * points.len());
+        // Then the block's own are allocated once, in their length: no allocation grows and shrinks.
+        let mut bytes = Scratch::new();
         let (mut end, mut guest_offset) = (0, 0);
         for point in points {
             debug_assert!(point.start >= end && point.end >= point.start);
@@ -48,7 +59,7 @@ impl FaultPoints {
             }
             (end, guest_offset) = (point.end, point.guest_offset);
         }
-        Self(bytes.into())
+        Self(Bytes::from_slice(&bytes))
     }
 
     /// The points again.
@@ -72,7 +83,7 @@ impl FaultPoints {
 
     /// Its size on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        self.0.len()
+        if self.0.spilled() { self.0.capacity() } else { 0 }
     }
 }
 
@@ -85,7 +96,7 @@ fn from_zigzag(number: u64) -> i32 {
     (number >> 1) as i32 ^ -((number & 1) as i32)
 }
 
-fn put(bytes: &mut Vec<u8>, mut number: u64) {
+fn put(bytes: &mut Scratch, mut number: u64) {
     while number >= 0x80 {
         bytes.push(number as u8 | 0x80);
         number >>= 7;
@@ -134,8 +145,10 @@ mod tests {
     #[test]
     fn a_point_of_short_distances_takes_three_bytes_and_one_more_for_its_restart() {
         let points = [(9, 13, 6, 0), (20, 27, 2, 0), (30, 34, 8, 6)].map(point);
-        assert_eq!(FaultPoints::new(&points[..2]).heap_bytes(), 6);
-        assert_eq!(FaultPoints::new(&points).heap_bytes(), 10);
+        for (count, len_bytes) in [(2, 6), (3, 10)] {
+            let points = FaultPoints::new(&points[..count]);
+            assert_eq!((points.0.len(), points.heap_bytes()), (len_bytes, 0));
+        }
     }
 
     #[test]

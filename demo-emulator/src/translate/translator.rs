@@ -176,21 +176,21 @@ impl Translator {
         code: Code,
     ) -> UnpublishedBlock {
         let Code { start: guest_start, mut points, insts, runs_left } = code;
-        let check = check.map_or(0..0, |check| {
+        let check_bytes = check.map_or(0, |check| {
             let at = check.insts(place.behind());
             place.put(at.start, &check.placed(at.start));
             let (start, end) = (at.start as u32, at.end as u32);
             points.push(FaultPoint { start, end, guest_offset: 0, restart_offset: 0 });
-            start..end
+            at.len() as u32
         });
         let Place { code, function_bytes } = place;
         let (start, len_bytes) = (code.rx() as usize, code.len() as u32);
         let (points, runs_left) = (FaultPoints::new(&points), AtomicI32::new(runs_left));
-        let faults = FaultTable { start, guest_start, points, len_bytes, runs_left };
+        let faults = FaultTable { guest_start, points, len_bytes, runs_left };
         let (space, function_bytes) = (Arc::clone(&self.space), function_bytes as u32);
-        let parts = Box::write(parts, Parts { space, code, faults, insts, function_bytes, check });
+        let parts = Box::write(parts, Parts { space, code, faults, insts, function_bytes, check_bytes });
         // SAFETY: boxed, and removed when the block is dropped.
-        unsafe { self.space.faults.insert(&parts.faults) };
+        unsafe { self.space.faults.insert(start, &parts.faults) };
         UnpublishedBlock(CompiledBlock(parts))
     }
 

@@ -19,15 +19,17 @@ use std::marker::PhantomData;
 use std::ptr;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::link::Link;
 use super::slab::{CellPtr, ColdWords, SLAB_CELLS, Slab};
 use crate::code_cache::entry::{Entry, EntryCell, EntryStubs};
 use crate::code_cache::key::{Key, NO_KEY};
 use crate::sync::{Arc, Ordering, Rule, left_out};
 
-/// The bit of an entry.
-fn entry_bit(address: usize) -> u64 {
-    1 << ((address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
+/// The bit of [`ColdWords::downgradable`] that says that a block was ever committed.
+const USED: u32 = 1 << 31;
+
+/// The bit of an entry, another one.
+fn entry_bit(address: usize) -> u32 {
+    1 << (((address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % 31)
 }
 
 /// A cell that is in the table, under the commit lock.
@@ -100,10 +102,10 @@ impl<'a> CellRef<'a> {
 
     /// Notes that a block was committed. Returns whether one was before.
     pub(crate) fn mark_used(self) -> bool {
-        let used = &self.cold().used;
-        let before = used.load(Relaxed);
-        used.store(true, Relaxed);
-        before
+        let bits = &self.cold().downgradable;
+        let before = bits.load(Relaxed);
+        bits.store(before | USED, Relaxed);
+        before & USED != 0
     }
 
     /// Whether no earlier block of the cell can be downgraded by an address of `entry`. A downgrade
@@ -113,7 +115,7 @@ impl<'a> CellRef<'a> {
     pub(crate) fn is_clear_of(self, entry: Entry) -> bool {
         let bits =
             [false, true].into_iter().filter_map(|is_self_checking| entry.address(is_self_checking)).map(entry_bit);
-        self.cold().downgradable.load(Ordering::Relaxed) & bits.fold(0, |all, bit| all | bit) == 0
+        self.cold().downgradable.load(Relaxed) & bits.fold(0, |all, bit| all | bit) == 0
     }
 
     /// A block of `entry` comes. It may be downgraded until no walker can have it.
@@ -126,7 +128,8 @@ impl<'a> CellRef<'a> {
 
     /// No walker can have any block that was committed behind the cell.
     pub(crate) fn forget_downgradable(self) {
-        self.cold().downgradable.store(0, Ordering::Relaxed);
+        let bits = &self.cold().downgradable;
+        bits.store(bits.load(Relaxed) & USED, Relaxed);
     }
 
     fn is_needed(self) -> bool {
@@ -173,17 +176,6 @@ impl Cells {
             + self.free.capacity() * size_of::<CellPtr>()
     }
 
-    /// A link to `cell`.
-    pub(super) fn link(&self, cell: CellRef<'_>) -> Link {
-        // SAFETY: a cell in the table keeps its slab, which is fully initialized.
-        let place = unsafe { (*cell.ptr().head().as_ptr()).place };
-        let Some(Place { slab, .. }) = self.places.get(place).and_then(Option::as_ref) else {
-            unreachable!("a slab with a cell in use is there")
-        };
-        // SAFETY: of that slab, under the commit lock.
-        unsafe { Link::new(cell.ptr(), slab) }
-    }
-
     /// A cell for `key` that is in no table yet.
     pub(super) fn take(&mut self, key: Key, stubs: EntryStubs) -> CellPtr {
         let cell = self.free.pop().unwrap_or_else(|| self.take_of_new_slab(stubs));
@@ -193,8 +185,7 @@ impl Cells {
             place.out += 1;
         }
         // No thread has a block of the cell's last key: each had a link to it.
-        cold.used.store(false, Relaxed);
-        cold.downgradable.store(0, Ordering::Relaxed);
+        cold.downgradable.store(0, Relaxed);
         // SAFETY: as above.
         unsafe { cell.as_ref() }.key.store(key.raw(), Ordering::Relaxed);
         self.in_table += 1;
@@ -206,7 +197,7 @@ impl Cells {
             self.places.push(None);
             self.places.len() - 1
         });
-        let slab = Arc::new(Slab::new(place, stubs));
+        let slab = Slab::new(place, stubs);
         let mut cells = slab.cells();
         let first = cells.next();
         self.free.extend(cells);

@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use super::slab::{CellPtr, ColdWords, Slab};
+use super::slab::{CellPtr, ColdWords};
 use crate::code_cache::entry::EntryCell;
 use crate::sync::{Arc, Ordering};
 
@@ -18,8 +18,8 @@ use crate::sync::{Arc, Ordering};
 /// cell's address must hold a link. A block whose code jumps through a cell gets it from
 /// [`Ticket::link`](crate::Ticket::link), which keeps the link with the block.
 pub struct Link {
+    /// Its slab is counted once for the link.
     cell: CellPtr,
-    slab: Arc<Slab>,
 }
 
 impl Link {
@@ -27,9 +27,11 @@ impl Link {
     ///
     /// # Safety
     ///
-    /// `cell` is one of `slab`. For the first link to it, under the commit lock.
-    pub(super) unsafe fn new(cell: CellPtr, slab: &Arc<Slab>) -> Self {
-        let link = Self { cell, slab: slab.clone() };
+    /// The cell's slab lives. For the first link to it, under the commit lock.
+    pub(super) unsafe fn new(cell: CellPtr) -> Self {
+        // SAFETY: by this function's contract.
+        unsafe { Arc::increment_strong_count(cell.owner()) };
+        let link = Self { cell };
         link.cold().links.fetch_add(1, Ordering::Relaxed);
         link
     }
@@ -50,14 +52,16 @@ impl Link {
 
 impl Clone for Link {
     fn clone(&self) -> Self {
-        // SAFETY: as this one.
-        unsafe { Self::new(self.cell, &self.slab) }
+        // SAFETY: this link keeps the slab.
+        unsafe { Self::new(self.cell) }
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
         self.cold().links.fetch_sub(1, Ordering::Release);
+        // SAFETY: the count that `new` raised.
+        unsafe { Arc::decrement_strong_count(self.cell.owner()) };
     }
 }
 

@@ -136,9 +136,8 @@ impl Table {
     /// A link to the cell of `key`; otherwise as [`Table::cell_or_new`].
     pub(super) fn link(&self, cells: &mut Cells, key: Key, stubs: EntryStubs) -> (Link, Option<Swept>) {
         let (cell, swept) = self.cell_or_new(cells, key, stubs);
-        let cell = cell.ptr();
-        // SAFETY: in the table, and nothing sweeps in between.
-        (cells.link(unsafe { CellRef::new(cell) }), swept)
+        // SAFETY: a cell in the table keeps its slab. The caller has the lock of the cells.
+        (unsafe { Link::new(cell.ptr()) }, swept)
     }
 
     fn sweep(&self, cells: &mut Cells) -> Swept {

@@ -25,7 +25,7 @@ use std::sync::atomic::AtomicU32;
 
 use crate::code_cache::entry::{EntryCell, EntryStubs};
 use crate::code_cache::key::NO_KEY;
-use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Arc, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// Cells of a slab: as many as fit into 32 KiB, without the cold words.
 #[cfg(not(any(loom, miri)))]
@@ -75,14 +75,17 @@ pub(super) struct ColdWords {
     pub(super) links: AtomicUsize,
     /// Records of the cell that walkers may find: committed, and not handed out by the epoch.
     pub(super) records: AtomicU32,
-    /// Whether a block was ever committed.
-    pub(super) used: std::sync::atomic::AtomicBool,
     /// The newest retained translation of the key.
     pub(super) retained: std::sync::atomic::AtomicPtr<()>,
     /// The plain entries of blocks that a walker may be about to downgrade, a bit for each: see
-    /// [`CellRef::is_clear_of`](super::cells::CellRef::is_clear_of).
-    pub(super) downgradable: AtomicU64,
+    /// [`CellRef::is_clear_of`](super::cells::CellRef::is_clear_of). One more bit says whether a block was ever
+    /// committed.
+    pub(super) downgradable: AtomicU32,
 }
+
+// A large program has a few hundred thousand cells.
+#[cfg(all(target_pointer_width = "64", not(any(test, loom))))]
+const _: () = assert!(size_of::<ColdWords>() == 32);
 
 impl ColdWords {
     fn new() -> Self {
@@ -90,9 +93,8 @@ impl ColdWords {
             block: AtomicPtr::new(ptr::null_mut()),
             links: AtomicUsize::new(0),
             records: AtomicU32::new(0),
-            used: std::sync::atomic::AtomicBool::new(false),
             retained: std::sync::atomic::AtomicPtr::new(ptr::null_mut()),
-            downgradable: AtomicU64::new(0),
+            downgradable: AtomicU32::new(0),
         }
     }
 }
@@ -101,6 +103,8 @@ impl ColdWords {
 pub(super) struct Body {
     /// Its number among the slabs of its cache.
     pub(super) place: usize,
+    /// From `Arc::into_raw`, without a count of its own. It does not change.
+    owner: *const Slab,
     cells: [Cell; SLAB_CELLS],
     cold: Box<[ColdWords]>,
 }
@@ -122,7 +126,7 @@ impl Slab {
         }
     };
 
-    pub(super) fn new(place: usize, stubs: EntryStubs) -> Self {
+    pub(super) fn new(place: usize, stubs: EntryStubs) -> Arc<Self> {
         // SAFETY: the layout is not empty.
         let memory = unsafe { alloc(Self::LAYOUT) }.cast::<Body>();
         let Some(body) = NonNull::new(memory) else { handle_alloc_error(Self::LAYOUT) };
@@ -130,16 +134,19 @@ impl Slab {
             fits(body.addr().get()),
             "the allocator gave {body:p}: entry cells need addresses of {ADDRESS_BITS} bits, without a tag"
         );
+        let owner = Arc::into_raw(Arc::new(Self(body)));
         // SAFETY: just allocated, big enough and aligned; each field is written
         // once.
         unsafe {
             (&raw mut (*memory).place).write(place);
+            (&raw mut (*memory).owner).write(owner);
             (&raw mut (*memory).cold).write((0..SLAB_CELLS).map(|_| ColdWords::new()).collect());
             for at in 0..SLAB_CELLS {
                 (&raw mut (*memory).cells[at]).write(Cell::new(stubs));
             }
         }
-        Self(body)
+        // SAFETY: from `into_raw` above, once.
+        unsafe { Arc::from_raw(owner) }
     }
 
     /// Its cells. Each address also gives access to the cell's [`ColdWords`].
@@ -190,6 +197,16 @@ impl CellPtr {
     pub(crate) unsafe fn as_ref<'a>(self) -> &'a Cell {
         // SAFETY: by this function's contract.
         unsafe { self.0.as_ref() }
+    }
+
+    /// The slab, as from `Arc::into_raw`.
+    ///
+    /// # Safety
+    ///
+    /// The cell's slab lives.
+    pub(super) unsafe fn owner(self) -> *const Slab {
+        // SAFETY: by this function's contract; the field does not change.
+        unsafe { (*self.head().as_ptr()).owner }
     }
 
     pub(super) fn head(self) -> NonNull<Body> {

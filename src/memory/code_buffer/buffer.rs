@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::free_list::FreeList;
 use crate::addr::{HostAddr, HostRange, PageSize};
@@ -33,6 +33,10 @@ const KEPT_FREE_BYTES: usize = 1 << 20;
 /// `drop` of an allocation.
 const SWEEP_RANGES: usize = 64;
 
+/// Once this many bytes are written, the pages of the writable view leave the page table. They are the pages of
+/// several hundred blocks, so the calls are rare. Afterwards each page that is written again costs a fault.
+const MAPPED_WRITTEN_BYTES: usize = 256 << 10;
+
 /// Executable memory of bounded size. Clones are the same buffer.
 #[derive(Clone, Debug)]
 pub struct CodeBuffer {
@@ -49,6 +53,8 @@ pub(super) struct Shared {
     pub(super) state: Mutex<State>,
     pub(super) keeper: Keeper,
     pub(super) meanwhile: Mutex<Meanwhile>,
+    /// The bytes written since the writable view's pages left the page table.
+    written: AtomicUsize,
 }
 
 /// The state that the thread with a fork's guard can use meanwhile.
@@ -123,6 +129,7 @@ impl CodeBuffer {
             state: Mutex::new(state),
             keeper: Keeper::default(),
             meanwhile: Mutex::default(),
+            written: AtomicUsize::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -149,11 +156,11 @@ impl CodeBuffer {
             return Err(full);
         }
         let mut state = lock(&self.shared.state);
-        let range = state.free.take(len_bytes.max(1), align_bytes).ok_or(full)?;
+        let range = state.free.take(len_bytes, align_bytes).ok_or(full)?;
         state.allocations += 1;
         state.populate(range.start, range.end, self.shared.page);
         let (shared, published_in) = (Arc::clone(&self.shared), AtomicU64::new(0));
-        Ok(Allocation { shared, start: range.start, end: range.end, len: len_bytes, published_in })
+        Ok(Allocation { shared, start: range.start, len: len_bytes, published_in })
     }
 
     /// Memory with `code` in it, published: commit a block with its [`Allocation::entry`]. The code
@@ -191,10 +198,9 @@ impl CodeBuffer {
 #[derive(Debug)]
 pub struct Allocation {
     shared: Arc<Shared>,
-    /// Offsets of the range from the free list.
+    /// The offset of the range from the free list.
     start: usize,
-    end: usize,
-    /// The length that was asked for; at most `end - start`.
+    /// The length that was asked for. The range may be longer.
     len: usize,
     /// The number of the process that published it last; 0 for none. A fork's child has another
     /// number: it publishes anew.
@@ -255,6 +261,7 @@ impl Allocation {
         membarrier::sync_core()?;
         for allocation in allocations {
             allocation.published_in.store(allocation.shared.owner.number(), Ordering::Release);
+            allocation.shared.wrote(allocation.len);
         }
         Ok(())
     }
@@ -288,11 +295,13 @@ impl Drop for Allocation {
         if !self.shared.owner.is_current() {
             return;
         }
-        let range = self.start..self.end;
+        let range_bytes = FreeList::range_bytes(self.len).unwrap_or_else(|| unreachable!("it was taken"));
+        let range = self.start..self.start + range_bytes;
         if self.shared.keeper.is_this_thread() {
             lock(&self.shared.meanwhile).freed.push(range);
         } else {
             self.shared.free(&mut lock(&self.shared.state), range);
+            self.shared.wrote(range_bytes);
         }
     }
 }
@@ -319,6 +328,17 @@ impl Shared {
             state.allocations -= 1;
             state.free.give(range);
             state.give_back(&self.views, self.page);
+        }
+    }
+
+    /// Counts bytes that were written and are not written again soon. Call it without the state's lock.
+    ///
+    /// It counts bytes, and not pages. Small allocations in the holes of old code map more than the count says.
+    fn wrote(&self, len_bytes: usize) {
+        let written = self.written.fetch_add(len_bytes, Ordering::Relaxed).saturating_add(len_bytes);
+        // One of several threads that get here finds the count.
+        if written >= MAPPED_WRITTEN_BYTES && self.written.swap(0, Ordering::Relaxed) >= MAPPED_WRITTEN_BYTES {
+            self.views.unmap_written();
         }
     }
 

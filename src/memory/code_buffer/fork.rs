@@ -113,6 +113,8 @@ impl BufferForkGuard<'_> {
                     clean_caches(views.rw.wrapping_add(start), views.rx.wrapping_add(start), end - start);
                 }
                 membarrier::sync_core()?;
+                // The cleaning has mapped pages, on a processor that needs it.
+                views.unmap_written();
             }
         }
         owner.take_over()

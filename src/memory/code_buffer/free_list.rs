@@ -32,10 +32,15 @@ impl FreeList {
         list
     }
 
+    /// The length of the range that [`take`](Self::take) returns for `len` bytes.
+    pub(super) fn range_bytes(len: usize) -> Option<usize> {
+        len.max(1).checked_next_multiple_of(UNIT_BYTES)
+    }
+
     /// The smallest free range that holds `len` bytes at a multiple of `align`, a power of two; of
     /// equal ones the lowest.
     pub(super) fn take(&mut self, len: usize, align: usize) -> Option<Range<usize>> {
-        let len = len.checked_next_multiple_of(UNIT_BYTES)?;
+        let len = Self::range_bytes(len)?;
         // Any range this long contains an aligned place.
         let enough = len.checked_add(align.saturating_sub(UNIT_BYTES))?;
         let aligned = |start: usize| start.next_multiple_of(align);

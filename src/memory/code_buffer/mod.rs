@@ -9,6 +9,10 @@
 //! that were written. Freed ranges go to an address-ordered free list that coalesces (`free_list`).
 //! Rare sweeps of bounded length give whole free pages back to the system.
 //!
+//! A page that both views map counts twice in the resident size. Code is written once. So whenever a few
+//! hundred KiB were published or freed, all pages of the writable view leave the page table. The memory keeps
+//! their bytes, and the next write maps its page again.
+//!
 //! # Coherence of instructions
 //!
 //! One processor writes code as data, and others fetch it as instructions. [`Allocation::publish`]

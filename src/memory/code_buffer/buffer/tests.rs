@@ -1,7 +1,10 @@
 //! Allocation, publishing, giving back and forking of a code buffer.
 
+use std::sync::atomic::AtomicBool;
+
 use super::*;
 use crate::sys::child::{Ended, in_child};
+use crate::sys::pagemap::{Pagemap, entry};
 
 /// The only view from outside: no two live ranges overlap, and each keeps its bytes, as seen
 /// through the executable view.
@@ -98,6 +101,62 @@ fn free_pages_are_given_back_in_bounded_sweeps() {
     assert!(stats.resident_bytes <= KEPT_FREE_BYTES, "{stats:?}");
     assert_eq!(memory_behind(&buffer), stats.resident_bytes);
     assert_eq!(stats.given_back_bytes as usize, full - stats.resident_bytes);
+}
+
+#[test]
+fn written_pages_leave_the_page_table() {
+    let buffer = CodeBuffer::new(16 << 20).unwrap();
+    let page_bytes = PageSize::host().bytes();
+    let batch_bytes = 16 * page_bytes;
+    let all: Vec<_> = (0..(8 << 20) / batch_bytes)
+        .map(|_| {
+            let batch = [(); 16].map(|()| buffer.alloc(page_bytes, 16).unwrap());
+            batch.iter().for_each(|allocation| fill(allocation, 1));
+            Allocation::publish_all(&batch).unwrap();
+            assert!(mapped_to_write(&buffer) <= MAPPED_WRITTEN_BYTES + batch_bytes);
+            batch
+        })
+        .collect();
+    let mut guard = buffer.before_fork();
+    guard.copy_code().unwrap();
+    drop(guard);
+    assert!(mapped_to_write(&buffer) <= MAPPED_WRITTEN_BYTES + batch_bytes, "a copy maps what it reads");
+    // The bytes are still there. Dropping fills them, and that too leaves few pages.
+    for allocation in all.into_iter().flatten() {
+        assert!(bytes(&allocation).iter().all(|byte| *byte == 1));
+        drop(allocation);
+        assert!(mapped_to_write(&buffer) <= MAPPED_WRITTEN_BYTES + batch_bytes);
+    }
+}
+
+/// Threads write while another one takes the pages out of the page table all the time.
+#[test]
+fn a_page_that_leaves_the_page_table_keeps_its_bytes() {
+    let buffer = CodeBuffer::new(1 << 20).unwrap();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                buffer.shared.views.unmap_written();
+            }
+        });
+        let writers = [1, 2, 3].map(|byte| {
+            let buffer = &buffer;
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    // The threads' allocations share pages.
+                    let all: Vec<_> = (0..500).map(|_| buffer.alloc(192, 16).unwrap()).collect();
+                    all.iter().for_each(|allocation| fill(allocation, byte));
+                    for allocation in &all {
+                        assert!(bytes(allocation).iter().all(|found| *found == byte));
+                    }
+                }
+            })
+        });
+        let results = writers.map(|writer| writer.join());
+        is_over.store(true, Ordering::Relaxed);
+        assert!(results.iter().all(Result::is_ok));
+    });
 }
 
 #[test]
@@ -199,6 +258,14 @@ fn memory_behind(buffer: &CodeBuffer) -> usize {
     // SAFETY: asks about a mapping that the buffer keeps; one byte for each page of it.
     assert_eq!(unsafe { libc::mincore(rw.cast(), len, resident.as_mut_ptr()) }, 0);
     resident.iter().filter(|page| **page & 1 != 0).count() * page_bytes
+}
+
+/// The bytes of the writable view that the page table leads to.
+fn mapped_to_write(buffer: &CodeBuffer) -> usize {
+    let (Views { rw, len, .. }, page) = (&buffer.shared.views, PageSize::host());
+    let mut entries = vec![0; len >> page.shift()];
+    Pagemap::open(page).unwrap().entries(HostAddr::of(*rw), &mut entries).unwrap();
+    entries.iter().filter(|found| **found & entry::PRESENT != 0).count() << page.shift()
 }
 
 const CONSTANT_BYTES: usize = 8;
