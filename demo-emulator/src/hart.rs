@@ -34,6 +34,8 @@ pub struct Hart {
     pub host_sp: u64,
     /// The direct-mapped front of the code cache, probed by compiled code.
     pub front: u64,
+    /// After a fault that went [far back](crate::translate): the start of its region. Otherwise 0.
+    pub far_region: u64,
 }
 
 impl Hart {
@@ -53,6 +55,7 @@ impl Hart {
             instret: 0,
             host_sp: 0,
             front: 0,
+            far_region: 0,
         }
     }
 

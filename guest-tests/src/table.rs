@@ -119,6 +119,7 @@ pub const GUESTS: &[Guest] = &[
     control("lr-sc-counter", 0xa46e_e64c_6dfc_1f65),
     control("amo-counter", 0x5bc5_b29b_ff40_5931),
     control("fault-mid-block", 0xc445_c6bf_599c_f19a),
+    control("fault-again-progress", 0xa82e_dfa2_0f61_d1fb),
     control("kernel-writes-beside-code", 0xe3ec_be30_0cf5_01aa),
     control("bit-manipulation", 0xdbbb_0da4_7f97_1c00),
     control("workload-compute", 0xb15e_bcdf_63fc_8ddf),

@@ -150,6 +150,10 @@ impl EngineExecutor {
     /// Runs again what compiled code gave up because of a fault, and the fault. Compiled code cannot do
     /// it: it would meet the fault again, and come back to the same place.
     fn restart(&mut self, hart: &mut Hart) -> Step {
+        let region = std::mem::take(&mut hart.far_region);
+        if region != 0 {
+            self.maker.went_far(region, hart.pc);
+        }
         loop {
             let again = interpreter::fetch(&self.maker.window, hart.pc).is_ok_and(|inst| may_run_again(inst.op));
             match self.step(hart) {

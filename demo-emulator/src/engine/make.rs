@@ -14,6 +14,7 @@ use codewarden::protection::Mode;
 use codewarden::{CodeCache, Entry, Key, Ticket, VCpu};
 
 use super::counters::{Counters, count};
+use super::far_restarts::FarRestarts;
 use super::payload::{Payload, compiled_key, decoded_key};
 use super::recorder::Recorder;
 use super::region;
@@ -64,6 +65,8 @@ struct Read {
     ticket: Ticket<Payload>,
     sources: Sources,
     own_stores: OwnStores,
+    /// Whether no restart may be far.
+    near_restarts: bool,
 }
 
 /// The reason why no block was made.
@@ -96,6 +99,7 @@ pub(super) struct Shared {
     pub(super) mode: Mode,
     pub(super) tier: Tier,
     pub(super) counters: Arc<Counters>,
+    pub(super) far_restarts: Arc<FarRestarts>,
     pub(super) recorder: Option<Arc<Recorder>>,
 }
 
@@ -108,6 +112,7 @@ pub(super) struct Maker {
     mode: Mode,
     pub(super) tier: Tier,
     counters: Arc<Counters>,
+    far_restarts: Arc<FarRestarts>,
     pub(super) recorder: Option<Arc<Recorder>>,
 }
 
@@ -120,6 +125,7 @@ impl Maker {
             mode: shared.mode,
             tier: shared.tier,
             counters: shared.counters.clone(),
+            far_restarts: shared.far_restarts.clone(),
             recorder: shared.recorder.clone(),
         }
     }
@@ -230,15 +236,28 @@ impl Maker {
         let own_stores = self.own_stores(&mut ticket, &sources);
         // A region has no self-checking entry.
         let has_many = u64::from(sources.len() > 1);
-        ticket.set_options(own_stores.kind() << 2 | u64::from(is_quick) << 1 | has_many);
+        let is_region = !is_quick && key == compiled_key(pc);
+        let near_restarts = is_region && sources.iter().any(|(pc, source)| self.has_gone_far(*pc, source));
+        let kinds = u64::from(near_restarts) << 2 | u64::from(is_quick) << 1 | has_many;
+        ticket.set_options(own_stores.kind() << 3 | kinds);
         match ticket.revive() {
             Ok(None) => {
                 self.recorder.iter().for_each(|recorder| recorder.revived(pc, key == compiled_key(pc)));
                 Ok(None)
             }
-            Ok(Some(ticket)) => Ok(Some(Read { pc, ticket, sources, own_stores })),
+            Ok(Some(ticket)) => Ok(Some(Read { pc, ticket, sources, own_stores, near_restarts })),
             Err(_) => Err(self.refused(pc)),
         }
+    }
+
+    fn has_gone_far(&self, pc: u64, source: &Source) -> bool {
+        source.places(pc).any(|(pc, _)| self.far_restarts.has(pc))
+    }
+
+    /// A fault in the region that is entered at `region` went far back to `pc`: the region is made anew.
+    pub(super) fn went_far(&self, region: u64, pc: u64) {
+        self.far_restarts.add(pc);
+        self.cache.remove_for_good(compiled_key(region));
     }
 
     /// A write came while the block at `pc` was made.
@@ -261,7 +280,7 @@ impl Maker {
             self.replace_decoded(pc);
             return Ok(None);
         };
-        let Read { ticket, sources, own_stores, .. } = &mut read;
+        let Read { ticket, sources, own_stores, near_restarts, .. } = &mut read;
         // Without tracking a page becomes self-checking only while a write to it is announced. A
         // quick block without a check is soon made again with one.
         let may_check = self.mode != Mode::None && compiler == Compiler::Region;
@@ -272,7 +291,7 @@ impl Maker {
             Compiler::Quick => None,
             Compiler::Region => NonNull::new(ticket.stale_flag().cast_mut().cast()),
         };
-        let options = BlockOptions { own_stores: *own_stores, stale_flag, source };
+        let options = BlockOptions { own_stores: *own_stores, stale_flag, near_restarts: *near_restarts, source };
         let blocks: Vec<Block> = sources.iter().map(|(pc, source)| source.placed(*pc)).collect();
         let (space, translator) = self.compiler.as_mut().ok_or(NotMade::Busy)?;
         let mut link = |pc| NonNull::new(ticket.link(compiled_key(pc)).ok()?.cast_mut());

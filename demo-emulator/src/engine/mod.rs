@@ -48,6 +48,7 @@
 //! | `region` | the blocks that are compiled together |
 //! | `interpret` | runs instructions without host code |
 //! | `observer` | reports Linux's changes of memory to the tracker |
+//! | `far_restarts` | the places that a fault went far back to |
 //! | `make` | makes blocks |
 //! | `batch` | the decoded blocks that wait to be compiled |
 //! | `executor` | the dispatcher of one hart |
@@ -57,6 +58,7 @@ mod counters;
 mod error;
 mod events;
 mod executor;
+mod far_restarts;
 mod first_runs;
 mod interpret;
 mod maintenance;
@@ -91,6 +93,7 @@ pub use error::EngineError;
 use error::no_compiler;
 pub use events::{Event, Listener};
 use executor::EngineExecutor;
+use far_restarts::FarRestarts;
 use make::Shared;
 use observer::Tracking;
 pub use payload::Payload;
@@ -149,7 +152,9 @@ impl Engine {
         let leaked = space.clone().map(|space| &**Box::leak(Box::new(space)));
         maintenance::start(cache, mode);
         let tracking = Arc::new(Tracking { cache, space: leaked, window, mode, change: Mutex::new(None) });
-        let shared = Shared { window, cache, space, mode, tier, counters: Arc::default(), recorder: None };
+        let far_restarts = Arc::new(FarRestarts::new());
+        let counters = Arc::default();
+        let shared = Shared { window, cache, space, mode, tier, counters, far_restarts, recorder: None };
         Ok(Self { shared, why, tracking })
     }
 

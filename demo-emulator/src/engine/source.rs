@@ -35,13 +35,17 @@ pub(super) enum ReadError {
 impl Source {
     /// Its instructions with their addresses, for a block at `pc`.
     pub(super) fn placed(&self, pc: u64) -> Block {
+        self.places(pc).collect()
+    }
+
+    /// The same, one after the other.
+    pub(super) fn places(&self, pc: u64) -> impl Iterator<Item = (u64, Inst)> {
         let mut next = pc;
-        let place = |&inst: &Inst| {
+        self.insts.iter().map(move |&inst| {
             let at = next;
             next += u64::from(inst.len);
             (at, inst)
-        };
-        self.insts.iter().map(place).collect()
+        })
     }
 
     /// Whether it may write memory.

@@ -236,10 +236,11 @@ pub(super) unsafe extern "C" fn fault_hook(_: c_int, _: *const siginfo_t, contex
     // SAFETY: `enter` is on this thread's stack, and its `running` with it; the
     // context is the kernel's.
     unsafe {
-        let Some(pc) = (*running).faults.restart_pc(host_context::pc(&*context)) else {
+        let Some((pc, far)) = (*running).faults.restart(host_context::pc(&*context)) else {
             return false;
         };
         (*(*running).hart).pc = pc;
+        (*(*running).hart).far_region = far.unwrap_or(0);
         host_context::set_argument(&mut *context, (*running).hart as u64);
         host_context::set_pc(&mut *context, guest_fault as *const () as usize);
     }

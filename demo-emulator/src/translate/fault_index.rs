@@ -88,9 +88,10 @@ impl FaultIndex {
     }
 
     /// The guest instruction whose registers the hart has at `host_pc`: that of the access, or its
-    /// [restart](super::restart) before it. `None` as above.
-    pub(super) fn restart_pc(&self, host_pc: usize) -> Option<u64> {
-        self.point(host_pc).map(|(start, point)| offset(start, point.restart_offset))
+    /// [restart](super::restart) before it. If the restart is far, also the start of the region. `None` as
+    /// above.
+    pub(super) fn restart(&self, host_pc: usize) -> Option<(u64, Option<u64>)> {
+        self.point(host_pc).map(|(start, point)| (offset(start, point.restart_offset), point.is_far.then_some(start)))
     }
 
     /// The point at `host_pc`, and the address that its offsets begin at.
@@ -139,7 +140,7 @@ mod tests {
         let index = FaultIndex::new(HostRange::new(HostAddr(0x10000), 0x1000, PageSize::from_shift(12)).unwrap());
         let points = [(4, 9, 0), (200, 204, 2)].map(|(start, end, guest_offset)| {
             let restart_offset = guest_offset - 0x10;
-            FaultPoint { start, end, guest_offset, restart_offset }
+            FaultPoint { start, end, guest_offset, restart_offset, is_far: start == 4 }
         });
         let tables = [(); 2].map(|()| FaultTable {
             len_bytes: 300,
@@ -157,7 +158,8 @@ mod tests {
         assert_eq!(index.guest_pc(0x10040 + 9), None);
         assert_eq!(index.guest_pc(0x10040 + 203), Some(0x102), "two lines behind the block's first");
         assert_eq!(index.guest_pc(0x10200 + 201), Some(0x102));
-        assert_eq!(index.restart_pc(0x10200 + 201), Some(0xf2));
+        assert_eq!(index.restart(0x10200 + 201), Some((0xf2, None)));
+        assert_eq!(index.restart(0x10200 + 4), Some((0xf0, Some(0x100))));
         assert_eq!(index.guest_pc(0x10040 + 310), None, "between the blocks");
         assert_eq!(index.guest_pc(0x10000), None);
         assert_eq!(index.guest_pc(0x11000), None);

@@ -25,6 +25,8 @@ pub(super) struct FaultPoint {
     pub(super) guest_offset: i32,
     /// Distance of its restart from the block's first instruction.
     pub(super) restart_offset: i32,
+    /// Whether the restart is [far](super::restart).
+    pub(super) is_far: bool,
 }
 
 /// The points of a block.
@@ -38,6 +40,8 @@ type Scratch = SmallVec<[u8; 256]>;
 
 /// The lowest bit of a point's third number: a fourth follows.
 const HAS_RESTART: u64 = 1;
+/// The lowest bit of the fourth number.
+const IS_FAR: u64 = 1;
 
 impl FaultPoints {
     /// These points, in the order of their starts. They do not overlap.
@@ -51,11 +55,12 @@ impl FaultPoints {
             put(&mut bytes, (point.end - point.start).into());
             let back = point.guest_offset.wrapping_sub(point.restart_offset);
             let distance = zigzag(point.guest_offset.wrapping_sub(guest_offset)) << 1;
-            if back == 0 {
+            // The first access of a loop is its own restart, in an earlier round.
+            if back == 0 && !point.is_far {
                 put(&mut bytes, distance);
             } else {
                 put(&mut bytes, distance | HAS_RESTART);
-                put(&mut bytes, zigzag(back));
+                put(&mut bytes, zigzag(back) << 1 | if point.is_far { IS_FAR } else { 0 });
             }
             (end, guest_offset) = (point.end, point.guest_offset);
         }
@@ -71,8 +76,9 @@ impl FaultPoints {
             end = start.wrapping_add(take(&mut bytes)? as u32);
             let distance = take(&mut bytes)?;
             guest_offset = guest_offset.wrapping_add(from_zigzag(distance >> 1));
-            let back = if distance & HAS_RESTART == 0 { 0 } else { from_zigzag(take(&mut bytes)?) };
-            Some(FaultPoint { start, end, guest_offset, restart_offset: guest_offset.wrapping_sub(back) })
+            let back = if distance & HAS_RESTART == 0 { 0 } else { take(&mut bytes)? };
+            let (restart_offset, is_far) = (guest_offset.wrapping_sub(from_zigzag(back >> 1)), back & IS_FAR != 0);
+            Some(FaultPoint { start, end, guest_offset, restart_offset, is_far })
         })
     }
 
@@ -122,7 +128,8 @@ mod tests {
     use super::*;
 
     fn point((start, end, guest_offset, back): (u32, u32, i32, i32)) -> FaultPoint {
-        FaultPoint { start, end, guest_offset, restart_offset: guest_offset.wrapping_sub(back) }
+        let restart_offset = guest_offset.wrapping_sub(back);
+        FaultPoint { start, end, guest_offset, restart_offset, is_far: start % 2 == 0 && end > 4 }
     }
 
     #[test]
@@ -144,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_point_of_short_distances_takes_three_bytes_and_one_more_for_its_restart() {
-        let points = [(9, 13, 6, 0), (20, 27, 2, 0), (30, 34, 8, 6)].map(point);
+        let points = [(9, 13, 6, 0), (21, 27, 2, 0), (30, 34, 8, 6)].map(point);
         for (count, len_bytes) in [(2, 6), (3, 10)] {
             let points = FaultPoints::new(&points[..count]);
             assert_eq!((points.0.len(), points.heap_bytes()), (len_bytes, 0));

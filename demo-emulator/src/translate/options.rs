@@ -37,6 +37,8 @@ pub struct BlockOptions<'a> {
     /// ([`codewarden::Ticket::stale_flag`]), polled in loops. Without it a loop sees that only when
     /// it leaves the region. The byte must stay in place as long as the region can run.
     pub stale_flag: Option<NonNull<AtomicU8>>,
+    /// No restart is far: such a fault came before.
+    pub near_restarts: bool,
     /// The guest bytes that the instructions were decoded from, at the first one's address. With
     /// them the region, which has one block then, gets a self-checking entry.
     pub source: Option<&'a [u8]>,

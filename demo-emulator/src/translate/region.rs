@@ -133,7 +133,8 @@ pub(super) struct Region<'a> {
 }
 
 impl<'a> Region<'a> {
-    pub(super) fn new(blocks: &'a [Block]) -> Self {
+    /// With `near_restarts` no restart is far.
+    pub(super) fn new(blocks: &'a [Block], near_restarts: bool) -> Self {
         let mut first_index = 0;
         let nodes = blocks.iter().map(|insts| {
             let node = Node {
@@ -155,7 +156,9 @@ impl<'a> Region<'a> {
         region.choose_kept();
         let successors: Vec<Vec<usize>> = region.nodes.iter().map(|node| region.successors(node)).collect();
         region.find_loop_starts(&successors);
-        region.find_restarts(&successors);
+        if !near_restarts {
+            region.find_restarts(&successors);
+        }
         region.find_dirty(&successors);
         region.find_near(&successors);
         region.find_needed(&successors);

@@ -16,6 +16,11 @@
 //!   place, and the hart is up to date there. That place is the restart for the whole loop, which
 //!   stores no register at all. A fault in its last round runs the whole loop again, which is slow,
 //!   and rare.
+//!
+//! A restart in an earlier block or an earlier round is **far**. Other threads may make a program fault
+//! again and again: a virtual machine that stops its threads protects a page that their loops read. A loop
+//! that such a fault sets back to its start each time might never end. So after the first one the region
+//! is compiled without far restarts (`engine::far_restarts`).
 
 use super::effects::{Effects, Masks};
 use crate::riscv::inst::{Inst, Op};

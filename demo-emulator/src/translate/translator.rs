@@ -26,7 +26,7 @@ use super::error::TranslateError;
 use super::exits::signature;
 use super::fault_index::{FaultTable, NO_COUNTER};
 use super::fault_points::{FaultPoint, FaultPoints};
-use super::lower::emitter::{Emitter, Environment, LinkTo};
+use super::lower::emitter::{Emitter, Environment, FaultsTo, LinkTo};
 use super::options::{BlockOptions, OwnStores};
 #[cfg(target_arch = "x86_64")]
 use super::quick;
@@ -97,7 +97,7 @@ impl Translator {
         let insts: Vec<(u64, Inst)> = blocks.iter().flatten().copied().collect();
         let kept: Box<[Inst]> = insts.iter().map(|&(_, inst)| inst).collect();
         self.context.clear();
-        let restarts = self.build(&Region::new(blocks), &kept, options, link);
+        let restarts = self.build(&Region::new(blocks, options.near_restarts), &kept, options, link);
 
         let start = insts[0].0;
         let check = self.check(start, options);
@@ -180,7 +180,7 @@ impl Translator {
             let at = check.insts(place.behind());
             place.put(at.start, &check.placed(at.start));
             let (start, end) = (at.start as u32, at.end as u32);
-            points.push(FaultPoint { start, end, guest_offset: 0, restart_offset: 0 });
+            points.push(FaultPoint { start, end, guest_offset: 0, restart_offset: 0, is_far: false });
             at.len() as u32
         });
         let Place { code, function_bytes } = place;
@@ -195,7 +195,7 @@ impl Translator {
     }
 
     /// Builds the function; returns the restart of each instruction that can fault.
-    fn build(&mut self, region: &Region<'_>, kept: &[Inst], options: &BlockOptions, link: LinkTo) -> Vec<u32> {
+    fn build(&mut self, region: &Region<'_>, kept: &[Inst], options: &BlockOptions, link: LinkTo) -> Vec<FaultsTo> {
         self.context.func.signature = signature();
         let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder_context);
         let environment = Environment::new(&self.space, region.nodes[0].bytes(), options);
@@ -220,7 +220,7 @@ impl Translator {
     }
 
     /// Host code ranges that can fault, as the compiler placed them.
-    fn fault_points(&self, insts: &[(u64, Inst)], restarts: &[u32]) -> Vec<FaultPoint> {
+    fn fault_points(&self, insts: &[(u64, Inst)], restarts: &[FaultsTo]) -> Vec<FaultPoint> {
         let Some(compiled) = self.context.compiled_code() else { return Vec::new() };
         let locations = compiled.buffer.get_srclocs_sorted();
         // Regions reach as far as jumps with constant targets lead, which is much less.
@@ -229,11 +229,13 @@ impl Translator {
         located
             .map(|location| {
                 let index = location.loc.bits();
+                let FaultsTo { restart, is_far } = restarts[index as usize];
                 FaultPoint {
                     start: location.start,
                     end: location.end,
                     guest_offset: offset(index),
-                    restart_offset: offset(restarts[index as usize]),
+                    restart_offset: offset(restart),
+                    is_far,
                 }
             })
             .collect()

@@ -85,8 +85,18 @@ pub(crate) struct Emitter<'a> {
     pub(super) kept: Masks,
     /// The restart of the quiet loop around it.
     pub(crate) quiet_loop: Restart,
+    /// The place of the block's first instruction.
+    first_index: u32,
     /// The restart of each instruction that can fault.
-    restarts: Vec<u32>,
+    restarts: Vec<FaultsTo>,
+}
+
+/// The restart of an instruction.
+#[derive(Clone, Copy)]
+pub(crate) struct FaultsTo {
+    /// Its place.
+    pub(crate) restart: u32,
+    pub(crate) is_far: bool,
 }
 
 /// The start of a block of the region.
@@ -123,7 +133,22 @@ impl<'a> Emitter<'a> {
         let near = Near::new();
         let (progress, quiet_loop, restarts) = (Progress::new(None), None, Vec::new());
         let kept = region.kept;
-        Self { builder, hart, base, link, x, f, near, labels, environment, progress, kept, quiet_loop, restarts }
+        Self {
+            builder,
+            hart,
+            base,
+            link,
+            x,
+            f,
+            near,
+            labels,
+            environment,
+            progress,
+            kept,
+            quiet_loop,
+            first_index: 0,
+            restarts,
+        }
     }
 
     /// Goes on at the start of a block of the region.
@@ -133,6 +158,7 @@ impl<'a> Emitter<'a> {
         self.f.begin(node.dirty.f);
         self.near = node.near;
         (self.progress, self.quiet_loop) = (Progress::new(node.restart), node.quiet_loop);
+        self.first_index = node.first_index;
     }
 
     /// Before `inst`: its registers get values. Here, since the code of an instruction has branches.
@@ -144,7 +170,7 @@ impl<'a> Emitter<'a> {
 
     /// The function is complete. Returns the restart of each instruction that can fault, up to the
     /// last of these.
-    pub(crate) fn finish(mut self, config: TargetFrontendConfig) -> Vec<u32> {
+    pub(crate) fn finish(mut self, config: TargetFrontendConfig) -> Vec<FaultsTo> {
         self.builder.seal_all_blocks();
         self.builder.finalize(config);
         self.restarts
@@ -223,8 +249,10 @@ impl<'a> Emitter<'a> {
     /// The code that `emit` emits may fault for instruction `index`.
     pub(super) fn faults_at<T>(&mut self, index: u32, restart: u32, emit: impl FnOnce(&mut Self) -> T) -> T {
         let place = index as usize;
-        self.restarts.resize(self.restarts.len().max(place + 1), index);
-        self.restarts[place] = restart;
+        // The restart of a quiet loop may be this instruction, in the first round.
+        let is_far = !(self.first_index..=index).contains(&restart) || self.quiet_loop.is_some();
+        self.restarts.resize(self.restarts.len().max(place + 1), FaultsTo { restart, is_far });
+        self.restarts[place] = FaultsTo { restart, is_far };
         self.builder.set_srcloc(SourceLoc::new(index));
         let result = emit(self);
         self.builder.set_srcloc(SourceLoc::default());

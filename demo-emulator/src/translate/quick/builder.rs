@@ -209,7 +209,7 @@ impl Builder<'_> {
 
     fn add_point(&mut self, start: u32, guest_offset: i32) {
         let end = self.asm.offset() as u32;
-        self.points.push(FaultPoint { start, end, guest_offset, restart_offset: guest_offset });
+        self.points.push(FaultPoint { start, end, guest_offset, restart_offset: guest_offset, is_far: false });
     }
 
     fn offset_of(&self, pc: u64) -> i32 {

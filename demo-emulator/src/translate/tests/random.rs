@@ -247,7 +247,7 @@ fn interpret_region(
     window: &Window,
     ran: &mut HashMap<Op, u32>,
 ) -> Option<ExitReason> {
-    let region = Region::new(blocks);
+    let region = Region::new(blocks, false);
     for _ in 0..200 {
         let Some(node) = region.nodes.iter().find(|node| node.start() == hart.pc) else {
             return Some(ExitReason::Miss);

@@ -101,6 +101,33 @@ fn a_fault_goes_back_to_where_its_loop_was_entered_but_not_over_a_store() {
     }
 }
 
+#[test]
+fn a_region_without_far_restarts_keeps_the_rounds_of_its_loop() {
+    let mut bench = Bench::new(1 << 20);
+    let head = [load(Op::Ld, 13, 5, 0), addi(14, 14, 1), addi(5, 5, 8), branch(Op::Bne, 14, 0, -12)];
+    let walk = [placed_at(CODE, &head), placed_at(CODE + 16, &[ECALL])];
+    let count = DATA_PAGES * PAGE_LEN_BYTES / 8;
+    // Nor goes a fault back over a jump to a lower address.
+    let back = [
+        placed_at(CODE + 16, &[load(Op::Ld, 13, 5, 0), jal(0, -20)]),
+        placed_at(CODE, &[load(Op::Ld, 13, 6, 0), ECALL]),
+    ];
+    for (near_restarts, pc, far_region) in [(false, CODE + 16, CODE + 16), (true, CODE, 0)] {
+        let region = bench.compile_region(&back, &BlockOptions { near_restarts, ..BlockOptions::default() });
+        let mut hart = bench.hart();
+        (hart.pc, hart.x[5], hart.x[6]) = (CODE + 16, DATA, READ_ONLY + PAGE_LEN_BYTES);
+        assert_eq!(bench.enter_only(&mut hart, region.entry()), ExitReason::Fault);
+        assert_eq!((hart.pc, hart.far_region), (pc, far_region));
+    }
+    for (near_restarts, far_region, rounds) in [(false, CODE, 0), (true, 0, count)] {
+        let region = bench.compile_region(&walk, &BlockOptions { near_restarts, ..BlockOptions::default() });
+        let mut hart = bench.hart();
+        hart.x[5] = DATA;
+        assert_eq!(bench.enter_only(&mut hart, region.entry()), ExitReason::Fault);
+        assert_eq!((hart.pc, hart.x[14], hart.far_region), (CODE, rounds, far_region));
+    }
+}
+
 /// The way into the inner loop, which only counts down, must not store x12 to the hart: a fault runs the
 /// count of x12 again.
 #[test]
@@ -137,7 +164,8 @@ fn a_loop_within_stores_nothing_that_runs_again() {
 #[test]
 fn quiet_loops_are_entered_at_one_place() {
     let walk = |to: i32| vec![load(Op::Ld, 13, 5, 0), branch(Op::Bne, 13, 11, to)];
-    let quiet = |blocks: &[Block]| -> Vec<_> { Region::new(blocks).nodes.iter().map(|node| node.quiet_loop).collect() };
+    let quiet =
+        |blocks: &[Block]| -> Vec<_> { Region::new(blocks, false).nodes.iter().map(|node| node.quiet_loop).collect() };
     let start = placed_at(CODE, &[store(Op::Sd, 12, 6, 0), branch(Op::Beq, 12, 0, 12)]);
     let (first, second) = (placed_at(CODE + 8, &walk(-4)), placed_at(CODE + 16, &walk(-12)));
     let end = placed_at(CODE + 24, &[ECALL]);
@@ -247,7 +275,7 @@ fn blocks_without_a_way_from_the_entry_are_left_out() {
         // The called function is not in the region, so this is not reached within it.
         placed_at(CODE + 8, &[addi(10, 10, 2), ECALL]),
     ];
-    let region = Region::new(&blocks);
+    let region = Region::new(&blocks, false);
     assert_eq!(region.nodes.len(), 1);
     assert_eq!(region.needed.x, 1 << 10);
 }
