@@ -24,9 +24,8 @@ use super::tier0::{Admission, DecodedBlock};
 use crate::cli::Tier;
 use crate::hart::Hart;
 use crate::linux::machine::{Executor, Exit};
-use crate::riscv::interpreter;
 use crate::riscv::trap::{Flow, Trap};
-use crate::translate::{CodeSpace, ExitReason, entry_stubs, may_run_again};
+use crate::translate::{CodeSpace, ExitReason, entry_stubs};
 
 /// Instructions that the interpreter runs while a page is busy, before the dispatcher asks the
 /// cache again.
@@ -46,7 +45,7 @@ enum Step {
     Flush,
     /// Lets the interpreter run one instruction that compiled code refused.
     Interpret,
-    /// Lets the interpreter run until it meets the fault of compiled code.
+    /// Goes on at the restart of a fault of compiled code.
     Restart,
     /// Lets the interpreter run to the end of the block.
     InterpretBlock,
@@ -147,19 +146,14 @@ impl EngineExecutor {
         }
     }
 
-    /// Runs again what compiled code gave up because of a fault, and the fault. Compiled code cannot do
-    /// it: it would meet the fault again, and come back to the same place.
+    /// After a fault of compiled code. If it went far back, the region is made without far restarts, and
+    /// runs again from there. Otherwise the interpreter runs the few instructions up to the fault.
     fn restart(&mut self, hart: &mut Hart) -> Step {
-        let region = std::mem::take(&mut hart.far_region);
-        if region != 0 {
-            self.maker.went_far(region, hart.pc);
-        }
-        loop {
-            let again = interpreter::fetch(&self.maker.window, hart.pc).is_ok_and(|inst| may_run_again(inst.op));
-            match self.step(hart) {
-                // Another hart may have changed what the guest loads, so that it never comes to the fault.
-                Step::Dispatch if again && hart.exit_request.load(Ordering::Acquire) == 0 => {}
-                step => return step,
+        match std::mem::take(&mut hart.far_region) {
+            0 => self.run_interpreter(hart),
+            region => {
+                self.maker.went_far(region, hart.pc);
+                Step::Dispatch
             }
         }
     }

@@ -44,7 +44,8 @@ pub enum ExitReason {
     /// ECALL, EBREAK or an illegal instruction, at `hart.pc`.
     Trap = 5,
     /// An instruction cannot retire in the current state. The hart is as it was before it, or before
-    /// an earlier one at `hart.pc`. All between [may run again](super::may_run_again).
+    /// an earlier one at `hart.pc`. All between may run again. If they may be many, `hart.far_region` is
+    /// not 0.
     Fault = 6,
     /// The guest's bytes differ from the source of the block at `hart.pc`.
     CheckFailed = 7,

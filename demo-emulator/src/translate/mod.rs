@@ -40,7 +40,7 @@
 //!   instruction (an address beyond the window, a misaligned atomic, a rounding mode that does not
 //!   exist), the code runs an instruction that does not exist (`ud2`, `udf`). The signal handler
 //!   finds the guest pc by the host pc and returns from `enter` with [`ExitReason::Fault`]. To learn
-//!   the reason, the caller runs the interpreter. It may have to run some instructions again
+//!   the reason, the caller runs the interpreter. Some instructions may have to run again
 //!   before it comes to the fault: see `restart`.
 //!
 //! # The block's own stores
@@ -111,7 +111,6 @@ pub use error::TranslateError;
 pub use lower::emitter::LinkTo;
 pub use options::{BlockOptions, OwnStores};
 pub use region::{Block, Targets, ends_block};
-pub use restart::may_run_again;
 pub use translator::{COMPILED_TIERS, HAS_QUICK, Translator};
 
 #[cfg(test)]

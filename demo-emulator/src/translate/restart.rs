@@ -3,7 +3,7 @@
 //! A fault must find all of the guest's registers. Compiled code that brought the hart up to date
 //! before each access would store registers all the time, for faults that seldom come. So the hart
 //! may have the registers of an earlier instruction, the restart. A fault gives up everything since
-//! then, and the interpreter runs from the restart until it meets the fault. Nobody can tell, as
+//! then, and the guest runs from the restart until it meets the fault again. Nobody can tell, as
 //! long as the instructions between only compute and load: they have changed registers alone. A
 //! second load may read another value than the first, but nothing has come of the first.
 //!
@@ -14,13 +14,13 @@
 //!   the end of a block ends it: the register would mix with those of the restart.
 //! - A **quiet loop** only computes and loads, in registers that the region keeps. It is entered at one
 //!   place, and the hart is up to date there. That place is the restart for the whole loop, which
-//!   stores no register at all. A fault in its last round runs the whole loop again, which is slow,
-//!   and rare.
+//!   stores no register at all. A fault in its last round runs the whole loop again.
 //!
 //! A restart in an earlier block or an earlier round is **far**. Other threads may make a program fault
 //! again and again: a virtual machine that stops its threads protects a page that their loops read. A loop
 //! that such a fault sets back to its start each time might never end. So after the first one the region
-//! is compiled without far restarts (`engine::far_restarts`).
+//! is compiled without far restarts (`engine::far_restarts`), and runs again as compiled code. The
+//! interpreter runs no more than a part of a block again.
 
 use super::effects::{Effects, Masks};
 use crate::riscv::inst::{Inst, Op};
@@ -67,7 +67,7 @@ pub(super) fn loads(op: Op) -> bool {
 }
 
 /// Whether an instruction may run again after a fault behind it.
-pub fn may_run_again(op: Op) -> bool {
+pub(super) fn may_run_again(op: Op) -> bool {
     matches!(Action::of(op), Action::Computes | Action::Loads)
 }
 

@@ -24,6 +24,7 @@ use std::sync::atomic::AtomicUsize;
 use codewarden::code_buffer::CodeBuffer;
 use codewarden::{EntryCell, FRONT_SLOTS, FrontSlot};
 
+use super::restart::may_run_again;
 use super::*;
 use crate::hart::Hart;
 use crate::memory::Window;
