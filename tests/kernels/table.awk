@@ -94,6 +94,15 @@ section != "" && /^---- .* stdout ----$/ { current = $2; next }
     result = name
     sub(/ \.\.\. .*/, "", name); sub(/ - should panic$/, "", name)
     sub(/.* \.\.\. /, "", result)
+    # Another test's message came between a test's name and its result.
+    if (result ~ /^[a-z_0-9:]+: SKIPPED \(/) {
+        message = result
+        sub(/(ok|FAILED)$/, "", message)
+        result = substr(result, length(message) + 1)
+        other = message
+        sub(/:? SKIPPED .*/, "", other)
+        count_skip(other, message)
+    }
     if (result ~ /^ignored/) { count_test(name, "ok"); count_skip(name, "ignored") }
     else if (result ~ /^ok/) count_test(name, "ok")
     else { count_test(name, "FAILED"); failed_in[job] = 1 }
