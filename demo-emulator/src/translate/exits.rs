@@ -10,6 +10,7 @@ use super::entry::ExitReason;
 use super::lower::emitter::{Emitter, HOST, Label};
 use super::lower::field;
 use super::region::is_backward;
+use super::restart::enters_quiet_loop;
 use crate::riscv::inst::{Inst, Op};
 
 /// The signature of every region: hart and base; returns the reason.
@@ -79,8 +80,8 @@ impl Emitter<'_> {
                 if backward {
                     self.poll_within(target);
                 }
-                let enters_quiet_loop = quiet_loop.is_some() && quiet_loop != self.quiet_loop;
-                self.store_dirty_but(if enters_quiet_loop { Masks::NONE } else { dirty });
+                let is_quiet_ahead = enters_quiet_loop(self.quiet_loop, quiet_loop);
+                self.store_dirty_but(if is_quiet_ahead { Masks::NONE } else { dirty });
                 self.builder.ins().jump(code, &[]);
             }
             None => {

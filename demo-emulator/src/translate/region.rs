@@ -275,12 +275,6 @@ impl<'a> Region<'a> {
         }
     }
 
-    /// Whether a quiet loop begins on the way from one block to another.
-    fn enters_quiet_loop(&self, from: usize, to: usize) -> bool {
-        let to = self.nodes[to].quiet_loop;
-        to.is_some() && to != self.nodes[from].quiet_loop
-    }
-
     /// Whether kept registers are stored on the way from one block to another, because the loop that
     /// begins there does not change them.
     fn stores_on_the_way(&self, from: usize, to: usize) -> bool {
@@ -357,7 +351,9 @@ impl<'a> Region<'a> {
                 progress.pass(index, inst, self.kept);
             }
             for &next in &successors[index] {
-                if self.stores_on_the_way(index, next) || self.enters_quiet_loop(index, next) {
+                if self.stores_on_the_way(index, next)
+                    || restart::enters_quiet_loop(self.nodes[index].quiet_loop, self.nodes[next].quiet_loop)
+                {
                     continue;
                 }
                 let joined = self.nodes[next].dirty.or(dirty.and(self.kept));

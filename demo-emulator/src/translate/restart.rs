@@ -61,6 +61,12 @@ pub(super) fn computes_integer(op: Op) -> bool {
         || is_in(Op::Add_uw, Op::Bseti)
 }
 
+/// Whether a way from a block in the quiet loop `from` leads into the quiet loop `to`: the hart must be up
+/// to date there.
+pub(super) fn enters_quiet_loop(from: Restart, to: Restart) -> bool {
+    to.is_some() && to != from
+}
+
 /// Whether it only loads.
 pub(super) fn loads(op: Op) -> bool {
     Action::of(op) == Action::Loads

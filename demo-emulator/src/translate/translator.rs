@@ -7,6 +7,7 @@
 //! box has no contents yet: nothing is read.
 #![allow(unsafe_code)]
 
+use std::collections::HashMap;
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicI32;
@@ -195,7 +196,13 @@ impl Translator {
     }
 
     /// Builds the function; returns the restart of each instruction that can fault.
-    fn build(&mut self, region: &Region<'_>, kept: &[Inst], options: &BlockOptions, link: LinkTo) -> Vec<FaultsTo> {
+    fn build(
+        &mut self,
+        region: &Region<'_>,
+        kept: &[Inst],
+        options: &BlockOptions,
+        link: LinkTo,
+    ) -> HashMap<u32, FaultsTo> {
         self.context.func.signature = signature();
         let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder_context);
         let environment = Environment::new(&self.space, region.nodes[0].bytes(), options);
@@ -220,7 +227,7 @@ impl Translator {
     }
 
     /// Host code ranges that can fault, as the compiler placed them.
-    fn fault_points(&self, insts: &[(u64, Inst)], restarts: &[FaultsTo]) -> Vec<FaultPoint> {
+    fn fault_points(&self, insts: &[(u64, Inst)], restarts: &HashMap<u32, FaultsTo>) -> Vec<FaultPoint> {
         let Some(compiled) = self.context.compiled_code() else { return Vec::new() };
         let locations = compiled.buffer.get_srclocs_sorted();
         // Regions reach as far as jumps with constant targets lead, which is much less.
@@ -229,7 +236,7 @@ impl Translator {
         located
             .map(|location| {
                 let index = location.loc.bits();
-                let FaultsTo { restart, is_far } = restarts[index as usize];
+                let FaultsTo { restart, is_far } = restarts[&index];
                 FaultPoint {
                     start: location.start,
                     end: location.end,

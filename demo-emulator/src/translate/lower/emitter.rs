@@ -81,14 +81,12 @@ pub(crate) struct Emitter<'a> {
     pub(crate) environment: Environment,
     /// At the current instruction.
     pub(super) progress: Progress,
-    /// The registers that the region keeps.
-    pub(super) kept: Masks,
     /// The restart of the quiet loop around it.
     pub(crate) quiet_loop: Restart,
     /// The place of the block's first instruction.
     first_index: u32,
     /// The restart of each instruction that can fault.
-    restarts: Vec<FaultsTo>,
+    restarts: HashMap<u32, FaultsTo>,
 }
 
 /// The restart of an instruction.
@@ -131,8 +129,7 @@ impl<'a> Emitter<'a> {
         let labels: HashMap<u64, Label> = region.nodes.iter().map(label).collect();
         builder.ins().jump(labels[&region.nodes[0].start()].code, &[]);
         let near = Near::new();
-        let (progress, quiet_loop, restarts) = (Progress::new(None), None, Vec::new());
-        let kept = region.kept;
+        let (progress, quiet_loop, restarts) = (Progress::new(None), None, HashMap::new());
         Self {
             builder,
             hart,
@@ -144,7 +141,6 @@ impl<'a> Emitter<'a> {
             labels,
             environment,
             progress,
-            kept,
             quiet_loop,
             first_index: 0,
             restarts,
@@ -168,12 +164,16 @@ impl<'a> Emitter<'a> {
         self.f.load_missing(f, self.hart, &mut self.builder);
     }
 
-    /// The function is complete. Returns the restart of each instruction that can fault, up to the
-    /// last of these.
-    pub(crate) fn finish(mut self, config: TargetFrontendConfig) -> Vec<FaultsTo> {
+    /// The function is complete. Returns the restart of each instruction that can fault.
+    pub(crate) fn finish(mut self, config: TargetFrontendConfig) -> HashMap<u32, FaultsTo> {
         self.builder.seal_all_blocks();
         self.builder.finalize(config);
         self.restarts
+    }
+
+    /// The registers that the region keeps.
+    pub(super) fn kept(&self) -> Masks {
+        Masks { x: self.x.kept, f: self.f.kept }
     }
 
     /// An integer register's value.
@@ -222,40 +222,31 @@ impl<'a> Emitter<'a> {
         self.builder.ins().store(HOST, pc, self.hart, field::PC);
     }
 
-    /// Brings the hart up to date. The code that `emit` emits may fault for instruction `index`. It
-    /// stays in its place, and no other access serves for it: see the module's head.
+    /// Brings the hart up to date. The code that `emit` emits may fault for instruction `index`.
     pub(super) fn may_fault<T>(&mut self, index: u32, emit: impl FnOnce(&mut Self) -> T) -> T {
         self.flush();
-        self.faults_at(index, index, |this| {
-            let result = emit(this);
-            this.builder.ins().sequence_point();
-            result
-        })
+        self.faults_to(index, index, emit)
     }
 
     /// As [`may_fault`](Self::may_fault), for a load or a store. Brings the hart up to date only if
     /// a fault cannot go back to an earlier restart.
     pub(super) fn access<T>(&mut self, index: u32, inst: &Inst, emit: impl FnOnce(&mut Self) -> T) -> T {
         match self.progress.restart {
-            Some(restart) if !self.progress.updates_hart(inst) => self.faults_at(index, restart, |this| {
-                let result = emit(this);
-                this.builder.ins().sequence_point();
-                result
-            }),
+            Some(restart) if !self.progress.updates_hart(inst) => self.faults_to(index, restart, emit),
             _ => self.may_fault(index, emit),
         }
     }
 
-    /// The code that `emit` emits may fault for instruction `index`.
-    pub(super) fn faults_at<T>(&mut self, index: u32, restart: u32, emit: impl FnOnce(&mut Self) -> T) -> T {
-        let place = index as usize;
+    /// The code that `emit` emits may fault for instruction `index`, and goes back to `restart` then. It
+    /// stays in its place, and no other access serves for it: see the module's head.
+    pub(super) fn faults_to<T>(&mut self, index: u32, restart: u32, emit: impl FnOnce(&mut Self) -> T) -> T {
         // The restart of a quiet loop may be this instruction, in the first round.
         let is_far = !(self.first_index..=index).contains(&restart) || self.quiet_loop.is_some();
-        self.restarts.resize(self.restarts.len().max(place + 1), FaultsTo { restart, is_far });
-        self.restarts[place] = FaultsTo { restart, is_far };
+        self.restarts.insert(index, FaultsTo { restart, is_far });
         self.builder.set_srcloc(SourceLoc::new(index));
         let result = emit(self);
         self.builder.set_srcloc(SourceLoc::default());
+        self.builder.ins().sequence_point();
         result
     }
 

@@ -145,7 +145,7 @@ impl Emitter<'_> {
     /// dirty stay so: another way may lead past the call.
     fn help(&mut self, index: u32, inst: &Inst) -> Value {
         self.store_dirty();
-        self.faults_at(index, index, |this| this.call_helper(float_helper as *const () as usize, inst, &[]));
+        self.faults_to(index, index, |this| this.call_helper(float_helper as *const () as usize, inst, &[]));
         let (file, format) = if writes_integer(inst.op) { (&self.x, types::I64) } else { (&self.f, types::F64) };
         let offset = file.offset_of(inst.rd);
         self.builder.ins().load(format, HOST, self.hart, offset)

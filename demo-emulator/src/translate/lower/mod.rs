@@ -24,7 +24,7 @@ impl Emitter<'_> {
     pub(super) fn lower(&mut self, index: u32, pc: u64, inst: &Inst) {
         self.lower_inst(index, pc, inst);
         self.near.pass(inst);
-        self.progress.pass(index, inst, self.kept);
+        self.progress.pass(index, inst, self.kept());
     }
 
     fn lower_inst(&mut self, index: u32, pc: u64, inst: &Inst) {

@@ -17,7 +17,7 @@ pub(super) struct Registers {
     value: Type,
     variables: [Option<Variable>; 32],
     /// The registers that the region keeps.
-    kept: u32,
+    pub(super) kept: u32,
     /// Registers that the variables have.
     present: u32,
     /// Registers that the hart may not have yet.

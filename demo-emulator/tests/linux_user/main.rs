@@ -1,6 +1,7 @@
 //! The Linux side from the outside: statuses, errors, signals, processes, with
 //! programs made on the spot.
 
+mod bad_programs;
 mod support;
 
 use std::os::unix::process::ExitStatusExt;

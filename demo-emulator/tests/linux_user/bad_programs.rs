@@ -1,17 +1,15 @@
 //! Programs that cannot run or that die: each says why in a sentence on standard error, and the
 //! status is a shell's or the guest's own.
 
-#[allow(dead_code, reason = "this test needs a part of it")]
-mod support;
-
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use demo_emulator::riscv::inst::Op;
-use support::{A0, A1, BASE, Folder, Program};
+use demo_emulator::riscv::random::Random;
+
+use super::support::{A0, A1, BASE, Folder, Program, emulator, emulator_with, run, run_with};
 
 const WAYS_TO_RUN: [&[&str]; 4] = [
     &["--interpret"],
@@ -21,17 +19,6 @@ const WAYS_TO_RUN: [&[&str]; 4] = [
 ];
 
 const SIGSEGV: i64 = libc::SIGSEGV as i64;
-
-fn emulate(options: &[&str], program: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_demo-emulator"));
-    command.args(options).arg(program).stdin(Stdio::null());
-    command
-}
-
-fn run(options: &[&str], program: &Program) -> Output {
-    let folder = Folder::new();
-    emulate(options, &folder.file("program", &program.elf())).output().unwrap()
-}
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -43,7 +30,7 @@ fn assert_dies(program: &Program, signal: i32, sentence: &str) {
     let pc = format!("{:#x}", program.here() - 4);
     let sentence = format!("demo-emulator: the guest died of {}\n", sentence.replace("PC", &pc));
     for options in WAYS_TO_RUN {
-        let output = run(options, program);
+        let output = run_with(options, program);
         assert_eq!(output.status.signal(), Some(signal), "{options:?}");
         assert_eq!((stderr(&output), output.stdout.len()), (sentence.clone(), 0), "{options:?}");
     }
@@ -82,7 +69,7 @@ fn a_jump_to_nowhere_says_the_target() {
     let mut program = Program::default();
     program.put(Op::Jalr, 0, 0, 0, 0x40);
     for options in WAYS_TO_RUN {
-        let output = run(options, &program);
+        let output = run_with(options, &program);
         assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{options:?}");
         let sentence = "SIGSEGV: the instruction at pc 0x40 was fetched from address 0x40, where no memory is mapped";
         assert_eq!(stderr(&output), format!("demo-emulator: the guest died of {sentence}\n"), "{options:?}");
@@ -94,7 +81,7 @@ fn a_guest_without_a_stack_for_its_signal_says_so() {
     let mut program = Program::default();
     let action = program.data(&[0x40_u64, 0, 0, 0].map(u64::to_le_bytes).concat());
     program.call(134, &[SIGSEGV, action, 0, 8]).li(2, 0x9000).put(Op::Ld, A0, 0, 0, 0);
-    let output = run(&["--interpret"], &program);
+    let output = run(&program);
     assert_eq!(output.status.signal(), Some(libc::SIGSEGV));
     let said = stderr(&output);
     assert!(said.contains("the guest died of SIGSEGV: its stack at address 0x8"), "{said}");
@@ -106,7 +93,7 @@ fn a_guest_without_a_stack_for_its_signal_says_so() {
 fn a_guest_that_is_killed_is_killed_in_silence() {
     let mut program = Program::default();
     program.ecall(172).li(A1, SIGSEGV).ecall(129);
-    let output = run(&["--interpret"], &program);
+    let output = run(&program);
     assert_eq!((output.status.signal(), stderr(&output)), (Some(libc::SIGSEGV), String::new()));
 }
 
@@ -120,7 +107,7 @@ fn a_file_of_the_guests_gets_no_sentence() {
     program.call(57, &[2]).call(56, &[AT_FDCWD, name, (libc::O_CREAT | libc::O_WRONLY).into(), 0o600]);
     program.expect(A0, 2, 9).put(Op::Ld, A0, 0, 0, 0);
     let path = folder.file("program", &program.elf());
-    let output = emulate(&["--interpret"], &path).current_dir(folder.path()).output().unwrap();
+    let output = emulator().arg(&path).current_dir(folder.path()).output().unwrap();
     assert_eq!((output.status.signal(), stderr(&output)), (Some(libc::SIGSEGV), String::new()));
     assert_eq!(fs::read(folder.path().join("data")).unwrap(), b"");
 }
@@ -134,7 +121,7 @@ fn a_position_independent_program_may_begin_above_its_place() {
     elf[24..32].copy_from_slice(&(high + 0x1000).to_le_bytes());
     elf[80..88].copy_from_slice(&high.to_le_bytes());
     let folder = Folder::new();
-    let output = emulate(&["--interpret"], &folder.file("program", &elf)).output().unwrap();
+    let output = emulator().arg(folder.file("program", &elf)).output().unwrap();
     assert_eq!(output.status.code(), Some(0x2a), "{}", stderr(&output));
 }
 
@@ -156,31 +143,19 @@ fn segments_in_impossible_places_are_named() {
         (&[(memory_bytes, window_bytes)], "the segment at 0x100000 of 0x4000000000 bytes does not fit"),
         (&[(memory_bytes, u64::MAX)], "the segment at 0x100000 of 0xffffffffffffffff bytes does not fit"),
     ] {
-        let output = emulate(&["--interpret"], &folder.file("program", &changed(changes))).output().unwrap();
+        let output = emulator().arg(folder.file("program", &changed(changes))).output().unwrap();
         let said = stderr(&output);
         assert!(output.status.code() == Some(126) && said.contains(reason), "{:?}: {said}", output.status);
     }
     // Most of the address space is no memory yet.
     let large = changed(&[(memory_bytes, window_bytes - BASE - (16 << 20))]);
-    let output = emulate(&["--interpret"], &folder.file("program", &large)).output().unwrap();
+    let output = emulator().arg(folder.file("program", &large)).output().unwrap();
     assert_eq!(output.status.code(), Some(42), "{}", stderr(&output));
-}
-
-/// Numbers that look random: xorshift.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % bound
-    }
 }
 
 /// A program with up to six changed bytes in its headers.
 fn damaged(elf: &[u8], seed: u64) -> Vec<u8> {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::new(seed);
     let mut elf = elf.to_vec();
     for _ in 0..1 + random.below(6) {
         let byte = [0, 0xff, random.below(256) as u8][random.below(3) as usize];
@@ -214,7 +189,7 @@ fn damaged_headers_end_in_a_sentence() {
     for seed in 1..=400 {
         let path = folder.file("damaged", &damaged(&elf, seed));
         let options: &[&str] = if seed % 2 == 0 { &["--interpret"] } else { &["--tracking", "none", "--stats"] };
-        let output = output_in_time(&mut emulate(options, &path), &format!("seed {seed}"));
+        let output = output_in_time(emulator_with(options).arg(&path).stdin(Stdio::null()), &format!("seed {seed}"));
         let said = stderr(&output);
         assert!(!said.contains("panicked"), "seed {seed}: {said}");
         match (output.status.code(), output.status.signal()) {

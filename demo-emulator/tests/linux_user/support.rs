@@ -157,16 +157,26 @@ impl Drop for Folder {
     }
 }
 
-/// The emulator, interpreting.
-pub(crate) fn emulator() -> Command {
+/// The emulator with these options.
+pub(crate) fn emulator_with(options: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_demo-emulator"));
-    command.arg("--interpret");
+    command.args(options);
     command
 }
 
-/// Runs a program.
-pub(crate) fn run(program: &Program) -> Output {
+/// The emulator, interpreting.
+pub(crate) fn emulator() -> Command {
+    emulator_with(&["--interpret"])
+}
+
+/// Runs a program with these options.
+pub(crate) fn run_with(options: &[&str], program: &Program) -> Output {
     let folder = Folder::new();
     let path = folder.file("program", &program.elf());
-    emulator().arg(path).output().unwrap()
+    emulator_with(options).arg(path).output().unwrap()
+}
+
+/// Runs a program in the interpreter.
+pub(crate) fn run(program: &Program) -> Output {
+    run_with(&["--interpret"], program)
 }
